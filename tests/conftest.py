@@ -1,0 +1,61 @@
+"""Fixtures and settings of the whole suite."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported, and inherited by every process a test starts: one thread each, so that
+# parallel workers do not fight for the cores and sums come out in one order; and no model hub.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+# The same examples on every run; HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile(
+    "rankfold", max_examples=200, deadline=None, derandomize=True, database=None, print_blob=True
+)
+settings.register_profile(
+    "explore", max_examples=2000, deadline=None, derandomize=False, print_blob=True
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "rankfold"))
+
+SEED = 0
+
+
+@pytest.fixture
+def seed() -> int:
+    """Return the seed of every test that takes one."""
+    return SEED
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Return a fresh seeded CPU generator."""
+    return torch.Generator().manual_seed(SEED)
+
+
+@pytest.fixture(autouse=True)
+def _global_state() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+    """Seed the global generator (modules draw their weights from it); fail a test that leaves torch changed."""
+    torch.manual_seed(SEED)
+    before = _torch_state()
+    yield
+    after = _torch_state()
+    assert after == before, f"the test left torch changed: {before} became {after}"
+
+
+def _torch_state() -> dict[str, object]:
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "grad mode": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+    }
