@@ -1,0 +1,64 @@
+"""Frozen config dataclasses from plain mappings, with errors that name the option."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from rankfold.errors import ConfigError, UnknownNameError
+
+C = TypeVar("C")
+
+
+def build_config(config: type[C], options: Mapping[str, Any] | C | None, *, owner: str) -> C:
+    """Return an instance of a config dataclass.
+
+    Parameters
+    ----------
+    config : type
+        The dataclass.
+    options : mapping, instance or None
+        Values by field name; an instance is passed through; None gives the defaults.
+    owner : str
+        Whose options these are, for the messages, such as ``"strategy 'energy'"``.
+
+    Raises
+    ------
+    UnknownNameError
+        If an option does not exist; the nearest one is offered.
+    ConfigError
+        If a value has the wrong type or is out of range.
+    """
+    if isinstance(options, config):
+        return options
+    if options is None:
+        return config()
+    if not isinstance(options, Mapping):
+        raise ConfigError(
+            f"options of {owner} must be a mapping or {config.__name__}. Got {type(options).__name__} instead."
+        )
+    known = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    for key in options:
+        if key not in known:
+            raise UnknownNameError(f"option of {owner}", key, sorted(known))
+    try:
+        return config(**{k: _tuples(v) for k, v in options.items()})
+    except TypeError as error:
+        raise ConfigError(f"options of {owner}: {error}") from error
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Return the fields of a config dataclass as JSON-ready values."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+def require(condition: bool, option: str, value: object, wanted: str) -> None:
+    """Raise `ConfigError` in the library's one sentence form unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{option} must be {wanted}. Got {value!r} instead.")
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where configs hold tuples."""
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

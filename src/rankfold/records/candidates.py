@@ -1,0 +1,68 @@
+"""Candidates: what could be done with each layer, at what cost and error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from rankfold.records.cost import Cost
+from rankfold.records.layer import Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way to factor one layer.
+
+    Parameters
+    ----------
+    cost : Cost
+        Of the factored layer, on the example input.
+    error : float
+        Predicted relative error, 0..1: Frobenius norm of the weight's error over the weight's norm, or of the layer's
+        output where calibration data was given.
+    """
+
+    layer: str
+    method: str
+    ranks: Ranks
+    cost: Cost
+    error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateTable:
+    """Every candidate of every compressible layer.
+
+    No candidate costs more than its layer: a table holds only those with fewer parameters and no more MACs.
+
+    Parameters
+    ----------
+    rows : dict of str to tuple of Candidate
+        By layer name, in order of definition.
+    dense : dict of str to Cost
+        The cost of each of these layers as it is.
+    total : Cost
+        The cost of the whole dense model.
+    reasons : dict of str to str
+        Why a layer has no candidate.
+    """
+
+    rows: Mapping[str, tuple[Candidate, ...]]
+    dense: Mapping[str, Cost]
+    total: Cost
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def cost(self, chosen: Iterable[Candidate]) -> Cost:
+        """Return the cost of the model with these candidates applied and every other layer kept."""
+        total = self.total
+        for candidate in chosen:
+            total = total - self.dense[candidate.layer] + candidate.cost
+        return total
+
+    def least(self, resource: str) -> int:
+        """Return the least amount of one resource that any choice of candidates reaches."""
+        total = self.total.get(resource)
+        for layer, candidates in self.rows.items():
+            dense = self.dense[layer].get(resource)
+            total -= dense - min([dense, *(c.cost.get(resource) for c in candidates)])
+        return total

@@ -1,0 +1,190 @@
+"""What is known of one layer and of a whole model, without any weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from rankfold.records.cost import Cost
+
+Ranks = tuple[int, ...]
+Size = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """The uses of a layer with one input size within one forward pass.
+
+    Parameters
+    ----------
+    batch : int
+        Elements along the batch dimension; for a linear layer the product of all leading dimensions.
+    in_size, out_size : tuple of int
+        Spatial sizes; empty for a linear layer.
+    count : int
+        How often the layer is called with these sizes.
+    """
+
+    batch: int
+    in_size: Size = ()
+    out_size: Size = ()
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerInfo:
+    """One convolution or linear layer: its shape and how the model uses it.
+
+    A convolution's weight is ``(out_channels, in_channels / groups, *kernel)`` (a transposed one's
+    ``(in_channels, out_channels / groups, *kernel)``), a linear weight ``(out_channels, in_channels)``: features are
+    called channels here, so that one vocabulary serves both.
+
+    Parameters
+    ----------
+    name : str
+        Dotted path in the model; empty if the model is this layer.
+    aliases : tuple of str
+        Other paths of the same module object.
+    ties : tuple of str
+        Paths of other layers that hold the same weight parameter; they share one decision.
+    calls : tuple of Call
+        How the layer is used on the example input; empty if it never is (or nothing has been run).
+    skip : str or None
+        Why the layer cannot be compressed; None if it can.
+    note : str or None
+        Something the user should know of a layer that can be.
+    """
+
+    name: str
+    kind: Literal["conv", "linear"]
+    in_channels: int
+    out_channels: int
+    kernel: Size = ()
+    stride: Size = ()
+    padding: Size | str = ()
+    dilation: Size = ()
+    output_padding: Size = ()
+    groups: int = 1
+    padding_mode: str = "zeros"
+    transposed: bool = False
+    bias: bool = False
+    dtype: str = "float32"
+    type_name: str = ""
+    calls: tuple[Call, ...] = ()
+    aliases: tuple[str, ...] = ()
+    ties: tuple[str, ...] = ()
+    skip: str | None = None
+    note: str | None = None
+
+    @property
+    def group_out(self) -> int:
+        """Output channels of one group."""
+        return self.out_channels // self.groups
+
+    @property
+    def group_in(self) -> int:
+        """Input channels of one group."""
+        return self.in_channels // self.groups
+
+    @property
+    def kernel_numel(self) -> int:
+        """Product of the kernel sizes; 1 for a linear layer."""
+        return math.prod(self.kernel)
+
+    @property
+    def weight_shape(self) -> Size:
+        """Shape of the weight as torch stores it."""
+        if self.kind == "linear":
+            return (self.out_channels, self.in_channels)
+        if self.transposed:
+            return (self.in_channels, self.group_out, *self.kernel)
+        return (self.out_channels, self.group_in, *self.kernel)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every group has one input channel (and there is more than one group)."""
+        return self.kind == "conv" and self.groups > 1 and self.group_in == 1
+
+    def describe(self) -> str:
+        """Return the layer in words, such as ``Conv2d 16->32 3x3 s2 g1``; this is also its fingerprint in plans."""
+        if self.kind == "linear":
+            return f"Linear {self.in_channels}->{self.out_channels}"
+        name = f"Conv{'Transpose' if self.transposed else ''}{len(self.kernel)}d"
+        words = [name, f"{self.in_channels}->{self.out_channels}", "x".join(map(str, self.kernel))]
+        words.append("s" + "x".join(map(str, sorted(set(self.stride)) if len(set(self.stride)) == 1 else self.stride)))
+        words.append(f"g{self.groups}")
+        return " ".join(words)
+
+    def static(self) -> LayerInfo:
+        """Return the layer without what only a run can tell (calls, notes)."""
+        return replace(self, calls=(), note=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherModule:
+    """A module with parameters of its own that is no layer rankfold can factor."""
+
+    name: str
+    type_name: str
+    params: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """All that `inspect` found in a model.
+
+    Parameters
+    ----------
+    layers : tuple of LayerInfo
+        Every convolution and linear layer in order of definition, once each, with their skip reasons.
+    others : tuple of OtherModule
+        Every other module that owns parameters, with the reason why it is not compressed.
+    total : Cost
+        Of the whole model on the example input: unique parameters, MACs of every operation, bytes of all parameters
+        and buffers, feature maps of the listed layers.
+    costs : dict of str to Cost
+        The dense cost of each layer, by name.
+    example : str
+        The example input in words.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    others: tuple[OtherModule, ...] = ()
+    total: Cost = field(default_factory=Cost)
+    costs: dict[str, Cost] = field(default_factory=dict)
+    example: str = ""
+
+    def __iter__(self) -> Iterator[LayerInfo]:
+        return iter(self.layers)
+
+    def layer(self, name: str) -> LayerInfo:
+        """Return the layer with this name (or alias); raise ``KeyError`` otherwise."""
+        for layer in self.layers:
+            if name == layer.name or name in layer.aliases:
+                return layer
+        raise KeyError(name)
+
+    @property
+    def compressible(self) -> tuple[LayerInfo, ...]:
+        """The layers without a skip reason."""
+        return tuple(layer for layer in self.layers if layer.skip is None)
+
+    @property
+    def coverage(self) -> tuple[float, float]:
+        """Shares of the parameters and of the MACs that lie in compressible layers, 0..1."""
+        inside = sum((self.costs[layer.name] for layer in self.compressible), Cost())
+        return (
+            inside.params / self.total.params if self.total.params else 0.0,
+            inside.macs / self.total.macs if self.total.macs else 0.0,
+        )
+
+    def summary(self) -> str:
+        """Return the coverage line that every inspection and report starts with."""
+        params, macs = self.coverage
+        return (
+            f"compressible: {params:.0%} of parameters, {macs:.0%} of MACs "
+            f"({len(self.compressible)} of {len(self.layers)} layers)"
+        )

@@ -1,0 +1,210 @@
+"""Plans: what is to be done with each layer; a JSON file that a person can read and edit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rankfold._files import write_text
+from rankfold.errors import CorruptArtifact
+from rankfold.records.layer import Ranks
+
+FORMAT = "rankfold-plan"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a plan does with one layer: factor it by a method with ranks, or keep it for a reason.
+
+    Parameters
+    ----------
+    method : str or None
+        A registered method; None keeps the layer.
+    ranks : tuple of int
+        In the order that the method documents.
+    options : mapping
+        Options of the method, by name.
+    reason : str or None
+        Why the layer is kept, or why a rank was changed (a clamped VBMF rank, say).
+    error : float or None
+        The predicted relative error, 0..1.
+    """
+
+    method: str | None = None
+    ranks: Ranks = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    error: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the choice as JSON-ready values, without empty fields."""
+        if self.method is None:
+            return {"keep": self.reason or "by hand"}
+        out: dict[str, Any] = {"method": self.method, "ranks": list(self.ranks)}
+        if self.options:
+            out["options"] = dict(self.options)
+        if self.error is not None:
+            out["error"] = self.error
+        if self.reason:
+            out["note"] = self.reason
+        return out
+
+    @classmethod
+    def from_dict(cls, layer: str, data: Any) -> Choice:
+        """Read a choice; `layer` only serves the messages."""
+        if not isinstance(data, Mapping):
+            raise CorruptArtifact(f"plan, layer {layer!r}: expected an object with 'method' or 'keep'. Got {data!r} instead.")
+        unknown = set(data) - {"method", "ranks", "options", "error", "note", "keep"}
+        if unknown:
+            raise CorruptArtifact(f"plan, layer {layer!r}: unknown key {sorted(unknown)[0]!r}.")
+        if "keep" in data:
+            if "method" in data:
+                raise CorruptArtifact(f"plan, layer {layer!r}: has both 'method' and 'keep'; remove one of them.")
+            return cls(reason=str(data["keep"]))
+        if not isinstance(data.get("method"), str):
+            raise CorruptArtifact(f"plan, layer {layer!r}: 'method' must be a name. Got {data.get('method')!r} instead.")
+        ranks = data.get("ranks")
+        if not isinstance(ranks, list) or not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks):
+            raise CorruptArtifact(f"plan, layer {layer!r}: 'ranks' must be a list of integers. Got {ranks!r} instead.")
+        options = data.get("options", {})
+        if not isinstance(options, Mapping):
+            raise CorruptArtifact(f"plan, layer {layer!r}: 'options' must be an object. Got {options!r} instead.")
+        return cls(
+            method=data["method"], ranks=tuple(ranks), options=dict(options),
+            reason=data.get("note"), error=data.get("error"),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where a plan comes from."""
+
+    strategy: str = "manual"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    budget: str | None = None
+    methods: tuple[str, ...] = ()
+    seed: int = 0
+    reconstruct: str | None = None
+    weights_hash: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the provenance as JSON-ready values."""
+        return {
+            "strategy": self.strategy, "config": dict(self.config), "budget": self.budget, "methods": list(self.methods),
+            "seed": self.seed, "reconstruct": self.reconstruct, "weights_hash": self.weights_hash,
+            "versions": dict(self.versions),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Provenance:
+        """Read a provenance; unknown keys are ignored (a newer version may know more)."""
+        if not isinstance(data, Mapping):
+            raise CorruptArtifact(f"plan: 'provenance' must be an object. Got {data!r} instead.")
+        known = {k: data[k] for k in cls.__dataclass_fields__ if k in data}
+        known["methods"] = tuple(known.get("methods") or ())
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A decision for every layer of one model.
+
+    Parameters
+    ----------
+    layers : dict of str to Choice
+        By layer name, in order of definition.
+    fingerprint : dict of str to str
+        Each layer in words (`LayerInfo.describe`); `apply` refuses a model in which they differ.
+    provenance : Provenance
+        Strategy, budget, seed, versions, source weights.
+    """
+
+    layers: Mapping[str, Choice]
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def factored(self) -> dict[str, Choice]:
+        """The layers that the plan factors."""
+        return {name: c for name, c in self.layers.items() if c.method is not None}
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """The layers that the plan keeps, with the reason."""
+        return {name: c.reason or "by hand" for name, c in self.layers.items() if c.method is None}
+
+    def override(self, choices: Mapping[str, Choice | None]) -> Plan:
+        """Return a plan with some choices replaced; None keeps a layer.
+
+        Raises
+        ------
+        KeyError
+            If a layer is not in the plan.
+        """
+        missing = [name for name in choices if name not in self.layers]
+        if missing:
+            raise KeyError(f"the plan has no layer {missing[0]!r}")
+        new = {k: v if v is not None else Choice(reason="by hand") for k, v in choices.items()}
+        return replace(self, layers={**self.layers, **new})
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text, one layer a line."""
+        lines = [f"    {json.dumps(n)}: {json.dumps(c.to_dict(), default=str)}" for n, c in self.layers.items()]
+        prints = [f"    {json.dumps(n)}: {json.dumps(f)}" for n, f in self.fingerprint.items()]
+        provenance = json.dumps(self.provenance.to_dict(), indent=2, default=str).replace("\n", "\n  ")
+        return (
+            f'{{\n  "format": "{FORMAT}",\n  "version": {VERSION},\n'
+            '  "layers": {\n' + ",\n".join(lines) + '\n  },\n'
+            '  "fingerprint": {\n' + ",\n".join(prints) + '\n  },\n'
+            f'  "provenance": {provenance}\n}}\n'
+        )  # fmt: skip
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "plan") -> Plan:
+        """Read a plan from JSON text.
+
+        Raises
+        ------
+        CorruptArtifact
+            If the text is no JSON, no plan, of a newer version, or has a malformed layer.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CorruptArtifact(f"{source} is not valid JSON: {error}. Was it edited or truncated?") from error
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise CorruptArtifact(f"{source} is not a rankfold plan (its 'format' is not {FORMAT!r}).")
+        version = data.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise CorruptArtifact(f"{source} has plan version {version!r}; this rankfold reads up to {VERSION}. Upgrade rankfold.")
+        layers = data.get("layers")
+        fingerprint = data.get("fingerprint", {})
+        if not isinstance(layers, Mapping) or not isinstance(fingerprint, Mapping):
+            raise CorruptArtifact(f"{source}: 'layers' and 'fingerprint' must be objects.")
+        return cls(
+            layers={name: Choice.from_dict(name, c) for name, c in layers.items()},
+            fingerprint={k: str(v) for k, v in fingerprint.items()},
+            provenance=Provenance.from_dict(data.get("provenance", {})),
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the plan to a JSON file, whole or not at all, and return its path."""
+        return write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan from a JSON file, or from an artefact folder that holds a ``plan.json``."""
+        path = Path(path)
+        file = path / "plan.json" if path.is_dir() else path
+        try:
+            text = file.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise CorruptArtifact(f"there is no plan at {str(file)!r}.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise CorruptArtifact(f"the plan {str(file)!r} cannot be read: {error}.") from error
+        return cls.from_json(text, source=str(file))

@@ -1,0 +1,45 @@
+"""What a strategy is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rankfold.records.budget import Budget
+from rankfold.records.candidates import CandidateTable
+from rankfold.records.layer import Inventory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """The question a strategy answers with a plan.
+
+    Parameters
+    ----------
+    inventory : Inventory
+        The model's layers.
+    table : callable
+        Returns the candidate table; computed on the first call, so a strategy that needs none does not pay for it.
+    budget : Budget or None
+        The bounds that the plan has to meet.
+    seed : int
+        The one seed for everything random.
+    methods : tuple of str
+        The methods that may be used.
+    weight : callable
+        ``weight(layer_name)`` returns the layer's weight in torch's layout, detached.
+    apply, finetune, evaluate : callable or None
+        For strategies that loop: apply a plan, fine-tune a model, measure a model.
+    """
+
+    inventory: Inventory
+    table: Callable[[], CandidateTable]
+    weight: Callable[[str], Any]
+    budget: Budget | None = None
+    seed: int = 0
+    methods: tuple[str, ...] = ()
+    keep: Mapping[str, str] = field(default_factory=dict)
+    apply: Callable[..., Any] | None = None
+    finetune: Callable[..., Any] | None = None
+    evaluate: Callable[..., float] | None = None
