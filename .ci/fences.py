@@ -1,4 +1,4 @@
-"""The commands and snippets of the documentation, taken out of its Markdown so that they can be run.
+"""Take the commands and snippets of the documentation out of its Markdown, to run them.
 
 A fenced block is runnable when the line before it is a tag, invisible to the reader::
 
@@ -7,9 +7,9 @@ A fenced block is runnable when the line before it is a tag, invisible to the re
     rankfold --help
     ```
 
-Tags: ``ci:demo`` and ``ci:test`` (README's first and second command, one each), ``ci:run`` (shell) and
-``ci:python`` (one namespace per document, see tests/test_readme.py). As a script, it prints the
-shell blocks with one tag as a script in which every command must succeed::
+Tags: ``ci:demo`` and ``ci:test`` (README's first and second command, one each), ``ci:run`` (shell)
+and ``ci:python`` (one namespace per document, see tests/test_readme.py). As a script, it prints
+the shell blocks with one tag as a script in which every command must succeed::
 
     python3 .ci/fences.py ci:run README.md docs/*.md | bash -euo pipefail
 """
@@ -43,7 +43,7 @@ def fences(markdown: str) -> list[Fence]:
     Raises
     ------
     ValueError
-        If a tag is unknown or stands before anything but a block of its language, or if a block never ends.
+        If a tag is unknown or not followed by a block of its language, or a block never ends.
     """
     found: list[Fence] = []
     tag: str | None = None
@@ -56,7 +56,7 @@ def fences(markdown: str) -> list[Fence]:
             tag = match[1]
             if tag not in TAGS:
                 raise ValueError(
-                    f"line {number}: unknown tag {tag!r}; the tags are {', '.join(TAGS)}"
+                    f"line {number}: unknown tag {tag!r}, use one of {', '.join(TAGS)}"
                 )
         elif match := _FENCE.match(line):
             language, start = match[2], number
@@ -81,7 +81,7 @@ def fences(markdown: str) -> list[Fence]:
 
 
 def commands(text: str) -> list[str]:
-    """Return a shell block's commands: its lines, those that end in a backslash joined to the next."""
+    """Return a shell block's lines, one that ends in a backslash joined to the next."""
     joined = re.sub(r"\\\n\s*", "", text)
     lines = (line.strip() for line in joined.splitlines())
     return [line for line in lines if line and not line.startswith("#")]

@@ -43,7 +43,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(autouse=True)
 def _global_state() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
-    """Seed the global generator (modules draw their weights from it); fail a test that leaves torch changed."""
+    """Seed torch, from which modules draw their weights; fail a test that leaves torch changed."""
     torch.manual_seed(SEED)
     before = _torch_state()
     yield

@@ -1,0 +1,279 @@
+"""The imports between rankfold's packages form a DAG, in the order that CONTRIBUTING describes.
+
+Every import counts: at the top of a module, under ``TYPE_CHECKING``, and inside a function, where
+rankfold's own modules may be imported only by the command line and by ``__init__``'s lazy exports.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import rankfold
+
+# Each package may import the groups above its own, never its own group or one below.
+GROUPS: tuple[tuple[str, ...], ...] = (
+    ("_version", "errors", "_registry", "_config", "_files"),
+    ("records", "factor"),
+    ("methods",),
+    ("inventory", "cost"),
+    ("surgery",),
+    ("calibration", "evaluation"),
+    ("candidates",),
+    ("strategies",),
+    ("tune", "pruning", "storage"),
+    ("exporters", "reporting"),
+    ("zoo", "testing"),
+    ("api",),
+    ("__init__",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, group in enumerate(GROUPS) for name in group}
+
+# What a package may import of its own group.
+SIBLINGS = {
+    ("_registry", "errors"),
+    ("_config", "errors"),
+    ("_files", "errors"),
+    ("testing", "zoo"),
+}
+
+# What a package may not import although it stands above: why.
+FORBIDDEN = {
+    ("factor", "_registry"): "factor is pure tensor mathematics",
+    ("factor", "_config"): "factor is pure tensor mathematics",
+    ("factor", "_version"): "factor is pure tensor mathematics",
+    ("strategies", "surgery"): "a strategy gets `apply` as a callable of its problem",
+    ("strategies", "evaluation"): "a strategy gets `evaluate` as a callable of its problem",
+}
+
+# Packages that may import few others from outside; the standard library is free.
+ONLY = {"factor": {"torch"}}
+NEVER = {"records": {"torch.nn"}}
+
+# Where rankfold's modules may be imported inside a function.
+LAZY = {"__init__", "__main__", "cli"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """One import of a module: where, what, and whether inside a function."""
+
+    importer: str
+    line: int
+    target: str
+    in_function: bool
+
+    def __str__(self) -> str:
+        return f"{self.importer}, line {self.line}: imports {self.target}"
+
+
+def top(module: str) -> str:
+    """Return the package of ``rankfold.<package>...``; ``__init__`` for rankfold itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(module: str, source: str, modules: frozenset[str]) -> Iterator[Import]:
+    """Yield the imports of one module's source; `modules` are the modules of rankfold there are."""
+    pending: list[tuple[ast.AST, bool]] = [(ast.parse(source), False)]
+    while pending:
+        node, inside = pending.pop()
+        deeper = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        pending.extend((child, deeper) for child in ast.iter_child_nodes(node))
+        for target in _targets(node, modules):
+            yield Import(
+                importer=module, line=getattr(node, "lineno", 0), target=target, in_function=inside
+            )
+
+
+def _targets(node: ast.AST, modules: frozenset[str]) -> list[str]:
+    match node:
+        case ast.Import():
+            return [alias.name for alias in node.names]
+        case ast.ImportFrom(level=level) if level > 0:
+            return ["." * level + (node.module or "")]  # relative: a violation whatever it names
+        case ast.ImportFrom(module=str(base)):
+            # `from a import b` imports a.b where that is a module, else only a.
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            return [n if n in modules or n == "torch.nn" else base for n in names]
+        case ast.Call(
+            func=ast.Name(id="import_module") | ast.Attribute(attr="import_module"),
+            args=[ast.Constant(value=str(name)), *_],
+        ):
+            return [name]
+        case _:
+            return []
+
+
+def fault(found: Import) -> str | None:
+    """Return what is wrong with an import, or None."""
+    here, target = top(found.importer), found.target
+    if target.startswith("."):
+        return "relative; write the whole path"
+    if target != "rankfold" and not target.startswith("rankfold."):
+        outside = target.split(".")[0]
+        if here in ONLY and outside not in ONLY[here] and outside not in sys.stdlib_module_names:
+            return f"{here} may import only {', '.join(sorted(ONLY[here]))} from outside"
+        if any(target == name or target.startswith(f"{name}.") for name in NEVER.get(here, ())):
+            return f"{here} may not import it"
+        return None
+    there = top(target)
+    for name in (here, there):
+        if name not in RANK:
+            return f"{name} has no place in this file's GROUPS: put it where it belongs"
+    if here == there:
+        # A plug-in inside its package may import it lazily no more than others may.
+        return "inside a function; import it at the top" if _hidden(found, here) else None
+    if (here, there) in FORBIDDEN:
+        return FORBIDDEN[here, there]
+    if RANK[there] >= RANK[here] and (here, there) not in SIBLINGS:
+        return f"{there} stands beside or below {here} in the order of imports"
+    return "inside a function; import it at the top" if _hidden(found, here) else None
+
+
+def _hidden(found: Import, here: str) -> bool:
+    return found.in_function and here not in LAZY
+
+
+def faults(sources: Mapping[str, str]) -> list[str]:
+    """Return every fault of these modules' imports, as ``module, line: imports x (why not)``."""
+    modules = frozenset(sources)
+    return [
+        f"{found} ({why})"
+        for module, source in sorted(sources.items())
+        for found in imports(module, source, modules)
+        if (why := fault(found)) is not None
+    ]
+
+
+def cycle(sources: Mapping[str, str]) -> list[str]:
+    """Return the modules of an import cycle, the first also last; empty if there is none."""
+    modules = frozenset(sources)
+    graph = {
+        module: {
+            found.target
+            for found in imports(module, source, modules)
+            if found.target in modules and not (found.in_function and top(module) in LAZY)
+        }
+        for module, source in sources.items()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def read_package() -> dict[str, str]:
+    """Return the source of every module of rankfold, by its dotted name."""
+    root = Path(inspect.getfile(rankfold)).parent
+    sources: dict[str, str] = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+        sources[name] = path.read_text("utf-8")
+    return sources
+
+
+def test_imports_form_the_dag() -> None:
+    sources = read_package()
+    assert len(sources) > 10, "the package was not found"
+    assert not (found := faults(sources)), "\n" + "\n".join(found)
+
+
+def test_every_top_level_module_has_a_place() -> None:
+    unknown = {top(name) for name in read_package()} - set(RANK)
+    assert not unknown, f"put {', '.join(sorted(unknown))} into GROUPS"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    assert cycle(read_package()) == []
+
+
+def test_a_circle_is_found() -> None:
+    circle = {
+        "rankfold.cost": "from rankfold.cost.a import f",
+        "rankfold.cost.a": "from rankfold.cost import b",
+        "rankfold.cost.b": "from rankfold.cost import f",
+    }
+    assert set(cycle(circle)) == set(circle)
+    assert cycle({**circle, "rankfold.cost.b": ""}) == []
+
+
+OTHERS = {
+    "rankfold": "",
+    "rankfold.errors": "",
+    "rankfold.records": "",
+    "rankfold.api": "",
+    "rankfold.surgery": "",
+    "rankfold.tune.loop": "",
+    "rankfold.methods.svd": "",
+    "rankfold.factor.svd": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "why"),
+    [
+        ("rankfold.methods.x", "from rankfold.surgery import build", "beside or below"),
+        ("rankfold.methods.x", "from rankfold import surgery", "beside or below"),
+        ("rankfold.methods.x", "from rankfold import compress", "beside or below"),
+        ("rankfold.methods.x", "import rankfold.api as a", "beside or below"),
+        ("rankfold.cost.x", "from rankfold.inventory.y import z", "beside or below"),
+        (
+            "rankfold.records",
+            "if TYPE_CHECKING:\n    from rankfold.methods.svd import Svd",
+            "beside or below",
+        ),
+        ("rankfold.tune.x", "from rankfold.storage import save", "beside or below"),
+        ("rankfold.testing.x", "from rankfold.api import plan", "beside or below"),
+        ("rankfold.api", "def f():\n    from rankfold.tune.loop import run", "inside a function"),
+        (
+            "rankfold.tune.x",
+            "def f():\n    from rankfold.tune.loop import run",
+            "inside a function",
+        ),
+        ("rankfold.zoo.x", "f = lambda: import_module('rankfold.tune.loop')", "inside a function"),
+        ("rankfold.methods.x", "importlib.import_module('rankfold.api')", "beside or below"),
+        ("rankfold.methods.x", "from .svd import Svd", "relative"),
+        ("rankfold.factor.x", "from rankfold.records import Plan", "beside or below"),
+        ("rankfold.factor.x", "from rankfold._config import Config", "pure tensor"),
+        ("rankfold.factor.x", "import scipy.linalg", "only torch"),
+        ("rankfold.records", "from torch import nn", "may not"),
+        ("rankfold.records", "import torch.nn.functional as F", "may not"),
+        ("rankfold.strategies.x", "from rankfold.surgery import apply", "callable"),
+        ("rankfold.strategies.x", "from rankfold.tune.loop import finetune", "beside or below"),
+        ("rankfold.helpers", "import rankfold.errors", "GROUPS"),
+    ],
+)
+def test_a_fault_is_found(module: str, source: str, why: str) -> None:
+    found = faults({**OTHERS, module: source})
+    assert len(found) == 1
+    assert found[0].startswith(f"{module}, line ")
+    assert why in found[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("rankfold.factor.x", "import math\nimport torch\nfrom rankfold.errors import E"),
+        ("rankfold.factor.x", "from rankfold.factor.svd import svd"),
+        ("rankfold.records", "import torch\nfrom rankfold import errors"),
+        ("rankfold.methods.x", "from rankfold.factor import svd\nfrom rankfold.records import R"),
+        ("rankfold.testing.x", "from rankfold.surgery import build"),
+        ("rankfold.cli.x", "def f():\n    from rankfold import compress"),
+        ("rankfold", "def __getattr__(name):\n    from rankfold.api import compress"),
+        ("rankfold.zoo.x", "def f():\n    import torchvision"),
+    ],
+)
+def test_an_allowed_import_passes(module: str, source: str) -> None:
+    assert faults({**OTHERS, module: source}) == []
