@@ -42,7 +42,7 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture(autouse=True)
-def _global_state() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+def _global_state() -> Iterator[None]:
     """Seed torch, from which modules draw their weights; fail a test that leaves torch changed."""
     torch.manual_seed(SEED)
     before = _torch_state()
