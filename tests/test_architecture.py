@@ -20,7 +20,8 @@ import rankfold
 
 # Each package may import the groups above its own, never its own group or one below.
 GROUPS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "_registry", "_config", "_files"),
+    ("_version", "errors"),
+    ("_registry", "_config", "_files", "_batches", "_progress"),
     ("records", "factor"),
     ("methods",),
     ("inventory", "cost"),
@@ -39,24 +40,16 @@ GROUPS: tuple[tuple[str, ...], ...] = (
 RANK = {name: rank for rank, group in enumerate(GROUPS) for name in group}
 
 # What a package may import of its own group.
-SIBLINGS = {
-    ("_registry", "errors"),
-    ("_config", "errors"),
-    ("_files", "errors"),
-    ("testing", "zoo"),
-}
+SIBLINGS = {("testing", "zoo")}
 
 # What a package may not import although it stands above: why.
 FORBIDDEN = {
-    ("factor", "_registry"): "factor is pure tensor mathematics",
-    ("factor", "_config"): "factor is pure tensor mathematics",
-    ("factor", "_version"): "factor is pure tensor mathematics",
     ("strategies", "surgery"): "a strategy gets `apply` as a callable of its problem",
     ("strategies", "evaluation"): "a strategy gets `evaluate` as a callable of its problem",
 }
 
-# Packages that may import few others from outside; the standard library is free.
-ONLY = {"factor": {"torch"}}
+# Packages that may import nothing but these and the standard library.
+ONLY = {"factor": {"torch", "rankfold.errors"}}
 NEVER = {"records": {"torch.nn"}}
 
 # Where rankfold's modules may be imported inside a function.
@@ -121,8 +114,8 @@ def fault(found: Import) -> str | None:
         return "relative; write the whole path"
     if target != "rankfold" and not target.startswith("rankfold."):
         outside = target.split(".")[0]
-        if here in ONLY and outside not in ONLY[here] and outside not in sys.stdlib_module_names:
-            return f"{here} may import only {', '.join(sorted(ONLY[here]))} from outside"
+        if here in ONLY and outside not in ONLY[here] | sys.stdlib_module_names:
+            return f"{here} may import only {', '.join(sorted(ONLY[here]))}"
         if any(target == name or target.startswith(f"{name}.") for name in NEVER.get(here, ())):
             return f"{here} may not import it"
         return None
@@ -130,18 +123,16 @@ def fault(found: Import) -> str | None:
     for name in (here, there):
         if name not in RANK:
             return f"{name} has no place in this file's GROUPS: put it where it belongs"
-    if here == there:
-        # A plug-in inside its package may import it lazily no more than others may.
-        return "inside a function; import it at the top" if _hidden(found, here) else None
-    if (here, there) in FORBIDDEN:
-        return FORBIDDEN[here, there]
-    if RANK[there] >= RANK[here] and (here, there) not in SIBLINGS:
-        return f"{there} stands beside or below {here} in the order of imports"
-    return "inside a function; import it at the top" if _hidden(found, here) else None
-
-
-def _hidden(found: Import, here: str) -> bool:
-    return found.in_function and here not in LAZY
+    if here != there:
+        if here in ONLY and f"rankfold.{there}" not in ONLY[here]:
+            return f"{here} may import only {', '.join(sorted(ONLY[here]))}"
+        if (here, there) in FORBIDDEN:
+            return FORBIDDEN[here, there]
+        if RANK[there] >= RANK[here] and (here, there) not in SIBLINGS:
+            return f"{there} stands beside or below {here} in the order of imports"
+    if found.in_function and here not in LAZY:
+        return "inside a function; import it at the top"
+    return None
 
 
 def faults(sources: Mapping[str, str]) -> list[str]:
@@ -245,9 +236,9 @@ OTHERS = {
         ("rankfold.zoo.x", "f = lambda: import_module('rankfold.tune.loop')", "inside a function"),
         ("rankfold.methods.x", "importlib.import_module('rankfold.api')", "beside or below"),
         ("rankfold.methods.x", "from .svd import Svd", "relative"),
-        ("rankfold.factor.x", "from rankfold.records import Plan", "beside or below"),
-        ("rankfold.factor.x", "from rankfold._config import Config", "pure tensor"),
-        ("rankfold.factor.x", "import scipy.linalg", "only torch"),
+        ("rankfold.factor.x", "from rankfold.records import Plan", "may import only"),
+        ("rankfold.factor.x", "from rankfold._config import Config", "may import only"),
+        ("rankfold.factor.x", "import scipy.linalg", "may import only"),
         ("rankfold.records", "from torch import nn", "may not"),
         ("rankfold.records", "import torch.nn.functional as F", "may not"),
         ("rankfold.strategies.x", "from rankfold.surgery import apply", "callable"),
