@@ -1,0 +1,3 @@
+"""Costs of blueprints, counted without building them."""
+
+from rankfold.cost.count import blueprint_cost as blueprint_cost

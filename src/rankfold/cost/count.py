@@ -1,0 +1,78 @@
+"""Parameters, MACs, feature maps and bytes of any blueprint."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rankfold.records import BiasSpec, Blueprint, Call, ConvSpec, Cost, LayerInfo, LinearSpec, Size, Stage
+
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """What flows between two stages: batch elements, channels, spatial sizes."""
+
+    batch: int
+    channels: int
+    size: Size
+
+    @property
+    def numel(self) -> int:
+        return self.batch * self.channels * math.prod(self.size)
+
+
+def blueprint_cost(blueprint: Blueprint, layer: LayerInfo) -> Cost:
+    """Return the cost of a factored layer on the layer's calls.
+
+    MACs count what `torch.utils.flop_counter.FlopCounterMode` counts (half of its FLOPs): products with weights; biases
+    and reshapes are free. Feature maps are the outputs of all convolutions and linear layers.
+    """
+    macs = fm = 0
+    for call in layer.calls:
+        stage_macs, stage_fm = _one_call(blueprint, layer, call)
+        macs += stage_macs * call.count
+        fm += stage_fm * call.count
+    return Cost(params=blueprint.params, macs=macs, fm=fm, weight_bytes=blueprint.params * ITEM_BYTES[layer.dtype])
+
+
+def _one_call(blueprint: Blueprint, layer: LayerInfo, call: Call) -> tuple[int, int]:
+    flow = _Flow(call.batch, layer.in_channels, call.in_size)
+    macs = fm = 0
+    for stage in blueprint.stages:
+        after = _after(stage, flow)
+        if isinstance(stage, ConvSpec):
+            positions = flow.size if stage.transposed else after.size
+            macs += math.prod(stage.factor_shape) * math.prod(positions) * flow.batch
+            fm += after.numel
+        elif isinstance(stage, LinearSpec):
+            macs += math.prod(stage.factor_shape) * flow.batch
+            fm += after.numel
+        flow = after
+    return macs, fm
+
+
+def _after(stage: Stage, flow: _Flow) -> _Flow:
+    if isinstance(stage, ConvSpec):
+        return _Flow(flow.batch, stage.out_channels, _conv_size(stage, flow.size))
+    if isinstance(stage, LinearSpec):
+        return _Flow(flow.batch, stage.out_features, ())
+    if isinstance(stage, BiasSpec):
+        return flow
+    return _Flow(flow.numel // math.prod(stage.tail), stage.tail[0], stage.tail[1:])
+
+
+def _conv_size(stage: ConvSpec, size: Size) -> Size:
+    """Return the output sizes by the formulas in the documentation of ``torch.nn.Conv2d`` and ``ConvTranspose2d``."""
+    if stage.padding == "same":
+        return size
+    out = []
+    for axis, n in enumerate(size):
+        pad = 0 if isinstance(stage.padding, str) else stage.padding[axis]
+        reach = stage.dilation[axis] * (stage.kernel[axis] - 1)
+        if stage.transposed:
+            out.append((n - 1) * stage.stride[axis] - 2 * pad + reach + stage.output_padding[axis] + 1)
+        else:
+            out.append((n + 2 * pad - reach - 1) // stage.stride[axis] + 1)
+    return tuple(out)

@@ -1,0 +1,1 @@
+"""Pure tensor kernels: torch in, torch out; no module, no model, no global state."""

@@ -1,0 +1,18 @@
+"""Factorizations, one file each; importing the package registers them all."""
+
+from rankfold.methods import cp as cp
+from rankfold.methods import filterwise_cp as filterwise_cp
+from rankfold.methods import qr as qr
+from rankfold.methods import spatial_svd as spatial_svd
+from rankfold.methods import svd as svd
+from rankfold.methods import tt as tt
+from rankfold.methods import tt3 as tt3
+from rankfold.methods import ttm as ttm
+from rankfold.methods import tucker as tucker
+from rankfold.methods._base import Method as Method
+from rankfold.methods._base import Prepared as Prepared
+from rankfold.methods._base import check_ranks as check_ranks
+from rankfold.methods._base import check_supported as check_supported
+from rankfold.methods._base import get as get
+from rankfold.methods._base import prepare as prepare
+from rankfold.methods._base import registry as registry

@@ -1,0 +1,207 @@
+"""The contract that every factorization meets, and the one door to its expensive part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rankfold._config import build_config
+from rankfold._registry import Registry
+from rankfold.errors import InvalidWeight, RankError, UnsupportedLayer
+from rankfold.factor.linalg import Metric
+from rankfold.factor.moments import Moments
+from rankfold.records import Blueprint, LayerInfo, Ranks
+
+
+class Prepared(Protocol):
+    """One layer, made ready for every rank."""
+
+    def error(self, ranks: Ranks) -> float:
+        """Return the predicted relative error, 0..1; never grows with a rank; cheap for every rank."""
+        ...
+
+    def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """Return the tensors that fill the blueprint of these ranks, in its order."""
+        ...
+
+
+class Method(Protocol):
+    """A factorization: what it supports, what it is made of, and how to find the factors.
+
+    One file each in this package, registered by name. An instance holds its options (a frozen config dataclass).
+    """
+
+    name: str
+
+    def supports(self, layer: LayerInfo) -> str | None:
+        """Return None if the layer can be factored, else the reason in words for the user."""
+        ...
+
+    def max_ranks(self, layer: LayerInfo) -> Ranks:
+        """Return the largest sensible rank in each position; with all of them the layer is reproduced."""
+        ...
+
+    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
+        """Return rank settings to choose from: multiples of `multiple`, about `points` of them for each rank."""
+        ...
+
+    def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
+        """Return the stages of the factored layer."""
+        ...
+
+    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> Prepared:
+        """Do the expensive part once.
+
+        Parameters
+        ----------
+        weight : Tensor
+            Canonical: ``(groups, out / groups, in / groups, *kernel)``, finite, scaled to largest magnitude 1.
+        layer : LayerInfo
+            The layer.
+        moments : Moments or None
+            Second moments of the layer's input; None minimises the error of the weight instead of the output's.
+        """
+        ...
+
+
+registry: Registry[type] = Registry("method")
+"""All factorizations by name; the value is the class, constructed with its config."""
+
+
+def get(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """Return a method by name, with options.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such method or option.
+    ConfigError
+        If an option has a value it cannot have.
+    """
+    entry = registry.get(name)
+    return entry.value(build_config(entry.config, options, owner=f"method {name!r}"))
+
+
+def check_supported(method: Method, layer: LayerInfo) -> None:
+    """Raise `UnsupportedLayer`, with the reason, if the method cannot factor the layer."""
+    reason = layer.skip or method.supports(layer)
+    if reason is not None:
+        raise UnsupportedLayer(
+            f"method {method.name!r} cannot factor layer {layer.name!r} ({layer.describe()}): {reason}."
+        )
+
+
+def check_ranks(method: Method, layer: LayerInfo, ranks: Ranks) -> None:
+    """Raise `RankError`, naming the layer and what is allowed, unless the ranks fit."""
+    limits = method.max_ranks(layer)
+    allowed = ", ".join(f"1..{limit}" for limit in limits)
+    where = f"layer {layer.name!r} ({layer.describe()})"
+    if len(ranks) != len(limits):
+        raise RankError(
+            f"'ranks' of {method.name!r} on {where} must be {len(limits)} integers ({allowed}). Got {list(ranks)} instead."
+        )
+    if not all(1 <= rank <= limit for rank, limit in zip(ranks, limits, strict=True)):
+        raise RankError(f"'ranks' of {method.name!r} on {where} must lie in {allowed}. Got {list(ranks)} instead.")
+
+
+def to_canonical(weight: Tensor, layer: LayerInfo) -> Tensor:
+    """View torch's weight as ``(groups, out / groups, in / groups, *kernel)``."""
+    if layer.kind == "linear":
+        return weight.unsqueeze(0)
+    if layer.transposed:
+        return weight.reshape(layer.groups, layer.group_in, layer.group_out, *layer.kernel).movedim(2, 1)
+    return weight.reshape(layer.groups, layer.group_out, layer.group_in, *layer.kernel)
+
+
+class _Scaled:
+    """Puts the weight's scale back onto the factors, evenly."""
+
+    def __init__(self, prepared: Prepared, scale: float) -> None:
+        self._prepared = prepared
+        self._scale = scale
+
+    def error(self, ranks: Ranks) -> float:
+        return self._prepared.error(ranks)
+
+    def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        factors = self._prepared.factorize(ranks)
+        share = self._scale ** (1 / len(factors))
+        return tuple(factor * share for factor in factors)
+
+
+@torch.no_grad()
+def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments | None = None) -> Prepared:
+    """Prepare a layer with a method: the one place where weights enter the kernels.
+
+    Checks the weight, works in float64 (float32 on devices without it, and above a gibibyte), outside of autocast, and
+    scales the weight to magnitude 1, so that huge, tiny and half-precision weights are factored alike.
+
+    Parameters
+    ----------
+    weight : Tensor
+        In torch's layout (`LayerInfo.weight_shape`), any floating data type; left untouched.
+
+    Raises
+    ------
+    UnsupportedLayer
+        If the method cannot factor the layer.
+    InvalidWeight
+        If the weight holds NaN or infinity.
+    """
+    check_supported(method, layer)
+    if tuple(weight.shape) != layer.weight_shape:
+        raise InvalidWeight(
+            f"the weight of layer {layer.name!r} ({layer.describe()}) has shape {tuple(weight.shape)}, expected {layer.weight_shape}."
+        )
+    if not bool(torch.isfinite(weight).all()):
+        bad = int((~torch.isfinite(weight)).sum())
+        raise InvalidWeight(
+            f"the weight of layer {layer.name!r} ({layer.describe()}) holds {bad} NaN or infinite value(s). "
+            "Repair the checkpoint, or exclude the layer."
+        )
+    double = weight.device.type != "mps" and weight.numel() <= 2**27
+    dtype = torch.float64 if double else torch.float32
+    with torch.autocast(weight.device.type, enabled=False):
+        canonical = to_canonical(weight.detach(), layer).to(dtype)
+        scale = float(canonical.abs().max()) if canonical.numel() else 0.0
+        scale = scale if scale > 0 else 1.0
+        if moments is not None:
+            moments = Moments(
+                channel=moments.channel.to(canonical),
+                patch=None if moments.patch is None else moments.patch.to(canonical),
+                count=moments.count,
+            )
+        return _Scaled(method.prepare(canonical / scale, layer, moments), scale)
+
+
+def channel_metric(moments: Moments | None) -> Metric | None:
+    """Return the metric of the input channels, or None without moments."""
+    return None if moments is None else Metric.of(moments.channel)
+
+
+def whiten_inputs(weight: Tensor, metric: Metric | None) -> Tensor:
+    """Multiply the input mode of a canonical weight ``(groups, o, i, *kernel)`` by the metric's root."""
+    if metric is None:
+        return weight
+    flat = weight.flatten(3) if weight.ndim > 3 else weight.unsqueeze(-1)
+    return (metric.root.unsqueeze(1) @ flat).reshape(weight.shape)
+
+
+def rank_values(limit: int, *, multiple: int, points: int) -> list[int]:
+    """Return about `points` ranks in 1..limit: multiples of `multiple`, evenly spaced, the largest included.
+
+    A limit below `multiple` gives just the limit.
+    """
+    if limit <= multiple:
+        return [limit]
+    count = limit // multiple
+    step = max(1, -(-count // points))
+    values = [multiple * k for k in range(step, count + 1, step)]
+    if step > 1:  # small ranks matter most at strong compression
+        values = sorted({multiple * k for k in range(1, step)} | set(values)) if step <= 4 else [multiple, *values]
+    if values[-1] != limit:
+        values.append(limit)
+    return values

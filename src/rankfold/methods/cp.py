@@ -1,0 +1,115 @@
+"""``cp``: canonical polyadic decomposition of a convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rankfold._config import require
+from rankfold.factor.canonical import Canonical
+from rankfold.factor.linalg import Metric
+from rankfold.factor.moments import Moments
+from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods._stages import conv_reason, pointwise, spatial
+from rankfold.records import Blueprint, LayerInfo, Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CPConfig:
+    """Options of ``cp`` and ``filterwise_cp``.
+
+    Parameters
+    ----------
+    iterations : int
+        Most sweeps of alternating least squares.
+    tolerance : float
+        Stop when a sweep lowers the relative error by less than this.
+    """
+
+    iterations: int = 50
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.iterations, int) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0")
+        require(self.tolerance >= 0, "tolerance", self.tolerance, ">= 0")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCP:
+    """The weight ``(groups, o, i, *kernel)`` in the metric, cut into slices."""
+
+    canonical: Canonical
+    layer: LayerInfo
+    metric: Metric | None
+    config: CPConfig
+
+    def error(self, ranks: Ranks) -> float:
+        """Return the error of the start, an upper bound of the factors' error."""
+        return self.canonical.relative_error(ranks[0])
+
+    def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """Return 1x1 ``I -> R``, a depthwise 1-D convolution for each axis, 1x1 ``R -> O``."""
+        layer, (rank,) = self.layer, ranks
+        out, inn, *kernels = self.canonical.factors(
+            rank, iterations=self.config.iterations, tolerance=self.config.tolerance
+        )
+        if self.metric is not None:
+            inn = self.metric.inverse @ inn
+        dims = len(layer.kernel)
+        stages = [inn.mT.reshape(layer.groups, rank, layer.group_in, *(1,) * dims)]
+        for axis, kernel in enumerate(kernels):
+            shape = [1] * dims
+            shape[axis] = kernel.shape[1]
+            stages.append(kernel.mT.reshape(layer.groups * rank, 1, 1, *shape))
+        stages.append(out.reshape(layer.groups, layer.group_out, rank, *(1,) * dims))
+        return tuple(stages)
+
+
+class CP:
+    """Canonical polyadic decomposition; ranks ``(R,)``.
+
+    Lebedev et al. (2015), "Speeding-up convolutional neural networks using fine-tuned CP-decomposition". Started from the
+    singular triples of the kernel slices and iterated with norm control, so it is deterministic and cannot diverge.
+    """
+
+    name = "cp"
+
+    def __init__(self, config: CPConfig) -> None:
+        self.config = config
+
+    def supports(self, layer: LayerInfo) -> str | None:
+        """Convolutions of any dimension with a spatial extent."""
+        return conv_reason(layer)
+
+    def max_ranks(self, layer: LayerInfo) -> Ranks:
+        """Return the rank from which on the start is exact: kernel positions times the smaller channel mode."""
+        return (layer.kernel_numel * min(layer.group_out, layer.group_in),)
+
+    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
+        """Return evenly spaced ranks up to break-even in parameters."""
+        per_rank = layer.group_in + sum(layer.kernel) + layer.group_out
+        break_even = max(1, layer.group_in * layer.group_out * layer.kernel_numel // per_rank)
+        limit = min(break_even, self.max_ranks(layer)[0])
+        return [(r,) for r in rank_values(limit, multiple=multiple, points=points)]
+
+    def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
+        """Return d + 2 stages."""
+        inner = ranks[0] * layer.groups
+        axes = [spatial(layer, f"axis{a}", inner, inner, groups=inner, axes=(a,)) for a in range(len(layer.kernel))]
+        return Blueprint(
+            (
+                pointwise(layer, "input", layer.group_in, ranks[0]),
+                *axes,
+                pointwise(layer, "output", ranks[0], layer.group_out, bias=layer.bias),
+            )
+        )
+
+    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedCP:
+        """Decompose the kernel slices."""
+        metric = channel_metric(moments)
+        return PreparedCP(Canonical.of(whiten_inputs(weight, metric)), layer, metric, self.config)
+
+
+registry.register("cp", CP, config=CPConfig, summary="canonical polyadic decomposition")

@@ -1,0 +1,60 @@
+"""``qr``: truncated column-pivoted QR of linear layers and 1x1 convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rankfold.factor.matrix import qr_projection
+from rankfold.factor.moments import Moments
+from rankfold.methods._base import rank_values, registry
+from rankfold.methods.svd import PreparedMatrix, in_metric, matrix_blueprint
+from rankfold.records import Blueprint, LayerInfo, Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QRConfig:
+    """``qr`` has no options."""
+
+
+class QR:
+    """Truncated column-pivoted QR; ranks ``(r,)``.
+
+    The output is built from r actual columns of the weight (the inputs that matter most), orthonormalised. Never better
+    than `svd` at equal rank; one of the three factorizations of fully connected layers in Kokhazadeh et al. (2025),
+    section 2.1.
+    """
+
+    name = "qr"
+
+    def __init__(self, config: QRConfig) -> None:
+        self.config = config
+
+    def supports(self, layer: LayerInfo) -> str | None:
+        """Linear layers and 1x1 convolutions."""
+        if layer.depthwise:
+            return "a depthwise convolution has one input channel a group: nothing to factor"
+        if layer.kernel_numel > 1:
+            return "it is for linear layers and 1x1 convolutions"
+        return None
+
+    def max_ranks(self, layer: LayerInfo) -> Ranks:
+        """Return the smaller side of the matrix."""
+        return (min(layer.group_out, layer.group_in),)
+
+    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
+        """Return evenly spaced ranks."""
+        return [(r,) for r in rank_values(self.max_ranks(layer)[0], multiple=multiple, points=points)]
+
+    def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
+        """Return ``I -> r`` and ``r -> O``."""
+        return matrix_blueprint(layer, ranks[0])
+
+    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
+        """Choose the pivots and orthonormalise their columns."""
+        return PreparedMatrix(qr_projection(weight.flatten(2), in_metric(weight, moments)), layer)
+
+
+registry.register("qr", QR, config=QRConfig, summary="truncated column-pivoted QR of linear layers")

@@ -1,0 +1,95 @@
+"""``spatial_svd``: a 2-D convolution as a vertical and a horizontal one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rankfold.factor.matrix import Projection, svd_projection
+from rankfold.factor.moments import Moments
+from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods._stages import conv_reason, spatial
+from rankfold.records import Blueprint, LayerInfo, Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpatialSVDConfig:
+    """``spatial_svd`` has no options."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSpatial:
+    """The matrix ``(O * K2, I * K1)`` and its projections."""
+
+    projection: Projection
+    layer: LayerInfo
+
+    def error(self, ranks: Ranks) -> float:
+        """Return the relative error of the truncation, exact."""
+        return self.projection.relative_error(ranks[0])
+
+    def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """Return the vertical ``(g, r, i, K1, 1)`` and the horizontal ``(g, o, r, 1, K2)`` factor."""
+        layer, (rank,) = self.layer, ranks
+        left, right = self.projection.factors(rank)
+        k1, k2 = layer.kernel
+        vertical = right.reshape(layer.groups, rank, layer.group_in, k1, 1)
+        horizontal = left.reshape(layer.groups, layer.group_out, k2, rank).movedim(2, 3).unsqueeze(3)
+        return vertical, horizontal
+
+
+class SpatialSVD:
+    """A (K1 x 1) convolution I -> r, then a (1 x K2) convolution r -> O; ranks ``(r,)``.
+
+    Jaderberg, Vedaldi & Zisserman (2014), scheme 2, by SVD of the ``(O K2) x (I K1)`` matrix (Tai et al. 2016), which is
+    optimal at its rank.
+    """
+
+    name = "spatial_svd"
+
+    def __init__(self, config: SpatialSVDConfig) -> None:
+        self.config = config
+
+    def supports(self, layer: LayerInfo) -> str | None:
+        """Two-dimensional convolutions whose kernel extends along both axes."""
+        reason = conv_reason(layer)
+        if reason is not None:
+            return reason
+        if len(layer.kernel) != 2 or 1 in layer.kernel:
+            return "it is for 2-D convolutions whose kernel extends along both axes"
+        return None
+
+    def max_ranks(self, layer: LayerInfo) -> Ranks:
+        """Return the smaller side of the matrix."""
+        return (min(layer.group_out * layer.kernel[1], layer.group_in * layer.kernel[0]),)
+
+    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
+        """Return evenly spaced ranks."""
+        return [(r,) for r in rank_values(self.max_ranks(layer)[0], multiple=multiple, points=points)]
+
+    def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
+        """Return the vertical and the horizontal convolution."""
+        inner = ranks[0] * layer.groups
+        return Blueprint(
+            (
+                spatial(layer, "vertical", layer.in_channels, inner, axes=(0,)),
+                spatial(layer, "horizontal", inner, layer.out_channels, axes=(1,), bias=layer.bias),
+            )
+        )
+
+    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedSpatial:
+        """Solve one symmetric eigenvalue problem; with moments every kernel row sees the channel moment."""
+        metric = channel_metric(moments)
+        seen = None if metric is None else _as_matrix(whiten_inputs(weight, metric))
+        return PreparedSpatial(svd_projection(_as_matrix(weight), seen), layer)
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """View ``(g, o, i, K1, K2)`` as ``(g, o * K2, i * K1)``."""
+    groups, o, i, k1, k2 = weight.shape
+    return weight.permute(0, 1, 4, 2, 3).reshape(groups, o * k2, i * k1)
+
+
+registry.register("spatial_svd", SpatialSVD, config=SpatialSVDConfig, summary="vertical then horizontal convolution")

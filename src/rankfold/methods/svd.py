@@ -1,0 +1,111 @@
+"""``svd``: truncated singular value decomposition of linear layers, 1x1 convolutions and, as channel SVD, any convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rankfold.factor.linalg import Metric
+from rankfold.factor.matrix import Projection, svd_projection
+from rankfold.factor.moments import Moments
+from rankfold.methods._base import rank_values, registry, whiten_inputs
+from rankfold.methods._stages import pointwise, spatial
+from rankfold.records import Blueprint, LayerInfo, LinearSpec, Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SVDConfig:
+    """``svd`` has no options."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedMatrix:
+    """A nested family of projections, as factors of a linear layer or of a convolution's channel matrix."""
+
+    projection: Projection
+    layer: LayerInfo
+
+    def error(self, ranks: Ranks) -> float:
+        """Return the relative error of the truncation, exact."""
+        return self.projection.relative_error(ranks[0])
+
+    def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """Return the input-side and the output-side factor."""
+        left, right = self.projection.factors(ranks[0])
+        if self.layer.kind == "linear":
+            return right[0], left[0]
+        groups, kernel = self.layer.groups, self.layer.kernel
+        return (
+            right.reshape(groups, ranks[0], self.layer.group_in, *kernel),
+            left.reshape(groups, self.layer.group_out, ranks[0], *(1,) * len(kernel)),
+        )
+
+
+def matrix_blueprint(layer: LayerInfo, rank: int) -> Blueprint:
+    """Return ``I -> r`` (with the layer's kernel) and ``r -> O``."""
+    if layer.kind == "linear":
+        return Blueprint(
+            (
+                LinearSpec(name="input", in_features=layer.in_channels, out_features=rank),
+                LinearSpec(name="output", in_features=rank, out_features=layer.out_channels, bias=layer.bias),
+            )
+        )
+    return Blueprint(
+        (
+            spatial(layer, "input", layer.in_channels, rank * layer.groups),
+            pointwise(layer, "output", rank, layer.group_out, bias=layer.bias),
+        )
+    )
+
+
+def in_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
+    """Return the matrix ``(groups, o, i * K)`` of a canonical weight in the metric of the data, or None without moments.
+
+    With the patch moment the truncation is exactly optimal for the layer's output error (Eckart-Young in the whitened
+    space). Without it every kernel position is taken to see the channel moment, independently of the others.
+    """
+    if moments is None:
+        return None
+    if weight[0, 0, 0].numel() > 1 and moments.patch is not None:
+        return weight.flatten(2) @ Metric.of(moments.patch).root
+    return whiten_inputs(weight, Metric.of(moments.channel)).flatten(2)
+
+
+class SVD:
+    """Truncated SVD; ranks ``(r,)``.
+
+    For a convolution: a convolution I -> r with the layer's kernel, then a 1x1 convolution r -> O (channel SVD, Zhang et
+    al. 2016). The error is the least possible for a product of rank r (Eckart-Young).
+    """
+
+    name = "svd"
+
+    def __init__(self, config: SVDConfig) -> None:
+        self.config = config
+
+    def supports(self, layer: LayerInfo) -> str | None:
+        """Every linear layer and every convolution that is not depthwise."""
+        if layer.depthwise:
+            return "a depthwise convolution has one input channel a group: nothing to factor"
+        return None
+
+    def max_ranks(self, layer: LayerInfo) -> Ranks:
+        """Return the smaller side of the channel matrix."""
+        return (min(layer.group_out, layer.group_in * layer.kernel_numel),)
+
+    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
+        """Return evenly spaced ranks."""
+        return [(r,) for r in rank_values(self.max_ranks(layer)[0], multiple=multiple, points=points)]
+
+    def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
+        """Return ``I -> r`` and ``r -> O``."""
+        return matrix_blueprint(layer, ranks[0])
+
+    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
+        """Solve one symmetric eigenvalue problem on the matrix's smaller side."""
+        return PreparedMatrix(svd_projection(weight.flatten(2), in_metric(weight, moments)), layer)
+
+
+registry.register("svd", SVD, config=SVDConfig, summary="truncated SVD; channel SVD for convolutions")

@@ -1,0 +1,114 @@
+"""``tt``: tensor train of a convolution, one core for each channel mode and each kernel axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankfold.factor.linalg import Metric
+from rankfold.factor.moments import Moments
+from rankfold.factor.tensor_train import TensorTrain
+from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods._stages import conv_reason, pointwise, spatial
+from rankfold.records import Blueprint, LayerInfo, Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TTConfig:
+    """``tt`` has no options."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTT:
+    """The weight as ``(groups, I, K1, ..., Kd, O)`` in the metric, and the spectra of its bonds."""
+
+    train: TensorTrain
+    layer: LayerInfo
+    metric: Metric | None
+
+    def error(self, ranks: Ranks) -> float:
+        """Return the TT-SVD bound, root of the sum of the bonds' squared errors."""
+        return self.train.relative_error(ranks)
+
+    def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """Return 1x1 ``I -> r1``, one 1-D convolution for each axis, 1x1 ``r -> O``."""
+        cores = self.train.cores(ranks)
+        if self.metric is not None:
+            # As in Tucker: what un-whitening does to the conditioning moves into the next core.
+            first, triangle = torch.linalg.qr(self.metric.inverse @ cores[0].squeeze(1))
+            cores[0] = first.unsqueeze(1)
+            cores[1] = torch.einsum("gab,gbnc->ganc", triangle, cores[1])
+        dims = len(self.layer.kernel)
+        stages = [cores[0].squeeze(1).mT.reshape(self.layer.groups, ranks[0], -1, *(1,) * dims)]
+        for axis, core in enumerate(cores[1:-1]):
+            shape = [1] * dims
+            shape[axis] = core.shape[2]
+            stages.append(core.permute(0, 3, 1, 2).reshape(self.layer.groups, core.shape[3], core.shape[1], *shape))
+        stages.append(cores[-1].squeeze(-1).mT.reshape(self.layer.groups, self.layer.group_out, -1, *(1,) * dims))
+        return tuple(stages)
+
+
+class TT:
+    """Tensor train; ranks ``(r1, ..., r_{d+1})`` for a d-dimensional convolution, in order of execution.
+
+    Oseledets (2011); Kokhazadeh et al. (2025), section 2.2. Stages: 1x1 I -> r1; a 1-D convolution along each axis; 1x1 -> O.
+    """
+
+    name = "tt"
+
+    def __init__(self, config: TTConfig) -> None:
+        self.config = config
+
+    def supports(self, layer: LayerInfo) -> str | None:
+        """Convolutions of any dimension with a spatial extent."""
+        return conv_reason(layer)
+
+    def max_ranks(self, layer: LayerInfo) -> Ranks:
+        """Return the smaller side of each bond's unfolding."""
+        sizes = [layer.group_in, *layer.kernel, layer.group_out]
+        return tuple(min(math.prod(sizes[:bond]), math.prod(sizes[bond:])) for bond in range(1, len(sizes)))
+
+    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
+        """Return ranks that no neighbour makes useless: ``r_j <= r_{j-1} n_j`` and the same from the right."""
+        limits = self.max_ranks(layer)
+        side = max(3, round((points * points / 4) ** (1 / len(limits))))
+        sizes = [layer.group_in, *layer.kernel, layer.group_out]
+        grid: list[Ranks] = [()]
+        for limit in limits:
+            values = rank_values(limit, multiple=multiple, points=side)
+            grid = [(*head, value) for head in grid for value in values]
+
+        def useful(ranks: Ranks) -> bool:
+            padded = (1, *ranks, 1)
+            return all(
+                padded[j + 1] <= padded[j] * sizes[j] and padded[j] <= padded[j + 1] * sizes[j] for j in range(len(sizes))
+            )
+
+        return [ranks for ranks in grid if useful(ranks)]
+
+    def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
+        """Return d + 2 stages."""
+        axes = [
+            spatial(layer, f"axis{a}", ranks[a] * layer.groups, ranks[a + 1] * layer.groups, axes=(a,))
+            for a in range(len(layer.kernel))
+        ]
+        return Blueprint(
+            (
+                pointwise(layer, "input", layer.group_in, ranks[0]),
+                *axes,
+                pointwise(layer, "output", ranks[-1], layer.group_out, bias=layer.bias),
+            )
+        )
+
+    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTT:
+        """Solve one symmetric eigenvalue problem a bond."""
+        metric = channel_metric(moments)
+        tensor = whiten_inputs(weight, metric).movedim(1, -1).contiguous()
+        return PreparedTT(TensorTrain.of(tensor), layer, metric)
+
+
+registry.register("tt", TT, config=TTConfig, summary="tensor train over channels and kernel axes")

@@ -1,0 +1,130 @@
+"""``tucker``: Tucker-2 of a convolution's channel modes, both or one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from torch import Tensor
+
+from rankfold._config import require
+from rankfold.factor.moments import Moments
+from rankfold.factor.tucker import Tucker2
+from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods._stages import conv_reason, pointwise, spatial
+from rankfold.records import Blueprint, LayerInfo, Ranks, Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuckerConfig:
+    """Options of ``tucker``.
+
+    Parameters
+    ----------
+    iterations : int
+        Most sweeps of higher-order orthogonal iteration after the truncated HOSVD; 0 keeps the HOSVD.
+    tolerance : float
+        Stop when a sweep captures less than this share more of the energy.
+    """
+
+    iterations: int = 10
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.iterations, int) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0")
+        require(self.tolerance >= 0, "tolerance", self.tolerance, ">= 0")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTucker:
+    """A rotated weight; `sequential` chooses TT-SVD instead of HOOI for the factors."""
+
+    tucker: Tucker2
+    layer: LayerInfo
+    iterations: int
+    tolerance: float
+    sequential: bool
+
+    def error(self, ranks: Ranks) -> float:
+        """Return the error of the truncated HOSVD: exact without iterations, an upper bound with them."""
+        return self.tucker.relative_error(*ranks)
+
+    def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """Return input projection, core and output projection; those of full rank are multiplied into the core."""
+        layer, (rank_out, rank_in) = self.layer, ranks
+        if self.sequential:
+            out, core, inn = self.tucker.sequential(rank_out, rank_in)
+        else:
+            out, core, inn = self.tucker.hooi(rank_out, rank_in, iterations=self.iterations, tolerance=self.tolerance)
+        ones = (1,) * len(layer.kernel)
+        stages: list[Tensor] = []
+        if rank_in == layer.group_in:
+            core = (core.movedim(2, -1) @ inn.unsqueeze(1)).movedim(-1, 2)
+        else:
+            stages.append(inn.reshape(*inn.shape, *ones))
+        if rank_out == layer.group_out:
+            core = (out @ core.flatten(2)).reshape(layer.groups, rank_out, -1, core.shape[-1])
+            tail: list[Tensor] = []
+        else:
+            tail = [out.reshape(*out.shape, *ones)]
+        stages.append(core.reshape(*core.shape[:3], *layer.kernel))
+        return (*stages, *tail)
+
+
+def tucker_blueprint(layer: LayerInfo, ranks: Ranks) -> Blueprint:
+    """Return 1x1 ``I -> r_i``, the kernel ``r_i -> r_o``, 1x1 ``r_o -> O``; a projection of full rank is left out."""
+    rank_out, rank_in = ranks
+    stages: list[Stage] = []
+    if rank_in < layer.group_in:
+        stages.append(pointwise(layer, "input", layer.group_in, rank_in))
+    last = rank_out == layer.group_out
+    stages.append(spatial(layer, "core", rank_in * layer.groups, rank_out * layer.groups, bias=layer.bias and last))
+    if not last:
+        stages.append(pointwise(layer, "output", rank_out, layer.group_out, bias=layer.bias))
+    return Blueprint(tuple(stages))
+
+
+def tucker_grid(layer: LayerInfo, *, multiple: int, points: int) -> list[Ranks]:
+    """Return the product of evenly spaced ranks, the square root of ``points ** 2 / 4`` for each mode."""
+    side = max(4, points // 2)
+    outs = rank_values(layer.group_out, multiple=multiple, points=side)
+    ins = rank_values(layer.group_in, multiple=multiple, points=side)
+    return list(product(outs, ins))
+
+
+class Tucker:
+    """Tucker-2 by HOSVD and HOOI; ranks ``(r_o, r_i)``, either may be full (partial Tucker).
+
+    Kim et al. (2016), "Compression of deep convolutional neural networks for fast and low power mobile applications".
+    """
+
+    name = "tucker"
+
+    def __init__(self, config: TuckerConfig) -> None:
+        self.config = config
+
+    def supports(self, layer: LayerInfo) -> str | None:
+        """Convolutions of any dimension with a spatial extent."""
+        return conv_reason(layer)
+
+    def max_ranks(self, layer: LayerInfo) -> Ranks:
+        """Return the channels of a group, output first."""
+        return (layer.group_out, layer.group_in)
+
+    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
+        """Return a two-dimensional grid of ranks."""
+        return tucker_grid(layer, multiple=multiple, points=points)
+
+    def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
+        """Return two or three stages."""
+        return tucker_blueprint(layer, ranks)
+
+    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTucker:
+        """Rotate the weight into the eigenbases of its mode Grams."""
+        metric = channel_metric(moments)
+        tucker = Tucker2.of(whiten_inputs(weight, metric), metric)
+        return PreparedTucker(tucker, layer, self.config.iterations, self.config.tolerance, sequential=False)
+
+
+registry.register("tucker", Tucker, config=TuckerConfig, summary="Tucker-2 of the channel modes, both or one")

@@ -1,0 +1,301 @@
+"""Factored layers: any blueprint as a module made of stock ``torch.nn`` layers."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.records import BiasSpec, Blueprint, Choice, ConvSpec, LayerInfo, LinearSpec, ReshapeSpec, Stage
+
+_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+class Reshape(nn.Module):
+    """View the input as ``(-1, *tail)``."""
+
+    def __init__(self, tail: Sequence[int]) -> None:
+        super().__init__()
+        self.tail = tuple(tail)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the view."""
+        return x.reshape(-1, *self.tail)
+
+    def extra_repr(self) -> str:
+        """Show the shape."""
+        return f"-1, {', '.join(map(str, self.tail))}"
+
+
+class Bias(nn.Module):
+    """Add a vector along the last dimension."""
+
+    def __init__(self, features: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(features, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum."""
+        return x + self.bias
+
+
+class Factored(nn.Sequential):
+    """A layer replaced by stages that compute a low-rank approximation of it.
+
+    The forward pass is that of ``nn.Sequential`` over stock layers; no dense weight is ever rebuilt in it. For model code
+    that looks inside, `weight` and `bias` and the original layer's attributes can be read.
+
+    Parameters
+    ----------
+    stages : OrderedDict of str to Module
+        The stages, by name.
+    info : LayerInfo
+        The layer that was replaced.
+    choice : Choice
+        Method, ranks and options.
+    """
+
+    def __init__(self, stages: OrderedDict[str, nn.Module], info: LayerInfo, choice: Choice) -> None:
+        super().__init__(stages)
+        self.info = info
+        self.choice = choice
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Factored:
+        # nn.Sequential's own __getitem__-based helpers call type(self)(OrderedDict); copying must not.
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        new.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        return new
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias vector ``(out,)``, on the last stage."""
+        return getattr(list(self.children())[-1], "bias", None)
+
+    @property
+    def weight(self) -> Tensor:
+        """The approximated weight in the original layout, computed from the factors at every read; differentiable."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Show what was replaced, by what."""
+        return f"{self.info.describe()}, {self.choice.method}{list(self.choice.ranks)}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the factors."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the factors."""
+        return next(self.parameters()).device
+
+
+class FactoredLinear(Factored):
+    """A factored ``nn.Linear``, for any number of leading dimensions."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(..., in)`` to ``(..., out)``."""
+        return super().forward(input).reshape(*input.shape[:-1], self.out_features)
+
+    @property
+    def weight(self) -> Tensor:
+        """``(out, in)``: the image of the identity."""
+        identity = torch.eye(self.in_features, dtype=self.dtype, device=self.device)
+        out = identity
+        for stage in self:
+            if isinstance(stage, nn.Linear):
+                out = nn.functional.linear(out, stage.weight)
+            elif not isinstance(stage, Bias):
+                out = stage(out)
+        return out.reshape(self.in_features, self.out_features).mT
+
+    @property
+    def in_features(self) -> int:
+        """Input features."""
+        return self.info.in_channels
+
+    @property
+    def out_features(self) -> int:
+        """Output features."""
+        return self.info.out_channels
+
+
+class FactoredConv(Factored):
+    """A factored convolution, transposed or not, of one to three dimensions."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in torch's layout: kernels of the stages, composed (each axis belongs to one stage)."""
+        info, total = self.info, None
+        for stage in self:
+            part = _canonical(stage)  # (groups, out / groups, in / groups, *kernel)
+            if total is None:
+                total = part.flatten(0, 1)
+                continue
+            groups, dims = part.shape[0], part.ndim - 3
+            before = total.unflatten(0, (groups, -1))
+            # Kernel axes to the front: matmul broadcasts over them and contracts the inner channels.
+            front = [d + 3 for d in range(dims)]
+            product = part.permute(*front, 0, 1, 2) @ before.permute(*front, 0, 1, 2)
+            total = product.permute(dims, dims + 1, dims + 2, *range(dims)).flatten(0, 1)
+        assert total is not None
+        if not info.transposed:
+            return total
+        grouped = total.unflatten(0, (info.groups, info.group_out))
+        return grouped.movedim(2, 1).flatten(0, 1)
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels."""
+        return self.info.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Output channels."""
+        return self.info.out_channels
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """Kernel sizes of the replaced layer."""
+        return self.info.kernel
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Strides of the replaced layer."""
+        return self.info.stride
+
+    @property
+    def padding(self) -> tuple[int, ...] | str:
+        """Padding of the replaced layer."""
+        return self.info.padding
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Dilations of the replaced layer."""
+        return self.info.dilation
+
+    @property
+    def groups(self) -> int:
+        """Groups of the replaced layer."""
+        return self.info.groups
+
+    @property
+    def padding_mode(self) -> str:
+        """Padding mode of the replaced layer."""
+        return self.info.padding_mode
+
+
+def _canonical(stage: nn.Module) -> Tensor:
+    assert isinstance(stage, nn.modules.conv._ConvNd)
+    weight = stage.weight
+    if stage.transposed:
+        return weight.unflatten(0, (stage.groups, -1)).movedim(2, 1)
+    return weight.unflatten(0, (stage.groups, -1))
+
+
+@singledispatch
+def build_stage(spec: Stage, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Return the module of one stage, its weights uninitialised."""
+    raise TypeError(f"no builder for stage {type(spec).__name__}")
+
+
+@build_stage.register
+def _(spec: ConvSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    kinds = _TRANSPOSED if spec.transposed else _CONVS
+    options = {"output_padding": spec.output_padding} if spec.transposed else {"padding_mode": spec.padding_mode}
+    return _skip_init(
+        kinds[len(spec.kernel)],
+        dtype,
+        device,
+        in_channels=spec.in_channels,
+        out_channels=spec.out_channels,
+        kernel_size=spec.kernel,
+        stride=spec.stride,
+        padding=spec.padding,
+        dilation=spec.dilation,
+        groups=spec.groups,
+        bias=spec.bias,
+        **options,
+    )
+
+
+@build_stage.register
+def _(spec: LinearSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    return _skip_init(
+        nn.Linear, dtype, device, in_features=spec.in_features, out_features=spec.out_features, bias=spec.bias
+    )
+
+
+@build_stage.register
+def _(spec: ReshapeSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    return Reshape(spec.tail)
+
+
+@build_stage.register
+def _(spec: BiasSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    return Bias(spec.features, dtype=dtype, device=device)
+
+
+def _skip_init(kind: type[nn.Module], dtype: torch.dtype, device: torch.device, **options: object) -> nn.Module:
+    """Construct without drawing random numbers: the library never touches the global generator."""
+    return nn.utils.skip_init(kind, dtype=dtype, device=device, **options)
+
+
+def build(
+    blueprint: Blueprint,
+    info: LayerInfo,
+    choice: Choice,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    factors: Sequence[Tensor] | None = None,
+    bias: Tensor | None = None,
+) -> Factored:
+    """Return the module of a blueprint.
+
+    Parameters
+    ----------
+    blueprint : Blueprint
+        Its stages.
+    info, choice : LayerInfo, Choice
+        The replaced layer and what was decided; kept on the module.
+    dtype, device : torch.dtype, torch.device
+        Of the new parameters.
+    factors : sequence of Tensor or None
+        Canonical factors in the blueprint's order; None leaves the weights uninitialised (for loading).
+    bias : Tensor or None
+        The layer's bias.
+    """
+    stages = OrderedDict((spec.name, build_stage(spec, dtype, device)) for spec in blueprint.stages)
+    kind = FactoredLinear if info.kind == "linear" else FactoredConv
+    module = kind(stages, info.static(), choice)
+    if factors is not None:
+        with torch.no_grad():
+            _fill(module, blueprint, factors, bias)
+    return module
+
+
+def _fill(module: Factored, blueprint: Blueprint, factors: Sequence[Tensor], bias: Tensor | None) -> None:
+    pending = list(factors)
+    for spec, stage in zip(blueprint.stages, module, strict=True):
+        if spec.factor_shape is None:
+            continue
+        factor = pending.pop(0)
+        if tuple(factor.shape) != spec.factor_shape:
+            raise AssertionError(f"stage {spec.name!r} wants {spec.factor_shape}, the method gave {tuple(factor.shape)}")
+        weight = stage.get_parameter("weight")
+        if isinstance(spec, ConvSpec):
+            factor = (factor.movedim(2, 1) if spec.transposed else factor).flatten(0, 1)
+        weight.copy_(factor)
+    if pending:
+        raise AssertionError(f"{len(pending)} factor(s) without a stage")
+    if module.bias is not None:
+        assert bias is not None
+        module.bias.copy_(bias)
