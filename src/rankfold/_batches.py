@@ -1,8 +1,9 @@
 """What a batch is: the one convention by which data reaches a model, everywhere in the library.
 
-A loader yields batches. A batch is the inputs alone, a tuple or list ``(inputs, target, ...)``, or a mapping of keyword
-inputs in which ``"labels"``, ``"label"`` or ``"target"`` is the target. Inputs (and example inputs) are a tuple of
-positional arguments, a mapping of keyword arguments, or anything else: the single positional argument.
+A loader yields batches. A batch is the inputs alone, a tuple or list ``(inputs, target, ...)``, or
+a mapping of keyword inputs in which ``"labels"``, ``"label"`` or ``"target"`` is the target. Inputs
+(and example inputs) are a tuple of positional arguments, a mapping of keyword arguments, or
+anything else: the single positional argument.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ def split_batch(batch: Any) -> tuple[Any, Any | None]:
     Parameters
     ----------
     batch : object
-        A tuple or list is ``(inputs, target, ...)`` or ``(inputs,)``; a mapping holds keyword inputs and perhaps a
-        target (`TARGET_KEYS`); anything else is the inputs alone. A model with several positional inputs takes
-        ``((first, second), target)``.
+        A tuple or list is ``(inputs, target, ...)`` or ``(inputs,)``; a mapping holds keyword
+        inputs and perhaps a target (`TARGET_KEYS`); anything else is the inputs alone. A model with
+        several positional inputs takes ``((first, second), target)``.
 
     Returns
     -------
@@ -61,7 +62,7 @@ def split_batch(batch: Any) -> tuple[Any, Any | None]:
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """Call the model: a tuple holds positional arguments, a mapping keyword arguments, else it is the argument."""
+    """Call the model with a tuple's or mapping's items as its arguments, or the one argument."""
     if isinstance(inputs, tuple):
         return model(*inputs)
     if isinstance(inputs, Mapping):
@@ -77,9 +78,7 @@ def to_device(obj: Any, device: torch.device | str | None) -> Any:
         return obj.to(device)
     if isinstance(obj, Mapping):
         return {key: to_device(value, device) for key, value in obj.items()}
-    if isinstance(obj, tuple) and hasattr(
-        obj, "_fields"
-    ):  # a named tuple takes its fields one by one
+    if isinstance(obj, tuple) and hasattr(obj, "_fields"):  # a named tuple takes them one by one
         return type(obj)(*(to_device(value, device) for value in obj))
     if isinstance(obj, tuple):
         return tuple(to_device(value, device) for value in obj)
@@ -112,7 +111,7 @@ def tensors_of(obj: Any) -> list[Tensor]:
 
 
 def batch_size(inputs: Any) -> int:
-    """Return how many samples the inputs hold: the length of a list, else the first tensor's first dimension."""
+    """Return how many samples there are: a list's length, else the first tensor's first size."""
     if isinstance(inputs, list):
         return len(inputs)
     if isinstance(inputs, tuple) and inputs and isinstance(inputs[0], list):
@@ -147,6 +146,6 @@ def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:
         yield batch
     if empty:
         raise DataError(
-            f"{purpose} data is empty: there was no batch. Was the iterator used up before, or is the data set "
-            "smaller than the batch size with drop_last?"
+            f"{purpose} data is empty: there was no batch. Was the iterator used up before, or is "
+            "the data set smaller than the batch size with drop_last?"
         )

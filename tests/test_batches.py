@@ -1,0 +1,146 @@
+"""The one convention by which data reaches a model."""
+
+from __future__ import annotations
+
+from collections import UserDict, namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rankfold._batches import (
+    batch_size,
+    call_model,
+    iterate,
+    model_device,
+    split_batch,
+    tensors_of,
+    to_device,
+)
+from rankfold.errors import DataError
+
+X, Y, Z = torch.zeros(4, 2), torch.ones(4), torch.full((4, 3), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "inputs", "target"),
+    [
+        (X, X, None),
+        ((X,), X, None),
+        ([X], X, None),
+        ((X, Y), X, Y),
+        ([X, Y], X, Y),
+        ((X, Y, Z), X, Y),
+        (((X, Z), Y), (X, Z), Y),
+        (((X, Z),), (X, Z), None),
+        (([X, Z], Y), [X, Z], Y),
+        (({"a": X}, Y), {"a": X}, Y),
+        ({"a": X}, {"a": X}, None),
+        ({"a": X, "labels": Y}, {"a": X}, Y),
+        ({"a": X, "label": Y}, {"a": X}, Y),
+        ({"target": Y, "a": X, "b": Z}, {"a": X, "b": Z}, Y),
+        (UserDict({"a": X, "labels": Y}), {"a": X}, Y),
+    ],
+)
+def test_split_batch(batch: Any, inputs: Any, target: Any) -> None:
+    got_inputs, got_target = split_batch(batch)
+    assert type(got_inputs) is type(inputs)
+    assert same(got_inputs, inputs)
+    assert same(got_target, target)
+
+
+def test_same_tells_apart() -> None:
+    assert not same(X, Y)
+    assert not same((X, Y), (Y, X))
+    assert not same({"a": X}, {"b": X})
+    assert not same(X, None)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((), "empty tuple or list"),
+        ([], "empty tuple or list"),
+        ({"labels": Y}, "no inputs"),
+        ({"a": X, "labels": Y, "target": Y}, "several targets"),
+    ],
+)
+def test_split_batch_refuses(batch: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        split_batch(batch)
+
+
+class Echo(nn.Module):
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, kwargs
+
+
+def test_call_model() -> None:
+    model = Echo()
+    assert same(call_model(model, X), ((X,), {}))
+    assert same(call_model(model, (X, Y)), ((X, Y), {}))
+    assert same(call_model(model, [X, Y]), (([X, Y],), {}))
+    assert same(call_model(model, {"a": X}), ((), {"a": X}))
+    assert not same(call_model(model, (X, Y)), ((Y, X), {}))
+
+
+Pair = namedtuple("Pair", ["first", "second"])
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    extra: dict[str, Tensor]
+
+
+def test_to_device_reaches_every_tensor_and_nothing_else() -> None:
+    nested = {"a": [X, (Y, "text")], "b": Pair(Z, 3)}
+    moved = to_device(nested, "meta")
+    assert {t.device.type for t in tensors_of(moved)} == {"meta"}
+    assert isinstance(moved["b"], Pair)
+    assert moved["a"][1][1] == "text"
+    assert moved["b"].second == 3
+    assert {t.device.type for t in tensors_of(nested)} == {"cpu"}
+    assert to_device(nested, None) is nested
+
+
+def test_tensors_of() -> None:
+    assert same(tensors_of({"a": [X, (Y, None)], "b": Output(Z, {"c": X})}), [X, Y, Z, X])
+    assert tensors_of("text") == []
+
+
+def test_batch_size() -> None:
+    assert batch_size(X) == 4
+    assert batch_size({"a": X, "b": None}) == 4
+    assert batch_size((Z, X)) == 4
+    assert batch_size([torch.zeros(3, 8, 8), torch.zeros(3, 9, 9)]) == 2
+    assert batch_size(([torch.zeros(3, 8, 8)],)) == 1
+    assert batch_size(torch.tensor(1.0)) == 1
+
+
+def test_model_device() -> None:
+    assert model_device(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    assert model_device(nn.BatchNorm1d(2, affine=False)) == torch.device("cpu")
+    assert model_device(nn.ReLU()) is None
+
+
+def test_iterate() -> None:
+    assert list(iterate(iter([1, 2]), "test")) == [1, 2]
+    with pytest.raises(DataError, match="test data is empty"):
+        list(iterate([], "test"))
+    for wrong in (X, {"a": X}, "text", 3, None):
+        with pytest.raises(DataError, match="must be an iterable of batches"):
+            list(iterate(wrong, "test"))  # pyright: ignore[reportArgumentType]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested objects hold equal tensors and values in the same places."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
