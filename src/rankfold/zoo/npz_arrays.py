@@ -1,0 +1,97 @@
+"""Images from a NumPy ``.npz`` file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.npyio import NpzFile
+
+from rankfold.errors import DataError
+from rankfold.zoo.image_sets import ImageArray
+
+
+def npz_arrays(path: str, split: str) -> ImageArray:
+    """Return the images of a split from a ``.npz`` file.
+
+    Parameters
+    ----------
+    path : str
+        A file with arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``, or with ``x`` and ``y``
+        for all splits. Images are uint8 in [0, 255] or float as it goes into the normalisation,
+        ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with 1 or 3 channels; labels are whole
+        numbers ``(N,)``.
+    split : {"train", "test"}
+        Which images.
+
+    Raises
+    ------
+    DataError
+        If the file or an array is missing or has another form.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"there is no file {path!r}. Give it as 'npz:PATH'.")
+    try:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, NpzFile):
+            raise DataError(f"{path!r} is a single array, not an .npz file. Use numpy.savez.")
+        with archive:
+            names = (f"x_{split}", f"y_{split}")
+            if not set(names) <= set(archive.files):
+                names = ("x", "y")
+            if not set(names) <= set(archive.files):
+                raise DataError(
+                    f"{path!r} holds the arrays {', '.join(archive.files) or '(none)'}; expected "
+                    f"x_{split} and y_{split}, or x and y."
+                )
+            images, labels = archive[names[0]], archive[names[1]]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path!r} is not a whole .npz file of plain arrays: {error}. Save it again."
+        ) from error
+    return ImageArray(
+        torch.from_numpy(_images(images, f"{names[0]} of {path!r}")),
+        torch.from_numpy(_labels(labels, f"{names[1]} of {path!r}", len(images))),
+    )
+
+
+def _images(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype == np.uint8:
+        pixels = array
+    elif np.issubdtype(array.dtype, np.floating):
+        pixels = array.astype(np.float32)
+        if not np.isfinite(pixels).all():
+            raise DataError(f"{name} holds NaN or infinity. Remove these images.")
+    else:
+        raise DataError(f"{name} must be uint8 or float. Got {array.dtype} instead.")
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.ndim == 4:
+        first, last = pixels.shape[1] in (1, 3), pixels.shape[3] in (1, 3)
+        if first == last:
+            raise DataError(
+                f"{name} has the shape {array.shape}: which axis holds the 1 or 3 channels is not "
+                f"clear. Save it as (N, C, H, W) or (N, H, W, C), or write a data factory."
+            )
+        pixels = pixels if first else pixels.transpose(0, 3, 1, 2)
+    else:
+        raise DataError(f"{name} has the shape {array.shape}; images are (N, H, W) or 4-D.")
+    if pixels.size == 0:
+        raise DataError(f"{name} is empty: its shape is {array.shape}.")
+    return np.ascontiguousarray(pixels)
+
+
+def _labels(array: np.ndarray, name: str, count: int) -> np.ndarray:
+    if array.shape not in ((count,), (count, 1)):
+        raise DataError(f"{name} has the shape {array.shape}; {count} images need ({count},).")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DataError(f"{name} must hold whole numbers. Got {array.dtype} instead.")
+    labels = array.reshape(count).astype(np.int64)
+    if labels.min() < 0:
+        raise DataError(f"{name} holds the negative label {labels.min()}. Labels start at 0.")
+    return labels
