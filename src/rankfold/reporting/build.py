@@ -1,0 +1,176 @@
+"""A report from what the other stages hand over."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from rankfold.errors import BudgetError, ConfigError, PlanMismatch, UnknownNameError
+from rankfold.records import Bound, Budget, Cost, Inventory, LayerInfo, Plan, Provenance
+from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue
+from rankfold.reporting.report import Report
+
+
+def build_report(
+    inventory: Inventory,
+    plan: Plan,
+    after: Cost,
+    layer_costs: Mapping[str, Cost],
+    metrics: Sequence[MetricValue] = (),
+    history: Sequence[EpochRow] = (),
+    notes: Sequence[str] = (),
+    disk_bytes: int | None = None,
+    measured_errors: Mapping[str, float] | None = None,
+    model_name: str = "",
+    latency: tuple[float, float] | None = None,
+    timings: Mapping[str, float] | None = None,
+    *,
+    budget: Budget | None = None,
+) -> Report:
+    """Return the report of one compression.
+
+    Parameters
+    ----------
+    inventory : Inventory
+        Of the dense model.
+    plan : Plan
+        What was applied.
+    after : Cost
+        Of the whole compressed model.
+    layer_costs : mapping of str to Cost
+        The cost of each factored layer as it is now, by layer name.
+    metrics : sequence of MetricValue
+        The most important one first.
+    history : sequence of EpochRow
+        Fine-tuning, epoch by epoch.
+    notes : sequence of str
+        Notes and warnings for the user.
+    disk_bytes : int or None
+        Size of the saved artefact.
+    measured_errors : mapping of str to float
+        Relative error of each factored layer as measured, 0..1.
+    model_name : str
+        Title of the report.
+    latency : (float, float) or None
+        Measured milliseconds of one forward pass, dense and compressed.
+    timings : mapping of str to float
+        Wall-clock seconds by stage, in order.
+    budget : Budget or None
+        The budget to hold the result against; None reads it from the plan's provenance. Bounds
+        that are on no cost, such as one on accuracy, are shown without a verdict.
+
+    Raises
+    ------
+    PlanMismatch
+        If the plan names a layer that the inventory does not have.
+    ConfigError
+        If a factored layer has no cost.
+    """
+    known = {layer.name for layer in inventory}
+    foreign = [name for name in plan.layers if name not in known]
+    if foreign:
+        raise PlanMismatch(
+            f"the plan's layer {foreign[0]!r} is not in the inventory ({len(foreign)} such); "
+            "build the report with the inventory of the model that the plan was made for."
+        )
+    measured = measured_errors or {}
+    return Report(
+        model_name=model_name,
+        coverage=inventory.summary(),
+        example=inventory.example,
+        before=inventory.total,
+        after=after,
+        layers=tuple(_row(layer, inventory, plan, layer_costs, measured) for layer in inventory),
+        others=inventory.others,
+        disk_bytes=disk_bytes,
+        latency=None if latency is None else (float(latency[0]), float(latency[1])),
+        metrics=tuple(metrics),
+        bounds=_bounds(plan.provenance, budget, after, inventory.total),
+        provenance=_plain(plan.provenance),
+        notes=tuple(notes),
+        history=tuple(history),
+        timings=dict(timings or {}),
+        created=datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
+    )
+
+
+def _row(
+    layer: LayerInfo,
+    inventory: Inventory,
+    plan: Plan,
+    layer_costs: Mapping[str, Cost],
+    measured: Mapping[str, float],
+) -> LayerRow:
+    before = inventory.costs.get(layer.name, Cost())
+    choice = plan.layers.get(layer.name)
+    if choice is None or choice.method is None:
+        planned = choice.reason if choice is not None else None
+        return LayerRow(
+            name=layer.name,
+            layer=layer.describe(),
+            before=before,
+            after=layer_costs.get(layer.name, before),
+            reason=planned or layer.skip or "not in the plan",
+            note=layer_note(layer),
+        )
+    if layer.name not in layer_costs:
+        raise ConfigError(
+            f"layer_costs must hold every factored layer. Got none for {layer.name!r} instead."
+        )
+    return LayerRow(
+        name=layer.name,
+        layer=layer.describe(),
+        before=before,
+        after=layer_costs[layer.name],
+        method=choice.method,
+        ranks=choice.ranks,
+        error=choice.error,
+        measured_error=measured.get(layer.name),
+        reason=choice.reason,
+        note=layer_note(layer),
+    )
+
+
+def layer_note(layer: LayerInfo) -> str | None:
+    """Return a layer's own note, where else it is used, and what it is tied to."""
+    parts = [layer.note] if layer.note else []
+    if layer.aliases:
+        parts.append(f"also used as {', '.join(layer.aliases)}")
+    if layer.ties:
+        parts.append(f"weight tied to {', '.join(layer.ties)}")
+    return "; ".join(parts) or None
+
+
+def _bounds(
+    provenance: Provenance, budget: Budget | None, cost: Cost, dense: Cost
+) -> tuple[BoundRow, ...]:
+    if budget is not None:
+        return tuple(_bound(bound, cost, dense) for bound in budget.bounds)
+    rows: list[BoundRow] = []
+    for text in filter(None, map(str.strip, re.split(r"[,;]", provenance.budget or ""))):
+        try:
+            rows += [_bound(bound, cost, dense) for bound in Budget.parse(text).bounds]
+        except (BudgetError, UnknownNameError):
+            # On something else than a cost, such as accuracy: shown, with the verdict "unknown".
+            rows.append(BoundRow(resource=re.split(r"[<=/ ]", text)[0], text=text))
+    return tuple(rows)
+
+
+def _bound(bound: Bound, cost: Cost, dense: Cost) -> BoundRow:
+    return BoundRow(
+        resource=bound.resource,
+        text=str(bound),
+        limit=bound.limit(dense),
+        value=cost.get(bound.resource),
+        dense=dense.get(bound.resource),
+    )
+
+
+def _plain(provenance: Provenance) -> Provenance:
+    """Return the provenance as JSON gives it back, so that a reloaded report equals the first."""
+    config = json.loads(json.dumps(dict(provenance.config), default=str))
+    versions = {str(k): str(v) for k, v in provenance.versions.items()}
+    return replace(provenance, config=config, versions=versions, methods=tuple(provenance.methods))

@@ -1,0 +1,77 @@
+"""What `inspect` found: the coverage line, then every layer and whether it is compressible."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rankfold.records import Cost, Inventory, LayerInfo
+from rankfold.reporting import words
+from rankfold.reporting.build import layer_note
+from rankfold.reporting.markdown import code, table, text
+from rankfold.reporting.summary import other_groups, other_text
+from rankfold.reporting.terminal import make_table, short
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HEADS = ("layer", "", ">params", ">share", ">MACs", ">share", ">calls", "verdict")
+
+
+def inventory_table(inventory: Inventory, console: Console | None = None) -> None:
+    """Print an inventory; `console` is rich's, by default one on standard output."""
+    from rich.console import Console
+    from rich.text import Text
+
+    out = console or Console()
+    out.print(Text(inventory.summary(), style="bold"))
+    if inventory.example:
+        out.print(Text(f"example input: {inventory.example}", style="dim"))
+    rows = [
+        (
+            layer.name or "(the model)",
+            short(layer.describe()),
+            *_row(inventory, layer, words.compact),
+        )
+        for layer in inventory
+    ]
+    footer = ("total", "", *_total(inventory, words.compact))
+    out.print(make_table("", HEADS, rows, footer))
+    for group in other_groups(inventory.others):
+        out.print(Text(f"other: {other_text(group)}", style="dim"))
+
+
+def inventory_markdown(inventory: Inventory) -> str:
+    """Return an inventory as GitHub-flavoured Markdown, with exact numbers."""
+    rows: list[list[str]] = []
+    for layer in inventory:
+        *numbers, verdict = _row(inventory, layer, words.count)
+        name = code(layer.name or "(the model)")
+        rows.append([name, text(layer.describe()), *numbers, text(verdict)])
+    rows.append(["**total**", "", *_total(inventory, words.count)])
+    lines = [f"**{text(inventory.summary())}**", ""]
+    if inventory.example:
+        lines += [f"Example input: {text(inventory.example)}", ""]
+    lines += table(HEADS, rows)
+    lines += [f"- {text(other_text(group))}" for group in other_groups(inventory.others)]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _row(inventory: Inventory, layer: LayerInfo, show: words.Show) -> list[str]:
+    cost, total = inventory.costs.get(layer.name, Cost()), inventory.total
+    return [
+        show(cost.params),
+        _share(cost.params, total.params),
+        show(cost.macs),
+        _share(cost.macs, total.macs),
+        str(sum(call.count for call in layer.calls)),
+        "; ".join(part for part in (layer.skip or "compressible", layer_note(layer)) if part),
+    ]
+
+
+def _total(inventory: Inventory, show: words.Show) -> list[str]:
+    total = inventory.total
+    return [show(total.params), "", show(total.macs), "", "", ""]
+
+
+def _share(part: float, whole: float) -> str:
+    return words.percent(part / whole) if whole else words.NONE

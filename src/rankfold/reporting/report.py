@@ -1,0 +1,120 @@
+"""The report: one record, shown in the terminal, as Markdown, JSON or one HTML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rankfold._files import write_text
+from rankfold.errors import ConfigError, CorruptArtifact
+from rankfold.reporting.codec import decode, encode
+from rankfold.reporting.html import to_html
+from rankfold.reporting.markdown import to_markdown
+from rankfold.reporting.record import ReportRecord
+from rankfold.reporting.terminal import print_report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FORMAT = "rankfold-report"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(ReportRecord):
+    """What a compression did: before and after, layer by layer, and where it comes from.
+
+    The fields are those of `ReportRecord`; `build_report` fills them.
+    """
+
+    def to_html(self) -> str:
+        """Return one HTML document that needs nothing else: no network, no script, no font."""
+        return to_html(self)
+
+    def to_markdown(self) -> str:
+        """Return the report as GitHub-flavoured Markdown."""
+        return to_markdown(self)
+
+    def to_json(self) -> str:
+        """Return the report as JSON text; `from_json` reads it back without loss."""
+        data = {"format": FORMAT, "version": VERSION, **encode(self)}
+        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def print(self, console: Console | None = None) -> None:
+        """Print the report; `console` is rich's, by default one on standard output."""
+        print_report(self, console)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report to a file, whole or not at all, in the form that the suffix names.
+
+        Parameters
+        ----------
+        path : str or Path
+            Ends in ``.html``, ``.md`` or ``.json``.
+
+        Raises
+        ------
+        ConfigError
+            If the suffix is another one.
+        RankfoldError
+            If the file cannot be written.
+        """
+        writers = {".html": self.to_html, ".md": self.to_markdown, ".json": self.to_json}
+        suffix = Path(path).suffix.lower()
+        if suffix not in writers:
+            raise ConfigError(
+                f"the suffix of a report must be one of {', '.join(writers)}. "
+                f"Got {str(path)!r} instead."
+            )
+        return write_text(path, writers[suffix]())
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "report") -> Report:
+        """Read a report from JSON text.
+
+        Raises
+        ------
+        CorruptArtifact
+            If the text is no JSON, no report, of a newer version, or has a malformed field.
+        """
+        try:
+            data = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise CorruptArtifact(
+                f"{source} is not valid JSON: {error}. Was it edited or truncated?"
+            ) from error
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise CorruptArtifact(
+                f"{source} is not a rankfold report (its 'format' is not {FORMAT!r})."
+            )
+        version = data.get("version")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise CorruptArtifact(f"{source} has no valid version. Got {version!r} instead.")
+        if version > VERSION:
+            raise CorruptArtifact(
+                f"{source} has report version {version}; this rankfold reads up to {VERSION}. "
+                "Upgrade rankfold."
+            )
+        return decode(cls, data, source)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Read a report from a JSON file, or from an artefact folder that holds a ``report.json``.
+
+        Raises
+        ------
+        CorruptArtifact
+            If there is no such file, or it cannot be read.
+        """
+        path = Path(path)
+        file = path / "report.json" if path.is_dir() else path
+        try:
+            text = file.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise CorruptArtifact(f"there is no report at {str(file)!r}.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise CorruptArtifact(f"the report {str(file)!r} cannot be read: {error}.") from error
+        return cls.from_json(text, source=str(file))

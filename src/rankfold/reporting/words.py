@@ -1,0 +1,136 @@
+"""Numbers in words: the same in the terminal, in Markdown and in HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from rankfold.reporting.record import MetricValue
+
+Show = Callable[[float], str]
+"""Writes one kind of number."""
+
+NONE = "–"
+"""Shown where a number is not known."""
+
+
+def count(n: float) -> str:
+    """Return a whole number with thousands separators: ``1,180,160``."""
+    return f"{n:,.0f}"
+
+
+def compact(n: float) -> str:
+    """Return a number with three significant digits and a decimal suffix: ``1.18M``."""
+    for suffix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(n) >= size * 0.9995:
+            return _three_digits(n / size) + suffix
+    return f"{n:.0f}" if n == int(n) else _three_digits(n)
+
+
+def tick(n: float) -> str:
+    """Return a round number at an axis: ``2.5M``."""
+    text = compact(n)
+    digits = text.rstrip("kMGT")
+    bare = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return bare + text[len(digits) :]
+
+
+def size(n: float) -> str:
+    """Return bytes in binary units: ``1.06 MiB``."""
+    for suffix, unit in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(n) >= unit:
+            return f"{_three_digits(n / unit)} {suffix}"
+    return f"{n:.0f} B"
+
+
+def milliseconds(ms: float) -> str:
+    """Return a duration measured in milliseconds: ``12.3 ms``."""
+    return f"{_three_digits(ms)} ms"
+
+
+def seconds(s: float) -> str:
+    """Return a duration measured in seconds: ``4.2 s``, ``75 s``, ``12 min 05 s``."""
+    if s < 100:
+        return f"{s:.2g} s" if s < 10 else f"{s:.0f} s"
+    hours, rest = divmod(round(s), 3600)
+    if hours:
+        return f"{hours} h {rest // 60:02d} min"
+    return f"{rest // 60} min {rest % 60:02d} s"
+
+
+def percent(share: float) -> str:
+    """Return a share 0..1 in per cent: ``75 %``, ``72.3 %``; never all where a rest is left."""
+    if not math.isfinite(share):
+        return NONE
+    value = 100 * share
+    if 0 < value < 0.05:
+        return "<0.1 %"
+    if 99.95 <= value < 100:
+        return ">99.9 %"
+    return f"{value:.1f}".removesuffix(".0") + " %"
+
+
+def ratio(before: float, after: float) -> str:
+    """Return the compression ratio, original over compressed: ``4.0x``."""
+    if after <= 0 or not math.isfinite(before / after):
+        return NONE
+    value = before / after
+    return f"{value:.1f}x" if value < 100 else f"{value:.0f}x"
+
+
+def reduction(before: float, after: float) -> str:
+    """Return one minus compressed over original: ``75 %``; a growth is ``12 % more``."""
+    if before <= 0:
+        return NONE
+    saved = 1 - after / before
+    return percent(saved) if saved >= 0 else f"{percent(-saved)} more"
+
+
+def rate(value: float | None) -> str:
+    """Return a learning rate: ``0.05``, ``0.000125``."""
+    return NONE if value is None else f"{value:.3g}"
+
+
+def error(value: float | None) -> str:
+    """Return a relative error, 0..1, with three decimals."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
+
+
+def number(value: float | None) -> str:
+    """Return any other number with four significant digits."""
+    return NONE if value is None else f"{value:#.4g}".removesuffix(".")
+
+
+def metric(of: MetricValue, value: float | None) -> str:
+    """Return a value of a metric, fractions in per cent: ``91.73 %``."""
+    if value is None:
+        return NONE
+    return f"{100 * value:.2f} %" if of.in_percent else number(value)
+
+
+def metric_change(of: MetricValue) -> str:
+    """Return final minus dense with its sign, fractions in points: ``-0.53 points``."""
+    if of.change is None:
+        return NONE
+    if not of.in_percent:
+        return f"{of.change:+.4g}"
+    text = f"{100 * of.change:+.2f}"
+    return f"{'0.00' if text in ('-0.00', '+0.00') else text} points"
+
+
+def ranks(values: tuple[int, ...]) -> str:
+    """Return ranks as they are written: ``(64, 32)``; a single one without brackets."""
+    return str(values[0]) if len(values) == 1 else f"({', '.join(map(str, values))})"
+
+
+def _three_digits(x: float) -> str:
+    """Never in exponent form; trailing zeros are kept, so that widths are steady."""
+    if x == 0 or not math.isfinite(x):
+        return f"{x:.0f}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(x)) + 1e-12))
+    text = f"{x:.{decimals}f}"
+    digits = len(text.lstrip("-0.").replace(".", ""))
+    # 9.996 has become 10.00: one digit too many.
+    return f"{x:.{decimals - 1}f}" if decimals and digits > 3 else text
