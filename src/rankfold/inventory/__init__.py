@@ -1,0 +1,14 @@
+"""Model in, layers out: what there is to compress, found by hooks on an example input."""
+
+from rankfold.inventory.quiet import call_example as call_example
+from rankfold.inventory.quiet import describe as describe
+from rankfold.inventory.quiet import fused_attention_off as fused_attention_off
+from rankfold.inventory.quiet import on_device_of as on_device_of
+from rankfold.inventory.quiet import run_example as run_example
+from rankfold.inventory.quiet import undisturbed as undisturbed
+from rankfold.inventory.static import check_model as check_model
+from rankfold.inventory.static import static_inventory as static_inventory
+from rankfold.inventory.survey import inspect as inspect
+from rankfold.inventory.weights import find_layer as find_layer
+from rankfold.inventory.weights import layer_bias as layer_bias
+from rankfold.inventory.weights import layer_weight as layer_weight

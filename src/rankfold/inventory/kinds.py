@@ -1,0 +1,155 @@
+"""What a module is to rankfold: a layer, an attention, or something else that owns parameters."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+STOCK: tuple[type[nn.Module], ...] = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+ROLES = ("q_proj", "k_proj", "v_proj", "out_proj")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_HOOKED = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+_OVERRIDES = ("forward", "_conv_forward", "_output_padding", "__call__")
+_REASONS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
+    ((nn.Embedding, nn.EmbeddingBag), "embedding"),
+    ((nn.RNNBase, nn.RNNCellBase), "recurrent"),
+    ((nn.PReLU,), "activation"),
+    ((nn.Bilinear,), "bilinear"),
+)
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Return the module's class; the one before, where a parametrisation has put another in."""
+    return parametrize.type_before_parametrizations(module)
+
+
+def stock_base(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class of torch that makes a module a layer, or None if it is no layer."""
+    cls = original_class(module)
+    return next((base for base in STOCK if issubclass(cls, base)), None)
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module computes what ``nn.MultiheadAttention`` does."""
+    return (
+        isinstance(module, nn.MultiheadAttention)
+        and own_forward(module, nn.MultiheadAttention) is None
+    )
+
+
+def own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
+    """Return in words how a module's computation differs from its base class's; None if not."""
+    cls = original_class(module)
+    if any(getattr(cls, name, None) is not getattr(base, name, None) for name in _OVERRIDES):
+        return f"{cls.__name__} has its own forward"
+    if any(name in vars(module) for name in _OVERRIDES):
+        return "its forward was replaced on this one instance"
+    return None
+
+
+def weight_hook(module: nn.Module, name: str) -> Any | None:
+    """Return the pre-hook that computes a weight before each call (the older norms, pruning)."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, _HOOKED) and _hook_target(hook) == name:
+            return hook
+    return None
+
+
+def _hook_target(hook: Any) -> str:
+    return hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name
+
+
+def reparametrization(module: nn.Module, name: str = "weight") -> str | None:
+    """Return the name of what computes a weight from other tensors, such as ``weight_norm``."""
+    hook = weight_hook(module, name)
+    if isinstance(hook, prune.BasePruningMethod):
+        return "the pruning mask"
+    if hook is not None:
+        return _snake(type(hook).__name__)
+    if parametrize.is_parametrized(module, name):
+        steps = getattr(module.parametrizations, name)
+        return ", ".join(_snake(type(step).__name__) for step in steps)
+    return None
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("_")).lower()
+
+
+def stored_parameters(module: nn.Module, name: str = "weight") -> dict[str, Tensor]:
+    """Return the parameters that a weight is made of, by their names in the module."""
+    if parametrize.is_parametrized(module, name):
+        inner = getattr(module.parametrizations, name)
+        return {f"parametrizations.{name}.{k}": p for k, p in inner.named_parameters()}
+    suffixes = ("_g", "_v", "_orig") if weight_hook(module, name) is not None else ("",)
+    own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    return {name + s: own[name + s] for s in suffixes if name + s in own}
+
+
+def own_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters that a module holds itself, those of its parametrisations included."""
+    own: dict[str, Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    if parametrize.is_parametrized(module):
+        inner = module.parametrizations
+        assert isinstance(inner, nn.Module)
+        own.update((f"parametrizations.{k}", p) for k, p in inner.named_parameters())
+    return own
+
+
+def is_lazy(tensor: Tensor | None) -> bool:
+    """Whether a parameter or buffer waits for its first input to get a shape."""
+    return tensor is not None and nn.parameter.is_lazy(tensor)
+
+
+def weight_fault(weight: Tensor) -> str | None:
+    """Return why a stored weight cannot be factored, whatever layer it belongs to."""
+    if is_lazy(weight):
+        return "lazy module, not initialised; run the model once before compressing it"
+    if type(weight) not in (Tensor, nn.Parameter):
+        return f"its weight is a {type(weight).__name__}, no plain tensor (quantised or sharded)"
+    if weight.dtype not in _FLOATS:
+        return f"its weight has dtype {dtype_name(weight)}"
+    if weight.layout != torch.strided:
+        return f"its weight has layout {weight.layout}"
+    return None
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Return a tensor's data type as in ``"float32"``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def other_reason(module: nn.Module) -> str:
+    """Return why a module that owns parameters and is no layer stays as it is."""
+    cls = original_class(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "TorchScript module"
+    for classes, reason in _REASONS:
+        if issubclass(cls, classes):
+            return reason
+    if issubclass(cls, nn.MultiheadAttention):
+        if is_attention(module):
+            return "added key and value of the attention"
+        return own_forward(module, nn.MultiheadAttention) or "attention"
+    if stock_base(module) is not None:
+        return "parameters beside weight and bias"
+    if "Norm" in cls.__name__:
+        return "normalisation"
+    if cls.__module__.startswith(("torch.ao.nn", "torchao.")):
+        return "quantised"
+    return "holds its own parameters"

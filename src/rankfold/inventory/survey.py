@@ -1,0 +1,168 @@
+"""The verb `inspect`: run a model once on an example input and list its layers."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rankfold.errors import ModelError, RankfoldWarning
+from rankfold.inventory.kinds import is_lazy
+from rankfold.inventory.quiet import call_example, describe, undisturbed
+from rankfold.inventory.select import Selector, exclusions
+from rankfold.inventory.sharing import stored_bytes, stored_params
+from rankfold.inventory.static import Entry, check_model, scan, walk
+from rankfold.inventory.watch import Usage
+from rankfold.records import Cost, Inventory, LayerInfo
+from rankfold.records.dense import dense_cost
+
+
+def inspect(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    include: Selector = None,
+    exclude: Selector = None,
+    keep_first_last: bool = False,
+) -> Inventory:
+    """List a model's layers: shapes, cost, and whether each can be compressed or why not.
+
+    The model runs once on the example input, in eval mode and without gradients, watched by hooks
+    and not traced; afterwards it is as it was. A model with lazy modules is copied first.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model.
+    example_input : object
+        A tuple holds positional arguments, a mapping keyword arguments; anything else is the one
+        argument.
+    include, exclude : str, type, list of these, or None
+        Consider only, or leave out, these layers: shell patterns of names, ``re:`` and a regular
+        expression, or module classes.
+    keep_first_last : bool
+        Leave the first convolution executed (the first layer, if there is no convolution) and the
+        last layer executed as they are.
+
+    Returns
+    -------
+    Inventory
+        Its `summary` is the share of parameters and MACs that can be compressed.
+
+    Raises
+    ------
+    ModelError
+        If the model is wrapped or has no weights yet (meta device), or cannot run on the example
+        input.
+    NoMatchingLayer
+        If a pattern or type selects no layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> inspect(net, torch.zeros(1, 8), exclude="2").summary()
+    'compressible: 78% of parameters, 80% of MACs (1 of 2 layers)'
+    """
+    check_model(model)
+    _check_not_meta(model)
+    lazy = {path for module, paths in walk(model) if _is_lazy(module) for path in paths}
+    if lazy:
+        # The first run gives lazy modules their shapes, which must not happen to the user's model.
+        model = copy.deepcopy(model)
+        with undisturbed(model):
+            call_example(model, example_input)
+    found = scan(model)
+    out = exclusions(found.entries, include, exclude)
+    usage = Usage(found.entries)
+    flops = _run(model, example_input, usage)
+    kept = _first_and_last(found.entries, usage) if keep_first_last else {}
+    layers = tuple(
+        _finished(entry.info, usage, i, lazy, [out.get(entry.info.name), kept.get(i)])
+        for i, entry in enumerate(found.entries)
+    )
+    costs = {layer.name: dense_cost(layer) for layer in layers}
+    listed = sum(costs.values(), Cost())
+    return Inventory(
+        layers=layers,
+        others=found.others,
+        total=Cost(
+            params=stored_params(model),
+            # The counter knows no matrix-vector products, the sum over layers no other operation.
+            macs=max(flops // 2, listed.macs),
+            fm=listed.fm,
+            weight_bytes=stored_bytes(model),
+        ),
+        costs=costs,
+        example=describe(example_input),
+    )
+
+
+def _check_not_meta(model: nn.Module) -> None:
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name!r} is on the meta device and has no values. Load the model's weights first."
+            )
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
+    return any(is_lazy(tensor) for tensor in own)
+
+
+def _run(model: nn.Module, example_input: Any, usage: Usage) -> int:
+    """Run the model once, watched; return the floating-point operations of all its operations."""
+    with undisturbed(model), usage.watching():
+        try:
+            with FlopCounterMode(display=False) as counter:
+                call_example(model, example_input)
+            return counter.get_total_flops()
+        except ModelError as error:
+            # Was it the model or the counter? Only a run without the counter can tell.
+            usage.clear()
+            call_example(model, example_input)
+            warnings.warn(
+                "the operations of the model could not be counted, so its MACs are the sum over "
+                f"its layers: {error.__cause__}",
+                RankfoldWarning,
+                stacklevel=3,
+            )
+            return 0
+
+
+def _first_and_last(entries: Sequence[Entry], usage: Usage) -> dict[int, str]:
+    order = usage.sequence
+    if not order:
+        return {}
+    first = next((i for i in order if entries[i].info.kind == "conv"), order[0])
+    return {order[-1]: "kept: last layer", first: "kept: first layer"}
+
+
+def _finished(
+    info: LayerInfo, usage: Usage, entry: int, lazy: set[str], asked: Sequence[str | None]
+) -> LayerInfo:
+    """Add to a layer what the run has shown and what the user has asked for."""
+    calls = usage.calls(entry)
+    elsewhere = entry in usage.used_elsewhere
+    skip = info.skip
+    notes = [info.note]
+    if info.name in lazy:
+        skip = skip or "lazy module, not initialised; run the model once before compressing it"
+    if entry in usage.with_output_size:
+        skip = skip or "it is called with output_size, which factors could not follow"
+    if elsewhere and not calls:
+        skip = skip or "its weight is used without calling the layer (fused or functional code)"
+    elif elsewhere:
+        notes.append("its weight is also used outside the layer, where it stays full")
+    elif not calls:
+        notes.append("not called on the example input; factored by its weight alone")
+    skip = skip or next((reason for reason in asked if reason), None)
+    note = "; ".join(n for n in notes if n) or None
+    return replace(info, calls=calls, skip=skip, note=note if skip is None else None)

@@ -1,0 +1,126 @@
+"""Weights of layers by name: what a layer computes with, however it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from rankfold.errors import NoMatchingLayer
+from rankfold.inventory.kinds import ROLES, is_attention, weight_hook
+
+
+def layer_weight(model: nn.Module, name: str) -> Tensor:
+    """Return a layer's effective weight.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    name : str
+        A layer's name as `inspect` lists it (or an alias); the projections of an
+        ``nn.MultiheadAttention`` included.
+
+    Returns
+    -------
+    Tensor
+        In torch's layout, detached. Where a parametrisation (weight or spectral norm, a pruning
+        mask) computes the weight, what it computes in eval mode; power iterations do not advance.
+        Otherwise the parameter's own memory, not a copy.
+
+    Raises
+    ------
+    NoMatchingLayer
+        If the model has no such layer.
+    """
+    module, role = find_layer(model, name)
+    with torch.no_grad():
+        weight = effective(module, "weight") if role is None else projection(module, role)[0]
+    if not isinstance(weight, Tensor):
+        raise NoMatchingLayer(f"{name!r} is no layer: {type(module).__name__} has no weight.")
+    return weight.detach()
+
+
+def layer_bias(model: nn.Module, name: str) -> Tensor | None:
+    """Return a layer's effective bias, detached; None if it has none. See `layer_weight`."""
+    module, role = find_layer(model, name)
+    with torch.no_grad():
+        bias = effective(module, "bias") if role is None else projection(module, role)[1]
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def find_layer(model: nn.Module, name: str) -> tuple[nn.Module, str | None]:
+    """Return the module of a layer; for a projection, its attention and which projection it is.
+
+    Raises
+    ------
+    NoMatchingLayer
+        If there is no module of this name.
+    """
+    parent, _, last = name.rpartition(".")
+    if last in ROLES:
+        attention = _submodule(model, parent)
+        if attention is not None and is_attention(attention):
+            return attention, last
+    module = _submodule(model, name)
+    if module is None:
+        near = get_close_matches(name, [n for n, _ in model.named_modules()], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise NoMatchingLayer(f"the model has no layer {name!r}.{hint}")
+    return module, None
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def projection(attention: nn.Module, role: str) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of one of `ROLES` of an ``nn.MultiheadAttention``."""
+    mha: Any = attention
+    if role == "out_proj":
+        return effective(mha.out_proj, "weight"), effective(mha.out_proj, "bias")
+    size = mha.embed_dim
+    start = ROLES.index(role) * size
+    if mha._qkv_same_embed_dim:
+        weight = effective(mha, "in_proj_weight")[start : start + size]
+    else:
+        weight = effective(mha, f"{role}_weight")
+    bias = effective(mha, "in_proj_bias")
+    return weight, bias if bias is None else bias[start : start + size]
+
+
+def effective(module: nn.Module, name: str) -> Any:
+    """Return a tensor of a module as its forward sees it in eval mode."""
+    hook = weight_hook(module, name)
+    if isinstance(hook, SpectralNorm):
+        return hook.compute_weight(module, do_power_iteration=False)
+    if isinstance(hook, prune.BasePruningMethod):
+        return hook.apply_mask(module)
+    if hook is not None:
+        return hook.compute_weight(module)
+    if parametrize.is_parametrized(module, name):
+        with _in_eval(getattr(module.parametrizations, name)):
+            return getattr(module, name)
+    return getattr(module, name, None)
+
+
+@contextmanager
+def _in_eval(module: nn.Module) -> Iterator[None]:
+    """Spectral norm advances its power iteration whenever it is read in training mode."""
+    flags = [(m, m.training) for m in module.modules()]
+    try:
+        for m, _ in flags:
+            m.training = False
+        yield
+    finally:
+        for m, training in flags:
+            m.training = training
