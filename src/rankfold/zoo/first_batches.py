@@ -7,16 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from rankfold.errors import DataError
+from rankfold._batches import batch_size, iterate, split_batch
 
 
 class FirstBatches:
-    """The first `limit` samples of a loader; the last batch is cut.
+    """The first samples of a loader; the last batch is cut.
 
     Parameters
     ----------
     loader : iterable
-        Of tensors, or of tuples, lists or dicts of tensors, with the samples along the first axis.
+        Of batches: inputs, ``(inputs, target, ...)`` or a mapping of keyword inputs, with the
+        samples along the first axis of every tensor and in every list.
     limit : int
         Number of samples.
     """
@@ -27,33 +28,31 @@ class FirstBatches:
 
     def __iter__(self) -> Iterator[Any]:
         left = self.limit
-        for batch in self.loader:
-            count = _count(batch)
-            yield batch if count <= left else _cut(batch, left)
+        for batch in iterate(self.loader, "the factory's"):
+            count = batch_size(split_batch(batch)[0])
+            yield batch if count <= left else _cut_batch(batch, left)
             left -= count
             if left <= 0:
                 return
 
 
-def _count(batch: Any) -> int:
-    if isinstance(batch, Tensor):
-        return len(batch)
-    parts = batch.values() if isinstance(batch, Mapping) else batch
-    if isinstance(parts, Iterable):
-        for part in parts:
-            if isinstance(part, Tensor | tuple | list | Mapping):
-                return _count(part)
-    raise DataError(
-        f"limit counts samples along the first axis of tensors; a batch of "
-        f"{type(batch).__name__} has none. Leave limit out and let the factory cut its data."
-    )
+def _cut_batch(batch: Any, count: int) -> Any:
+    if isinstance(
+        batch, list
+    ):  # here a list is (inputs, target, ...), further inside it is samples
+        return [_cut(part, count) for part in batch]
+    return _cut(batch, count)
 
 
-def _cut(batch: Any, count: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[:count]
-    if isinstance(batch, Mapping):
-        return {key: _cut(value, count) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(_cut(value, count) for value in batch)
-    return batch
+def _cut(part: Any, count: int) -> Any:
+    if isinstance(part, Tensor):
+        return part[:count] if part.ndim else part
+    if isinstance(part, list):
+        return part[:count]
+    if isinstance(part, Mapping):
+        return {key: _cut(value, count) for key, value in part.items()}
+    if isinstance(part, tuple) and hasattr(part, "_fields"):  # a named tuple takes them one by one
+        return type(part)(*(_cut(value, count) for value in part))
+    if isinstance(part, tuple):
+        return tuple(_cut(value, count) for value in part)
+    return part
