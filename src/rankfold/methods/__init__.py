@@ -16,3 +16,4 @@ from rankfold.methods._base import check_supported as check_supported
 from rankfold.methods._base import get as get
 from rankfold.methods._base import prepare as prepare
 from rankfold.methods._base import registry as registry
+from rankfold.methods._base import to_canonical as to_canonical

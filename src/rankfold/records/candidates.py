@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rankfold.records.cost import Cost
 from rankfold.records.layer import Ranks
@@ -17,6 +18,8 @@ class Candidate:
     ----------
     cost : Cost
         Of the factored layer, on the example input.
+    options : mapping
+        Options of the method, by name.
     error : float
         Predicted relative error, 0..1: Frobenius norm of the weight's error over the weight's norm, or of the layer's
         output where calibration data was given.
@@ -27,6 +30,7 @@ class Candidate:
     ranks: Ranks
     cost: Cost
     error: float
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

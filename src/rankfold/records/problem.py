@@ -27,6 +27,10 @@ class Problem:
         The one seed for everything random.
     methods : tuple of str
         The methods that may be used.
+    options : mapping of str to mapping
+        Options of methods, by method name.
+    rank_multiple : int
+        Ranks are to be multiples of this.
     weight : callable
         ``weight(layer_name)`` returns the layer's weight in torch's layout, detached.
     apply, finetune, evaluate : callable or None
@@ -39,7 +43,8 @@ class Problem:
     budget: Budget | None = None
     seed: int = 0
     methods: tuple[str, ...] = ()
-    keep: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rank_multiple: int = 1
     apply: Callable[..., Any] | None = None
     finetune: Callable[..., Any] | None = None
     evaluate: Callable[..., float] | None = None

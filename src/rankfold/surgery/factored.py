@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import singledispatch
@@ -65,13 +64,6 @@ class Factored(nn.Sequential):
         self.info = info
         self.choice = choice
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Factored:
-        # nn.Sequential's own __getitem__-based helpers call type(self)(OrderedDict); copying must not.
-        new = self.__class__.__new__(self.__class__)
-        memo[id(self)] = new
-        new.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
-        return new
-
     @property
     def bias(self) -> nn.Parameter | None:
         """The bias vector ``(out,)``, on the last stage."""
@@ -100,10 +92,6 @@ class Factored(nn.Sequential):
 class FactoredLinear(Factored):
     """A factored ``nn.Linear``, for any number of leading dimensions."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Map ``(..., in)`` to ``(..., out)``."""
-        return super().forward(input).reshape(*input.shape[:-1], self.out_features)
-
     @property
     def weight(self) -> Tensor:
         """``(out, in)``: the image of the identity."""
@@ -125,6 +113,14 @@ class FactoredLinear(Factored):
     def out_features(self) -> int:
         """Output features."""
         return self.info.out_channels
+
+
+class FactoredTensorLinear(FactoredLinear):
+    """A factored ``nn.Linear`` whose stages reshape their input: leading dimensions are put back at the end."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(..., in)`` to ``(..., out)``."""
+        return super().forward(input).reshape(*input.shape[:-1], self.out_features)
 
 
 class FactoredConv(Factored):
@@ -274,7 +270,9 @@ def build(
         The layer's bias.
     """
     stages = OrderedDict((spec.name, build_stage(spec, dtype, device)) for spec in blueprint.stages)
-    kind = FactoredLinear if info.kind == "linear" else FactoredConv
+    kind: type[Factored] = FactoredLinear if info.kind == "linear" else FactoredConv
+    if any(isinstance(spec, ReshapeSpec) for spec in blueprint.stages):
+        kind = FactoredTensorLinear
     module = kind(stages, info.static(), choice)
     if factors is not None:
         with torch.no_grad():

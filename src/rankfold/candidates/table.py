@@ -1,0 +1,134 @@
+"""The candidate table: every method and rank setting of every layer, priced without building anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rankfold import methods
+from rankfold._config import require
+from rankfold.cost import blueprint_cost
+from rankfold.factor.moments import Moments
+from rankfold.records import Candidate, CandidateTable, Cost, Inventory, LayerInfo
+
+DEFAULT_METHODS = ("svd", "tucker", "spatial_svd")
+"""Methods with an exact error for every rank; chosen from when the user names none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableConfig:
+    """How the candidate table is laid out.
+
+    Parameters
+    ----------
+    methods : tuple of str
+        Methods to consider.
+    options : mapping of str to mapping
+        Options of methods, by method name.
+    rank_multiple : int
+        Ranks are multiples of this.
+    points : int
+        About how many values each rank takes.
+    """
+
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rank_multiple: int = 1
+    points: int = 64
+
+    def __post_init__(self) -> None:
+        require(len(self.methods) > 0, "methods", self.methods, "at least one name")
+        for name in (*self.methods, *self.options):
+            methods.registry.get(name)
+        require(
+            isinstance(self.rank_multiple, int) and self.rank_multiple >= 1, "rank_multiple", self.rank_multiple, "an integer >= 1"
+        )
+        require(isinstance(self.points, int) and self.points >= 2, "points", self.points, "an integer >= 2")
+
+
+def resolve_methods(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return method names: the default set for None, every method for ``"all"``; unknown names raise."""
+    if names is None:
+        return DEFAULT_METHODS
+    listed = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
+    if listed == ["all"]:
+        return tuple(methods.registry.names())
+    for name in listed:
+        methods.registry.get(name)
+    return tuple(dict.fromkeys(listed))
+
+
+def build_table(
+    inventory: Inventory,
+    weight: Callable[[str], Tensor],
+    config: TableConfig,
+    *,
+    moments: Mapping[str, Moments] | None = None,
+    progress: Callable[[Iterable[LayerInfo]], Iterable[LayerInfo]] = iter,
+) -> CandidateTable:
+    """Price every candidate of every compressible layer.
+
+    Candidates with as many parameters as their layer, or more MACs, are left out. One layer is prepared at a time, so
+    memory grows with the largest layer.
+
+    Parameters
+    ----------
+    inventory : Inventory
+        The model's layers.
+    weight : callable
+        Returns a layer's weight by name.
+    config : TableConfig
+        Methods and rank grid.
+    moments : mapping or None
+        Second moments by layer name; with them the error is that of the layer's output.
+    progress : callable
+        Wraps the iteration over layers.
+    """
+    chosen = [methods.get(name, config.options.get(name)) for name in config.methods]
+    rows: dict[str, tuple[Candidate, ...]] = {}
+    reasons: dict[str, str] = {layer.name: layer.skip for layer in inventory if layer.skip is not None}
+    for layer in progress([layer for layer in inventory if layer.skip is None]):
+        dense = inventory.costs[layer.name]
+        unsupported = {method.name: method.supports(layer) for method in chosen}
+        fitting = [method for method in chosen if unsupported[method.name] is None]
+        if not fitting:
+            reasons[layer.name] = "; ".join(sorted({r for r in unsupported.values() if r is not None}))
+            continue
+        tensor = weight(layer.name)
+        row = [
+            candidate
+            for method in fitting
+            for candidate in _candidates(method, tensor, layer, dense, (moments or {}).get(layer.name), config)
+        ]
+        if row:
+            rows[layer.name] = tuple(row)
+        else:
+            reasons[layer.name] = "no rank makes it cheaper in parameters without more MACs"
+    return CandidateTable(rows=rows, dense={n: inventory.costs[n] for n in rows}, total=inventory.total, reasons=reasons)
+
+
+def _candidates(
+    method: methods.Method, weight: Tensor, layer: LayerInfo, dense: Cost, moments: Moments | None, config: TableConfig
+) -> list[Candidate]:
+    priced = []
+    for ranks in method.rank_grid(layer, multiple=config.rank_multiple, points=config.points):
+        cost = blueprint_cost(method.blueprint(layer, ranks), layer)
+        if cost.params < dense.params and cost.macs <= dense.macs:
+            priced.append((ranks, cost))
+    if not priced:
+        return []
+    prepared = methods.prepare(method, weight, layer, moments)
+    return [
+        Candidate(
+            layer=layer.name,
+            method=method.name,
+            ranks=ranks,
+            cost=cost,
+            error=prepared.error(ranks),
+            options=config.options.get(method.name, {}),
+        )
+        for ranks, cost in priced
+    ]

@@ -1,0 +1,234 @@
+"""Save a compressed model as plan and weights; rebuild it on a fresh instance of the original architecture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rankfold import methods
+from rankfold._files import write_atomic, write_text
+from rankfold.errors import CorruptArtifact, ModelError, RankfoldError, RankfoldWarning
+from rankfold.records import Plan
+from rankfold.surgery import build, check_plan, copy_model, plan_of
+from rankfold.surgery.apply import replace_layer
+
+PLAN_FILE = "plan.json"
+WEIGHTS_FILE = "model.safetensors"
+_FORMAT = "rankfold"
+_VERSION = 1
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Path:
+    """Write a compressed model to a folder.
+
+    Parameters
+    ----------
+    model : Module
+        A model made by `apply` or `compress`, possibly fine-tuned since; wrappers (DistributedDataParallel, torch.compile)
+        are looked through.
+    path : str or Path
+        The folder; made if need be. An artefact that is there already is replaced.
+    plan : Plan or None
+        The plan that made the model; found on the model by default.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    RankfoldError
+        If the model holds no factored layer, the path is a file, or the folder holds something else or cannot be written.
+
+    Notes
+    -----
+    ``plan.json`` is the plan; ``model.safetensors`` holds every parameter and persistent buffer once (tied ones are recorded
+    as aliases), a checksum of its tensors and the checksum of the plan it belongs to.
+    """
+    path = Path(path)
+    model = unwrap(model)
+    plan = plan_of(model) if plan is None else plan
+    if path.exists() and not path.is_dir():
+        raise RankfoldError(f"cannot save to {str(path)!r}: it is a file. Give a folder.")
+    if path.is_dir() and any(path.iterdir()) and not (path / PLAN_FILE).exists():
+        raise RankfoldError(f"cannot save to {str(path)!r}: the folder holds other files. Give an empty or new folder.")
+    tensors, aliases = _unique_tensors(model)
+    text = plan.to_json()
+    metadata = {
+        "format": _FORMAT,
+        "version": str(_VERSION),
+        "plan_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "tensors_sha256": tensor_hash(tensors),
+        "aliases": json.dumps(aliases),
+    }
+    write_atomic(path / WEIGHTS_FILE, lambda temporary: save_file(tensors, str(temporary), metadata=metadata))
+    write_text(path / PLAN_FILE, text)
+    return path
+
+
+def load(path: str | Path, model: nn.Module) -> nn.Module:
+    """Rebuild a saved model on a fresh instance of the original architecture.
+
+    Parameters
+    ----------
+    path : str or Path
+        A folder written by `save`.
+    model : Module
+        The original architecture; its weights do not matter and it is left untouched.
+
+    Returns
+    -------
+    Module
+        The compressed model, on the device of `model` and in its train/eval mode.
+
+    Raises
+    ------
+    CorruptArtifact
+        If files are missing, truncated, edited or of another program.
+    PlanMismatch
+        If `model` is another architecture; every difference is named.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CorruptArtifact(f"there is no artefact folder at {str(path)!r}.")
+    try:
+        text = (path / PLAN_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise CorruptArtifact(f"{str(path)!r} is no rankfold artefact: it has no {PLAN_FILE}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptArtifact(f"{str(path / PLAN_FILE)!r} cannot be read: {error}.") from error
+    plan = Plan.from_json(text, source=str(path / PLAN_FILE))
+    tensors = _read_tensors(path / WEIGHTS_FILE, text)
+    plan, tensors = _strip_prefixes(plan, tensors, model)
+    new = rebuild(copy_model(unwrap(model)), plan)
+    _load_tensors(new, tensors, path / WEIGHTS_FILE)
+    return new
+
+
+def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
+    """Give a model the structure of a plan in place, with uninitialised factors."""
+    layers = check_plan(model, plan)
+    for name, choice in plan.factored.items():
+        layer = layers[name]
+        parameter = next(model.parameters())
+        method = methods.get(choice.method or "", choice.options)
+        module = build(
+            method.blueprint(layer, choice.ranks), layer, choice, dtype=getattr(torch, layer.dtype), device=parameter.device
+        )
+        model = replace_layer(model, layer, module)
+    model.rankfold_plan = plan
+    return model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel, DataParallel and torch.compile wrappers."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module) and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors: names, data types, shapes and bytes, in order of name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return every tensor of the state dict once, and the names under which it appears again."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[object, ...], str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise RankfoldError(f"the state of the model holds {name!r}, which is no tensor and cannot be saved.")
+        tensor = tensor.detach()
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.numel() and key in seen:
+            aliases[name] = seen[key]
+            continue
+        seen[key] = name
+        tensors[name] = tensor.cpu().contiguous().clone()
+    return tensors, aliases
+
+
+def _read_tensors(file: Path, plan_text: str) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise CorruptArtifact(f"the artefact has no {file.name}; it is incomplete.")
+    try:
+        with safe_open(str(file), framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise CorruptArtifact(f"{str(file)!r} was not written by rankfold.save.")
+            if not metadata.get("version", "").isdigit() or int(metadata["version"]) > _VERSION:
+                raise CorruptArtifact(
+                    f"{str(file)!r} has version {metadata.get('version')!r}; this rankfold reads up to {_VERSION}. Upgrade rankfold."
+                )
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no iterator
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorruptArtifact(f"{str(file)!r} is damaged: {error}. Copy or save the artefact again.") from error
+    if metadata.get("plan_sha256") != hashlib.sha256(plan_text.encode()).hexdigest():
+        raise CorruptArtifact(
+            f"{PLAN_FILE} and {WEIGHTS_FILE} in {str(file.parent)!r} do not belong together; was the plan edited? "
+            "An edited plan goes to `apply` with the original model."
+        )
+    if metadata.get("tensors_sha256") != tensor_hash(tensors):
+        raise CorruptArtifact(f"{str(file)!r} is damaged: its checksum does not match. Copy or save the artefact again.")
+    aliases = json.loads(metadata.get("aliases", "{}"))
+    return {**tensors, **{name: tensors[source] for name, source in aliases.items()}}
+
+
+def _strip_prefixes(plan: Plan, tensors: dict[str, Tensor], model: nn.Module) -> tuple[Plan, dict[str, Tensor]]:
+    """Drop wrapper prefixes that the artefact has and the model has not, and say so."""
+    names = [name for name, _ in unwrap(model).named_modules()]
+    for prefix in _PREFIXES:
+        if tensors and all(n.startswith(prefix) for n in tensors) and not any(n.startswith(prefix) for n in names):
+            warnings.warn(f"stripped the wrapper prefix {prefix!r} from every name of the artefact", RankfoldWarning, stacklevel=3)
+            tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
+            plan = replace(
+                plan,
+                layers={n.removeprefix(prefix): c for n, c in plan.layers.items()},
+                fingerprint={n.removeprefix(prefix): f for n, f in plan.fingerprint.items()},
+            )
+    return plan, tensors
+
+
+def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is not in the model" for name in tensors if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise CorruptArtifact(
+            f"{str(file)!r} does not fit the model that its plan describes:\n  " + "\n  ".join(shown) + "\n"
+            "Load it into a fresh instance of the architecture that was compressed."
+        )
+    differing = {f"{tensors[n].dtype} -> {t.dtype}" for n, t in expected.items() if tensors[n].dtype != t.dtype}
+    if differing:
+        warnings.warn(f"data types are converted on loading: {', '.join(sorted(differing))}", RankfoldWarning, stacklevel=3)
+    model.load_state_dict(tensors)

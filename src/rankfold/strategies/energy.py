@@ -1,0 +1,70 @@
+"""``energy``: the cheapest candidate that keeps a share of each layer's energy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rankfold._config import require
+from rankfold.records import Candidate, Plan, Problem
+from rankfold.strategies._base import make_plan, mildest, registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyConfig:
+    """Options of ``energy``.
+
+    Parameters
+    ----------
+    keep : float
+        Share of the energy (one minus the squared relative error) that each layer keeps, 0..1. Only used without a budget;
+        a budget sets it.
+    """
+
+    keep: float = 0.9
+
+    def __post_init__(self) -> None:
+        require(0 <= self.keep <= 1, "keep", self.keep, "in [0, 1]")
+
+
+class Energy:
+    """Every layer keeps the same share of its energy at the least cost.
+
+    The energy is that of the weight, or of the layer's output where calibration data is given. With a budget the share is
+    the largest that meets it. Cost is the sum of the layer's shares in the budget's resources.
+    """
+
+    name = "energy"
+
+    def __init__(self, config: EnergyConfig) -> None:
+        self.config = config
+
+    def plan(self, problem: Problem) -> Plan:
+        """Return a plan with one share of energy for all layers."""
+        table = problem.table()
+        resources = [b.resource for b in problem.budget.bounds] if problem.budget else ["params"]
+
+        def price(candidate: Candidate) -> float:
+            return sum(candidate.cost.get(r) / max(table.total.get(r), 1) for r in resources)
+
+        rows = {layer: sorted(row, key=lambda c: (price(c), c.error, c.ranks)) for layer, row in table.rows.items()}
+
+        def pick(level: float) -> dict[str, Candidate]:
+            chosen = {}
+            for layer, row in rows.items():
+                # Rounding must not keep a candidate out whose error is the level's own square root.
+                candidate = next((c for c in row if c.error**2 <= level * (1 + 1e-12)), None)
+                if candidate is not None:
+                    chosen[layer] = candidate
+            return chosen
+
+        if problem.budget is None:
+            chosen = pick(1 - self.config.keep)
+        else:
+            chosen = mildest(problem, table, pick, strategy=self.name)
+        reasons = dict(table.reasons)
+        for layer in rows:
+            reasons.setdefault(layer, "no cheaper candidate keeps the share of energy that the others keep")
+        return make_plan(problem, self, chosen, reasons=reasons)
+
+
+registry.register("energy", Energy, config=EnergyConfig, summary="the same share of energy for every layer")

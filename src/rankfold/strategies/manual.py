@@ -1,0 +1,150 @@
+"""``manual``: methods and ranks given by hand or from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from rankfold import methods
+from rankfold._config import require
+from rankfold.cost import blueprint_cost
+from rankfold.errors import ConfigError, DataError, InfeasibleBudget, NoMatchingLayer
+from rankfold.records import Candidate, Choice, Cost, LayerInfo, Plan, Problem
+from rankfold.strategies._base import make_plan, registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManualConfig:
+    """Options of ``manual``.
+
+    Parameters
+    ----------
+    layers : mapping of str to choice
+        By layer name or shell pattern, first match wins. A choice is ``(method, ranks)``, ``(method, share)`` with a float
+        share of the layer's parameters, a mapping as in a plan file, or None to keep the layer.
+    file : str or None
+        A JSON file with such a mapping (or a whole plan); `layers` wins over it.
+    """
+
+    layers: Mapping[str, Any] = field(default_factory=dict)
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.layers, Mapping), "layers", self.layers, "a mapping of layer names to choices")
+        require(bool(self.layers) or self.file is not None, "layers", self.layers, "given, or 'file' instead")
+
+
+class Manual:
+    """What the user says, checked: unknown layers, methods and ranks out of range raise; a budget is held against it."""
+
+    name = "manual"
+
+    def __init__(self, config: ManualConfig) -> None:
+        self.config = config
+
+    def plan(self, problem: Problem) -> Plan:
+        """Return a plan with the given choices; layers that none of them names are kept."""
+        wanted = {**self.config.layers, **{k: v for k, v in self._from_file().items() if k not in self.config.layers}}
+        unused = set(wanted)
+        chosen: dict[str, Candidate] = {}
+        reasons: dict[str, str] = {}
+        for layer in problem.inventory:
+            pattern = next((p for p in wanted if fnmatchcase(layer.name, p)), None)
+            if pattern is None:
+                reasons[layer.name] = layer.skip or "not named"
+                continue
+            unused.discard(pattern)
+            choice = _read(pattern, wanted[pattern])
+            if choice is None:
+                reasons[layer.name] = "by hand"
+            else:
+                chosen[layer.name] = _candidate(problem, layer, *choice)
+        if unused:
+            names = ", ".join(repr(layer.name) for layer in problem.inventory.layers[:8])
+            raise NoMatchingLayer(f"pattern {sorted(unused)[0]!r} of strategy 'manual' matches no layer. Layers: {names}, ...")
+        _check_budget(problem, chosen)
+        return make_plan(problem, self, chosen, reasons=reasons)
+
+    def _from_file(self) -> dict[str, Any]:
+        if self.config.file is None:
+            return {}
+        path = Path(self.config.file)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(f"there is no rank file at {self.config.file!r}.") from error
+        except (OSError, ValueError) as error:
+            raise DataError(f"the rank file {self.config.file!r} cannot be read: {error}.") from error
+        if isinstance(data, dict) and isinstance(data.get("layers"), dict):
+            data = data["layers"]
+        if not isinstance(data, dict):
+            raise DataError(f"the rank file {self.config.file!r} must hold an object of layer names to choices.")
+        return data
+
+
+def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None] | None:
+    """Return method, ranks (or a float share) and options, or None to keep the layer."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        choice = Choice.from_dict(pattern, {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()})
+        return None if choice.method is None else (choice.method, choice.ranks, choice.options)
+    if isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str):
+        ranks = value[1]
+        if isinstance(ranks, bool) or not isinstance(ranks, int | float | list | tuple):
+            raise ConfigError(f"ranks of {pattern!r} must be an integer, integers, or a share of parameters. Got {ranks!r} instead.")
+        if isinstance(ranks, list | tuple):
+            if not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks):
+                raise ConfigError(f"ranks of {pattern!r} must be integers. Got {list(ranks)} instead.")
+            return value[0], tuple(ranks), None
+        return value[0], (ranks,) if isinstance(ranks, int) else ranks, None
+    raise ConfigError(f"the choice for {pattern!r} must be (method, ranks), an object or None. Got {value!r} instead.")
+
+
+def _candidate(
+    problem: Problem, layer: LayerInfo, name: str, ranks: Any, options: Mapping[str, Any] | None
+) -> Candidate:
+    options = problem.options.get(name, {}) if options is None else options
+    method = methods.get(name, options)
+    methods.check_supported(method, layer)
+    dense = problem.inventory.costs[layer.name]
+    prepared = None
+    if isinstance(ranks, float):
+        require(0 < ranks <= 1, f"share of parameters of layer {layer.name!r}", ranks, "in (0, 1]")
+        prepared = methods.prepare(method, problem.weight(layer.name), layer)
+        grid = method.rank_grid(layer, multiple=problem.rank_multiple)
+        fitting = [r for r in grid if method.blueprint(layer, r).params <= ranks * dense.params]
+        if not fitting:
+            raise ConfigError(
+                f"share of parameters of layer {layer.name!r} ({layer.describe()}) with method {name!r}: "
+                f"no rank makes it as small as {ranks:g}."
+            )
+        ranks = min(fitting, key=lambda r: (prepared.error(r), r))
+    methods.check_ranks(method, layer, ranks)
+    prepared = prepared or methods.prepare(method, problem.weight(layer.name), layer)
+    cost = blueprint_cost(method.blueprint(layer, ranks), layer)
+    return Candidate(
+        layer=layer.name, method=name, ranks=ranks, cost=cost, error=prepared.error(ranks), options=options
+    )
+
+
+def _check_budget(problem: Problem, chosen: Mapping[str, Candidate]) -> None:
+    if problem.budget is None:
+        return
+    total: Cost = problem.inventory.total
+    after = total
+    for name, candidate in chosen.items():
+        after = after - problem.inventory.costs[name] + candidate.cost
+    missed = problem.budget.exceeded(after, total)
+    if missed:
+        raise InfeasibleBudget(
+            f"the ranks given by hand exceed budget {str(problem.budget)!r}. Lower them or loosen the budget.",
+            [(b.resource, b.limit(total), after.get(b.resource), total.get(b.resource)) for b in missed],
+        )
+
+
+registry.register("manual", Manual, config=ManualConfig, summary="methods and ranks given by hand or from a file")

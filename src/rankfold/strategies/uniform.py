@@ -1,0 +1,68 @@
+"""``uniform``: the same reduction for every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rankfold._config import require
+from rankfold.records import Candidate, Plan, Problem
+from rankfold.strategies._base import make_plan, mildest, registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UniformConfig:
+    """Options of ``uniform``.
+
+    Parameters
+    ----------
+    keep : float
+        Share of its parameters that each layer keeps, 0..1. Only used without a budget; a budget sets it.
+    """
+
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
+
+
+class Uniform:
+    """Every layer keeps the same share of its cost; within it, the candidate of least error.
+
+    With a budget the share is the largest that meets it, for all of the budget's resources at once. A layer that cannot
+    be made that small takes its cheapest candidate.
+    """
+
+    name = "uniform"
+
+    def __init__(self, config: UniformConfig) -> None:
+        self.config = config
+
+    def plan(self, problem: Problem) -> Plan:
+        """Return a plan with one share for all layers."""
+        table = problem.table()
+        resources = [b.resource for b in problem.budget.bounds] if problem.budget else ["params"]
+
+        def share(candidate: Candidate) -> float:
+            dense = table.dense[candidate.layer]
+            return max(candidate.cost.get(r) / dense.get(r) if dense.get(r) else 0.0 for r in resources)
+
+        shares = {layer: [share(c) for c in row] for layer, row in table.rows.items()}
+
+        def pick(level: float) -> dict[str, Candidate]:
+            keep = 1 - level
+            chosen = {}
+            if level == 0:
+                return chosen
+            for layer, row in table.rows.items():
+                fitting = [(c.error, s, c.ranks, c) for c, s in zip(row, shares[layer], strict=True) if s <= keep]
+                cheapest = [(s, c.error, c.ranks, c) for c, s in zip(row, shares[layer], strict=True)]
+                best = min(fitting, key=lambda t: t[:3]) if fitting else min(cheapest, key=lambda t: t[:3])
+                if best[3].cost.get(resources[0]) < table.dense[layer].get(resources[0]):
+                    chosen[layer] = best[3]
+            return chosen
+
+        chosen = pick(1 - self.config.keep) if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
+        return make_plan(problem, self, chosen, reasons=table.reasons)
+
+
+registry.register("uniform", Uniform, config=UniformConfig, summary="the same reduction for every layer")

@@ -1,0 +1,12 @@
+"""The only code that changes a model: build blueprints, swap modules, undo."""
+
+from rankfold.surgery.apply import apply_plan_ as apply_plan_
+from rankfold.surgery.apply import check_plan as check_plan
+from rankfold.surgery.apply import copy_model as copy_model
+from rankfold.surgery.apply import factored_layers as factored_layers
+from rankfold.surgery.apply import plan_of as plan_of
+from rankfold.surgery.factored import Factored as Factored
+from rankfold.surgery.factored import FactoredConv as FactoredConv
+from rankfold.surgery.factored import FactoredLinear as FactoredLinear
+from rankfold.surgery.factored import build as build
+from rankfold.surgery.strip import strip as strip

@@ -1,0 +1,172 @@
+"""Apply a plan to a model: check everything first, then swap layer by layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import nn
+
+from rankfold import methods
+from rankfold.errors import ModelError, PlanMismatch, RankfoldError
+from rankfold.factor.moments import Moments
+from rankfold.inventory import layer_bias, layer_weight, static_inventory
+from rankfold.records import Choice, LayerInfo, Plan, Provenance
+from rankfold.surgery.attention import disable_fused_path_, separate_attention_
+from rankfold.surgery.factored import Factored, build
+
+_PLAN = "rankfold_plan"
+
+
+def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
+    """Return the model's layers by name if the plan fits them.
+
+    Raises
+    ------
+    PlanMismatch
+        If layers of the plan are missing in the model or differ from the plan's fingerprint; every one is named.
+    RankfoldError
+        If a choice names an unknown method, an unknown option, a layer that the method cannot factor, or ranks out of
+        range (the respective subclass).
+    """
+    layers = {layer.name: layer for layer in static_inventory(model)}
+    problems = []
+    for name in plan.layers:
+        if name not in layers:
+            problems.append(f"layer {name!r} is not in the model")
+        elif plan.fingerprint.get(name, layers[name].describe()) != layers[name].describe():
+            problems.append(f"layer {name!r} is {layers[name].describe()}, the plan was made for {plan.fingerprint[name]}")
+    if problems:
+        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise PlanMismatch("the plan does not fit this model:\n  " + "\n  ".join(shown) + "\nMake a plan for this model.")
+    for name, choice in plan.factored.items():
+        method = methods.get(choice.method or "", choice.options)
+        methods.check_supported(method, layers[name])
+        methods.check_ranks(method, layers[name], choice.ranks)
+    return layers
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Return a deep copy, or raise `ModelError` saying what cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"the model cannot be copied: {error}. Run it once under torch.no_grad() if it holds tensors with gradients, "
+            "or use the function with a trailing underscore, which works in place."
+        ) from error
+
+
+def apply_plan_(
+    model: nn.Module,
+    plan: Plan,
+    moments: Mapping[str, Moments] | None = None,
+    *,
+    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> nn.Module:
+    """Replace the planned layers in place.
+
+    Nothing is changed unless every check passes and every layer could be factored.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model; returned, unless it is itself the one layer, in which case its replacement is.
+    plan : Plan
+        What to do.
+    moments : mapping or None
+        Second moments of the layers' inputs, by layer name; layers without an entry are factored by their weight alone.
+    progress : callable
+        Wraps the iteration over the layer names.
+    """
+    layers = check_plan(model, plan)
+    new: dict[str, Factored] = {}
+    for name in progress(list(plan.factored)):
+        choice = plan.layers[name]
+        new[name] = factor_layer(model, layers[name], choice, (moments or {}).get(name))
+    for name, module in new.items():
+        model = replace_layer(model, layers[name], module)
+    setattr(model, _PLAN, plan)
+    return model
+
+
+def factor_layer(model: nn.Module, layer: LayerInfo, choice: Choice, moments: Moments | None) -> Factored:
+    """Return the module that is to replace a layer."""
+    weight, bias = layer_weight(model, layer.name), layer_bias(model, layer.name)
+    method = methods.get(choice.method or "", choice.options)
+    factors = methods.prepare(method, weight, layer, moments).factorize(choice.ranks)
+    blueprint = method.blueprint(layer, choice.ranks)
+    return build(blueprint, layer, choice, dtype=weight.dtype, device=weight.device, factors=factors, bias=bias)
+
+
+def replace_layer(model: nn.Module, layer: LayerInfo, module: Factored) -> nn.Module:
+    """Put a factored layer in the place of a layer, of its aliases, and (with shared factors) of the layers tied to it."""
+    for tie in layer.ties:
+        twin = copy.deepcopy(module)
+        bias = layer_bias(model, tie)
+        if twin.bias is not None and bias is not None:
+            with torch.no_grad():
+                twin.bias.copy_(bias)
+        for stage, source in zip(twin, module, strict=True):
+            if isinstance(getattr(source, "weight", None), nn.Parameter):
+                stage.weight = source.weight
+        model = _swap(model, (tie,), twin)
+    return _swap(model, (layer.name, *layer.aliases), module)
+
+
+def _swap(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Module:
+    separated: set[str] = set()
+    for name in names:
+        parent = name.rpartition(".")[0]
+        if isinstance(_find(model, parent), nn.MultiheadAttention) and parent not in separated:
+            separate_attention_(model, parent)
+            separated.add(parent)
+    old = model.get_submodule(names[0])
+    module.train(old.training)
+    parameters = list(old.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        module.requires_grad_(False)
+    module._forward_hooks.update(old._forward_hooks)
+    if names[0] == "":
+        return module
+    for name in names:
+        model.set_submodule(name, module)
+        disable_fused_path_(model, name)
+    return model
+
+
+def _find(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def factored_layers(model: nn.Module) -> dict[str, Factored]:
+    """Return the factored layers of a model by dotted path, each module once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Factored)}
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """Return the plan that made a model.
+
+    If the model has been wrapped or put into another one since, the choices are read off its factored layers.
+
+    Raises
+    ------
+    RankfoldError
+        If the model holds no factored layer.
+    """
+    factored = factored_layers(model)
+    plan = getattr(model, _PLAN, None)
+    if isinstance(plan, Plan) and set(plan.factored) <= set(factored):
+        return plan
+    if not factored:
+        raise RankfoldError("the model holds no factored layer; apply a plan first.")
+    return Plan(
+        layers={name: module.choice for name, module in factored.items()},
+        fingerprint={name: module.info.describe() for name, module in factored.items()},
+        provenance=plan.provenance if isinstance(plan, Plan) else Provenance(strategy="unknown"),
+    )
+

@@ -1,0 +1,258 @@
+"""A twin of ``nn.MultiheadAttention`` whose projections are layers of their own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rankfold.errors import ModelError
+from rankfold.inventory import find_layer
+from rankfold.inventory.kinds import ROLES, is_attention, stored_parameters
+from rankfold.inventory.weights import projection
+
+
+class SeparatedAttention(nn.Module):
+    """Multi-head attention with four ordinary linear layers, so that each can be factored.
+
+    Takes the same arguments and returns the same results as the ``nn.MultiheadAttention`` that it
+    is made from, masks, dropout and returned weights included. Only torch's fused inference path,
+    which reads a packed weight, is not for it; attention itself is torch's fused
+    ``scaled_dot_product_attention`` whenever the attention weights are not asked for.
+
+    Parameters
+    ----------
+    attention : nn.MultiheadAttention
+        The module to rebuild. The output projection's and the added key's and value's parameters
+        are taken over; the input projections are copied out of the packed ones.
+    """
+
+    # What nn.TransformerEncoderLayer and nn.TransformerEncoder read before they choose the fused
+    # path; with None for the packed parameters they refuse it.
+    in_proj_weight = None
+    in_proj_bias = None
+    q_proj_weight = None
+    k_proj_weight = None
+    v_proj_weight = None
+    _qkv_same_embed_dim = False
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.embed_dim: int = attention.embed_dim
+        self.kdim: int = attention.kdim
+        self.vdim: int = attention.vdim
+        self.num_heads: int = attention.num_heads
+        self.head_dim: int = attention.head_dim
+        self.dropout: float = attention.dropout
+        self.batch_first: bool = attention.batch_first
+        self.add_zero_attn: bool = attention.add_zero_attn
+        self.q_proj = _linear(attention, "q_proj")
+        self.k_proj = _linear(attention, "k_proj")
+        self.v_proj = _linear(attention, "v_proj")
+        self.out_proj = _linear(attention, "out_proj")
+        self.register_parameter("bias_k", attention.bias_k)
+        self.register_parameter("bias_v", attention.bias_v)
+        self.train(attention.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the attention's output and its weights, as ``nn.MultiheadAttention`` does.
+
+        Parameters
+        ----------
+        query, key, value : Tensor
+            ``(batch, length, features)`` if `batch_first`, else ``(length, batch, features)``; or
+            ``(length, features)``.
+        key_padding_mask : Tensor or None
+            ``(batch, source length)``; True, or a number that is added, hides a key.
+        need_weights : bool
+            Whether to return the weights.
+        attn_mask : Tensor or None
+            ``(length, source length)`` or one for each ``batch * head``.
+        average_attn_weights : bool
+            Whether to average the returned weights over the heads.
+        is_causal : bool
+            A hint that `attn_mask` is the causal mask.
+
+        Raises
+        ------
+        RuntimeError
+            If a mask has the wrong shape or type, ``is_causal`` comes without a mask, or the inputs
+            are nested tensors.
+        """
+        if query.is_nested or key.is_nested or value.is_nested:
+            raise RuntimeError("separated attention takes padded tensors and a mask, not nested.")
+        if is_causal and attn_mask is None:
+            raise RuntimeError("is_causal is a hint only; give the causal attn_mask as well.")
+        batched = query.dim() == 3
+        hidden = None if key_padding_mask is None else _additive(key_padding_mask, query.dtype)
+        if is_causal and hidden is None and not need_weights:
+            mask = None
+        else:
+            mask = None if attn_mask is None else _additive(attn_mask, query.dtype)
+            is_causal = is_causal and hidden is None
+
+        q = self._batch_first(self.q_proj(query), batched)
+        k = self._batch_first(self.k_proj(key), batched)
+        v = self._batch_first(self.v_proj(value), batched)
+        mask = self._joined(mask, hidden, q, k, batched)
+        if self.bias_k is not None and self.bias_v is not None:
+            k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], dim=1)
+            v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], dim=1)
+        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        if self.add_zero_attn:
+            k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+        if mask is not None:  # the added keys are never hidden
+            mask = F.pad(mask, (0, k.shape[2] - mask.shape[3]))
+
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = (q * math.sqrt(1.0 / self.head_dim)) @ k.transpose(2, 3)
+            weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+            weights = F.dropout(weights, dropout) if dropout > 0 else weights
+            heads = weights @ v
+        else:
+            heads = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
+
+        output = heads.permute(0, 2, 1, 3) if self.batch_first else heads.permute(2, 0, 1, 3)
+        output = self.out_proj(output.flatten(2))
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(dim=1)
+        if not batched:
+            output = output.squeeze(0 if self.batch_first else 1)
+            weights = None if weights is None else weights.squeeze(0)
+        return output, weights
+
+    def _batch_first(self, x: Tensor, batched: bool) -> Tensor:
+        if not batched:
+            return x.unsqueeze(0)
+        return x if self.batch_first else x.transpose(0, 1)
+
+    def _joined(
+        self, mask: Tensor | None, hidden: Tensor | None, q: Tensor, k: Tensor, batched: bool
+    ) -> Tensor | None:
+        """Return one additive mask that broadcasts to (batch, heads, length, source length)."""
+        batch, length, source = q.shape[0], q.shape[1], k.shape[1]
+        if mask is not None and mask.dim() == 3:
+            _check_shape("attn_mask", mask, (batch * self.num_heads, length, source))
+            mask = mask.view(batch, self.num_heads, length, source)
+        elif mask is not None:
+            _check_shape("attn_mask", mask, (length, source))
+            mask = mask[None, None]
+        if hidden is None:
+            return mask
+        _check_shape("key_padding_mask", hidden, (batch, source) if batched else (source,))
+        hidden = hidden.view(batch, 1, 1, source)
+        # Expanded as in torch: kernels take no mask that broadcasts over the queries.
+        return hidden.expand(-1, -1, length, -1) if mask is None else mask + hidden
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.is_floating_point():
+        return mask
+    if mask.dtype != torch.bool:
+        raise RuntimeError(f"masks are boolean or floating point. Got {mask.dtype} instead.")
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
+
+
+def _check_shape(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(mask.shape) != shape:
+        raise RuntimeError(f"{name} must have shape {shape}. Got {tuple(mask.shape)} instead.")
+
+
+def _linear(attention: nn.MultiheadAttention, role: str) -> nn.Linear:
+    """Return one projection as a stock layer; no random number is drawn for it."""
+    with torch.no_grad():
+        weight, bias = projection(attention, role)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    holder = attention.out_proj if role == "out_proj" else attention
+    names = ("weight", "bias") if role == "out_proj" else (_packed(attention, role), "in_proj_bias")
+    layer.weight = _parameter(weight, holder, names[0])
+    if bias is not None:
+        layer.bias = _parameter(bias, holder, names[1])
+    return layer
+
+
+def _packed(attention: nn.MultiheadAttention, role: str) -> str:
+    return "in_proj_weight" if attention._qkv_same_embed_dim else f"{role}_weight"
+
+
+def _parameter(tensor: Tensor, holder: nn.Module, name: str) -> nn.Parameter:
+    """Take a whole parameter over as it is; copy a part of one, or what is computed from some."""
+    if isinstance(tensor, nn.Parameter):
+        return tensor
+    trained = any(p.requires_grad for p in stored_parameters(holder, name).values())
+    return nn.Parameter(tensor.detach().clone(), requires_grad=trained)
+
+
+def separate_attention_(model: nn.Module, path: str) -> SeparatedAttention:
+    """Put a `SeparatedAttention` in the place of an ``nn.MultiheadAttention``, wherever it is used.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place.
+    path : str
+        The attention's dotted path. If it is empty the model itself is the attention: nothing can
+        be swapped, and the twin that is returned is the new model.
+
+    Returns
+    -------
+    SeparatedAttention
+        With the attention's training flag, data type, device and ``requires_grad``.
+
+    Raises
+    ------
+    NoMatchingLayer
+        If there is no module at `path`.
+    ModelError
+        If it is no ``nn.MultiheadAttention``, or one with a forward of its own.
+    """
+    attention, _ = find_layer(model, path)
+    if not isinstance(attention, nn.MultiheadAttention) or not is_attention(attention):
+        raise ModelError(
+            f"{path!r} is a {type(attention).__name__}, not a plain nn.MultiheadAttention; its "
+            f"projections ({', '.join(ROLES)}) cannot be separated."
+        )
+    disable_fused_path_(model, path)
+    twin = SeparatedAttention(attention)
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is attention:
+                parent._modules[name] = twin
+    return twin
+
+
+def disable_fused_path_(model: nn.Module, path: str) -> None:
+    """Make the transformer layers around a module call it, also at inference.
+
+    In eval mode ``nn.TransformerEncoderLayer`` hands all of its weights to one fused kernel, and
+    ``nn.TransformerEncoder`` packs a padded batch into nested tensors for it: factors would be
+    multiplied out there, or the kernel would fail. Both have switches of their own, which this
+    turns off for the layers that contain the module.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place; only the switches.
+    path : str
+        The replaced module's dotted path.
+    """
+    inside, _ = find_layer(model, path)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and inside in set(module.modules()):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder) and inside in set(module.modules()):
+            module.use_nested_tensor = False

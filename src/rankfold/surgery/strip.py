@@ -1,0 +1,48 @@
+"""Undo rankfold's own classes: the same network as plain torch modules."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch.fx
+from torch import nn
+
+from rankfold.surgery.apply import copy_model, factored_layers
+from rankfold.surgery.factored import Bias, Factored, Reshape
+
+
+def strip(model: nn.Module) -> nn.Module:
+    """Return a copy in which every factored layer is a plain torch module.
+
+    A chain of convolutions or linear layers becomes an ``nn.Sequential``; a TT-matrix, which reshapes between its cores,
+    a ``torch.fx.GraphModule`` of the same stock layers. Outputs are the same; `rankfold` is no longer needed to unpickle
+    them. State-dict keys of the sequential ones stay as they are.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A compressed model; left untouched.
+    """
+    new = copy_model(model)
+    plain: dict[int, nn.Module] = {}
+    for name, module in factored_layers(new).items():
+        plain[id(module)] = _plain(module)
+        if name == "":
+            return plain[id(module)]
+    for name, module in [(n, m) for n, m in new.named_modules(remove_duplicate=False) if isinstance(m, Factored)]:
+        new.set_submodule(name, plain[id(module)])
+    if hasattr(new, "rankfold_plan"):
+        del new.rankfold_plan
+    return new
+
+
+def _plain(module: Factored) -> nn.Module:
+    if not any(isinstance(stage, Reshape | Bias) for stage in module):
+        return nn.Sequential(OrderedDict(module.named_children())).train(module.training)
+
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return not isinstance(m, Reshape | Bias | Factored)
+
+    traced = torch.fx.GraphModule(module, Tracer().trace(module), "GraphModule")
+    return traced.train(module.training)
