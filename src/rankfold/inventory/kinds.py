@@ -46,10 +46,7 @@ def stock_base(module: nn.Module) -> type[nn.Module] | None:
 
 def is_attention(module: nn.Module) -> bool:
     """Whether a module computes what ``nn.MultiheadAttention`` does."""
-    return (
-        isinstance(module, nn.MultiheadAttention)
-        and own_forward(module, nn.MultiheadAttention) is None
-    )
+    return isinstance(module, nn.MultiheadAttention) and own_forward(module, nn.MultiheadAttention) is None
 
 
 def own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:

@@ -107,7 +107,7 @@ def _saved_tensors(model: nn.Module) -> Iterator[None]:
 def _saved_random_state(model: nn.Module) -> Iterator[None]:
     devices = {p.device for p in (*model.parameters(), *model.buffers())}
     kind = next((d.type for d in devices if d.type in ("cuda", "xpu")), "cuda")
-    indices = sorted({d.index for d in devices if d.type == kind and d.index is not None})
+    indices = sorted({d.index for d in devices if d.type == kind})
     with torch.random.fork_rng(indices, device_type=kind):
         yield
 

@@ -54,9 +54,7 @@ def _as_list(selector: Selector, option: str) -> list[str | type[nn.Module]]:
     items = [selector] if isinstance(selector, str | type) else list(selector)
     for item in items:
         if not isinstance(item, str) and not (isinstance(item, type)):
-            raise ConfigError(
-                f"{option} takes name patterns and module classes. Got {item!r} instead."
-            )
+            raise ConfigError(f"{option} takes name patterns and module classes. Got {item!r} instead.")
     return items
 
 
@@ -78,9 +76,7 @@ def _by_name(pattern: str, option: str) -> Callable[[Entry], bool]:
         except re.error as error:
             raise ConfigError(f"{option} {pattern!r} is no regular expression: {error}.") from error
         return lambda entry: any(expression.fullmatch(name) for name in _names(entry))
-    return lambda entry: any(
-        fnmatchcase(path, pattern) for name in _names(entry) for path in _around(name)
-    )
+    return lambda entry: any(fnmatchcase(path, pattern) for name in _names(entry) for path in _around(name))
 
 
 def _by_type(cls: type[nn.Module]) -> Callable[[Entry], bool]:

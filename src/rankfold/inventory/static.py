@@ -72,13 +72,10 @@ def scan(model: nn.Module) -> Scan:
 def check_model(model: nn.Module) -> None:
     """Raise `ModelError` if this is no plain model whose modules can be swapped."""
     if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"the model must be a torch.nn.Module. Got {type(model).__name__} instead."
-        )
+        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
-            "the model is TorchScript, whose modules cannot be swapped. "
-            "Pass the Python model that it was made from."
+            "the model is TorchScript, whose modules cannot be swapped. Pass the Python model that it was made from."
         )
     for path, module in model.named_modules():
         where = f"the module {path!r}" if path else "the model"
@@ -92,8 +89,7 @@ def check_model(model: nn.Module) -> None:
             wrapper == "FullyShardedDataParallel"
         ):
             raise ModelError(
-                f"{where} is wrapped in {wrapper}. Pass the model inside it, `model.module`, and "
-                "wrap the result."
+                f"{where} is wrapped in {wrapper}. Pass the model inside it, `model.module`, and wrap the result."
             )
 
 

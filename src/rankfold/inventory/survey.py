@@ -107,9 +107,7 @@ def inspect(
 def _check_not_meta(model: nn.Module) -> None:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta:
-            raise ModelError(
-                f"{name!r} is on the meta device and has no values. Load the model's weights first."
-            )
+            raise ModelError(f"{name!r} is on the meta device and has no values. Load the model's weights first.")
 
 
 def _is_lazy(module: nn.Module) -> bool:
@@ -145,9 +143,7 @@ def _first_and_last(entries: Sequence[Entry], usage: Usage) -> dict[int, str]:
     return {order[-1]: "kept: last layer", first: "kept: first layer"}
 
 
-def _finished(
-    info: LayerInfo, usage: Usage, entry: int, lazy: set[str], asked: Sequence[str | None]
-) -> LayerInfo:
+def _finished(info: LayerInfo, usage: Usage, entry: int, lazy: set[str], asked: Sequence[str | None]) -> LayerInfo:
     """Add to a layer what the run has shown and what the user has asked for."""
     calls = usage.calls(entry)
     elsewhere = entry in usage.used_elsewhere

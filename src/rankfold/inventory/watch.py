@@ -59,12 +59,8 @@ class Usage:
             for module, members in by_module.items():
                 # First in line: the layer's own arguments and result, whatever other hooks do, and
                 # weights that a pre-hook computes count as used inside.
-                before = module.register_forward_pre_hook(
-                    self._enter([i for i, _ in members]), prepend=True
-                )
-                after = module.register_forward_hook(
-                    self._leave(members), prepend=True, with_kwargs=True
-                )
+                before = module.register_forward_pre_hook(self._enter([i for i, _ in members]), prepend=True)
+                after = module.register_forward_hook(self._leave(members), prepend=True, with_kwargs=True)
                 handles += [before, after]
             with _WeightWatch(self):
                 yield
@@ -97,9 +93,7 @@ class Usage:
             self.used_elsewhere.add(entry)
 
 
-def _sizes(
-    member: Member, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
-) -> _Sizes | None:
+def _sizes(member: Member, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> _Sizes | None:
     info = member.info
     if member.role is not None:
         names = {"q_proj": (0, "query"), "k_proj": (1, "key"), "v_proj": (2, "value")}
@@ -158,10 +152,10 @@ class _WeightWatch(TorchDispatchMode):
 
 def _range(tensor: Tensor) -> tuple[int, int]:
     """Return the bytes of its memory that a tensor spans."""
-    start = tensor.storage_offset() * tensor.element_size()
+    start = int(tensor.storage_offset()) * tensor.element_size()
     if not tensor.numel():
         return start, start
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    last = sum((n - 1) * int(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + (last + 1) * tensor.element_size()
 
 

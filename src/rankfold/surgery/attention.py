@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rankfold.errors import ModelError
 from rankfold.inventory import find_layer
@@ -52,8 +52,8 @@ class SeparatedAttention(nn.Module):
         self.k_proj = _linear(attention, "k_proj")
         self.v_proj = _linear(attention, "v_proj")
         self.out_proj = _linear(attention, "out_proj")
-        self.register_parameter("bias_k", attention.bias_k)
-        self.register_parameter("bias_v", attention.bias_v)
+        self.bias_k = _added(attention.bias_k)
+        self.bias_v = _added(attention.bias_v)
         self.train(attention.training)
 
     def forward(
@@ -112,19 +112,19 @@ class SeparatedAttention(nn.Module):
             v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], dim=1)
         q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         if self.add_zero_attn:
-            k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+            k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
         if mask is not None:  # the added keys are never hidden
-            mask = F.pad(mask, (0, k.shape[2] - mask.shape[3]))
+            mask = functional.pad(mask, (0, k.shape[2] - mask.shape[3]))
 
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
             scores = (q * math.sqrt(1.0 / self.head_dim)) @ k.transpose(2, 3)
             weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-            weights = F.dropout(weights, dropout) if dropout > 0 else weights
+            weights = functional.dropout(weights, dropout) if dropout > 0 else weights
             heads = weights @ v
         else:
-            heads = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
+            heads = functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
 
         output = heads.permute(0, 2, 1, 3) if self.batch_first else heads.permute(2, 0, 1, 3)
         output = self.out_proj(output.flatten(2))
@@ -140,9 +140,7 @@ class SeparatedAttention(nn.Module):
             return x.unsqueeze(0)
         return x if self.batch_first else x.transpose(0, 1)
 
-    def _joined(
-        self, mask: Tensor | None, hidden: Tensor | None, q: Tensor, k: Tensor, batched: bool
-    ) -> Tensor | None:
+    def _joined(self, mask: Tensor | None, hidden: Tensor | None, q: Tensor, k: Tensor, batched: bool) -> Tensor | None:
         """Return one additive mask that broadcasts to (batch, heads, length, source length)."""
         batch, length, source = q.shape[0], q.shape[1], k.shape[1]
         if mask is not None and mask.dim() == 3:
@@ -155,8 +153,7 @@ class SeparatedAttention(nn.Module):
             return mask
         _check_shape("key_padding_mask", hidden, (batch, source) if batched else (source,))
         hidden = hidden.view(batch, 1, 1, source)
-        # Expanded as in torch: kernels take no mask that broadcasts over the queries.
-        return hidden.expand(-1, -1, length, -1) if mask is None else mask + hidden
+        return hidden if mask is None else mask + hidden
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -183,6 +180,10 @@ def _linear(attention: nn.MultiheadAttention, role: str) -> nn.Linear:
     if bias is not None:
         layer.bias = _parameter(bias, holder, names[1])
     return layer
+
+
+def _added(bias: Tensor | None) -> nn.Parameter | None:
+    return bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
 
 
 def _packed(attention: nn.MultiheadAttention, role: str) -> str:
