@@ -8,7 +8,7 @@ A fenced block is runnable when the line before it is a tag, invisible to the re
     ```
 
 Tags: ``ci:demo`` and ``ci:test`` (README's first and second command, one each), ``ci:run`` (shell)
-and ``ci:python`` (one namespace per document, see tests/test_readme.py). As a script, it prints
+and ``ci:python`` (one process per document, see tests/test_readme.py). As a script, it prints
 the shell blocks with one tag as a script in which every command must succeed::
 
     python3 .ci/fences.py ci:run README.md docs/*.md | bash -euo pipefail

@@ -1,6 +1,6 @@
 """The snippets of README and docs run, and the tags that make them run are read correctly.
 
-Shell blocks are run by ``.ci/run``; Python blocks here, those of one document in one namespace.
+Shell blocks are run by ``.ci/run``; Python blocks here, those of one document in one process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def _load_fences() -> ModuleType:
@@ -30,22 +34,40 @@ def _load_fences() -> ModuleType:
 ci = _load_fences()
 
 
-def run_snippets(document: str, name: str) -> int:
-    """Run the tagged Python blocks of a document, and return how many there were."""
-    namespace: dict[str, object] = {"__name__": "__main__"}
-    blocks = [f for f in ci.fences(document) if f.tag == "ci:python"]
-    for block in blocks:
-        # Empty lines in front, so that a traceback shows the document's own line numbers.
-        code = compile("\n" * (block.line - 1) + block.text, name, "exec")
-        exec(code, namespace)
-    return len(blocks)
+def python_script(document: str) -> str:
+    """Return the document's tagged Python blocks, each on its own lines, all else left empty.
+
+    So a traceback shows the document's own line numbers.
+    """
+    lines = [""] * (document.count("\n") + 1)
+    for block in ci.fences(document):
+        if block.tag == "ci:python":
+            text = block.text.splitlines()
+            lines[block.line - 1 : block.line - 1 + len(text)] = text
+    return "\n".join(lines)
+
+
+def run_snippets(document: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the tagged Python blocks of a document in order, in a process and a folder of their own."""
+    path = folder / "snippets.py"
+    path.write_text(python_script(document), "utf-8")
+    return subprocess.run(
+        [sys.executable, "-W", "error", path.name],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_python_snippets_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    count = run_snippets(path.read_text("utf-8"), str(path))
-    assert count > 0 or path.name != "README.md", "README shows no Python that runs"
+def test_python_snippets_run(path: Path, tmp_path: Path) -> None:
+    document = path.read_text("utf-8")
+    if not python_script(document).strip():
+        assert path.name != "README.md", "README shows no Python that runs"
+        return
+    done = run_snippets(document, tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_readme_has_its_two_commands() -> None:
@@ -56,13 +78,15 @@ def test_readme_has_its_two_commands() -> None:
     assert "pytest" in by_tag["ci:test"][0].text
 
 
-def test_snippets_share_a_namespace_and_a_failure_shows_its_line() -> None:
+def test_snippets_share_a_namespace_and_a_failure_shows_its_line(tmp_path: Path) -> None:
     good = "<!-- ci:python -->\n```python\nx = 1\n```\ntext\n```python\nx = 0\n```\n"
+    also_good = "<!-- ci:python -->\n```python\nassert x == 1\n```\n"
     bad = "<!-- ci:python -->\n```python\nassert x == 2\n```\n"
-    assert run_snippets(good, "d.md") == 1
-    with pytest.raises(AssertionError) as caught:
-        run_snippets(good + bad, "d.md")
-    assert caught.traceback[-1].lineno + 1 == 11
+    assert run_snippets(good + also_good, tmp_path).returncode == 0
+    done = run_snippets(good + bad, tmp_path)
+    assert done.returncode == 1
+    assert "line 11" in done.stderr
+    assert "AssertionError" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -93,9 +117,7 @@ def _run_shell(block: str, tmp_path: Path) -> tuple[int, str]:
         text=True,
         check=True,
     ).stdout
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
 
 
