@@ -63,9 +63,7 @@ def cost_of(layer: LayerInfo, share: float = 1.0) -> Cost:
     )
 
 
-def make_inventory(
-    layers: tuple[LayerInfo, ...], others: tuple[OtherModule, ...] = ()
-) -> Inventory:
+def make_inventory(layers: tuple[LayerInfo, ...], others: tuple[OtherModule, ...] = ()) -> Inventory:
     costs = {layer.name: cost_of(layer) for layer in layers}
     rest = sum(other.params for other in others)
     total = sum(costs.values(), Cost(params=rest, weight_bytes=4 * rest))
@@ -78,9 +76,7 @@ def make_inventory(
     )
 
 
-def make_report(
-    inventory: Inventory, shares: dict[str, float], plan: Plan, **more: object
-) -> Report:
+def make_report(inventory: Inventory, shares: dict[str, float], plan: Plan, **more: object) -> Report:
     layer_costs = {n: cost_of(inventory.layer(n), s) for n, s in shares.items()}
     after = inventory.total
     for name, cost in layer_costs.items():
@@ -95,8 +91,7 @@ def make_small() -> tuple[Inventory, Plan, dict[str, float]]:
     dw = conv("layer3.dw", 128, 128, hw=8, groups=128, skip="depthwise convolution")
     layers = (conv("stem", 3, 16), *body, dw, linear("head", 128, 10, note="called twice"))
     others = tuple(
-        OtherModule(name=f"bn{i}", type_name="BatchNorm2d", params=64, reason="normalisation")
-        for i in range(6)
+        OtherModule(name=f"bn{i}", type_name="BatchNorm2d", params=64, reason="normalisation") for i in range(6)
     )
     inventory = make_inventory(layers, others)
     choices: dict[str, Choice] = {
@@ -130,14 +125,10 @@ def small_report() -> Report:
         plan,
         metrics=(
             MetricValue(name="top-1", dense=0.9173, compressed=0.8541, tuned=0.912, reloaded=0.912),
-            MetricValue(
-                name="loss", dense=0.31, compressed=0.52, tuned=0.33, higher_is_better=False
-            ),
+            MetricValue(name="loss", dense=0.31, compressed=0.52, tuned=0.33, higher_is_better=False),
         ),
         history=[
-            EpochRow(
-                epoch=e + 1, loss=1.2 / (e + 1) + 0.2, lr=0.1 / (e + 1), metric=m, seconds=12.3
-            )
+            EpochRow(epoch=e + 1, loss=1.2 / (e + 1) + 0.2, lr=0.1 / (e + 1), metric=m, seconds=12.3)
             for e, m in enumerate((0.862, 0.889, 0.901, 0.909, 0.912))
         ],
         notes=("BatchNorm statistics re-estimated: accepted (output error 0.31 → 0.24)",),
@@ -173,9 +164,7 @@ def large_report(blocks: int = 50) -> Report:
         if layer.kernel_numel == 1:
             ranks = ranks[:1]
         method = "tucker" if len(ranks) == 2 else "svd"
-        choices[layer.name] = Choice(
-            method=method, ranks=ranks, error=0.05 + 0.2 * ((i * 37) % 11) / 11
-        )
+        choices[layer.name] = Choice(method=method, ranks=ranks, error=0.05 + 0.2 * ((i * 37) % 11) / 11)
         shares[layer.name] = 0.1 + 0.5 * ((i * 29) % 13) / 13
     inventory = make_inventory(tuple(layers))
     provenance = Provenance(strategy="uniform", budget="params<=20%, macs<=50%")

@@ -7,11 +7,41 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Protocol
 
 from rankfold.errors import BudgetError, ConfigError, PlanMismatch, UnknownNameError
 from rankfold.records import Bound, Budget, Cost, Inventory, LayerInfo, Plan, Provenance
 from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue
 from rankfold.reporting.report import Report
+
+
+class EpochLike(Protocol):
+    """What a report takes from an epoch of fine-tuning."""
+
+    @property
+    def epoch(self) -> int:
+        """From 1."""
+        ...
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss."""
+        ...
+
+    @property
+    def lr(self) -> float | None:
+        """Learning rate of the last step."""
+        ...
+
+    @property
+    def metric(self) -> float | None:
+        """The metric after the epoch."""
+        ...
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall-clock time of the epoch."""
+        ...
 
 
 def build_report(
@@ -20,7 +50,7 @@ def build_report(
     after: Cost,
     layer_costs: Mapping[str, Cost],
     metrics: Sequence[MetricValue] = (),
-    history: Sequence[EpochRow] = (),
+    history: Sequence[EpochLike] = (),
     notes: Sequence[str] = (),
     disk_bytes: int | None = None,
     measured_errors: Mapping[str, float] | None = None,
@@ -45,7 +75,7 @@ def build_report(
     metrics : sequence of MetricValue
         The most important one first.
     history : sequence of EpochRow
-        Fine-tuning, epoch by epoch.
+        Fine-tuning, epoch by epoch; any records with the same fields do, such as a tuning result's.
     notes : sequence of str
         Notes and warnings for the user.
     disk_bytes : int or None
@@ -91,10 +121,14 @@ def build_report(
         bounds=_bounds(plan.provenance, budget, after, inventory.total),
         provenance=_plain(plan.provenance),
         notes=tuple(notes),
-        history=tuple(history),
+        history=tuple(_epoch(row) for row in history),
         timings=dict(timings or {}),
         created=datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
     )
+
+
+def _epoch(row: EpochLike) -> EpochRow:
+    return EpochRow(epoch=row.epoch, loss=row.loss, lr=row.lr, metric=row.metric, seconds=row.seconds)
 
 
 def _row(
@@ -117,9 +151,7 @@ def _row(
             note=layer_note(layer),
         )
     if layer.name not in layer_costs:
-        raise ConfigError(
-            f"layer_costs must hold every factored layer. Got none for {layer.name!r} instead."
-        )
+        raise ConfigError(f"layer_costs must hold every factored layer. Got none for {layer.name!r} instead.")
     return LayerRow(
         name=layer.name,
         layer=layer.describe(),
@@ -144,9 +176,7 @@ def layer_note(layer: LayerInfo) -> str | None:
     return "; ".join(parts) or None
 
 
-def _bounds(
-    provenance: Provenance, budget: Budget | None, cost: Cost, dense: Cost
-) -> tuple[BoundRow, ...]:
+def _bounds(provenance: Provenance, budget: Budget | None, cost: Cost, dense: Cost) -> tuple[BoundRow, ...]:
     if budget is not None:
         return tuple(_bound(bound, cost, dense) for bound in budget.bounds)
     rows: list[BoundRow] = []

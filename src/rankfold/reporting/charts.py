@@ -99,10 +99,7 @@ def line(points: Sequence[tuple[float, float]], *, label: str, css: str, unit: s
 
     path = " ".join(f"{'ML'[i > 0]}{x(a):.1f} {y(b):.1f}" for i, (a, b) in enumerate(points))
     radius = 3.0 if len(points) <= 40 else 1.5
-    dots = [
-        el("g", el("title", f"epoch {a:g}: {unit} {b:.4g}"), _dot(x(a), y(b), radius, css))
-        for a, b in points
-    ]
+    dots = [el("g", el("title", f"epoch {a:g}: {unit} {b:.4g}"), _dot(x(a), y(b), radius, css)) for a, b in points]
     end = points[-1]
     last = el("text", f"{end[1]:.4g}", x=x(end[0]) + 8, y=y(end[1]) + 4, class_="value")
     first_x = el("text", f"epoch {xs[0]:g}", x=x(xs[0]), y=height + 16, class_="tick start")
@@ -209,5 +206,9 @@ def _names(names: Sequence[str], slot: float) -> tuple[Markup, float]:
 
 
 def _short(name: str, room: int) -> str:
-    """The end of a path tells more than its beginning."""
-    return name if len(name) <= room else "…" + name[-(room - 1) :]
+    """The end of a path tells more than its beginning; it is cut at a dot where one is near."""
+    if len(name) <= room:
+        return name
+    end = name[-(room - 1) :]
+    _, dot, rest = end.partition(".")
+    return "…" + (rest if dot and len(rest) >= room // 2 else end)

@@ -67,15 +67,11 @@ def _tiles(record: ReportRecord) -> Markup:
     tiles = [
         _cost_tile("parameters", before.params, after.params, words.compact, "fewer", "more"),
         _cost_tile("MACs", before.macs, after.macs, words.compact, "fewer", "more"),
-        _cost_tile(
-            "weights", before.weight_bytes, after.weight_bytes, words.size, "smaller", "larger"
-        ),
+        _cost_tile("weights", before.weight_bytes, after.weight_bytes, words.size, "smaller", "larger"),
     ]
     if record.latency is not None:
         dense, compressed = record.latency
-        tiles.append(
-            _cost_tile("latency", dense, compressed, words.milliseconds, "faster", "slower")
-        )
+        tiles.append(_cost_tile("latency", dense, compressed, words.milliseconds, "faster", "slower"))
     tiles += [_metric_tile(m) for m in record.metrics[:1]]
     known = [b for b in record.bounds if b.met is not None]
     if known:
@@ -91,9 +87,7 @@ def _tiles(record: ReportRecord) -> Markup:
     return el("section", tiles, class_="tiles", aria_label="At a glance")
 
 
-def _cost_tile(
-    name: str, before: float, after: float, show: words.Show, less: str, more: str
-) -> Markup:
+def _cost_tile(name: str, before: float, after: float, show: words.Show, less: str, more: str) -> Markup:
     shrunk = after <= before
     big = words.ratio(before, after) if shrunk else words.ratio(after, before)
     width = 100 * min(1.0, after / before) if before > 0 else 100.0
@@ -110,9 +104,7 @@ def _metric_tile(metric: MetricValue) -> Markup:
     value = words.metric(metric, metric.final)
     if metric.change is None:
         return _tile(metric.name, value, "dense model")
-    change = el(
-        "span", _minus(words.metric_change(metric)), class_="worse" if metric.worse else None
-    )
+    change = el("span", _minus(words.metric_change(metric)), class_="worse" if metric.worse else None)
     return _tile(
         metric.name,
         value,
@@ -120,9 +112,7 @@ def _metric_tile(metric: MetricValue) -> Markup:
     )
 
 
-def _tile(
-    name: str, big: str, detail: str, bar: Markup | None = None, *, css: str = "", hint: str = ""
-) -> Markup:
+def _tile(name: str, big: str, detail: str, bar: Markup | None = None, *, css: str = "", hint: str = "") -> Markup:
     return el(
         "div",
         el("p", name, class_="name"),
@@ -135,15 +125,13 @@ def _tile(
 
 
 def _totals(record: ReportRecord) -> Markup:
-    rows = [
-        (r.name, r.before_text, r.after_text, r.ratio.replace("x", "×"), r.reduction)
-        for r in totals(record)
-    ]
+    rows = [(r.name, r.before_text, r.after_text, r.ratio.replace("x", "×"), r.reduction) for r in totals(record)]
     table = _table(("", ">before", ">after", ">ratio", ">reduction"), rows)
     note = el(
         "p",
         "MACs and feature maps are those of one forward pass on the example input; fewer MACs are "
-        "not by themselves less time. The ratio is before ÷ after.",
+        "not by themselves less time. Overall memory is parameters plus feature-map elements. "
+        "The ratio is before ÷ after.",
         class_="muted small",
     )
     return _section("Before and after", table, note)
@@ -172,10 +160,14 @@ def _budget(record: ReportRecord) -> Markup | None:
         return None
     css = {True: "pill good", False: "pill bad", None: "pill"}
     rows = [
-        (bound_text(b), bound_result(b), el("span", verdict(b), class_=css[b.met]))
+        (
+            bound_text(b).replace(" ", "\N{NO-BREAK SPACE}"),
+            el("span", verdict(b), class_=css[b.met]),
+            bound_result(b),
+        )
         for b in record.bounds
     ]
-    return _section("Budget", _table(("bound", ">result", "verdict"), rows))
+    return _section("Budget", _table(("bound", "verdict", "result"), rows))
 
 
 def _notes(record: ReportRecord) -> Markup | None:
@@ -289,9 +281,7 @@ def _history(record: ReportRecord) -> Markup | None:
         )
         for e in rows
     ]
-    table = _table(
-        (">epoch", ">loss", ">metric", ">learning rate", ">time"), cells, tall=len(rows) > 12
-    )
+    table = _table((">epoch", ">loss", ">metric", ">learning rate", ">time"), cells, tall=len(rows) > 12)
     return _section("Fine-tuning", el("div", figures, class_="pair"), table)
 
 
@@ -312,7 +302,7 @@ def _layers(record: ReportRecord) -> Markup:
     others = [el("li", other_text(group)) for group in other_groups(record.others)]
     rest = None
     if others:
-        heading = el("h3", "Other modules with parameters, unchanged")
+        heading = el("h3", "Other modules with parameters")
         rest = join(heading, el("ul", others, class_="notes"))
     return _section("Every layer", table, rest)
 
@@ -372,10 +362,7 @@ def _table(
 ) -> Markup:
     """A title that starts with ``>`` is of numbers; a tall table scrolls under its head."""
     align = ["num" if head.startswith(">") else None for head in heads]
-    titles = [
-        el("th", head.removeprefix(">"), class_=a, scope="col")
-        for head, a in zip(heads, align, strict=True)
-    ]
+    titles = [el("th", head.removeprefix(">"), class_=a, scope="col") for head, a in zip(heads, align, strict=True)]
     body: list[Markup] = []
     for row in rows:
         first = el("th", row[0], class_=align[0], scope="row")

@@ -9,7 +9,7 @@ from rankfold.reporting import words
 from rankfold.reporting.build import layer_note
 from rankfold.reporting.markdown import code, table, text
 from rankfold.reporting.summary import other_groups, other_text
-from rankfold.reporting.terminal import make_table, short
+from rankfold.reporting.terminal import WIDE, default_console, make_table, short, without_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,23 +19,21 @@ HEADS = ("layer", "", ">params", ">share", ">MACs", ">share", ">calls", "verdict
 
 def inventory_table(inventory: Inventory, console: Console | None = None) -> None:
     """Print an inventory; `console` is rich's, by default one on standard output."""
-    from rich.console import Console
     from rich.text import Text
 
-    out = console or Console()
+    out = console or default_console()
     out.print(Text(inventory.summary(), style="bold"))
     if inventory.example:
         out.print(Text(f"example input: {inventory.example}", style="dim"))
     rows = [
-        (
-            layer.name or "(the model)",
-            short(layer.describe()),
-            *_row(inventory, layer, words.compact),
-        )
+        [layer.name or "(the model)", short(layer.describe()), *_row(inventory, layer, words.compact)]
         for layer in inventory
     ]
-    footer = ("total", "", *_total(inventory, words.compact))
-    out.print(make_table("", HEADS, rows, footer))
+    table_rows = [list(HEADS), *rows, ["total", "", *_total(inventory, words.compact)]]
+    if out.width < WIDE:
+        table_rows = [without_words(row) for row in table_rows]
+    heads, *body, footer = table_rows
+    out.print(make_table("", heads, body, footer))
     for group in other_groups(inventory.others):
         out.print(Text(f"other: {other_text(group)}", style="dim"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable, Sequence
 
@@ -25,8 +24,9 @@ from rankfold.reporting.summary import (
 
 def text(value: str) -> str:
     """Return text that Markdown shows as it is, on one line, also inside a table."""
-    escaped = html.escape(" ".join(value.split()), quote=False)
-    return re.sub(r"([\\`*\[\]|])|(?<!\w)(_)|(_)(?!\w)", r"\\\g<0>", escaped)
+    line = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;")
+    line = re.sub(r"[\\`*\[\]|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
+    return re.sub(r"^[>#+-]", r"\\\g<0>", line)  # a quotation, heading or list
 
 
 def code(value: str) -> str:
@@ -72,8 +72,7 @@ def _metrics(record: ReportRecord) -> list[str]:
         return []
     columns = metric_columns(record)
     rows = [
-        [text(m.name), *(words.metric(m, get(m)) for _, get in columns), words.metric_change(m)]
-        for m in record.metrics
+        [text(m.name), *(words.metric(m, get(m)) for _, get in columns), words.metric_change(m)] for m in record.metrics
     ]
     return [
         "## Metrics",

@@ -65,10 +65,7 @@ class Report(ReportRecord):
         writers = {".html": self.to_html, ".md": self.to_markdown, ".json": self.to_json}
         suffix = Path(path).suffix.lower()
         if suffix not in writers:
-            raise ConfigError(
-                f"the suffix of a report must be one of {', '.join(writers)}. "
-                f"Got {str(path)!r} instead."
-            )
+            raise ConfigError(f"the suffix of a report must be one of {', '.join(writers)}. Got {str(path)!r} instead.")
         return write_text(path, writers[suffix]())
 
     @classmethod
@@ -83,20 +80,15 @@ class Report(ReportRecord):
         try:
             data = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise CorruptArtifact(
-                f"{source} is not valid JSON: {error}. Was it edited or truncated?"
-            ) from error
+            raise CorruptArtifact(f"{source} is not valid JSON: {error}. Was it edited or truncated?") from error
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise CorruptArtifact(
-                f"{source} is not a rankfold report (its 'format' is not {FORMAT!r})."
-            )
+            raise CorruptArtifact(f"{source} is not a rankfold report (its 'format' is not {FORMAT!r}).")
         version = data.get("version")
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise CorruptArtifact(f"{source} has no valid version. Got {version!r} instead.")
         if version > VERSION:
             raise CorruptArtifact(
-                f"{source} has report version {version}; this rankfold reads up to {VERSION}. "
-                "Upgrade rankfold."
+                f"{source} has report version {version}; this rankfold reads up to {VERSION}. Upgrade rankfold."
             )
         return decode(cls, data, source)
 

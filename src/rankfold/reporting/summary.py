@@ -50,26 +50,20 @@ def totals(record: ReportRecord) -> list[TotalRow]:
     rows = [
         TotalRow(name="parameters", before=before.params, after=after.params, show=words.count),
         TotalRow(name="MACs", before=before.macs, after=after.macs, show=words.count),
-        TotalRow(
-            name="weights", before=before.weight_bytes, after=after.weight_bytes, show=words.size
-        ),
+        TotalRow(name="weights", before=before.weight_bytes, after=after.weight_bytes, show=words.size),
         TotalRow(name="feature-map elements", before=before.fm, after=after.fm, show=words.count),
         TotalRow(
-            name="overall memory (elements)",
+            name="overall memory",
             before=before.memory,
             after=after.memory,
             show=words.count,
         ),
     ]
     if record.disk_bytes is not None:
-        rows.insert(
-            3, TotalRow(name="on disk", before=None, after=record.disk_bytes, show=words.size)
-        )
+        rows.insert(3, TotalRow(name="on disk", before=None, after=record.disk_bytes, show=words.size))
     if record.latency is not None:
         dense, compressed = record.latency
-        rows.append(
-            TotalRow(name="latency", before=dense, after=compressed, show=words.milliseconds)
-        )
+        rows.append(TotalRow(name="latency", before=dense, after=compressed, show=words.milliseconds))
     return rows
 
 
@@ -127,9 +121,7 @@ def other_groups(others: Sequence[OtherModule]) -> list[OtherGroup]:
     for other in others:
         number, params = groups.get((other.type_name, other.reason), (0, 0))
         groups[other.type_name, other.reason] = (number + 1, params + other.params)
-    rows = [
-        OtherGroup(type_name=t, number=n, params=p, reason=r) for (t, r), (n, p) in groups.items()
-    ]
+    rows = [OtherGroup(type_name=t, number=n, params=p, reason=r) for (t, r), (n, p) in groups.items()]
     return sorted(rows, key=lambda g: -g.params)
 
 

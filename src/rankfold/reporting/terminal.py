@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+DEFAULT = 100
+WIDE = 96
+"""Below so many columns the layers' descriptions are left out: the numbers need the room."""
+
+
 def print_report(record: ReportRecord, console: Console | None = None) -> None:
     """Print a report; the totals come last, where the eye is when the command ends."""
-    from rich.console import Console
     from rich.text import Text
 
-    out = console or Console()
+    out = console or default_console()
 
     def say(text: str, style: str = "") -> None:
         # Text, not markup: a layer may be called "[red]".
@@ -41,14 +46,12 @@ def print_report(record: ReportRecord, console: Console | None = None) -> None:
     say(record.model_name or "Compressed model", "bold")
     say(record.coverage, "bold")
     say(headline(record), "dim")
-    out.print(_layers(record))
+    out.print(_layers(record, words_too=out.width >= WIDE))
     for group in other_groups(record.others):
         say(f"other: {other_text(group)}", "dim")
     if record.history:
         out.print(_history(record))
-    before_after = [
-        (r.name, r.before_text, r.after_text, r.ratio, r.reduction) for r in totals(record)
-    ]
+    before_after = [(r.name, r.before_text, r.after_text, r.ratio, r.reduction) for r in totals(record)]
     heads = ("", ">before", ">after", ">ratio", ">reduction")
     out.print(make_table("Before and after", heads, before_after))
     if record.metrics:
@@ -59,6 +62,16 @@ def print_report(record: ReportRecord, console: Console | None = None) -> None:
     for note in record.notes:
         say(f"note: {note}", "yellow")
     say("; ".join(f"{what}: {value}" for what, value in provenance_rows(record)), "dim")
+
+
+def default_console() -> Console:
+    """Return rich's console on standard output, `DEFAULT` columns wide where that is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = DEFAULT
+    return console
 
 
 def make_table(
@@ -86,18 +99,26 @@ def make_table(
             footer=Text(footer[i]) if footer is not None else "",
             justify="right" if number else "left",
             no_wrap=number,
-            overflow="fold",
+            overflow="ellipsis" if number else "fold",
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
 
 
-def _layers(record: ReportRecord) -> Table:
+def _layers(record: ReportRecord, *, words_too: bool) -> Table:
     measured = has_measured_errors(record)
     heads = ["layer", "", "method, ranks", ">params", ">MACs", ">error"]
     heads += [">measured"] if measured else []
-    return make_table("Layers", heads, (_layer(row, measured) for row in record.layers))
+    rows = [_layer(row, measured) for row in record.layers]
+    if not words_too:
+        heads, rows = without_words(heads), [without_words(row) for row in rows]
+    return make_table("Layers", heads, rows)
+
+
+def without_words(cells: Sequence[str]) -> list[str]:
+    """Return a row without its second cell, the layer in words."""
+    return [cells[0], *cells[2:]]
 
 
 def _layer(row: LayerRow, measured: bool) -> list[str]:
@@ -128,14 +149,14 @@ def _change(before: int, after: int) -> str:
 def _metrics(record: ReportRecord) -> Table:
     shown = metric_columns(record)
     heads = ["metric", *(f">{title}" for title, _ in shown), ">change"]
-    rows = [
-        [m.name, *(words.metric(m, get(m)) for _, get in shown), words.metric_change(m)]
-        for m in record.metrics
-    ]
+    rows = [[m.name, *(words.metric(m, get(m)) for _, get in shown), words.metric_change(m)] for m in record.metrics]
     return make_table("Metrics", heads, rows)
 
 
 def _history(record: ReportRecord) -> Table:
+    epochs, most = record.history, 12
+    step = -(-len(epochs) // most)
+    shown = [e for e in epochs if (epochs[-1].epoch - e.epoch) % step == 0 or e is epochs[0]]
     rows = [
         (
             str(e.epoch),
@@ -144,7 +165,10 @@ def _history(record: ReportRecord) -> Table:
             words.rate(e.lr),
             words.NONE if e.seconds is None else words.seconds(e.seconds),
         )
-        for e in record.history
+        for e in shown
     ]
     heads = (">epoch", ">loss", ">metric", ">learning rate", ">time")
-    return make_table("Fine-tuning", heads, rows)
+    title = "Fine-tuning"
+    if len(shown) < len(epochs):
+        title += f" ({len(shown)} of {len(epochs)} epochs)"
+    return make_table(title, heads, rows)
