@@ -1,0 +1,9 @@
+"""Fine-tuning of compressed models: losses, the loop on Accelerate, resumable checkpoints."""
+
+from rankfold.tune.config import FineTune as FineTune
+from rankfold.tune.loop import finetune as finetune
+from rankfold.tune.loop import finetune_ as finetune_
+from rankfold.tune.optimizers import rebuild_optimizer as rebuild_optimizer
+from rankfold.tune.result import Epoch as Epoch
+from rankfold.tune.result import StepInfo as StepInfo
+from rankfold.tune.result import TuneResult as TuneResult

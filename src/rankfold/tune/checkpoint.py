@@ -1,0 +1,174 @@
+"""Checkpoints: one file that appears whole, holds plain tensors, and knows whose it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold._files import write_atomic
+from rankfold.errors import ConfigError, CorruptArtifact, RankfoldError
+from rankfold.tune.config import FineTune
+
+FORMAT = "rankfold-finetune"
+VERSION = 1
+NAME = "finetune.pt"
+
+# Fields of the config that do not change what is computed.
+_FREE = {"data", "checkpoint", "checkpoint_every", "resume"}
+
+# How far the starting weights may be from those of the interrupted run, relative to their norm.
+# Factors computed twice differ in their last digits on some devices; other factors differ by 1.
+_NEAR = 1e-3
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """Return the file that a checkpoint option means: itself if it has a suffix, else one inside."""
+    path = Path(path)
+    return path if path.suffix and not path.is_dir() else path / NAME
+
+
+def save(file: Path, payload: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises
+    ------
+    RankfoldError
+        If the file cannot be written.
+    """
+    content = {"format": FORMAT, "version": VERSION, **payload}
+    try:
+        write_atomic(file, lambda temporary: torch.save(content, temporary))
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise RankfoldError(f"cannot write the checkpoint {str(file)!r}: {error}. Is the disk full?") from error
+
+
+def sweep(file: Path) -> None:
+    """Remove what a killed process left of a checkpoint that it was writing."""
+    for stale in file.parent.glob(f".{file.name}.*.tmp"):
+        stale.unlink(missing_ok=True)
+
+
+def read(file: Path) -> dict[str, Any] | None:
+    """Return a checkpoint's content, on the CPU; None if there is no such file.
+
+    Raises
+    ------
+    CorruptArtifact
+        If the file is truncated, of another program, or of a newer version.
+    """
+    advice = "Delete it, or start anew with FineTune(resume=False)."
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CorruptArtifact(
+            f"the checkpoint {str(file)!r} cannot be read: it is truncated or of another program "
+            f"({reason:.100}). {advice}"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CorruptArtifact(f"{str(file)!r} is no checkpoint of rankfold's fine-tuning. {advice}")
+    version = content.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise CorruptArtifact(
+            f"the checkpoint {str(file)!r} has version {version!r}; this rankfold reads up to "
+            f"{VERSION}. Upgrade rankfold. {advice}"
+        )
+    return content
+
+
+def identity(model: nn.Module, teacher: nn.Module | None, config: FineTune, total: int) -> dict[str, Any]:
+    """Return what two runs must share for one to continue the other, as plain values."""
+    options = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in _FREE}
+    options |= {"lr": config.peak_lr, "weight_decay": config.decay, "steps in all": total}
+    state = _tensors(model)
+    return {
+        "options": options,
+        "tensors": {k: f"{str(v.dtype)[6:]} {list(v.shape)}" for k, v in state.items()},
+        "start": {k: _sketch(v) for k, v in state.items()},
+        "teacher": {k: _sketch(v) for k, v in _tensors(teacher).items()} if teacher else None,
+    }
+
+
+def require_same(file: Path, stored: Any, now: Mapping[str, Any]) -> None:
+    """Raise an error that names what differs between a checkpoint's run and this one.
+
+    Raises
+    ------
+    ConfigError
+        If an option, the model, its starting weights or the teacher differ.
+    CorruptArtifact
+        If the checkpoint does not say whose it is.
+    """
+    if not isinstance(stored, Mapping) or set(stored) != set(now):
+        raise CorruptArtifact(
+            f"the checkpoint {str(file)!r} does not say which run it belongs to. Delete it, or start "
+            "anew with FineTune(resume=False)."
+        )
+    found: list[str] = []
+    for part in ("options", "tensors"):
+        old, new = stored[part], now[part]
+        for key in [*new, *(k for k in old if k not in new)]:
+            if old.get(key) != new.get(key):
+                found.append(f"{key}: {old.get(key, 'absent')} then, {new.get(key, 'absent')} now")
+    if not found:
+        found += _moved("starting weights", stored["start"], now["start"])
+        found += _moved("teacher", stored["teacher"], now["teacher"])
+    if found:
+        shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+        raise ConfigError(
+            f"the checkpoint {str(file)!r} is of another run ({shown}). Use the same options and "
+            "model to continue it, another checkpoint path, or FineTune(resume=False) to start anew "
+            "and overwrite it."
+        )
+
+
+def _moved(what: str, old: Any, new: Any) -> list[str]:
+    if (old is None) != (new is None):
+        return [f"{what}: {'none' if old is None else 'given'} then, the opposite now"]
+    if old is None or new is None:
+        return []
+    if set(old) != set(new):
+        return [f"{what}: another network"]
+    for key, (norm, probe) in new.items():
+        slack = _NEAR * max(norm, old[key][0]) + 1e-12
+        if abs(norm - old[key][0]) > slack or abs(probe - old[key][1]) > slack:
+            return [f"{what}: {key} has other values"]
+    return []
+
+
+def _tensors(model: nn.Module | None) -> dict[str, Tensor]:
+    return {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)} if model else {}
+
+
+def _sketch(tensor: Tensor) -> list[float]:
+    """Return a tensor's norm and its component along a fixed direction (of unit norm)."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+        return [0.0, 0.0]
+    flat = tensor.detach().reshape(-1)
+    flat = (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).cpu().double()
+    direction = torch.cos(torch.arange(1, flat.numel() + 1, dtype=torch.float64))
+    return [float(flat.norm()), float(flat @ direction / direction.norm())]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
+    return f"{module}.{name}" if name else type(value).__name__

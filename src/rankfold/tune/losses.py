@@ -1,0 +1,106 @@
+"""The loss terms that need only the two networks' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from rankfold.errors import DataError, ModelError
+
+
+def logits(outputs: Any) -> Tensor:
+    """Return the tensor of class scores out of a model's outputs.
+
+    That is the tensor itself, the entry or attribute ``logits`` of a mapping or record, or the
+    first item of a tuple or list.
+
+    Raises
+    ------
+    ModelError
+        If there is none.
+    """
+    found = outputs
+    if isinstance(found, Mapping):
+        found = found.get("logits")
+    elif hasattr(found, "logits"):
+        found = found.logits
+    elif isinstance(found, tuple | list) and found:
+        found = found[0]
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 1:
+        raise ModelError(
+            f"the model's outputs ({type(outputs).__name__}) hold no tensor of logits. Fine-tune it "
+            "with loss='task' and your own task=callable(outputs, target), or with loss='layer'."
+        )
+    return found
+
+
+def cross_entropy(outputs: Any, target: Any) -> Tensor:
+    """Return the mean cross-entropy; classes lie along dimension 1, as torch has them.
+
+    Raises
+    ------
+    DataError
+        If the target does not fit the logits.
+    """
+    scores = logits(outputs).float()
+    if not isinstance(target, Tensor):
+        raise DataError(
+            f"cross_entropy needs targets in one tensor. Got {type(target).__name__} instead; give "
+            "FineTune(task=callable(outputs, target)) for other targets."
+        )
+    if target.is_floating_point():  # class probabilities
+        target = target.to(scores.dtype)
+    elif target.ndim == scores.ndim and target.shape != scores.shape and target.shape[1] == 1:
+        target = target.squeeze(1)  # a column of class indices
+    classes = scores.shape[1] if scores.ndim > 1 else scores.shape[0]
+    if not target.is_floating_point():
+        target = target.long()
+        bad = target[(target != -100) & ((target < 0) | (target >= classes))]
+        if bad.numel():
+            raise DataError(
+                f"a target is class {int(bad[0])}, but the model has {classes} outputs (classes 0 to "
+                f"{classes - 1}). Check the labels, or the model's last layer."
+            )
+    try:
+        return F.cross_entropy(scores, target)
+    except (ValueError, RuntimeError) as error:
+        raise DataError(
+            f"cross_entropy cannot compare outputs of shape {tuple(scores.shape)} with targets of "
+            f"shape {tuple(target.shape)} and type {target.dtype}: {error}. Give "
+            "FineTune(task=callable(outputs, target)) for another task."
+        ) from error
+
+
+def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -> Tensor:
+    """Return how far the student's outputs are from the teacher's, mean over the batch.
+
+    Parameters
+    ----------
+    student, teacher : object
+        The outputs of both networks; see `logits`. Classes lie along dimension 1.
+    kind : {"kl", "mse"}
+        ``"kl"`` is T² · KL(softmax(teacher / T) ‖ softmax(student / T)), which is zero for equal
+        outputs, and whose gradient does not shrink with the temperature T (Hinton et al. 2015,
+        "Distilling the knowledge in a neural network", section 2); ``"mse"`` the mean squared
+        difference.
+
+    Raises
+    ------
+    ModelError
+        If the outputs differ in shape.
+    """
+    ours, theirs = logits(student).float(), logits(teacher).float()
+    if ours.shape != theirs.shape:
+        raise ModelError(
+            f"the model's outputs have shape {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}. "
+            "The teacher must be the network that the model was compressed from."
+        )
+    if kind == "mse":
+        return F.mse_loss(ours, theirs)
+    axis = 1 if ours.ndim > 1 else 0
+    target = F.log_softmax(theirs / temperature, axis)
+    divergence = F.kl_div(F.log_softmax(ours / temperature, axis), target, reduction="none", log_target=True)
+    return divergence.sum(axis).mean() * temperature**2

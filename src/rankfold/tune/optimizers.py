@@ -1,0 +1,156 @@
+"""Optimizers, the learning rate's schedule, and optimizers for a model whose layers have changed."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold.errors import ConfigError, ModelError
+from rankfold.tune.config import FineTune
+
+
+def build_optimizer(model: nn.Module, config: FineTune) -> torch.optim.Optimizer:
+    """Return the optimizer of a config over all parameters that require gradients.
+
+    Weights decay; vectors (biases, norms) do not.
+
+    Raises
+    ------
+    ModelError
+        If no parameter requires gradients.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ModelError(
+            "no parameter of the model requires gradients, so there is nothing to train. Call "
+            "model.requires_grad_(True) before fine-tuning."
+        )
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.peak_lr)
+    return torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum, nesterov=True)
+
+
+def lr_at(config: FineTune, step: int, total: int) -> float:
+    """Return the learning rate of a step (from 0) out of `total`: a function of both alone.
+
+    It rises linearly to the peak over the warm-up, then falls along a cosine that would be zero one
+    step after the last.
+    """
+    warmup = config.warmup if isinstance(config.warmup, int) else round(config.warmup * total)
+    if step < warmup:
+        return config.peak_lr * (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return config.peak_lr
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return config.peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def rebuild_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, *, dense: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """Return an optimizer like an old one, over the parameters of a compressed model.
+
+    An optimizer holds parameters, not a model: after compression the old one goes on updating
+    layers that no longer exist, and the new factors are never trained.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        The dense model's. It is left as it is; its state (momentum) belongs to its parameters and
+        is not taken over, nor are learning-rate schedulers, which have to be made anew.
+    model : nn.Module
+        The compressed model; its parameters that require gradients are optimised.
+    dense : nn.Module or None
+        The dense model, whose names say which group a parameter belongs to. Needed only if there
+        are several groups and the optimizer was built without names.
+
+    Returns
+    -------
+    Optimizer
+        Of the same class with the same settings in each group. The factors of a layer go where the
+        layer's weight was, their bias where its bias was.
+
+    Raises
+    ------
+    ConfigError
+        If there are several groups and no names, or the optimizer's class cannot be constructed
+        from its settings.
+    ModelError
+        If a parameter has no forebear in the dense model.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    members: list[list[nn.Parameter]] = [[] for _ in optimizer.param_groups]
+    if len(members) == 1:
+        members[0] = list(trained.values())
+    else:
+        homes = _homes(optimizer, dense)
+        for name, parameter in trained.items():
+            members[_home(name, homes)].append(parameter)
+    groups: list[dict[str, Any]] = []
+    for old, parameters in zip(optimizer.param_groups, members, strict=True):
+        # initial_lr belongs to a scheduler, which would take it for a run to be continued.
+        drop = {"params", "param_names", "initial_lr"}
+        settings = {k: copy.deepcopy(v) for k, v in old.items() if k not in drop}
+        groups.append({"params": parameters, **settings})
+    kind = type(optimizer)
+    accepted = inspect.signature(kind.__init__).parameters
+    defaults = {k: copy.deepcopy(v) for k, v in optimizer.defaults.items() if k in accepted}
+    try:
+        return kind(groups, **defaults)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{kind.__name__} cannot be built anew from its settings {sorted(defaults)}: {error}. "
+            "Construct it yourself over the new model's parameters."
+        ) from error
+
+
+def _homes(optimizer: torch.optim.Optimizer, dense: nn.Module | None) -> dict[str, int]:
+    """Return the group of every old parameter, by name."""
+    homes: dict[str, int] = {}
+    names = {id(p): n for n, p in dense.named_parameters(remove_duplicate=False)} if dense else {}
+    for index, group in enumerate(optimizer.param_groups):
+        own: list[str] | None = group.get("param_names")
+        for position, parameter in enumerate(group["params"]):
+            name = own[position] if own else names.get(id(parameter))
+            if name is None:
+                wanted = "dense= as the model that it was built for" if dense else "dense="
+                raise ConfigError(
+                    f"the optimizer has {len(optimizer.param_groups)} parameter groups without "
+                    f"names, so it is unknown where the new parameters belong. Give {wanted}."
+                )
+            homes[name] = index
+    return homes
+
+
+def _home(name: str, homes: dict[str, int]) -> int:
+    """Return the group of a new parameter: that of its own name, else of its layer's."""
+    if name in homes:
+        return homes[name]
+    path, _, leaf = name.rpartition(".")
+    kind = "bias" if leaf == "bias" else "weight"
+    while path:
+        for wanted in (f"{path}.{kind}", f"{path}.weight"):
+            if wanted in homes:
+                return homes[wanted]
+        # The projections of an attention come out of parameters that its own module packed.
+        inside = [old for old in homes if old.startswith(f"{path}.")]
+        groups = {homes[old] for old in inside if old.endswith(kind)}
+        if len(groups) == 1:
+            return groups.pop()
+        if inside:
+            break
+        path = path.rpartition(".")[0]
+    raise ModelError(
+        f"the parameter {name!r} has no forebear in the optimizer's parameters. Was the optimizer "
+        "built for another model, or the layer frozen? Construct the optimizer yourself."
+    )

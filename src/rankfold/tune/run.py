@@ -1,0 +1,353 @@
+"""One training run: epochs, steps, checkpoints, on Hugging Face Accelerate."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rankfold._batches import split_batch, tensors_of, to_device
+from rankfold._progress import track
+from rankfold.errors import DataError, MetricError, ModelError, RankfoldError, RankfoldWarning
+from rankfold.tune import checkpoint
+from rankfold.tune.config import TERMS, FineTune
+from rankfold.tune.feed import Feed, Share, digest, require_batches
+from rankfold.tune.objective import Objective, resolve_terms
+from rankfold.tune.optimizers import build_optimizer, lr_at
+from rankfold.tune.randomness import Stream
+from rankfold.tune.result import Epoch, StepInfo, TuneResult
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Metric = Callable[[nn.Module], float]
+Progress = Callable[[StepInfo], object]
+
+
+@dataclass(slots=True)
+class State:
+    """Where a run is. Everything here is stored in a checkpoint."""
+
+    epoch: int = 0  # the one under way, from 0
+    batch: int = 0  # batches of it that are done
+    step: int = 0  # optimizer steps in all
+    loss: float = 0.0  # sum over this epoch's samples
+    terms: dict[str, float] = field(default_factory=dict)  # the same for each term
+    samples: int = 0
+    lr: float = 0.0
+    seconds: float = 0.0  # of this epoch
+    finished: bool = False
+    stopped_early: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Run:
+    """The run of one process.
+
+    Parameters
+    ----------
+    model, teacher : nn.Module
+        On the training device.
+    config, metric, progress
+        See `rankfold.tune.finetune`.
+    accelerator : Accelerator
+        Device, processes, mixed precision.
+    feed : Feed
+        This process's data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        config: FineTune,
+        metric: Metric | None,
+        progress: Progress | None,
+        accelerator: Accelerator,
+        feed: Feed,
+    ) -> None:
+        self.model, self.config, self.metric, self.progress = model, config, metric, progress
+        self.accelerator, self.feed, self.has_teacher = accelerator, feed, teacher is not None
+        self.main = accelerator.is_main_process
+        self.state, self.started = State(), False
+        self.total = self._total_steps()
+        self.file: Path | None = None
+        self.identity: dict[str, Any] = {}
+        if config.checkpoint is not None:
+            self.file = checkpoint.checkpoint_file(config.checkpoint)
+            self.identity = checkpoint.identity(model, teacher, config, self.total)
+        optimizer = build_optimizer(model, config)
+        self.objective = Objective(model, teacher, config, self._sum)
+        self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        self.optimizer.zero_grad()  # a model in use may come with gradients of its own
+
+    def _total_steps(self) -> int:
+        config, feed = self.config, self.feed
+        length = feed.length()
+        if feed.once and config.epochs > 1:
+            raise DataError(
+                f"the fine-tuning data is an iterator, which gives its batches once, but epochs is "
+                f"{config.epochs}. Give a list or a DataLoader, or set epochs=1."
+            )
+        if length is None and config.max_steps is not None:
+            return config.max_steps
+        total = config.epochs * (length if length is not None else feed.count())
+        return min(total, config.max_steps or total)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        return cast(Tensor, self.accelerator.reduce(tensor, "sum"))
+
+    def close(self) -> None:
+        """Take the hooks off and let the gradients go."""
+        self.objective.close()
+        self.model.zero_grad()
+
+    def run(self) -> TuneResult:
+        """Resume if there is something to resume, and train to the end."""
+        replay = self._resume() if self.config.resume else None
+        resumed = self.state.step if replay is not None else None
+        if replay is None:
+            self._save(None)  # finds out before any work whether it can be written
+        while not self.state.finished:
+            self._epoch(replay)
+            replay = None
+        state = self.state
+        self.accelerator.wait_for_everyone()
+        return TuneResult(
+            model=self.model,
+            history=tuple(Epoch(**entry) for entry in state.history),
+            steps=state.step,
+            stopped_early=state.stopped_early,
+            resumed_from=resumed,
+        )
+
+    def _epoch(self, replay: str | None) -> None:
+        state, config = self.state, self.config
+        self._train_mode()
+        start, before, done = time.monotonic(), state.seconds, state.batch
+        with closing(self.feed.epoch(state.epoch)) as shares:
+            for position, share in enumerate(self._tracked(shares)):
+                if position < done:  # replayed: it moves the data's random numbers on
+                    if position == done - 1 and replay:
+                        self._check_replay(share, replay)
+                    continue
+                self._step(share)
+                state.batch = position + 1
+                state.seconds = before + time.monotonic() - start
+                if state.step >= self.total:
+                    break
+                if config.checkpoint_every and state.step % config.checkpoint_every == 0:
+                    self._save(share)
+        require_batches(state.batch, state.epoch)
+        self._finish_epoch(start, before)
+
+    def _tracked(self, shares: Iterator[Share]) -> Iterator[Share]:
+        if self.progress is not None or not self.main:
+            return shares
+        text = f"fine-tuning, epoch {self.state.epoch + 1} of {self.config.epochs}"
+        if self.state.history:
+            text += f" (loss {self.state.history[-1]['loss']:.3g})"
+        return track(shares, text, total=self.feed.length())
+
+    def _step(self, share: Share) -> None:
+        state, config, accelerator = self.state, self.config, self.accelerator
+        inputs, target = split_batch(to_device(share.batch, accelerator.device))
+        has_labels = target is not None
+        if not self.started:
+            self.objective.terms = resolve_terms(config.terms, has_labels=has_labels, has_teacher=self.has_teacher)
+            self.started = True
+        terms_used = self.objective.terms or frozenset()
+        if "task" in terms_used and not has_labels:
+            raise DataError(
+                f"batch {state.batch + 1} of epoch {state.epoch + 1} has no labels, but earlier ones "
+                "did. Give labels with every batch, or choose loss='distill'."
+            )
+        state.lr = lr_at(config, state.step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = state.lr
+        # Dropout and the like draw from a stream of their own, which depends on the step alone.
+        rank = accelerator.process_index
+        with Stream(accelerator.device, config.seed, "model", state.step, rank):
+            loss, terms = self.wrapped(inputs, target, share.samples, share.total, share.active)
+            values = self._sum(torch.cat([loss.detach().reshape(1), terms]) * share.weight)
+            numbers: list[float] = values.tolist()
+            if not all(map(math.isfinite, numbers)):
+                self._raise_diverged(numbers, inputs)
+            # The wrapper averages the processes' gradients; this makes it the mean over samples.
+            accelerator.backward(loss * (share.weight * accelerator.num_processes))
+            if config.max_grad_norm is not None:
+                accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        state.loss += numbers[0] * share.total
+        for name, value in zip(TERMS, numbers[1:], strict=True):
+            if name in terms_used:
+                state.terms[name] = state.terms.get(name, 0.0) + value * share.total
+        state.samples += share.total
+        state.step += 1
+        if self.progress is not None and self.main:
+            self.progress(
+                StepInfo(
+                    step=state.step,
+                    total=self.total,
+                    epoch=state.epoch + 1,
+                    loss=numbers[0],
+                    lr=state.lr,
+                )
+            )
+
+    def _raise_diverged(self, numbers: list[float], inputs: Any) -> None:
+        state = self.state
+        guilty = [t for t, v in zip(TERMS, numbers[1:], strict=True) if not math.isfinite(v)]
+        where = f"step {state.step + 1} (epoch {state.epoch + 1}, batch {state.batch + 1})"
+        floats = [t for t in tensors_of(inputs) if t.is_floating_point()]
+        if all(bool(t.isfinite().all()) for t in floats):
+            advice = (
+                f"Lower lr (it is {self.config.peak_lr:.3g}), set max_grad_norm=1.0, lengthen "
+                "warmup, or use mixed_precision='bf16' if it is 'fp16'."
+            )
+        else:
+            advice = "That batch's inputs hold NaN or infinity: mend or drop them."
+        raise ModelError(
+            f"the loss became {numbers[0]} at {where}, in the term(s) {', '.join(guilty)}. {advice} "
+            "The weights are those before the step."
+        )
+
+    def _finish_epoch(self, start: float, before: float) -> None:
+        state, config = self.state, self.config
+        self._share_buffers()
+        value = self._measure() if self.metric is not None else None
+        entry = Epoch(
+            epoch=state.epoch + 1,
+            loss=state.loss / max(1, state.samples),
+            terms={name: total / max(1, state.samples) for name, total in state.terms.items()},
+            lr=state.lr,
+            metric=value,
+            seconds=before + time.monotonic() - start,
+        )
+        over = state.epoch + 1 >= config.epochs or state.step >= self.total
+        reached = value is not None and self._reached(value)
+        fresh = State(
+            epoch=state.epoch + 1,
+            step=state.step,
+            lr=state.lr,
+            history=[*state.history, entry.to_dict()],
+            finished=over or reached,
+            stopped_early=reached and not over,
+        )
+        self.state = fresh
+        self._save(None)
+
+    def _check_replay(self, share: Share, replay: str) -> None:
+        if self.main and digest(share.batch) != replay:
+            warnings.warn(
+                "the data came in another order than before the interruption, so this run will not "
+                "end as an uninterrupted one would. Draw random numbers from the global generators "
+                "only, or give the data a method set_epoch(epoch).",
+                RankfoldWarning,
+                stacklevel=2,
+            )
+
+    def _train_mode(self) -> None:
+        self.wrapped.train()
+        if self.config.freeze_batchnorm_statistics:
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def _share_buffers(self) -> None:
+        """Give every process the main one's buffers: BatchNorm has seen different shares."""
+        from accelerate.utils import broadcast
+
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                if buffer.dtype is not torch.bool:
+                    buffer.copy_(cast(Tensor, broadcast(buffer.clone())))
+
+    def _measure(self) -> float:
+        from accelerate.utils import broadcast_object_list
+
+        assert self.metric is not None
+        self.model.eval()
+        config, device = self.config, self.accelerator.device
+        with Stream(device, config.seed, "metric", self.state.epoch), torch.no_grad():
+            found: Any = self.metric(self.model)
+        name = getattr(self.metric, "name", getattr(self.metric, "__name__", "metric"))
+        try:
+            value = float(found)
+        except (TypeError, ValueError, RuntimeError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise MetricError(
+                f"the metric {name!r} returned {found!r} after epoch {self.state.epoch + 1}. It must "
+                "return a finite number for the model that it is given."
+            )
+        box = [value]
+        broadcast_object_list(box)  # all processes must agree on whether to stop
+        return box[0]
+
+    def _reached(self, value: float) -> bool:
+        target = self.config.target
+        if target is None:
+            return False
+        return value >= target if getattr(self.metric, "higher_is_better", True) else value <= target
+
+    def _save(self, share: Share | None) -> None:
+        """Write a checkpoint after a share, or at the border of two epochs."""
+        if self.file is None or not self.main:
+            return
+        scaler = self.accelerator.scaler
+        checkpoint.save(
+            self.file,
+            {
+                "identity": self.identity,
+                "state": asdict(self.state),
+                "model": dict(self.model.state_dict()),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "replay": digest(share.batch) if share is not None else "",
+                "processes": self.accelerator.num_processes,
+            },
+        )
+
+    def _resume(self) -> str | None:
+        """Continue from the checkpoint; return the hash of its last batch, None if there is none."""
+        from accelerate.utils import broadcast_object_list
+
+        if self.file is None:
+            return None
+        # The main process reads it for all: the others may not see its disk.
+        box: list[Any] = [self._read() if self.main else None]
+        broadcast_object_list(box)
+        found = box[0]
+        if isinstance(found, RankfoldError):
+            raise found
+        if found is None:
+            return None
+        self.model.load_state_dict(found["model"])
+        self.optimizer.load_state_dict(found["optimizer"])
+        if self.accelerator.scaler is not None and found["scaler"]:
+            self.accelerator.scaler.load_state_dict(found["scaler"])
+        self.state = State(**found["state"])
+        same = found["processes"] == self.accelerator.num_processes
+        return found["replay"] if same else ""
+
+    def _read(self) -> dict[str, Any] | RankfoldError | None:
+        assert self.file is not None
+        try:
+            checkpoint.sweep(self.file)
+            found = checkpoint.read(self.file)
+            if found is not None:
+                checkpoint.require_same(self.file, found.get("identity"), self.identity)
+        except RankfoldError as error:  # every process has to hear of it
+            return error
+        return found
