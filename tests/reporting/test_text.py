@@ -78,6 +78,22 @@ def test_output_that_is_no_terminal_is_wide(
     assert "Conv2d" not in capsys.readouterr().out
 
 
+def test_a_long_reason_is_explained_once_below_the_table(small: Report, parts: Parts) -> None:
+    why = "depthwise convolution: nothing to factor"
+    rows = tuple(replace(row, reason=why) if row.kept else row for row in small.layers)
+    shown = printed(replace(small, layers=rows).print)
+    assert shown.count("nothing to factor") == 1
+    assert f"{why} (2 layers)" in shown
+    assert "kept: depthwise" in shown
+    assert why in replace(small, layers=rows).to_markdown()
+
+    layers = tuple(replace(layer, skip=why) if layer.skip else layer for layer in parts[0])
+    inventory = replace(parts[0], layers=layers)
+    shown = printed(lambda console: inventory_table(inventory, console))
+    assert f"{why} (1 layer)" in shown
+    assert f"| {why} |" in inventory_markdown(inventory)
+
+
 def test_markup_in_names_stays_text(hostile: Report) -> None:
     assert "[red]" in printed(hostile.print)
 

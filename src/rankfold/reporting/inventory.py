@@ -8,7 +8,7 @@ from rankfold.records import Cost, Inventory, LayerInfo
 from rankfold.reporting import words
 from rankfold.reporting.build import layer_note
 from rankfold.reporting.markdown import code, table, text
-from rankfold.reporting.summary import other_groups, other_text
+from rankfold.reporting.summary import explanations, headword, other_groups, other_text
 from rankfold.reporting.terminal import WIDE, default_console, make_table, short, without_words
 
 if TYPE_CHECKING:
@@ -26,7 +26,12 @@ def inventory_table(inventory: Inventory, console: Console | None = None) -> Non
     if inventory.example:
         out.print(Text(f"example input: {inventory.example}", style="dim"))
     rows = [
-        [layer.name or "(the model)", short(layer.describe()), *_row(inventory, layer, words.compact)]
+        [
+            layer.name or "(the model)",
+            short(layer.describe()),
+            *_row(inventory, layer, words.compact),
+            _verdict(layer, headword(layer.skip or "")),
+        ]
         for layer in inventory
     ]
     table_rows = [list(HEADS), *rows, ["total", "", *_total(inventory, words.compact)]]
@@ -34,6 +39,8 @@ def inventory_table(inventory: Inventory, console: Console | None = None) -> Non
         table_rows = [without_words(row) for row in table_rows]
     heads, *body, footer = table_rows
     out.print(make_table("", heads, body, footer))
+    for line in explanations(layer.skip for layer in inventory):
+        out.print(Text(line, style="dim"))
     for group in other_groups(inventory.others):
         out.print(Text(f"other: {other_text(group)}", style="dim"))
 
@@ -42,9 +49,9 @@ def inventory_markdown(inventory: Inventory) -> str:
     """Return an inventory as GitHub-flavoured Markdown, with exact numbers."""
     rows: list[list[str]] = []
     for layer in inventory:
-        *numbers, verdict = _row(inventory, layer, words.count)
+        cells = [text(layer.describe()), *_row(inventory, layer, words.count)]
         name = code(layer.name or "(the model)")
-        rows.append([name, text(layer.describe()), *numbers, text(verdict)])
+        rows.append([name, *cells, text(_verdict(layer, layer.skip or ""))])
     rows.append(["**total**", "", *_total(inventory, words.count)])
     lines = [f"**{text(inventory.summary())}**", ""]
     if inventory.example:
@@ -62,8 +69,12 @@ def _row(inventory: Inventory, layer: LayerInfo, show: words.Show) -> list[str]:
         show(cost.macs),
         _share(cost.macs, total.macs),
         str(sum(call.count for call in layer.calls)),
-        "; ".join(part for part in (layer.skip or "compressible", layer_note(layer)) if part),
     ]
+
+
+def _verdict(layer: LayerInfo, skip: str) -> str:
+    parts = (skip or "compressible", layer_note(layer))
+    return "; ".join(part for part in parts if part)
 
 
 def _total(inventory: Inventory, show: words.Show) -> list[str]:

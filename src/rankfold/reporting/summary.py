@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rankfold.records import RESOURCES, OtherModule
@@ -131,10 +132,24 @@ def other_text(group: OtherGroup) -> str:
     return f"{what}, {words.count(group.params)} parameters: {group.reason}"
 
 
-def remark(row: LayerRow) -> str:
+def remark(row: LayerRow, *, brief: bool = False) -> str:
     """Return why a layer is as it is; empty if there is nothing to say."""
-    reason = f"kept: {row.reason or 'by hand'}" if row.kept else row.reason
-    return "; ".join(part for part in (reason, row.note) if part)
+    reason = row.reason or ("by hand" if row.kept else "")
+    if brief:
+        reason = headword(reason)
+    parts = (f"kept: {reason}" if row.kept else reason, row.note)
+    return "; ".join(part for part in parts if part)
+
+
+def headword(reason: str) -> str:
+    """Return the part of a reason before its explanation: ``depthwise convolution``."""
+    return reason.partition(": ")[0]
+
+
+def explanations(reasons: Iterable[str | None]) -> list[str]:
+    """Return each reason that `headword` shortens once, with the number of layers it holds for."""
+    counts = Counter(r for r in reasons if r and headword(r) != r)
+    return [f"{reason} ({n} layer{'s' if n > 1 else ''})" for reason, n in counts.items()]
 
 
 def headline(record: ReportRecord) -> str:

@@ -12,6 +12,7 @@ from rankfold.reporting.record import LayerRow, ReportRecord
 from rankfold.reporting.summary import (
     bound_result,
     bound_text,
+    explanations,
     has_measured_errors,
     headline,
     metric_columns,
@@ -47,6 +48,8 @@ def print_report(record: ReportRecord, console: Console | None = None) -> None:
     say(record.coverage, "bold")
     say(headline(record), "dim")
     out.print(_layers(record, words_too=out.width >= WIDE))
+    for line in explanations(row.reason for row in record.layers):
+        say(line, "dim")
     for group in other_groups(record.others):
         say(f"other: {other_text(group)}", "dim")
     if record.history:
@@ -90,6 +93,7 @@ def make_table(
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
         show_footer=footer is not None,
     )
     for i, head in enumerate(heads):
@@ -123,7 +127,7 @@ def without_words(cells: Sequence[str]) -> list[str]:
 
 def _layer(row: LayerRow, measured: bool) -> list[str]:
     what = [] if row.kept else [f"{row.method} {words.ranks(row.ranks)}"]
-    text = "; ".join(part for part in (*what, remark(row)) if part)
+    text = "; ".join(part for part in (*what, remark(row, brief=True)) if part)
     cells = [row.label, short(row.layer), text]
     cells += [
         _change(row.before.params, row.after.params),
