@@ -1,1 +1,59 @@
-"""rankfold: replace a trained network's layers with low-rank factors, method and ranks chosen layer by layer."""
+"""rankfold: replace a trained network's layers with low-rank factors, method and ranks chosen layer by layer.
+
+>>> import torch, rankfold as rf
+>>> net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
+>>> result = rf.compress(net, torch.randn(1, 32), budget="params<=50%")
+>>> result.report.after.params <= result.report.before.params // 2
+True
+"""
+
+from rankfold import zoo as zoo
+from rankfold._version import __version__ as __version__
+from rankfold.api import Result as Result
+from rankfold.api import apply as apply
+from rankfold.api import apply_ as apply_
+from rankfold.api import compress as compress
+from rankfold.api import factorize as factorize
+from rankfold.api import plan as plan
+from rankfold.errors import RankfoldError as RankfoldError
+from rankfold.evaluation import agreement as agreement
+from rankfold.evaluation import compare_latency as compare_latency
+from rankfold.evaluation import evaluate as evaluate
+from rankfold.evaluation import top1 as top1
+from rankfold.evaluation import topk as topk
+from rankfold.inventory import inspect as inspect
+from rankfold.records import Budget as Budget
+from rankfold.records import Plan as Plan
+from rankfold.reporting import Report as Report
+from rankfold.storage import load as load
+from rankfold.storage import save as save
+from rankfold.surgery import strip as strip
+from rankfold.tune import FineTune as FineTune
+from rankfold.tune import finetune as finetune
+from rankfold.tune import finetune_ as finetune_
+
+__all__ = [
+    "Budget",
+    "FineTune",
+    "Plan",
+    "RankfoldError",
+    "Report",
+    "Result",
+    "agreement",
+    "apply",
+    "apply_",
+    "compare_latency",
+    "compress",
+    "evaluate",
+    "factorize",
+    "finetune",
+    "finetune_",
+    "inspect",
+    "load",
+    "plan",
+    "save",
+    "strip",
+    "top1",
+    "topk",
+    "zoo",
+]

@@ -44,7 +44,10 @@ class TableConfig:
         for name in (*self.methods, *self.options):
             methods.registry.get(name)
         require(
-            isinstance(self.rank_multiple, int) and self.rank_multiple >= 1, "rank_multiple", self.rank_multiple, "an integer >= 1"
+            isinstance(self.rank_multiple, int) and self.rank_multiple >= 1,
+            "rank_multiple",
+            self.rank_multiple,
+            "an integer >= 1",
         )
         require(isinstance(self.points, int) and self.points >= 2, "points", self.points, "an integer >= 2")
 
@@ -67,6 +70,7 @@ def build_table(
     config: TableConfig,
     *,
     moments: Mapping[str, Moments] | None = None,
+    fixed: Mapping[str, Candidate] | None = None,
     progress: Callable[[Iterable[LayerInfo]], Iterable[LayerInfo]] = iter,
 ) -> CandidateTable:
     """Price every candidate of every compressible layer.
@@ -84,13 +88,16 @@ def build_table(
         Methods and rank grid.
     moments : mapping or None
         Second moments by layer name; with them the error is that of the layer's output.
+    fixed : mapping or None
+        Decisions made beforehand, by layer name.
     progress : callable
         Wraps the iteration over layers.
     """
     chosen = [methods.get(name, config.options.get(name)) for name in config.methods]
     rows: dict[str, tuple[Candidate, ...]] = {}
     reasons: dict[str, str] = {layer.name: layer.skip for layer in inventory if layer.skip is not None}
-    for layer in progress([layer for layer in inventory if layer.skip is None]):
+    fixed = fixed or {}
+    for layer in progress([layer for layer in inventory if layer.skip is None and layer.name not in fixed]):
         dense = inventory.costs[layer.name]
         unsupported = {method.name: method.supports(layer) for method in chosen}
         fitting = [method for method in chosen if unsupported[method.name] is None]
@@ -107,7 +114,8 @@ def build_table(
             rows[layer.name] = tuple(row)
         else:
             reasons[layer.name] = "no rank makes it cheaper in parameters without more MACs"
-    return CandidateTable(rows=rows, dense={n: inventory.costs[n] for n in rows}, total=inventory.total, reasons=reasons)
+    dense = {name: inventory.costs[name] for name in (*rows, *fixed)}
+    return CandidateTable(rows=rows, dense=dense, total=inventory.total, reasons=reasons, fixed=fixed)
 
 
 def _candidates(

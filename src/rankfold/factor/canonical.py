@@ -93,7 +93,9 @@ class Canonical:
             best = [torch.where(better[:, None, None], new, old) for new, old in zip(factors, best, strict=True)]
             best_error = torch.where(better, errors, best_error)
             # A member that ran away goes on from its best state.
-            factors = [torch.where(errors.isfinite()[:, None, None], new, old) for new, old in zip(factors, best, strict=True)]
+            factors = [
+                torch.where(errors.isfinite()[:, None, None], new, old) for new, old in zip(factors, best, strict=True)
+            ]
             now = float((best_error.sum() / self.total).clamp_min(0).sqrt())
             if previous - now < tolerance:
                 break
@@ -186,7 +188,10 @@ def _even_out(factors: list[Tensor]) -> list[Tensor]:
     logs = torch.stack([n.clamp_min(1e-150).log() for n in norms]).mean(0)
     alive = torch.stack([n > 1e-150 for n in norms]).all(0)
     even = logs.exp()
-    return [torch.where(alive, f / n.clamp_min(1e-150) * even, torch.zeros_like(f)) for f, n in zip(factors, norms, strict=True)]
+    return [
+        torch.where(alive, f / n.clamp_min(1e-150) * even, torch.zeros_like(f))
+        for f, n in zip(factors, norms, strict=True)
+    ]
 
 
 def _squared_errors(tensor: Tensor, factors: list[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -26,3 +27,17 @@ class Moments:
     channel: Tensor
     patch: Tensor | None
     count: int
+
+
+def output_energy(weight: Tensor, moments: Moments | None) -> Tensor:
+    """Return ``E ||W x||^2`` of a canonical weight ``(groups, o, i, *kernel)``; the squared norm without moments.
+
+    With the patch moment this is exact; with the channel moment, every kernel position is taken to see it independently.
+    """
+    if moments is None:
+        return weight.square().sum()
+    flat = weight.flatten(3) if weight.ndim > 3 else weight.unsqueeze(-1)
+    if moments.patch is not None and flat.shape[-1] > 1:
+        matrix = flat.flatten(2)
+        return torch.einsum("gon,gnm,gom->", matrix, moments.patch.to(matrix), matrix)
+    return torch.einsum("goik,gij,gojk->", flat, moments.channel.to(flat), flat)

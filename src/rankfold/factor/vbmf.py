@@ -38,7 +38,9 @@ def evbmf_rank(matrix: Tensor) -> int:
     largest = min(math.ceil(rows / (1 + ratio)) - 1, rows)
     upper = float(energies.sum()) / (rows * columns)
     rest = energies[max(largest, 0) :]
-    lower = max(float(rest[0]) / (columns * edge) if len(rest) else 0.0, float(rest.mean()) / columns if len(rest) else 0.0)
+    lower = max(
+        float(rest[0]) / (columns * edge) if len(rest) else 0.0, float(rest.mean()) / columns if len(rest) else 0.0
+    )
     lower = max(lower, upper * 1e-12)
     variance = _minimize(lambda v: _free_energy(v, energies, columns, ratio, edge), lower, upper)
     return int((energies > columns * variance * edge).sum())

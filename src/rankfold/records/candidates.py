@@ -44,28 +44,31 @@ class CandidateTable:
     rows : dict of str to tuple of Candidate
         By layer name, in order of definition.
     dense : dict of str to Cost
-        The cost of each of these layers as it is.
+        The cost of each of these and the fixed layers as it is.
     total : Cost
         The cost of the whole dense model.
     reasons : dict of str to str
         Why a layer has no candidate.
+    fixed : dict of str to Candidate
+        Decisions made beforehand (overrides); part of every cost.
     """
 
     rows: Mapping[str, tuple[Candidate, ...]]
     dense: Mapping[str, Cost]
     total: Cost
     reasons: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Candidate] = field(default_factory=dict)
 
     def cost(self, chosen: Iterable[Candidate]) -> Cost:
-        """Return the cost of the model with these candidates applied and every other layer kept."""
+        """Return the cost of the model with these and the fixed candidates applied, every other layer kept."""
         total = self.total
-        for candidate in chosen:
+        for candidate in (*self.fixed.values(), *chosen):
             total = total - self.dense[candidate.layer] + candidate.cost
         return total
 
     def least(self, resource: str) -> int:
         """Return the least amount of one resource that any choice of candidates reaches."""
-        total = self.total.get(resource)
+        total = self.cost(()).get(resource)
         for layer, candidates in self.rows.items():
             dense = self.dense[layer].get(resource)
             total -= dense - min([dense, *(c.cost.get(resource) for c in candidates)])

@@ -57,7 +57,9 @@ class Choice:
     def from_dict(cls, layer: str, data: Any) -> Choice:
         """Read a choice; `layer` only serves the messages."""
         if not isinstance(data, Mapping):
-            raise CorruptArtifact(f"plan, layer {layer!r}: expected an object with 'method' or 'keep'. Got {data!r} instead.")
+            raise CorruptArtifact(
+                f"plan, layer {layer!r}: expected an object with 'method' or 'keep'. Got {data!r} instead."
+            )
         unknown = set(data) - {"method", "ranks", "options", "error", "note", "keep"}
         if unknown:
             raise CorruptArtifact(f"plan, layer {layer!r}: unknown key {sorted(unknown)[0]!r}.")
@@ -66,7 +68,9 @@ class Choice:
                 raise CorruptArtifact(f"plan, layer {layer!r}: has both 'method' and 'keep'; remove one of them.")
             return cls(reason=str(data["keep"]))
         if not isinstance(data.get("method"), str):
-            raise CorruptArtifact(f"plan, layer {layer!r}: 'method' must be a name. Got {data.get('method')!r} instead.")
+            raise CorruptArtifact(
+                f"plan, layer {layer!r}: 'method' must be a name. Got {data.get('method')!r} instead."
+            )
         ranks = data.get("ranks")
         if not isinstance(ranks, list) or not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks):
             raise CorruptArtifact(f"plan, layer {layer!r}: 'ranks' must be a list of integers. Got {ranks!r} instead.")
@@ -181,7 +185,9 @@ class Plan:
             raise CorruptArtifact(f"{source} is not a rankfold plan (its 'format' is not {FORMAT!r}).")
         version = data.get("version")
         if not isinstance(version, int) or version > VERSION:
-            raise CorruptArtifact(f"{source} has plan version {version!r}; this rankfold reads up to {VERSION}. Upgrade rankfold.")
+            raise CorruptArtifact(
+                f"{source} has plan version {version!r}; this rankfold reads up to {VERSION}. Upgrade rankfold."
+            )
         layers = data.get("layers")
         fingerprint = data.get("fingerprint", {})
         if not isinstance(layers, Mapping) or not isinstance(fingerprint, Mapping):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankfold.records.budget import Budget
-from rankfold.records.candidates import CandidateTable
+from rankfold.records.candidates import Candidate, CandidateTable
 from rankfold.records.layer import Inventory
 
 
@@ -33,6 +33,8 @@ class Problem:
         Ranks are to be multiples of this.
     weight : callable
         ``weight(layer_name)`` returns the layer's weight in torch's layout, detached.
+    fixed : mapping of str to Candidate
+        Decisions made beforehand, by layer name; the strategy leaves them as they are.
     apply, finetune, evaluate : callable or None
         For strategies that loop: apply a plan, fine-tune a model, measure a model.
     """
@@ -45,6 +47,7 @@ class Problem:
     methods: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rank_multiple: int = 1
+    fixed: Mapping[str, Candidate] = field(default_factory=dict)
     apply: Callable[..., Any] | None = None
     finetune: Callable[..., Any] | None = None
     evaluate: Callable[..., float] | None = None

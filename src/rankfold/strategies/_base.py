@@ -53,7 +53,12 @@ def check_reachable(problem: Problem, table: CandidateTable) -> None:
 
 
 def mildest(
-    problem: Problem, table: CandidateTable, pick: Callable[[float], dict[str, Candidate]], *, strategy: str, steps: int = 40
+    problem: Problem,
+    table: CandidateTable,
+    pick: Callable[[float], dict[str, Candidate]],
+    *,
+    strategy: str,
+    steps: int = 40,
 ) -> dict[str, Candidate]:
     """Return the picks at the mildest level that meets the budget.
 
@@ -107,7 +112,7 @@ def make_plan(
     """Return a plan from the chosen candidates; every other layer is kept with its reason."""
     layers: dict[str, Choice] = {}
     for layer in problem.inventory:
-        candidate = chosen.get(layer.name)
+        candidate = problem.fixed.get(layer.name) or chosen.get(layer.name)
         if candidate is None:
             layers[layer.name] = Choice(reason=reasons.get(layer.name, layer.skip or "dense is the better choice here"))
         else:

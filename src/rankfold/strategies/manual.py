@@ -49,25 +49,14 @@ class Manual:
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with the given choices; layers that none of them names are kept."""
         wanted = {**self.config.layers, **{k: v for k, v in self._from_file().items() if k not in self.config.layers}}
-        unused = set(wanted)
-        chosen: dict[str, Candidate] = {}
-        reasons: dict[str, str] = {}
-        for layer in problem.inventory:
-            pattern = next((p for p in wanted if fnmatchcase(layer.name, p)), None)
-            if pattern is None:
-                reasons[layer.name] = layer.skip or "not named"
-                continue
-            unused.discard(pattern)
-            choice = _read(pattern, wanted[pattern])
-            if choice is None:
-                reasons[layer.name] = "by hand"
-            else:
-                chosen[layer.name] = _candidate(problem, layer, *choice)
-        if unused:
-            names = ", ".join(repr(layer.name) for layer in problem.inventory.layers[:8])
-            raise NoMatchingLayer(f"pattern {sorted(unused)[0]!r} of strategy 'manual' matches no layer. Layers: {names}, ...")
-        _check_budget(problem, chosen)
-        return make_plan(problem, self, chosen, reasons=reasons)
+        chosen = resolve(problem, wanted, owner="strategy 'manual'")
+        reasons = {
+            layer.name: layer.skip or ("by hand" if layer.name in chosen else "not named")
+            for layer in problem.inventory
+        }
+        factored = {name: candidate for name, candidate in chosen.items() if candidate is not None}
+        _check_budget(problem, {**factored, **problem.fixed})
+        return make_plan(problem, self, factored, reasons=reasons)
 
     def _from_file(self) -> dict[str, Any]:
         if self.config.file is None:
@@ -86,6 +75,35 @@ class Manual:
         return data
 
 
+def resolve(problem: Problem, wanted: Mapping[str, Any], *, owner: str) -> dict[str, Candidate | None]:
+    """Return the candidate that choices by name pattern give to each layer they name; None keeps a layer.
+
+    Parameters
+    ----------
+    wanted : mapping of str to choice
+        As `ManualConfig.layers`; the first matching pattern wins.
+    owner : str
+        Whose choices these are, for the messages.
+
+    Raises
+    ------
+    NoMatchingLayer
+        If a pattern matches no layer.
+    """
+    unused = set(wanted)
+    chosen: dict[str, Candidate | None] = {}
+    for layer in problem.inventory:
+        matching = [pattern for pattern in wanted if fnmatchcase(layer.name, pattern)]
+        unused.difference_update(matching)
+        if matching:
+            choice = _read(matching[0], wanted[matching[0]])
+            chosen[layer.name] = None if choice is None else _candidate(problem, layer, *choice)
+    if unused:
+        names = ", ".join(repr(layer.name) for layer in problem.inventory.layers[:8])
+        raise NoMatchingLayer(f"pattern {sorted(unused)[0]!r} of {owner} matches no layer. Layers: {names}, ...")
+    return chosen
+
+
 def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None] | None:
     """Return method, ranks (or a float share) and options, or None to keep the layer."""
     if value is None:
@@ -96,7 +114,9 @@ def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None]
     if isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str):
         ranks = value[1]
         if isinstance(ranks, bool) or not isinstance(ranks, int | float | list | tuple):
-            raise ConfigError(f"ranks of {pattern!r} must be an integer, integers, or a share of parameters. Got {ranks!r} instead.")
+            raise ConfigError(
+                f"ranks of {pattern!r} must be an integer, integers, or a share of parameters. Got {ranks!r} instead."
+            )
         if isinstance(ranks, list | tuple):
             if not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks):
                 raise ConfigError(f"ranks of {pattern!r} must be integers. Got {list(ranks)} instead.")

@@ -61,7 +61,9 @@ class Uniform:
                     chosen[layer] = best[3]
             return chosen
 
-        chosen = pick(1 - self.config.keep) if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
+        chosen = (
+            pick(1 - self.config.keep) if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
+        )
         return make_plan(problem, self, chosen, reasons=table.reasons)
 
 

@@ -53,6 +53,8 @@ class VBMF:
         notes: dict[str, str] = {}
         reasons: dict[str, str] = {}
         for layer in problem.inventory.compressible:
+            if layer.name in problem.fixed:
+                continue
             method = methods.get("svd") if layer.kernel_numel == 1 else methods.get("tucker")
             reason = method.supports(layer)
             if reason is not None:
@@ -75,10 +77,13 @@ class VBMF:
 
         chosen = pick(0.0)
         if problem.budget is not None:
-            dense = {name: problem.inventory.costs[name] for name in ranks}
+            dense = {name: problem.inventory.costs[name] for name in (*ranks, *problem.fixed)}
             strongest = pick(1.0)
             table = CandidateTable(
-                rows={name: (chosen[name], strongest[name]) for name in ranks}, dense=dense, total=problem.inventory.total
+                rows={name: (chosen[name], strongest[name]) for name in ranks},
+                dense=dense,
+                total=problem.inventory.total,
+                fixed=problem.fixed,
             )
             chosen = mildest(problem, table, pick, strategy=self.name)
         return make_plan(problem, self, self._with_errors(problem, chosen), reasons=reasons, notes=notes)
@@ -99,7 +104,9 @@ class VBMF:
         out = {}
         for name, c in chosen.items():
             prepared = methods.prepare(methods.get(c.method), problem.weight(name), problem.inventory.layer(name))
-            out[name] = Candidate(layer=name, method=c.method, ranks=c.ranks, cost=c.cost, error=prepared.error(c.ranks))
+            out[name] = Candidate(
+                layer=name, method=c.method, ranks=c.ranks, cost=c.cost, error=prepared.error(c.ranks)
+            )
         return out
 
 
@@ -112,9 +119,7 @@ def _scaled(ranks: Ranks, scale: float, least: int) -> Ranks:
     return tuple(max(min(least, rank), round(scale * rank)) for rank in ranks)
 
 
-def _clamp(
-    dense: Cost, layer: LayerInfo, method: Method, found: Ranks, least: int
-) -> tuple[Ranks | None, str | None]:
+def _clamp(dense: Cost, layer: LayerInfo, method: Method, found: Ranks, least: int) -> tuple[Ranks | None, str | None]:
     """Bring ranks into [least, break-even]; say so in the note, or why there is no rank in between."""
     limits = method.max_ranks(layer)
     low = tuple(min(max(rank, least), limit) for rank, limit in zip(found, limits, strict=True))

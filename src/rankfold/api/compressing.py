@@ -1,0 +1,243 @@
+"""``compress``: the whole road in one call."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold._progress import track
+from rankfold.api.stages import BudgetLike, apply_with_moments_, make_plan
+from rankfold.calibration import collect_moments
+from rankfold.cost import blueprint_cost
+from rankfold.evaluation import evaluate as measure
+from rankfold.evaluation import metric_name
+from rankfold.factor.moments import Moments, output_energy
+from rankfold.inventory import inspect, layer_weight, static_inventory
+from rankfold.methods import get as get_method
+from rankfold.methods import to_canonical
+from rankfold.records import Budget, Cost, Inventory, Plan
+from rankfold.reporting import EpochRow, MetricValue, Report, build_report
+from rankfold.storage import load, save
+from rankfold.surgery import copy_model, factored_layers
+from rankfold.tune import FineTune, TuneResult, finetune_
+
+LOW_COVERAGE = 0.5
+"""Below this share of compressible parameters the report warns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What `compress` returns.
+
+    Parameters
+    ----------
+    model : Module
+        The compressed model: saved, loaded again and measured in that form.
+    plan : Plan
+        What was done.
+    report : Report
+        Before and after, layer by layer.
+    tuned : TuneResult or None
+        How fine-tuning went.
+    """
+
+    model: nn.Module = field(repr=False)
+    plan: Plan
+    report: Report = field(repr=False)
+    tuned: TuneResult | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.start
+        self.start = now
+
+
+def compress(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    budget: BudgetLike | None = None,
+    strategy: str = "energy",
+    config: Mapping[str, Any] | None = None,
+    methods: str | Sequence[str] | None = None,
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    calibration: Iterable[Any] | None = None,
+    data_aware: bool = True,
+    include: str | type | Sequence[str | type] | None = None,
+    exclude: str | type | Sequence[str | type] | None = None,
+    keep_first_last: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    rank_multiple: int | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    finetune: FineTune | None = None,
+    output: str | Path | None = None,
+    name: str = "",
+    seed: int = 0,
+) -> Result:
+    """Compress a trained model: inspect, plan, apply, fine-tune, save, load, measure, report.
+
+    Parameters
+    ----------
+    model, example_input, budget, strategy, config, methods, method_options, calibration, data_aware
+        As for `plan`. The model is left untouched; calibration data also serves to re-estimate BatchNorm statistics where
+        that helps.
+    include, exclude, keep_first_last, overrides, rank_multiple, seed
+        As for `plan`.
+    evaluate : callable, optional
+        A metric, ``metric(model) -> float``, such as ``rf.top1(loader)``; measured before and after each stage.
+    finetune : FineTune, optional
+        Train the compressed model, with the original as the teacher.
+    output : str or Path, optional
+        Folder for the artefact and ``report.html``.
+    name : str
+        The model's name, for the report.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    RankfoldError
+        As for `plan`; nothing is written then.
+
+    Examples
+    --------
+    >>> import torch, rankfold as rf
+    >>> net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
+    >>> result = rf.compress(net, torch.randn(1, 32), budget="params<=50%")
+    >>> result.report.after.params <= result.report.before.params // 2
+    True
+    """
+    clock = _Clock()
+    batches = list(calibration) if calibration is not None and iter(calibration) is calibration else calibration
+    inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
+    clock.lap("inspect")
+    values: dict[str, float] = {}
+    if evaluate is not None:
+        values["dense"] = measure(model, evaluate)
+        clock.lap("evaluate")
+    moments = None
+    if batches is not None and data_aware:
+        moments = collect_moments(model, track(batches, "calibrating"), inventory.compressible)
+        clock.lap("calibrate")
+    plan = make_plan(
+        model, inventory, moments, budget=budget, strategy=strategy, config=config, methods=methods,
+        method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, seed=seed,
+    )  # fmt: skip
+    clock.lap("plan")
+    small, renewed = apply_with_moments_(copy_model(model), plan, moments, batches, model)
+    errors = measured_errors(small, model, moments)
+    del moments
+    clock.lap("apply")
+    if evaluate is not None:
+        values["compressed"] = measure(small, evaluate)
+        clock.lap("evaluate")
+    tuned = None
+    if finetune is not None:
+        tuned = finetune_(small, finetune, teacher=model, metric=None if finetune.target is None else evaluate)
+        small = tuned.model
+        clock.lap("finetune")
+        if evaluate is not None:
+            values["tuned"] = measure(small, evaluate)
+            clock.lap("evaluate")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save(small, output if output is not None else Path(temporary) / "artifact")
+        disk_bytes = sum(f.stat().st_size for f in folder.iterdir() if f.suffix in {".json", ".safetensors"})
+        small = load(folder, model)
+    clock.lap("save and load")
+    if evaluate is not None:
+        values["reloaded"] = measure(small, evaluate)
+        clock.lap("evaluate")
+    plan = small.rankfold_plan if isinstance(getattr(small, "rankfold_plan", None), Plan) else plan
+    after = inspect(small, example_input).total
+    report = build_report(
+        inventory,
+        plan,
+        after,
+        layer_costs(small, inventory),
+        metrics=[_metric(evaluate, values)] if evaluate is not None else [],
+        history=history_rows(tuned),
+        notes=_notes(inventory, renewed, batches is not None),
+        disk_bytes=disk_bytes,
+        measured_errors=errors,
+        model_name=name or type(model).__name__,
+        timings=clock.seconds,
+        budget=None if budget is None else Budget.parse(budget),
+    )
+    if output is not None:
+        report.save(Path(output) / "report.html")
+        report.save(Path(output) / "report.json")
+    return Result(model=small, plan=plan, report=report, tuned=tuned)
+
+
+def layer_costs(small: nn.Module, inventory: Inventory) -> dict[str, Cost]:
+    """Return the cost of every factored layer on the calls that the inventory saw."""
+    out = {}
+    for name, module in factored_layers(small).items():
+        layer = inventory.layer(name)
+        if layer.name == name:
+            method = get_method(module.choice.method or "", module.choice.options)
+            out[name] = blueprint_cost(method.blueprint(layer, module.choice.ranks), layer)
+    return out
+
+
+def measured_errors(
+    small: nn.Module, model: nn.Module, moments: Mapping[str, Moments] | None = None
+) -> dict[str, float]:
+    """Return the relative error of every factored layer, recomputed from the built module, 0..1.
+
+    In the norm in which the factors were found: of the layer's output where there are moments, of its weight elsewhere.
+    """
+    names = {layer.name for layer in static_inventory(model)}  # an alias or a tied layer is no decision of its own
+    out = {}
+    for name, module in factored_layers(small).items():
+        if name not in names:
+            continue
+        dense = layer_weight(model, name).double()
+        with torch.no_grad():
+            difference = module.weight.detach().double() - dense
+        squares = [
+            float(output_energy(to_canonical(w, module.info), (moments or {}).get(name))) for w in (difference, dense)
+        ]
+        out[name] = math.sqrt(squares[0] / squares[1]) if squares[1] > 0 else 0.0
+    return out
+
+
+def history_rows(tuned: TuneResult | None) -> list[EpochRow]:
+    """Return the fine-tuning history as the report shows it."""
+    if tuned is None:
+        return []
+    return [EpochRow(epoch=e.epoch, loss=e.loss, lr=e.lr, metric=e.metric, seconds=e.seconds) for e in tuned.history]
+
+
+def _metric(evaluate: Callable[[nn.Module], float], values: Mapping[str, float]) -> MetricValue:
+    higher = bool(getattr(evaluate, "higher_is_better", True))
+    return MetricValue(name=metric_name(evaluate), higher_is_better=higher, **values)
+
+
+def _notes(inventory: Inventory, renewed: bool, calibrated: bool) -> list[str]:
+    notes = []
+    if inventory.coverage[0] < LOW_COVERAGE:
+        notes.append(f"only {inventory.coverage[0]:.0%} of the parameters lie in layers that can be compressed")
+    if calibrated:
+        verdict = "replaced: they bring the outputs closer to the original's" if renewed else "kept as they were"
+        notes.append(f"BatchNorm statistics were {verdict}")
+    notes += [f"{layer.name}: {layer.note}" for layer in inventory.compressible if layer.note]
+    return notes

@@ -1,0 +1,385 @@
+"""Plan, apply, factorize: the stages as single calls."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rankfold import methods, strategies
+from rankfold._progress import track
+from rankfold._version import __version__
+from rankfold.calibration import collect_moments, reestimate_batchnorm
+from rankfold.candidates import TableConfig, build_table, resolve_methods
+from rankfold.errors import BudgetError, ConfigError, UnknownNameError
+from rankfold.factor.moments import Moments
+from rankfold.inventory import inspect, layer_weight, static_inventory
+from rankfold.records import Budget, Candidate, Choice, Inventory, LayerInfo, Plan, Problem
+from rankfold.storage.artifact import tensor_hash
+from rankfold.strategies.manual import resolve
+from rankfold.surgery import Factored, apply_plan_, check_plan, copy_model
+from rankfold.surgery.apply import factor_layer
+
+Reconstruct = Literal["weights", "data"]
+_RECONSTRUCT = ("weights", "data")
+
+BudgetLike = str | Mapping[str, float | str] | Sequence[str] | Budget
+
+
+def plan(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    budget: BudgetLike | None = None,
+    strategy: str = "energy",
+    config: Mapping[str, Any] | None = None,
+    methods: str | Sequence[str] | None = None,
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    calibration: Iterable[Any] | None = None,
+    data_aware: bool = True,
+    include: str | type | Sequence[str | type] | None = None,
+    exclude: str | type | Sequence[str | type] | None = None,
+    keep_first_last: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    rank_multiple: int | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Choose method and ranks of every layer.
+
+    Parameters
+    ----------
+    model : Module
+        A trained model; left untouched.
+    example_input : object
+        What the model is called with: a tuple is its positional arguments, a dict its keyword arguments, anything else the one
+        argument.
+    budget : str, mapping, sequence or Budget, optional
+        Upper bounds, such as ``"params<=25%"``, ``"params/4"``, ``{"macs": 0.5, "flash": "512KiB"}``. Without one the
+        strategy's own default decides.
+    strategy : str
+        A registered strategy: ``"energy"``, ``"uniform"``, ``"vbmf"``, ``"manual"``.
+    config : mapping, optional
+        Options of the strategy.
+    methods : str or sequence of str, optional
+        Factorizations to choose from, or ``"all"``; by default svd, tucker and spatial_svd.
+    method_options : mapping of str to mapping, optional
+        Options of factorizations, by method name.
+    calibration : iterable, optional
+        Batches of inputs, labels not needed; with them errors are those of the layers' outputs.
+    data_aware : bool
+        False judges by the weights alone, calibration data or not.
+    include, exclude : pattern, type or sequence of them, optional
+        Layers to consider, by name pattern (``"layer1.*"``, ``"re:..."``) or module type.
+    keep_first_last : bool
+        Keep the network's first convolution and its last classifier.
+    overrides : mapping of str to choice, optional
+        Decisions by layer name or pattern, which the strategy leaves alone: ``(method, ranks)``, ``(method, share of
+        parameters)`` or None to keep the layer. They count towards the budget.
+    rank_multiple : int, optional
+        Ranks are multiples of this; by default 8 for a model on an accelerator, else 1.
+    seed : int
+        The one seed for everything random.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    InfeasibleBudget
+        If the budget cannot be met; the message has the least reachable values.
+    BudgetError
+        If the budget cannot be read, or the model meets it as it is.
+    RankfoldError
+        For every other input that cannot be used; see `rankfold.errors`.
+
+    Examples
+    --------
+    >>> import torch, rankfold as rf
+    >>> net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
+    >>> plan = rf.plan(net, torch.randn(1, 32), budget="params<=50%")
+    >>> sorted(plan.factored)
+    ['0', '2']
+    """
+    inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
+    moments = None
+    if calibration is not None and data_aware:
+        moments = collect_moments(model, track(calibration, "calibrating"), inventory.compressible)
+    return make_plan(
+        model,
+        inventory,
+        moments,
+        budget=budget,
+        strategy=strategy,
+        config=config,
+        methods=methods,
+        method_options=method_options,
+        overrides=overrides,
+        rank_multiple=rank_multiple,
+        seed=seed,
+    )
+
+
+def make_plan(
+    model: nn.Module,
+    inventory: Inventory,
+    moments: Mapping[str, Moments] | None,
+    *,
+    budget: BudgetLike | None,
+    strategy: str,
+    config: Mapping[str, Any] | None,
+    methods: str | Sequence[str] | None,
+    method_options: Mapping[str, Mapping[str, Any]] | None,
+    overrides: Mapping[str, Any] | None,
+    rank_multiple: int | None,
+    seed: int,
+) -> Plan:
+    """`plan`, for an inventory and moments that are there already."""
+    chooser = strategies.get(strategy, config)
+    bounds = None if budget is None else Budget.parse(budget)
+    if bounds is not None and not bounds.exceeded(inventory.total, inventory.total):
+        raise BudgetError(f"budget {str(bounds)!r} is met by the model as it is; there is nothing to compress.")
+    table_config = TableConfig(
+        methods=resolve_methods(methods),
+        options=method_options or {},
+        rank_multiple=_default_multiple(model) if rank_multiple is None else rank_multiple,
+    )
+    weight = partial(layer_weight, model)
+    fixed, inventory = _fix(model, inventory, table_config, overrides, weight, seed)
+    progress = partial(track, description="pricing candidates")
+
+    @cache
+    def table() -> Any:
+        return build_table(inventory, weight, table_config, moments=moments, fixed=fixed, progress=progress)
+
+    problem = Problem(
+        inventory=inventory,
+        table=table,
+        weight=weight,
+        budget=bounds,
+        seed=seed,
+        methods=table_config.methods,
+        options=table_config.options,
+        rank_multiple=table_config.rank_multiple,
+        fixed=fixed,
+    )
+    made = chooser.plan(problem)
+    provenance = replace(
+        made.provenance,
+        reconstruct="data" if moments else "weights",
+        weights_hash=tensor_hash(model.state_dict()),
+        versions={"rankfold": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    )
+    return replace(made, provenance=provenance)
+
+
+def _fix(
+    model: nn.Module,
+    inventory: Inventory,
+    config: TableConfig,
+    overrides: Mapping[str, Any] | None,
+    weight: Callable[[str], Tensor],
+    seed: int,
+) -> tuple[dict[str, Candidate], Inventory]:
+    """Turn overrides into fixed candidates, and into skip reasons for the layers that they keep."""
+    if not overrides:
+        return {}, inventory
+    problem = Problem(
+        inventory=inventory,
+        table=_no_table,
+        weight=weight,
+        seed=seed,
+        options=config.options,
+        rank_multiple=config.rank_multiple,
+    )
+    chosen = resolve(problem, overrides, owner="'overrides'")
+    layers = tuple(
+        replace(layer, skip=layer.skip or "kept by an override")
+        if layer.name in chosen and chosen[layer.name] is None
+        else layer
+        for layer in inventory.layers
+    )
+    return {n: c for n, c in chosen.items() if c is not None}, replace(inventory, layers=layers)
+
+
+def _no_table() -> Any:
+    raise AssertionError("overrides do not look at the table")
+
+
+def _default_multiple(model: nn.Module) -> int:
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    return 1 if device == "cpu" else 8
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    calibration: Iterable[Any] | None = None,
+    *,
+    reconstruct: Reconstruct | None = None,
+    batchnorm: bool = True,
+) -> nn.Module:
+    """Return a copy of the model with the plan applied.
+
+    Parameters
+    ----------
+    model : Module
+        The model that the plan was made for; left untouched.
+    plan : Plan
+        What to do with each layer.
+    calibration : iterable, optional
+        Batches of inputs, labels not needed; iterated over twice (once if it is an iterator, whose items are then kept).
+    reconstruct : {"weights", "data"}, optional
+        Whether the factors minimise the error of the weights, or of the layers' outputs on the calibration data. The default is
+        the best that the given data allows.
+    batchnorm : bool
+        With calibration data: re-estimate BatchNorm statistics where that brings the outputs closer to the original's.
+
+    Raises
+    ------
+    PlanMismatch
+        If the plan does not fit; every mismatch is named, and nothing has been changed.
+    """
+    new = copy_model(model)
+    return _apply_(new, plan, calibration, reconstruct, batchnorm, reference=model)
+
+
+def apply_(
+    model: nn.Module,
+    plan: Plan,
+    calibration: Iterable[Any] | None = None,
+    *,
+    reconstruct: Reconstruct | None = None,
+) -> nn.Module:
+    """Apply a plan in place and return the model.
+
+    As `apply`, but without a copy, so BatchNorm statistics stay as they are (there is no original to compare with). A model
+    that is itself one layer cannot be changed in place: its replacement is returned.
+    """
+    return _apply_(model, plan, calibration, reconstruct, batchnorm=False, reference=None)
+
+
+def _apply_(
+    model: nn.Module,
+    plan: Plan,
+    calibration: Iterable[Any] | None,
+    reconstruct: Reconstruct | None,
+    batchnorm: bool,
+    reference: nn.Module | None,
+) -> nn.Module:
+    layers = check_plan(model, plan)
+    mode = check_reconstruct(reconstruct, calibration is not None)
+    batches = list(calibration) if calibration is not None and iter(calibration) is calibration else calibration
+    moments = None
+    if mode == "data" and batches is not None:
+        wanted = [layers[name] for name in plan.factored]
+        moments = collect_moments(model, track(batches, "calibrating"), wanted)
+    new, _ = apply_with_moments_(model, plan, moments, batches if batchnorm else None, reference)
+    return new
+
+
+def check_reconstruct(reconstruct: str | None, has_data: bool) -> str:
+    """Return how factors are to be found; None is the best that the data allows."""
+    if reconstruct is None:
+        return "data" if has_data else "weights"
+    if reconstruct not in _RECONSTRUCT:
+        raise UnknownNameError("reconstruction", reconstruct, _RECONSTRUCT)
+    if reconstruct == "data" and not has_data:
+        raise ConfigError("reconstruct='data' needs calibration data. Pass calibration=..., or reconstruct='weights'.")
+    return reconstruct
+
+
+def apply_with_moments_(
+    model: nn.Module,
+    plan: Plan,
+    moments: Mapping[str, Moments] | None,
+    batches: Iterable[Any] | None,
+    reference: nn.Module | None,
+) -> tuple[nn.Module, bool]:
+    """Apply a plan in place with moments that are there already; return whether BatchNorm statistics were replaced."""
+    plan = replace(plan, provenance=replace(plan.provenance, reconstruct="data" if moments else "weights"))
+    new = apply_plan_(model, plan, moments, progress=partial(track, description="factoring"))
+    accepted = False
+    if batches is not None and reference is not None:
+        accepted = reestimate_batchnorm(new, batches, reference)
+    return new, accepted
+
+
+def factorize(
+    layer: nn.Module,
+    method: str,
+    ranks: int | float | Sequence[int],
+    *,
+    options: Mapping[str, Any] | None = None,
+    calibration: Iterable[Any] | None = None,
+) -> Factored:
+    """Factor one layer.
+
+    Parameters
+    ----------
+    layer : Module
+        A convolution or linear layer; left untouched.
+    method : str
+        A registered factorization.
+    ranks : int, sequence of int or float
+        Ranks in the order that the method documents; a float is a share of the layer's parameters, within which the ranks of
+        least error are chosen.
+    options : mapping, optional
+        Options of the method.
+    calibration : iterable, optional
+        Batches of inputs of the layer.
+
+    Returns
+    -------
+    Factored
+        Its ``weight`` is the approximation.
+
+    Raises
+    ------
+    UnsupportedLayer, RankError, InvalidWeight
+        As they say.
+
+    Examples
+    --------
+    >>> import torch, rankfold as rf
+    >>> small = rf.factorize(torch.nn.Conv2d(64, 64, 3), "tucker", (16, 16))
+    >>> sum(p.numel() for p in small.parameters())
+    4416
+    """
+    info = _single_layer(layer)
+    chosen = methods.get(method, options)
+    methods.check_supported(chosen, info)
+    moments = collect_moments(layer, calibration, [info]).get(info.name) if calibration is not None else None
+    if isinstance(ranks, float):
+        wanted = _ranks_for_share(chosen, info, layer, ranks, moments)
+    else:
+        wanted = (ranks,) if isinstance(ranks, int) else tuple(ranks)
+    methods.check_ranks(chosen, info, wanted)
+    return factor_layer(layer, info, Choice(method=method, ranks=wanted, options=options or {}), moments)
+
+
+def _single_layer(layer: nn.Module) -> LayerInfo:
+    infos = [info for info in static_inventory(layer) if info.name == ""]
+    if not infos:
+        raise ConfigError(
+            f"factorize takes one convolution or linear layer. Got {type(layer).__name__} instead; use compress for a model."
+        )
+    return infos[0]
+
+
+def _ranks_for_share(
+    method: methods.Method, info: LayerInfo, layer: nn.Module, share: float, moments: Moments | None
+) -> tuple[int, ...]:
+    if not 0 < share <= 1:
+        raise ConfigError(f"a share of the layer's parameters must lie in (0, 1]. Got {share!r} instead.")
+    total = sum(p.numel() for p in layer.parameters())
+    fitting = [r for r in method.rank_grid(info, points=256) if method.blueprint(info, r).params <= share * total]
+    if not fitting:
+        raise ConfigError(f"no ranks of {method.name!r} keep {info.describe()} within {share:g} of its parameters.")
+    prepared = methods.prepare(method, layer_weight(layer, ""), info, moments)
+    return min(fitting, key=lambda r: (prepared.error(r), r))
