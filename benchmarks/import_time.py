@@ -29,7 +29,7 @@ print(middle - start, end - middle, torch.__version__, rankfold.__version__)
 
 def measure() -> tuple[float, float, str, str]:
     """Return the seconds of both imports in a fresh process, and both versions."""
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", CODE], stdout=subprocess.PIPE, text=True, check=True)
     torch_s, rankfold_s, torch_version, version = done.stdout.split()
     return float(torch_s), float(rankfold_s), torch_version, version
 
