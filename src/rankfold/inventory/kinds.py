@@ -67,6 +67,11 @@ def weight_hook(module: nn.Module, name: str) -> Any | None:
     return None
 
 
+def hooked_names(module: nn.Module) -> list[str]:
+    """Return the tensors of a module that pre-hooks compute anew at each call."""
+    return [_hook_target(h) for h in module._forward_pre_hooks.values() if isinstance(h, _HOOKED)]
+
+
 def _hook_target(hook: Any) -> str:
     return hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name
 

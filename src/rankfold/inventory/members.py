@@ -13,6 +13,7 @@ from rankfold.inventory.kinds import (
     TRANSPOSED,
     dtype_name,
     is_attention,
+    is_lazy,
     original_class,
     own_forward,
     reparametrization,
@@ -57,7 +58,8 @@ class Member:
         """The same for all members whose weight is the same memory."""
         if self.weight is None:
             return ("computed", id(self.holder), self.role)
-        return tensor_key(self.weight, self.role)
+        # The same memory read in another order, as by a transposed view, is another weight.
+        return (tensor_key(self.weight, self.role), self.weight.shape, self.weight.stride())
 
 
 def members_of(module: nn.Module, paths: tuple[str, ...]) -> list[Member]:
@@ -90,7 +92,7 @@ def _linear(module: Any, paths: tuple[str, ...]) -> Member:
         module=module,
         holder=module,
         stored=tuple(stored.values()),
-        weight=None if computed or not stored else stored["weight"],
+        weight=None if computed else _plain(stored),
     )
 
 
@@ -126,7 +128,7 @@ def _conv(module: Any, paths: tuple[str, ...], base: type[nn.Module]) -> Member:
         module=module,
         holder=module,
         stored=tuple(stored.values()),
-        weight=None if computed or not stored else stored["weight"],
+        weight=None if computed else _plain(stored),
     )
 
 
@@ -164,6 +166,11 @@ def _projection(attention: Any, paths: tuple[str, ...], role: str) -> Member:
         stored=tuple(stored.values()),
         weight=projection(attention, role)[0].detach() if known else None,
     )
+
+
+def _plain(stored: Mapping[str, Tensor]) -> Tensor | None:
+    weight = stored.get("weight")
+    return None if is_lazy(weight) else weight
 
 
 def _fault(stored: Mapping[str, Tensor]) -> str | None:

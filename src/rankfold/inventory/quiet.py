@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from rankfold._batches import call_model, model_device, tensors_of, to_device
 from rankfold.errors import ModelError
-from rankfold.inventory.kinds import is_lazy
+from rankfold.inventory.kinds import hooked_names, is_lazy
 
 
 @contextmanager
@@ -52,12 +50,7 @@ def _saved_attributes(model: nn.Module) -> Iterator[None]:
     gradients = [(p, p.requires_grad) for p in model.parameters()]
     # `module.compile()` would compile the hooks and the counter with the model.
     compiled = [(m, vars(m)["_compiled_call_impl"]) for m in modules if _is_compiled(m)]
-    computed = [
-        (m, hook.name, vars(m)[hook.name])
-        for m in modules
-        for hook in m._forward_pre_hooks.values()
-        if isinstance(hook, WeightNorm | SpectralNorm) and hook.name in vars(m)
-    ]
+    computed = [(m, name, vars(m)[name]) for m in modules for name in hooked_names(m) if name in vars(m)]
     try:
         for module, _ in training:
             module.training = False
@@ -90,14 +83,16 @@ def _saved_tensors(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
             kept.append(module.weight)
-    # An inference tensor has no version, and nothing can write to it here.
-    saved = [(t, t._version, t.detach().clone()) for t in kept if not t.is_inference()]
+    # Nothing can write to an inference tensor here.
+    saved = [(tensor, tensor.detach().clone()) for tensor in kept if not tensor.is_inference()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for tensor, version, copy in saved:
-                if tensor._version != version:
+            for tensor, copy in saved:
+                # Versions do not tell: batch norm writes its statistics without counting it up.
+                # Writing regardless would spoil a backward pass that the user has still to run.
+                if not torch.equal(tensor, copy):
                     tensor.copy_(copy)
         for module, name, buffer in held:
             module._buffers[name] = buffer

@@ -51,9 +51,10 @@ def exclusions(entries: Sequence[Entry], include: Selector, exclude: Selector) -
 def _as_list(selector: Selector, option: str) -> list[str | type[nn.Module]]:
     if selector is None:
         return []
-    items = [selector] if isinstance(selector, str | type) else list(selector)
+    several = isinstance(selector, Sequence) and not isinstance(selector, str)
+    items = list(selector) if several else [selector]
     for item in items:
-        if not isinstance(item, str) and not (isinstance(item, type)):
+        if not isinstance(item, str | type):
             raise ConfigError(f"{option} takes name patterns and module classes. Got {item!r} instead.")
     return items
 

@@ -75,7 +75,7 @@ def inspect(
     lazy = {path for module, paths in walk(model) if _is_lazy(module) for path in paths}
     if lazy:
         # The first run gives lazy modules their shapes, which must not happen to the user's model.
-        model = copy.deepcopy(model)
+        model = _copy(model)
         with undisturbed(model):
             call_example(model, example_input)
     found = scan(model)
@@ -113,6 +113,16 @@ def _check_not_meta(model: nn.Module) -> None:
 def _is_lazy(module: nn.Module) -> bool:
     own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
     return any(is_lazy(tensor) for tensor in own)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy, of lazy buffers too, which torch cannot copy by itself."""
+    memo: dict[int, Any] = {}
+    for buffer in model.buffers():
+        if isinstance(buffer, nn.UninitializedBuffer):
+            data = buffer.data
+            memo[id(buffer)] = nn.UninitializedBuffer(device=data.device, dtype=data.dtype)
+    return copy.deepcopy(model, memo)
 
 
 def _run(model: nn.Module, example_input: Any, usage: Usage) -> int:
