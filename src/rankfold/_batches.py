@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.errors import DataError
+from rankfold.errors import DataError, ModelError
 
 TARGET_KEYS = ("labels", "label", "target")
 
@@ -48,15 +49,11 @@ def split_batch(batch: Any) -> tuple[Any, Any | None]:
             raise DataError(f"a batch has several targets: {found}. Keep one of them.")
         inputs = {key: value for key, value in batch.items() if key not in found}
         if not inputs:
-            raise DataError(
-                f"a batch holds no inputs, only {found}. Add the model's keyword inputs."
-            )
+            raise DataError(f"a batch holds no inputs, only {found}. Add the model's keyword inputs.")
         return inputs, batch[found[0]] if found else None
     if isinstance(batch, tuple | list):
         if not batch:
-            raise DataError(
-                "a batch is an empty tuple or list. Expected (inputs, target) or (inputs,)."
-            )
+            raise DataError("a batch is an empty tuple or list. Expected (inputs, target) or (inputs,).")
         return batch[0], batch[1] if len(batch) > 1 else None
     return batch, None
 
@@ -87,6 +84,28 @@ def to_device(obj: Any, device: torch.device | str | None) -> Any:
     return obj
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run the block with the model in evaluation mode, without gradients, leaving no trace.
+
+    Afterwards every module is in the mode that it was in, and torch's random state (that of the
+    CPU and of the model's device) is as before: a loader draws from it even without shuffling.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    device = model_device(model)
+    accelerators = [device] if device is not None and device.type not in ("cpu", "meta") else []
+    with (
+        torch.random.fork_rng(devices=accelerators, device_type=accelerators[0].type if accelerators else "cuda"),
+        torch.no_grad(),
+    ):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
 def model_device(model: nn.Module) -> torch.device | None:
     """Return the device of the model's first parameter or buffer; None if it has neither."""
     for tensor in (*model.parameters(), *model.buffers()):
@@ -108,6 +127,28 @@ def tensors_of(obj: Any) -> list[Tensor]:
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         return [t for f in dataclasses.fields(obj) for t in tensors_of(getattr(obj, f.name))]
     return []
+
+
+def squared_distance(output: Any, reference: Any) -> tuple[float, float]:
+    """Return ``(||output - reference||^2, ||reference||^2)`` over all floating tensors inside.
+
+    Raises
+    ------
+    ModelError
+        If the two hold different numbers or shapes of tensors.
+    """
+    ours = [t for t in tensors_of(output) if t.is_floating_point()]
+    theirs = [t for t in tensors_of(reference) if t.is_floating_point()]
+    shapes = [[tuple(t.shape) for t in tensors] for tensors in (ours, theirs)]
+    if shapes[0] != shapes[1] or not ours:
+        raise ModelError(f"outputs of shapes {shapes[0]} cannot be compared with the reference's {shapes[1]}.")
+    distance = norm = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        # float32 sums of squares are exact enough for a comparison, and every device has them.
+        a, b = a.float(), b.to(a.device).float()
+        distance += float((a - b).square().sum())
+        norm += float(b.square().sum())
+    return distance, norm
 
 
 def batch_size(inputs: Any) -> int:

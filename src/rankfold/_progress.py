@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
+from operator import length_hint
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     if sys.stderr is None or not sys.stderr.isatty():
         yield from iterable
         return
-    if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
+    if total is None:
+        total = length_hint(iterable) or None
     start = time.monotonic()
     task = None
     try:

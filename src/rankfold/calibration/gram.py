@@ -1,0 +1,105 @@
+"""Sums of products ``x x^T`` of very many vectors, exact enough to be inverted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rankfold.errors import DataError
+
+# Elements of the vectors that are multiplied at once: what stays in a CPU's caches, and short
+# enough a sum for float32.
+CHUNK = 2**22
+
+# Outside of these magnitudes squares leave the range of float32.
+SAFE = (1e-12, 1e12)
+
+
+class GramSum:
+    """A sum of ``x x^T`` in float64.
+
+    Float32 and narrower inputs are multiplied in float32, a chunk at a time, and the products are
+    added in float64; everything else in float64.
+
+    Parameters
+    ----------
+    name : str
+        Whose inputs these are, for the messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.count = 0
+        self._sum: Tensor | None = None
+
+    def add(self, x: Tensor, vectors: Callable[[Tensor], Tensor]) -> None:
+        """Add the vectors of a batch.
+
+        Parameters
+        ----------
+        x : Tensor
+            ``(batch, ...)``.
+        vectors : callable
+            Returns the vectors of a part of the batch as columns, ``(groups, n, count)``; how many
+            there are of each sample does not depend on the part.
+
+        Raises
+        ------
+        DataError
+            If `x` holds NaN or infinity.
+        """
+        if not x.numel():
+            return
+        x = x.detach()
+        low, high = (float(v) for v in torch.aminmax(x))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise DataError(
+                f"the input of layer {self.name!r} holds NaN or infinity on the calibration data. "
+                "Check the data and the layers before it."
+            )
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = self._work_dtype(x)
+            exponent = 0 if dtype == torch.float64 else _exponent(max(-low, high))
+            step = max(1, CHUNK // max(1, vectors(x[:1].to(dtype)).numel()))
+            for chunk in x.split(step):
+                columns = vectors(_scaled(chunk.to(dtype), exponent))
+                self._accumulate(torch.bmm(columns, columns.mT), exponent)
+                self.count += columns.shape[-1]
+
+    def mean(self) -> Tensor | None:
+        """Return the average, ``(groups, n, n)``, exactly symmetric; None if there is nothing."""
+        if self._sum is None or not self.count:
+            return None
+        return (self._sum + self._sum.mT) / (2 * self.count)
+
+    def _accumulate(self, product: Tensor, exponent: int) -> None:
+        if product.device.type == "mps":  # knows no float64
+            product = product.cpu()
+        product = product.double()
+        if exponent:
+            product = product * 2.0**exponent * 2.0**exponent
+        self._sum = product if self._sum is None else self._sum.add_(product)
+
+    @staticmethod
+    def _work_dtype(x: Tensor) -> torch.dtype:
+        if x.device.type == "mps":
+            return torch.float32
+        full = torch.get_float32_matmul_precision() == "highest"
+        return torch.float64 if x.dtype == torch.float64 or not full else torch.float32
+
+
+def _exponent(largest: float) -> int:
+    """Return the power of two by which values are divided: it rounds nothing; 0 where safe."""
+    small, large = SAFE
+    return 0 if largest == 0 or small < largest < large else math.frexp(largest)[1]
+
+
+def _scaled(x: Tensor, exponent: int) -> Tensor:
+    """Return ``x / 2**exponent``, in steps that stay within the range of float32."""
+    if not exponent:
+        return x
+    half = exponent // 2
+    return x * 2.0**-half * 2.0 ** -(exponent - half)

@@ -1,0 +1,131 @@
+"""How long a model takes, measured fairly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rankfold._batches import call_model, evaluating, model_device, to_device
+from rankfold._config import require
+from rankfold._progress import track
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyResult:
+    """Time of one forward pass.
+
+    Parameters
+    ----------
+    median_ms : float
+        Median of the runs, milliseconds.
+    iqr_ms : float
+        Interquartile range of the runs, milliseconds: how far to trust the median.
+    runs_ms : tuple of float
+        Every run, in order, milliseconds.
+    """
+
+    median_ms: float
+    iqr_ms: float
+    runs_ms: tuple[float, ...]
+
+    @classmethod
+    def of(cls, runs_ms: tuple[float, ...]) -> LatencyResult:
+        """Summarise some runs."""
+        low, median, high = np.percentile(runs_ms, [25, 50, 75])
+        return cls(median_ms=float(median), iqr_ms=float(high - low), runs_ms=runs_ms)
+
+
+def latency(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    repeats: int = 50,
+    warmup: int = 5,
+    threads: int | None = None,
+) -> LatencyResult:
+    """Return the time of a forward pass. See `compare_latency` to compare models."""
+    models = {"model": model}
+    return compare_latency(models, example_input, repeats=repeats, warmup=warmup, threads=threads)["model"]
+
+
+def compare_latency(
+    models: Mapping[str, nn.Module],
+    example_input: Any,
+    *,
+    repeats: int = 50,
+    warmup: int = 5,
+    threads: int | None = None,
+) -> dict[str, LatencyResult]:
+    """Return the time of a forward pass of several models, measured by turns.
+
+    In each round every model runs once and the order rotates, so that a machine that slows down or
+    is busy for a while does so to all of them. Inside the timer: the forward pass alone, in
+    evaluation mode without gradients, with the device's queue empty before and after it.
+
+    Parameters
+    ----------
+    models : mapping of str to Module
+        The models by name, each on its own device.
+    example_input : object
+        A tuple of positional arguments, a mapping of keyword arguments, or the single argument.
+    repeats : int
+        Measured rounds.
+    warmup : int
+        Rounds before, which do not count.
+    threads : int or None
+        Threads of each operation on the CPU while measuring; None leaves them as they are.
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of range or there is no model.
+    """
+    require(len(models) > 0, "models", list(models), "at least one model by name")
+    require(repeats >= 1, "repeats", repeats, "at least 1")
+    require(warmup >= 0, "warmup", warmup, "at least 0")
+    require(threads is None or threads >= 1, "threads", threads, "at least 1, or None")
+    names = list(models)
+    runs: dict[str, list[float]] = {name: [] for name in names}
+    inputs = {name: to_device(example_input, model_device(models[name])) for name in names}
+    with _threads(threads), ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluating(model))
+        for i in track(range(warmup + repeats), "measuring latency"):
+            turn = i % len(names)
+            for name in names[turn:] + names[:turn]:
+                elapsed = _time_ms(models[name], inputs[name])
+                if i >= warmup:
+                    runs[name].append(elapsed)
+    return {name: LatencyResult.of(tuple(values)) for name, values in runs.items()}
+
+
+def _time_ms(model: nn.Module, inputs: Any) -> float:
+    device = model_device(model)
+    _synchronize(device)
+    start = time.perf_counter()
+    call_model(model, inputs)
+    _synchronize(device)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _synchronize(device: torch.device | None) -> None:
+    if device is not None and device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(before)

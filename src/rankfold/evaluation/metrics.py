@@ -1,0 +1,168 @@
+"""Metrics that need no code: accuracy, agreement with the original, output error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from operator import length_hint
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold._batches import (
+    call_model,
+    evaluating,
+    iterate,
+    model_device,
+    split_batch,
+    squared_distance,
+    to_device,
+)
+from rankfold._config import require
+from rankfold._progress import track
+from rankfold.errors import DataError
+from rankfold.evaluation.evaluate import Metric
+from rankfold.evaluation.predictions import as_targets, class_scores, hits, predictions
+
+
+def topk(loader: Iterable[Any], k: int = 1) -> Metric:
+    """Return the metric: share of targets among the k classes with the highest scores, 0..1.
+
+    Parameters
+    ----------
+    loader : iterable
+        Batches ``(inputs, target)``, or dicts with a target; see `rankfold._batches`. Targets are
+        class indices; -100 (as in cross-entropy) is left out.
+    k : int
+        How many classes count.
+
+    Notes
+    -----
+    The scores are the model's output, or within it ``"logits"``, ``"out"`` or the first tensor, of
+    shape ``(batch, classes)``, ``(batch, positions, classes)`` or ``(batch, classes, *size)``.
+    Scores that hold NaN count as a miss.
+    """
+    require(isinstance(k, int) and k >= 1, "k of topk", k, "an integer of at least 1")
+    return _TopK(loader, k)
+
+
+def top1(loader: Iterable[Any]) -> Metric:
+    """Return the metric: share of targets that have the highest score, 0..1. See `topk`."""
+    return topk(loader, 1)
+
+
+def agreement(reference: nn.Module, loader: Iterable[Any]) -> Metric:
+    """Return the metric: share of predictions that equal the reference model's, 0..1.
+
+    It needs no targets. The reference is run each time and must not change between.
+
+    Parameters
+    ----------
+    reference : Module
+        The original model.
+    loader : iterable
+        Batches with or without targets; targets are not used.
+    """
+    return _Agreement(reference, loader)
+
+
+def output_error(reference: nn.Module, loader: Iterable[Any]) -> Metric:
+    """Return the metric: mean squared difference from the reference's outputs, relative to theirs.
+
+    ``sum ||y - y_ref||^2 / sum ||y_ref||^2`` over all floating output tensors; 0 means equal. It
+    needs no targets, nor classes.
+
+    Parameters
+    ----------
+    reference : Module
+        The original model.
+    loader : iterable
+        Batches with or without targets; targets are not used.
+    """
+    return _OutputError(reference, loader)
+
+
+@dataclass(frozen=True, slots=True)
+class _TopK:
+    loader: Iterable[Any]
+    k: int
+    higher_is_better: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"top-{self.k}"
+
+    def __call__(self, model: nn.Module) -> float:
+        right = total = 0
+        with evaluating(model):
+            for inputs, target in _batches(self.loader, model, self.name):
+                if target is None:
+                    raise DataError(
+                        f"{self.name} needs labels, but the batches have none. Expected batches "
+                        "(inputs, target), or dicts with 'labels', 'label' or 'target'. Without "
+                        "labels use agreement(reference, loader)."
+                    )
+                scores = class_scores(call_model(model, inputs))
+                found = hits(scores, as_targets(target, scores), self.k)
+                right += int(found.sum())
+                total += found.numel()
+        if not total:
+            raise DataError(f"{self.name}: every target of the evaluation data is -100 (ignored).")
+        return right / total
+
+
+@dataclass(frozen=True, slots=True)
+class _Agreement:
+    reference: nn.Module
+    loader: Iterable[Any]
+    higher_is_better: bool = True
+    name: str = "agreement"
+
+    def __call__(self, model: nn.Module) -> float:
+        same = total = 0
+        for output, wanted in _pairs(self.reference, self.loader, model, self.name):
+            ours, theirs = predictions(class_scores(output)), predictions(class_scores(wanted))
+            if ours.shape != theirs.shape:
+                raise DataError(
+                    f"agreement: the model predicts {tuple(ours.shape)} classes, the reference "
+                    f"{tuple(theirs.shape)}. Are these the same kind of model?"
+                )
+            theirs = theirs.to(ours.device)
+            same += int(((ours == theirs) & (ours >= 0)).sum())
+            total += ours.numel()
+        return same / total
+
+
+@dataclass(frozen=True, slots=True)
+class _OutputError:
+    reference: nn.Module
+    loader: Iterable[Any]
+    higher_is_better: bool = False
+    name: str = "output error"
+
+    def __call__(self, model: nn.Module) -> float:
+        distance = norm = 0.0
+        for output, wanted in _pairs(self.reference, self.loader, model, self.name):
+            d, n = squared_distance(output, wanted)
+            distance, norm = distance + d, norm + n
+        if norm:
+            return distance / norm
+        return 0.0 if distance == 0 else math.inf
+
+
+def _batches(loader: Iterable[Any], model: nn.Module, name: str) -> Iterator[tuple[Any, Tensor | None]]:
+    device = model_device(model)
+    items = track(iterate(loader, "evaluation"), name, length_hint(loader) or None)
+    for batch in items:
+        inputs, target = split_batch(batch)
+        yield to_device(inputs, device), None if target is None else torch.as_tensor(target)
+
+
+def _pairs(reference: nn.Module, loader: Iterable[Any], model: nn.Module, name: str) -> Iterator[tuple[Any, Any]]:
+    """Yield the outputs of the model and of the reference."""
+    device = model_device(reference)
+    with evaluating(model), evaluating(reference):
+        for inputs, _ in _batches(loader, model, name):
+            yield call_model(model, inputs), call_model(reference, to_device(inputs, device))

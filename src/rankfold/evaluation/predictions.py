@@ -1,0 +1,111 @@
+"""What a classifier's output says: scores, predicted classes, hits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankfold._batches import tensors_of
+from rankfold.errors import ConfigError, DataError, ModelError
+
+IGNORED = -100
+
+
+def class_scores(output: Any) -> Tensor:
+    """Return the scores within a model's output: ``logits`` or ``out``, else the first tensor.
+
+    Raises
+    ------
+    ModelError
+        If there is no tensor of floating type with at least two dimensions.
+    """
+    found = output
+    for name in ("logits", "out"):
+        if isinstance(output, Mapping) and name in output:
+            found = output[name]
+        elif isinstance(value := getattr(output, name, None), Tensor):
+            found = value
+        else:
+            continue
+        break
+    tensors = tensors_of(found)
+    if not tensors or not tensors[0].is_floating_point() or tensors[0].ndim < 2:
+        what = f"{tuple(tensors[0].shape)}, {tensors[0].dtype}" if tensors else type(output)
+        raise ModelError(
+            f"the model's output holds no class scores (batch, classes, ...). Got {what} instead; "
+            "use a metric of your own: any function of the model that returns a number."
+        )
+    return tensors[0]
+
+
+def as_targets(target: Any, scores: Tensor) -> Tensor:
+    """Return targets as class indices beside the scores.
+
+    Raises
+    ------
+    DataError
+        If they are no class indices, or do not fit the scores' shape.
+    """
+    target = torch.as_tensor(target).to(scores.device)
+    if target.is_floating_point() or target.is_complex():
+        raise DataError(
+            f"targets must be class indices (integers). Got {target.dtype} of shape "
+            f"{tuple(target.shape)} instead; pass the index of the largest for one-hot targets."
+        )
+    target = target.long()
+    if target.ndim == 2 and target.shape[1] == 1 and scores.ndim == 2:
+        target = target[:, 0]
+    axis = _class_axis(scores, target.shape)
+    classes = scores.shape[axis]
+    wrong = (target != IGNORED) & ((target < 0) | (target >= classes))
+    if bool(wrong.any()):
+        raise DataError(
+            f"target {int(target[wrong][0])} is no class of this model, which has {classes} "
+            f"(0 to {classes - 1}). Do the targets start at 1, or belong to another data set?"
+        )
+    return target
+
+
+def hits(scores: Tensor, target: Tensor, k: int) -> Tensor:
+    """Return, for each target that counts, whether it is among the k highest scores.
+
+    Parameters
+    ----------
+    scores : Tensor
+        ``(batch, classes)``, ``(batch, positions, classes)`` or ``(batch, classes, *size)``.
+    target : Tensor
+        Class indices, `as_targets`.
+    k : int
+        At most the number of classes.
+    """
+    scores = scores.movedim(_class_axis(scores, target.shape), -1)
+    if k > scores.shape[-1]:
+        raise ConfigError(f"k of topk must be at most the number of classes, {scores.shape[-1]}. Got {k} instead.")
+    counts = target != IGNORED
+    scores, target = scores[counts], target[counts]
+    found = (scores.topk(k, dim=-1).indices == target.unsqueeze(-1)).any(-1)
+    return found & ~scores.isnan().any(-1)
+
+
+def predictions(scores: Tensor) -> Tensor:
+    """Return the class with the highest score; -1 where a score is NaN.
+
+    The classes are the last dimension of ``(batch, classes)`` and ``(batch, positions, classes)``,
+    the second of ``(batch, classes, height, width)`` and beyond.
+    """
+    axis = -1 if scores.ndim <= 3 else 1
+    return torch.where(scores.isnan().any(axis), -1, scores.argmax(axis))
+
+
+def _class_axis(scores: Tensor, target_shape: torch.Size) -> int:
+    if scores.shape[:-1] == target_shape:
+        return -1
+    if scores.shape[:1] + scores.shape[2:] == target_shape:
+        return 1
+    raise DataError(
+        f"targets of shape {tuple(target_shape)} do not fit scores of shape {tuple(scores.shape)}. "
+        "Expected one class index for each row of scores."
+    )
