@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankfold.inventory import inspect
 from rankfold.records import Call, Cost, LayerInfo
 
-LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "conv1d": (nn.Conv1d(4, 6, 5, stride=2, padding=1, dilation=2), (2, 4, 19)),
     "conv2d": (nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 0)), (2, 4, 9, 11)),
     "conv2d_same": (nn.Conv2d(4, 6, 4, padding="same", padding_mode="circular"), (1, 4, 8, 8)),

@@ -37,7 +37,7 @@ class OnlyANewName(nn.Conv2d):
 
 def replaced_forward() -> nn.Module:
     conv = nn.Conv2d(2, 4, 3)
-    conv.forward = lambda x: x.sum((1, 2, 3), keepdim=True)  # type: ignore[method-assign]
+    conv.forward = lambda x: x.sum((1, 2, 3), keepdim=True)
     return conv
 
 
@@ -199,7 +199,7 @@ def test_two_views_of_one_memory_are_told_apart() -> None:
     assert inventory.total.params == 32
 
 
-def lazy_net() -> nn.Module:
+def lazy_net() -> nn.Sequential:
     return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
 
 

@@ -30,7 +30,7 @@ class Restless(nn.Module):
         self.count += 1
         self.cache = torch.ones(3)
         self.other = torch.ones(5)
-        self.conv.bias.requires_grad_(False)  # type: ignore[union-attr]
+        self.conv.bias.requires_grad_(False)
         self.norm.train()
         x = self.drop(self.norm(self.conv(x))) + torch.rand(1)
         x = x + self.embed(torch.tensor([0, 3])).sum()
@@ -136,9 +136,9 @@ def test_a_model_that_cannot_be_counted_is_warned_about(monkeypatch: pytest.Monk
     [
         (nn.DataParallel, "wrapped in DataParallel"),
         (lambda m: torch.compile(m), "_orig_mod"),
-        (lambda m: nn.Sequential(torch.compile(m)), "the module '0' is wrapped by torch.compile"),
+        (lambda m: nn.ModuleList([torch.compile(m)]), "the module '0' is wrapped by torch.compile"),
         (lambda m: m.to("meta"), "meta device"),
-        (lambda m: None, "Got NoneType"),
+        (lambda _: None, "Got NoneType"),
     ],
 )
 def test_models_that_cannot_be_inspected(wrap: Any, hint: str) -> None:
@@ -147,7 +147,7 @@ def test_models_that_cannot_be_inspected(wrap: Any, hint: str) -> None:
 
 
 def test_wrapped_models_are_refused_without_a_run_too() -> None:
-    with pytest.raises(ModelError, match="model.module"):
+    with pytest.raises(ModelError, match=r"`model\.module`"):
         static_inventory(nn.DataParallel(nn.Linear(2, 2)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,8 @@ NORMS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_effective_weight_is_what_the_layer_computes_with(norm: str, training: bool) -> None:
     apply, note = NORMS[norm]
-    net = nn.Sequential(apply(nn.Linear(5, 5)), nn.ReLU(), apply(nn.Conv2d(2, 2, 2))).train(training)
+    conv: Any = apply(nn.Conv2d(2, 2, 2))
+    net = nn.Sequential(apply(nn.Linear(5, 5)), nn.ReLU(), conv).train(training)
     for parameter in net.parameters():
         nn.init.normal_(parameter)
     before = copy.deepcopy(dict(net.state_dict()))
@@ -67,7 +69,7 @@ def test_the_effective_weight_is_what_the_layer_computes_with(norm: str, trainin
         net.eval()
         x, image = torch.randn(3, 5), torch.randn(1, 2, 4, 4)
         torch.testing.assert_close(net[0](x), functional.linear(x, weight, bias))
-        torch.testing.assert_close(net[2](image), functional.conv2d(image, kernel, net[2].bias))
+        torch.testing.assert_close(conv(image), functional.conv2d(image, kernel, conv.bias))
     assert [layer.note for layer in static_inventory(net)] == [note, note]
     assert all(layer.skip is None for layer in static_inventory(net))
 
@@ -99,28 +101,35 @@ def test_a_norm_does_advance_in_training() -> None:
 
 
 def test_an_unused_normed_layer_has_both_notes() -> None:
-    net = nn.ModuleDict({"a": parametrizations.weight_norm(nn.Linear(2, 2)), "b": nn.Linear(2, 2)})
-    net.forward = lambda x: net["b"](x)  # type: ignore[method-assign]
-    assert inspect(net, torch.zeros(1, 2)).layer("a").note == (
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = parametrizations.weight_norm(nn.Linear(2, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    assert inspect(Net(), torch.zeros(1, 2)).layer("a").note == (
         "weight_norm is folded into the factors; not called on the example input; factored by its weight alone"
     )
 
 
 def test_plain_weights_are_the_parameter_itself() -> None:
-    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2, bias=False))
-    assert layer_weight(net, "0").data_ptr() == net[0].weight.data_ptr()
+    first = nn.Linear(2, 3)
+    net = nn.Sequential(first, nn.Linear(3, 2, bias=False))
+    assert layer_weight(net, "0").data_ptr() == first.weight.data_ptr()
     assert not layer_weight(net, "0").requires_grad
     bias = layer_bias(net, "0")
     assert bias is not None
-    assert torch.equal(bias, net[0].bias)
+    assert torch.equal(bias, first.bias)
     assert layer_bias(net, "1") is None
-    assert layer_weight(net[0], "").shape == (3, 2)
+    assert layer_weight(first, "").shape == (3, 2)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"kdim": 3, "vdim": 5}, {"bias": False}])
-def test_projections_of_an_attention(sizes: dict[str, int]) -> None:
-    net = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2, **sizes)})
-    attention = net["attention"]
+def test_projections_of_an_attention(sizes: dict[str, Any]) -> None:
+    attention: Any = nn.MultiheadAttention(4, 2, **sizes)
+    net = nn.ModuleDict({"attention": attention})
     for parameter in attention.parameters():
         nn.init.normal_(parameter)
     layers = {layer.name: layer for layer in static_inventory(net)}
@@ -137,7 +146,7 @@ def test_projections_of_an_attention(sizes: dict[str, int]) -> None:
 
 def test_unknown_names_offer_the_nearest() -> None:
     net = nn.ModuleDict({"conv": nn.Conv2d(2, 2, 1), "act": nn.ReLU()})
-    with pytest.raises(NoMatchingLayer, match="no layer 'conf'. Did you mean 'conv'"):
+    with pytest.raises(NoMatchingLayer, match=r"no layer 'conf'\. Did you mean 'conv'"):
         layer_weight(net, "conf")
     with pytest.raises(NoMatchingLayer, match="ReLU has no weight"):
         layer_weight(net, "act")

@@ -126,7 +126,7 @@ def test_twin_drops_the_same_weights_and_gives_the_same_gradients(need_weights: 
         results.append((output, weights, x.grad))
     assert_same(results[1], results[0], 1e-10)
     assert attention.in_proj_weight.grad is not None
-    packed = torch.cat([p.weight.grad for p in (twin.q_proj, twin.k_proj, twin.v_proj)])  # type: ignore[misc]
+    packed = torch.cat([p.weight.grad for p in (twin.q_proj, twin.k_proj, twin.v_proj)])
     torch.testing.assert_close(packed, attention.in_proj_weight.grad, rtol=1e-10, atol=1e-10)
 
 

@@ -51,8 +51,7 @@ def exclusions(entries: Sequence[Entry], include: Selector, exclude: Selector) -
 def _as_list(selector: Selector, option: str) -> list[str | type[nn.Module]]:
     if selector is None:
         return []
-    several = isinstance(selector, Sequence) and not isinstance(selector, str)
-    items = list(selector) if several else [selector]
+    items = [selector] if isinstance(selector, str) or not isinstance(selector, Sequence) else [*selector]
     for item in items:
         if not isinstance(item, str | type):
             raise ConfigError(f"{option} takes name patterns and module classes. Got {item!r} instead.")

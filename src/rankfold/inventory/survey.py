@@ -119,9 +119,9 @@ def _copy(model: nn.Module) -> nn.Module:
     """Return a deep copy, of lazy buffers too, which torch cannot copy by itself."""
     memo: dict[int, Any] = {}
     for buffer in model.buffers():
-        if isinstance(buffer, nn.UninitializedBuffer):
-            data = buffer.data
-            memo[id(buffer)] = nn.UninitializedBuffer(device=data.device, dtype=data.dtype)
+        if is_lazy(buffer):
+            cls: Any = type(buffer)
+            memo[id(buffer)] = cls(device=buffer.device, dtype=buffer.dtype)
     return copy.deepcopy(model, memo)
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rankfold.inventory.members import Member
 from rankfold.inventory.sharing import storage_pointer
 from rankfold.inventory.static import Entry
-from rankfold.records import Call
+from rankfold.records import Call, LayerInfo
 
 _Sizes = tuple[int, tuple[int, ...], tuple[int, ...]]
 
@@ -82,7 +82,8 @@ class Usage:
                 if sizes is not None:
                     self._sizes[i][sizes] += 1
                 self.sequence.append(i)
-                if member.info.transposed and _argument(args, kwargs, 1, "output_size"):
+                sized = _argument(args, kwargs, 1, "output_size") is not None
+                if sized and member.info.transposed:
                     self.with_output_size.add(i)
 
         return hook
@@ -98,20 +99,19 @@ def _sizes(member: Member, args: Sequence[Any], kwargs: Mapping[str, Any], outpu
     if member.role is not None:
         names = {"q_proj": (0, "query"), "k_proj": (1, "key"), "v_proj": (2, "value")}
         source = _argument(args, kwargs, *names.get(member.role, (0, "query")))
-        return (_rows(source), (), ()) if isinstance(source, Tensor) else None
+        return (_rows(source, info), (), ()) if isinstance(source, Tensor) else None
     source = _argument(args, kwargs, 0, "input")
     if not isinstance(source, Tensor) or not isinstance(output, Tensor):
         return None
     if info.kind == "linear":
-        return (_rows(source), (), ())
+        return (_rows(source, info), (), ())
     dims = len(info.kernel)
     batch = source.shape[0] if source.ndim == dims + 2 else 1
     return (batch, tuple(source.shape[-dims:]), tuple(output.shape[-dims:]))
 
 
-def _rows(source: Tensor) -> int:
-    features = source.shape[-1]
-    return source.numel() // features if features else 0
+def _rows(source: Tensor, info: LayerInfo) -> int:
+    return source.numel() // max(1, info.in_channels)
 
 
 def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: str) -> Any:
