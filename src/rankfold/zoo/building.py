@@ -13,7 +13,7 @@ from torch import nn
 from rankfold.errors import ConfigError, ModelError
 from rankfold.zoo.entries import NetworkInfo, entry
 from rankfold.zoo.external import build_external
-from rankfold.zoo.factories import call_factory
+from rankfold.zoo.factories import call_factory, is_factory, load_factory
 from rankfold.zoo.weight_files import load_weights
 
 
@@ -62,6 +62,8 @@ def create(
         raise ConfigError(f"num_classes must be at least 1. Got {num_classes} instead.")
     # With weights the random ones do not matter, and need not advance the global generator.
     fixed = seed if seed is not None else (0 if weights is not None else None)
+    if is_factory(name):
+        load_factory(name)  # outside the seeded part: only a first import draws random numbers
     with nullcontext() if fixed is None else _seeded(fixed):
         model = _build(info, num_classes)
     if weights == "bundled":
@@ -83,9 +85,7 @@ def _build(info: NetworkInfo, num_classes: int | None) -> nn.Module:
     options = {} if num_classes is None else {"num_classes": num_classes}
     model = call_factory(info.name, **options)
     if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"{info.name!r} must return a torch.nn.Module. Got {type(model).__name__} instead."
-        )
+        raise ModelError(f"{info.name!r} must return a torch.nn.Module. Got {type(model).__name__} instead.")
     return model
 
 

@@ -92,9 +92,7 @@ def _zipped(zips: list[Path]) -> Iterator[Picture]:
                         continue
                     yield parts[-2], parts[-1], archive.read(member)
         except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise DataError(
-                f"{str(path)!r} is not a whole zip file: {error}. Copy or download it again."
-            ) from error
+            raise DataError(f"{str(path)!r} is not a whole zip file: {error}. Copy or download it again.") from error
 
 
 def _unzipped(files: list[Path]) -> Iterator[Picture]:

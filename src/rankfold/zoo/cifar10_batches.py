@@ -23,6 +23,8 @@ _ALLOWED = {
     ("numpy", "dtype"),
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
     ("_codecs", "encode"),
 }
 
@@ -33,9 +35,11 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR batch holds")
+        # The functions that NumPy names in its pickles, wherever this version keeps them.
         if name == "_reconstruct":
-            # What np.empty(0).__reduce__() names, wherever this NumPy keeps it.
-            return np.empty(0).__reduce__()[0]
+            return np.empty(0).__reduce_ex__(2)[0]
+        if name == "_frombuffer":
+            return np.empty(0).__reduce_ex__(5)[0]
         return super().find_class(module, name)
 
 
@@ -69,6 +73,4 @@ def read_batches(files: list[Path]) -> ImageArray:
                 f"{str(file)!r} is not a whole batch of CIFAR-10: {error or type(error).__name__}. "
                 f"Copy or download it again."
             ) from error
-    return ImageArray(
-        torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
-    )
+    return ImageArray(torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)))

@@ -94,8 +94,7 @@ _NETWORKS = {
         ),
         _cifar(
             "vgg16_bn_cifar10",
-            "VGG-16 with BatchNorm for 32x32 images (Simonyan & Zisserman 2015), "
-            "14,728,266 parameters",
+            "VGG-16 with BatchNorm for 32x32 images (Simonyan & Zisserman 2015), 14,728,266 parameters",
             CifarVGG16,
         ),
     )

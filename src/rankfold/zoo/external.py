@@ -60,7 +60,10 @@ def facts(family: str, network: str) -> Facts:
         return _torchvision_facts(network)
     timm = _timm()
     _check_timm(timm, network)
-    config = timm.get_pretrained_cfg(network)
+    try:
+        config = timm.get_pretrained_cfg(network)
+    except RuntimeError:  # the part behind the dot is no tag of this network
+        raise _unknown("timm", network, timm.list_pretrained()) from None
     if config is None:
         return Facts(task="image", input_shape=(3, 224, 224), mean=_MEAN, std=_STD)
     return Facts(
@@ -105,9 +108,7 @@ def build_external(family: str, network: str, num_classes: int | None) -> nn.Mod
         return builder(**options)
     except TypeError as error:
         if num_classes is not None and "num_classes" in str(error):
-            raise ConfigError(
-                f"{family}/{network} has no num_classes. Leave num_classes out."
-            ) from error
+            raise ConfigError(f"{family}/{network} has no num_classes. Leave num_classes out.") from error
         raise
     except (RuntimeError, ImportError) as error:
         raise RankfoldError(f"{family} cannot build {network!r}: {error}") from error

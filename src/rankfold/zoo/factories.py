@@ -26,6 +26,15 @@ def is_factory(name: str) -> bool:
     return module.endswith(".py") or all(part.isidentifier() for part in module.split("."))
 
 
+def module_exists(name: str) -> bool:
+    """Whether a module without dots can be imported, from the working directory too."""
+    if name in sys.modules:  # "__main__" is one that cannot be found
+        return True
+    with _importable(Path.cwd()):
+        importlib.invalidate_caches()
+        return importlib.util.find_spec(name) is not None
+
+
 def load_factory(name: str) -> Callable[..., Any]:
     """Return the function that ``module:factory`` or ``file.py:factory`` names.
 
@@ -62,9 +71,7 @@ def load_factory(name: str) -> Callable[..., Any]:
             for n, value in vars(module).items()
             if callable(value) and not n.startswith("_") and not isinstance(value, nn.Module)
         ]
-        raise UnknownNameError(
-            f"factory (a function or class) of {module_name!r}", attribute, found
-        )
+        raise UnknownNameError(f"factory (a function or class) of {module_name!r}", attribute, found)
     return factory
 
 
@@ -92,6 +99,7 @@ def call_factory(name: str, **arguments: Any) -> Any:
 
 def _import(name: str) -> ModuleType:
     with _importable(Path.cwd()):
+        importlib.invalidate_caches()  # the file may be younger than Python's list of the folder
         return importlib.import_module(name)
 
 

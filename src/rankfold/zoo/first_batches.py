@@ -37,9 +37,7 @@ class FirstBatches:
 
 
 def _cut_batch(batch: Any, count: int) -> Any:
-    if isinstance(
-        batch, list
-    ):  # here a list is (inputs, target, ...), further inside it is samples
+    if isinstance(batch, list):  # here a list is (inputs, target, ...), further inside it is samples
         return [_cut(part, count) for part in batch]
     return _cut(batch, count)
 

@@ -68,9 +68,7 @@ class ImageFolder(Dataset[Sample]):
             if file.suffix.lower() in SUFFIXES
         ]
         if not self.samples:
-            raise DataError(
-                f"{str(folder)!r} holds no pictures in class folders ({', '.join(SUFFIXES)})."
-            )
+            raise DataError(f"{str(folder)!r} holds no pictures in class folders ({', '.join(SUFFIXES)}).")
         self._first_size: torch.Size | None = None
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from rankfold.errors import ConfigError, DataError, UnknownNameError
 from rankfold.zoo.cifar10 import cifar10
 from rankfold.zoo.entries import NetworkInfo
-from rankfold.zoo.factories import call_factory, is_factory
+from rankfold.zoo.factories import call_factory, is_factory, module_exists
 from rankfold.zoo.first_batches import FirstBatches
 from rankfold.zoo.image_folder import ImageFolder
 from rankfold.zoo.image_sets import ArrayDataset, Preparation, Sample
@@ -114,7 +114,7 @@ def data(
     kind, _, path = spec.partition(":")
     if image_size is not None and kind != "imagefolder":
         raise ConfigError(f"image_size is for 'imagefolder:PATH' only. Got {spec!r}.")
-    if kind not in _KINDS and is_factory(spec):
+    if _names_factory(spec, kind):
         if augment or shuffle:
             raise ConfigError(f"{spec!r} shuffles and augments by itself: leave both out.")
         return _from_factory(spec, split, batch_size, limit)
@@ -126,9 +126,7 @@ def data(
         count = len(dataset)  # pyright: ignore[reportArgumentType] - both kinds have a length
         order = torch.randperm(count, generator=generator, device="cpu")
         dataset = Subset(dataset, order[:limit].tolist())
-    return DataLoader(
-        dataset, batch_size=batch_size, shuffle=shuffle, num_workers=workers, generator=generator
-    )
+    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=workers, generator=generator)
 
 
 _KINDS = ("mnist5k", "cifar10", "imagefolder", "npz")
@@ -156,12 +154,17 @@ def _dataset(
     return ArrayDataset(read(path, part), prepare)
 
 
+def _names_factory(spec: str, kind: str) -> bool:
+    if kind in _KINDS or not is_factory(spec):
+        return False
+    # "cifar100:folder" looks like a factory of a module "cifar100", too.
+    return not kind.isidentifier() or module_exists(kind)
+
+
 def _from_factory(spec: str, split: str, batch_size: int, limit: int | None) -> Iterable[Any]:
     loader = call_factory(spec, split=split, batch_size=batch_size)
     if not isinstance(loader, Iterable):
-        raise DataError(
-            f"{spec!r} must return an iterable of batches. Got {type(loader).__name__} instead."
-        )
+        raise DataError(f"{spec!r} must return an iterable of batches. Got {type(loader).__name__} instead.")
     return loader if limit is None else FirstBatches(loader, limit)
 
 
@@ -174,7 +177,5 @@ def _mean_std(
         return normalize.mean, normalize.std
     mean, std = (tuple(float(v) for v in values) for values in normalize)
     if len(mean) != len(std) or len(mean) not in (1, 3) or min(std) <= 0:
-        raise ConfigError(
-            f"normalize must be a mean and a positive std of 1 or 3 channels. Got {normalize!r}."
-        )
+        raise ConfigError(f"normalize must be a mean and a positive std of 1 or 3 channels. Got {normalize!r}.")
     return mean, std

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -35,29 +36,30 @@ def npz_arrays(path: str, split: str) -> ImageArray:
     if not file.is_file():
         raise DataError(f"there is no file {path!r}. Give it as 'npz:PATH'.")
     try:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, NpzFile):
-            raise DataError(f"{path!r} is a single array, not an .npz file. Use numpy.savez.")
-        with archive:
-            names = (f"x_{split}", f"y_{split}")
-            if not set(names) <= set(archive.files):
-                names = ("x", "y")
-            if not set(names) <= set(archive.files):
-                raise DataError(
-                    f"{path!r} holds the arrays {', '.join(archive.files) or '(none)'}; expected "
-                    f"x_{split} and y_{split}, or x and y."
-                )
-            images, labels = archive[names[0]], archive[names[1]]
+        with file.open("rb") as stream:  # np.load leaves a damaged file open
+            images, labels, names = _read(stream, path, split)
+    except DataError:
+        raise
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{path!r} is not a whole .npz file of plain arrays: {error}. Save it again."
-        ) from error
+        raise DataError(f"{path!r} is not a whole .npz file of plain arrays: {error}. Save it again.") from error
     return ImageArray(
         torch.from_numpy(_images(images, f"{names[0]} of {path!r}")),
         torch.from_numpy(_labels(labels, f"{names[1]} of {path!r}", len(images))),
     )
+
+
+def _read(stream: BinaryIO, path: str, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, str]]:
+    archive = np.load(stream, allow_pickle=False)
+    if not isinstance(archive, NpzFile):
+        raise DataError(f"{path!r} is a single array, not an .npz file. Use numpy.savez.")
+    with archive:
+        for names in ((f"x_{split}", f"y_{split}"), ("x", "y")):
+            if set(names) <= set(archive.files):
+                return archive[names[0]], archive[names[1]], names
+        raise DataError(
+            f"{path!r} holds the arrays {', '.join(archive.files) or '(none)'}; expected "
+            f"x_{split} and y_{split}, or x and y."
+        )
 
 
 def _images(array: np.ndarray, name: str) -> np.ndarray:

@@ -58,9 +58,7 @@ def decode_picture(
             picture = picture.convert("L" if channels == 1 else "RGB")
     # Pillow raises SyntaxError and ValueError, too, on pictures that are damaged.
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"{label} cannot be read as a picture: {error}. Remove or replace it."
-        ) from error
+        raise DataError(f"{label} cannot be read as a picture: {error}. Remove or replace it.") from error
     if size is not None and picture.size != (size[1], size[0]):
         height, width = size
         scale = max(height / picture.height, width / picture.width) / 0.875

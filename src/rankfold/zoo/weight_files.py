@@ -66,9 +66,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     file = Path(path).expanduser()
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
-        raise RankfoldError(
-            f"the weights file {str(file)!r} {what}. Give a .safetensors or .pt file."
-        )
+        raise RankfoldError(f"the weights file {str(file)!r} {what}. Give a .safetensors or .pt file.")
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     return _read_torch(file)
@@ -118,11 +116,12 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
                 content = content[key]
                 break
     if not isinstance(content, Mapping) or not content:
-        raise CorruptArtifact(
-            f"{str(file)!r} holds {_describe(content)}, not a state dict. Save model.state_dict()."
-        )
+        raise CorruptArtifact(f"{str(file)!r} holds {_describe(content)}, not a state dict. Save model.state_dict().")
+    names = [repr(key) for key in content if not isinstance(key, str)]
+    if names:
+        raise CorruptArtifact(f"{str(file)!r} has names that are not text: {_some(names)}. Save model.state_dict().")
     others = [repr(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if others or not all(isinstance(key, str) for key in content):
+    if others:
         raise CorruptArtifact(
             f"{str(file)!r} holds entries that are not tensors: {_some(others)}. "
             f"A state dict may also be nested under one of: {', '.join(_NESTS)}."
@@ -145,8 +144,7 @@ def _unwrap(state: dict[str, Tensor], expected: Mapping[str, Any], file: Path) -
     if len(set(plain)) < len(plain) or matching <= len(expected.keys() & state.keys()):
         return state  # no gain: the error will show the names as they are in the file
     warnings.warn(
-        f"removed the wrapper prefix {' and '.join(map(repr, stripped))} from the names in "
-        f"{str(file)!r}",
+        f"removed the wrapper prefix {' and '.join(map(repr, stripped))} from the names in {str(file)!r}",
         RankfoldWarning,
         stacklevel=4,
     )
@@ -155,9 +153,7 @@ def _unwrap(state: dict[str, Tensor], expected: Mapping[str, Any], file: Path) -
 
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, Any], file: Path) -> None:
     # BatchNorm's step counter came late to torch: older weights lack it, and torch fills it in.
-    missing = [
-        n for n in expected if n not in state and n.rpartition(".")[2] != "num_batches_tracked"
-    ]
+    missing = [n for n in expected if n not in state and n.rpartition(".")[2] != "num_batches_tracked"]
     extra = [n for n in state if n not in expected]
     shapes = [
         f"{n} is {tuple(state[n].shape)} in the file, {tuple(value.shape)} in the network"
