@@ -37,6 +37,7 @@ HEAVY = (
     "torch.onnx",
     "torch.utils.tensorboard",
     "torchvision",
+    "triton",
     "typer",
 )
 
