@@ -43,7 +43,14 @@ class Bound:
         return int(self.value * dense.get(self.resource) + 1e-9) if self.relative else int(self.value)
 
     def __str__(self) -> str:
-        return f"{self.resource}<={self.value * 100:g}%" if self.relative else f"{self.resource}<={self.value:.0f}"
+        """Write the bound so that `Budget.parse` reads the very same number again."""
+        if not self.relative:
+            return f"{self.resource}<={self.value:.0f}"
+        percent = f"{self.value * 100:g}"
+        if float(percent) / 100 == self.value:
+            return f"{self.resource}<={percent}%"
+        divisor = round(1 / self.value)
+        return f"{self.resource}/{divisor}" if 1 / divisor == self.value else f"{self.resource}<={self.value!r}"
 
 
 @dataclass(frozen=True, slots=True)
