@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rankfold.errors import ModelError
 from rankfold.inventory import inspect, layer_weight, static_inventory
 
 
@@ -224,3 +226,38 @@ def test_a_copy_of_the_model_reads_the_same() -> None:
     net: Any = Uses("both")
     x = torch.randn(3, 4)
     assert inspect(net, x) == inspect(copy.deepcopy(net), x)
+
+
+def test_quantised_layers_are_listed() -> None:
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this build of torch has no fbgemm kernels for quantised layers")
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that its quantisation will move
+        net[0] = torch.ao.nn.quantized.dynamic.Linear(4, 4)
+        inventory = inspect(net, torch.zeros(1, 4))
+    assert [layer.name for layer in inventory] == ["1"]
+    assert [(o.name, o.params, o.reason) for o in inventory.others] == [("0", 16, "quantised")]
+
+
+def test_torchscript_inside_a_model_is_listed() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is
+        script = torch.jit.script(nn.Linear(4, 4))
+    net = nn.Sequential(script, nn.Linear(4, 2))
+    inventory = inspect(net, torch.zeros(1, 4))
+    assert [layer.name for layer in inventory] == ["1"]
+    assert [(o.name, o.params, o.reason) for o in inventory.others] == [("0", 20, "TorchScript module")]
+    with pytest.raises(ModelError, match="TorchScript"):
+        inspect(script, torch.zeros(1, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_example_goes_where_the_model_is() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout()).cuda()
+    state = torch.cuda.get_rng_state()
+    inventory = inspect(net, (torch.zeros(3, 4),))
+    assert inventory.layer("0").calls[0].batch == 3
+    assert layer_weight(net, "0").is_cuda
+    assert torch.equal(torch.cuda.get_rng_state(), state)

@@ -113,6 +113,15 @@ def own_parameters(module: nn.Module) -> dict[str, Tensor]:
     return own
 
 
+def packed_weight(module: nn.Module) -> Tensor | None:
+    """Return the weight of torch's quantised layers, which hold it packed and not as a parameter."""
+    if not type(module).__module__.startswith("torch.ao.nn."):
+        return None
+    weight = getattr(module, "weight", None)  # a method, where it is packed
+    packed = weight() if callable(weight) else None
+    return packed if isinstance(packed, Tensor) else None
+
+
 def is_lazy(tensor: Tensor | None) -> bool:
     """Whether a parameter or buffer waits for its first input to get a shape."""
     return tensor is not None and nn.parameter.is_lazy(tensor)
@@ -152,6 +161,6 @@ def other_reason(module: nn.Module) -> str:
         return "parameters beside weight and bias"
     if "Norm" in cls.__name__:
         return "normalisation"
-    if cls.__module__.startswith(("torch.ao.nn", "torchao.")):
+    if cls.__module__.startswith(("torch.ao.nn.", "torchao.")):
         return "quantised"
     return "holds its own parameters"

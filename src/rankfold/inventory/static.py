@@ -15,6 +15,7 @@ from rankfold.inventory.kinds import (
     original_class,
     other_reason,
     own_parameters,
+    packed_weight,
     stored_parameters,
 )
 from rankfold.inventory.members import Member, members_of
@@ -178,12 +179,17 @@ def _called(path: str, module: nn.Module) -> str:
 
 
 def _others(found: Sequence[Member], modules: Modules) -> tuple[OtherModule, ...]:
-    """List what owns parameters that belong to no layer, each parameter once."""
+    """List what owns parameters that belong to no layer, each parameter once.
+
+    Layers that are quantised already are listed with the size of their packed weight.
+    """
     seen = {tensor_key(p) for member in found for p in member.stored}
     seen |= {tensor_key(p) for m in found for p in _biases(m)}
     others: list[OtherModule] = []
     for module, paths in modules:
         own = [p for p in unique(own_parameters(module).values()) if tensor_key(p) not in seen]
+        packed = packed_weight(module)
+        own += [] if packed is None else [packed]
         seen |= {tensor_key(p) for p in own}
         if own:
             others.append(
