@@ -242,7 +242,8 @@ def disable_fused_path_(model: nn.Module, path: str) -> None:
     In eval mode ``nn.TransformerEncoderLayer`` hands all of its weights to one fused kernel, and
     ``nn.TransformerEncoder`` packs a padded batch into nested tensors for it: factors would be
     multiplied out there, or the kernel would fail. Both have switches of their own, which this
-    turns off for the layers that contain the module.
+    turns off for the layers that contain the module. What the encoder returns at padded positions
+    is then, as in training mode, what the layers compute there and not zero.
 
     Parameters
     ----------
