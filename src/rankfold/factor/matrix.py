@@ -23,8 +23,10 @@ class Projection:
     ----------
     matrix : Tensor
         ``(batch, m, n)``.
-    basis : Tensor
-        ``(batch, m, k)``, orthonormal columns, in order of importance; ``k = min(m, n)``.
+    span : Tensor
+        ``(batch, m, k)``, ``k = min(m, n)``; its first r columns span the range of the projection of rank r.
+    orthonormal : bool
+        Whether these columns are orthonormal already.
     left_out : Tensor
         ``(k + 1,)``, squared error of every rank in the metric, summed over the batch.
     total : float
@@ -32,7 +34,8 @@ class Projection:
     """
 
     matrix: Tensor
-    basis: Tensor
+    span: Tensor
+    orthonormal: bool
     left_out: Tensor
     total: float
 
@@ -42,7 +45,8 @@ class Projection:
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``."""
-        basis = self.basis[..., :rank]
+        span = self.span[..., :rank]
+        basis = span if self.orthonormal else torch.linalg.qr(span).Q
         return balanced_product(basis, basis.mT @ self.matrix)
 
 
@@ -60,14 +64,14 @@ def svd_projection(matrix: Tensor, seen: Tensor | None = None) -> Projection:
     """
     seen = matrix if seen is None else seen
     m, n = seen.shape[-2:]
+    total = float(seen.square().sum())
     if m <= n:
         energies, basis = eigh_descending(gram(seen))
-    else:
-        energies, right = eigh_descending(gram(seen.mT))
-        # Columns of M S V are sigma_j u_j, already orthogonal but for rounding; QR keeps the order and also completes
-        # the basis where sigma_j is 0.
-        basis = torch.linalg.qr(seen @ right).Q
-    return Projection(matrix, basis, tails(energies).sum(0), float(seen.square().sum()))
+        return Projection(matrix, basis, True, tails(energies).sum(0), total)
+    energies, right = eigh_descending(gram(seen.mT))
+    # Columns of M S V are sigma_j u_j: orthogonal but for rounding, not normalised, perhaps zero. The QR that mends this
+    # is left to `factors`, which needs the first r columns only.
+    return Projection(matrix, seen @ right, False, tails(energies).sum(0), total)
 
 
 def qr_projection(matrix: Tensor, seen: Tensor | None = None) -> Projection:
@@ -87,7 +91,7 @@ def qr_projection(matrix: Tensor, seen: Tensor | None = None) -> Projection:
     pivots = _pivots(gram(seen.mT), min(seen.shape[-2:]))
     basis = torch.linalg.qr(seen.gather(-1, pivots.unsqueeze(-2).expand(-1, seen.shape[-2], -1))).Q
     rows = (basis.mT @ seen).square().sum(-1)
-    return Projection(matrix, basis, tails(rows).sum(0), float(seen.square().sum()))
+    return Projection(matrix, basis, True, tails(rows).sum(0), float(seen.square().sum()))
 
 
 def _pivots(gram_matrix: Tensor, count: int) -> Tensor:
