@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from rankfold._batches import (
     batch_size,
     call_model,
+    evaluating,
     iterate,
     model_device,
     split_batch,
+    squared_distance,
     tensors_of,
     to_device,
 )
-from rankfold.errors import DataError
+from rankfold.errors import DataError, ModelError
 
 X, Y, Z = torch.zeros(4, 2), torch.ones(4), torch.full((4, 3), 2.0)
 
@@ -133,6 +135,33 @@ def test_iterate() -> None:
     for wrong in (X, {"a": X}, "text", 3, None):
         with pytest.raises(DataError, match="must be an iterable of batches"):
             list(iterate(wrong, "test"))  # pyright: ignore[reportArgumentType]
+
+
+def test_evaluating_leaves_no_trace() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    model[1].eval()
+    random = torch.get_rng_state()
+    with evaluating(model), evaluating(model):
+        assert not any(m.training for m in model.modules())
+        assert not torch.is_grad_enabled()
+        torch.rand(3)
+    assert [m.training for m in model.modules()] == [True, True, False]
+    assert torch.equal(torch.get_rng_state(), random)
+    with pytest.raises(OSError, match="lost"), evaluating(model):
+        raise OSError("lost")
+    assert model.training
+
+
+def test_squared_distance() -> None:
+    reference = {"a": Y, "n": torch.tensor([1, 2]), "b": [Z]}
+    assert squared_distance(reference, reference) == (0.0, 52.0)
+    other = {"a": Y.half() + 1, "n": torch.tensor([7, 7]), "b": [Z - 0.5]}
+    assert squared_distance(other, reference) == (4 + 12 * 0.25, 52.0)
+    for wrong in (Y, [Y, Y], (Y, Z, Z), {"a": Y.T, "b": Z.T}, None):
+        with pytest.raises(ModelError, match="cannot be compared"):
+            squared_distance(wrong, reference)
+    with pytest.raises(ModelError, match="cannot be compared"):
+        squared_distance(torch.tensor(1), torch.tensor(1))
 
 
 def same(a: Any, b: Any) -> bool:

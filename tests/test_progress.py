@@ -84,6 +84,19 @@ def test_an_error_or_a_break_removes_the_bar(monkeypatch: pytest.MonkeyPatch) ->
     assert _progress._display is None
 
 
+def test_a_loader_of_unknown_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless:
+        def __len__(self) -> int:
+            raise TypeError("has no length")
+
+        def __iter__(self) -> Iterator[int]:
+            return iter([1, 2])
+
+    terminal = open_terminal(monkeypatch)
+    assert list(track(Endless(), "working")) == [1, 2]
+    assert "/?" in terminal.getvalue()
+
+
 def test_the_import_does_not_bring_rich() -> None:
     code = "import sys, rankfold._progress; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

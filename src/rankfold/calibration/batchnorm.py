@@ -60,7 +60,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any], reference: nn
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return False
-    if iter(batches) is batches:  # an iterator: its items come only once
+    if isinstance(batches, Iterator):  # its items come only once
         batches = list(batches)
     old = [_State.of(norm) for norm in norms]
     kept = False
@@ -170,7 +170,7 @@ def _is_closer(
                     warnings.warn(
                         f"new BatchNorm statistics cannot be judged, keeping the old ones: {error}",
                         RankfoldWarning,
-                        stacklevel=4,
+                        stacklevel=3,
                     )
                     return False
     return distances[1] < distances[0]

@@ -1,0 +1,83 @@
+"""`evaluate` takes any callable and checks what it returns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rankfold.errors import MetricError
+from rankfold.evaluation import evaluate, metric_name
+
+
+@pytest.mark.parametrize("value", [0.5, 1, np.float32(0.5), torch.tensor(0.5), torch.tensor([2]), True])
+def test_numbers_of_any_kind(value: Any) -> None:
+    got = evaluate(nn.ReLU(), lambda _: value)
+    assert type(got) is float
+    assert got == float(value)
+
+
+@pytest.mark.parametrize("value", [None, "high", torch.zeros(2), [1.0], {"acc": 1.0}])
+def test_no_number(value: Any) -> None:
+    def accuracy(model: nn.Module) -> Any:
+        return value
+
+    with pytest.raises(MetricError, match="'accuracy' must return a number. Got"):
+        evaluate(nn.ReLU(), accuracy)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, torch.tensor(math.nan)])
+def test_not_finite(value: Any) -> None:
+    class Loss:
+        name = "loss on the test set"
+
+        def __call__(self, model: nn.Module) -> Any:
+            return value
+
+    with pytest.raises(MetricError, match=f"'loss on the test set' returned {float(value)}"):
+        evaluate(nn.ReLU(), Loss())
+
+
+def test_no_callable() -> None:
+    with pytest.raises(MetricError, match="must be a callable"):
+        evaluate(nn.ReLU(), 0.9)  # type: ignore[arg-type]
+
+
+def test_the_metric_runs_in_evaluation_mode_without_gradients() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Linear(2, 2))
+    model[0].eval()
+    seen: list[bool] = []
+
+    def metric(model: nn.Module) -> float:
+        seen.extend([model.training, model[1].training, torch.is_grad_enabled()])  # type: ignore[index]
+        torch.rand(3)
+        return 1.0
+
+    random = torch.get_rng_state()
+    assert evaluate(model, metric) == 1.0
+    assert seen == [False, False, False]
+    assert [m.training for m in model.modules()] == [True, False, True]
+    assert torch.equal(torch.get_rng_state(), random)
+
+    def fails(model: nn.Module) -> float:
+        raise OSError("no data")
+
+    with pytest.raises(OSError, match="no data"):
+        evaluate(model, fails)
+    assert [m.training for m in model.modules()] == [True, False, True]
+
+
+def test_metric_name() -> None:
+    def accuracy(model: nn.Module) -> float:
+        return 1.0
+
+    class Callable:
+        def __call__(self, model: nn.Module) -> float:
+            return 1.0
+
+    assert metric_name(accuracy) == "accuracy"
+    assert metric_name(Callable()) == "Callable"
