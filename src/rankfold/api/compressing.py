@@ -216,7 +216,7 @@ def measured_errors(
         squares = [
             float(output_energy(to_canonical(w, module.info), (moments or {}).get(name))) for w in (difference, dense)
         ]
-        out[name] = math.sqrt(squares[0] / squares[1]) if squares[1] > 0 else 0.0
+        out[name] = math.sqrt(max(squares[0], 0.0) / squares[1]) if squares[1] > 0 else 0.0
     return out
 
 

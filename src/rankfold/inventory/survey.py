@@ -10,7 +10,6 @@ from itertools import chain
 from typing import Any
 
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory.kinds import is_lazy
@@ -127,6 +126,8 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _run(model: nn.Module, example_input: Any, usage: Usage) -> int:
     """Run the model once, watched; return the floating-point operations of all its operations."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads triton, which `import rankfold` must not
+
     with undisturbed(model), usage.watching():
         try:
             with FlopCounterMode(display=False) as counter:

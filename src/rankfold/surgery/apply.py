@@ -36,10 +36,14 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
         if name not in layers:
             problems.append(f"layer {name!r} is not in the model")
         elif plan.fingerprint.get(name, layers[name].describe()) != layers[name].describe():
-            problems.append(f"layer {name!r} is {layers[name].describe()}, the plan was made for {plan.fingerprint[name]}")
+            problems.append(
+                f"layer {name!r} is {layers[name].describe()}, the plan was made for {plan.fingerprint[name]}"
+            )
     if problems:
         shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise PlanMismatch("the plan does not fit this model:\n  " + "\n  ".join(shown) + "\nMake a plan for this model.")
+        raise PlanMismatch(
+            "the plan does not fit this model:\n  " + "\n  ".join(shown) + "\nMake a plan for this model."
+        )
     for name, choice in plan.factored.items():
         method = methods.get(choice.method or "", choice.options)
         methods.check_supported(method, layers[name])
@@ -120,20 +124,30 @@ def _swap(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Modu
     for name in names:
         parent = name.rpartition(".")[0]
         if isinstance(_find(model, parent), nn.MultiheadAttention) and parent not in separated:
-            separate_attention_(model, parent)
+            twin = separate_attention_(model, parent)
+            model = twin if parent == "" else model
             separated.add(parent)
     old = model.get_submodule(names[0])
     module.train(old.training)
     parameters = list(old.parameters())
     if parameters and not any(p.requires_grad for p in parameters):
         module.requires_grad_(False)
-    module._forward_hooks.update(old._forward_hooks)
+    _move_hooks(old, module)
     if names[0] == "":
         return module
     for name in names:
         model.set_submodule(name, module)
         disable_fused_path_(model, name)
     return model
+
+
+def _move_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Register the user's forward hooks on the new module; torch's own (weight norm, pruning) ended in the factors."""
+    theirs = {k for k, hook in old._forward_pre_hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")}
+    for table in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+        getattr(new, table).update(getattr(old, table))
+    for table in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+        getattr(new, table).update({k: hook for k, hook in getattr(old, table).items() if k in theirs})
 
 
 def _find(model: nn.Module, path: str) -> nn.Module | None:
@@ -169,4 +183,3 @@ def plan_of(model: nn.Module) -> Plan:
         fingerprint={name: module.info.describe() for name, module in factored.items()},
         provenance=plan.provenance if isinstance(plan, Plan) else Provenance(strategy="unknown"),
     )
-
