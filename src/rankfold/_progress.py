@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from operator import length_hint
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +19,18 @@ DELAY_S = 2.0
 
 # The display while there is one: nested loops share it, because a terminal has only one.
 _display: Progress | None = None
+
+_silent: ContextVar[bool] = ContextVar("_silent", default=False)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Show no progress while the block runs, terminal or not."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -35,7 +49,7 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     total : int or None
         How many items there are; by default the iterable's length where it has one.
     """
-    if sys.stderr is None or not sys.stderr.isatty():
+    if _silent.get() or sys.stderr is None or not sys.stderr.isatty():
         yield from iterable
         return
     if total is None:
