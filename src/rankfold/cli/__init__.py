@@ -1,0 +1,56 @@
+"""The command ``rankfold``: one command a file; what they import is imported when they run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from rankfold._version import __version__
+from rankfold.cli import compressing, demo, evaluating, inspecting
+from rankfold.cli._session import show_traceback
+
+app = typer.Typer(
+    name="rankfold",
+    help="Make a trained PyTorch network smaller and faster with low-rank factors, chosen layer by layer.",
+    epilog="Start with: rankfold demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _add(name: str, function: Callable[..., None], example: str) -> None:
+    """Register a command; its help is its docstring, with each paragraph in one flow."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    app.command(name, help="\n\n".join(" ".join(p.split()) for p in paragraphs), epilog=example)(function)
+
+
+_add("demo", demo.demo, demo.EXAMPLE)
+_add("inspect", inspecting.inspect, inspecting.EXAMPLE)
+_add("compress", compressing.compress, compressing.EXAMPLE)
+_add("evaluate", evaluating.evaluate, evaluating.EXAMPLE)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rankfold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[  # noqa: ARG001 - read by its callback
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")] = False,
+) -> None:
+    """Take what stands before the command's name."""
+    show_traceback.set(traceback)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,97 @@
+"""Models, inputs, loaders and metrics from what the command line names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold import zoo
+from rankfold._batches import split_batch
+from rankfold.cli._source import Source
+from rankfold.errors import ConfigError, DataError, UnknownNameError
+from rankfold.evaluation import agreement, topk
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of this name; ``"auto"`` is cuda where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"]) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device is {name!r}, but this machine has {torch.cuda.device_count()} such. Try auto.")
+    return device
+
+
+def check_name(source: Source) -> None:
+    """Raise if there is no such network, before anything is read or built."""
+    zoo.entry(source.model)
+
+
+def open_model(source: Source, device: torch.device | None = None) -> nn.Module:
+    """Build the network with its weights, on the device."""
+    model = zoo.create(source.model, weights=source.weights, num_classes=source.num_classes, seed=source.seed)
+    return model.to(device or torch.device("cpu"))
+
+
+def open_data(source: Source, split: str, **options: Any) -> Iterable[Any]:
+    """Return a loader of one split of the source's data; `options` are those of `rankfold.zoo.data`."""
+    if source.data is None:
+        raise DataError("this needs data. Give --data, such as mnist5k or cifar10:PATH.")
+    info = zoo.entry(source.model)
+    shape = source.input_size[1:] if source.input_size else info.input_shape
+    if source.data.startswith("imagefolder:") and shape is not None and len(shape) == 3:
+        options["image_size"] = (shape[1], shape[2])
+    chosen = {"normalize": info, "batch_size": source.batch_size, "seed": source.seed, **options}
+    loader = zoo.data(source.data, split=split, **chosen)
+    if iter(loader) is loader:
+        raise DataError(
+            f"{source.data!r} returned an iterator, which gives its batches once. Return a list or a DataLoader."
+        )
+    return loader
+
+
+def open_test(source: Source) -> Iterable[Any] | None:
+    """Return the test loader; None without data."""
+    return None if source.data is None else open_data(source, "test", limit=source.limit_test)
+
+
+def open_example(source: Source, test: Iterable[Any] | None) -> Any:
+    """Return an example input: of the given size, else the zoo's, else the first test image.
+
+    Raises
+    ------
+    ConfigError
+        If none of them is to be had.
+    """
+    if source.input_size is not None:
+        return torch.randn(source.input_size, generator=torch.Generator().manual_seed(0))
+    example = zoo.example_input(source.model)
+    if example is None and test is not None:
+        inputs, _ = split_batch(next(iter(test)))
+        example = inputs[:1] if isinstance(inputs, torch.Tensor) else inputs
+    if example is None:
+        raise ConfigError(f"no example input is known for {source.model!r}. Give --input-size, such as 1,3,224,224.")
+    return example
+
+
+def resized(example: Any, batch: int) -> Any:
+    """Return an example input of another batch size."""
+    if not isinstance(example, torch.Tensor):
+        raise ConfigError("--batch-size works with a single input tensor only. Leave it out, or give --input-size.")
+    return example[:1].repeat(batch, *[1] * (example.ndim - 1))
+
+
+def pick_metric(
+    test: Iterable[Any] | None, reference: Callable[[], nn.Module], k: int = 1
+) -> Callable[[nn.Module], float] | None:
+    """Return top-k accuracy where the data has labels, else agreement with the reference; None without data."""
+    if test is None:
+        return None
+    _, target = split_batch(next(iter(test), ()))
+    return agreement(reference(), test) if target is None else topk(test, k)

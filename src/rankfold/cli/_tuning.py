@@ -1,0 +1,68 @@
+"""A `FineTune` from options."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from rankfold.cli._loading import open_data
+from rankfold.cli._source import Source
+from rankfold.errors import ConfigError
+from rankfold.tune import FineTune
+
+
+def tuning_options(
+    *,
+    epochs: int | None,
+    loss: str,
+    lr: float | None,
+    optimizer: str,
+    max_steps: int | None,
+    checkpoint: str | None,
+    checkpoint_every: int | None,
+    seed: int,
+    data: str | None,
+    resume: bool = True,
+) -> FineTune | None:
+    """Return the config without its data; None if no epochs are asked for.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range, or there is no data to train on.
+    """
+    if not epochs:
+        return None
+    if data is None:
+        raise ConfigError(f"--epochs {epochs} needs data to train on. Give --data, or leave --epochs out.")
+    options: dict[str, Any] = {"optimizer": optimizer}
+    return FineTune(
+        epochs=epochs,
+        loss=loss,
+        lr=lr,
+        max_steps=max_steps,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        seed=seed,
+        resume=resume,
+        **options,
+    )
+
+
+def with_data(
+    config: FineTune | None, source: Source, *, batch_size: int | None, limit: int | None, augment: bool
+) -> FineTune | None:
+    """Return the config with the source's training data."""
+    if config is None:
+        return None
+    options: dict[str, Any] = {} if _own_loader(source) else {"shuffle": True, "augment": augment}
+    if augment and not options:
+        raise ConfigError(f"--augment is not for {source.data!r}: a factory augments by itself.")
+    loader = open_data(source, "train", batch_size=batch_size or source.batch_size, limit=limit, **options)
+    return replace(config, data=loader)
+
+
+def _own_loader(source: Source) -> bool:
+    """Whether the data is a factory of the user's, which shuffles and augments by itself."""
+    kind = (source.data or "").partition(":")[0]
+    return kind not in ("mnist5k", "cifar10", "imagefolder", "npz")

@@ -1,0 +1,80 @@
+"""Outputs: found out before the work whether they can be written, and listed after it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rankfold.cli._session import Output
+from rankfold.errors import ConfigError, RankfoldError
+from rankfold.reporting import Report
+from rankfold.storage.artifact import PLAN_FILE
+
+LEFT_OVER = {"finetune.pt", "source.json"}
+"""Files of a run that was killed before its artefact was written."""
+
+
+def check_folder(path: str) -> Path:
+    """Return the folder to write an artefact to, or say why that will not work.
+
+    Raises
+    ------
+    RankfoldError
+        If it is a file, holds other files, or cannot be written to. Nothing is left behind.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise RankfoldError(f"--out {path!r} is a file. Give a folder.")
+    if folder.is_dir() and not (folder / PLAN_FILE).exists():
+        other = sorted(f.name for f in folder.iterdir() if f.name not in LEFT_OVER and not f.name.endswith(".tmp"))
+        if other:
+            raise RankfoldError(f"--out {path!r} holds other files ({other[0]!r}). Give an empty or new folder.")
+    _check_writable(folder, path)
+    return folder
+
+
+def check_file(path: str, suffixes: tuple[str, ...]) -> Path:
+    """Return the file to write to, or say why that will not work."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise RankfoldError(f"--out {path!r} is a folder. Give a file ending in {' or '.join(suffixes)}.")
+    if file.suffix.lower() not in suffixes:
+        raise ConfigError(f"--out must end in {' or '.join(suffixes)}. Got {path!r} instead.")
+    _check_writable(file.parent, path)
+    return file
+
+
+def _check_writable(folder: Path, path: str) -> None:
+    """Try it: permission bits say little (root, read-only file systems, full disks)."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".rankfold-"):
+            pass
+    except OSError as error:
+        raise RankfoldError(f"cannot write to {path!r}: {error.strerror or error}. Choose another place.") from error
+
+
+def close(out: Output, command: str, report: Report, files: Mapping[str, Path], **more: Any) -> None:
+    """Print the report and where everything lies."""
+    out.show(report.print)
+    for what, path in files.items():
+        out.say(f"{what + ':':<10} {path}")
+    out.document(
+        {
+            "command": command,
+            "files": {what: str(path) for what, path in files.items()},
+            **more,
+            "report": json.loads(report.to_json()),
+        }
+    )
+
+
+def artifact_files(folder: Path) -> dict[str, Path]:
+    """Return what an artefact's folder holds, by what it is."""
+    found = {"artefact": folder, "plan": folder / PLAN_FILE, "report": folder / "report.html"}
+    return {what: path for what, path in found.items() if path.exists()}
