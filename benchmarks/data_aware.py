@@ -13,7 +13,6 @@ import os
 from pathlib import Path
 
 import _harness
-
 import rankfold as rf
 
 

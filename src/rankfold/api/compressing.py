@@ -26,7 +26,7 @@ from rankfold.methods import to_canonical
 from rankfold.records import Budget, Cost, Inventory, Plan
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import load, save
-from rankfold.surgery import copy_model, factored_layers
+from rankfold.surgery import copy_model, factored_layers, plan_of
 from rankfold.tune import FineTune, TuneResult, finetune_
 
 LOW_COVERAGE = 0.5
@@ -95,8 +95,8 @@ def compress(
     Parameters
     ----------
     model, example_input, budget, strategy, config, methods, method_options, calibration, data_aware
-        As for `plan`. The model is left untouched; calibration data also serves to re-estimate BatchNorm statistics where
-        that helps.
+        As for `plan`. The model is left untouched; calibration data also serves to re-estimate BatchNorm statistics
+        where that helps.
     include, exclude, keep_first_last, overrides, rank_multiple, seed
         As for `plan`.
     evaluate : callable, optional
@@ -165,7 +165,7 @@ def compress(
     if evaluate is not None:
         values["reloaded"] = measure(small, evaluate)
         clock.lap("evaluate")
-    plan = small.rankfold_plan if isinstance(getattr(small, "rankfold_plan", None), Plan) else plan
+    plan = plan_of(small)
     after = inspect(small, example_input).total
     report = build_report(
         inventory,
@@ -203,7 +203,8 @@ def measured_errors(
 ) -> dict[str, float]:
     """Return the relative error of every factored layer, recomputed from the built module, 0..1.
 
-    In the norm in which the factors were found: of the layer's output where there are moments, of its weight elsewhere.
+    In the norm in which the factors were found: of the layer's output where there are moments, of its weight
+    elsewhere.
     """
     names = {layer.name for layer in static_inventory(model)}  # an alias or a tied layer is no decision of its own
     out = {}
@@ -229,7 +230,14 @@ def history_rows(tuned: TuneResult | None) -> list[EpochRow]:
 
 def _metric(evaluate: Callable[[nn.Module], float], values: Mapping[str, float]) -> MetricValue:
     higher = bool(getattr(evaluate, "higher_is_better", True))
-    return MetricValue(name=metric_name(evaluate), higher_is_better=higher, **values)
+    return MetricValue(
+        name=metric_name(evaluate),
+        dense=values["dense"],
+        compressed=values.get("compressed"),
+        tuned=values.get("tuned"),
+        reloaded=values.get("reloaded"),
+        higher_is_better=higher,
+    )
 
 
 def _notes(inventory: Inventory, renewed: bool, calibrated: bool) -> list[str]:

@@ -56,8 +56,8 @@ def plan(
     model : Module
         A trained model; left untouched.
     example_input : object
-        What the model is called with: a tuple is its positional arguments, a dict its keyword arguments, anything else the one
-        argument.
+        What the model is called with: a tuple is its positional arguments, a dict its keyword arguments, anything else
+        the one argument.
     budget : str, mapping, sequence or Budget, optional
         Upper bounds, such as ``"params<=25%"``, ``"params/4"``, ``{"macs": 0.5, "flash": "512KiB"}``. Without one the
         strategy's own default decides.
@@ -150,7 +150,7 @@ def make_plan(
         rank_multiple=_default_multiple(model) if rank_multiple is None else rank_multiple,
     )
     weight = partial(layer_weight, model)
-    fixed, inventory = _fix(model, inventory, table_config, overrides, weight, seed)
+    fixed, inventory = _fix(inventory, table_config, overrides, weight, seed)
     progress = partial(track, description="pricing candidates")
 
     @cache
@@ -179,7 +179,6 @@ def make_plan(
 
 
 def _fix(
-    model: nn.Module,
     inventory: Inventory,
     config: TableConfig,
     overrides: Mapping[str, Any] | None,
@@ -233,10 +232,11 @@ def apply(
     plan : Plan
         What to do with each layer.
     calibration : iterable, optional
-        Batches of inputs, labels not needed; iterated over twice (once if it is an iterator, whose items are then kept).
+        Batches of inputs, labels not needed; iterated over twice (once if it is an iterator, whose items are then
+        kept).
     reconstruct : {"weights", "data"}, optional
-        Whether the factors minimise the error of the weights, or of the layers' outputs on the calibration data. The default is
-        the best that the given data allows.
+        Whether the factors minimise the error of the weights, or of the layers' outputs on the calibration data. The
+        default is the best that the given data allows.
     batchnorm : bool
         With calibration data: re-estimate BatchNorm statistics where that brings the outputs closer to the original's.
 
@@ -258,8 +258,8 @@ def apply_(
 ) -> nn.Module:
     """Apply a plan in place and return the model.
 
-    As `apply`, but without a copy, so BatchNorm statistics stay as they are (there is no original to compare with). A model
-    that is itself one layer cannot be changed in place: its replacement is returned.
+    As `apply`, but without a copy, so BatchNorm statistics stay as they are (there is no original to compare with). A
+    model that is itself one layer cannot be changed in place: its replacement is returned.
     """
     return _apply_(model, plan, calibration, reconstruct, batchnorm=False, reference=None)
 
@@ -327,8 +327,8 @@ def factorize(
     method : str
         A registered factorization.
     ranks : int, sequence of int or float
-        Ranks in the order that the method documents; a float is a share of the layer's parameters, within which the ranks of
-        least error are chosen.
+        Ranks in the order that the method documents; a float is a share of the layer's parameters, within which the
+        ranks of least error are chosen.
     options : mapping, optional
         Options of the method.
     calibration : iterable, optional
@@ -367,7 +367,8 @@ def _single_layer(layer: nn.Module) -> LayerInfo:
     infos = [info for info in static_inventory(layer) if info.name == ""]
     if not infos:
         raise ConfigError(
-            f"factorize takes one convolution or linear layer. Got {type(layer).__name__} instead; use compress for a model."
+            f"factorize takes one convolution or linear layer. Got {type(layer).__name__} instead; "
+            "use compress for a model."
         )
     return infos[0]
 

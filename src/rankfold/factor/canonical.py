@@ -15,9 +15,9 @@ from rankfold.factor.linalg import eigh_descending, gram, unfold
 class Canonical:
     """Tensors cut into matrix slices along their trailing modes: a CP decomposition of every rank for free.
 
-    Rotate the trailing modes into their eigenbases; every singular triple of every slice ``tensor[..., t]`` is a rank-one
-    term, all of them are mutually orthogonal, and the R largest make a CP decomposition of rank R whose error is known at
-    once. It bounds the best error from above and is where the iterations start.
+    Rotate the trailing modes into their eigenbases; every singular triple of every slice ``tensor[..., t]`` is a
+    rank-one term, all of them are mutually orthogonal, and the R largest make a CP decomposition of rank R whose error
+    is known at once. It bounds the best error from above and is where the iterations start.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Canonical:
         return self.order.shape[-1]
 
     def relative_error(self, rank: int) -> float:
-        """Return an upper bound of the relative error of `rank`, 0..1; reached by the start, lowered by the iterations."""
+        """Return an upper bound of the relative error of `rank`, 0..1: that of the start, before any iteration."""
         if self.total <= 0:
             return 0.0
         return float((self.left_out[min(rank, self.max_rank)] / self.total).clamp(0, 1).sqrt())
@@ -77,8 +77,8 @@ class Canonical:
         """Return factors ``(batch, n_j, rank)`` by alternating least squares from the pooled slices.
 
         Every sweep solves the (slightly regularised) normal equations mode by mode and shares two large contractions
-        among all modes, a dimension tree of depth one (Phan, Tichavsky & Cichocki 2013). The columns' norms are evened out
-        over the modes after each sweep, which bounds them. The best sweep wins, so the error is never above
+        among all modes, a dimension tree of depth one (Phan, Tichavsky & Cichocki 2013). The columns' norms are evened
+        out over the modes after each sweep, which bounds them. The best sweep wins, so the error is never above
         `relative_error`. Iterations stop when the relative error falls by less than `tolerance` in a sweep.
         """
         factors = self._start(rank)

@@ -52,8 +52,8 @@ def tails(energies: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        ``(..., n + 1)``; entry r is the sum of ``energies[..., r:]``, added up from the small end, so that it never grows
-        with r and is 0 at n.
+        ``(..., n + 1)``; entry r is the sum of ``energies[..., r:]``, added up from the small end, so that it never
+        grows with r and is 0 at n.
     """
     left = energies.flip(-1).cumsum(-1).flip(-1)
     return torch.cat([left, torch.zeros_like(left[..., :1])], dim=-1)
@@ -83,8 +83,9 @@ class Metric:
         moment : Tensor
             ``(groups, n, n)``, symmetric positive semidefinite.
         floor : float
-            Eigenvalues are raised to at least this share of the mean one. A direction in which the data never moves still
-            counts a little, so that the root can be inverted and the layer behaves on data unlike the calibration data.
+            Eigenvalues are raised to at least this share of the mean one. A direction in which the data never moves
+            still counts a little, so that the root can be inverted and the layer behaves on data unlike the
+            calibration data.
         """
         values, vectors = eigh_descending(moment)
         mean = values.mean(-1, keepdim=True)
@@ -96,8 +97,8 @@ class Metric:
 def balanced_product(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Rewrite the product ``left @ right`` so that both factors share its singular values evenly.
 
-    With ``left @ right = U diag(s) V^T`` the result is ``U diag(s)^(1/2)`` and ``diag(s)^(1/2) V^T``: the condition number of
-    each factor is the square root of the product's, whatever the factors' were.
+    With ``left @ right = U diag(s) V^T`` the result is ``U diag(s)^(1/2)`` and ``diag(s)^(1/2) V^T``: the condition
+    number of each factor is the square root of the product's, whatever the factors' were.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Low-rank matrix products by projection: truncated SVD and truncated column-pivoted QR.
 
-Both approximate ``M`` by ``Q Q^T M`` with orthonormal columns Q; they differ in the choice of Q. Because the projection
-acts on the output side, factors found in a whitened space need no un-whitening: Q is computed from ``M S`` and applied
-to ``M``.
+Both approximate ``M`` by ``Q Q^T M`` with orthonormal columns Q; they differ in the choice of Q. Because the
+projection acts on the output side, factors found in a whitened space need no un-whitening: Q is computed from ``M S``
+and applied to ``M``.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def svd_projection(matrix: Tensor, seen: Tensor | None = None) -> Projection:
         energies, basis = eigh_descending(gram(seen))
         return Projection(matrix, basis, True, tails(energies).sum(0), total)
     energies, right = eigh_descending(gram(seen.mT))
-    # Columns of M S V are sigma_j u_j: orthogonal but for rounding, not normalised, perhaps zero. The QR that mends this
-    # is left to `factors`, which needs the first r columns only.
+    # Columns of M S V are sigma_j u_j: orthogonal but for rounding, not normalised, perhaps zero. The QR that mends
+    # this is left to `factors`, which needs the first r columns only.
     return Projection(matrix, seen @ right, False, tails(energies).sum(0), total)
 
 

@@ -17,9 +17,9 @@ class Moments:
     channel : Tensor
         Of the channel vector at one position, ``(groups, in / groups, in / groups)``.
     patch : Tensor or None
-        Of the patch that the kernel sees, ``(groups, n, n)`` with ``n = in / groups * prod(kernel)``, indexed like a row of
-        the weight reshaped to ``(out, n)`` (channel first, then kernel position). None where it would be too large, or has
-        no meaning (transposed convolutions).
+        Of the patch that the kernel sees, ``(groups, n, n)`` with ``n = in / groups * prod(kernel)``, indexed like a
+        row of the weight reshaped to ``(out, n)`` (channel first, then kernel position). None where it would be too
+        large, or has no meaning (transposed convolutions).
     count : int
         How many vectors the channel moment averages.
     """
@@ -32,7 +32,8 @@ class Moments:
 def output_energy(weight: Tensor, moments: Moments | None) -> Tensor:
     """Return ``E ||W x||^2`` of a canonical weight ``(groups, o, i, *kernel)``; the squared norm without moments.
 
-    With the patch moment this is exact; with the channel moment, every kernel position is taken to see it independently.
+    With the patch moment this is exact; with the channel moment, every kernel position is taken to see it
+    independently.
     """
     if moments is None:
         return weight.square().sum()

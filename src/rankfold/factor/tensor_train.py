@@ -19,7 +19,8 @@ class TensorTrain:
     tensor : Tensor
         ``(batch, n_1, ..., n_d)``.
     left_out : tuple of Tensor
-        One ``(k + 1,)`` tensor for each of the d - 1 bonds: squared error of every rank at this bond, summed over the batch.
+        One ``(k + 1,)`` tensor for each of the d - 1 bonds: squared error of every rank at this bond, summed over the
+        batch.
     total : float
         Squared norm.
     """
@@ -30,7 +31,7 @@ class TensorTrain:
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorTrain:
-        """Prepare ``(batch, n_1, ..., n_d)``: one symmetric eigenvalue problem a bond, on the unfolding's smaller side."""
+        """Prepare ``(batch, n_1, ..., n_d)``: one symmetric eigenvalue problem a bond, on its smaller side."""
         shape = tensor.shape[1:]
         left_out = []
         for bond in range(1, len(shape)):
@@ -42,7 +43,7 @@ class TensorTrain:
         return cls(tensor, tuple(left_out), float(tensor.square().sum()))
 
     def relative_error(self, ranks: tuple[int, ...]) -> float:
-        """Return the bound of Oseledets (2011), theorem 2.2: root of the sum of the bonds' squared errors, at most 1."""
+        """Return the bound of Oseledets (2011), theorem 2.2: root of the sum of the bonds' errors squared."""
         if self.total <= 0:
             return 0.0
         squared = sum(float(t[min(r, len(t) - 1)]) for t, r in zip(self.left_out, ranks, strict=True))
@@ -51,8 +52,8 @@ class TensorTrain:
     def cores(self, ranks: tuple[int, ...]) -> list[Tensor]:
         """Return cores ``(batch, r_{j-1}, n_j, r_j)`` with ``r_0 = r_d = 1``; all but the last are orthonormal.
 
-        Oseledets (2011), algorithm 1 (TT-SVD), with eigendecompositions of Grams. A rank above what the unfolding of the
-        already truncated rest has is filled with zeros.
+        Oseledets (2011), algorithm 1 (TT-SVD), with eigendecompositions of Grams. A rank above what the unfolding of
+        the already truncated rest has is filled with zeros.
         """
         batch, shape = self.tensor.shape[0], self.tensor.shape[1:]
         rest, previous, cores = self.tensor, 1, []
@@ -67,7 +68,7 @@ class TensorTrain:
 
 
 def _left_basis(matrix: Tensor) -> Tensor:
-    """Return orthonormal columns spanning the range of ``(batch, m, n)``, most important first: ``(batch, m, min(m, n))``."""
+    """Return an orthonormal basis ``(batch, m, min(m, n))`` of the range of ``(batch, m, n)``, largest first."""
     if matrix.shape[1] <= matrix.shape[2]:
         return eigh_descending(gram(matrix))[1]
     right = eigh_descending(gram(matrix.mT))[1]

@@ -21,8 +21,8 @@ class Tucker2:
     basis_out, basis_in : Tensor
         ``(groups, o, o)`` and ``(groups, i, i)``, eigenvectors, largest eigenvalue first.
     kept : Tensor
-        ``(o + 1, i + 1)``; entry (a, b) is the energy of the first a x b channels of the rotated weight, summed over groups
-        and kernel positions.
+        ``(o + 1, i + 1)``; entry (a, b) is the energy of the first a x b channels of the rotated weight, summed over
+        groups and kernel positions.
     metric : Metric or None
         The metric of the input mode.
     """
@@ -61,8 +61,8 @@ class Tucker2:
         """Return factors by higher-order orthogonal iteration from the truncated HOSVD.
 
         De Lathauwer, De Moor & Vandewalle (2000), "On the best rank-1 and rank-(R1, ..., RN) approximation of
-        higher-order tensors". The error never grows over the iterations; they stop when the captured energy grows by less
-        than `tolerance` of itself.
+        higher-order tensors". The error never grows over the iterations; they stop when the captured energy grows by
+        less than `tolerance` of itself.
 
         Returns
         -------
@@ -89,10 +89,10 @@ class Tucker2:
         return self._unwhiten(basis_out, basis_in)
 
     def sequential(self, rank_out: int, rank_in: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return factors by TT-SVD of the tensor ``(i, K, o)``: truncate the input mode, then the output mode of the rest.
+        """Return factors by TT-SVD of ``(i, K, o)``: truncate the input mode, then the output mode of the rest.
 
-        Oseledets (2011), algorithm 1, on RENE's three cores (Aghababaei-Harandi & Amini, eq. 3). The output basis is optimal
-        for the truncated rest, so the error is at most `relative_error`. Shapes as for `hooi`.
+        Oseledets (2011), algorithm 1, on RENE's three cores (Aghababaei-Harandi & Amini, eq. 3). The output basis is
+        optimal for the truncated rest, so the error is at most `relative_error`. Shapes as for `hooi`.
         """
         basis_in = self.basis_in[..., :rank_in]
         half = torch.einsum("goik,gib->gobk", self.tensor, basis_in)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from torch import Tensor
 def evbmf_rank(matrix: Tensor) -> int:
     """Return the rank that EVBMF with unknown noise variance finds in a matrix.
 
-    Nakajima, Sugiyama, Babacan & Tomioka (2013), "Global analytic solution of fully-observed variational Bayesian matrix
-    factorization", theorem 2 and corollary 1 (the threshold) and equation 30 (the noise variance, found by minimising the
-    free energy over the interval of theorem 3).
+    Nakajima, Sugiyama, Babacan & Tomioka (2013), "Global analytic solution of fully-observed variational Bayesian
+    matrix factorization", theorem 2 and corollary 1 (the threshold) and equation 30 (the noise variance, found by
+    minimising the free energy over the interval of theorem 3).
 
     Parameters
     ----------
@@ -58,9 +59,8 @@ def _free_energy(variance: float, energies: Tensor, columns: int, ratio: float, 
     return base + float(gain.sum())
 
 
-def _minimize(f: object, lower: float, upper: float, *, grid: int = 64, steps: int = 60) -> float:
+def _minimize(f: Callable[[float], float], lower: float, upper: float, *, grid: int = 64, steps: int = 60) -> float:
     """Return the minimiser of a function on an interval: the best of a logarithmic grid, refined by golden section."""
-    assert callable(f)
     if upper <= lower:
         return lower
     logs = torch.linspace(math.log(lower), math.log(upper), grid, dtype=torch.float64).tolist()

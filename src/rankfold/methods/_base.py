@@ -101,10 +101,14 @@ def check_ranks(method: Method, layer: LayerInfo, ranks: Ranks) -> None:
     where = f"layer {layer.name!r} ({layer.describe()})"
     if len(ranks) != len(limits):
         raise RankError(
-            f"'ranks' of {method.name!r} on {where} must be {len(limits)} integers ({allowed}). Got {list(ranks)} instead."
+            f"'ranks' of {method.name!r} on {where} must be {len(limits)} integers ({allowed}). "
+            f"Got {list(ranks)} instead."
         )
-    if not all(1 <= rank <= limit for rank, limit in zip(ranks, limits, strict=True)):
-        raise RankError(f"'ranks' of {method.name!r} on {where} must lie in {allowed}. Got {list(ranks)} instead.")
+    whole = all(isinstance(rank, int) and not isinstance(rank, bool) for rank in ranks)
+    if not whole or not all(1 <= rank <= limit for rank, limit in zip(ranks, limits, strict=True)):
+        raise RankError(
+            f"'ranks' of {method.name!r} on {where} must be integers in {allowed}. Got {list(ranks)} instead."
+        )
 
 
 def to_canonical(weight: Tensor, layer: LayerInfo) -> Tensor:
@@ -154,7 +158,8 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
     check_supported(method, layer)
     if tuple(weight.shape) != layer.weight_shape:
         raise InvalidWeight(
-            f"the weight of layer {layer.name!r} ({layer.describe()}) has shape {tuple(weight.shape)}, expected {layer.weight_shape}."
+            f"the weight of layer {layer.name!r} ({layer.describe()}) has shape {tuple(weight.shape)}, "
+            f"expected {layer.weight_shape}."
         )
     if not bool(torch.isfinite(weight).all()):
         bad = int((~torch.isfinite(weight)).sum())

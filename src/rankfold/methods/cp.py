@@ -32,7 +32,9 @@ class CPConfig:
     tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
-        require(isinstance(self.iterations, int) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0")
+        require(
+            isinstance(self.iterations, int) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0"
+        )
         require(self.tolerance >= 0, "tolerance", self.tolerance, ">= 0")
 
 
@@ -70,8 +72,9 @@ class PreparedCP:
 class CP:
     """Canonical polyadic decomposition; ranks ``(R,)``.
 
-    Lebedev et al. (2015), "Speeding-up convolutional neural networks using fine-tuned CP-decomposition". Started from the
-    singular triples of the kernel slices and iterated with norm control, so it is deterministic and cannot diverge.
+    Lebedev et al. (2015), "Speeding-up convolutional neural networks using fine-tuned CP-decomposition". Started from
+    the singular triples of the kernel slices and iterated with norm control, so it is deterministic and cannot
+    diverge.
     """
 
     name = "cp"

@@ -35,7 +35,7 @@ class PreparedFilters:
         return self.canonical.relative_error(ranks[0])
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
-        """Return 1x1 ``I -> R * O``, depthwise 1-D convolutions, and a last one that also sums each filter's R copies."""
+        """Return 1x1 ``I -> R * O``, depthwise 1-D convolutions, and a last one that sums each filter's copies."""
         layer, (rank,) = self.layer, ranks
         inn, *kernels = self.canonical.factors(rank, iterations=self.config.iterations, tolerance=self.config.tolerance)
         if self.metric is not None:
@@ -56,8 +56,9 @@ class PreparedFilters:
 class FilterwiseCP:
     """Filter-wise CP; ranks ``(R,)``, the same for every filter.
 
-    Pham, Zniyed & Nguyen (2024), NORTON: each filter ``(I, K1, ..., Kd)`` is a sum of R rank-one terms. The sum over the R
-    copies is done by the last 1-D convolution, which is grouped by filter: no extra layer, same parameters and MACs.
+    Pham, Zniyed & Nguyen (2024), NORTON: each filter ``(I, K1, ..., Kd)`` is a sum of R rank-one terms. The sum over
+    the R copies is done by the last 1-D convolution, which is grouped by filter: no extra layer, same parameters and
+    MACs.
     """
 
     name = "filterwise_cp"
@@ -84,7 +85,13 @@ class FilterwiseCP:
         inner = ranks[0] * layer.out_channels
         axes = [spatial(layer, f"axis{a}", inner, inner, groups=inner, axes=(a,)) for a in range(dims - 1)]
         last = spatial(
-            layer, f"axis{dims - 1}", inner, layer.out_channels, groups=layer.out_channels, axes=(dims - 1,), bias=layer.bias
+            layer,
+            f"axis{dims - 1}",
+            inner,
+            layer.out_channels,
+            groups=layer.out_channels,
+            axes=(dims - 1,),
+            bias=layer.bias,
         )
         return Blueprint((pointwise(layer, "input", layer.group_in, ranks[0] * layer.group_out), *axes, last))
 
@@ -95,4 +102,6 @@ class FilterwiseCP:
         return PreparedFilters(Canonical.of(filters), layer, metric, self.config)
 
 
-registry.register("filterwise_cp", FilterwiseCP, config=FilterwiseCPConfig, summary="one CP decomposition a filter (NORTON)")
+registry.register(
+    "filterwise_cp", FilterwiseCP, config=FilterwiseCPConfig, summary="one CP decomposition a filter (NORTON)"
+)

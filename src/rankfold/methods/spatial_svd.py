@@ -43,8 +43,8 @@ class PreparedSpatial:
 class SpatialSVD:
     """A (K1 x 1) convolution I -> r, then a (1 x K2) convolution r -> O; ranks ``(r,)``.
 
-    Jaderberg, Vedaldi & Zisserman (2014), scheme 2, by SVD of the ``(O K2) x (I K1)`` matrix (Tai et al. 2016), which is
-    optimal at its rank.
+    Jaderberg, Vedaldi & Zisserman (2014), scheme 2, by SVD of the ``(O K2) x (I K1)`` matrix (Tai et al. 2016), which
+    is optimal at its rank.
     """
 
     name = "spatial_svd"

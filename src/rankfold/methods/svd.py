@@ -1,4 +1,4 @@
-"""``svd``: truncated singular value decomposition of linear layers, 1x1 convolutions and, as channel SVD, any convolution."""
+"""``svd``: truncated SVD of linear layers, 1x1 convolutions and, as channel SVD, any convolution."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def matrix_blueprint(layer: LayerInfo, rank: int) -> Blueprint:
 
 
 def in_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
-    """Return the matrix ``(groups, o, i * K)`` of a canonical weight in the metric of the data, or None without moments.
+    """Return the matrix ``(groups, o, i * K)`` in the metric of the data, or None without moments.
 
     With the patch moment the truncation is exactly optimal for the layer's output error (Eckart-Young in the whitened
     space). Without it every kernel position is taken to see the channel moment, independently of the others.
@@ -76,8 +76,8 @@ def in_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
 class SVD:
     """Truncated SVD; ranks ``(r,)``.
 
-    For a convolution: a convolution I -> r with the layer's kernel, then a 1x1 convolution r -> O (channel SVD, Zhang et
-    al. 2016). The error is the least possible for a product of rank r (Eckart-Young).
+    For a convolution: a convolution I -> r with the layer's kernel, then a 1x1 convolution r -> O (channel SVD, Zhang
+    et al. 2016). The error is the least possible for a product of rank r (Eckart-Young).
     """
 
     name = "svd"

@@ -55,7 +55,8 @@ class PreparedTT:
 class TT:
     """Tensor train; ranks ``(r1, ..., r_{d+1})`` for a d-dimensional convolution, in order of execution.
 
-    Oseledets (2011); Kokhazadeh et al. (2025), section 2.2. Stages: 1x1 I -> r1; a 1-D convolution along each axis; 1x1 -> O.
+    Oseledets (2011); Kokhazadeh et al. (2025), section 2.2. Stages: 1x1 I -> r1; a 1-D convolution along each axis;
+    1x1 -> O.
     """
 
     name = "tt"
@@ -85,7 +86,8 @@ class TT:
         def useful(ranks: Ranks) -> bool:
             padded = (1, *ranks, 1)
             return all(
-                padded[j + 1] <= padded[j] * sizes[j] and padded[j] <= padded[j + 1] * sizes[j] for j in range(len(sizes))
+                padded[j + 1] <= padded[j] * sizes[j] and padded[j] <= padded[j + 1] * sizes[j]
+                for j in range(len(sizes))
             )
 
         return [ranks for ranks in grid if useful(ranks)]

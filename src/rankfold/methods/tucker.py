@@ -32,7 +32,9 @@ class TuckerConfig:
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
-        require(isinstance(self.iterations, int) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0")
+        require(
+            isinstance(self.iterations, int) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0"
+        )
         require(self.tolerance >= 0, "tolerance", self.tolerance, ">= 0")
 
 

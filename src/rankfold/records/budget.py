@@ -31,11 +31,13 @@ class Bound:
             raise UnknownNameError("budget resource", self.resource, RESOURCES)
         if not self.value > 0:
             raise BudgetError(
-                f"budget {self.resource}<={self.value:g} asks for nothing to be left; the bound must be positive, {_EXAMPLES}."
+                f"budget {self.resource}<={self.value:g} asks for nothing to be left; "
+                f"the bound must be positive, {_EXAMPLES}."
             )
         if self.relative and self.value > 1:
             raise BudgetError(
-                f"budget {self.resource}<={self.value:.0%} is more than the whole model; a relative bound lies between 0 and 100 %."
+                f"budget {self.resource}<={self.value:.0%} is more than the whole model; "
+                "a relative bound lies between 0 and 100 %."
             )
 
     def limit(self, dense: Cost) -> int:
@@ -80,9 +82,9 @@ class Budget:
         Parameters
         ----------
         budget : str, mapping, list of str or Budget
-            ``"params<=25%"``, ``"params/4"`` (at most a quarter), ``"macs<=0.5"`` (a number up to 1 without a unit is a
-            share), ``"flash<=512KiB"``; several joined by commas or in a list; or a mapping such as
-            ``{"params": 0.25, "flash": "512KiB"}``.
+            ``"params<=25%"``, ``"params/4"`` (at most a quarter), ``"macs<=0.5"`` (a number up to 1 without a unit is
+            a share), ``"flash<=512KiB"``; several joined by commas or in a list; or a mapping such as ``{"params":
+            0.25, "flash": "512KiB"}``.
 
         Raises
         ------

@@ -99,8 +99,8 @@ class Provenance:
     def to_dict(self) -> dict[str, Any]:
         """Return the provenance as JSON-ready values."""
         return {
-            "strategy": self.strategy, "config": dict(self.config), "budget": self.budget, "methods": list(self.methods),
-            "seed": self.seed, "reconstruct": self.reconstruct, "weights_hash": self.weights_hash,
+            "strategy": self.strategy, "config": dict(self.config), "budget": self.budget,
+            "methods": list(self.methods), "seed": self.seed, "reconstruct": self.reconstruct, "weights_hash": self.weights_hash,
             "versions": dict(self.versions),
         }  # fmt: skip
 

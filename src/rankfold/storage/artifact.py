@@ -19,7 +19,7 @@ from rankfold._files import write_atomic, write_text
 from rankfold.errors import CorruptArtifact, ModelError, RankfoldError, RankfoldWarning
 from rankfold.records import Plan
 from rankfold.surgery import build, check_plan, copy_model, plan_of
-from rankfold.surgery.apply import replace_layer
+from rankfold.surgery.apply import remember_plan, replace_layer
 
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -34,8 +34,8 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
     Parameters
     ----------
     model : Module
-        A model made by `apply` or `compress`, possibly fine-tuned since; wrappers (DistributedDataParallel, torch.compile)
-        are looked through.
+        A model made by `apply` or `compress`, possibly fine-tuned since; wrappers (DistributedDataParallel,
+        torch.compile) are looked through.
     path : str or Path
         The folder; made if need be. An artefact that is there already is replaced.
     plan : Plan or None
@@ -49,12 +49,13 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
     Raises
     ------
     RankfoldError
-        If the model holds no factored layer, the path is a file, or the folder holds something else or cannot be written.
+        If the model holds no factored layer, the path is a file, or the folder holds something else or cannot be
+        written.
 
     Notes
     -----
-    ``plan.json`` is the plan; ``model.safetensors`` holds every parameter and persistent buffer once (tied ones are recorded
-    as aliases), a checksum of its tensors and the checksum of the plan it belongs to.
+    ``plan.json`` is the plan; ``model.safetensors`` holds every parameter and persistent buffer once (tied ones are
+    recorded as aliases), a checksum of its tensors and the checksum of the plan it belongs to.
     """
     path = Path(path)
     model = unwrap(model)
@@ -124,11 +125,14 @@ def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
         parameter = next(model.parameters())
         method = methods.get(choice.method or "", choice.options)
         module = build(
-            method.blueprint(layer, choice.ranks), layer, choice, dtype=getattr(torch, layer.dtype), device=parameter.device
+            method.blueprint(layer, choice.ranks),
+            layer,
+            choice,
+            dtype=getattr(torch, layer.dtype),
+            device=parameter.device,
         )
         model = replace_layer(model, layer, module)
-    model.rankfold_plan = plan
-    return model
+    return remember_plan(model, plan)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -137,7 +141,9 @@ def unwrap(model: nn.Module) -> nn.Module:
         raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module) and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        if not isinstance(inner, nn.Module) and isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel
+        ):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model
@@ -150,7 +156,7 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
@@ -182,7 +188,8 @@ def _read_tensors(file: Path, plan_text: str) -> dict[str, Tensor]:
                 raise CorruptArtifact(f"{str(file)!r} was not written by rankfold.save.")
             if not metadata.get("version", "").isdigit() or int(metadata["version"]) > _VERSION:
                 raise CorruptArtifact(
-                    f"{str(file)!r} has version {metadata.get('version')!r}; this rankfold reads up to {_VERSION}. Upgrade rankfold."
+                    f"{str(file)!r} has version {metadata.get('version')!r}; this rankfold reads up to {_VERSION}. "
+                    "Upgrade rankfold."
                 )
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no iterator
     except (SafetensorError, OSError, ValueError) as error:
@@ -193,7 +200,9 @@ def _read_tensors(file: Path, plan_text: str) -> dict[str, Tensor]:
             "An edited plan goes to `apply` with the original model."
         )
     if metadata.get("tensors_sha256") != tensor_hash(tensors):
-        raise CorruptArtifact(f"{str(file)!r} is damaged: its checksum does not match. Copy or save the artefact again.")
+        raise CorruptArtifact(
+            f"{str(file)!r} is damaged: its checksum does not match. Copy or save the artefact again."
+        )
     aliases = json.loads(metadata.get("aliases", "{}"))
     return {**tensors, **{name: tensors[source] for name, source in aliases.items()}}
 
@@ -203,7 +212,9 @@ def _strip_prefixes(plan: Plan, tensors: dict[str, Tensor], model: nn.Module) ->
     names = [name for name, _ in unwrap(model).named_modules()]
     for prefix in _PREFIXES:
         if tensors and all(n.startswith(prefix) for n in tensors) and not any(n.startswith(prefix) for n in names):
-            warnings.warn(f"stripped the wrapper prefix {prefix!r} from every name of the artefact", RankfoldWarning, stacklevel=3)
+            warnings.warn(
+                f"stripped the wrapper prefix {prefix!r} from every name of the artefact", RankfoldWarning, stacklevel=3
+            )
             tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
             plan = replace(
                 plan,
@@ -230,5 +241,7 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> N
         )
     differing = {f"{tensors[n].dtype} -> {t.dtype}" for n, t in expected.items() if tensors[n].dtype != t.dtype}
     if differing:
-        warnings.warn(f"data types are converted on loading: {', '.join(sorted(differing))}", RankfoldWarning, stacklevel=3)
+        warnings.warn(
+            f"data types are converted on loading: {', '.join(sorted(differing))}", RankfoldWarning, stacklevel=3
+        )
     model.load_state_dict(tensors)

@@ -46,8 +46,8 @@ def check_reachable(problem: Problem, table: CandidateTable) -> None:
     missed = [row for row in rows if row[1] < row[2]]
     if missed:
         raise InfeasibleBudget(
-            f"budget {str(problem.budget)!r} cannot be met with the methods {', '.join(problem.methods)} on the compressible "
-            "layers. Loosen it, allow more methods or exclude fewer layers.",
+            f"budget {str(problem.budget)!r} cannot be met with the methods {', '.join(problem.methods)} "
+            "on the compressible layers. Loosen it, allow more methods or exclude fewer layers.",
             rows,
         )
 

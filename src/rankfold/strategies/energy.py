@@ -16,8 +16,8 @@ class EnergyConfig:
     Parameters
     ----------
     keep : float
-        Share of the energy (one minus the squared relative error) that each layer keeps, 0..1. Only used without a budget;
-        a budget sets it.
+        Share of the energy (one minus the squared relative error) that each layer keeps, 0..1. Only used without a
+        budget; a budget sets it.
     """
 
     keep: float = 0.9
@@ -29,8 +29,8 @@ class EnergyConfig:
 class Energy:
     """Every layer keeps the same share of its energy at the least cost.
 
-    The energy is that of the weight, or of the layer's output where calibration data is given. With a budget the share is
-    the largest that meets it. Cost is the sum of the layer's shares in the budget's resources.
+    The energy is that of the weight, or of the layer's output where calibration data is given. With a budget the share
+    is the largest that meets it. Cost is the sum of the layer's shares in the budget's resources.
     """
 
     name = "energy"

@@ -24,8 +24,8 @@ class ManualConfig:
     Parameters
     ----------
     layers : mapping of str to choice
-        By layer name or shell pattern, first match wins. A choice is ``(method, ranks)``, ``(method, share)`` with a float
-        share of the layer's parameters, a mapping as in a plan file, or None to keep the layer.
+        By layer name or shell pattern, first match wins. A choice is ``(method, ranks)``, ``(method, share)`` with a
+        float share of the layer's parameters, a mapping as in a plan file, or None to keep the layer.
     file : str or None
         A JSON file with such a mapping (or a whole plan); `layers` wins over it.
     """
@@ -39,7 +39,7 @@ class ManualConfig:
 
 
 class Manual:
-    """What the user says, checked: unknown layers, methods and ranks out of range raise; a budget is held against it."""
+    """What the user says, checked: unknown layers and ranks out of range raise; a budget is held against it."""
 
     name = "manual"
 
@@ -135,7 +135,7 @@ def _candidate(
     prepared = None
     if isinstance(ranks, float):
         require(0 < ranks <= 1, f"share of parameters of layer {layer.name!r}", ranks, "in (0, 1]")
-        prepared = methods.prepare(method, problem.weight(layer.name), layer)
+        known = prepared = methods.prepare(method, problem.weight(layer.name), layer)
         grid = method.rank_grid(layer, multiple=problem.rank_multiple)
         fitting = [r for r in grid if method.blueprint(layer, r).params <= ranks * dense.params]
         if not fitting:
@@ -143,7 +143,7 @@ def _candidate(
                 f"share of parameters of layer {layer.name!r} ({layer.describe()}) with method {name!r}: "
                 f"no rank makes it as small as {ranks:g}."
             )
-        ranks = min(fitting, key=lambda r: (prepared.error(r), r))
+        ranks = min(fitting, key=lambda r: (known.error(r), r))
     methods.check_ranks(method, layer, ranks)
     prepared = prepared or methods.prepare(method, problem.weight(layer.name), layer)
     cost = blueprint_cost(method.blueprint(layer, ranks), layer)

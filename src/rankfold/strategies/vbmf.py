@@ -21,8 +21,8 @@ class VBMFConfig:
     Parameters
     ----------
     weaken : float
-        How much of the reduction that VBMF proposes is taken: 1 takes its ranks, 0 the full ones. VBMF is known to compress
-        too strongly (Gusak et al. 2019, MUSCO).
+        How much of the reduction that VBMF proposes is taken: 1 takes its ranks, 0 the full ones. VBMF is known to
+        compress too strongly (Gusak et al. 2019, MUSCO).
     min_rank : int
         No rank falls below this.
     """
@@ -38,8 +38,9 @@ class VBMFConfig:
 class VBMF:
     """EVBMF on the two mode unfoldings gives the ranks of ``tucker``, on the matrix that of ``svd``.
 
-    Nakajima et al. (2013); Kim et al. (2016), section 3.2; the baseline of Kokhazadeh et al. (2025). Ranks are clamped to
-    1..break-even and the plan's notes say where. A budget that the analytic ranks exceed scales all of them down evenly.
+    Nakajima et al. (2013); Kim et al. (2016), section 3.2; the baseline of Kokhazadeh et al. (2025). Ranks are clamped
+    to 1..break-even and the plan's notes say where. A budget that the analytic ranks exceed scales all of them down
+    evenly.
     """
 
     name = "vbmf"

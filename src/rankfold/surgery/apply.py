@@ -57,8 +57,8 @@ def copy_model(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise ModelError(
-            f"the model cannot be copied: {error}. Run it once under torch.no_grad() if it holds tensors with gradients, "
-            "or use the function with a trailing underscore, which works in place."
+            f"the model cannot be copied: {error}. Run it once under torch.no_grad() if it holds tensors with "
+            "gradients, or use the function with a trailing underscore, which works in place."
         ) from error
 
 
@@ -80,7 +80,8 @@ def apply_plan_(
     plan : Plan
         What to do.
     moments : mapping or None
-        Second moments of the layers' inputs, by layer name; layers without an entry are factored by their weight alone.
+        Second moments of the layers' inputs, by layer name; layers without an entry are factored by their weight
+        alone.
     progress : callable
         Wraps the iteration over the layer names.
     """
@@ -91,8 +92,7 @@ def apply_plan_(
         new[name] = factor_layer(model, layers[name], choice, (moments or {}).get(name))
     for name, module in new.items():
         model = replace_layer(model, layers[name], module)
-    setattr(model, _PLAN, plan)
-    return model
+    return remember_plan(model, plan)
 
 
 def factor_layer(model: nn.Module, layer: LayerInfo, choice: Choice, moments: Moments | None) -> Factored:
@@ -160,6 +160,12 @@ def _find(model: nn.Module, path: str) -> nn.Module | None:
 def factored_layers(model: nn.Module) -> dict[str, Factored]:
     """Return the factored layers of a model by dotted path, each module once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Factored)}
+
+
+def remember_plan(model: nn.Module, plan: Plan) -> nn.Module:
+    """Note on a model which plan made it, for `plan_of`; return the model."""
+    object.__setattr__(model, _PLAN, plan)
+    return model
 
 
 def plan_of(model: nn.Module) -> Plan:

@@ -40,14 +40,14 @@ class Bias(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum."""
-        return x + self.bias
+        return x + self.bias.to(x.dtype)  # under autocast x has less precision, as the output of nn.Linear has
 
 
 class Factored(nn.Sequential):
     """A layer replaced by stages that compute a low-rank approximation of it.
 
-    The forward pass is that of ``nn.Sequential`` over stock layers; no dense weight is ever rebuilt in it. For model code
-    that looks inside, `weight` and `bias` and the original layer's attributes can be read.
+    The forward pass is that of ``nn.Sequential`` over stock layers; no dense weight is ever rebuilt in it. For model
+    code that looks inside, `weight` and `bias` and the original layer's attributes can be read.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def _canonical(stage: nn.Module) -> Tensor:
 
 
 @singledispatch
-def build_stage(spec: Stage, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def build_stage(spec: Stage, dtype: torch.dtype, device: torch.device) -> nn.Module:  # noqa: ARG001 - for the builders
     """Return the module of one stage, its weights uninitialised."""
     raise TypeError(f"no builder for stage {type(spec).__name__}")
 
@@ -230,7 +230,7 @@ def _(spec: LinearSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
 
 
 @build_stage.register
-def _(spec: ReshapeSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def _(spec: ReshapeSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:  # noqa: ARG001 - it holds no tensor
     return Reshape(spec.tail)
 
 
@@ -287,7 +287,9 @@ def _fill(module: Factored, blueprint: Blueprint, factors: Sequence[Tensor], bia
             continue
         factor = pending.pop(0)
         if tuple(factor.shape) != spec.factor_shape:
-            raise AssertionError(f"stage {spec.name!r} wants {spec.factor_shape}, the method gave {tuple(factor.shape)}")
+            raise AssertionError(
+                f"stage {spec.name!r} wants {spec.factor_shape}, the method gave {tuple(factor.shape)}"
+            )
         weight = stage.get_parameter("weight")
         if isinstance(spec, ConvSpec):
             factor = (factor.movedim(2, 1) if spec.transposed else factor).flatten(0, 1)

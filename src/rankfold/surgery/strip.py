@@ -14,9 +14,9 @@ from rankfold.surgery.factored import Bias, Factored, Reshape
 def strip(model: nn.Module) -> nn.Module:
     """Return a copy in which every factored layer is a plain torch module.
 
-    A chain of convolutions or linear layers becomes an ``nn.Sequential``; a TT-matrix, which reshapes between its cores,
-    a ``torch.fx.GraphModule`` of the same stock layers. Outputs are the same; `rankfold` is no longer needed to unpickle
-    them. State-dict keys of the sequential ones stay as they are.
+    A chain of convolutions or linear layers becomes an ``nn.Sequential``; a TT-matrix, which reshapes between its
+    cores, a ``torch.fx.GraphModule`` of the same stock layers. Outputs are the same; `rankfold` is no longer needed to
+    unpickle them. State-dict keys of the sequential ones stay as they are.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def _plain(module: Factored) -> nn.Module:
         return nn.Sequential(OrderedDict(module.named_children())).train(module.training)
 
     class Tracer(torch.fx.Tracer):
-        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - torch's signature
             return not isinstance(m, Reshape | Bias | Factored)
 
     traced = torch.fx.GraphModule(module, Tracer().trace(module), "GraphModule")
