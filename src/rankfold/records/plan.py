@@ -100,8 +100,8 @@ class Provenance:
         """Return the provenance as JSON-ready values."""
         return {
             "strategy": self.strategy, "config": dict(self.config), "budget": self.budget,
-            "methods": list(self.methods), "seed": self.seed, "reconstruct": self.reconstruct, "weights_hash": self.weights_hash,
-            "versions": dict(self.versions),
+            "methods": list(self.methods), "seed": self.seed, "reconstruct": self.reconstruct,
+            "weights_hash": self.weights_hash, "versions": dict(self.versions),
         }  # fmt: skip
 
     @classmethod

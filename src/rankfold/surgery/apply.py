@@ -105,7 +105,7 @@ def factor_layer(model: nn.Module, layer: LayerInfo, choice: Choice, moments: Mo
 
 
 def replace_layer(model: nn.Module, layer: LayerInfo, module: Factored) -> nn.Module:
-    """Put a factored layer in the place of a layer, of its aliases, and (with shared factors) of the layers tied to it."""
+    """Put a factored layer in the place of a layer, its aliases and (sharing the factors) the layers tied to it."""
     for tie in layer.ties:
         twin = copy.deepcopy(module)
         bias = layer_bias(model, tie)
