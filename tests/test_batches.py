@@ -157,7 +157,7 @@ def test_squared_distance() -> None:
     assert squared_distance(reference, reference) == (0.0, 52.0)
     other = {"a": Y.half() + 1, "n": torch.tensor([7, 7]), "b": [Z - 0.5]}
     assert squared_distance(other, reference) == (4 + 12 * 0.25, 52.0)
-    for wrong in (Y, [Y, Y], (Y, Z, Z), {"a": Y.T, "b": Z.T}, None):
+    for wrong in (Y, [Y, Y], (Y, Z, Z), {"a": Y, "b": Z.T}, None):
         with pytest.raises(ModelError, match="cannot be compared"):
             squared_distance(wrong, reference)
     with pytest.raises(ModelError, match="cannot be compared"):
