@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,17 +64,9 @@ def read(file: Path) -> dict[str, Any] | None:
     advice = "Delete it, or start anew with FineTune(resume=False)."
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # a damaged file can raise anything in the unpickler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorruptArtifact(
             f"the checkpoint {str(file)!r} cannot be read: it is truncated or of another program "

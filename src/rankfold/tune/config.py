@@ -108,7 +108,7 @@ class FineTune:
     weight_decay: float | None = None
     warmup: float | int = 0.1
     schedule: Literal["cosine", "constant"] = "cosine"
-    max_grad_norm: float | None = None
+    max_grad_norm: float | None = 1.0
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     freeze_batchnorm_statistics: bool = False
     target: float | None = None

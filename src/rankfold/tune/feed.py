@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from rankfold._batches import batch_size, split_batch, tensors_of
 from rankfold.errors import DataError
@@ -88,7 +88,9 @@ class Feed:
                 "the DataLoader has a DistributedSampler. Give a plain DataLoader with the global "
                 "batch size: fine-tuning shares each batch among the processes itself."
             )
-        if type(data) is DataLoader and data.batch_sampler is not None:
+        # A subclass may load in ways of its own, and an iterable data set cannot be indexed.
+        plain = type(data) is DataLoader and not isinstance(data.dataset, IterableDataset)
+        if isinstance(data, DataLoader) and plain and data.batch_sampler is not None:
             self._sharded = _Shard(data.batch_sampler, rank, world, device)
             self._loader = _rebuilt(data, self._sharded, self._own_generator())
         self._epoch_setters = [owner for owner in owners if hasattr(owner, "set_epoch")]

@@ -22,7 +22,8 @@ import torch
 def entropy(*key: int | str) -> int:
     """Return a 63-bit seed that depends on every part of the key."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
+    # NumPy takes trailing zeros for nothing, hence the length.
+    return int(np.random.SeedSequence([len(words), *words]).generate_state(1, np.uint64)[0]) >> 1
 
 
 @contextmanager

@@ -1,0 +1,84 @@
+"""The config says what it means and refuses what cannot be meant."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from rankfold.errors import ConfigError, RankfoldError, UnknownNameError
+from rankfold.tune import FineTune
+
+
+def test_defaults() -> None:
+    config = FineTune()
+    assert (config.epochs, config.loss, config.terms) == (5, "auto", None)
+    assert config.layer_weight == 0.5, "RENE's lambda"
+    assert (config.peak_lr, config.decay) == (0.02, 1e-4)
+    adamw = FineTune(optimizer="adamw")
+    assert (adamw.peak_lr, adamw.decay) == (1e-3, 0.01)
+    assert FineTune(lr=0.3, weight_decay=0.0).peak_lr == 0.3
+    assert FineTune(weight_decay=0.0).decay == 0.0
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FineTune().lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("loss", "terms"),
+    [
+        ("task", {"task"}),
+        ("distill", {"distill"}),
+        ("layer", {"layer"}),
+        ("task+distill", {"task", "distill"}),
+        ("layer + task", {"task", "layer"}),
+        ("task+distill+layer", {"task", "distill", "layer"}),
+    ],
+)
+def test_terms(loss: str, terms: set[str]) -> None:
+    assert FineTune(loss=loss).terms == terms
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ({"loss": "dist"}, UnknownNameError, "distill"),
+        ({"loss": "task+task"}, ConfigError, "different terms"),
+        ({"loss": ""}, UnknownNameError, "Choose from"),
+        ({"loss": None}, ConfigError, "None"),
+        ({"loss": "auto+task"}, UnknownNameError, "auto"),
+        ({"task": "mse"}, UnknownNameError, "cross_entropy"),
+        ({"task": 3}, UnknownNameError, "cross_entropy"),
+        ({"optimizer": "adam"}, UnknownNameError, "adamw"),
+        ({"schedule": "cos"}, UnknownNameError, "cosine"),
+        ({"distill": "l2"}, UnknownNameError, "mse"),
+        ({"layer_scale": "rel"}, UnknownNameError, "relative"),
+        ({"mixed_precision": "int8"}, UnknownNameError, "bf16"),
+        ({"epochs": 0}, ConfigError, "epochs"),
+        ({"epochs": 1.5}, ConfigError, "epochs"),
+        ({"epochs": True}, ConfigError, "epochs"),
+        ({"epochs": None}, ConfigError, "epochs"),
+        ({"max_steps": 0}, ConfigError, "max_steps"),
+        ({"lr": 0.0}, ConfigError, "lr"),
+        ({"lr": float("nan")}, ConfigError, "lr"),
+        ({"lr": "0.1"}, ConfigError, "lr"),
+        ({"temperature": -1}, ConfigError, "temperature"),
+        ({"layer_weight": -0.5}, ConfigError, "layer_weight"),
+        ({"weight_decay": float("inf")}, ConfigError, "weight_decay"),
+        ({"momentum": 1.0}, ConfigError, "momentum"),
+        ({"momentum": 0.0}, ConfigError, "Nesterov"),
+        ({"warmup": 1.0}, ConfigError, "warmup"),
+        ({"warmup": -1}, ConfigError, "warmup"),
+        ({"max_grad_norm": 0}, ConfigError, "max_grad_norm"),
+        ({"target": float("nan")}, ConfigError, "target"),
+        ({"seed": -1}, ConfigError, "seed"),
+        ({"checkpoint_every": 5}, ConfigError, "checkpoint="),
+        ({"checkpoint": "x", "checkpoint_every": 0}, ConfigError, "checkpoint_every"),
+    ],
+)
+def test_refused(options: dict[str, Any], kind: type[RankfoldError], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        FineTune(**options)
