@@ -108,6 +108,38 @@ class Tucker2:
         return basis_out, torch.einsum("gabk,gcb->gack", core, triangle), orthonormal.mT
 
 
+@dataclass(frozen=True, slots=True)
+class HOOI:
+    """`Tucker2.hooi` with its options, for every rank."""
+
+    tucker: Tucker2
+    iterations: int
+    tolerance: float
+
+    def relative_error(self, rank_out: int, rank_in: int) -> float:
+        """Return the error of the start, an upper bound."""
+        return self.tucker.relative_error(rank_out, rank_in)
+
+    def factors(self, rank_out: int, rank_in: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the factors after the iterations."""
+        return self.tucker.hooi(rank_out, rank_in, iterations=self.iterations, tolerance=self.tolerance)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequential:
+    """`Tucker2.sequential` for every rank."""
+
+    tucker: Tucker2
+
+    def relative_error(self, rank_out: int, rank_in: int) -> float:
+        """Return the error of the truncated HOSVD, an upper bound."""
+        return self.tucker.relative_error(rank_out, rank_in)
+
+    def factors(self, rank_out: int, rank_in: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the factors of the one pass."""
+        return self.tucker.sequential(rank_out, rank_in)
+
+
 def _project(tensor: Tensor, basis_out: Tensor, basis_in: Tensor) -> Tensor:
     half = torch.einsum("goik,goa->gaik", tensor, basis_out)
     return torch.einsum("gaik,gib->gabk", half, basis_in)

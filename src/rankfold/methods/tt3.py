@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rankfold.factor.moments import Moments
-from rankfold.factor.tucker import Tucker2
+from rankfold.factor.tucker import Sequential, Tucker2
 from rankfold.methods._base import channel_metric, registry, whiten_inputs
 from rankfold.methods._stages import conv_reason
 from rankfold.methods.tucker import PreparedTucker, tucker_blueprint, tucker_grid
@@ -51,7 +51,7 @@ class TT3:
         """Rotate the weight into the eigenbases of its mode Grams."""
         metric = channel_metric(moments)
         tucker = Tucker2.of(whiten_inputs(weight, metric), metric)
-        return PreparedTucker(tucker, layer, 0, 0.0, sequential=True)
+        return PreparedTucker(Sequential(tucker), layer)
 
 
 registry.register("tt3", TT3, config=TT3Config, summary="three-core tensor train (RENE, eq. 3)")

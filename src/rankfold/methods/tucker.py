@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
 from torch import Tensor
 
 from rankfold._config import require
 from rankfold.factor.moments import Moments
-from rankfold.factor.tucker import Tucker2
+from rankfold.factor.regression import TuckerRegression
+from rankfold.factor.tucker import HOOI, Tucker2
 from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.methods._stages import conv_reason, pointwise, spatial
 from rankfold.records import Blueprint, LayerInfo, Ranks, Stage
@@ -38,27 +40,33 @@ class TuckerConfig:
         require(self.tolerance >= 0, "tolerance", self.tolerance, ">= 0")
 
 
+class Decomposition(Protocol):
+    """Tucker-2 of one weight for every rank."""
+
+    def relative_error(self, rank_out: int, rank_in: int) -> float:
+        """Return the predicted relative error, 0..1."""
+        ...
+
+    def factors(self, rank_out: int, rank_in: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``(groups, o, r_o)``, the core ``(groups, r_o, r_i, K)`` and ``(groups, r_i, i)``."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedTucker:
-    """A rotated weight; `sequential` chooses TT-SVD instead of HOOI for the factors."""
+    """A Tucker-2 decomposition as factors of convolutions."""
 
-    tucker: Tucker2
+    decomposition: Decomposition
     layer: LayerInfo
-    iterations: int
-    tolerance: float
-    sequential: bool
 
     def error(self, ranks: Ranks) -> float:
-        """Return the error of the truncated HOSVD: exact without iterations, an upper bound with them."""
-        return self.tucker.relative_error(*ranks)
+        """Return the error that the factors do not exceed."""
+        return self.decomposition.relative_error(*ranks)
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """Return input projection, core and output projection; those of full rank are multiplied into the core."""
         layer, (rank_out, rank_in) = self.layer, ranks
-        if self.sequential:
-            out, core, inn = self.tucker.sequential(rank_out, rank_in)
-        else:
-            out, core, inn = self.tucker.hooi(rank_out, rank_in, iterations=self.iterations, tolerance=self.tolerance)
+        out, core, inn = self.decomposition.factors(rank_out, rank_in)
         ones = (1,) * len(layer.kernel)
         stages: list[Tensor] = []
         if rank_in == layer.group_in:
@@ -123,10 +131,15 @@ class Tucker:
         return tucker_blueprint(layer, ranks)
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTucker:
-        """Rotate the weight into the eigenbases of its mode Grams."""
+        """Rotate the weight into the eigenbases of its mode Grams.
+
+        With the patch moment, core and output projection are fitted to the layer's output instead.
+        """
+        if moments is not None and moments.patch is not None:
+            return PreparedTucker(TuckerRegression.of(weight, moments.channel, moments.patch), layer)
         metric = channel_metric(moments)
         tucker = Tucker2.of(whiten_inputs(weight, metric), metric)
-        return PreparedTucker(tucker, layer, self.config.iterations, self.config.tolerance, sequential=False)
+        return PreparedTucker(HOOI(tucker, self.config.iterations, self.config.tolerance), layer)
 
 
 registry.register("tucker", Tucker, config=TuckerConfig, summary="Tucker-2 of the channel modes, both or one")

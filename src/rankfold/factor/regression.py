@@ -1,0 +1,92 @@
+"""Tucker-2 fitted to a layer's output: reduced-rank regression on the projected patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rankfold.factor.linalg import Metric, eigh_descending, gram
+
+
+@dataclass(frozen=True, slots=True)
+class TuckerRegression:
+    """The best core and output projection for every rank, given nested input subspaces.
+
+    Fix an orthonormal basis Q of the input channels, of which rank r_i uses the first r_i directions. What is left of
+    ``E ||(W - V) p||^2`` over the patches p is then a reduced-rank regression from the projected patches, which has a
+    closed solution (Izenman 1975). With the patch moment in the basis, ``C = L L^T`` (Cholesky), and ``M = W L``, the
+    projected patches of every rank r_i are described by the leading columns of M, so one factorization serves all ranks:
+    the energy that ranks (r_o, r_i) keep is the sum of the r_o largest eigenvalues of ``M_r M_r^T``. It never falls when
+    a rank grows.
+
+    Parameters
+    ----------
+    basis_in : Tensor
+        Q, ``(groups, i, i)``, orthonormal columns, most important first.
+    lower : Tensor
+        L, ``(groups, i * K, i * K)``, channel first, then kernel position.
+    seen : Tensor
+        M, ``(groups, o, i * K)``.
+    total : float
+        The layer's output energy.
+    """
+
+    basis_in: Tensor
+    lower: Tensor
+    seen: Tensor
+    total: float
+    _kept: dict[int, list[float]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, weight: Tensor, channel: Tensor, patch: Tensor, *, floor: float = 1e-6) -> TuckerRegression:
+        """Prepare a weight with its second moments.
+
+        Parameters
+        ----------
+        weight : Tensor
+            ``(groups, o, i, *kernel)``.
+        channel, patch : Tensor
+            Second moments, as in `rankfold.factor.moments.Moments`.
+        floor : float
+            As in `Metric.of`, a share of the mean second moment that is added to every direction.
+        """
+        groups, o, i = weight.shape[:3]
+        flat = weight.flatten(3)
+        k = flat.shape[-1]
+        metric = Metric.of(channel)
+        important = eigh_descending(torch.einsum("gij,gojk,golk,glm->gim", metric.root, flat, flat, metric.root))[1]
+        basis = torch.linalg.qr(metric.inverse @ important).Q  # nested subspaces, as those of the whitened directions
+        rotated = torch.einsum("goik,gij->gojk", flat, basis).reshape(groups, o, i * k)
+        moment = patch.reshape(groups, i, k, i, k)
+        moment = torch.einsum("gab,gakcl,gcd->gbkdl", basis, moment, basis).reshape(groups, i * k, i * k)
+        mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
+        ridge = torch.where(mean > 0, floor * mean, torch.ones_like(mean))
+        lower = torch.linalg.cholesky(moment + torch.diag_embed(ridge.unsqueeze(-1).expand(-1, i * k)))
+        seen = rotated @ lower
+        return cls(basis, lower, seen, float(seen.square().sum()))
+
+    def relative_error(self, rank_out: int, rank_in: int) -> float:
+        """Return the relative error of the layer's output, 0..1; what the factors reach."""
+        if self.total <= 0:
+            return 0.0
+        if rank_in not in self._kept:
+            energies = eigh_descending(self._gram(rank_in))[0].sum(0)
+            self._kept[rank_in] = [0.0, *energies.cumsum(0).tolist()]
+        return max(0.0, 1 - self._kept[rank_in][rank_out] / self.total) ** 0.5
+
+    def factors(self, rank_out: int, rank_in: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``(groups, o, r_o)`` with orthonormal columns, the core ``(groups, r_o, r_i, K)``, ``(groups, r_i, i)``."""
+        out = eigh_descending(self._gram(rank_in))[1][..., :rank_out]
+        n = rank_in * self._kernel
+        target = out.mT @ self.seen[..., :n]
+        core = torch.linalg.solve_triangular(self.lower[:, :n, :n], target, upper=False, left=False)
+        return out, core.unflatten(-1, (rank_in, self._kernel)), self.basis_in[..., :rank_in].mT
+
+    @property
+    def _kernel(self) -> int:
+        return self.lower.shape[-1] // self.basis_in.shape[-1]
+
+    def _gram(self, rank_in: int) -> Tensor:
+        return gram(self.seen[..., : rank_in * self._kernel])
