@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import namedtuple
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -31,7 +32,7 @@ def test_parts_are_a_balanced_partition(total: int, world: int) -> None:
     parts = [bounds(total, rank, world) for rank in range(world)]
     assert parts[0][0] == 0
     assert parts[-1][1] == total
-    assert all(a[1] == b[0] for a, b in zip(parts, parts[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
     sizes = {stop - start for start, stop in parts}
     assert max(sizes) - min(sizes) <= 1
 
@@ -49,11 +50,11 @@ def test_shares_make_up_the_batches(kind: str, world: int) -> None:
         "list": [(part,) for part in torch.arange(13).split(4)],
     }[kind]
     whole = values(feed(data).epoch(1))
-    assert sorted(sum(whole, [])) == list(range(13))
+    assert sorted(itertools.chain(*whole)) == list(range(13))
     parts = [list(feed(data, rank, world).epoch(1)) for rank in range(world)]
     for index, batch in enumerate(whole):
         shares = [part[index] for part in parts]
-        assert sum((values([share])[0] for share in shares), []) == batch
+        assert list(itertools.chain(*values(shares))) == batch
         assert sum(share.weight for share in shares) == pytest.approx(1)
         assert {share.total for share in shares} == {len(batch)}
         for share in shares:

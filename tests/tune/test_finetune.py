@@ -114,7 +114,7 @@ def test_the_input_is_left_untouched(dense: nn.Sequential, loader: Loader, same:
     assert same(teacher, before)
     assert not same(result.model, before)
     for model in (dense, result.model):
-        assert [m.training for m in model] == [False] + [True] * 5
+        assert [m.training for m in model.children()] == [False] + [True] * 5
     assert all(m.training for m in teacher.modules())
     assert all(p.grad is None for m in (dense, result.model, teacher) for p in m.parameters())
     assert not any(m._forward_hooks for m in result.model.modules())
@@ -226,6 +226,23 @@ def test_bfloat16_and_clipping(dense: nn.Sequential, loader: Loader, optimizer: 
         assert max(moved) < 1e-9
 
 
+def test_batches_too_small_for_batchnorm(dense: nn.Sequential) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), dense[1], nn.Linear(8, 3))
+    data = [(torch.ones(n, 6), torch.zeros(n).long()) for n in (4, 4, 1)]
+    with pytest.raises(DataError, match=r"batch 3 gives 1 sample.*drop_last=True"):
+        finetune(model, FineTune(data=data, epochs=1))
+    config = FineTune(data=data, epochs=1, freeze_batchnorm_statistics=True)
+    assert finetune(model, config).steps == 3
+
+
+def test_a_launchers_gradient_accumulation_changes_nothing(
+    dense: nn.Sequential, loader: Loader, same: Same, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = finetune(dense, FineTune(data=loader, epochs=1)).model
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert same(finetune(dense, FineTune(data=loader, epochs=1)).model, wanted)
+
+
 def test_frozen_parameters_stay(dense: nn.Sequential, loader: Loader) -> None:
     dense[0].requires_grad_(False)
     model = finetune(dense, FineTune(data=loader, epochs=1)).model
@@ -326,6 +343,8 @@ LABELS = torch.zeros(4).long()
         ({"data": one(), "loss": "task"}, DataError, "needs labels"),
         ({"data": one(), "loss": "task+distill", "teacher": True}, DataError, "loss='distill'"),
         ({"data": [*one(y=LABELS), *one()]}, DataError, "batch 2 of epoch 1 has no labels"),
+        ({"data": one(torch.ones(4, 5), LABELS)}, ModelError, "first batch: .*4x5"),
+        ({"data": one((torch.ones(4, 6), LABELS), LABELS)}, ModelError, "first batch"),
         ({"data": one(torch.ones(0, 6), torch.ones(0).long())}, DataError, "no samples"),
         ({"data": one(y=LABELS + 7)}, DataError, "class 7"),
         ({"data": one(y=LABELS), "loss": "distill"}, ConfigError, "teacher="),

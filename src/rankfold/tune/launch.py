@@ -30,6 +30,7 @@ def launched(mixed_precision: str | None) -> Iterator[Accelerator]:
     # Imported here: `import rankfold` must not pay for it.
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState, GradientState
+    from accelerate.utils import GradientAccumulationPlugin
 
     states = [AcceleratorState._shared_state, GradientState._shared_state]
     saved = [dict(state) for state in states]
@@ -43,6 +44,8 @@ def launched(mixed_precision: str | None) -> Iterator[Accelerator]:
                 mixed_precision=mixed_precision,
                 # Accelerate takes processes on the CPU for strangers unless it is told so.
                 cpu=not torch.accelerator.is_available(),
+                # Else a launcher's setting would divide each loss, although none is accumulated.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 kwargs_handlers=[unused],
             )
         except (ValueError, NotImplementedError) as error:

@@ -141,7 +141,7 @@ def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric
             "such as top1(loader)."
         )
     if teacher is not None:
-        own = {p.data_ptr(): name for name, p in model.named_parameters() if p.requires_grad}
+        own = {p.data_ptr(): name for name, p in model.named_parameters() if p.requires_grad and p.numel()}
         shared = [own[p.data_ptr()] for p in teacher.parameters() if p.data_ptr() in own]
         if shared and shared[0]:
             raise ModelError(

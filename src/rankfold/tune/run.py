@@ -164,7 +164,6 @@ class Run:
         has_labels = target is not None
         if not self.started:
             self.objective.terms = resolve_terms(config.terms, has_labels=has_labels, has_teacher=self.has_teacher)
-            self.started = True
         terms_used = self.objective.terms or frozenset()
         if "task" in terms_used and not has_labels:
             raise DataError(
@@ -177,7 +176,7 @@ class Run:
         # Dropout and the like draw from a stream of their own, which depends on the step alone.
         rank = accelerator.process_index
         with Stream(accelerator.device, config.seed, "model", state.step, rank):
-            loss, terms = self.wrapped(inputs, target, share.samples, share.total, share.active)
+            loss, terms = self._forward(inputs, target, share)
             values = self._sum(torch.cat([loss.detach().reshape(1), terms]) * share.weight)
             numbers: list[float] = values.tolist()
             if not all(map(math.isfinite, numbers)):
@@ -188,6 +187,7 @@ class Run:
                 accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
+        self.started = True
         state.loss += numbers[0] * share.total
         for name, value in zip(TERMS, numbers[1:], strict=True):
             if name in terms_used:
@@ -204,6 +204,26 @@ class Run:
                     lr=state.lr,
                 )
             )
+
+    def _forward(self, inputs: Any, target: Any, share: Share) -> tuple[Tensor, Tensor]:
+        try:
+            return self.wrapped(inputs, target, share.samples, share.total, share.active)
+        except (RankfoldError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            if "more than 1 value per channel" in str(error):
+                raise DataError(
+                    f"batch {self.state.batch + 1} gives {share.samples} sample(s) to a process, too "
+                    "few for BatchNorm. Give the DataLoader drop_last=True or another batch_size, "
+                    "or set freeze_batchnorm_statistics=True."
+                ) from error
+            if self.started:
+                raise
+            raise ModelError(
+                f"the model, the teacher or the loss cannot handle the first batch: {error}. A batch "
+                "is (inputs, target), or inputs alone; inputs in a tuple or mapping are several "
+                "arguments."
+            ) from error
 
     def _raise_diverged(self, numbers: list[float], inputs: Any) -> None:
         state = self.state
