@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from rankfold.errors import ConfigError, UnknownNameError
 
@@ -57,6 +57,16 @@ def require(condition: bool, option: str, value: object, wanted: str) -> None:
     """Raise `ConfigError` in the library's one sentence form unless the condition holds."""
     if not condition:
         raise ConfigError(f"{option} must be {wanted}. Got {value!r} instead.")
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is an integer or float (no truth value)."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer (no truth value)."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _tuples(value: Any) -> Any:

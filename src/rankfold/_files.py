@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -26,12 +27,38 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
         If the folder cannot be written to; nothing is left behind.
     """
     path = Path(path)
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        return _write(path, write)
+    except BaseException:
+        for folder in made:  # the deepest first; one that somebody has put something into stays
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise `RankfoldError` unless files can be written to a folder, which need not exist yet; nothing is made."""
+    folder = Path(folder)
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> RankfoldError:
+    return RankfoldError(f"cannot write {str(path)!r}: {error.strerror or error}. Choose another place.")
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
     except OSError as error:
-        raise RankfoldError(f"cannot write {str(path)!r}: {error.strerror or error}. Choose another place.") from error
+        raise _cannot_write(path, error) from error
     temporary = Path(name)
     try:
         write(temporary)
@@ -42,7 +69,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
         temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; an output is as public as any other
         os.replace(temporary, path)
     except OSError as error:
-        raise RankfoldError(f"cannot write {str(path)!r}: {error.strerror or error}. Choose another place.") from error
+        raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -43,7 +43,7 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> Entry[T]:
         """Return the entry of `name`; raise `UnknownNameError` with the nearest name otherwise."""
-        if name not in self._entries:
+        if not isinstance(name, str) or name not in self._entries:
             raise UnknownNameError(self.kind, name, self.names())
         return self._entries[name]
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold._progress import track
-from rankfold.api.stages import BudgetLike, apply_with_moments_, make_plan
+from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
+from rankfold.api.stages import apply_with_moments_, make_plan
 from rankfold.calibration import collect_moments
 from rankfold.cost import blueprint_cost
+from rankfold.errors import ConfigError, DataError
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
 from rankfold.factor.moments import Moments, output_energy
@@ -26,6 +27,7 @@ from rankfold.methods import to_canonical
 from rankfold.records import Budget, Cost, Inventory, Plan
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import load, save
+from rankfold.storage.artifact import check_output
 from rankfold.surgery import copy_model, factored_layers, plan_of
 from rankfold.tune import FineTune, TuneResult, finetune_
 
@@ -126,8 +128,16 @@ def compress(
     True
     """
     clock = _Clock()
-    batches = list(calibration) if calibration is not None and iter(calibration) is calibration else calibration
+    check_options(
+        budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
+        overrides=overrides, rank_multiple=rank_multiple, seed=seed,
+    )  # fmt: skip
+    _check_finetune(finetune, evaluate)
+    if output is not None:
+        check_output(output)
     inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
+    check_compressible(inventory)
+    batches = reusable(calibration)
     clock.lap("inspect")
     values: dict[str, float] = {}
     if evaluate is not None:
@@ -135,7 +145,7 @@ def compress(
         clock.lap("evaluate")
     moments = None
     if batches is not None and data_aware:
-        moments = collect_moments(model, track(batches, "calibrating"), inventory.compressible)
+        moments = collect_moments(model, batches, inventory.compressible)
         clock.lap("calibrate")
     plan = make_plan(
         model, inventory, moments, budget=budget, strategy=strategy, config=config, methods=methods,
@@ -185,6 +195,18 @@ def compress(
         report.save(Path(output) / "report.html")
         report.save(Path(output) / "report.json")
     return Result(model=small, plan=plan, report=report, tuned=tuned)
+
+
+def _check_finetune(finetune: FineTune | None, evaluate: Callable[[nn.Module], float] | None) -> None:
+    """Raise for a recipe that cannot work, before any work is done."""
+    if finetune is None:
+        return
+    if not isinstance(finetune, FineTune):
+        raise ConfigError(f"finetune must be a rankfold.FineTune. Got {type(finetune).__name__} instead.")
+    if finetune.data is None:
+        raise DataError("fine-tuning needs data. Give FineTune(data=...) an iterable of batches.")
+    if finetune.target is not None and evaluate is None:
+        raise ConfigError(f"finetune has the target {finetune.target}, but there is no metric. Pass evaluate=....")
 
 
 def layer_costs(small: nn.Module, inventory: Inventory) -> dict[str, Cost]:

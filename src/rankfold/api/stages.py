@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from rankfold import methods, strategies
 from rankfold._progress import track
 from rankfold._version import __version__
+from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
 from rankfold.calibration import collect_moments, reestimate_batchnorm
 from rankfold.candidates import TableConfig, build_table, resolve_methods
 from rankfold.errors import BudgetError, ConfigError, UnknownNameError
 from rankfold.factor.moments import Moments
 from rankfold.inventory import inspect, layer_weight, static_inventory
-from rankfold.records import Budget, Candidate, Choice, Inventory, LayerInfo, Plan, Problem
+from rankfold.records import Budget, Candidate, Choice, Inventory, LayerInfo, Plan, Problem, Ranks
 from rankfold.storage.artifact import tensor_hash
 from rankfold.strategies.manual import resolve
 from rankfold.surgery import Factored, apply_plan_, check_plan, copy_model
@@ -27,8 +28,6 @@ from rankfold.surgery.apply import factor_layer
 
 Reconstruct = Literal["weights", "data"]
 _RECONSTRUCT = ("weights", "data")
-
-BudgetLike = str | Mapping[str, float | str] | Sequence[str] | Budget
 
 
 def plan(
@@ -106,10 +105,15 @@ def plan(
     >>> sorted(plan.factored)
     ['0', '2']
     """
+    check_options(
+        budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
+        overrides=overrides, rank_multiple=rank_multiple, seed=seed,
+    )  # fmt: skip
     inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
+    check_compressible(inventory)
     moments = None
     if calibration is not None and data_aware:
-        moments = collect_moments(model, track(calibration, "calibrating"), inventory.compressible)
+        moments = collect_moments(model, calibration, inventory.compressible)
     return make_plan(
         model,
         inventory,
@@ -274,11 +278,11 @@ def _apply_(
 ) -> nn.Module:
     layers = check_plan(model, plan)
     mode = check_reconstruct(reconstruct, calibration is not None)
-    batches = list(calibration) if calibration is not None and iter(calibration) is calibration else calibration
+    batches = reusable(calibration)
     moments = None
     if mode == "data" and batches is not None:
         wanted = [layers[name] for name in plan.factored]
-        moments = collect_moments(model, track(batches, "calibrating"), wanted)
+        moments = collect_moments(model, batches, wanted)
     new, _ = apply_with_moments_(model, plan, moments, batches if batchnorm else None, reference)
     return new
 
@@ -358,7 +362,7 @@ def factorize(
     if isinstance(ranks, float):
         wanted = _ranks_for_share(chosen, info, layer, ranks, moments)
     else:
-        wanted = (ranks,) if isinstance(ranks, int) else tuple(ranks)
+        wanted = tuple(ranks) if isinstance(ranks, list | tuple) else cast(Ranks, (ranks,))
     methods.check_ranks(chosen, info, wanted)
     return factor_layer(layer, info, Choice(method=method, ranks=wanted, options=options or {}), moments)
 

@@ -41,6 +41,9 @@ class TableConfig:
 
     def __post_init__(self) -> None:
         require(len(self.methods) > 0, "methods", self.methods, "at least one name")
+        require(
+            isinstance(self.options, Mapping), "method_options", self.options, "a mapping of method names to options"
+        )
         for name in (*self.methods, *self.options):
             methods.registry.get(name)
         require(
@@ -56,6 +59,7 @@ def resolve_methods(names: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return method names: the default set for None, every method for ``"all"``; unknown names raise."""
     if names is None:
         return DEFAULT_METHODS
+    require(isinstance(names, Iterable), "methods", names, "a name or a list of names")
     listed = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
     if listed == ["all"]:
         return tuple(methods.registry.names())

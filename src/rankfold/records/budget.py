@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ _UNITS = {
     "": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9,
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
+_IN_BYTES = ("flash",)
 _BOUND = re.compile(r"^\s*([a-z_]+)\s*(<=|/)\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*|%)\s*$", re.I)
 _ALIASES = {"parameters": "params", "bytes": "flash"}
 _EXAMPLES = 'such as "params<=25%", "params/4", "macs<=0.5" or "flash<=512KiB"'
@@ -20,7 +22,7 @@ _EXAMPLES = 'such as "params<=25%", "params/4", "macs<=0.5" or "flash<=512KiB"'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """At most `value` of a resource: a share of the dense model's if `relative`, else an absolute amount."""
+    """At most `value` of a resource: a share of the dense model's if `relative`, else an amount, rounded down."""
 
     resource: str
     value: float
@@ -29,6 +31,12 @@ class Bound:
     def __post_init__(self) -> None:
         if self.resource not in RESOURCES:
             raise UnknownNameError("budget resource", self.resource, RESOURCES)
+        if not math.isfinite(self.value):
+            raise BudgetError(
+                f"budget {self.resource}<={self.value:g}: the bound must be a finite number, {_EXAMPLES}."
+            )
+        if not self.relative:
+            object.__setattr__(self, "value", math.floor(round(self.value, 6)))  # 1.1 * 1e3 is not quite 1100
         if not self.value > 0:
             raise BudgetError(
                 f"budget {self.resource}<={self.value:g} asks for nothing to be left; "
@@ -42,17 +50,23 @@ class Bound:
 
     def limit(self, dense: Cost) -> int:
         """Return the absolute amount, rounded down."""
-        return int(self.value * dense.get(self.resource) + 1e-9) if self.relative else int(self.value)
+        # A share such as 0.29 is a little less than 29 %, which may not cost a unit.
+        if self.relative:
+            return math.floor(self.value * dense.get(self.resource) * (1 + 1e-12) + 1e-9)
+        return int(self.value)
 
     def __str__(self) -> str:
         """Write the bound so that `Budget.parse` reads the very same number again."""
         if not self.relative:
-            return f"{self.resource}<={self.value:.0f}"
+            amount = f"{self.value:.0f}" if self.value > 1 else "0.001k"  # a bare 1 is the share of 100 %
+            return f"{self.resource}<={amount}"
         percent = f"{self.value * 100:g}"
         if float(percent) / 100 == self.value:
             return f"{self.resource}<={percent}%"
-        divisor = round(1 / self.value)
-        return f"{self.resource}/{divisor}" if 1 / divisor == self.value else f"{self.resource}<={self.value!r}"
+        divisor = round(1 / self.value) if self.value > 1e-9 else 0
+        if divisor and 1 / divisor == self.value:
+            return f"{self.resource}/{divisor}"
+        return f"{self.resource}<={self.value!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,5 +142,9 @@ def _parse_bound(text: str) -> Bound:
         return Bound(resource=resource, value=number / 100, relative=True)
     if unit.lower() not in _UNITS:
         raise BudgetError(f"budget {text!r}: unknown unit {unit!r}; use %, k, M, G, kB, MB, KiB, MiB or none.")
+    if unit.lower().endswith("b") and resource not in _IN_BYTES:
+        raise BudgetError(
+            f"budget {text!r}: {unit} counts bytes, {resource} does not. Bound flash, or use k, M, G or no unit."
+        )
     relative = unit == "" and number <= 1
     return Bound(resource=resource, value=number * _UNITS[unit.lower()], relative=relative)

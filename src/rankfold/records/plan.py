@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rankfold._config import is_number
 from rankfold._files import write_text
-from rankfold.errors import CorruptArtifact
+from rankfold.errors import CorruptArtifact, NoMatchingLayer
 from rankfold.records.layer import Ranks
 
 FORMAT = "rankfold-plan"
 VERSION = 1
+_CHOICE_KEYS = ("method", "ranks", "options", "error", "note", "keep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +65,11 @@ class Choice:
             raise CorruptArtifact(
                 f"plan, layer {layer!r}: expected an object with 'method' or 'keep'. Got {data!r} instead."
             )
-        unknown = set(data) - {"method", "ranks", "options", "error", "note", "keep"}
+        unknown = sorted(map(str, set(data) - set(_CHOICE_KEYS)))
         if unknown:
-            raise CorruptArtifact(f"plan, layer {layer!r}: unknown key {sorted(unknown)[0]!r}.")
+            raise CorruptArtifact(
+                f"plan, layer {layer!r}: unknown key {unknown[0]!r}. The keys are {', '.join(map(repr, _CHOICE_KEYS))}."
+            )
         if "keep" in data:
             if "method" in data:
                 raise CorruptArtifact(f"plan, layer {layer!r}: has both 'method' and 'keep'; remove one of them.")
@@ -77,9 +84,12 @@ class Choice:
         options = data.get("options", {})
         if not isinstance(options, Mapping):
             raise CorruptArtifact(f"plan, layer {layer!r}: 'options' must be an object. Got {options!r} instead.")
+        error, note = data.get("error"), data.get("note")
+        if error is not None and not (is_number(error) and math.isfinite(error) and error >= 0):
+            raise CorruptArtifact(f"plan, layer {layer!r}: 'error' must be a number from 0. Got {error!r} instead.")
         return cls(
             method=data["method"], ranks=tuple(ranks), options=dict(options),
-            reason=data.get("note"), error=data.get("error"),
+            reason=None if note is None else str(note), error=error,
         )  # fmt: skip
 
 
@@ -109,9 +119,19 @@ class Provenance:
         """Read a provenance; unknown keys are ignored (a newer version may know more)."""
         if not isinstance(data, Mapping):
             raise CorruptArtifact(f"plan: 'provenance' must be an object. Got {data!r} instead.")
-        known = {k: data[k] for k in cls.__dataclass_fields__ if k in data}
-        known["methods"] = tuple(known.get("methods") or ())
+        known = {k: data[k] for k in cls.__dataclass_fields__ if data.get(k) is not None}
+        for key, kinds in _PROVENANCE.items():
+            if key in known and (not isinstance(known[key], kinds) or isinstance(known[key], bool)):
+                wanted = " or ".join(kind.__name__ for kind in kinds)
+                raise CorruptArtifact(f"plan, provenance: {key!r} must be {wanted}. Got {known[key]!r} instead.")
+        known["methods"] = tuple(map(str, known.get("methods", ())))
         return cls(**known)
+
+
+_PROVENANCE: dict[str, tuple[type, ...]] = {
+    "strategy": (str,), "config": (dict,), "budget": (str,), "methods": (list, tuple), "seed": (int,),
+    "reconstruct": (str,), "weights_hash": (str,), "versions": (dict,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,12 +167,13 @@ class Plan:
 
         Raises
         ------
-        KeyError
+        NoMatchingLayer
             If a layer is not in the plan.
         """
         missing = [name for name in choices if name not in self.layers]
         if missing:
-            raise KeyError(f"the plan has no layer {missing[0]!r}")
+            near = get_close_matches(missing[0], list(self.layers), n=3, cutoff=0.4) or list(self.layers)[:5]
+            raise NoMatchingLayer(f"the plan has no layer {missing[0]!r}; there are {', '.join(map(repr, near))}.")
         new = {k: v if v is not None else Choice(reason="by hand") for k, v in choices.items()}
         return replace(self, layers={**self.layers, **new})
 
@@ -178,13 +199,13 @@ class Plan:
             If the text is no JSON, no plan, of a newer version, or has a malformed layer.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = json.loads(text, object_pairs_hook=partial(_unique_keys, source=source))
+        except (json.JSONDecodeError, RecursionError) as error:
             raise CorruptArtifact(f"{source} is not valid JSON: {error}. Was it edited or truncated?") from error
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise CorruptArtifact(f"{source} is not a rankfold plan (its 'format' is not {FORMAT!r}).")
         version = data.get("version")
-        if not isinstance(version, int) or version > VERSION:
+        if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
             raise CorruptArtifact(
                 f"{source} has plan version {version!r}; this rankfold reads up to {VERSION}. Upgrade rankfold."
             )
@@ -214,3 +235,12 @@ class Plan:
         except (OSError, UnicodeDecodeError) as error:
             raise CorruptArtifact(f"the plan {str(file)!r} cannot be read: {error}.") from error
         return cls.from_json(text, source=str(file))
+
+
+def _unique_keys(pairs: list[tuple[str, Any]], *, source: str) -> dict[str, Any]:
+    """Build a JSON object; plain `json` would silently take the last of two entries with one name."""
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise CorruptArtifact(f"{source} has {twice!r} twice; remove one of them.")
+    return out

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankfold import methods
-from rankfold._files import write_atomic, write_text
-from rankfold.errors import CorruptArtifact, ModelError, RankfoldError, RankfoldWarning
+from rankfold._files import check_writable, write_atomic
+from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldError, RankfoldWarning
 from rankfold.records import Plan
 from rankfold.surgery import build, check_plan, copy_model, plan_of
 from rankfold.surgery.apply import remember_plan, replace_layer
@@ -60,22 +60,46 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
     path = Path(path)
     model = unwrap(model)
     plan = plan_of(model) if plan is None else plan
-    if path.exists() and not path.is_dir():
-        raise RankfoldError(f"cannot save to {str(path)!r}: it is a file. Give a folder.")
-    if path.is_dir() and any(path.iterdir()) and not (path / PLAN_FILE).exists():
-        raise RankfoldError(f"cannot save to {str(path)!r}: the folder holds other files. Give an empty or new folder.")
+    check_output(path)
     tensors, aliases = _unique_tensors(model)
     text = plan.to_json()
     metadata = {
         "format": _FORMAT,
         "version": str(_VERSION),
         "plan_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "tensors_sha256": tensor_hash(tensors),
+        "tensors_sha256": tensor_hash(_with_aliases(tensors, aliases)),
         "aliases": json.dumps(aliases),
     }
-    write_atomic(path / WEIGHTS_FILE, lambda temporary: save_file(tensors, str(temporary), metadata=metadata))
-    write_text(path / PLAN_FILE, text)
+
+    def write_weights(temporary: Path) -> None:
+        try:
+            save_file(tensors, str(temporary), metadata=metadata)
+        except SafetensorError as error:  # its way to report that a disk is full
+            raise OSError(str(error)) from error
+
+    def write_plan(temporary: Path) -> None:
+        # The weights take their place when the plan is on the disk already: an artefact that is there stays whole.
+        temporary.write_text(text, encoding="utf-8")
+        write_atomic(path / WEIGHTS_FILE, write_weights)
+
+    write_atomic(path / PLAN_FILE, write_plan)
     return path
+
+
+def check_output(path: str | Path) -> None:
+    """Raise `RankfoldError` unless an artefact can be saved to a folder; nothing is written."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise RankfoldError(f"cannot save to {str(path)!r}: it is a file. Give a folder.")
+    check_writable(path)
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not (path / PLAN_FILE).exists():
+        raise RankfoldError(f"cannot save to {str(path)!r}: the folder holds other files. Give an empty or new folder.")
+    try:
+        Plan.load(path)
+    except CorruptArtifact as error:
+        raise RankfoldError(f"cannot save to {str(path)!r}: {error} Give an empty or new folder.") from error
 
 
 def load(path: str | Path, model: nn.Module) -> nn.Module:
@@ -99,8 +123,15 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
         If files are missing, truncated, edited or of another program.
     PlanMismatch
         If `model` is another architecture; every difference is named.
+    ModelError
+        If `model` is on the meta device, where nothing can be loaded to.
     """
     path = Path(path)
+    for name, tensor in (*unwrap(model).named_parameters(), *unwrap(model).named_buffers()):
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name!r} of the model is on the meta device. Build the model on the CPU or an accelerator."
+            )
     if not path.is_dir():
         raise CorruptArtifact(f"there is no artefact folder at {str(path)!r}.")
     try:
@@ -156,7 +187,7 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -199,11 +230,18 @@ def _read_tensors(file: Path, plan_text: str) -> dict[str, Tensor]:
             f"{PLAN_FILE} and {WEIGHTS_FILE} in {str(file.parent)!r} do not belong together; was the plan edited? "
             "An edited plan goes to `apply` with the original model."
         )
+    try:
+        tensors = _with_aliases(tensors, json.loads(metadata.get("aliases", "{}")))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CorruptArtifact(f"{str(file)!r} is damaged: {error}. Copy or save the artefact again.") from error
     if metadata.get("tensors_sha256") != tensor_hash(tensors):
         raise CorruptArtifact(
             f"{str(file)!r} is damaged: its checksum does not match. Copy or save the artefact again."
         )
-    aliases = json.loads(metadata.get("aliases", "{}"))
+    return tensors
+
+
+def _with_aliases(tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
     return {**tensors, **{name: tensors[source] for name, source in aliases.items()}}
 
 
@@ -235,7 +273,7 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> N
     ]
     if problems:
         shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise CorruptArtifact(
+        raise PlanMismatch(  # the file itself is sound: its checksum has been compared
             f"{str(file)!r} does not fit the model that its plan describes:\n  " + "\n  ".join(shown) + "\n"
             "Load it into a fresh instance of the architecture that was compressed."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rankfold._config import require
+from rankfold._config import is_number, require
 from rankfold.records import Candidate, Plan, Problem
 from rankfold.strategies._base import make_plan, mildest, registry
 
@@ -23,7 +23,7 @@ class EnergyConfig:
     keep: float = 0.9
 
     def __post_init__(self) -> None:
-        require(0 <= self.keep <= 1, "keep", self.keep, "in [0, 1]")
+        require(is_number(self.keep) and 0 <= self.keep <= 1, "keep", self.keep, "in [0, 1]")
 
 
 class Energy:

@@ -35,6 +35,7 @@ class ManualConfig:
 
     def __post_init__(self) -> None:
         require(isinstance(self.layers, Mapping), "layers", self.layers, "a mapping of layer names to choices")
+        require(self.file is None or isinstance(self.file, str), "file", self.file, "a path as a string")
         require(bool(self.layers) or self.file is not None, "layers", self.layers, "given, or 'file' instead")
 
 
@@ -90,6 +91,7 @@ def resolve(problem: Problem, wanted: Mapping[str, Any], *, owner: str) -> dict[
     NoMatchingLayer
         If a pattern matches no layer.
     """
+    require(isinstance(wanted, Mapping), owner, wanted, "a mapping of layer names to choices")
     unused = set(wanted)
     chosen: dict[str, Candidate | None] = {}
     for layer in problem.inventory:
@@ -108,6 +110,8 @@ def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None]
     """Return method, ranks (or a float share) and options, or None to keep the layer."""
     if value is None:
         return None
+    if isinstance(value, Choice):
+        value = value.to_dict()
     if isinstance(value, Mapping):
         choice = Choice.from_dict(pattern, {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()})
         return None if choice.method is None else (choice.method, choice.ranks, choice.options)
@@ -141,7 +145,7 @@ def _candidate(
         if not fitting:
             raise ConfigError(
                 f"share of parameters of layer {layer.name!r} ({layer.describe()}) with method {name!r}: "
-                f"no rank makes it as small as {ranks:g}."
+                f"no rank makes it as small as {ranks:g}. Give a larger share."
             )
         ranks = min(fitting, key=lambda r: (known.error(r), r))
     methods.check_ranks(method, layer, ranks)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rankfold import methods
-from rankfold._config import require
+from rankfold._config import is_number, require
 from rankfold.cost import blueprint_cost
 from rankfold.factor.vbmf import evbmf_rank
 from rankfold.methods import Method
@@ -31,7 +31,7 @@ class VBMFConfig:
     min_rank: int = 1
 
     def __post_init__(self) -> None:
-        require(0 <= self.weaken <= 1, "weaken", self.weaken, "in [0, 1]")
+        require(is_number(self.weaken) and 0 <= self.weaken <= 1, "weaken", self.weaken, "in [0, 1]")
         require(isinstance(self.min_rank, int) and self.min_rank >= 1, "min_rank", self.min_rank, "an integer >= 1")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rankfold import methods
-from rankfold.errors import ModelError, PlanMismatch, RankfoldError
+from rankfold.errors import ConfigError, InvalidWeight, ModelError, PlanMismatch, RankfoldError
 from rankfold.factor.moments import Moments
 from rankfold.inventory import layer_bias, layer_weight, static_inventory
 from rankfold.records import Choice, LayerInfo, Plan, Provenance
@@ -30,6 +30,8 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
         If a choice names an unknown method, an unknown option, a layer that the method cannot factor, or ranks out of
         range (the respective subclass).
     """
+    if not isinstance(plan, Plan):
+        raise ConfigError(f"the plan must be a rankfold.Plan; Plan.load reads one. Got {type(plan).__name__} instead.")
     layers = {layer.name: layer for layer in static_inventory(model)}
     problems = []
     for name in plan.layers:
@@ -55,7 +57,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy, or raise `ModelError` saying what cannot be copied."""
     try:
         return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # a module's own __deepcopy__ or __reduce__ may raise anything
         raise ModelError(
             f"the model cannot be copied: {error}. Run it once under torch.no_grad() if it holds tensors with "
             "gradients, or use the function with a trailing underscore, which works in place."
@@ -98,6 +100,11 @@ def apply_plan_(
 def factor_layer(model: nn.Module, layer: LayerInfo, choice: Choice, moments: Moments | None) -> Factored:
     """Return the module that is to replace a layer."""
     weight, bias = layer_weight(model, layer.name), layer_bias(model, layer.name)
+    if weight.is_meta:
+        raise InvalidWeight(
+            f"the weight of layer {layer.name!r} ({layer.describe()}) is on the meta device and has no values. "
+            "Load the model's weights first."
+        )
     method = methods.get(choice.method or "", choice.options)
     factors = methods.prepare(method, weight, layer, moments).factorize(choice.ranks)
     blueprint = method.blueprint(layer, choice.ranks)

@@ -1,0 +1,56 @@
+"""What can be found wrong with a call before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rankfold import strategies
+from rankfold._config import is_integer, require
+from rankfold.candidates import TableConfig, resolve_methods
+from rankfold.errors import ModelError
+from rankfold.methods import get as get_method
+from rankfold.records import Budget, Inventory
+
+BudgetLike = str | Mapping[str, float | str] | Sequence[str] | Budget
+
+
+def check_options(
+    *,
+    budget: BudgetLike | None,
+    strategy: str,
+    config: Mapping[str, Any] | None,
+    methods: str | Sequence[str] | None,
+    method_options: Mapping[str, Mapping[str, Any]] | None,
+    overrides: Mapping[str, Any] | None,
+    rank_multiple: int | None,
+    seed: int,
+) -> None:
+    """Raise for every option of `plan` that is wrong whatever the model: before any work is done."""
+    strategies.get(strategy, config)
+    if budget is not None:
+        Budget.parse(budget)
+    multiple = 1 if rank_multiple is None else rank_multiple
+    options = {} if method_options is None else method_options
+    table = TableConfig(methods=resolve_methods(methods), options=options, rank_multiple=multiple)
+    for name in table.options:
+        get_method(name, table.options[name])
+    require(overrides is None or isinstance(overrides, Mapping), "overrides", overrides, "a mapping of layer names")
+    require(is_integer(seed) and seed >= 0, "seed", seed, "an integer of at least 0")
+
+
+def check_compressible(inventory: Inventory) -> None:
+    """Raise `ModelError` if there is nothing to compress, saying why."""
+    if inventory.compressible:
+        return
+    reasons = "".join(f"\n  {layer.name!r} ({layer.describe()}): {layer.skip}" for layer in inventory.layers[:8])
+    more = len(inventory.layers) - 8
+    raise ModelError(
+        "the model has no layer that can be compressed: it needs a convolution or linear layer that is not excluded."
+        + (reasons + (f"\n  ... and {more} more" if more > 0 else "") if reasons else " It has neither.")
+    )
+
+
+def reusable(batches: Iterable[Any] | None) -> Iterable[Any] | None:
+    """Return data that can be gone through more than once: an iterator's items, anything else as it is."""
+    return list(batches) if isinstance(batches, Iterator) else batches
