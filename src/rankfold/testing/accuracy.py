@@ -1,0 +1,96 @@
+"""Checks of the predicted error: honest, and never growing with a rank."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rankfold import methods
+from rankfold.factor.moments import Moments, output_energy
+from rankfold.methods import Method
+from rankfold.records import LayerInfo
+from rankfold.testing.cases import LayerCase
+from rankfold.testing.subject import Subject, expect, neighbours, relative_error, sample_ranks
+from rankfold.testing.tolerances import ERROR_SLACK, OUTPUT_TOLERANCE
+
+
+def error_never_grows_with_a_rank(method: Method, case: LayerCase) -> None:
+    """The predicted error lies in 0..1, never grows with any rank, and is 0 at full rank; with and without moments."""
+    subject = Subject.of(case)
+    for moments in (None, geometric_moments(subject.info)):
+        prepared = methods.prepare(method, subject.weight, subject.info, moments)
+        for lower, higher in neighbours(method, subject.info):
+            low, high = prepared.error(lower), prepared.error(higher)
+            expect(0 <= low <= 1 and 0 <= high <= 1, f"ranks {lower}, {higher}: errors {low}, {high} not in 0..1")
+            expect(high <= low + 1e-12, f"the error grows from {low!r} at {lower} to {high!r} at {higher}")
+        full = prepared.error(method.max_ranks(subject.info))
+        expect(full <= ERROR_SLACK, f"the error at full rank is {full:.1e}, expected 0")
+
+
+def prediction_is_kept(method: Method, case: LayerCase) -> None:
+    """The error of the built layer, measured on its weight, is at most the predicted one; in the metric of data too."""
+    subject = Subject.of(case)
+    for moments, count in ((None, 3), (geometric_moments(subject.info), 1)):
+        prepared = methods.prepare(method, subject.weight, subject.info, moments)
+        for ranks in sample_ranks(method, subject.info, count=count):
+            module = subject.built(method, ranks, prepared.factorize(ranks), dtype=torch.float64)
+            achieved = measured_error(module.weight, subject, moments)
+            predicted = prepared.error(ranks)
+            where = f"ranks {ranks}{' with moments' if moments else ''}"
+            expect(
+                achieved <= predicted + ERROR_SLACK,
+                f"{where}: predicted {predicted:.6f}, achieved {achieved:.6f}",
+            )
+
+
+def moments_change_only_the_metric(method: Method, case: LayerCase) -> None:
+    """With moments full rank is exact too; white moments give the errors of the weight alone."""
+    subject = Subject.of(case)
+    top = method.max_ranks(subject.info)
+    module = subject.factored(method, top, moments=geometric_moments(subject.info))
+    with torch.no_grad():
+        error, tolerance = relative_error(module(subject.input), subject.exact_output()), OUTPUT_TOLERANCE[case.dtype]
+    expect(error <= tolerance, f"full rank with moments: the output is off by {error:.1e}, allowed {tolerance:.0e}")
+    plain = methods.prepare(method, subject.weight, subject.info)
+    white = methods.prepare(method, subject.weight, subject.info, white_moments(subject.info))
+    for ranks in sample_ranks(method, subject.info, count=4):
+        a, b = plain.error(ranks), white.error(ranks)
+        expect(abs(a - b) <= ERROR_SLACK, f"ranks {ranks}: error {a:.8f} without moments, {b:.8f} with white ones")
+
+
+def scale_does_not_matter(method: Method, case: LayerCase) -> None:
+    """The relative error of a scaled weight is the same."""
+    subject = Subject.of(case)
+    scaled = subject.weight.double() * 2.0**-40
+    one = methods.prepare(method, subject.weight, subject.info)
+    other = methods.prepare(method, scaled, subject.info)
+    for ranks in sample_ranks(method, subject.info, count=4):
+        a, b = one.error(ranks), other.error(ranks)
+        expect(abs(a - b) <= ERROR_SLACK, f"ranks {ranks}: error {a:.8f}, after scaling {b:.8f}")
+
+
+def measured_error(weight: Tensor, subject: Subject, moments: Moments | None) -> float:
+    """Return the relative error of an approximated weight, in the metric of the moments if there are any."""
+    dense = methods.to_canonical(subject.weight.double(), subject.info)
+    approximation = methods.to_canonical(weight.detach().double(), subject.info)
+    total = float(output_energy(dense, moments))
+    return math.sqrt(max(0.0, float(output_energy(approximation - dense, moments))) / total) if total > 0 else 0.0
+
+
+def geometric_moments(info: LayerInfo, *, ratio: float = 1e3) -> Moments:
+    """Return moments of independent inputs whose energies fall geometrically from 1 to ``1 / ratio``.
+
+    A geometric sequence is a Kronecker product in every mixed radix, so that methods which split the channels into
+    factors see it without approximation.
+    """
+    n = info.group_in
+    energies = torch.logspace(0, -math.log10(ratio), n, dtype=torch.float64)
+    return Moments(channel=energies.diag().expand(info.groups, n, n).clone(), patch=None, count=n)
+
+
+def white_moments(info: LayerInfo) -> Moments:
+    """Return the moments of white inputs with variance 3."""
+    eye = 3 * torch.eye(info.group_in, dtype=torch.float64)
+    return Moments(channel=eye.expand(info.groups, *eye.shape).clone(), patch=None, count=info.group_in)

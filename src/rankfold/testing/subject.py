@@ -1,0 +1,179 @@
+"""What a check works on: one layer inside a model, inspected and factored as the library itself does it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rankfold import methods
+from rankfold.factor.moments import Moments
+from rankfold.inventory import inspect, layer_bias, layer_weight
+from rankfold.methods import Method
+from rankfold.records import Choice, LayerInfo, Ranks
+from rankfold.surgery import Factored, build
+from rankfold.testing.cases import SEED, LayerCase
+
+NAME = "block.layer"
+"""The name of the layer in the model around it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A layer inside a model.
+
+    Parameters
+    ----------
+    model : Module
+        The model around the layer.
+    info : LayerInfo
+        What `inspect` found, calls included.
+    input : Tensor
+        The model's input.
+    case : LayerCase
+        Where it comes from.
+    """
+
+    model: nn.Module
+    info: LayerInfo
+    input: Tensor
+    case: LayerCase
+
+    @classmethod
+    def of(cls, case: LayerCase) -> Subject:
+        """Build and inspect one case."""
+        layer = case.layer()
+        model = nn.Sequential(OrderedDict(block=nn.Sequential(OrderedDict(layer=layer)))).eval()
+        x = case.input()
+        return cls(model=model, info=inspect(model, x).layer(NAME), input=x, case=case)
+
+    @property
+    def module(self) -> nn.Module:
+        """The layer itself."""
+        return self.model.get_submodule(NAME)
+
+    @property
+    def weight(self) -> Tensor:
+        """Its weight, detached, sharing memory with the parameter."""
+        return layer_weight(self.model, NAME)
+
+    def exact_output(self) -> Tensor:
+        """Return the layer's output, computed in float64 from the same weights."""
+        twin = type(self.module)(**_arguments(self.module)).double()
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                twin.get_parameter(name).copy_(parameter)
+            return twin(self.input.double())
+
+    def set_weight(self, values: Tensor) -> None:
+        """Overwrite the layer's weight."""
+        with torch.no_grad():
+            self.module.get_parameter("weight").copy_(values)
+
+    def factored(
+        self, method: Method, ranks: Ranks, *, moments: Moments | None = None, dtype: torch.dtype | None = None
+    ) -> Factored:
+        """Return the layer factored by a method; in the layer's data type unless another one is given."""
+        factors = methods.prepare(method, self.weight, self.info, moments).factorize(ranks)
+        return self.built(method, ranks, factors, dtype=dtype)
+
+    def built(
+        self, method: Method, ranks: Ranks, factors: tuple[Tensor, ...] | None, *, dtype: torch.dtype | None = None
+    ) -> Factored:
+        """Return the module of a method's blueprint, in the case's memory format; without factors it is uninitialised."""
+        module = build(
+            method.blueprint(self.info, ranks),
+            self.info,
+            Choice(method=method.name, ranks=ranks),
+            dtype=dtype or self.weight.dtype,
+            device=self.weight.device,
+            factors=factors,
+            bias=layer_bias(self.model, NAME),
+        )
+        return module.to(memory_format=self.case.memory_format).eval()
+
+    def random(self, method: Method, ranks: Ranks, *, dtype: torch.dtype | None = None) -> Factored:
+        """Return the module of a method's blueprint with random weights, where their values do not matter."""
+        module = self.built(method, ranks, None, dtype=dtype)
+        generator = torch.Generator().manual_seed(SEED)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        return module
+
+
+def _arguments(module: nn.Module) -> dict[str, object]:
+    """Return the constructor's arguments, read off a layer."""
+    if isinstance(module, nn.Linear):
+        return {"in_features": module.in_features, "out_features": module.out_features, "bias": module.bias is not None}
+    names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        names.append("output_padding")
+    return {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
+
+
+def sample_ranks(method: Method, info: LayerInfo, *, count: int) -> list[Ranks]:
+    """Return some ranks that a planner might choose: evenly spread over the method's grid, its middle if one."""
+    grid = list(method.rank_grid(info, points=8))
+    if count == 1:
+        return [grid[len(grid) // 2]]
+    return list(dict.fromkeys(grid[k * (len(grid) - 1) // (count - 1)] for k in range(count)))
+
+
+def random_ranks(method: Method, info: LayerInfo, generator: torch.Generator, *, count: int) -> list[Ranks]:
+    """Return random ranks within the limits, useful or not."""
+    limits = method.max_ranks(info)
+    return [tuple(int(torch.randint(1, limit + 1, (), generator=generator)) for limit in limits) for _ in range(count)]
+
+
+def neighbours(method: Method, info: LayerInfo, *, most: int = 64) -> list[tuple[Ranks, Ranks]]:
+    """Return pairs of ranks that differ by one step in one position, over a lattice of the whole range."""
+    limits = method.max_ranks(info)
+    side = max(2, int(most ** (1 / len(limits))))
+    axes = [sorted({1 + (limit - 1) * k // (side - 1) for k in range(side)}) for limit in limits]
+    pairs: list[tuple[Ranks, Ranks]] = []
+    for lower in product(*axes):
+        for position, axis in enumerate(axes):
+            after = axis.index(lower[position]) + 1
+            if after < len(axis):
+                pairs.append((lower, (*lower[:position], axis[after], *lower[position + 1 :])))
+    return pairs
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Return the Frobenius norm of the difference over that of `expected`, in float64; infinite if anything is not finite.
+
+    Both are first divided by the largest magnitude of `expected`, so that squares of huge and tiny values do not
+    overflow.
+    """
+    if tuple(actual.shape) != tuple(expected.shape):
+        raise AssertionError(f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
+    actual, expected = actual.detach().double(), expected.detach().double()
+    if expected.numel() == 0:
+        return 0.0
+    if not (bool(actual.isfinite().all()) and bool(expected.isfinite().all())):
+        return float("inf")
+    scale = float(expected.abs().max())
+    if scale == 0:
+        return 0.0 if not bool(actual.any()) else float("inf")
+    return float((actual / scale - expected / scale).norm() / (expected / scale).norm())
+
+
+def count_macs(module: nn.Module, x: Tensor) -> int:
+    """Return the multiply-accumulates of one forward pass, as torch's own counter sees them."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(x)
+    flops = counter.get_total_flops()
+    if flops % 2:
+        raise AssertionError(f"an odd number of FLOPs: {flops}")
+    return flops // 2
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise ``AssertionError`` with the message unless the condition holds; works under ``python -O`` too."""
+    if not condition:
+        raise AssertionError(message)
