@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rankfold._version import __version__
-from rankfold.cli import compressing, demo, evaluating, inspecting
+from rankfold.cli import benching, compressing, demo, evaluating, inspecting, planning, reporting, tuning
 from rankfold.cli._session import show_traceback
 
 app = typer.Typer(
@@ -31,7 +31,12 @@ def _add(name: str, function: Callable[..., None], example: str) -> None:
 _add("demo", demo.demo, demo.EXAMPLE)
 _add("inspect", inspecting.inspect, inspecting.EXAMPLE)
 _add("compress", compressing.compress, compressing.EXAMPLE)
+_add("plan", planning.plan, planning.PLAN_EXAMPLE)
+_add("apply", planning.apply, planning.APPLY_EXAMPLE)
+_add("finetune", tuning.finetune, tuning.EXAMPLE)
 _add("evaluate", evaluating.evaluate, evaluating.EXAMPLE)
+_add("bench", benching.bench, benching.EXAMPLE)
+_add("report", reporting.report, reporting.EXAMPLE)
 
 
 def _print_version(wanted: bool) -> None:

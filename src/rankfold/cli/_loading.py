@@ -47,7 +47,7 @@ def open_data(source: Source, split: str, **options: Any) -> Iterable[Any]:
     shape = source.input_size[1:] if source.input_size else info.input_shape
     if source.data.startswith("imagefolder:") and shape is not None and len(shape) == 3:
         options["image_size"] = (shape[1], shape[2])
-    chosen = {"normalize": info, "batch_size": source.batch_size, "seed": source.seed, **options}
+    chosen: dict[str, Any] = {"normalize": info, "batch_size": source.batch_size, "seed": source.seed, **options}
     loader = zoo.data(source.data, split=split, **chosen)
     if iter(loader) is loader:
         raise DataError(

@@ -108,8 +108,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 if show_traceback.get():
                     traceback.print_exc()
                 _tell(
-                    f"unexpected error: {type(error).__name__}: {error}\nThis is a bug in rankfold or in code of yours that "
-                    "it ran. Please report it with what `rankfold --traceback COMMAND ...` shows."
+                    f"unexpected error: {type(error).__name__}: {error}\nThis is a bug in rankfold or in code of yours "
+                    "that it ran. Please report it with what `rankfold --traceback COMMAND ...` shows."
                 )
                 raise typer.Exit(UNEXPECTED) from None
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rankfold._files import check_writable
 from rankfold.cli._session import Output
 from rankfold.errors import ConfigError, RankfoldError
 from rankfold.reporting import Report
@@ -32,7 +32,7 @@ def check_folder(path: str) -> Path:
         other = sorted(f.name for f in folder.iterdir() if f.name not in LEFT_OVER and not f.name.endswith(".tmp"))
         if other:
             raise RankfoldError(f"--out {path!r} holds other files ({other[0]!r}). Give an empty or new folder.")
-    _check_writable(folder, path)
+    check_writable(folder)
     return folder
 
 
@@ -43,20 +43,8 @@ def check_file(path: str, suffixes: tuple[str, ...]) -> Path:
         raise RankfoldError(f"--out {path!r} is a folder. Give a file ending in {' or '.join(suffixes)}.")
     if file.suffix.lower() not in suffixes:
         raise ConfigError(f"--out must end in {' or '.join(suffixes)}. Got {path!r} instead.")
-    _check_writable(file.parent, path)
+    check_writable(file.parent)
     return file
-
-
-def _check_writable(folder: Path, path: str) -> None:
-    """Try it: permission bits say little (root, read-only file systems, full disks)."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    try:
-        with tempfile.TemporaryDirectory(dir=existing, prefix=".rankfold-"):
-            pass
-    except OSError as error:
-        raise RankfoldError(f"cannot write to {path!r}: {error.strerror or error}. Choose another place.") from error
 
 
 def close(out: Output, command: str, report: Report, files: Mapping[str, Path], **more: Any) -> None:

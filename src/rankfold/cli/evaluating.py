@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,7 +47,8 @@ def evaluate(
 ) -> None:
     """Measure a compressed model, or a dense one, on the test images.
 
-    An artefact remembers its network and its data, so its folder is all that is needed; options go before what it remembers.
+    An artefact remembers its network and its data, so its folder is all that is needed; options go before what it
+    remembers.
     """
     import rankfold as rf
     from rankfold.cli._loading import check_name, open_data, open_model, pick_device, pick_metric
@@ -59,7 +60,7 @@ def evaluate(
 
     with session(as_json=as_json, quiet=quiet) as printer:
         artifact = Path(target).exists() or target.endswith(("/", "\\"))
-        options = {
+        options: dict[str, Any] = {
             "weights": weights, "num_classes": num_classes, "data": data, "input_size": input_size,
             "batch_size": batch_size, "limit_test": limit_test,
         }  # fmt: skip

@@ -1,0 +1,133 @@
+"""The end of every road: save, load again, measure the loaded model, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import rankfold as rf
+from rankfold.api.compressing import layer_costs
+from rankfold.cli._source import Source
+from rankfold.cost import blueprint_cost
+from rankfold.errors import CorruptArtifact
+from rankfold.evaluation import metric_name
+from rankfold.methods import get as get_method
+from rankfold.records import Inventory, Plan
+from rankfold.reporting import EpochRow, MetricValue, Report, build_report
+from rankfold.storage.artifact import PLAN_FILE, WEIGHTS_FILE
+
+Metric = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What is known of a compressed model when it is to be written.
+
+    Parameters
+    ----------
+    dense, small : Module
+        The original and the compressed model.
+    plan : Plan
+        What was applied.
+    inventory : Inventory
+        Of the original.
+    example : object
+        The example input.
+    metric : callable or None
+        What is measured.
+    values : mapping
+        Of the metric, by field of `MetricValue`, as far as they were measured.
+    errors : mapping
+        Measured error by layer.
+    history : sequence of EpochRow
+        Of fine-tuning.
+    notes : sequence of str
+        For the report.
+    timings : mapping
+        Seconds by stage.
+    """
+
+    dense: nn.Module
+    small: nn.Module
+    plan: Plan
+    inventory: Inventory
+    example: Any
+    metric: Metric | None
+    values: Mapping[str, float]
+    errors: Mapping[str, float]
+    history: Sequence[EpochRow] = ()
+    notes: Sequence[str] = ()
+    timings: Mapping[str, float]
+
+
+def finish(done: Finished, source: Source, folder: Path) -> Report:
+    """Write artefact, ``source.json`` and report; the last value in the report is the reloaded model's."""
+    # A folder that holds a plan is one that `save` knows for its own, a checkpoint in it or not.
+    done.plan.save(folder / PLAN_FILE)
+    rf.save(done.small, folder, plan=done.plan)
+    source.save(folder)
+    loaded = rf.load(folder, done.dense)
+    metrics: list[MetricValue] = []
+    if done.metric is not None:
+        higher = bool(getattr(done.metric, "higher_is_better", True))
+        values: dict[str, Any] = {**done.values, "reloaded": rf.evaluate(loaded, done.metric)}
+        metrics.append(MetricValue(name=metric_name(done.metric), higher_is_better=higher, **values))
+    report = build_report(
+        done.inventory,
+        done.plan,
+        rf.inspect(loaded, done.example).total,
+        layer_costs(loaded, done.inventory),
+        metrics=metrics,
+        history=done.history,
+        notes=done.notes,
+        disk_bytes=sum((folder / name).stat().st_size for name in (PLAN_FILE, WEIGHTS_FILE)),
+        measured_errors=done.errors,
+        model_name=source.model,
+        timings=done.timings,
+    )
+    report.save(folder / "report.html")
+    report.save(folder / "report.json")
+    return report
+
+
+def predict(inventory: Inventory, plan: Plan, name: str) -> Report:
+    """Return the report of a plan that has not been applied: costs by the methods' formulas, predicted errors."""
+    costs = {}
+    after = inventory.total
+    for layer_name, choice in plan.factored.items():
+        layer = inventory.layer(layer_name)
+        method = get_method(choice.method or "", choice.options)
+        costs[layer_name] = blueprint_cost(method.blueprint(layer, choice.ranks), layer)
+        after = after + costs[layer_name] - inventory.costs[layer_name]
+    return build_report(inventory, plan, after, costs, model_name=name, notes=["planned, not applied yet"])
+
+
+def earlier_report(folder: str | Path) -> Report | None:
+    """Return the report beside an artefact; None if there is none that can be read."""
+    try:
+        return Report.load(folder)
+    except CorruptArtifact:
+        return None
+
+
+def earlier_values(report: Report | None, metric: Metric, source: Source, now: Source) -> dict[str, float]:
+    """Return dense and final value of a metric from an earlier report, if they are of the same data and network."""
+    if report is None or replace(source, seed=now.seed) != now:
+        return {}
+    for known in report.metrics:
+        if known.name == metric_name(metric):
+            return {"dense": known.dense, "compressed": known.final}
+    return {}
+
+
+def calibrated(model: nn.Module, loader: Iterable[Any] | None, renewed: bool) -> list[str]:
+    """Return the note on BatchNorm statistics, if there are any and data to judge by."""
+    if loader is None or not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return []
+    verdict = "replaced: they bring the outputs closer to the original's" if renewed else "kept as they were"
+    return [f"BatchNorm statistics were {verdict}"]
