@@ -184,7 +184,7 @@ def compress(
         layer_costs(small, inventory),
         metrics=[_metric(evaluate, values)] if evaluate is not None else [],
         history=history_rows(tuned),
-        notes=_notes(inventory, renewed, batches is not None),
+        notes=_notes(inventory, renewed if batches is not None and _has_batchnorm(model) else None),
         disk_bytes=disk_bytes,
         measured_errors=errors,
         model_name=name or type(model).__name__,
@@ -262,12 +262,16 @@ def _metric(evaluate: Callable[[nn.Module], float], values: Mapping[str, float])
     )
 
 
-def _notes(inventory: Inventory, renewed: bool, calibrated: bool) -> list[str]:
+def _has_batchnorm(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
+
+
+def _notes(inventory: Inventory, renewed: bool | None) -> list[str]:
     notes = []
     if inventory.coverage[0] < LOW_COVERAGE:
         notes.append(f"only {inventory.coverage[0]:.0%} of the parameters lie in layers that can be compressed")
-    if calibrated:
-        verdict = "replaced: they bring the outputs closer to the original's" if renewed else "kept as they were"
-        notes.append(f"BatchNorm statistics were {verdict}")
+    if renewed is not None:
+        verdict = "replaced: new ones bring the outputs closer to the original's"
+        notes.append(f"BatchNorm statistics were {verdict if renewed else 'kept: new ones would not help'}")
     notes += [f"{layer.name}: {layer.note}" for layer in inventory.compressible if layer.note]
     return notes
