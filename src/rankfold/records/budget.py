@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from rankfold.errors import BudgetError, UnknownNameError
 from rankfold.records.cost import RESOURCES, Cost
@@ -50,10 +51,12 @@ class Bound:
 
     def limit(self, dense: Cost) -> int:
         """Return the absolute amount, rounded down."""
-        # A share such as 0.29 is a little less than 29 %, which may not cost a unit.
-        if self.relative:
-            return math.floor(self.value * dense.get(self.resource) * (1 + 1e-12) + 1e-9)
-        return int(self.value)
+        if not self.relative:
+            return int(self.value)
+        # The float 0.29 is a little less than 29 %, which may not cost a unit.
+        share = Fraction(self.value).limit_denominator(10**6)
+        exact = share if float(share) == self.value else Fraction(self.value)
+        return math.floor(exact * dense.get(self.resource))
 
     def __str__(self) -> str:
         """Write the bound so that `Budget.parse` reads the very same number again."""
