@@ -75,7 +75,7 @@ class FineTune:
     max_grad_norm : float or None
         Clip the gradient to this norm; None leaves it as it is. Distillation's gradients are large
         just after compression: a ResNet-20 at 30 % of its parameters, fine-tuned for two epochs of
-        8,192 CIFAR-10 images, reached 81.9 % top-1 with it and 64.1 % without.
+        8,192 CIFAR-10 images, reached 81.9 % top-1 (of 2,000 test images) with it and 64.1 % without.
     mixed_precision : {"no", "fp16", "bf16"} or None
         None is what ``accelerate launch`` says, else ``"no"``. ``"fp16"`` needs an accelerator.
     freeze_batchnorm_statistics : bool
