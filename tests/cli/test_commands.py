@@ -224,3 +224,10 @@ def test_demo(run: Run, tmp_path: Path) -> None:
     assert metric.final >= metric.dense - 0.01
     assert (tmp_path / "demo" / "report.html").is_file()
     assert run("evaluate", tmp_path / "demo", "--json").document["value"] == metric.final
+
+
+def test_random_weights_are_pointed_out(run: Run, artifact: Path) -> None:
+    dense = ("lenet5_mnist5k", "--data", "mnist5k", "--limit-test", "10")
+    assert "warning: lenet5_mnist5k has random weights" in run("evaluate", *dense).err
+    assert not run("evaluate", *dense, "--weights", "bundled").err
+    assert not run("evaluate", artifact, "--limit-test", "10").err, "an artefact brings its weights"

@@ -34,10 +34,11 @@ zoo.data("mnist5k", split="train")
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        os.dup2(2, 1)
+        log, *args = json.loads(line)
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         code = 1
         try:
-            app(json.loads(line))
+            app(args)
         except SystemExit as end:
             code = end.code or 0
         finally:
@@ -50,7 +51,8 @@ for line in sys.stdin:
 class Server:
     """Starts a command and returns its process id; says how it ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path) -> None:
+        self.log = log
         self.process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT],
             env={**os.environ, "PYTHONPATH": str(Path(rankfold.__path__[0]).parent)},
@@ -61,7 +63,7 @@ class Server:
 
     def start(self, *args: str | Path) -> int:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([str(a) for a in args]) + "\n")
+        self.process.stdin.write(json.dumps([str(a) for a in (self.log, *args)]) + "\n")
         self.process.stdin.flush()
         return self.ended()
 
@@ -71,8 +73,8 @@ class Server:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
+def server(tmp_path: Path) -> Iterator[Server]:
+    found = Server(tmp_path / "log")
     with found.process:
         yield found
         assert found.process.stdin is not None
@@ -107,11 +109,14 @@ def test_killed_command_goes_on(tmp_path: Path, artifact: Path, server: Server) 
         assert server.ended() == -signal.SIGKILL, f"kill {kill} came too late, after steps {reached}"
         reached.append(done_steps(checkpoint))
         assert not (killed / "model.safetensors").exists()
+    assert reached == sorted(reached)
     assert 0 < reached[-1] < STEPS, f"killed after steps {reached}"
     assert len(set(reached)) >= 5, f"killed after steps {reached}"
 
-    server.start(*command, killed)
+    server.start(*command, killed, "--json")
     assert server.ended() == 0
+    said = json.loads(server.log.read_text())
+    assert (said["resumed_from"], said["steps"]) == (reached[-1], STEPS)
     ours, theirs, before = (load_file(folder / "model.safetensors") for folder in (killed, straight, artifact))
     assert ours.keys() == theirs.keys() == before.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

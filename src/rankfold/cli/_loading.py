@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import nn
 from rankfold import zoo
 from rankfold._batches import split_batch
 from rankfold.cli._source import Source
-from rankfold.errors import ConfigError, DataError, UnknownNameError
+from rankfold.errors import ConfigError, DataError, RankfoldWarning, UnknownNameError
 from rankfold.evaluation import agreement, topk
+from rankfold.zoo.factories import is_factory
 
 
 def pick_device(name: str) -> torch.device:
@@ -37,6 +39,22 @@ def open_model(source: Source, device: torch.device | None = None) -> nn.Module:
     """Build the network with its weights, on the device."""
     model = zoo.create(source.model, weights=source.weights, num_classes=source.num_classes, seed=source.seed)
     return model.to(device or torch.device("cpu"))
+
+
+def is_trained(source: Source) -> bool:
+    """Whether the network comes with weights: from a file, or from a factory that may load its own."""
+    return source.weights is not None or is_factory(source.model)
+
+
+def warn_untrained(source: Source) -> None:
+    """Warn if random weights are going to be measured."""
+    if source.data is not None and not is_trained(source):
+        bundled = ", such as bundled" if zoo.entry(source.model).bundled else ""
+        warnings.warn(
+            f"{source.model} has random weights, so what is measured means nothing. Give --weights{bundled}.",
+            RankfoldWarning,
+            stacklevel=2,
+        )
 
 
 def open_data(source: Source, split: str, **options: Any) -> Iterable[Any]:

@@ -61,6 +61,7 @@ def compress(
         open_test,
         pick_device,
         pick_metric,
+        warn_untrained,
     )
     from rankfold.cli._parsing import planning_options
     from rankfold.cli._source import source_of
@@ -84,6 +85,7 @@ def compress(
         place = pick_device(device)
         folder = check_folder(out)
         check_name(source)
+        warn_untrained(source)
         test = open_test(source)
         tuning = with_data(tuning, source, batch_size=train_batch_size, limit=limit_train, augment=augment)
         calibration = None if data is None else open_data(source, "calibration", limit=calibration_images)

@@ -51,7 +51,7 @@ def evaluate(
     remembers.
     """
     import rankfold as rf
-    from rankfold.cli._loading import check_name, open_data, open_model, pick_device, pick_metric
+    from rankfold.cli._loading import check_name, open_data, open_model, pick_device, pick_metric, warn_untrained
     from rankfold.cli._source import artifact_source, source_of
     from rankfold.errors import ConfigError
     from rankfold.evaluation import metric_name
@@ -69,6 +69,8 @@ def evaluate(
         source = artifact_source(target, model=model, **options) if artifact else source_of(target, **options)
         place = pick_device(device)
         check_name(source)
+        if not artifact:
+            warn_untrained(source)
         test = open_data(source, "test", limit=source.limit_test)
         fresh = open_model(source, place)
         measured = rf.load(target, fresh) if artifact else fresh
@@ -85,6 +87,7 @@ def evaluate(
 
 
 def _check_reference(metric: Callable[[nn.Module], float], artifact: bool, source: Source) -> None:
+    from rankfold.cli._loading import is_trained
     from rankfold.errors import ConfigError
     from rankfold.evaluation import metric_name
 
@@ -95,7 +98,7 @@ def _check_reference(metric: Callable[[nn.Module], float], artifact: bool, sourc
             f"agreement compares an artefact with its original, but {source.model!r} is the original itself. "
             "Give an artefact's folder, or data with labels."
         )
-    if source.weights is None:
+    if not is_trained(source):
         raise ConfigError("agreement needs the original's weights. Give --weights.")
 
 

@@ -54,7 +54,7 @@ def plan(
     Nothing is changed: `rankfold apply` does what the plan says.
     """
     import rankfold as rf
-    from rankfold.cli._loading import check_name, open_data, open_example, open_model, pick_device
+    from rankfold.cli._loading import check_name, open_data, open_example, open_model, pick_device, warn_untrained
     from rankfold.cli._parsing import planning_options
     from rankfold.cli._road import predict
     from rankfold.cli._source import source_of
@@ -73,6 +73,7 @@ def plan(
         place = pick_device(device)
         file = check_file(out, (".json",))
         check_name(source)
+        warn_untrained(source)
         calibration = None if data is None else open_data(source, "calibration", limit=calibration_images)
         dense = open_model(source, place)
         example = open_example(source, calibration)
@@ -117,6 +118,7 @@ def apply(
         open_test,
         pick_device,
         pick_metric,
+        warn_untrained,
     )
     from rankfold.cli._road import Finished, calibrated, finish
     from rankfold.cli._source import source_of
@@ -133,6 +135,7 @@ def apply(
         place = pick_device(device)
         folder = check_folder(out)
         check_name(source)
+        warn_untrained(source)
         test = open_test(source)
         calibration = None if data is None else open_data(source, "calibration", limit=calibration_images)
         dense = open_model(source, place)

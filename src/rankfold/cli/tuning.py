@@ -58,7 +58,15 @@ def finetune(
     """
     import rankfold as rf
     from rankfold.api.compressing import history_rows
-    from rankfold.cli._loading import check_name, open_example, open_model, open_test, pick_device, pick_metric
+    from rankfold.cli._loading import (
+        check_name,
+        is_trained,
+        open_example,
+        open_model,
+        open_test,
+        pick_device,
+        pick_metric,
+    )
     from rankfold.cli._road import Finished, earlier_report, earlier_values, finish
     from rankfold.cli._source import Source, artifact_source
     from rankfold.cli._tuning import tuning_options, with_data
@@ -93,7 +101,9 @@ def finetune(
         values = earlier_values(earlier, metric, Source.load(artifact) or source, source)
         if not values:
             values = {"dense": rf.evaluate(dense, metric), "compressed": rf.evaluate(small, metric)}
-        teacher = dense if source.weights is not None else None
+        teacher = dense if is_trained(source) else None
+        if teacher is None:
+            printer.say("no weights of the original are known: training without it as the teacher (see --weights)")
         result = rf.finetune_(small, config, teacher=teacher)
         values["tuned"] = rf.evaluate(small, metric)
         if result.resumed_from:
