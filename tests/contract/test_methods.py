@@ -1,4 +1,4 @@
-"""The contract over every registered method and every layer of the zoo: a new method is tested without writing a test."""
+"""The contract over every registered method and every layer of the zoo; a new method needs no test of its own here."""
 
 from __future__ import annotations
 

@@ -4,3 +4,8 @@ from rankfold.testing.cases import LayerCase as LayerCase
 from rankfold.testing.cases import layer_zoo as layer_zoo
 from rankfold.testing.methods import check_method as check_method
 from rankfold.testing.methods import method_checks as method_checks
+from rankfold.testing.problems import ModelCase as ModelCase
+from rankfold.testing.problems import make_problem as make_problem
+from rankfold.testing.problems import model_zoo as model_zoo
+from rankfold.testing.strategies import check_strategy as check_strategy
+from rankfold.testing.strategies import strategy_checks as strategy_checks

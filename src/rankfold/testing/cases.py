@@ -58,7 +58,7 @@ class LayerCase:
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.normal_(generator=generator)
-        return module.to(dtype=self.dtype, memory_format=self.memory_format)
+        return module.to(self.dtype).to(memory_format=self.memory_format)
 
     def input(self) -> Tensor:
         """Return the input, the same on every call."""

@@ -24,7 +24,7 @@ def cost_is_the_modules(method: Method, case: LayerCase) -> None:
         macs, fm = count_macs(module, subject.input), _feature_maps(module, subject.input)
         expect(
             cost.params == params,
-            f"ranks {ranks}: the blueprint says {cost.params} parameters, the module has {params}",
+            f"ranks {ranks}: the blueprint says {cost.params} parameters, not {params}",
         )
         expect(cost.weight_bytes == size, f"ranks {ranks}: the blueprint says {cost.weight_bytes} bytes, not {size}")
         expect(cost.macs == macs, f"ranks {ranks}: the blueprint says {cost.macs} MACs, the forward pass does {macs}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankfold import methods
 from rankfold.methods import Method
@@ -28,13 +28,13 @@ def weight_is_what_forward_computes(method: Method, case: LayerCase) -> None:
     """The stock layer with the factored layer's ``weight`` and ``bias`` computes what its stages compute."""
     subject = Subject.of(case)
     subject.module.double()
-    x, dense_bias = subject.input.double(), subject.module.bias
+    x, dense_bias = subject.input.double(), dict(subject.module.named_parameters()).get("bias")
     for ranks in [*sample_ranks(method, subject.info, count=2), method.max_ranks(subject.info)]:
         module = subject.random(method, ranks, dtype=torch.float64)
         expect((module.bias is None) == (dense_bias is None), f"ranks {ranks}: a bias appeared or was lost")
         with torch.no_grad():
             subject.set_weight(module.weight)
-            if isinstance(dense_bias, nn.Parameter) and module.bias is not None:
+            if dense_bias is not None and module.bias is not None:
                 dense_bias.copy_(module.bias)
             error, tolerance = relative_error(module(x), subject.module(x)), OUTPUT_TOLERANCE[torch.float64]
         expect(error <= tolerance, f"ranks {ranks}: .weight and the forward pass differ by {error:.2e}")

@@ -12,7 +12,7 @@ from rankfold.methods import Method
 from rankfold.records import LayerInfo
 from rankfold.testing import accuracy, costs, exactness, modules, refusals
 from rankfold.testing.cases import LayerCase, layer_zoo
-from rankfold.testing.subject import Subject
+from rankfold.testing.subject import Subject, run_all
 
 Check = Callable[[Method, LayerCase], None]
 
@@ -105,17 +105,7 @@ def check_method(method: str | Method, *, cases: Sequence[LayerCase] | None = No
     AssertionError
         Naming every check that failed, with what it said.
     """
-    failures: list[str] = []
-    count = 0
-    for name, check in method_checks(method, cases=cases):
-        count += 1
-        try:
-            check()
-        except Exception as error:  # a crash is a failure like any other
-            failures.append(f"{name}: {type(error).__name__}: {error}")
-    if failures:
-        raise AssertionError(f"{len(failures)} of {count} checks failed:\n  " + "\n  ".join(failures))
-    return count
+    return run_all(method_checks(method, cases=cases))
 
 
 @cache

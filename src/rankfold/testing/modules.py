@@ -42,14 +42,14 @@ def weight_is_differentiable(method: Method, case: LayerCase) -> None:
 
 
 def no_dense_weight_in_forward(method: Method, case: LayerCase) -> None:
-    """The forward pass consists of stock layers and never reads ``weight``; what it multiplies is what the cost says."""
+    """The forward pass consists of stock layers and never reads ``weight``."""
     subject = Subject.of(case)
     for ranks in sample_ranks(method, subject.info, count=2):
         module = subject.random(method, ranks)
         failure = AssertionError(f"ranks {ranks}: the forward pass reads .weight")
-        with mock.patch.object(type(module), "weight", new_callable=mock.PropertyMock, side_effect=failure):
-            with torch.no_grad():
-                module(subject.input)
+        unreadable = mock.patch.object(type(module), "weight", new_callable=mock.PropertyMock, side_effect=failure)
+        with unreadable, torch.no_grad():
+            module(subject.input)
         owners = [m for m in module.modules() if m is not module and list(m.parameters(recurse=False))]
         foreign = {type(m).__name__ for m in owners if not type(m).__module__.startswith(("torch.nn.", "rankfold."))}
         expect(not foreign, f"ranks {ranks}: stages of foreign classes {sorted(foreign)}")

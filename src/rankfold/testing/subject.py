@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +86,7 @@ class Subject:
     def built(
         self, method: Method, ranks: Ranks, factors: tuple[Tensor, ...] | None, *, dtype: torch.dtype | None = None
     ) -> Factored:
-        """Return the module of a method's blueprint, in the case's memory format; without factors it is uninitialised."""
+        """Return the module of a method's blueprint, in the case's memory format; uninitialised without factors."""
         module = build(
             method.blueprint(self.info, ranks),
             self.info,
@@ -106,14 +108,15 @@ class Subject:
         return module
 
 
-def _arguments(module: nn.Module) -> dict[str, object]:
+def _arguments(module: nn.Module) -> dict[str, Any]:
     """Return the constructor's arguments, read off a layer."""
+    bias = "bias" in dict(module.named_parameters())
     if isinstance(module, nn.Linear):
-        return {"in_features": module.in_features, "out_features": module.out_features, "bias": module.bias is not None}
+        return {"in_features": module.in_features, "out_features": module.out_features, "bias": bias}
     names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         names.append("output_padding")
-    return {name: getattr(module, name) for name in names} | {"bias": module.bias is not None}
+    return {name: getattr(module, name) for name in names} | {"bias": bias}
 
 
 def sample_ranks(method: Method, info: LayerInfo, *, count: int) -> list[Ranks]:
@@ -145,7 +148,7 @@ def neighbours(method: Method, info: LayerInfo, *, most: int = 64) -> list[tuple
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Return the Frobenius norm of the difference over that of `expected`, in float64; infinite if anything is not finite.
+    """Return the Frobenius norm of the difference over that of `expected`, in float64; infinity where not finite.
 
     Both are first divided by the largest magnitude of `expected`, so that squares of huge and tiny values do not
     overflow.
@@ -177,3 +180,18 @@ def expect(condition: bool, message: str) -> None:
     """Raise ``AssertionError`` with the message unless the condition holds; works under ``python -O`` too."""
     if not condition:
         raise AssertionError(message)
+
+
+def run_all(checks: Iterator[tuple[str, Callable[[], None]]]) -> int:
+    """Run checks, all of them; return their number, or raise ``AssertionError`` with what each failing one said."""
+    failures: list[str] = []
+    count = 0
+    for name, check in checks:
+        count += 1
+        try:
+            check()
+        except Exception as error:  # a crash is a failure like any other
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+    if failures:
+        raise AssertionError(f"{len(failures)} of {count} checks failed:\n  " + "\n  ".join(failures))
+    return count

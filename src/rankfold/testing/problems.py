@@ -1,0 +1,165 @@
+"""Small networks for strategies to plan, and the problem that each of them poses."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.candidates import DEFAULT_METHODS, TableConfig, build_table
+from rankfold.inventory import inspect, layer_weight
+from rankfold.records import Budget, Candidate, CandidateTable, Plan, Problem
+from rankfold.surgery import apply_plan_, copy_model
+from rankfold.testing.cases import SEED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModelCase:
+    """A network and an input for it.
+
+    Parameters
+    ----------
+    id : str
+        A name, unique among `model_zoo`.
+    build : callable
+        Returns the network; its random weights are the same on every call.
+    input_shape : tuple of int
+        Of the input.
+    compressible : bool
+        Whether any of its layers can be compressed.
+    """
+
+    id: str
+    build: Callable[[], nn.Module]
+    input_shape: tuple[int, ...]
+    compressible: bool = True
+
+    def model(self) -> nn.Module:
+        """Return the network; no global generator is touched."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            model = self.build().eval()
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                _concentrate_(parameter)
+        return model
+
+    def input(self) -> Tensor:
+        """Return the input, the same on every call."""
+        return torch.randn(self.input_shape, generator=torch.Generator().manual_seed(SEED))
+
+
+def make_problem(
+    case: ModelCase, model: nn.Module, *, budget: Budget | None = None, fixed: Mapping[str, Candidate] | None = None
+) -> Problem:
+    """Return the problem of compressing a model by its weights alone, with the default methods."""
+    inventory = inspect(model, case.input())
+    weight = partial(layer_weight, model)
+    decided = dict(fixed or {})
+
+    @cache
+    def table() -> CandidateTable:
+        return build_table(inventory, weight, TableConfig(points=16), fixed=decided)
+
+    return Problem(
+        inventory=inventory,
+        table=table,
+        weight=weight,
+        budget=budget,
+        seed=SEED,
+        methods=DEFAULT_METHODS,
+        fixed=decided,
+        apply=applied,
+    )
+
+
+def applied(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of the model with the plan applied."""
+    return apply_plan_(copy_model(model), plan)
+
+
+@torch.no_grad()
+def _concentrate_(weight: Tensor) -> None:
+    """Let the singular values of the weight's matrix fall geometrically, to a hundredth, as training does to them."""
+    left, values, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    falling = values[0] * torch.logspace(0, -2, len(values))
+    weight.copy_(((left * falling) @ right).reshape(weight.shape))
+
+
+def _mlp() -> nn.Module:
+    layers = {"fc1": nn.Linear(24, 32), "act1": nn.ReLU(), "fc2": nn.Linear(32, 16), "act2": nn.ReLU()}
+    return nn.Sequential(OrderedDict({**layers, "fc3": nn.Linear(16, 10, bias=False)}))
+
+
+def _cnn() -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, 12, 3, padding=1, bias=False),
+            norm1=nn.BatchNorm2d(12),
+            act1=nn.ReLU(),
+            conv2=nn.Conv2d(12, 16, 3, stride=2, padding=1),
+            depthwise=nn.Conv2d(16, 16, 3, groups=16, padding=1),
+            pointwise=nn.Conv2d(16, 24, 1),
+            act2=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(2),
+            flat=nn.Flatten(),
+            fc1=nn.Linear(96, 10),
+        )
+    )
+
+
+def _grouped() -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(8, 16, (3, 5), groups=2, padding=(1, 2), padding_mode="circular"),
+            act1=nn.ReLU(),
+            up=nn.ConvTranspose2d(16, 8, 3, stride=2, padding=1, output_padding=1),
+            act2=nn.ReLU(),
+            conv2=nn.Conv2d(8, 8, 3, dilation=2),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            fc1=nn.Linear(8, 12),
+        )
+    )
+
+
+class _Tied(nn.Module):
+    """One layer called twice, two layers that share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(20, 20)
+        self.fc2 = nn.Linear(20, 20)
+        self.fc3 = nn.Linear(20, 20)
+        self.fc3.weight = self.fc2.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(self.fc2(self.fc1(self.fc1(x).relu()).relu()).relu())
+
+
+def _incompressible() -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            depthwise=nn.Conv2d(2, 2, 3, groups=2),
+            norm=nn.BatchNorm2d(2),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            fc1=nn.Linear(2, 2),  # at rank one as large as it is
+        )
+    )
+
+
+@cache
+def model_zoo() -> tuple[ModelCase, ...]:
+    """Return the networks: linear layers only, a CNN, grouped and transposed, shared and tied, nothing to compress."""
+    return (
+        ModelCase(id="mlp", build=_mlp, input_shape=(2, 24)),
+        ModelCase(id="cnn", build=_cnn, input_shape=(2, 3, 10, 9)),
+        ModelCase(id="grouped", build=_grouped, input_shape=(1, 8, 7, 8)),
+        ModelCase(id="tied", build=_Tied, input_shape=(3, 20)),
+        ModelCase(id="incompressible", build=_incompressible, input_shape=(2, 2, 5, 5), compressible=False),
+    )

@@ -1,0 +1,220 @@
+"""The contract of strategies: every check over every strategy and every network of the model zoo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold import methods, strategies
+from rankfold._config import build_config, config_to_dict
+from rankfold.errors import InfeasibleBudget
+from rankfold.inventory import layer_weight
+from rankfold.records import Bound, Budget, Plan
+from rankfold.strategies import Strategy
+from rankfold.surgery import factored_layers
+from rankfold.testing.problems import ModelCase, applied, make_problem, model_zoo
+from rankfold.testing.subject import count_macs, expect, relative_error, run_all
+from rankfold.testing.tolerances import ERROR_SLACK, OUTPUT_TOLERANCE
+
+StrategyCheck = Callable[[Strategy, ModelCase], None]
+
+BUDGETS = ("params<=98%", "params<=60%", "params/3", "macs<=70%", "flash<=60%", "params<=75%, macs<=85%", "memory<=90%")
+"""What `budget_is_kept` asks for."""
+
+EXAMPLE_OPTIONS: dict[str, dict[str, Any]] = {"manual": {"layers": {"fc1": ("svd", (1,))}}}
+"""Options of registered strategies that have no usable defaults."""
+
+
+def plan_covers_every_layer(strategy: Strategy, case: ModelCase) -> None:
+    """The plan decides on every layer of the inventory, with a reason where it keeps one, and applies."""
+    model = case.model()
+    problem = make_problem(case, model)
+    plan = strategy.plan(problem)
+    names = [layer.name for layer in problem.inventory]
+    expect(list(plan.layers) == names, f"the plan has the layers {list(plan.layers)}, the inventory {names}")
+    for name, choice in plan.layers.items():
+        layer = problem.inventory.layer(name)
+        if choice.method is None:
+            expect(bool(choice.reason), f"layer {name!r} is kept without a reason")
+        else:
+            expect(layer.skip is None, f"layer {name!r} cannot be compressed ({layer.skip}) but is planned")
+            method = methods.get(choice.method, choice.options)
+            methods.check_supported(method, layer)
+            methods.check_ranks(method, layer, choice.ranks)
+        expect(plan.fingerprint.get(name) == layer.describe(), f"layer {name!r} has no fingerprint")
+    expect(plan.provenance.strategy == strategy.name, f"provenance says {plan.provenance.strategy!r}")
+    with torch.no_grad():
+        dense, small = model(case.input()), applied(model, plan)(case.input())
+    expect(dense.shape == small.shape and bool(small.isfinite().all()), "the applied plan does not run")
+
+
+def budget_is_kept(strategy: Strategy, case: ModelCase) -> None:
+    """The model built from a plan, counted anew, is within the budget; a refused budget is really out of reach."""
+    kept = 0
+    for text in BUDGETS:
+        model = case.model()
+        budget = Budget.parse(text)
+        try:
+            plan = strategy.plan(make_problem(case, model, budget=budget))
+        except InfeasibleBudget as error:
+            expect(len(error.rows) > 0, f"{text}: refused without a table of what is reachable")
+            expect(
+                any(asked < least for _, asked, least, _ in error.rows), f"{text}: refused though reachable: {error}"
+            )
+            continue
+        kept += 1
+        _check_within(budget, model, applied(model, plan), case, text)
+    expect(kept > 0 or not case.compressible, "no budget at all could be met")
+
+
+def _check_within(budget: Budget, model: nn.Module, small: nn.Module, case: ModelCase, text: str) -> None:
+    dense = make_problem(case, model).inventory.total
+    counted: dict[str, Callable[[], int]] = {
+        "params": lambda: sum(p.numel() for p in small.parameters()),
+        "macs": lambda: count_macs(small, case.input()),
+        "flash": lambda: sum(t.numel() * t.element_size() for t in _unique(small)),
+    }
+    for bound in budget.bounds:
+        if bound.resource in counted:
+            amount, limit = counted[bound.resource](), bound.limit(dense)
+            expect(amount <= limit, f"{text}: the built model has {amount} {bound.resource}, allowed {limit}")
+
+
+def _unique(model: nn.Module) -> list[torch.Tensor]:
+    return list({id(t): t for t in (*model.parameters(), *model.buffers())}.values())
+
+
+def impossible_budget_is_refused(strategy: Strategy, case: ModelCase) -> None:
+    """One parameter, one MAC: `InfeasibleBudget` names the least reachable value, which can then be reached."""
+    for resource in ("params", "macs"):
+        amount = 1
+        for _ in range(4):  # the table's least value may be lower than the strategy's
+            model = case.model()
+            budget = Budget((Bound(resource=resource, value=amount, relative=False),))
+            try:
+                plan = strategy.plan(make_problem(case, model, budget=budget))
+            except InfeasibleBudget as error:
+                rows = [row for row in error.rows if row[0] == resource]
+                expect(len(rows) == 1, f"{budget}: no least reachable value of {resource}: {error}")
+                _, asked, least, dense = rows[0]
+                expect(asked == amount < least <= dense, f"{budget}: the table says {rows[0]}")
+                expect(
+                    str(least) in str(error).replace(",", ""), f"{budget}: the message does not name {least}: {error}"
+                )
+                amount = int(least)
+            else:
+                expect(amount > 1, f"{budget} was not refused")
+                _check_within(budget, model, applied(model, plan), case, str(budget))
+                break
+        else:
+            raise AssertionError(f"{resource}: what the strategy names as the least reachable is refused too")
+
+
+def same_plan_twice(strategy: Strategy, case: ModelCase) -> None:
+    """The same problem gives the same plan; the model and torch's global generator are left alone."""
+    model = case.model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    texts = [strategy.plan(make_problem(case, model)).to_json() for _ in range(2)]
+    expect(texts[0] == texts[1], "two plans of one problem differ")
+    same = all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    expect(same, "planning changed the model")
+    expect(torch.equal(state, torch.random.get_rng_state()), "torch's global random generator was used")
+
+
+def plan_round_trips(strategy: Strategy, case: ModelCase) -> None:
+    """Through JSON and back a plan says the same and builds the same model; so does the strategy's config."""
+    model = case.model()
+    plan = strategy.plan(make_problem(case, model))
+    again = Plan.from_json(plan.to_json())
+    expect(again.to_json() == plan.to_json(), "the plan's JSON changes when read and written")
+    with torch.no_grad():
+        outputs = [applied(model, p)(case.input()) for p in (plan, again)]
+    expect(torch.equal(*outputs), "the plan read from JSON builds another model")
+    options = json.loads(json.dumps(config_to_dict(strategy.config)))
+    config = build_config(type(strategy.config), options, owner=f"strategy {strategy.name!r}")
+    # As JSON, which has lists for tuples.
+    expect(json.loads(json.dumps(config_to_dict(config))) == options, "the config changes when read from JSON")
+
+
+def predictions_are_kept(strategy: Strategy, case: ModelCase) -> None:
+    """Every planned layer states an error, 0..1, that the built layer does not exceed."""
+    model = case.model()
+    plan = strategy.plan(make_problem(case, model))
+    small = applied(model, plan)
+    built = factored_layers(small)
+    slack = ERROR_SLACK + OUTPUT_TOLERANCE[torch.float32]  # the built layer is in float32
+    for name, choice in plan.factored.items():
+        error = choice.error
+        expect(error is not None and 0 <= error <= 1, f"layer {name!r} states the error {error}")
+        achieved = relative_error(built[name].weight, layer_weight(model, name))
+        expect(achieved <= (error or 0) + slack, f"layer {name!r}: predicted {error}, achieved {achieved}")
+
+
+def fixed_decisions_stand(strategy: Strategy, case: ModelCase) -> None:
+    """A decision made beforehand is in the plan as it is."""
+    model = case.model()
+    rows = make_problem(case, model).table().rows
+    for name, row in list(rows.items())[-2:]:
+        decided = row[len(row) // 2]
+        plan = strategy.plan(make_problem(case, model, fixed={name: decided}))
+        choice = plan.layers[name]
+        expect(
+            (choice.method, choice.ranks) == (decided.method, decided.ranks),
+            f"layer {name!r} was fixed to {decided.method} {decided.ranks}, planned {choice.method} {choice.ranks}",
+        )
+
+
+STRATEGY_CHECKS: tuple[StrategyCheck, ...] = (
+    plan_covers_every_layer,
+    budget_is_kept,
+    impossible_budget_is_refused,
+    same_plan_twice,
+    plan_round_trips,
+    predictions_are_kept,
+    fixed_decisions_stand,
+)
+"""Every check of a strategy."""
+
+
+def strategy_checks(
+    strategy: str | Strategy | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    cases: Sequence[ModelCase] | None = None,
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield every check of one strategy, or of all registered ones, as ``(id, callable)``; see `method_checks`.
+
+    Parameters
+    ----------
+    strategy : str, Strategy or None
+        A registered name, an instance, or None for every registered strategy.
+    options : mapping or None
+        Options of a strategy given by name.
+    cases : sequence of ModelCase or None
+        Networks to plan; all of `model_zoo` by default.
+    """
+    if strategy is None:
+        for name in strategies.registry.names():
+            yield from strategy_checks(name, cases=cases)
+        return
+    if isinstance(strategy, str):
+        strategy = strategies.get(strategy, EXAMPLE_OPTIONS.get(strategy) if options is None else options)
+    for case in model_zoo() if cases is None else cases:
+        for check in STRATEGY_CHECKS:
+            yield f"{strategy.name}-{case.id}-{check.__name__}", partial(check, strategy, case)
+
+
+def check_strategy(
+    strategy: str | Strategy,
+    *,
+    options: Mapping[str, Any] | None = None,
+    cases: Sequence[ModelCase] | None = None,
+) -> int:
+    """Run every check of one strategy and return their number; raise ``AssertionError`` naming those that failed."""
+    return run_all(strategy_checks(strategy, options=options, cases=cases))
