@@ -1,9 +1,9 @@
 # %% [markdown]
 # # From a trained network to a smaller one, stage by stage
 #
-# LeNet-5 for handwritten digits, with weights that come with rankfold. `rf.compress` does all of this in one call; here
-# every stage is called by itself, so that you can look at what it hands to the next. Run it as a script; `--smoke` makes
-# it short.
+# LeNet-5 for handwritten digits, with weights that come with rankfold. `rf.compress` does all of this in one call;
+# here every stage is called by itself, so that you can look at what it hands to the next. Run it as a script;
+# `--smoke` makes it short.
 
 # %%
 import argparse
@@ -30,8 +30,8 @@ inventory = rf.inspect(model, example)
 print(inventory.summary())
 
 # %% [markdown]
-# A plan says what to do with every layer. It is a small JSON file that you can read and edit. The last classifier is kept
-# by hand.
+# A plan says what to do with every layer. It is a small JSON file that you can read and edit. The last classifier is
+# kept by hand.
 
 # %%
 plan = rf.plan(model, example, budget="params<=25%", calibration=images, overrides={"fc3": None})
