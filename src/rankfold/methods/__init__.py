@@ -11,6 +11,7 @@ from rankfold.methods import ttm as ttm
 from rankfold.methods import tucker as tucker
 from rankfold.methods._base import Method as Method
 from rankfold.methods._base import Prepared as Prepared
+from rankfold.methods._base import check_finite as check_finite
 from rankfold.methods._base import check_ranks as check_ranks
 from rankfold.methods._base import check_supported as check_supported
 from rankfold.methods._base import get as get

@@ -111,6 +111,16 @@ def check_ranks(method: Method, layer: LayerInfo, ranks: Ranks) -> None:
         )
 
 
+def check_finite(weight: Tensor, layer: LayerInfo) -> None:
+    """Raise `InvalidWeight`, naming the layer, if a weight holds NaN or infinity."""
+    bad = int((~torch.isfinite(weight)).sum())
+    if bad:
+        raise InvalidWeight(
+            f"the weight of layer {layer.name!r} ({layer.describe()}) holds {bad} NaN or infinite value(s). "
+            "Repair the checkpoint, or exclude the layer."
+        )
+
+
 def to_canonical(weight: Tensor, layer: LayerInfo) -> Tensor:
     """View torch's weight as ``(groups, out / groups, in / groups, *kernel)``."""
     if layer.kind == "linear":
@@ -161,12 +171,7 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
             f"the weight of layer {layer.name!r} ({layer.describe()}) has shape {tuple(weight.shape)}, "
             f"expected {layer.weight_shape}."
         )
-    if not bool(torch.isfinite(weight).all()):
-        bad = int((~torch.isfinite(weight)).sum())
-        raise InvalidWeight(
-            f"the weight of layer {layer.name!r} ({layer.describe()}) holds {bad} NaN or infinite value(s). "
-            "Repair the checkpoint, or exclude the layer."
-        )
+    check_finite(weight, layer)
     double = weight.device.type != "mps" and weight.numel() <= 2**27
     dtype = torch.float64 if double else torch.float32
     with torch.autocast(weight.device.type, enabled=False):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from rankfold._config import build_config, config_to_dict
 from rankfold._registry import Registry
 from rankfold.errors import InfeasibleBudget
-from rankfold.records import Candidate, CandidateTable, Choice, Plan, Problem, Provenance
+from rankfold.records import Candidate, CandidateTable, Choice, Cost, Plan, Problem, Provenance
 
 
 class Strategy(Protocol):
@@ -50,6 +50,27 @@ def check_reachable(problem: Problem, table: CandidateTable) -> None:
             "on the compressible layers. Loosen it, allow more methods or exclude fewer layers.",
             rows,
         )
+
+
+def price(cost: Cost, problem: Problem, table: CandidateTable) -> float:
+    """Return the sum of a cost's shares of the whole model, in the budget's resources (parameters without one)."""
+    resources = [b.resource for b in problem.budget.bounds] if problem.budget else ["params"]
+    return sum(cost.get(r) / max(table.total.get(r), 1) for r in resources)
+
+
+def worthwhile(problem: Problem, table: CandidateTable) -> dict[str, list[Candidate]]:
+    """Return each layer's candidates that cost less than the layer in the budget's resources, the cheapest first.
+
+    A candidate has fewer parameters and no more MACs than its layer, but it writes more feature maps.
+    """
+    rows = {
+        layer: sorted(
+            (c for c in row if price(c.cost, problem, table) < price(table.dense[layer], problem, table)),
+            key=lambda c: (price(c.cost, problem, table), c.error, c.ranks),
+        )
+        for layer, row in table.rows.items()
+    }
+    return {layer: row for layer, row in rows.items() if row}
 
 
 def mildest(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rankfold._config import is_number, require
 from rankfold.records import Candidate, Plan, Problem
-from rankfold.strategies._base import make_plan, mildest, registry
+from rankfold.strategies._base import make_plan, mildest, registry, worthwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +41,7 @@ class Energy:
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with one share of energy for all layers."""
         table = problem.table()
-        resources = [b.resource for b in problem.budget.bounds] if problem.budget else ["params"]
-
-        def price(candidate: Candidate) -> float:
-            return sum(candidate.cost.get(r) / max(table.total.get(r), 1) for r in resources)
-
-        rows = {layer: sorted(row, key=lambda c: (price(c), c.error, c.ranks)) for layer, row in table.rows.items()}
+        rows = worthwhile(problem, table)
 
         def pick(level: float) -> dict[str, Candidate]:
             chosen = {}
@@ -62,7 +57,7 @@ class Energy:
         else:
             chosen = mildest(problem, table, pick, strategy=self.name)
         reasons = dict(table.reasons)
-        for layer in rows:
+        for layer in table.rows:
             reasons.setdefault(layer, "no cheaper candidate keeps the share of energy that the others keep")
         return make_plan(problem, self, chosen, reasons=reasons)
 

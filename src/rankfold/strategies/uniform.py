@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rankfold._config import is_number, require
 from rankfold.records import Candidate, Plan, Problem
-from rankfold.strategies._base import make_plan, mildest, registry
+from rankfold.strategies._base import make_plan, mildest, registry, worthwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +46,18 @@ class Uniform:
             dense = table.dense[candidate.layer]
             return max(candidate.cost.get(r) / dense.get(r) if dense.get(r) else 0.0 for r in resources)
 
-        shares = {layer: [share(c) for c in row] for layer, row in table.rows.items()}
+        rows = {layer: [(share(c), c) for c in row] for layer, row in worthwhile(problem, table).items()}
 
         def pick(level: float) -> dict[str, Candidate]:
-            keep = 1 - level
-            chosen = {}
             if level == 0:
-                return chosen
-            for layer, row in table.rows.items():
-                fitting = [(c.error, s, c.ranks, c) for c, s in zip(row, shares[layer], strict=True) if s <= keep]
-                cheapest = [(s, c.error, c.ranks, c) for c, s in zip(row, shares[layer], strict=True)]
-                best = min(fitting, key=lambda t: t[:3]) if fitting else min(cheapest, key=lambda t: t[:3])
-                if best[3].cost.get(resources[0]) < table.dense[layer].get(resources[0]):
-                    chosen[layer] = best[3]
+                return {}
+            chosen = {}
+            for layer, row in rows.items():
+                fitting = [(s, c) for s, c in row if s <= 1 - level]
+                if fitting:
+                    chosen[layer] = min(fitting, key=lambda pair: (pair[1].error, pair[0], pair[1].ranks))[1]
+                else:
+                    chosen[layer] = min(row, key=lambda pair: (pair[0], pair[1].error, pair[1].ranks))[1]
             return chosen
 
         chosen = (

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankfold import methods
 from rankfold._config import is_number, require
 from rankfold.cost import blueprint_cost
+from rankfold.errors import ConfigError
 from rankfold.factor.vbmf import evbmf_rank
 from rankfold.methods import Method
-from rankfold.records import Candidate, CandidateTable, Cost, LayerInfo, Plan, Problem, Ranks
+from rankfold.records import Candidate, CandidateTable, LayerInfo, Plan, Problem, Ranks
 from rankfold.strategies._base import make_plan, mildest, registry
 
 
@@ -38,6 +39,8 @@ class VBMFConfig:
 class VBMF:
     """EVBMF on the two mode unfoldings gives the ranks of ``tucker``, on the matrix that of ``svd``.
 
+    Kernels larger than 1 are factored by ``tucker`` where it is among the methods, everything else by ``svd``.
+
     Nakajima et al. (2013); Kim et al. (2016), section 3.2; the baseline of Kokhazadeh et al. (2025). Ranks are clamped
     to 1..break-even and the plan's notes say where. A budget that the analytic ranks exceed scales all of them down
     evenly.
@@ -50,19 +53,24 @@ class VBMF:
 
     def plan(self, problem: Problem) -> Plan:
         """Return a plan of analytic ranks, clamped and, if a budget asks for it, scaled down."""
+        if not {"svd", "tucker"} & set(problem.methods):
+            raise ConfigError(
+                "strategy 'vbmf' finds ranks for the methods svd and tucker. "
+                f"Got methods {', '.join(problem.methods)} instead."
+            )
+        problem = replace(problem, methods=tuple(m for m in problem.methods if m in ("svd", "tucker")))
         ranks: dict[str, tuple[Method, Ranks]] = {}
         notes: dict[str, str] = {}
         reasons: dict[str, str] = {}
         for layer in problem.inventory.compressible:
             if layer.name in problem.fixed:
                 continue
-            method = methods.get("svd") if layer.kernel_numel == 1 else methods.get("tucker")
-            reason = method.supports(layer)
-            if reason is not None:
+            method, reason = _method(problem, layer)
+            if method is None:
                 reasons[layer.name] = reason
                 continue
             found = self._analytic(problem, layer, method)
-            clamped, note = _clamp(problem.inventory.costs[layer.name], layer, method, found, self.config.min_rank)
+            clamped, note = self._clamp(problem, layer, method, found)
             if clamped is None:
                 reasons[layer.name] = note or ""
                 continue
@@ -72,7 +80,7 @@ class VBMF:
 
         def pick(level: float) -> dict[str, Candidate]:
             return {
-                name: _candidate(problem.inventory.layer(name), method, _scaled(full, 1 - level, self.config.min_rank))
+                name: _candidate(problem, problem.inventory.layer(name), method, self._scaled(problem, full, 1 - level))
                 for name, (method, full) in ranks.items()
             }
 
@@ -90,7 +98,9 @@ class VBMF:
         return make_plan(problem, self, self._with_errors(problem, chosen), reasons=reasons, notes=notes)
 
     def _analytic(self, problem: Problem, layer: LayerInfo, method: Method) -> Ranks:
-        weight = methods.to_canonical(problem.weight(layer.name), layer).double()
+        stored = problem.weight(layer.name)
+        methods.check_finite(stored, layer)
+        weight = methods.to_canonical(stored, layer).double()
         limits = method.max_ranks(layer)
         if method.name == "svd":
             found: Ranks = (max(evbmf_rank(group) for group in weight.flatten(2)),)
@@ -104,41 +114,67 @@ class VBMF:
     def _with_errors(self, problem: Problem, chosen: Mapping[str, Candidate]) -> dict[str, Candidate]:
         out = {}
         for name, c in chosen.items():
-            prepared = methods.prepare(methods.get(c.method), problem.weight(name), problem.inventory.layer(name))
-            out[name] = Candidate(
-                layer=name, method=c.method, ranks=c.ranks, cost=c.cost, error=prepared.error(c.ranks)
-            )
+            method = methods.get(c.method, c.options)
+            prepared = methods.prepare(method, problem.weight(name), problem.inventory.layer(name))
+            out[name] = replace(c, error=prepared.error(c.ranks))
         return out
 
+    def _rounded(self, problem: Problem, rank: float, limit: int) -> int:
+        """Return the nearest multiple of `rank_multiple` from `min_rank` to the limit, which need not be one itself."""
+        multiple = problem.rank_multiple
+        least = -(-self.config.min_rank // multiple) * multiple
+        return limit if rank >= limit else min(max(least, round(rank / multiple) * multiple), limit)
 
-def _candidate(layer: LayerInfo, method: Method, ranks: Ranks) -> Candidate:
-    cost = blueprint_cost(method.blueprint(layer, ranks), layer)
-    return Candidate(layer=layer.name, method=method.name, ranks=ranks, cost=cost, error=1.0)
+    def _scaled(self, problem: Problem, ranks: Ranks, scale: float) -> Ranks:
+        return tuple(self._rounded(problem, scale * rank, rank) for rank in ranks)
 
+    def _clamp(
+        self, problem: Problem, layer: LayerInfo, method: Method, found: Ranks
+    ) -> tuple[Ranks | None, str | None]:
+        """Bring ranks into [least, break-even]; say so in the note, or why there is no rank in between."""
+        dense, limits = problem.inventory.costs[layer.name], method.max_ranks(layer)
 
-def _scaled(ranks: Ranks, scale: float, least: int) -> Ranks:
-    return tuple(max(min(least, rank), round(scale * rank)) for rank in ranks)
+        def at(scale: float) -> Ranks:
+            pairs = zip(found, limits, strict=True)
+            return tuple(self._rounded(problem, scale * rank, limit) for rank, limit in pairs)
 
+        def cheaper(ranks: Ranks) -> bool:
+            cost = blueprint_cost(method.blueprint(layer, ranks), layer)
+            return cost.params < dense.params and cost.macs <= dense.macs
 
-def _clamp(dense: Cost, layer: LayerInfo, method: Method, found: Ranks, least: int) -> tuple[Ranks | None, str | None]:
-    """Bring ranks into [least, break-even]; say so in the note, or why there is no rank in between."""
-    limits = method.max_ranks(layer)
-    low = tuple(min(max(rank, least), limit) for rank, limit in zip(found, limits, strict=True))
-    note = None if low == found else f"VBMF found rank {list(found)}; raised to {list(low)}"
-
-    def cheaper(ranks: Ranks) -> bool:
-        cost = blueprint_cost(method.blueprint(layer, ranks), layer)
-        return cost.params < dense.params and cost.macs <= dense.macs
-
-    if cheaper(low):
-        return low, note
-    if not cheaper(tuple(min(least, limit) for limit in limits)):
+        if cheaper(at(1.0)):
+            how = "raised" if max(found) < max(at(1.0)) else "rounded"
+            return at(1.0), None if at(1.0) == found else f"VBMF found rank {list(found)}; {how} to {list(at(1.0))}"
+        for step in range(1, 1001):
+            ranks = at(1 - step / 1000)
+            if cheaper(ranks):
+                return ranks, f"VBMF found rank {list(found)}; lowered to break-even {list(ranks)}"
         return None, f"VBMF found rank {list(found)}; no rank makes the layer cheaper"
-    for step in range(1, 1001):
-        ranks = tuple(min(rank, max(least, int(rank * (1 - step / 1000)))) for rank in low)
-        if cheaper(ranks):
-            return ranks, f"VBMF found rank {list(found)}; lowered to break-even {list(ranks)}"
-    raise AssertionError("unreachable: the least ranks are cheaper")
+
+
+def _method(problem: Problem, layer: LayerInfo) -> tuple[Method | None, str]:
+    """Return the method whose ranks VBMF is to find, or None and why there is none."""
+    reasons = []
+    for name in ("svd",) if layer.kernel_numel == 1 else ("tucker", "svd"):
+        if name not in problem.methods:
+            continue
+        method = methods.get(name, problem.options.get(name))
+        reason = method.supports(layer)
+        if reason is None:
+            return method, ""
+        reasons.append(reason)
+    return None, "; ".join(reasons) or f"VBMF needs svd here, the methods are {', '.join(problem.methods)}"
+
+
+def _candidate(problem: Problem, layer: LayerInfo, method: Method, ranks: Ranks) -> Candidate:
+    return Candidate(
+        layer=layer.name,
+        method=method.name,
+        ranks=ranks,
+        cost=blueprint_cost(method.blueprint(layer, ranks), layer),
+        error=1.0,  # found out for the ranks that are chosen in the end
+        options=problem.options.get(method.name, {}),
+    )
 
 
 registry.register("vbmf", VBMF, config=VBMFConfig, summary="analytic ranks by empirical variational Bayes (EVBMF)")
