@@ -41,8 +41,8 @@ def main() -> None:
         "dense": model,
         "weight-space factors": rf.apply(model, weight_plan),
         "data-aware factors, same ranks": rf.apply(model, weight_plan, images, batchnorm=False),
-        "data-aware factors, same ranks, BatchNorm where it helps": rf.apply(model, weight_plan, images),
-        "data-aware factors and ranks": rf.apply(model, data_plan, images),
+        "data-aware factors, same ranks, BatchNorm re-estimated": rf.apply(model, weight_plan, images),
+        "data-aware factors and ranks, BatchNorm re-estimated": rf.apply(model, data_plan, images),
     }
     rows = []
     for name, case in cases.items():

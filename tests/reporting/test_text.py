@@ -157,7 +157,7 @@ def test_the_inventory_in_the_terminal(parts: Parts) -> None:
     assert max(map(len, lines)) <= 100
     assert "…" not in shown
     assert all(layer.name in shown for layer in inventory)
-    assert re.search(r"layer3\.0 .* 73\.7k +50\.5 % +18\.9M +50\.9 % +1 +compressible", shown)
+    assert re.search(r"layer3\.0 .* 73\.7k +50\.5 % +18\.9M +50\.9 % +[\d.]+k? +1 +compressible", shown)
     assert re.search(r"total +146k +37\.1M", shown)
     assert "depthwise" in shown
     assert "other: 6 x BatchNorm2d" in shown
@@ -167,7 +167,9 @@ def test_the_inventory_in_markdown(parts: Parts) -> None:
     shown = inventory_markdown(parts[0])
     assert shown.startswith(f"**{parts[0].summary()}**\n")
     (table,) = _tables(shown)
-    assert {_cells(line) for line in table} == {8}
+    assert {_cells(line) for line in table} == {9}
     assert len(table) == 2 + len(parts[0].layers) + 1
-    assert "| 73,728 | 50.5 % | 18,874,368 | 50.9 % | 1 | compressible |" in shown
+    fm = parts[0].costs["layer3.0"].fm
+    assert fm > 0
+    assert f"| 73,728 | 50.5 % | 18,874,368 | 50.9 % | {fm:,} | 1 | compressible |" in shown
     assert "| **total** |  | 146,096 |" in shown

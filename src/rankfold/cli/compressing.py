@@ -14,7 +14,7 @@ EXAMPLE = (
 @command
 def compress(
     model: o.Model,
-    out: o.Out,
+    out: o.Out = "out",
     weights: o.Weights = None,
     data: o.Data = None,
     budget: o.Budget = None,

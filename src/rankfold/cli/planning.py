@@ -88,7 +88,7 @@ def plan(
 def apply(
     model: o.Model,
     plan_file: PlanFile,
-    out: o.Out,
+    out: o.Out = "out",
     weights: o.Weights = None,
     data: o.Data = None,
     calibration_images: o.CalibrationImages = 1024,

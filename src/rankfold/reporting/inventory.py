@@ -14,7 +14,7 @@ from rankfold.reporting.terminal import WIDE, default_console, make_table, short
 if TYPE_CHECKING:
     from rich.console import Console
 
-HEADS = ("layer", "", ">params", ">share", ">MACs", ">share", ">calls", "verdict")
+HEADS = ("layer", "", ">params", ">share", ">MACs", ">share", ">FM", ">calls", "verdict")
 
 
 def inventory_table(inventory: Inventory, console: Console | None = None) -> None:
@@ -68,6 +68,7 @@ def _row(inventory: Inventory, layer: LayerInfo, show: words.Show) -> list[str]:
         _share(cost.params, total.params),
         show(cost.macs),
         _share(cost.macs, total.macs),
+        show(cost.fm),
         str(sum(call.count for call in layer.calls)),
     ]
 
@@ -79,7 +80,7 @@ def _verdict(layer: LayerInfo, skip: str) -> str:
 
 def _total(inventory: Inventory, show: words.Show) -> list[str]:
     total = inventory.total
-    return [show(total.params), "", show(total.macs), "", "", ""]
+    return [show(total.params), "", show(total.macs), "", show(total.fm), "", ""]
 
 
 def _share(part: float, whole: float) -> str:
