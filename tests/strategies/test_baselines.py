@@ -76,7 +76,7 @@ def test_energy_gives_every_layer_the_same_share() -> None:
     net = mlp()
     with torch.no_grad():
         net[2].weight.copy_(planted(40, 48, 3, 0.01))  # almost of rank 3: costs nothing to compress
-    plan = rf.plan(net, X, budget="params<=70%", methods="svd")
+    plan = rf.plan(net, X, budget="params<=45%", methods="svd")
     ranks = {name: choice.ranks[0] for name, choice in plan.factored.items()}
     assert ranks["2"] <= 3 < min(ranks["0"], ranks["4"])
 

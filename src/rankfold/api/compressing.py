@@ -211,12 +211,13 @@ def _check_finetune(finetune: FineTune | None, evaluate: Callable[[nn.Module], f
 
 def layer_costs(small: nn.Module, inventory: Inventory) -> dict[str, Cost]:
     """Return the cost of every factored layer on the calls that the inventory saw."""
+    factored = factored_layers(small)
     out = {}
-    for name, module in factored_layers(small).items():
-        layer = inventory.layer(name)
-        if layer.name == name:
-            method = get_method(module.choice.method or "", module.choice.options)
-            out[name] = blueprint_cost(method.blueprint(layer, module.choice.ranks), layer)
+    for layer in inventory:  # a tied layer has a module of its own, but its cost is part of the decision's
+        if layer.name in factored:
+            choice = factored[layer.name].choice
+            method = get_method(choice.method or "", choice.options)
+            out[layer.name] = blueprint_cost(method.blueprint(layer, choice.ranks), layer)
     return out
 
 
