@@ -4,7 +4,7 @@
 
 One plan is made by strategy ``energy`` from the weights alone. The same methods and ranks are then filled twice: with
 factors that minimise the error of the weights, and with factors that minimise the error of the layers' outputs on 1,024
-unlabelled training images. A second plan, made with the data, shows what the data adds to the choice of ranks.
+unlabelled training images; each with the original BatchNorm statistics and with re-estimated ones. A second plan, made with the data, shows what the data adds to the choice of ranks.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main() -> None:
     cases = {
         "dense": model,
         "weight-space factors": rf.apply(model, weight_plan),
+        "weight-space factors, BatchNorm re-estimated": rf.apply(model, weight_plan, images, reconstruct="weights"),
         "data-aware factors, same ranks": rf.apply(model, weight_plan, images, batchnorm=False),
         "data-aware factors, same ranks, BatchNorm re-estimated": rf.apply(model, weight_plan, images),
         "data-aware factors and ranks, BatchNorm re-estimated": rf.apply(model, data_plan, images),
