@@ -4,7 +4,8 @@
 
 One plan is made by strategy ``energy`` from the weights alone. The same methods and ranks are then filled twice: with
 factors that minimise the error of the weights, and with factors that minimise the error of the layers' outputs on 1,024
-unlabelled training images; each with the original BatchNorm statistics and with re-estimated ones. A second plan, made with the data, shows what the data adds to the choice of ranks.
+unlabelled training images; each with the original BatchNorm statistics and with re-estimated ones. A second plan, made
+with the data, shows what the data adds to the choice of ranks.
 """
 
 from __future__ import annotations

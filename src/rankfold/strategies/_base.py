@@ -80,8 +80,8 @@ def mildest(
     *,
     strategy: str,
     steps: int = 40,
-) -> dict[str, Candidate]:
-    """Return the picks at the mildest level that meets the budget.
+) -> float:
+    """Return the mildest level that meets the budget.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def mildest(
         return not problem.budget.exceeded(table.cost(pick(level).values()), table.total)
 
     if fits(0.0):
-        return pick(0.0)
+        return 0.0
     if not fits(1.0):
         least = table.cost(pick(1.0).values())
         raise InfeasibleBudget(
@@ -119,7 +119,7 @@ def mildest(
             high = middle
         else:
             low = middle
-    return pick(high)
+    return high
 
 
 def make_plan(

@@ -16,8 +16,8 @@ class EnergyConfig:
     Parameters
     ----------
     keep : float
-        Share of the energy (one minus the squared relative error) that each layer keeps, 0..1. Only used without a
-        budget; a budget sets it.
+        Share of the energy (one minus the squared relative error) that each layer keeps, 0..1. A budget sets it; the
+        plan says to what.
     """
 
     keep: float = 0.9
@@ -52,14 +52,11 @@ class Energy:
                     chosen[layer] = candidate
             return chosen
 
-        if problem.budget is None:
-            chosen = pick(1 - self.config.keep)
-        else:
-            chosen = mildest(problem, table, pick, strategy=self.name)
+        level = 1 - self.config.keep if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
         reasons = dict(table.reasons)
         for layer in table.rows:
             reasons.setdefault(layer, "no cheaper candidate keeps the share of energy that the others keep")
-        return make_plan(problem, self, chosen, reasons=reasons)
+        return make_plan(problem, Energy(EnergyConfig(keep=1 - level)), pick(level), reasons=reasons)
 
 
 registry.register("energy", Energy, config=EnergyConfig, summary="the same share of energy for every layer")

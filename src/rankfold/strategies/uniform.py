@@ -16,13 +16,14 @@ class UniformConfig:
     Parameters
     ----------
     keep : float
-        Share of its parameters that each layer keeps, 0..1. Only used without a budget; a budget sets it.
+        Share of its cost that each layer keeps, 0..1; 0 takes the cheapest candidates. A budget sets it; the
+        plan says to what.
     """
 
     keep: float = 0.5
 
     def __post_init__(self) -> None:
-        require(is_number(self.keep) and 0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
+        require(is_number(self.keep) and 0 <= self.keep <= 1, "keep", self.keep, "in [0, 1]")
 
 
 class Uniform:
@@ -60,10 +61,8 @@ class Uniform:
                     chosen[layer] = min(row, key=lambda pair: (pair[0], pair[1].error, pair[1].ranks))[1]
             return chosen
 
-        chosen = (
-            pick(1 - self.config.keep) if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
-        )
-        return make_plan(problem, self, chosen, reasons=table.reasons)
+        level = 1 - self.config.keep if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
+        return make_plan(problem, Uniform(UniformConfig(keep=1 - level)), pick(level), reasons=table.reasons)
 
 
 registry.register("uniform", Uniform, config=UniformConfig, summary="the same reduction for every layer")

@@ -94,7 +94,7 @@ class VBMF:
                 total=problem.inventory.total,
                 fixed=problem.fixed,
             )
-            chosen = mildest(problem, table, pick, strategy=self.name)
+            chosen = pick(mildest(problem, table, pick, strategy=self.name))
         return make_plan(problem, self, self._with_errors(problem, chosen), reasons=reasons, notes=notes)
 
     def _analytic(self, problem: Problem, layer: LayerInfo, method: Method) -> Ranks:
