@@ -22,7 +22,7 @@ COMPRESS = ("compress", "lenet5_mnist5k", "--out", "{new}")
 EARLY = {
     "unknown command": (("compres",), "compres"),
     "no command's argument": (("inspect",), "MODEL"),
-    "no output": (("compress", "lenet5_mnist5k"), "--out"),
+    "no output": (("finetune", "{artifact}"), "--out"),
     "unknown option": ((*COMPRESS, "--budgt", "params/2"), "--budgt"),
     "unknown network": (("inspect", "lenet5_mnist"), "Did you mean 'lenet5_mnist5k'"),
     "unknown strategy": ((*COMPRESS, "-s", "enrgy"), "Did you mean 'energy'"),
@@ -180,3 +180,20 @@ def test_commands_are_still_functions() -> None:
     """The wrapper that handles errors keeps the name and the help."""
     assert compressing.compress.__name__ == "compress"
     assert "fine-tune" in (compressing.compress.__doc__ or "")
+
+
+def test_checkpoint_of_another_run(run: Run, fail: Run, artifact: Path, tmp_path: Path) -> None:
+    """The way out is named as it is called on the command line, and works."""
+    command = (
+        "finetune",
+        artifact,
+        "--limit-train",
+        "64",
+        "--checkpoint",
+        tmp_path / "run.pt",
+        "--out",
+        tmp_path / "o",
+    )
+    run(*command, "--epochs", "1")
+    assert "--restart" in fail(*command, "--epochs", "2").err
+    run(*command, "--epochs", "2", "--restart")

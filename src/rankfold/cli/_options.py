@@ -157,6 +157,7 @@ CheckpointEvery = Annotated[
     typer.Option("--checkpoint-every", help="Steps between checkpoints; by default one after each epoch.", min=1,
                  rich_help_panel=_TUNE),
 ]  # fmt: skip
+Restart = Annotated[bool, typer.Option("--restart", help="Train anew, a checkpoint or not.", rich_help_panel=_TUNE)]
 
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder for the artefact and its report.", metavar="FOLDER",
                                   rich_help_panel=_OUT)]  # fmt: skip

@@ -26,6 +26,14 @@ BAD_INPUT = 2
 UNEXPECTED = 1
 INTERRUPTED = 130
 
+_SPELLING = {
+    "FineTune(resume=False)": "--restart",
+    "FineTune(checkpoint=...)": "--checkpoint",
+    "FineTune(max_steps=...)": "--max-steps",
+    "FineTune(data=...)": "--data",
+}
+"""How options are called on the command line, where the library's messages name its own."""
+
 show_traceback: ContextVar[bool] = ContextVar("show_traceback", default=False)
 """Set by ``rankfold --traceback``."""
 
@@ -97,7 +105,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             except RankfoldError as error:
                 if show_traceback.get():
                     traceback.print_exc()
-                _tell(f"error: {error}")
+                _tell(f"error: {_spelled(str(error))}")
                 raise typer.Exit(BAD_INPUT) from None
             except KeyboardInterrupt:
                 _tell("interrupted")
@@ -128,6 +136,12 @@ def _plain_warnings() -> Iterator[None]:
 def _show_warning(message: Warning | str, category: type[Warning], *_args: Any, **_kwargs: Any) -> None:
     who = "" if issubclass(category, RankfoldWarning) else f" ({category.__name__})"
     _tell(f"warning{who}: {' '.join(str(message).split())}")
+
+
+def _spelled(message: str) -> str:
+    for ours, theirs in _SPELLING.items():
+        message = message.replace(ours, theirs)
+    return message
 
 
 def _tell(text: str) -> None:

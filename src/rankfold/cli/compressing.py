@@ -38,6 +38,7 @@ def compress(
     augment: o.Augment = False,
     checkpoint: o.Checkpoint = None,
     checkpoint_every: o.CheckpointEvery = None,
+    restart: o.Restart = False,
     input_size: o.InputSize = None,
     num_classes: o.Classes = None,
     batch_size: o.BatchSize = None,
@@ -80,7 +81,7 @@ def compress(
         )  # fmt: skip
         tuning = tuning_options(
             epochs=epochs, loss=loss, lr=lr, optimizer=optimizer, max_steps=max_steps, checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every, seed=seed, data=data,
+            checkpoint_every=checkpoint_every, seed=seed, data=data, resume=not restart,
         )  # fmt: skip
         place = pick_device(device)
         folder = check_folder(out)

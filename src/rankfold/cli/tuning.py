@@ -19,9 +19,6 @@ Epochs = Annotated[
         "--epochs", "--finetune-epochs", help="Passes over the training data.", min=1, rich_help_panel="Fine-tuning"
     ),
 ]
-Restart = Annotated[
-    bool, typer.Option("--restart", help="Start anew, a checkpoint or not.", rich_help_panel="Fine-tuning")
-]
 
 
 @command
@@ -41,7 +38,7 @@ def finetune(
     augment: o.Augment = False,
     checkpoint: o.Checkpoint = None,
     checkpoint_every: o.CheckpointEvery = None,
-    restart: Restart = False,
+    restart: o.Restart = False,
     num_classes: o.Classes = None,
     input_size: o.InputSize = None,
     batch_size: o.BatchSize = None,
