@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import rankfold
 
 KILLS = 6
-STEPS = 60
+STEPS = 120
 
 # Importing torch and reading the digits take seconds, so one process does both, and forks a child that runs the command
 # for each line of arguments that it reads.
@@ -91,7 +91,7 @@ def done_steps(checkpoint: Path) -> int:
 def test_killed_command_goes_on(tmp_path: Path, artifact: Path, server: Server) -> None:
     chance = random.Random(3)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    options = ("--epochs", "3", "--limit-train", "320", "--train-batch-size", "16", "--lr", "0.001", "--augment")
+    options = ("--epochs", "4", "--limit-train", "480", "--train-batch-size", "16", "--lr", "0.001", "--augment")
     command = ("finetune", artifact, *options, "--checkpoint-every", "1", "--out")
     server.start(*command, straight)
     assert server.ended() == 0
@@ -104,7 +104,7 @@ def test_killed_command_goes_on(tmp_path: Path, artifact: Path, server: Server) 
             while done_steps(checkpoint) <= reached[-1]:
                 assert time.monotonic() < deadline, "the run makes no steps"
                 time.sleep(0.005)
-        time.sleep(chance.random() * 0.15)
+        time.sleep(chance.random() * 0.08)
         os.kill(child, signal.SIGKILL)
         assert server.ended() == -signal.SIGKILL, f"kill {kill} came too late, after steps {reached}"
         reached.append(done_steps(checkpoint))
