@@ -19,7 +19,7 @@ from rankfold.testing.tolerances import ERROR_SLACK, OUTPUT_TOLERANCE
 def error_never_grows_with_a_rank(method: Method, case: LayerCase) -> None:
     """The predicted error lies in 0..1, never grows with any rank, and is 0 at full rank; with and without moments."""
     subject = Subject.of(case)
-    for moments in (None, geometric_moments(subject.info)):
+    for moments in (None, geometric_moments(subject.info), geometric_moments(subject.info, patch=True)):
         prepared = methods.prepare(method, subject.weight, subject.info, moments)
         for lower, higher in neighbours(method, subject.info):
             low, high = prepared.error(lower), prepared.error(higher)
@@ -32,7 +32,8 @@ def error_never_grows_with_a_rank(method: Method, case: LayerCase) -> None:
 def prediction_is_kept(method: Method, case: LayerCase) -> None:
     """The error of the built layer, measured on its weight, is at most the predicted one; in the metric of data too."""
     subject = Subject.of(case)
-    for moments, count in ((None, 3), (geometric_moments(subject.info), 1)):
+    of_data = (geometric_moments(subject.info), geometric_moments(subject.info, patch=True))
+    for moments, count in ((None, 3), (of_data[0], 1), (of_data[1], 1)):
         prepared = methods.prepare(method, subject.weight, subject.info, moments)
         for ranks in sample_ranks(method, subject.info, count=count):
             module = subject.built(method, ranks, prepared.factorize(ranks), dtype=torch.float64)
@@ -49,10 +50,12 @@ def moments_change_only_the_metric(method: Method, case: LayerCase) -> None:
     """With moments full rank is exact too; white moments give the errors of the weight alone."""
     subject = Subject.of(case)
     top = method.max_ranks(subject.info)
-    module = subject.factored(method, top, moments=geometric_moments(subject.info))
-    with torch.no_grad():
-        error, tolerance = relative_error(module(subject.input), subject.exact_output()), OUTPUT_TOLERANCE[case.dtype]
-    expect(error <= tolerance, f"full rank with moments: the output is off by {error:.1e}, allowed {tolerance:.0e}")
+    expected, tolerance = subject.exact_output(), OUTPUT_TOLERANCE[case.dtype]
+    for patch in (False, True):
+        module = subject.factored(method, top, moments=geometric_moments(subject.info, patch=patch))
+        with torch.no_grad():
+            error = relative_error(module(subject.input), expected)
+        expect(error <= tolerance, f"full rank with moments: the output is off by {error:.1e}, allowed {tolerance:.0e}")
     plain = methods.prepare(method, subject.weight, subject.info)
     white = methods.prepare(method, subject.weight, subject.info, white_moments(subject.info))
     for ranks in sample_ranks(method, subject.info, count=4):
@@ -79,15 +82,29 @@ def measured_error(weight: Tensor, subject: Subject, moments: Moments | None) ->
     return math.sqrt(max(0.0, float(output_energy(approximation - dense, moments))) / total) if total > 0 else 0.0
 
 
-def geometric_moments(info: LayerInfo, *, ratio: float = 1e3) -> Moments:
+def geometric_moments(info: LayerInfo, *, patch: bool = False, ratio: float = 1e3) -> Moments:
     """Return moments of independent inputs whose energies fall geometrically from 1 to ``1 / ratio``.
 
-    A geometric sequence is a Kronecker product in every mixed radix, so that methods which split the channels into
-    factors see it without approximation.
+    A geometric sequence is a Kronecker product in every mixed radix, and independent positions make the patch moment
+    one too: methods that split the channels into factors, or know only the channel moment, need not approximate it.
+
+    Parameters
+    ----------
+    info : LayerInfo
+        The layer.
+    patch : bool
+        Whether to give the moment of patches as well, where it has a meaning.
+    ratio : float
+        Of the largest to the smallest energy.
     """
-    n = info.group_in
-    energies = torch.logspace(0, -math.log10(ratio), n, dtype=torch.float64)
-    return Moments(channel=energies.diag().expand(info.groups, n, n).clone(), patch=None, count=n)
+    n, k = info.group_in, info.kernel_numel
+    channel = torch.logspace(0, -math.log10(ratio), n, dtype=torch.float64).diag()
+    whole = torch.kron(channel, torch.eye(k, dtype=torch.float64))
+    return Moments(
+        channel=channel.expand(info.groups, n, n).clone(),
+        patch=whole.expand(info.groups, n * k, n * k).clone() if patch and k > 1 and not info.transposed else None,
+        count=n,
+    )
 
 
 def white_moments(info: LayerInfo) -> Moments:

@@ -1,0 +1,79 @@
+"""Metrics, tails and balanced products."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rankfold.factor.linalg import Metric, balanced_product, eigh_descending, gram, pad_last, tails, unfold
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_a_metric_is_the_root_of_its_moment_and_its_inverse() -> None:
+    moment = gram(random(3, 6, 20)) / 20
+    metric = Metric.of(moment)
+    torch.testing.assert_close(metric.root @ metric.root, moment, rtol=0, atol=1e-12)
+    eye = torch.eye(6, dtype=torch.float64).expand(3, 6, 6)
+    torch.testing.assert_close(metric.root @ metric.inverse, eye, rtol=0, atol=1e-10)
+    assert not torch.allclose(metric.root @ metric.root @ metric.root, moment, atol=1e-2)
+
+
+@pytest.mark.parametrize("data", [random(1, 6, 2), torch.zeros(1, 6, 4, dtype=torch.float64)])
+def test_a_metric_of_a_singular_moment_can_be_inverted(data: torch.Tensor) -> None:
+    moment = gram(data)
+    metric = Metric.of(moment)
+    eye = torch.eye(6, dtype=torch.float64)[None]
+    torch.testing.assert_close(metric.root @ metric.inverse, eye, rtol=0, atol=1e-9)
+    if data.any():  # what the data does see is hardly touched
+        slack = 2e-6 * float(moment.diagonal(dim1=-2, dim2=-1).mean())
+        torch.testing.assert_close(metric.root @ metric.root, moment, rtol=0, atol=slack)
+        values = torch.linalg.eigvalsh(metric.root)
+        assert float(values.max() / values.min()) < 1e4
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_metric_scales_with_the_data(scale: float) -> None:
+    moment = gram(random(1, 5, 9))
+    torch.testing.assert_close(Metric.of(moment * scale**2).root, Metric.of(moment).root * scale, rtol=1e-9, atol=0)
+
+
+def test_tails_add_up_from_the_small_end() -> None:
+    left = tails(torch.tensor([4.0, 1e-20, 0.0], dtype=torch.float64))
+    assert left.tolist() == [4.0, 1e-20, 0.0, 0.0]
+    many = tails(random(50).square().sort(descending=True).values)
+    assert bool((many[1:] <= many[:-1]).all())
+    assert many[-1] == 0
+
+
+def test_a_balanced_product_is_the_same_product() -> None:
+    left = torch.linalg.qr(random(2, 9, 4)).Q
+    right = torch.logspace(0, -8, 4, dtype=torch.float64).diag() @ torch.linalg.qr(random(2, 7, 4, seed=1)).Q.mT
+    a, b = balanced_product(left, right)
+    torch.testing.assert_close(a @ b, left @ right, rtol=0, atol=1e-12)
+    roots = torch.logspace(0, -4, 4, dtype=torch.float64)
+    for factor in (a, b):
+        values = torch.linalg.svdvals(factor)[:, :3]
+        torch.testing.assert_close(values, roots[:3].expand(2, 3), rtol=1e-3, atol=0)
+    assert float(torch.linalg.cond(right).max()) > 1e7
+    assert float(torch.linalg.cond(b).max()) < 2e4
+
+
+def test_eigenvalues_come_largest_first_and_are_not_negative() -> None:
+    matrix = gram(random(2, 6, 3))
+    values, vectors = eigh_descending(matrix)
+    assert bool((values[:, :-1] >= values[:, 1:]).all())
+    assert bool((values >= 0).all())
+    torch.testing.assert_close((vectors * values.unsqueeze(-2)) @ vectors.mT, matrix, rtol=0, atol=1e-10)
+
+
+def test_unfold_and_pad() -> None:
+    tensor = random(2, 3, 4, 5)
+    for mode, size in enumerate((3, 4, 5)):
+        unfolded = unfold(tensor, mode)
+        assert unfolded.shape == (2, size, 60 // size)
+        assert torch.equal(unfolded[1, 2].sort().values, tensor[1].select(mode, 2).flatten().sort().values)
+    assert pad_last(torch.ones(2, 3), 5).tolist() == [[1, 1, 1, 0, 0]] * 2
+    assert pad_last(torch.ones(2, 3), 2).shape == (2, 3)
