@@ -120,7 +120,7 @@ class FactoredTensorLinear(FactoredLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``."""
-        return super().forward(input).reshape(*input.shape[:-1], self.out_features)
+        return super().forward(input).reshape(input.shape[:-1] + (self.out_features,))  # noqa: RUF005 - for torch.fx
 
 
 class FactoredConv(Factored):
