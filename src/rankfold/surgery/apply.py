@@ -191,6 +191,11 @@ def plan_of(model: nn.Module) -> Plan:
         return plan
     if not factored:
         raise RankfoldError("the model holds no factored layer; apply a plan first.")
+    decisions: dict[tuple[int, ...], str] = {}
+    for name, module in factored.items():  # tied layers hold the same factors: the first of them has the decision
+        weights = tuple(id(p) for n, p in module.named_parameters() if n.endswith("weight"))
+        decisions.setdefault(weights, name)
+    factored = {name: factored[name] for name in decisions.values()}
     return Plan(
         layers={name: module.choice for name, module in factored.items()},
         fingerprint={name: module.info.describe() for name, module in factored.items()},
