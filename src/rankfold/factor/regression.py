@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rankfold.errors import RankfoldError
 from rankfold.factor.linalg import Metric, eigh_descending, gram
 
 
@@ -17,9 +18,9 @@ class TuckerRegression:
     Fix an orthonormal basis Q of the input channels, of which rank r_i uses the first r_i directions. What is left of
     ``E ||(W - V) p||^2`` over the patches p is then a reduced-rank regression from the projected patches, which has a
     closed solution (Izenman 1975). With the patch moment in the basis, ``C = L L^T`` (Cholesky), and ``M = W L``, the
-    projected patches of every rank r_i are described by the leading columns of M, so one factorization serves all ranks:
-    the energy that ranks (r_o, r_i) keep is the sum of the r_o largest eigenvalues of ``M_r M_r^T``. It never falls when
-    a rank grows.
+    projected patches of every rank r_i are described by the leading columns of M, so one factorization serves all
+    ranks: the energy that ranks (r_o, r_i) keep is the sum of the r_o largest eigenvalues of ``M_r M_r^T``. It never
+    falls when a rank grows.
 
     Parameters
     ----------
@@ -50,7 +51,8 @@ class TuckerRegression:
         channel, patch : Tensor
             Second moments, as in `rankfold.factor.moments.Moments`.
         floor : float
-            As in `Metric.of`, a share of the mean second moment that is added to every direction.
+            As in `Metric.of`, a share of the mean second moment that is added to every direction (see
+            `damped_cholesky`).
         """
         groups, o, i = weight.shape[:3]
         flat = weight.flatten(3)
@@ -61,9 +63,7 @@ class TuckerRegression:
         rotated = torch.einsum("goik,gij->gojk", flat, basis).reshape(groups, o, i * k)
         moment = patch.reshape(groups, i, k, i, k)
         moment = torch.einsum("gab,gakcl,gcd->gbkdl", basis, moment, basis).reshape(groups, i * k, i * k)
-        mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
-        ridge = torch.where(mean > 0, floor * mean, torch.ones_like(mean))
-        lower = torch.linalg.cholesky(moment + torch.diag_embed(ridge.unsqueeze(-1).expand(-1, i * k)))
+        lower = damped_cholesky(moment, floor)
         seen = rotated @ lower
         return cls(basis, lower, seen, float(seen.square().sum()))
 
@@ -77,7 +77,7 @@ class TuckerRegression:
         return max(0.0, 1 - self._kept[rank_in][rank_out] / self.total) ** 0.5
 
     def factors(self, rank_out: int, rank_in: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``(groups, o, r_o)`` with orthonormal columns, the core ``(groups, r_o, r_i, K)``, ``(groups, r_i, i)``."""
+        """Return orthonormal ``(groups, o, r_o)``, the core ``(groups, r_o, r_i, K)``, and ``(groups, r_i, i)``."""
         out = eigh_descending(self._gram(rank_in))[1][..., :rank_out]
         n = rank_in * self._kernel
         target = out.mT @ self.seen[..., :n]
@@ -90,3 +90,27 @@ class TuckerRegression:
 
     def _gram(self, rank_in: int) -> Tensor:
         return gram(self.seen[..., : rank_in * self._kernel])
+
+
+def damped_cholesky(moment: Tensor, floor: float) -> Tensor:
+    """Return the Cholesky factor of second moments with a share of their mean added to the diagonal.
+
+    Moments of few samples, summed in single precision, can be indefinite by more than `floor`; the share then grows
+    tenfold until the factorization exists.
+
+    Raises
+    ------
+    RankfoldError
+        If a share of 1 is not enough: then these are no second moments.
+    """
+    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
+    scale = torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None]
+    identity = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
+    while floor <= 1:
+        lower, info = torch.linalg.cholesky_ex(moment + floor * scale * identity)
+        if not bool(info.any()):
+            return lower
+        floor *= 10
+    raise RankfoldError(
+        "the second moments of a layer's input are not positive semidefinite. Pass other calibration data."
+    )
