@@ -371,6 +371,11 @@ def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, overrides=["fc1"])
 
 
+@case("override by a number", e.ConfigError, r"layer name in 'overrides'", r"string", r"Got 0")
+def _(s: Scene) -> Act:
+    return lambda: rf.plan(s.net, s.x, overrides={0: None})
+
+
 @case("manual without layers", e.ConfigError, r"layers", r"'file'")
 def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, strategy="manual")
@@ -403,7 +408,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.compress(s.net, s.x, budget="params<=50%", calibration=used)
 
 
-@case("calibration of a wrong shape", e.ModelError, r"calibration batch 2", r"2x4x8x8", r"labels are not needed")
+@case("calibration of a wrong shape", e.ModelError, r"calibration batch 2", r"2x4x8x8", r"inputs that the model takes")
 def _(s: Scene) -> Act:
     data = [torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8)]
     return lambda: rf.compress(s.net, s.x, budget="params<=50%", calibration=data, output=s.folder / "out")
@@ -435,6 +440,27 @@ def _(s: Scene) -> Act:
 def _(s: Scene) -> Act:
     plan = s.plan()
     return lambda: rf.apply(s.net, plan, reconstruct="weight")
+
+
+@case("evaluation data of a wrong shape", e.ModelError, r"evaluation data", r"4x5x8x8 float32", r"3 channels")
+def _(s: Scene) -> Act:
+    data = [(torch.randn(4, 5, 8, 8), torch.arange(4))]
+    return lambda: rf.compress(s.net, s.x, budget="params<=50%", evaluate=rf.top1(data))
+
+
+@case("evaluation data is a number", e.DataError, r"evaluation data", r"Got int")
+def _(s: Scene) -> Act:
+    return lambda: rf.evaluate(s.net, rf.top1(3))
+
+
+@case("evaluate no module", e.ModelError, r"torch\.nn\.Module", r"Got int")
+def _(s: Scene) -> Act:
+    return lambda: rf.evaluate(3, rf.top1(s.labelled))
+
+
+@case("strip no module", e.ModelError, r"torch\.nn\.Module", r"Got NoneType")
+def _(s: Scene) -> Act:
+    return lambda: rf.strip(None)
 
 
 @case("labels missing for top1", e.DataError, r"top-1 needs labels", r"agreement")
@@ -517,6 +543,26 @@ def _(s: Scene) -> Act:
     net = _Uncopyable(s.net)
     s.watched = [net]
     return lambda: rf.compress(net, s.x, budget="params<=50%")
+
+
+class _Extra(nn.Sequential):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
+@case("state that is no tensor", e.ModelError, r"'_extra_state', a dict", r"cannot be saved", r"get_extra_state")
+def _(s: Scene) -> Act:
+    net = _Extra(s.net)
+    rf.plan(net, s.x, budget="params<=50%")  # which needs no state
+    s.watched = []
+
+    def metric(net: nn.Module) -> float:
+        pytest.fail("work was done before the model was looked at")
+
+    return lambda: rf.compress(net, s.x, budget="params<=50%", evaluate=metric)
 
 
 @case("nothing to compress", e.ModelError, r"no layer", r"compress")

@@ -260,6 +260,18 @@ def test_factorize_by_share() -> None:
         assert (rank + 1) * (16 * 9 + 16) + 16 > share * total
 
 
+def test_factorize_takes_ranks_of_any_integer_type() -> None:
+    import numpy as np
+
+    conv = nn.Conv2d(8, 12, 3)
+    expected = rf.factorize(conv, "tucker", (4, 3))
+    for ranks in ([4, 3], (np.int64(4), np.int32(3))):
+        found = rf.factorize(conv, "tucker", ranks)
+        assert torch.equal(found.weight, expected.weight)
+        assert found.choice.to_dict() == expected.choice.to_dict()
+    assert rf.factorize(conv, "svd", np.int64(5)).choice.ranks == (5,)
+
+
 def test_factorize_with_data() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(16, 16)

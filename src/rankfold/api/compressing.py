@@ -21,13 +21,13 @@ from rankfold.errors import ConfigError, DataError
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
 from rankfold.factor.moments import Moments, output_energy
-from rankfold.inventory import inspect, layer_weight, static_inventory
+from rankfold.inventory import check_model, inspect, layer_weight, static_inventory
 from rankfold.methods import get as get_method
 from rankfold.methods import to_canonical
 from rankfold.records import Budget, Cost, Inventory, Plan
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import load, save
-from rankfold.storage.artifact import check_output
+from rankfold.storage.artifact import check_output, check_state
 from rankfold.surgery import copy_model, factored_layers, plan_of
 from rankfold.tune import FineTune, TuneResult, finetune_
 
@@ -135,6 +135,8 @@ def compress(
     _check_finetune(finetune, evaluate)
     if output is not None:
         check_output(output)
+    check_model(model)
+    check_state(model)
     inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
     check_compressible(inventory)
     batches = reusable(calibration)

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from numbers import Integral
 from typing import Any, Literal, cast
 
 import torch
@@ -20,7 +21,7 @@ from rankfold.candidates import TableConfig, build_table, resolve_methods
 from rankfold.errors import BudgetError, ConfigError, UnknownNameError
 from rankfold.factor.moments import Moments
 from rankfold.inventory import inspect, layer_weight, static_inventory
-from rankfold.records import Budget, Candidate, Choice, Inventory, LayerInfo, Plan, Problem, Ranks
+from rankfold.records import Budget, Candidate, Choice, Inventory, LayerInfo, Plan, Problem
 from rankfold.storage.artifact import tensor_hash
 from rankfold.strategies.manual import resolve
 from rankfold.surgery import Factored, apply_plan_, check_plan, copy_model
@@ -176,7 +177,7 @@ def make_plan(
     provenance = replace(
         made.provenance,
         reconstruct="data" if moments else "weights",
-        weights_hash=tensor_hash(model.state_dict()),
+        weights_hash=tensor_hash({k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}),
         versions={"rankfold": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
     return replace(made, provenance=provenance)
@@ -362,7 +363,8 @@ def factorize(
     if isinstance(ranks, float):
         wanted = _ranks_for_share(chosen, info, layer, ranks, moments)
     else:
-        wanted = tuple(ranks) if isinstance(ranks, list | tuple) else cast(Ranks, (ranks,))
+        listed = ranks if isinstance(ranks, list | tuple) else [ranks]
+        wanted = tuple(cast(int, int(r) if isinstance(r, Integral) and not isinstance(r, bool) else r) for r in listed)
     methods.check_ranks(chosen, info, wanted)
     return factor_layer(layer, info, Choice(method=method, ranks=wanted, options=options or {}), moments)
 

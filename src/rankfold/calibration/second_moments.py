@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import call_model, evaluating, iterate, model_device, split_batch, to_device
+from rankfold._batches import evaluating, iterate, model_device, split_batch, to_device
 from rankfold._config import require
 from rankfold._progress import track
 from rankfold.calibration.gram import GramSum
 from rankfold.calibration.patches import channel_vectors, patch_vectors
-from rankfold.errors import ModelError, RankfoldError, RankfoldWarning
+from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.factor.moments import Moments
-from rankfold.inventory.quiet import describe
+from rankfold.inventory.quiet import run_batch
 from rankfold.records import LayerInfo
 
 PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
@@ -85,21 +85,8 @@ def collect_moments(
         items = iterate(batches, "calibration")
         total = length_hint(batches) or None
         for number, batch in enumerate(track(items, "collecting second moments", total), 1):
-            _run(model, to_device(split_batch(batch)[0], device), number)
+            run_batch(model, to_device(split_batch(batch)[0], device), f"calibration batch {number}")
     return {s.layer.name: moments for s in sums if (moments := s.moments()) is not None}
-
-
-def _run(model: nn.Module, inputs: Any, number: int) -> None:
-    try:
-        call_model(model, inputs)
-    except RankfoldError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"the model cannot run on calibration batch {number}, {describe(inputs)}. "
-            f"It raised {type(error).__name__}: {error}\n"
-            "Give batches of what the model takes, such as the example input; labels are not needed."
-        ) from error
 
 
 class LayerSums:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from rankfold._batches import evaluating
-from rankfold.errors import MetricError
+from rankfold.errors import MetricError, ModelError
 
 
 @runtime_checkable
@@ -56,6 +56,8 @@ def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
     name = metric_name(metric)
     if not callable(metric):
         raise MetricError(f"the metric must be a callable of a model. Got {metric!r} instead.")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
     with evaluating(model):
         value = metric(model)
     try:

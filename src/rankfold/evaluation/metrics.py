@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from rankfold._batches import (
-    call_model,
     evaluating,
     iterate,
     model_device,
@@ -25,6 +24,7 @@ from rankfold._progress import track
 from rankfold.errors import DataError
 from rankfold.evaluation.evaluate import Metric
 from rankfold.evaluation.predictions import as_targets, class_scores, hits, predictions
+from rankfold.inventory import run_batch
 
 
 def topk(loader: Iterable[Any], k: int = 1) -> Metric:
@@ -104,7 +104,7 @@ class _TopK:
                         "(inputs, target), or dicts with 'labels', 'label' or 'target'. Without "
                         "labels use agreement(reference, loader)."
                     )
-                scores = class_scores(call_model(model, inputs))
+                scores = class_scores(run_batch(model, inputs, "evaluation data"))
                 found = hits(scores, as_targets(target, scores), self.k)
                 right += int(found.sum())
                 total += found.numel()
@@ -165,4 +165,5 @@ def _pairs(reference: nn.Module, loader: Iterable[Any], model: nn.Module, name: 
     device = model_device(reference)
     with evaluating(model), evaluating(reference):
         for inputs, _ in _batches(loader, model, name):
-            yield call_model(model, inputs), call_model(reference, to_device(inputs, device))
+            ours = run_batch(model, inputs, "evaluation data")
+            yield ours, run_batch(reference, to_device(inputs, device), "evaluation data")

@@ -4,6 +4,7 @@ from rankfold.inventory.quiet import call_example as call_example
 from rankfold.inventory.quiet import describe as describe
 from rankfold.inventory.quiet import fused_attention_off as fused_attention_off
 from rankfold.inventory.quiet import on_device_of as on_device_of
+from rankfold.inventory.quiet import run_batch as run_batch
 from rankfold.inventory.quiet import run_example as run_example
 from rankfold.inventory.quiet import undisturbed as undisturbed
 from rankfold.inventory.static import check_model as check_model

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold._batches import call_model, model_device, tensors_of, to_device
-from rankfold.errors import ModelError
+from rankfold.errors import ModelError, RankfoldError
 from rankfold.inventory.kinds import hooked_names, is_lazy
 
 
@@ -142,6 +142,29 @@ def call_example(model: nn.Module, example_input: Any) -> Any:
             f"It raised {type(error).__name__}: {error}\n"
             "Give an example input that the model takes: a tuple holds positional arguments, a "
             "dict keyword arguments, anything else is the one argument."
+        ) from error
+
+
+def run_batch(model: nn.Module, inputs: Any, what: str) -> Any:
+    """Call a model as it is on one batch's inputs; a failure becomes a `ModelError`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    inputs : object
+        As `call_model` takes them, on the model's device.
+    what : str
+        What the inputs are, in the user's words, such as ``"calibration batch 3"``.
+    """
+    try:
+        return call_model(model, inputs)
+    except RankfoldError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model cannot run on {what}, {describe(inputs)}. It raised {type(error).__name__}: {error}\n"
+            "Give batches (inputs, target) or inputs alone, of inputs that the model takes."
         ) from error
 
 

@@ -193,12 +193,11 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return every tensor of the state dict once, and the names under which it appears again."""
+    check_state(model)
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[object, ...], str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):
-            raise RankfoldError(f"the state of the model holds {name!r}, which is no tensor and cannot be saved.")
         tensor = tensor.detach()
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
         if tensor.numel() and key in seen:
@@ -207,6 +206,16 @@ def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]
         seen[key] = name
         tensors[name] = tensor.cpu().contiguous().clone()
     return tensors, aliases
+
+
+def check_state(model: nn.Module) -> None:
+    """Raise `ModelError` if a model's state holds what is no tensor: artefacts hold nothing else."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"the state of the model holds {name!r}, a {type(value).__name__}, which cannot be saved. "
+                "Let get_extra_state return a tensor."
+            )
 
 
 def _read_tensors(file: Path, plan_text: str) -> dict[str, Tensor]:

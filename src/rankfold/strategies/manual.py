@@ -92,6 +92,8 @@ def resolve(problem: Problem, wanted: Mapping[str, Any], *, owner: str) -> dict[
         If a pattern matches no layer.
     """
     require(isinstance(wanted, Mapping), owner, wanted, "a mapping of layer names to choices")
+    for pattern in wanted:
+        require(isinstance(pattern, str), f"layer name in {owner}", pattern, "a string")
     unused = set(wanted)
     chosen: dict[str, Candidate | None] = {}
     for layer in problem.inventory:

@@ -55,6 +55,8 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
 
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy, or raise `ModelError` saying what cannot be copied."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
     try:
         return copy.deepcopy(model)
     except Exception as error:  # a module's own __deepcopy__ or __reduce__ may raise anything
