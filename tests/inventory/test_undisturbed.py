@@ -123,7 +123,7 @@ def test_a_model_that_cannot_be_counted_is_warned_about(monkeypatch: pytest.Monk
         def __init__(self, **options: Any) -> None:
             super().__init__(**options, custom_mapping={torch.ops.aten.addmm: broken})
 
-    monkeypatch.setattr("rankfold.inventory.survey.FlopCounterMode", Broken)
+    monkeypatch.setattr(flop_counter, "FlopCounterMode", Broken)
     net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     with pytest.warns(RankfoldWarning, match="no formula for these shapes"):
         inventory = inspect(net, torch.zeros(4, 3))
