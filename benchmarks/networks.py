@@ -92,7 +92,7 @@ def one(name: str, budget: str, seed: int) -> dict[str, Any]:
     backward(DistributedDataParallel(small, find_unused_parameters=True), name, inputs)
     row["ddp"] = "ok"
     torch.compiler.reset()
-    row["compile"] = same(torch.compile(small), inputs, wanted, 1e-3)  # type: ignore[arg-type]
+    row["compile"] = same(torch.compile(small), inputs, wanted, 1e-3)
     return row
 
 
