@@ -636,6 +636,15 @@ def _(s: Scene) -> Act:
     return lambda: rf.apply_(s.net, plan)
 
 
+@case("plan with the second name of a layer", e.PlanMismatch, r"'1' shares its weight with '0'", r"under that name")
+def _(s: Scene) -> Act:
+    layer = nn.Linear(4, 4)
+    net = nn.Sequential(layer, layer)
+    s.watched = [net]
+    plan = Plan(layers={"1": Choice(method="svd", ranks=(2,))})
+    return lambda: rf.apply_(net, plan)
+
+
 @case("plan is a path", e.ConfigError, r"plan", r"Plan\.load", r"Got str")
 def _(s: Scene) -> Act:
     path = str(s.plan().save(s.folder / "plan.json"))

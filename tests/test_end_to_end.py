@@ -329,6 +329,14 @@ def test_tied_layers_share_their_factors(budget: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["shared", "tied"])
+def test_a_shared_layer_answers_to_both_names(name: str) -> None:
+    net, x = build(name)
+    plans = [rf.plan(net, x, overrides={path: ("svd", 3)}) for path in ("first", "second")]
+    assert plans[0] == plans[1]
+    assert plans[0].layers["first"].ranks == (3,)
+
+
 def test_an_unused_layer_is_noted(budget: str) -> None:
     net, x = build("unused")
     result = rf.compress(net, x, budget=budget)

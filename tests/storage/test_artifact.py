@@ -134,6 +134,14 @@ def test_an_artifact_is_replaced(artifact: Path) -> None:
     assert torch.equal(rf.load(artifact, net(1))(X), other(X))
 
 
+def test_hidden_files_are_in_nobodys_way(tmp_path: Path) -> None:
+    """Such as a .gitkeep, or what a killed process has left."""
+    for name in (".gitkeep", ".plan.json.x.tmp"):
+        (tmp_path / name).touch()
+    assert torch.equal(rf.load(rf.save(compressed(), tmp_path), net(1))(X), compressed()(X))
+    assert (tmp_path / ".gitkeep").exists()
+
+
 def test_modes_of_the_architecture_are_kept(artifact: Path) -> None:
     fresh = net(1).train()
     fresh.norm.eval()
@@ -230,7 +238,7 @@ def test_an_edited_plan_goes_to_apply(artifact: Path) -> None:
 
 
 @given(place=st.floats(0, 1), bit=st.integers(0, 7), header=st.booleans(), plan=st.booleans())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_flipped_bit_goes_unnoticed(
     saved: Path, tmp_path: Path, place: float, bit: int, header: bool, plan: bool
 ) -> None:
@@ -251,7 +259,7 @@ def test_no_flipped_bit_goes_unnoticed(
 
 
 @given(st.floats(0, 1, exclude_max=True))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_truncated_anywhere(saved: Path, tmp_path: Path, share: float) -> None:
     for name in ("model.safetensors", "plan.json"):
         folder = Path(shutil.copytree(saved, tmp_path / "cut", dirs_exist_ok=True))

@@ -92,7 +92,7 @@ def check_output(path: str | Path) -> None:
     if path.exists() and not path.is_dir():
         raise RankfoldError(f"cannot save to {str(path)!r}: it is a file. Give a folder.")
     check_writable(path)
-    if not path.is_dir() or not any(path.iterdir()):
+    if not path.is_dir() or all(file.name.startswith(".") for file in path.iterdir()):
         return
     if not (path / PLAN_FILE).exists():
         raise RankfoldError(f"cannot save to {str(path)!r}: the folder holds other files. Give an empty or new folder.")

@@ -97,7 +97,8 @@ def resolve(problem: Problem, wanted: Mapping[str, Any], *, owner: str) -> dict[
     unused = set(wanted)
     chosen: dict[str, Candidate | None] = {}
     for layer in problem.inventory:
-        matching = [pattern for pattern in wanted if fnmatchcase(layer.name, pattern)]
+        names = (layer.name, *layer.aliases, *layer.ties)
+        matching = [pattern for pattern in wanted if any(fnmatchcase(name, pattern) for name in names)]
         unused.difference_update(matching)
         if matching:
             choice = _read(matching[0], wanted[matching[0]])

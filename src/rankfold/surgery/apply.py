@@ -33,9 +33,12 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
     if not isinstance(plan, Plan):
         raise ConfigError(f"the plan must be a rankfold.Plan; Plan.load reads one. Got {type(plan).__name__} instead.")
     layers = {layer.name: layer for layer in static_inventory(model)}
+    shared = {other: layer.name for layer in layers.values() for other in (*layer.aliases, *layer.ties)}
     problems = []
     for name in plan.layers:
-        if name not in layers:
+        if name in shared:
+            problems.append(f"layer {name!r} shares its weight with {shared[name]!r}; decide under that name")
+        elif name not in layers:
             problems.append(f"layer {name!r} is not in the model")
         elif plan.fingerprint.get(name, layers[name].describe()) != layers[name].describe():
             problems.append(
