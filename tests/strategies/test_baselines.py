@@ -124,6 +124,19 @@ def test_vbmf_finds_a_planted_rank(rank: int) -> None:
     assert plan.layers["0"].reason is None
 
 
+@pytest.mark.parametrize(("rank", "multiple", "rounded"), [(5, 4, 4), (7, 4, 8), (3, 8, 8), (8, 8, 8)])
+def test_vbmf_rounds_to_multiples(rank: int, multiple: int, rounded: int) -> None:
+    net = nn.Sequential(nn.Linear(60, 40))
+    with torch.no_grad():
+        net[0].weight.copy_(planted(40, 60, rank, 0.05))
+    choice = rf.plan(net, torch.zeros(1, 60), strategy="vbmf", rank_multiple=multiple).layers["0"]
+    assert choice.ranks == (rounded,)
+    how = "raised" if rounded > rank else "rounded"
+    assert choice.reason == (None if rank == rounded else f"VBMF found rank [{rank}]; {how} to [{rounded}]")
+    scaled = rf.plan(net, torch.zeros(1, 60), strategy="vbmf", rank_multiple=multiple, budget="params<=38%")
+    assert scaled.layers["0"].ranks[0] % multiple == 0
+
+
 def test_vbmf_says_when_it_raises_a_rank() -> None:
     net = nn.Sequential(nn.Linear(40, 40))
     nn.init.zeros_(net[0].weight)
