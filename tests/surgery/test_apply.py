@@ -178,6 +178,17 @@ def test_data_type_is_kept(dtype: torch.dtype) -> None:
     assert small(X.to(dtype)).dtype == dtype
 
 
+def test_the_memory_format_is_kept() -> None:
+    model = network().to(memory_format=torch.channels_last)
+    small = apply_plan_(model, plan_for(model, conv=choice("tucker", 4, 2), fc=choice("svd", 2)))
+    for parameter in small.get_submodule("conv").parameters():
+        assert parameter.ndim == 1 or parameter.is_contiguous(memory_format=torch.channels_last)
+    plain = apply_plan_(network(), plan_for(network(), conv=choice("tucker", 4, 2)))
+    core = plain.get_parameter("conv.core.weight")
+    assert core.is_contiguous()
+    assert not core.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_factored_layers_look_like_the_layers_they_replace() -> None:
     model = network()
     dense = copy.deepcopy(model)

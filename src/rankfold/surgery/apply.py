@@ -113,7 +113,17 @@ def factor_layer(model: nn.Module, layer: LayerInfo, choice: Choice, moments: Mo
     method = methods.get(choice.method or "", choice.options)
     factors = methods.prepare(method, weight, layer, moments).factorize(choice.ranks)
     blueprint = method.blueprint(layer, choice.ranks)
-    return build(blueprint, layer, choice, dtype=weight.dtype, device=weight.device, factors=factors, bias=bias)
+    module = build(blueprint, layer, choice, dtype=weight.dtype, device=weight.device, factors=factors, bias=bias)
+    return module.to(memory_format=_memory_format(weight))
+
+
+def _memory_format(weight: torch.Tensor) -> torch.memory_format:
+    """Return channels-last if the weight is stored that way and could be stored otherwise."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(weight.ndim)
+    if last is not None and weight.is_contiguous(memory_format=last) and not weight.is_contiguous():
+        return last
+    return torch.preserve_format
 
 
 def replace_layer(model: nn.Module, layer: LayerInfo, module: Factored) -> nn.Module:
