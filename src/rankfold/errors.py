@@ -121,7 +121,3 @@ class MissingExtra(RankfoldError, ImportError):
 
 class RankfoldWarning(UserWarning):
     """Something the user should know that does not stop the work."""
-
-
-class ConvergenceWarning(RankfoldWarning):
-    """An iterative factorization stopped before it converged."""

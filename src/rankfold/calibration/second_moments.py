@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from operator import length_hint
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rankfold._batches import evaluating, iterate, model_device, split_batch, to_device
@@ -18,7 +17,7 @@ from rankfold.calibration.gram import GramSum
 from rankfold.calibration.patches import channel_vectors, patch_vectors
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.factor.moments import Moments
-from rankfold.inventory.quiet import run_batch
+from rankfold.inventory.quiet import fused_attention_off, run_batch
 from rankfold.records import LayerInfo
 
 PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
@@ -77,7 +76,7 @@ def collect_moments(
     require(max_positions > 0, "max_positions", max_positions, "at least 1")
     sums = _allocate(layers, max_patch, memory_limit, max_positions)
     device = model_device(model)
-    with evaluating(model), _no_fast_path(), ExitStack() as hooks:
+    with evaluating(model), fused_attention_off(), ExitStack() as hooks:
         for layer_sums in sums:
             for module, hook in _hooks(model, layer_sums):
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -193,14 +192,3 @@ def _attention_hook(sums: LayerSums, name: str) -> Hook:
         sums.add(x.transpose(0, 1) if first else x)
 
     return hook
-
-
-@contextmanager
-def _no_fast_path() -> Iterator[None]:
-    """Make transformer layers call their children: the fused kernels bypass every hook."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -231,7 +231,9 @@ class Plan:
         try:
             text = file.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise CorruptArtifact(f"there is no plan at {str(file)!r}.") from error
+            raise CorruptArtifact(
+                f"there is no plan at {str(file)!r}. Give a file that Plan.save wrote, or an artefact's folder."
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise CorruptArtifact(f"the plan {str(file)!r} cannot be read: {error}.") from error
         return cls.from_json(text, source=str(file))

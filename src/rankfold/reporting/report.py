@@ -106,7 +106,9 @@ class Report(ReportRecord):
         try:
             text = file.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise CorruptArtifact(f"there is no report at {str(file)!r}.") from error
+            raise CorruptArtifact(
+                f"there is no report at {str(file)!r}. Give an artefact's folder or its report.json."
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise CorruptArtifact(f"the report {str(file)!r} cannot be read: {error}.") from error
         return cls.from_json(text, source=str(file))

@@ -133,7 +133,9 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
                 f"{name!r} of the model is on the meta device. Build the model on the CPU or an accelerator."
             )
     if not path.is_dir():
-        raise CorruptArtifact(f"there is no artefact folder at {str(path)!r}.")
+        raise CorruptArtifact(
+            f"there is no artefact folder at {str(path)!r}. Give a folder that `rankfold compress` or rf.save wrote."
+        )
     try:
         text = (path / PLAN_FILE).read_text(encoding="utf-8")
     except FileNotFoundError as error:
