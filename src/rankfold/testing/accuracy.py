@@ -33,7 +33,9 @@ def prediction_is_kept(method: Method, case: LayerCase) -> None:
     """The error of the built layer, measured on its weight, is at most the predicted one; in the metric of data too."""
     subject = Subject.of(case)
     of_data = (geometric_moments(subject.info), geometric_moments(subject.info, patch=True))
-    for moments, count in ((None, 3), (of_data[0], 1), (of_data[1], 1)):
+    if of_data[1].patch is None:  # the same again
+        of_data = of_data[:1]
+    for moments, count in ((None, 3), *((moments, 1) for moments in of_data)):
         prepared = methods.prepare(method, subject.weight, subject.info, moments)
         for ranks in sample_ranks(method, subject.info, count=count):
             module = subject.built(method, ranks, prepared.factorize(ranks), dtype=torch.float64)

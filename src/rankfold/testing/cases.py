@@ -123,7 +123,7 @@ def layer_zoo() -> tuple[LayerCase, ...]:
     half, brain, double = torch.float16, torch.bfloat16, torch.float64
     return (
         # One dimension.
-        _conv("conv1d", (6, 5), 3, dims=1, thorough=True),
+        _conv("conv1d", (6, 5), 3, dims=1),
         _conv("conv1d-stride-padding", (6, 8), 5, dims=1, stride=2, padding=2),
         _conv("conv1d-dilation-same", (5, 6), 3, dims=1, dilation=2, padding="same"),
         _conv("conv1d-even-same", (5, 6), 4, dims=1, padding="same"),

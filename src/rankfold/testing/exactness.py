@@ -62,7 +62,7 @@ def factors_fill_the_blueprint(method: Method, case: LayerCase) -> None:
     """The factors are finite and have the shapes that the blueprint states."""
     subject = Subject.of(case)
     prepared = methods.prepare(method, subject.weight, subject.info)
-    for ranks in [*sample_ranks(method, subject.info, count=3), method.max_ranks(subject.info)]:
+    for ranks in [*sample_ranks(method, subject.info, count=2), method.max_ranks(subject.info)]:
         factors = prepared.factorize(ranks)
         shapes, wanted = tuple(tuple(f.shape) for f in factors), method.blueprint(subject.info, ranks).factor_shapes
         expect(shapes == wanted, f"ranks {ranks}: factors of shapes {shapes}, the blueprint states {wanted}")

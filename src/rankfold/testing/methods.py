@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 
 import torch
 
 from rankfold import methods
 from rankfold.methods import Method
-from rankfold.records import LayerInfo
 from rankfold.testing import accuracy, costs, exactness, modules, refusals
 from rankfold.testing.cases import LayerCase, layer_zoo
-from rankfold.testing.subject import Subject, run_all
+from rankfold.testing.subject import layer_info, run_all
 
 Check = Callable[[Method, LayerCase], None]
 
@@ -81,7 +80,7 @@ def method_checks(
         return
     chosen = methods.get(method) if isinstance(method, str) else method
     for case in layer_zoo() if cases is None else cases:
-        info = _info(case)
+        info = layer_info(case)
         if chosen.supports(info) is not None:
             checks = UNSUPPORTED_LAYERS
         else:
@@ -106,8 +105,3 @@ def check_method(method: str | Method, *, cases: Sequence[LayerCase] | None = No
         Naming every check that failed, with what it said.
     """
     return run_all(method_checks(method, cases=cases))
-
-
-@cache
-def _info(case: LayerCase) -> LayerInfo:
-    return Subject.of(case).info

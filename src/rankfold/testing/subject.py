@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -48,10 +49,7 @@ class Subject:
     @classmethod
     def of(cls, case: LayerCase) -> Subject:
         """Build and inspect one case."""
-        layer = case.layer()
-        model = nn.Sequential(OrderedDict(block=nn.Sequential(OrderedDict(layer=layer)))).eval()
-        x = case.input()
-        return cls(model=model, info=inspect(model, x).layer(NAME), input=x, case=case)
+        return cls(model=_around(case.layer()), info=layer_info(case), input=case.input(), case=case)
 
     @property
     def module(self) -> nn.Module:
@@ -106,6 +104,16 @@ class Subject:
             for parameter in module.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         return module
+
+
+@lru_cache(maxsize=256)
+def layer_info(case: LayerCase) -> LayerInfo:
+    """Return what `inspect` finds in a case; found once, for it is the same for every check."""
+    return inspect(_around(case.layer()), case.input()).layer(NAME)
+
+
+def _around(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(OrderedDict(block=nn.Sequential(OrderedDict(layer=layer)))).eval()
 
 
 def _arguments(module: nn.Module) -> dict[str, Any]:
