@@ -55,9 +55,7 @@ def fences(markdown: str) -> list[Fence]:
         if match := _TAG.match(line):
             tag = match[1]
             if tag not in TAGS:
-                raise ValueError(
-                    f"line {number}: unknown tag {tag!r}, use one of {', '.join(TAGS)}"
-                )
+                raise ValueError(f"line {number}: unknown tag {tag!r}, use one of {', '.join(TAGS)}")
         elif match := _FENCE.match(line):
             language, start = match[2], number
             end = next((i for i in range(start, len(lines)) if lines[i].strip() == match[1]), None)
@@ -67,9 +65,7 @@ def fences(markdown: str) -> list[Fence]:
             if tag is not None:
                 wanted = _LANGUAGE.get(tag, "bash")
                 if language != wanted:
-                    raise ValueError(
-                        f"line {start}: {tag} needs a ```{wanted} block, not {language!r}"
-                    )
+                    raise ValueError(f"line {start}: {tag} needs a ```{wanted} block, not {language!r}")
                 text = "\n".join(lines[start:end]) + "\n"
                 found.append(Fence(tag=tag, text=text, line=start + 1))
             tag = None
@@ -93,8 +89,7 @@ def script(fence: Fence) -> str:
     ``set -e`` alone would let ``false && true`` pass anywhere but at the end, hence the braces.
     """
     return "".join(
-        f"printf '$ %s\\n' {shlex.quote(command)}\n{{\n{command}\n}} || exit\n"
-        for command in commands(fence.text)
+        f"printf '$ %s\\n' {shlex.quote(command)}\n{{\n{command}\n}} || exit\n" for command in commands(fence.text)
     )
 
 

@@ -30,9 +30,7 @@ OUTPUT = Path(__file__).parents[1] / "src/rankfold/zoo/weights" / f"{NAME}.safet
 
 def main() -> None:
     """Train, print the accuracy on the held-out digits, and write the weights."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--output", type=Path, default=OUTPUT)

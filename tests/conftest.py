@@ -18,12 +18,8 @@ from hypothesis import settings
 torch.set_num_threads(1)
 
 # The same examples on every run; HYPOTHESIS_PROFILE=explore looks for new ones.
-settings.register_profile(
-    "rankfold", max_examples=200, deadline=None, derandomize=True, database=None, print_blob=True
-)
-settings.register_profile(
-    "explore", max_examples=2000, deadline=None, derandomize=False, print_blob=True
-)
+settings.register_profile("rankfold", max_examples=200, deadline=None, derandomize=True, database=None, print_blob=True)
+settings.register_profile("explore", max_examples=2000, deadline=None, derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "rankfold"))
 
 SEED = 0

@@ -83,9 +83,7 @@ def imports(module: str, source: str, modules: frozenset[str]) -> Iterator[Impor
         deeper = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         pending.extend((child, deeper) for child in ast.iter_child_nodes(node))
         for target in _targets(node, modules):
-            yield Import(
-                importer=module, line=getattr(node, "lineno", 0), target=target, in_function=inside
-            )
+            yield Import(importer=module, line=getattr(node, "lineno", 0), target=target, in_function=inside)
 
 
 def _targets(node: ast.AST, modules: frozenset[str]) -> list[str]:

@@ -75,9 +75,7 @@ print(json.dumps({"changed": changed, "modules": sorted(set(sys.modules) - modul
 def probe(statement: str) -> dict[str, Any]:
     """Run a statement after ``import torch`` in a fresh process: what it changed and imported."""
     code = PROBE.replace("{statement}", statement)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()

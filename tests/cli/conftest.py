@@ -30,7 +30,7 @@ class Done:
 
 
 def _invoke(*args: str | Path) -> Done:
-    return Done(CliRunner().invoke(app, [str(a) for a in args], prog_name="rankfold"))
+    return Done(CliRunner(env={"COLUMNS": "100"}).invoke(app, [str(a) for a in args], prog_name="rankfold"))
 
 
 @pytest.fixture
