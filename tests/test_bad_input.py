@@ -331,7 +331,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, overrides={"fc9": None})
 
 
-@case("override with too many ranks", e.RankError, r"'fc1' \(Linear 12->16\)", r"1 integer", r"Got \[2, 2\]")
+@case("override with too many ranks", e.RankError, r"'fc1' \(Linear 12->16\)", r"one integer", r"Got \[2, 2\]")
 def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, overrides={"fc1": ("svd", (2, 2))})
 
@@ -673,7 +673,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.apply_(s.net, plan)
 
 
-@case("plan with too many ranks", e.RankError, r"'fc1'", r"1 integer", r"Got \[2, 2\]")
+@case("plan with too many ranks", e.RankError, r"'fc1'", r"one integer", r"Got \[2, 2\]")
 def _(s: Scene) -> Act:
     plan = Plan.load(s.edited_plan(_edit(ranks=[2, 2])))
     return lambda: rf.apply_(s.net, plan)

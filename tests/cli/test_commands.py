@@ -188,6 +188,12 @@ def test_finetune_needs_only_the_artefact(run: Run, artifact: Path, tmp_path: Pa
     assert run("evaluate", tmp_path / "tuned", "--json").document["value"] == after["tuned"] == after["reloaded"]
 
 
+def test_finetune_stops_at_a_target(run: Run, artifact: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "3", "--limit-train", "128", "--lr", "0.0001", "--finetune-option", "target=0.5")
+    found = run("finetune", artifact, *options, "--out", tmp_path / "tuned", "--json").document
+    assert len(found["report"]["history"]) == 1, "half of the digits are right after the first epoch"
+
+
 def test_bench_measures_both(run: Run, artifact: Path) -> None:
     found = run("bench", artifact, "--repeats", "3", "--batch-size", "2", "--threads", "1", "--json").document
     assert found["dense"]["median_ms"] > 0

@@ -43,6 +43,18 @@ EARLY = {
     "unknown loss": ((*COMPRESS, "--data", "mnist5k", "--epochs", "1", "--loss", "distil"), "Did you mean 'distill'"),
     "learning rate of nothing": ((*COMPRESS, "--data", "mnist5k", "--epochs", "1", "--lr", "0"), "lr"),
     "unknown optimizer": ((*COMPRESS, "--data", "mnist5k", "--epochs", "1", "--optimizer", "adam"), "'adamw'"),
+    "unknown fine-tuning option": (
+        (*COMPRESS, "--data", "mnist5k", "--epochs", "1", "--finetune-option", "tempratur=2"),
+        "Did you mean 'temperature'",
+    ),
+    "fine-tuning option of its own": (
+        (*COMPRESS, "--data", "mnist5k", "--epochs", "1", "--finetune-option", "max_steps=2"),
+        "--max-steps",
+    ),
+    "fine-tuning option out of range": (
+        (*COMPRESS, "--data", "mnist5k", "--epochs", "1", "--finetune-option", "temperature=0"),
+        "temperature",
+    ),
     "output is a file": (("compress", "lenet5_mnist5k", "--out", "{file}"), "is a file"),
     "output below a file": (("compress", "lenet5_mnist5k", "--out", "{file}/out"), "{file}"),
     "output of others": (("compress", "lenet5_mnist5k", "--out", "{others}"), "'diary.txt'"),

@@ -14,7 +14,7 @@ from rankfold.cli._session import show_traceback
 
 app = typer.Typer(
     name="rankfold",
-    help="Make a trained PyTorch network smaller and faster with low-rank factors, chosen layer by layer.",
+    help="Make a trained PyTorch network smaller with low-rank factors, chosen layer by layer.",
     epilog="Start with: rankfold demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -134,6 +134,11 @@ Lr = Annotated[
     float | None, typer.Option("--lr", help="Peak learning rate; by default the optimizer's.", rich_help_panel=_TUNE)
 ]
 Optimizer = Annotated[str, typer.Option("--optimizer", help="sgd or adamw.", rich_help_panel=_TUNE)]
+FinetuneOption = Annotated[
+    list[str] | None,
+    typer.Option("--finetune-option", help="Any other field of FineTune, such as target=0.9 or mixed_precision=bf16; "
+                 "may be repeated.", metavar="KEY=VALUE", rich_help_panel=_TUNE),
+]  # fmt: skip
 TrainBatchSize = Annotated[
     int | None,
     typer.Option("--train-batch-size", help="Images per step; as --batch-size by default.", min=1,

@@ -12,13 +12,13 @@ from rankfold.errors import ConfigError
 from rankfold.records import Budget
 
 
-def parse_options(texts: Sequence[str] | None) -> dict[str, Any]:
+def parse_options(texts: Sequence[str] | None, *, flag: str = "--option") -> dict[str, Any]:
     """Return ``{"keep": 0.95}`` for ``["keep=0.95"]``; values are JSON where they can be, else text."""
     out: dict[str, Any] = {}
     for text in texts or ():
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--option must be KEY=VALUE, such as keep=0.95. Got {text!r} instead.")
+            raise ConfigError(f"{flag} must be KEY=VALUE, such as keep=0.95. Got {text!r} instead.")
         try:
             out[key.strip().replace("-", "_")] = json.loads(value)
         except json.JSONDecodeError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from rankfold._config import build_config
 from rankfold.cli._loading import open_data
+from rankfold.cli._parsing import parse_options
 from rankfold.cli._source import Source
 from rankfold.errors import ConfigError
 from rankfold.tune import FineTune
@@ -23,6 +25,7 @@ def tuning_options(
     seed: int,
     data: str | None,
     resume: bool = True,
+    extra: list[str] | None = None,
 ) -> FineTune | None:
     """Return the config without its data; None if no epochs are asked for.
 
@@ -30,23 +33,22 @@ def tuning_options(
     ------
     ConfigError
         If a value is out of range, or there is no data to train on.
+    UnknownNameError
+        If `extra` (``KEY=VALUE`` texts) names no field of `FineTune`.
     """
     if not epochs:
         return None
     if data is None:
         raise ConfigError(f"--epochs {epochs} needs data to train on. Give --data, or leave --epochs out.")
-    options: dict[str, Any] = {"optimizer": optimizer}
-    return FineTune(
-        epochs=epochs,
-        loss=loss,
-        lr=lr,
-        max_steps=max_steps,
-        checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
-        seed=seed,
-        resume=resume,
-        **options,
-    )
+    options: dict[str, Any] = {
+        "epochs": epochs, "loss": loss, "lr": lr, "optimizer": optimizer, "max_steps": max_steps,
+        "checkpoint": checkpoint, "checkpoint_every": checkpoint_every, "seed": seed, "resume": resume,
+    }  # fmt: skip
+    others = parse_options(extra, flag="--finetune-option")
+    for key in others:
+        if key in options or key == "data":
+            raise ConfigError(f"--finetune-option {key}=... has an option of its own: --{key.replace('_', '-')}.")
+    return build_config(FineTune, {**options, **others}, owner="fine-tuning")
 
 
 def with_data(

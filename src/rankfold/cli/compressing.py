@@ -32,6 +32,7 @@ def compress(
     loss: o.Loss = "auto",
     lr: o.Lr = None,
     optimizer: o.Optimizer = "sgd",
+    finetune_option: o.FinetuneOption = None,
     train_batch_size: o.TrainBatchSize = None,
     limit_train: o.LimitTrain = None,
     max_steps: o.MaxSteps = None,
@@ -82,6 +83,7 @@ def compress(
         tuning = tuning_options(
             epochs=epochs, loss=loss, lr=lr, optimizer=optimizer, max_steps=max_steps, checkpoint=checkpoint,
             checkpoint_every=checkpoint_every, seed=seed, data=data, resume=not restart,
+            extra=finetune_option,
         )  # fmt: skip
         place = pick_device(device)
         folder = check_folder(out)

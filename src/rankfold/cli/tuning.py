@@ -32,6 +32,7 @@ def finetune(
     loss: o.Loss = "auto",
     lr: o.Lr = None,
     optimizer: o.Optimizer = "sgd",
+    finetune_option: o.FinetuneOption = None,
     train_batch_size: o.TrainBatchSize = None,
     limit_train: o.LimitTrain = None,
     max_steps: o.MaxSteps = None,
@@ -82,6 +83,7 @@ def finetune(
         config = tuning_options(
             epochs=epochs, loss=loss, lr=lr, optimizer=optimizer, max_steps=max_steps, checkpoint=checkpoint or out,
             checkpoint_every=checkpoint_every, seed=seed, data=source.data, resume=not restart,
+            extra=finetune_option,
         )  # fmt: skip
         place = pick_device(device)
         folder = check_folder(out)
@@ -101,7 +103,8 @@ def finetune(
         teacher = dense if is_trained(source) else None
         if teacher is None:
             printer.say("no weights of the original are known: training without it as the teacher (see --weights)")
-        result = rf.finetune_(small, config, teacher=teacher)
+        watched = None if config.target is None else metric
+        result = rf.finetune_(small, config, teacher=teacher, metric=watched)
         values["tuned"] = rf.evaluate(small, metric)
         if result.resumed_from:
             printer.say(f"resumed from step {result.resumed_from} of {result.steps}")

@@ -89,25 +89,24 @@ def check_supported(method: Method, layer: LayerInfo) -> None:
     """Raise `UnsupportedLayer`, with the reason, if the method cannot factor the layer."""
     reason = layer.skip or method.supports(layer)
     if reason is not None:
-        raise UnsupportedLayer(
-            f"method {method.name!r} cannot factor layer {layer.name!r} ({layer.describe()}): {reason}."
-        )
+        raise UnsupportedLayer(f"method {method.name!r} cannot factor {layer.title}: {reason}.")
 
 
 def check_ranks(method: Method, layer: LayerInfo, ranks: Ranks) -> None:
     """Raise `RankError`, naming the layer and what is allowed, unless the ranks fit."""
     limits = method.max_ranks(layer)
     allowed = ", ".join(f"1..{limit}" for limit in limits)
-    where = f"layer {layer.name!r} ({layer.describe()})"
     if len(ranks) != len(limits):
+        number = "one integer" if len(limits) == 1 else f"{len(limits)} integers"
+        example = tuple(max(1, limit // 4) for limit in limits)
         raise RankError(
-            f"'ranks' of {method.name!r} on {where} must be {len(limits)} integers ({allowed}). "
+            f"'ranks' of {method.name!r} on {layer.title} must be {number} in {allowed}, such as {example}. "
             f"Got {list(ranks)} instead."
         )
     whole = all(isinstance(rank, int) and not isinstance(rank, bool) for rank in ranks)
     if not whole or not all(1 <= rank <= limit for rank, limit in zip(ranks, limits, strict=True)):
         raise RankError(
-            f"'ranks' of {method.name!r} on {where} must be integers in {allowed}. Got {list(ranks)} instead."
+            f"'ranks' of {method.name!r} on {layer.title} must be integers in {allowed}. Got {list(ranks)} instead."
         )
 
 
@@ -116,7 +115,7 @@ def check_finite(weight: Tensor, layer: LayerInfo) -> None:
     bad = int((~torch.isfinite(weight)).sum())
     if bad:
         raise InvalidWeight(
-            f"the weight of layer {layer.name!r} ({layer.describe()}) holds {bad} NaN or infinite value(s). "
+            f"the weight of {layer.title} holds {bad} NaN or infinite value(s). "
             "Repair the checkpoint, or exclude the layer."
         )
 
@@ -168,8 +167,7 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
     check_supported(method, layer)
     if tuple(weight.shape) != layer.weight_shape:
         raise InvalidWeight(
-            f"the weight of layer {layer.name!r} ({layer.describe()}) has shape {tuple(weight.shape)}, "
-            f"expected {layer.weight_shape}."
+            f"the weight of {layer.title} has shape {tuple(weight.shape)}, expected {layer.weight_shape}."
         )
     check_finite(weight, layer)
     double = weight.device.type != "mps" and weight.numel() <= 2**27

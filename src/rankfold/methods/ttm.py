@@ -126,7 +126,7 @@ class TTM:
         for option, shape, n in (("out_shape", outs, layer.out_channels), ("in_shape", ins, layer.in_channels)):
             if math.prod(shape) != n:
                 raise ConfigError(
-                    f"{option} of 'ttm' on layer {layer.name!r} must multiply to {n}. "
+                    f"{option} of 'ttm' on {layer.title} must multiply to {n}. "
                     f"Got {shape} (= {math.prod(shape)}) instead."
                 )
         return outs, ins

@@ -82,37 +82,8 @@ class PreparedTucker:
         return (*stages, *tail)
 
 
-def tucker_blueprint(layer: LayerInfo, ranks: Ranks) -> Blueprint:
-    """Return 1x1 ``I -> r_i``, the kernel ``r_i -> r_o``, 1x1 ``r_o -> O``; a projection of full rank is left out."""
-    rank_out, rank_in = ranks
-    stages: list[Stage] = []
-    if rank_in < layer.group_in:
-        stages.append(pointwise(layer, "input", layer.group_in, rank_in))
-    last = rank_out == layer.group_out
-    stages.append(spatial(layer, "core", rank_in * layer.groups, rank_out * layer.groups, bias=layer.bias and last))
-    if not last:
-        stages.append(pointwise(layer, "output", rank_out, layer.group_out, bias=layer.bias))
-    return Blueprint(tuple(stages))
-
-
-def tucker_grid(layer: LayerInfo, *, multiple: int, points: int) -> list[Ranks]:
-    """Return the product of evenly spaced ranks, the square root of ``points ** 2 / 4`` for each mode."""
-    side = max(4, points // 2)
-    outs = rank_values(layer.group_out, multiple=multiple, points=side)
-    ins = rank_values(layer.group_in, multiple=multiple, points=side)
-    return list(product(outs, ins))
-
-
-class Tucker:
-    """Tucker-2 by HOSVD and HOOI; ranks ``(r_o, r_i)``, either may be full (partial Tucker).
-
-    Kim et al. (2016), "Compression of deep convolutional neural networks for fast and low power mobile applications".
-    """
-
-    name = "tucker"
-
-    def __init__(self, config: TuckerConfig) -> None:
-        self.config = config
+class TuckerShape:
+    """What all Tucker-2 methods share: input projection, kernel, output projection."""
 
     def supports(self, layer: LayerInfo) -> str | None:
         """Convolutions of any dimension with a spatial extent."""
@@ -123,12 +94,35 @@ class Tucker:
         return (layer.group_out, layer.group_in)
 
     def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
-        """Return a two-dimensional grid of ranks."""
-        return tucker_grid(layer, multiple=multiple, points=points)
+        """Return the product of evenly spaced ranks, half of `points` for each mode."""
+        side = max(4, points // 2)
+        outs = rank_values(layer.group_out, multiple=multiple, points=side)
+        ins = rank_values(layer.group_in, multiple=multiple, points=side)
+        return list(product(outs, ins))
 
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
-        """Return two or three stages."""
-        return tucker_blueprint(layer, ranks)
+        """Return 1x1 ``I -> r_i``, the kernel ``r_i -> r_o``, 1x1 ``r_o -> O``; without projections of full rank."""
+        rank_out, rank_in = ranks
+        stages: list[Stage] = []
+        if rank_in < layer.group_in:
+            stages.append(pointwise(layer, "input", layer.group_in, rank_in))
+        last = rank_out == layer.group_out
+        stages.append(spatial(layer, "core", rank_in * layer.groups, rank_out * layer.groups, bias=layer.bias and last))
+        if not last:
+            stages.append(pointwise(layer, "output", rank_out, layer.group_out, bias=layer.bias))
+        return Blueprint(tuple(stages))
+
+
+class Tucker(TuckerShape):
+    """Tucker-2 by HOSVD and HOOI; ranks ``(r_o, r_i)``, either may be full (partial Tucker).
+
+    Kim et al. (2016), "Compression of deep convolutional neural networks for fast and low power mobile applications".
+    """
+
+    name = "tucker"
+
+    def __init__(self, config: TuckerConfig) -> None:
+        self.config = config
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTucker:
         """Rotate the weight into the eigenbases of its mode Grams.

@@ -115,7 +115,7 @@ class Budget:
         if isinstance(budget, str):
             texts = [t for t in re.split(r"[,;]\s*(?=[A-Za-z_])", budget) if t.strip()]
         elif isinstance(budget, Mapping):
-            texts = [f"{key}<={value}" for key, value in budget.items()]
+            texts = [f"{key}<={str(value).strip().removeprefix('<=')}" for key, value in budget.items()]
         elif isinstance(budget, Iterable):
             texts = [str(t) for t in budget]
         else:

@@ -117,6 +117,11 @@ class LayerInfo:
         words.append(f"g{self.groups}")
         return " ".join(words)
 
+    @property
+    def title(self) -> str:
+        """The layer for a message: its name, if it has one, and its description."""
+        return f"layer {self.name!r} ({self.describe()})" if self.name else f"the layer ({self.describe()})"
+
     def static(self) -> LayerInfo:
         """Return the layer without what only a run can tell (calls, notes)."""
         return replace(self, calls=(), note=None)

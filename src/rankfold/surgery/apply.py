@@ -57,15 +57,24 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy, or raise `ModelError` saying what cannot be copied."""
+    """Return a deep copy.
+
+    Tensors that a module computed and keeps (the weight of ``torch.nn.utils.weight_norm``) are copied without graph.
+
+    Raises
+    ------
+    ModelError
+        If it is no model, or something in it cannot be copied.
+    """
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    kept = (value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor))
+    computed: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, computed)
     except Exception as error:  # a module's own __deepcopy__ or __reduce__ may raise anything
         raise ModelError(
-            f"the model cannot be copied: {error}. Run it once under torch.no_grad() if it holds tensors with "
-            "gradients, or use the function with a trailing underscore, which works in place."
+            f"the model cannot be copied: {error}. Use the function with a trailing underscore, which works in place."
         ) from error
 
 
