@@ -217,12 +217,11 @@ class Run:
                     "few for BatchNorm. Give the DataLoader drop_last=True or another batch_size, "
                     "or set freeze_batchnorm_statistics=True."
                 ) from error
-            if self.started:
-                raise
+            state = self.state
+            which = f"batch {state.batch + 1} of epoch {state.epoch + 1}" if self.started else "the first batch"
             raise ModelError(
-                f"the model, the teacher or the loss cannot handle the first batch: {error}. A batch "
-                "is (inputs, target), or inputs alone; inputs in a tuple or mapping are several "
-                "arguments."
+                f"the model, the teacher or the loss cannot handle {which}: {error}. A batch is (inputs, target), or "
+                "inputs alone; inputs in a tuple or mapping are several arguments."
             ) from error
 
     def _raise_diverged(self, numbers: list[float], inputs: Any) -> None:
