@@ -1,0 +1,1 @@
+"""rankfold against its peers, in one process: ``python -m benchmarks.micro``."""
