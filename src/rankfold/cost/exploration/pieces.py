@@ -1,0 +1,126 @@
+"""A method's rank settings as boxes, on each of which every cost is one polynomial."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rankfold import methods
+from rankfold.cost.count import blueprint_cost
+from rankfold.cost.exploration.polynomial import Multilinear, fit
+from rankfold.errors import RankfoldError
+from rankfold.methods.ttm import TTM
+from rankfold.records import Cost, LayerInfo, Ranks, Size
+
+LARGEST = 2**62
+"""Costs are counted in 64-bit integers; no layer comes near this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A box of rank settings ``lows <= ranks <= highs`` with its costs.
+
+    Parameters
+    ----------
+    options : mapping
+        Options of the method that hold for the box (the tensor shape of ``ttm``).
+    params, macs, fm : Multilinear
+        Costs of every rank setting in the box.
+    """
+
+    options: Mapping[str, Any]
+    lows: Ranks
+    highs: Ranks
+    params: Multilinear
+    macs: Multilinear
+    fm: Multilinear
+
+    @property
+    def settings(self) -> int:
+        """Rank settings in the box."""
+        return math.prod(high - low + 1 for low, high in zip(self.lows, self.highs, strict=True))
+
+
+def price(method: methods.Method, layer: LayerInfo, ranks: Ranks) -> Cost:
+    """Return the cost of one rank setting."""
+    return blueprint_cost(method.blueprint(layer, ranks), layer)
+
+
+def pieces(name: str, layer: LayerInfo, options: Mapping[str, Any], cores: int) -> Iterator[Piece]:
+    """Yield the boxes that make up a method's rank settings on a layer, each setting in exactly one of them."""
+    for variant in variants(name, layer, options, cores):
+        method = methods.get(name, variant)
+        for lows, highs in _boxes(method, layer):
+            yield _piece(method, layer, variant, lows, highs)
+
+
+def variants(name: str, layer: LayerInfo, options: Mapping[str, Any], cores: int) -> Iterator[Mapping[str, Any]]:
+    """Yield the method's options: as they are, or for a ``ttm`` without shapes one for each tensor shape.
+
+    The shapes are every pair of an ordered factorization of the outputs and one of the inputs into d factors of at
+    least 2, for d from 2 to `cores`: another order is another shape, since it has other rank limits and MACs.
+    """
+    method = methods.get(name, options)
+    if not isinstance(method, TTM) or options.get("out_shape") or options.get("in_shape") or "cores" in options:
+        yield dict(options)
+        return
+    for d in range(2, cores + 1):
+        for outs in ordered_factors(layer.out_channels, d):
+            for ins in ordered_factors(layer.in_channels, d):
+                yield {**options, "cores": d, "out_shape": outs, "in_shape": ins}
+
+
+def ordered_factors(n: int, count: int) -> list[Size]:
+    """Return every way to write n as a product of `count` factors of at least 2, order mattering.
+
+    Examples
+    --------
+    >>> ordered_factors(12, 2)
+    [(2, 6), (3, 4), (4, 3), (6, 2)]
+    """
+    if count == 1:
+        return [(n,)] if n >= 2 else []
+    divisors = [d for d in range(2, n // 2 + 1) if n % d == 0]
+    return [(d, *rest) for d in divisors for rest in ordered_factors(n // d, count - 1)]
+
+
+def _boxes(method: methods.Method, layer: LayerInfo) -> Iterator[tuple[Ranks, Ranks]]:
+    """Cut off the largest value of each rank whose stages differ (a Tucker factor of full rank is left out)."""
+    limits = method.max_ranks(layer)
+    usual = _stages(method, layer, (1,) * len(limits))
+    intervals: list[list[tuple[int, int]]] = []
+    for axis, limit in enumerate(limits):
+        full = tuple(limit if a == axis else 1 for a in range(len(limits)))
+        alike = limit == 1 or _stages(method, layer, full) == usual
+        intervals.append([(1, limit)] if alike else [(1, limit - 1), (limit, limit)])
+    for box in itertools.product(*intervals):
+        yield tuple(low for low, _ in box), tuple(high for _, high in box)
+
+
+def _stages(method: methods.Method, layer: LayerInfo, ranks: Ranks) -> list[tuple[type, str]]:
+    return [(type(stage), stage.name) for stage in method.blueprint(layer, ranks).stages]
+
+
+def _piece(method: methods.Method, layer: LayerInfo, options: Mapping[str, Any], lows: Ranks, highs: Ranks) -> Piece:
+    def value(ranks: Ranks) -> tuple[int, int, int]:
+        cost = price(method, layer, ranks)
+        return cost.params, cost.macs, cost.fm
+
+    found = fit(value, lows, highs)
+    middle = tuple((low + high) // 2 for low, high in zip(lows, highs, strict=True))
+    for ranks in {middle, highs}:
+        exact = value(ranks)
+        if tuple(polynomial(ranks) for polynomial in found) != exact:
+            raise RankfoldError(
+                f"the exploration space of {method.name!r} cannot be counted: its cost on {layer.title} is not affine "
+                f"in each rank (ranks {list(ranks)}). Leave the method out."
+            )
+        if max(exact) >= LARGEST:
+            raise RankfoldError(
+                f"{layer.title} has {max(exact):,} MACs, more than can be counted. Give smaller inputs."
+            )
+    params, macs, fm = found
+    return Piece(options=options, lows=lows, highs=highs, params=params, macs=macs, fm=fm)

@@ -1,0 +1,148 @@
+"""All valid rank settings as rows: all ranks but one are fixed, and the last one has an interval.
+
+Costs are affine in the last rank, so the valid values of it, and those of any compression step, are an interval that
+is solved for. A layer with a hundred million settings has some hundred thousand rows, and they come in chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from rankfold.cost.exploration.pieces import Piece
+from rankfold.cost.exploration.polynomial import Ints
+from rankfold.records import Cost, Ranks
+
+CHUNK = 2**17
+"""Rows at a time: about 20 arrays of 1 MiB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Arrays of one entry a row; ``x`` is the rank that is solved for.
+
+    Parameters
+    ----------
+    piece, index : array
+        Which piece, and which point of its other ranks.
+    params0, params1, macs0, macs1, fm0, fm1 : array
+        Costs are ``params0 + params1 * x`` and so on.
+    first, last : array
+        The valid values of x, ``first <= x <= last``, never none.
+    smallest, largest : array
+        Of the other ranks; for a single rank, above and below every rank.
+    """
+
+    piece: Ints
+    index: Ints
+    params0: Ints
+    params1: Ints
+    macs0: Ints
+    macs1: Ints
+    fm0: Ints
+    fm1: Ints
+    first: Ints
+    last: Ints
+    smallest: Ints
+    largest: Ints
+
+    def __len__(self) -> int:
+        return len(self.piece)
+
+    def take(self, where: Ints) -> Rows:
+        """Return some of the rows."""
+        return Rows(**{f.name: getattr(self, f.name)[where] for f in fields(self)})
+
+    def interval(self, least: int, most: int) -> tuple[Ints, Ints]:
+        """Return first and last valid x with ``least <= params <= most``; first > last where there is none."""
+        below = reach(least - 1, self.params0, self.params1, self.last)
+        return np.maximum(self.first, below + 1), reach(most, self.params0, self.params1, self.last)
+
+
+def reach(bound: int, constant: Ints, slope: Ints, highest: Ints) -> Ints:
+    """Return the largest x of at most `highest` with ``constant + slope * x <= bound``, 0 or less if there is none."""
+    room = bound - constant
+    found = room // np.maximum(slope, 1)
+    fixed = slope == 0
+    if fixed.any():
+        found = np.where(fixed, np.where(room >= 0, highest, 0), found)
+    return np.minimum(found, highest)
+
+
+def valid_rows(pieces: Sequence[Piece], dense: Cost, chunk: int = CHUNK) -> Iterator[Rows]:
+    """Yield the rows of every setting with fewer parameters and fewer MACs than the layer, in chunks.
+
+    The same pieces give the same rows in the same order every time.
+    """
+    waiting: list[Rows] = []
+    held = 0
+    for number, piece in enumerate(pieces):
+        axis = solved_axis(piece)
+        points = math.prod(_shape(piece, axis))
+        for start in range(0, points, chunk):
+            part = _rows(number, piece, axis, start, min(start + chunk, points), dense)
+            if not len(part):
+                continue
+            waiting.append(part)
+            held += len(part)
+            if held >= chunk:
+                yield _joined(waiting)
+                waiting, held = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def solved_axis(piece: Piece) -> int:
+    """Return the position of the rank with the most values: solving for it leaves the fewest rows."""
+    return int(np.argmax([high - low for low, high in zip(piece.lows, piece.highs, strict=True)]))
+
+
+def ranks_of(piece: Piece, index: int, x: int) -> Ranks:
+    """Return the rank setting of one row and one value of the solved rank."""
+    axis = solved_axis(piece)
+    offsets = np.unravel_index(index, _shape(piece, axis))
+    return tuple(x if a == axis else piece.lows[a] + int(o) for a, o in enumerate(offsets))
+
+
+def _shape(piece: Piece, axis: int) -> tuple[int, ...]:
+    """Number of values of each rank, 1 for the solved one."""
+    sizes = [high - low + 1 for low, high in zip(piece.lows, piece.highs, strict=True)]
+    return tuple(1 if a == axis else size for a, size in enumerate(sizes))
+
+
+def _rows(number: int, piece: Piece, axis: int, start: int, stop: int, dense: Cost) -> Rows:
+    index = np.arange(start, stop, dtype=np.int64)
+    offsets = np.unravel_index(index, _shape(piece, axis))
+    ranks = [low + offset for low, offset in zip(piece.lows, offsets, strict=True)]
+    params0, params1 = piece.params.along(axis, ranks)
+    macs0, macs1 = piece.macs.along(axis, ranks)
+    highest = np.full(len(index), piece.highs[axis], np.int64)
+    last = reach(dense.params - 1, params0, params1, highest)
+    last = reach(dense.macs - 1, macs0, macs1, last)
+    keep = np.flatnonzero(last >= piece.lows[axis])
+    others = [rank[keep] for a, rank in enumerate(ranks) if a != axis]
+    fm0, fm1 = piece.fm.along(axis, [rank[keep] for rank in ranks])
+    none = np.zeros(len(keep), np.int64)
+    return Rows(
+        piece=none + number,
+        index=index[keep],
+        params0=params0[keep],
+        params1=params1[keep],
+        macs0=macs0[keep],
+        macs1=macs1[keep],
+        fm0=fm0,
+        fm1=fm1,
+        first=none + piece.lows[axis],
+        last=last[keep],
+        smallest=np.minimum.reduce(others) if others else none + 2**40,
+        largest=np.maximum.reduce(others) if others else none - 2**40,
+    )
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Rows)})
