@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from importlib.resources import files
-
 from rankfold.reporting import words
 from rankfold.reporting.figures import history_figures, layer_figures
 from rankfold.reporting.markup import Markup, el, join
+from rankfold.reporting.page import page, section, table
 from rankfold.reporting.record import LayerRow, ReportRecord
 from rankfold.reporting.summary import (
     bound_result,
@@ -28,28 +26,17 @@ from rankfold.reporting.tiles import minus, tiles
 def to_html(record: ReportRecord) -> str:
     """Return the document."""
     name = record.model_name or "Compressed model"
-    style = (files("rankfold.reporting") / "style.css").read_text(encoding="utf-8")
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", f"{name} · rankfold report"),
-        el("style", Markup(style)),
-    )
     facts = (_metrics(record), _budget(record), _notes(record))
-    body = el(
-        "main",
+    return page(
+        f"{name} · rankfold report",
         _header(record, name),
         tiles(record),
         el("div", _totals(record), el("div", facts) if any(facts) else None, class_="two"),
-        _section("Layer by layer", layer_figures(record)) if record.layers else None,
+        section("Layer by layer", layer_figures(record)) if record.layers else None,
         _layers(record),
         _history(record),
         _provenance(record),
     )
-    document = el("html", head, el("body", body), lang="en")
-    return f"<!doctype html>\n{document}\n"
 
 
 def _header(record: ReportRecord, name: str) -> Markup:
@@ -64,7 +51,7 @@ def _header(record: ReportRecord, name: str) -> Markup:
 
 def _totals(record: ReportRecord) -> Markup:
     rows = [(r.name, r.before_text, r.after_text, r.ratio.replace("x", "×"), r.reduction) for r in totals(record)]
-    table = _table(("", ">before", ">after", ">ratio", ">reduction"), rows)
+    grid = table(("", ">before", ">after", ">ratio", ">reduction"), rows)
     note = el(
         "p",
         "MACs and feature maps are those of one forward pass on the example input; fewer MACs are "
@@ -72,7 +59,7 @@ def _totals(record: ReportRecord) -> Markup:
         "The ratio is before ÷ after.",
         class_="muted small",
     )
-    return _section("Before and after", table, note)
+    return section("Before and after", grid, note)
 
 
 def _metrics(record: ReportRecord) -> Markup | None:
@@ -90,7 +77,7 @@ def _metrics(record: ReportRecord) -> Markup | None:
         text = f"Measured again after saving and loading, {', '.join(differing)} changed."
         warning = el("p", text, class_="warning")
     heads = ["metric", *(f">{title}" for title, _ in shown), ">change"]
-    return _section("Metrics", _table(heads, rows), warning)
+    return section("Metrics", table(heads, rows), warning)
 
 
 def _budget(record: ReportRecord) -> Markup | None:
@@ -105,13 +92,13 @@ def _budget(record: ReportRecord) -> Markup | None:
         )
         for b in record.bounds
     ]
-    return _section("Budget", _table(("bound", "verdict", "result"), rows))
+    return section("Budget", table(("bound", "verdict", "result"), rows))
 
 
 def _notes(record: ReportRecord) -> Markup | None:
     if not record.notes:
         return None
-    return _section("Notes", el("ul", (el("li", note) for note in record.notes), class_="notes"))
+    return section("Notes", el("ul", (el("li", note) for note in record.notes), class_="notes"))
 
 
 def _history(record: ReportRecord) -> Markup | None:
@@ -128,8 +115,8 @@ def _history(record: ReportRecord) -> Markup | None:
         )
         for e in rows
     ]
-    table = _table((">epoch", ">loss", ">metric", ">learning rate", ">time"), cells, tall=len(rows) > 12)
-    return _section("Fine-tuning", el("div", history_figures(record), class_="pair"), table)
+    grid = table((">epoch", ">loss", ">metric", ">learning rate", ">time"), cells, tall=len(rows) > 12)
+    return section("Fine-tuning", el("div", history_figures(record), class_="pair"), grid)
 
 
 def _layers(record: ReportRecord) -> Markup:
@@ -145,13 +132,13 @@ def _layers(record: ReportRecord) -> Markup:
         el("th", "relative error", colspan=str(len(errors)), class_="group"),
     )
     rows = [_layer(row, measured) for row in record.layers]
-    table = _table(heads, rows, tall=len(rows) > 30, top=top, css="layers")
+    grid = table(heads, rows, tall=len(rows) > 30, top=top, css="layers")
     others = [el("li", other_text(group)) for group in other_groups(record.others)]
     rest = None
     if others:
         heading = el("h3", "Other modules with parameters")
         rest = join(heading, el("ul", others, class_="notes"))
-    return _section("Every layer", table, rest)
+    return section("Every layer", grid, rest)
 
 
 def _layer(row: LayerRow, measured: bool) -> list[str]:
@@ -192,28 +179,4 @@ def _left(before: float, after: float) -> Markup:
 
 def _provenance(record: ReportRecord) -> Markup:
     pairs = [(el("dt", what), el("dd", value)) for what, value in provenance_rows(record)]
-    return _section("Where this comes from", el("dl", (join(*pair) for pair in pairs)))
-
-
-def _section(title: str, *children: Markup | Iterable[Markup | None] | None) -> Markup:
-    return el("section", el("h2", title), *children)
-
-
-def _table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    tall: bool = False,
-    top: Markup | None = None,
-    css: str = "",
-) -> Markup:
-    """A title that starts with ``>`` is of numbers; a tall table scrolls under its head."""
-    align = ["num" if head.startswith(">") else None for head in heads]
-    titles = [el("th", head.removeprefix(">"), class_=a, scope="col") for head, a in zip(heads, align, strict=True)]
-    body: list[Markup] = []
-    for row in rows:
-        first = el("th", row[0], class_=align[0], scope="row")
-        rest = [el("td", c, class_=a) for c, a in zip(row[1:], align[1:], strict=True)]
-        body.append(el("tr", first, rest))
-    table = el("table", el("thead", top, el("tr", titles)), el("tbody", body), class_=css or None)
-    return el("div", table, class_="scroll tall" if tall else "scroll", tabindex="0")
+    return section("Where this comes from", el("dl", (join(*pair) for pair in pairs)))

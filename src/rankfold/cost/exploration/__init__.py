@@ -5,6 +5,8 @@ from rankfold.cost.exploration.record import Histogram as Histogram
 from rankfold.cost.exploration.record import Solution as Solution
 from rankfold.cost.exploration.record import Space as Space
 from rankfold.cost.exploration.record import Step as Step
+from rankfold.cost.exploration.scores import METRICS as METRICS
+from rankfold.cost.exploration.scores import scores as scores
 from rankfold.cost.exploration.space import CORES as CORES
 from rankfold.cost.exploration.space import PAPER_STEPS as PAPER_STEPS
 from rankfold.cost.exploration.space import check_steps as check_steps

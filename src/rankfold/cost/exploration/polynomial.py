@@ -51,7 +51,10 @@ class Multilinear:
 
     def text(self, names: Sequence[str]) -> str:
         """Return the polynomial in words, such as ``64·r1 + 3·r1·r2``."""
-        parts = ["·".join([f"{c:,}", *(names[p] for p in positions)]) for positions, c in self.terms]
+        parts = [
+            "·".join([*([f"{c:,}"] if c != 1 or not positions else []), *(names[p] for p in positions)])
+            for positions, c in self.terms
+        ]
         return " + ".join(parts) or "0"
 
 

@@ -139,6 +139,8 @@ class Space:
     formulas : mapping of str to str
         Parameters (``"P"``), MACs (``"M"``) and feature-map elements (``"FM"``) in the ranks, with this layer's
         numbers; with several shapes, those of the first.
+    stages : tuple of str
+        What the factored layer is made of, in order of execution, in words with ranks for numbers.
     histogram : Histogram or None
         If asked for.
     seconds : float or None
@@ -155,6 +157,7 @@ class Space:
     macs: Extent | None = None
     memory: Extent | None = None
     formulas: Mapping[str, str] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
     histogram: Histogram | None = None
     seconds: float | None = None
 

@@ -12,6 +12,7 @@ from rankfold.cost.exploration.pieces import Piece, pieces, price
 from rankfold.cost.exploration.plane import Plane
 from rankfold.cost.exploration.record import Extent, Solution, Space, Step
 from rankfold.cost.exploration.rows import Rows, ranks_of, valid_rows
+from rankfold.cost.exploration.wording import formulas, stages
 from rankfold.errors import ConfigError
 from rankfold.records import Cost, LayerInfo
 from rankfold.records.dense import dense_cost
@@ -117,7 +118,8 @@ def explore(
         params=extents.params if size else None,
         macs=extents.macs if size else None,
         memory=extents.memory if size else None,
-        formulas=_formulas(parts[0]) if parts else {},
+        formulas=formulas(parts[0]) if parts else {},
+        stages=stages(method, layer, parts[0]) if parts else (),
         histogram=None if plane is None else plane.histogram,
     )
 
@@ -198,8 +200,3 @@ def _solution(method: str, layer: LayerInfo, parts: Sequence[Piece], place: Plac
 def _limits(parts: Sequence[Piece]) -> tuple[int, ...]:
     length = max((len(part.highs) for part in parts), default=0)
     return tuple(max(part.highs[i] for part in parts if len(part.highs) > i) for i in range(length))
-
-
-def _formulas(part: Piece) -> dict[str, str]:
-    names = ["r"] if len(part.lows) == 1 else [f"r{i + 1}" for i in range(len(part.lows))]
-    return {"P": part.params.text(names), "M": part.macs.text(names), "FM": part.fm.text(names)}

@@ -1,0 +1,58 @@
+"""Table 6 of Kokhazadeh et al. (2025): every property of an exploration space as a score from 1 to 5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rankfold.cost.exploration.record import Space
+
+METRICS = (
+    "rank configurations",
+    "best params",
+    "worst params",
+    "best MACs",
+    "worst MACs",
+    "best memory",
+    "worst memory",
+    "exploration space",
+    "params coverage",
+    "MACs coverage",
+    "flexibility",
+    "decomposition time",
+)
+"""In the order of the paper's table; higher is better."""
+
+# 5: shape and ranks; 4: a rank for each dimension, which may be left whole; 3: several ranks; 2: one rank for all
+# dimensions; 1: a matrix with one rank.
+_FLEXIBILITY = {"ttm": 5, "tucker": 4, "tt3": 4, "tt": 3, "cp": 2, "filterwise_cp": 2}
+
+
+def scores(space: Space) -> dict[str, int | None]:
+    """Return the score of each of `METRICS`; None where it is not known (no valid setting, no time measured).
+
+    The ranks that count as configurations are those that can be chosen; the paper counts the ones at a train's ends
+    as well. The time is the mean over the steps of preparing and factoring the layer once.
+    """
+    found: dict[str, int | None] = dict.fromkeys(METRICS)
+    ranks = len(space.limits)
+    found["rank configurations"] = 2 if ranks == 1 else 3 if ranks <= 3 else 4 if ranks == 4 else 5
+    found["exploration space"] = _grade(space.size, (100, 1_000, 10_000, 1_000_001))
+    found["flexibility"] = _FLEXIBILITY.get(space.method, 1 if ranks == 1 else 3)
+    times = [s.prepare_s + s.factorize_s for s in space.steps if s.prepare_s is not None and s.factorize_s is not None]
+    if times:
+        found["decomposition time"] = 6 - _grade(sum(times) / len(times), (5, 30, 60, 300))
+    if space.params is None or space.macs is None or space.memory is None:
+        return found
+    for name, extent in (("params", space.params), ("MACs", space.macs)):
+        found[f"best {name}"] = _grade(extent.best, (0.80, 0.90, 0.94, 0.98))
+        found[f"worst {name}"] = _grade(extent.worst, (0.02, 0.06, 0.10, 0.20))
+        found[f"{name} coverage"] = _grade(extent.coverage, (0.70, 0.85, 0.93, 0.98))
+    best, growth = space.memory.best, -space.memory.worst
+    found["best memory"] = 1 if best <= 0 else _grade(best, (0, 0.30, 0.60, 0.90))
+    found["worst memory"] = 5 if growth <= 0 else 5 - _grade(growth, (0.25, 0.75, 1.5))
+    return found
+
+
+def _grade(value: float, bounds: Sequence[float]) -> int:
+    """Return 1 plus the number of ascending bounds that the value reaches."""
+    return 1 + sum(value >= bound for bound in bounds)
