@@ -71,6 +71,10 @@ class UnsupportedLayer(RankfoldError, TypeError):
     """A method was asked to factor a layer that it cannot factor."""
 
 
+class GaugeError(RankfoldError, ValueError):
+    """A layer whose factors cannot be gauged: nothing is there to gauge, or rounding would change what it computes."""
+
+
 class InvalidWeight(RankfoldError, ValueError):
     """A weight that holds NaN or infinity, or is not initialised."""
 

@@ -22,8 +22,7 @@ from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
 from rankfold.factor.moments import Moments, output_energy
 from rankfold.inventory import check_model, inspect, layer_weight, static_inventory
-from rankfold.methods import get as get_method
-from rankfold.methods import to_canonical
+from rankfold.methods import chosen_blueprint, to_canonical
 from rankfold.records import Budget, Cost, Inventory, Plan
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import load, save
@@ -217,9 +216,7 @@ def layer_costs(small: nn.Module, inventory: Inventory) -> dict[str, Cost]:
     out = {}
     for layer in inventory:  # a tied layer has a module of its own, but its cost is part of the decision's
         if layer.name in factored:
-            choice = factored[layer.name].choice
-            method = get_method(choice.method or "", choice.options)
-            out[layer.name] = blueprint_cost(method.blueprint(layer, choice.ranks), layer)
+            out[layer.name] = blueprint_cost(chosen_blueprint(layer, factored[layer.name].choice), layer)
     return out
 
 

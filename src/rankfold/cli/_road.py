@@ -16,7 +16,7 @@ from rankfold.cli._source import Source
 from rankfold.cost import blueprint_cost
 from rankfold.errors import CorruptArtifact
 from rankfold.evaluation import metric_name
-from rankfold.methods import get as get_method
+from rankfold.methods import chosen_blueprint
 from rankfold.records import Inventory, Plan
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage.artifact import PLAN_FILE, WEIGHTS_FILE
@@ -101,8 +101,7 @@ def predict(inventory: Inventory, plan: Plan, name: str) -> Report:
     after = inventory.total
     for layer_name, choice in plan.factored.items():
         layer = inventory.layer(layer_name)
-        method = get_method(choice.method or "", choice.options)
-        costs[layer_name] = blueprint_cost(method.blueprint(layer, choice.ranks), layer)
+        costs[layer_name] = blueprint_cost(chosen_blueprint(layer, choice), layer)
         after = after + costs[layer_name] - inventory.costs[layer_name]
     return build_report(inventory, plan, after, costs, model_name=name, notes=["planned, not applied yet"])
 

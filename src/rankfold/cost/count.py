@@ -5,8 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rankfold.records import BiasSpec, Blueprint, Call, ConvSpec, Cost, LayerInfo, LinearSpec, Size, Stage
+from rankfold.records import (
+    BiasSpec,
+    Blueprint,
+    Call,
+    ConvSpec,
+    Cost,
+    GaugedSpec,
+    LayerInfo,
+    LinearSpec,
+    ReshapeSpec,
+    Size,
+)
 
+INDEX_BYTES = 4
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -27,33 +39,36 @@ def blueprint_cost(blueprint: Blueprint, layer: LayerInfo) -> Cost:
     """Return the cost of a factored layer on the layer's calls.
 
     MACs count what `torch.utils.flop_counter.FlopCounterMode` counts (half of its FLOPs): products with weights; biases
-    and reshapes are free. Feature maps are the outputs of all convolutions and linear layers.
+    and reshapes are free, and so are the copies that a gauged stage makes. Feature maps are the outputs of all stages
+    with weights. Bytes are those of the parameters and of a gauged stage's indices.
     """
     macs = fm = 0
     for call in layer.calls:
         stage_macs, stage_fm = _one_call(blueprint, layer, call)
         macs += stage_macs * call.count
         fm += stage_fm * call.count
-    return Cost(params=blueprint.params, macs=macs, fm=fm, weight_bytes=blueprint.params * ITEM_BYTES[layer.dtype])
+    size = blueprint.params * ITEM_BYTES[layer.dtype] + blueprint.indices * INDEX_BYTES
+    return Cost(params=blueprint.params, macs=macs, fm=fm, weight_bytes=size)
 
 
 def _one_call(blueprint: Blueprint, layer: LayerInfo, call: Call) -> tuple[int, int]:
     flow = _Flow(call.batch, layer.in_channels, call.in_size)
     macs = fm = 0
     for stage in blueprint.stages:
-        after = _after(stage, flow)
-        if isinstance(stage, ConvSpec):
-            positions = flow.size if stage.transposed else after.size
-            macs += math.prod(stage.factor_shape) * math.prod(positions) * flow.batch
+        spec = stage.base if isinstance(stage, GaugedSpec) else stage
+        after = _after(spec, flow)
+        if isinstance(spec, ConvSpec):
+            positions = flow.size if spec.transposed else after.size
+            macs += stage.weights * math.prod(positions) * flow.batch
             fm += after.numel
-        elif isinstance(stage, LinearSpec):
-            macs += math.prod(stage.factor_shape) * flow.batch
+        elif isinstance(spec, LinearSpec):
+            macs += stage.weights * flow.batch
             fm += after.numel
         flow = after
     return macs, fm
 
 
-def _after(stage: Stage, flow: _Flow) -> _Flow:
+def _after(stage: ConvSpec | LinearSpec | ReshapeSpec | BiasSpec, flow: _Flow) -> _Flow:
     if isinstance(stage, ConvSpec):
         return _Flow(flow.batch, stage.out_channels, _conv_size(stage, flow.size))
     if isinstance(stage, LinearSpec):

@@ -3,6 +3,7 @@
 from rankfold.records.blueprint import BiasSpec as BiasSpec
 from rankfold.records.blueprint import Blueprint as Blueprint
 from rankfold.records.blueprint import ConvSpec as ConvSpec
+from rankfold.records.blueprint import GaugedSpec as GaugedSpec
 from rankfold.records.blueprint import LinearSpec as LinearSpec
 from rankfold.records.blueprint import ReshapeSpec as ReshapeSpec
 from rankfold.records.blueprint import Stage as Stage
@@ -12,6 +13,8 @@ from rankfold.records.candidates import Candidate as Candidate
 from rankfold.records.candidates import CandidateTable as CandidateTable
 from rankfold.records.cost import RESOURCES as RESOURCES
 from rankfold.records.cost import Cost as Cost
+from rankfold.records.gauging import gauge_blueprint as gauge_blueprint
+from rankfold.records.gauging import gauge_obstacle as gauge_obstacle
 from rankfold.records.layer import Call as Call
 from rankfold.records.layer import Inventory as Inventory
 from rankfold.records.layer import LayerInfo as LayerInfo

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from rankfold.records.layer import Size
 
@@ -33,15 +34,28 @@ class ConvSpec:
     transposed: bool = False
     bias: bool = False
 
+    indices = 0
+
     @property
     def factor_shape(self) -> Size:
         """Canonical shape of the factor that fills this stage."""
         return (self.groups, self.out_channels // self.groups, self.in_channels // self.groups, *self.kernel)
 
     @property
+    def pointwise(self) -> bool:
+        """Whether it mixes channels and nothing else: kernel and stride 1, no padding, not transposed."""
+        unpadded = isinstance(self.padding, str) or not any(self.padding)
+        return unpadded and not self.transposed and {*self.kernel, *self.stride} <= {1}
+
+    @property
+    def weights(self) -> int:
+        """Stored weights without the bias; each is multiplied once for every position."""
+        return math.prod(self.factor_shape)
+
+    @property
     def params(self) -> int:
         """Parameters, the bias included."""
-        return math.prod(self.factor_shape) + (self.out_channels if self.bias else 0)
+        return self.weights + (self.out_channels if self.bias else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +67,84 @@ class LinearSpec:
     out_features: int
     bias: bool = False
 
+    indices = 0
+    pointwise = True
+
     @property
     def factor_shape(self) -> Size:
         """Shape of the factor that fills this stage."""
         return (self.out_features, self.in_features)
 
     @property
+    def weights(self) -> int:
+        """Stored weights without the bias; each is multiplied once for every row of the input."""
+        return math.prod(self.factor_shape)
+
+    @property
     def params(self) -> int:
         """Parameters, the bias included."""
-        return math.prod(self.factor_shape) + (self.out_features if self.bias else 0)
+        return self.weights + (self.out_features if self.bias else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaugedSpec:
+    """A stage in whose weight an identity block replaces as many parameters: see `rankfold.records.gauge_blueprint`.
+
+    As a matrix of a group, ``r`` bond channels by ``size`` others, ``r`` pivots among the others are the identity. On
+    the side ``"input"`` the bond is behind the stage and the pivots are inputs (at a kernel position each), on the
+    side ``"output"`` it is before the stage and they are outputs.
+
+    Parameters
+    ----------
+    base : ConvSpec or LinearSpec
+        The stage without the gauge. Its factor is handed over whole; building it chooses the pivots.
+    side : {"input", "output"}
+        Where the pivots are.
+    """
+
+    base: ConvSpec | LinearSpec
+    side: Literal["input", "output"]
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.base.name
+
+    @property
+    def factor_shape(self) -> Size:
+        """Canonical shape of the factor that fills this stage, the part that becomes the identity included."""
+        return self.base.factor_shape
+
+    @property
+    def groups(self) -> int:
+        """Groups; 1 for a linear stage."""
+        return self.base.groups if isinstance(self.base, ConvSpec) else 1
+
+    @property
+    def rank(self) -> int:
+        """Channels of the bond in one group: the side of the identity block."""
+        out, inn = self.factor_shape[-2:] if isinstance(self.base, LinearSpec) else self.factor_shape[1:3]
+        return out if self.side == "input" else inn
+
+    @property
+    def size(self) -> int:
+        """What a group's pivots are chosen from: inputs times kernel positions, or outputs."""
+        return math.prod(self.factor_shape) // (self.groups * self.rank)
+
+    @property
+    def weights(self) -> int:
+        """Stored weights without the bias: those of the stage less one identity block a group."""
+        return self.base.weights - self.groups * self.rank**2
+
+    @property
+    def params(self) -> int:
+        """Parameters, the bias included."""
+        return self.base.params - self.groups * self.rank**2
+
+    @property
+    def indices(self) -> int:
+        """Stored indices (32 bits each): where the pivots are."""
+        return self.groups * self.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +155,7 @@ class ReshapeSpec:
     tail: Size
 
     factor_shape = None
-    params = 0
+    weights = indices = params = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +166,7 @@ class BiasSpec:
     features: int
 
     factor_shape = None
+    weights = indices = 0
 
     @property
     def params(self) -> int:
@@ -90,7 +174,7 @@ class BiasSpec:
         return self.features
 
 
-Stage = ConvSpec | LinearSpec | ReshapeSpec | BiasSpec
+Stage = ConvSpec | LinearSpec | GaugedSpec | ReshapeSpec | BiasSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +187,21 @@ class Blueprint:
     def params(self) -> int:
         """Parameters of all stages, biases included."""
         return sum(stage.params for stage in self.stages)
+
+    @property
+    def indices(self) -> int:
+        """Stored indices of all stages, 32 bits each."""
+        return sum(stage.indices for stage in self.stages)
+
+    @property
+    def gauged(self) -> tuple[GaugedSpec, ...]:
+        """The stages that hold an identity block."""
+        return tuple(stage for stage in self.stages if isinstance(stage, GaugedSpec))
+
+    @property
+    def plain(self) -> Blueprint:
+        """The blueprint without identity blocks; the same factors fill it."""
+        return Blueprint(tuple(s.base if isinstance(s, GaugedSpec) else s for s in self.stages))
 
     @property
     def factor_shapes(self) -> tuple[Size, ...]:

@@ -23,6 +23,8 @@ class Candidate:
     error : float
         Predicted relative error, 0..1: Frobenius norm of the weight's error over the weight's norm, or of the layer's
         output where calibration data was given.
+    gauge : bool
+        Whether the cost is that of gauged factors, which compute the same with fewer parameters.
     """
 
     layer: str
@@ -31,6 +33,7 @@ class Candidate:
     cost: Cost
     error: float
     options: Mapping[str, Any] = field(default_factory=dict)
+    gauge: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from rankfold.records.layer import Ranks
 
 FORMAT = "rankfold-plan"
 VERSION = 1
-_CHOICE_KEYS = ("method", "ranks", "options", "error", "note", "keep")
+_CHOICE_KEYS = ("method", "ranks", "options", "gauge", "error", "note", "keep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,8 @@ class Choice:
         Why the layer is kept, or why a rank was changed (a clamped VBMF rank, say).
     error : float or None
         The predicted relative error, 0..1.
+    gauge : bool
+        Whether the factors are gauged: the same function with r^2 parameters less at every bond of rank r.
     """
 
     method: str | None = None
@@ -44,6 +46,7 @@ class Choice:
     options: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
     error: float | None = None
+    gauge: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the choice as JSON-ready values, without empty fields."""
@@ -52,6 +55,8 @@ class Choice:
         out: dict[str, Any] = {"method": self.method, "ranks": list(self.ranks)}
         if self.options:
             out["options"] = dict(self.options)
+        if self.gauge:
+            out["gauge"] = True
         if self.error is not None:
             out["error"] = self.error
         if self.reason:
@@ -84,12 +89,15 @@ class Choice:
         options = data.get("options", {})
         if not isinstance(options, Mapping):
             raise CorruptArtifact(f"plan, layer {layer!r}: 'options' must be an object. Got {options!r} instead.")
+        gauge = data.get("gauge", False)
+        if not isinstance(gauge, bool):
+            raise CorruptArtifact(f"plan, layer {layer!r}: 'gauge' must be true or false. Got {gauge!r} instead.")
         error, note = data.get("error"), data.get("note")
         if error is not None and not (is_number(error) and math.isfinite(error) and error >= 0):
             raise CorruptArtifact(f"plan, layer {layer!r}: 'error' must be a number from 0. Got {error!r} instead.")
         return cls(
             method=data["method"], ranks=tuple(ranks), options=dict(options),
-            reason=None if note is None else str(note), error=error,
+            reason=None if note is None else str(note), error=error, gauge=gauge,
         )  # fmt: skip
 
 

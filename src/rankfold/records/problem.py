@@ -31,6 +31,8 @@ class Problem:
         Options of methods, by method name.
     rank_multiple : int
         Ranks are to be multiples of this.
+    gauge : bool
+        Whether factors are gauged where that makes them smaller.
     weight : callable
         ``weight(layer_name)`` returns the layer's weight in torch's layout, detached.
     fixed : mapping of str to Candidate
@@ -47,6 +49,7 @@ class Problem:
     methods: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rank_multiple: int = 1
+    gauge: bool = False
     fixed: Mapping[str, Candidate] = field(default_factory=dict)
     apply: Callable[..., Any] | None = None
     finetune: Callable[..., Any] | None = None

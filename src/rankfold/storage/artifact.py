@@ -156,9 +156,8 @@ def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
     for name, choice in plan.factored.items():
         layer = layers[name]
         parameter = next(model.parameters())
-        method = methods.get(choice.method or "", choice.options)
         module = build(
-            method.blueprint(layer, choice.ranks),
+            methods.chosen_blueprint(layer, choice),
             layer,
             choice,
             dtype=getattr(torch, layer.dtype),

@@ -27,8 +27,8 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
     PlanMismatch
         If layers of the plan are missing in the model or differ from the plan's fingerprint; every one is named.
     RankfoldError
-        If a choice names an unknown method, an unknown option, a layer that the method cannot factor, or ranks out of
-        range (the respective subclass).
+        If a choice names an unknown method, an unknown option, a layer that the method cannot factor, ranks out of
+        range, or a gauge that there is none of (the respective subclass).
     """
     if not isinstance(plan, Plan):
         raise ConfigError(f"the plan must be a rankfold.Plan; Plan.load reads one. Got {type(plan).__name__} instead.")
@@ -50,9 +50,7 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
             "the plan does not fit this model:\n  " + "\n  ".join(shown) + "\nMake a plan for this model."
         )
     for name, choice in plan.factored.items():
-        method = methods.get(choice.method or "", choice.options)
-        methods.check_supported(method, layers[name])
-        methods.check_ranks(method, layers[name], choice.ranks)
+        methods.check_choice(layers[name], choice)
     return layers
 
 
@@ -121,7 +119,7 @@ def factor_layer(model: nn.Module, layer: LayerInfo, choice: Choice, moments: Mo
         )
     method = methods.get(choice.method or "", choice.options)
     factors = methods.prepare(method, weight, layer, moments).factorize(choice.ranks)
-    blueprint = method.blueprint(layer, choice.ranks)
+    blueprint = methods.chosen_blueprint(layer, choice)
     module = build(blueprint, layer, choice, dtype=weight.dtype, device=weight.device, factors=factors, bias=bias)
     return module.to(memory_format=_memory_format(weight))
 
@@ -143,11 +141,16 @@ def replace_layer(model: nn.Module, layer: LayerInfo, module: Factored) -> nn.Mo
         if twin.bias is not None and bias is not None:
             with torch.no_grad():
                 twin.bias.copy_(bias)
-        for stage, source in zip(twin, module, strict=True):
-            if isinstance(getattr(source, "weight", None), nn.Parameter):
-                stage.weight = source.weight
+        share_weights_(twin, module)
         model = _swap(model, (tie,), twin)
     return _swap(model, (layer.name, *layer.aliases), module)
+
+
+def share_weights_(twin: nn.Module, module: nn.Module) -> None:
+    """Let a copy of a module hold the very weights of it; biases stay its own."""
+    for target, source in zip(twin.modules(), module.modules(), strict=True):
+        if source._parameters.get("weight") is not None:
+            target.register_parameter("weight", source._parameters["weight"])
 
 
 def _swap(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Module:

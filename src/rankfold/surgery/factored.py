@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import singledispatch
@@ -9,7 +10,20 @@ from functools import singledispatch
 import torch
 from torch import Tensor, nn
 
-from rankfold.records import BiasSpec, Blueprint, Choice, ConvSpec, LayerInfo, LinearSpec, ReshapeSpec, Stage
+from rankfold.factor.gauge import Gauge
+from rankfold.records import (
+    BiasSpec,
+    Blueprint,
+    Choice,
+    ConvSpec,
+    GaugedSpec,
+    LayerInfo,
+    LinearSpec,
+    ReshapeSpec,
+    Stage,
+)
+from rankfold.surgery.gauged import Gauged, GaugedInput, GaugedOutput
+from rankfold.surgery.gauging import check_gauge, gauge_factors
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -76,7 +90,8 @@ class Factored(nn.Sequential):
 
     def extra_repr(self) -> str:
         """Show what was replaced, by what."""
-        return f"{self.info.describe()}, {self.choice.method}{list(self.choice.ranks)}"
+        gauged = ", gauged" if self.choice.gauge else ""
+        return f"{self.info.describe()}, {self.choice.method}{list(self.choice.ranks)}{gauged}"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,7 +113,7 @@ class FactoredLinear(Factored):
         identity = torch.eye(self.in_features, dtype=self.dtype, device=self.device)
         out = identity
         for stage in self:
-            if isinstance(stage, nn.Linear):
+            if isinstance(stage, nn.Linear | Gauged):
                 out = nn.functional.linear(out, stage.weight)
             elif not isinstance(stage, Bias):
                 out = stage(out)
@@ -189,9 +204,9 @@ class FactoredConv(Factored):
 
 
 def _canonical(stage: nn.Module) -> Tensor:
-    assert isinstance(stage, nn.modules.conv._ConvNd)
+    assert isinstance(stage, nn.modules.conv._ConvNd | Gauged)
     weight = stage.weight
-    if stage.transposed:
+    if isinstance(stage, nn.modules.conv._ConvNd) and stage.transposed:
         return weight.unflatten(0, (stage.groups, -1)).movedim(2, 1)
     return weight.unflatten(0, (stage.groups, -1))
 
@@ -230,6 +245,11 @@ def _(spec: LinearSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
 
 
 @build_stage.register
+def _(spec: GaugedSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    return (GaugedInput if spec.side == "input" else GaugedOutput)(spec, dtype=dtype, device=device)
+
+
+@build_stage.register
 def _(spec: ReshapeSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:  # noqa: ARG001 - it holds no tensor
     return Reshape(spec.tail)
 
@@ -265,27 +285,47 @@ def build(
     dtype, device : torch.dtype, torch.device
         Of the new parameters.
     factors : sequence of Tensor or None
-        Canonical factors in the blueprint's order; None leaves the weights uninitialised (for loading).
+        Canonical factors in the blueprint's order, which a gauged blueprint changes; None leaves the weights
+        uninitialised (for loading).
     bias : Tensor or None
         The layer's bias.
+
+    Raises
+    ------
+    GaugeError
+        If gauged factors would not compute the same in this data type.
     """
     stages = OrderedDict((spec.name, build_stage(spec, dtype, device)) for spec in blueprint.stages)
     kind: type[Factored] = FactoredLinear if info.kind == "linear" else FactoredConv
     if any(isinstance(spec, ReshapeSpec) for spec in blueprint.stages):
         kind = FactoredTensorLinear
     module = kind(stages, info.static(), choice)
-    if factors is not None:
-        with torch.no_grad():
+    if factors is None:
+        return module
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        if not blueprint.gauged:
             _fill(module, blueprint, factors, bias)
+            return module
+        place = factors[0].device
+        exact = torch.float32 if place.type == "mps" else torch.float64
+        plain = build(blueprint.plain, info, choice, dtype=exact, device=place, factors=factors, bias=bias)
+        made = gauge_factors(blueprint, [factor.to(exact) for factor in factors])
+        _fill(module, blueprint, made.factors, bias)
+        rounded = copy.deepcopy(module).to(place, exact)
+        check_gauge(rounded.weight, plain.weight, made.condition, info, choice, dtype)
     return module
 
 
-def _fill(module: Factored, blueprint: Blueprint, factors: Sequence[Tensor], bias: Tensor | None) -> None:
+def _fill(module: Factored, blueprint: Blueprint, factors: Sequence[Tensor | Gauge], bias: Tensor | None) -> None:
     pending = list(factors)
     for spec, stage in zip(blueprint.stages, module, strict=True):
         if spec.factor_shape is None:
             continue
         factor = pending.pop(0)
+        if isinstance(factor, Gauge):
+            assert isinstance(stage, Gauged)
+            stage.fill(factor)
+            continue
         if tuple(factor.shape) != spec.factor_shape:
             raise AssertionError(
                 f"stage {spec.name!r} wants {spec.factor_shape}, the method gave {tuple(factor.shape)}"

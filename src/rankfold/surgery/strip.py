@@ -9,14 +9,15 @@ from torch import nn
 
 from rankfold.surgery.apply import copy_model, factored_layers
 from rankfold.surgery.factored import Bias, Factored, Reshape
+from rankfold.surgery.gauged import Gauged
 
 
 def strip(model: nn.Module) -> nn.Module:
     """Return a copy in which every factored layer is a plain torch module.
 
     A chain of convolutions or linear layers becomes an ``nn.Sequential``; a TT-matrix, which reshapes between its
-    cores, a ``torch.fx.GraphModule`` of the same stock layers. Outputs are the same; `rankfold` is no longer needed to
-    unpickle them. State-dict keys of the sequential ones stay as they are.
+    cores, and gauged factors, which copy channels, a ``torch.fx.GraphModule`` of the same stock layers. Outputs are the
+    same; `rankfold` is no longer needed to unpickle them. State-dict keys stay as they are.
 
     Parameters
     ----------
@@ -37,12 +38,12 @@ def strip(model: nn.Module) -> nn.Module:
 
 
 def _plain(module: Factored) -> nn.Module:
-    if not any(isinstance(stage, Reshape | Bias) for stage in module):
+    if not any(isinstance(stage, Reshape | Bias | Gauged) for stage in module):
         return nn.Sequential(OrderedDict(module.named_children())).train(module.training)
 
     class Tracer(torch.fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - torch's signature
-            return not isinstance(m, Reshape | Bias | Factored)
+            return not isinstance(m, Reshape | Bias | Gauged | Factored)
 
     traced = torch.fx.GraphModule(module, Tracer().trace(module), "GraphModule")
     return traced.train(module.training)

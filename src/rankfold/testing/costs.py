@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rankfold.cost import blueprint_cost
 from rankfold.methods import Method
+from rankfold.surgery.gauged import Gauged
 from rankfold.testing.cases import SEED, LayerCase
 from rankfold.testing.subject import Subject, count_macs, expect, random_ranks
 
@@ -20,7 +21,7 @@ def cost_is_the_modules(method: Method, case: LayerCase) -> None:
         cost = blueprint_cost(method.blueprint(subject.info, ranks), subject.info)
         module = subject.random(method, ranks)
         params = sum(p.numel() for p in module.parameters())
-        size = sum(p.numel() * p.element_size() for p in module.parameters())
+        size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
         macs, fm = count_macs(module, subject.input), _feature_maps(module, subject.input)
         expect(
             cost.params == params,
@@ -38,7 +39,7 @@ def _feature_maps(module: nn.Module, x: Tensor) -> int:
         nonlocal written
         written += output.numel()
 
-    stages = [m for m in module.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    stages = [m for m in module.children() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd | Gauged)]
     handles = [m.register_forward_hook(count) for m in stages]
     try:
         with torch.no_grad():

@@ -11,6 +11,7 @@ from rankfold import methods
 from rankfold.methods import Method
 from rankfold.testing import accuracy, costs, exactness, modules, refusals
 from rankfold.testing.cases import LayerCase, layer_zoo
+from rankfold.testing.gauge import GaugedMethod, can_be_gauged, gauge_changes_only_the_numbers
 from rankfold.testing.subject import layer_info, run_all
 
 Check = Callable[[Method, LayerCase], None]
@@ -37,6 +38,19 @@ EVERY_LAYER: tuple[Check, ...] = (
     refusals.broken_weights_are_refused,
 )
 """Checks of each layer that a method supports."""
+
+GAUGED_LAYERS: tuple[Check, ...] = (
+    exactness.weight_is_what_forward_computes,
+    exactness.output_looks_the_same,
+    exactness.special_weights_work,
+    costs.cost_is_the_modules,
+    modules.gradients_reach_every_factor,
+    modules.weight_is_differentiable,
+    modules.no_dense_weight_in_forward,
+    modules.state_dict_round_trip,
+    modules.copies_and_pickles,
+)
+"""Checks of each supported layer that are made once more on gauged factors, where there are any."""
 
 FLOAT32_LAYERS: tuple[Check, ...] = (modules.autocast_runs,)
 """Checks of each supported layer in float32."""
@@ -89,6 +103,16 @@ def method_checks(
             checks += THOROUGH_LAYERS if case.thorough else ()
         for check in checks:
             yield f"{chosen.name}-{case.id}-{check.__name__}", partial(check, chosen, case)
+        if chosen.supports(info) is None and can_be_gauged(chosen, info):
+            checks = GAUGED_LAYERS
+            checks += FLOAT32_LAYERS if case.dtype == torch.float32 else ()
+            checks += THOROUGH_LAYERS if case.thorough else ()
+            yield (
+                f"{chosen.name}-{case.id}-gauge_changes_only_the_numbers",
+                partial(gauge_changes_only_the_numbers, chosen, case),
+            )
+            for check in checks:
+                yield f"{chosen.name}-{case.id}-gauged-{check.__name__}", partial(check, GaugedMethod(chosen), case)
 
 
 def check_method(method: str | Method, *, cases: Sequence[LayerCase] | None = None) -> int:

@@ -1,0 +1,83 @@
+"""Gauged factors as a method of their own, so that every check of the contract can be made on them, and their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rankfold import methods
+from rankfold.factor.moments import Moments
+from rankfold.methods import Method, Prepared
+from rankfold.records import Blueprint, LayerInfo, Ranks, gauge_blueprint
+from rankfold.surgery.gauged import Gauged
+from rankfold.testing.cases import LayerCase
+from rankfold.testing.subject import Subject, count_macs, expect, relative_error, sample_ranks
+from rankfold.testing.tolerances import OUTPUT_TOLERANCE
+
+
+class GaugedMethod:
+    """A method whose blueprints are gauged wherever they can be; everything else is the method's own."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.name = method.name
+        self.adaptive = getattr(method, "adaptive", False)
+
+    def supports(self, layer: LayerInfo) -> str | None:
+        """As the method."""
+        return self.method.supports(layer)
+
+    def max_ranks(self, layer: LayerInfo) -> Ranks:
+        """As the method."""
+        return self.method.max_ranks(layer)
+
+    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
+        """As the method."""
+        return self.method.rank_grid(layer, multiple=multiple, points=points)
+
+    def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
+        """Return the method's blueprint, gauged."""
+        return gauge_blueprint(self.method.blueprint(layer, ranks))
+
+    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> Prepared:
+        """As the method."""
+        return self.method.prepare(weight, layer, moments)
+
+
+def can_be_gauged(method: Method, info: LayerInfo) -> bool:
+    """Return whether some ranks of a method have a bond to gauge."""
+    return any(GaugedMethod(method).blueprint(info, ranks).gauged for ranks in _ranks(method, info))
+
+
+def _ranks(method: Method, info: LayerInfo) -> list[Ranks]:
+    return list(dict.fromkeys([*sample_ranks(method, info, count=3), method.max_ranks(info)]))
+
+
+def gauge_changes_only_the_numbers(method: Method, case: LayerCase) -> None:
+    """Gauged factors compute what plain ones do, with r^2 parameters and MACs a position less at every gauged bond."""
+    subject, gauged = Subject.of(case), GaugedMethod(method)
+    prepared = methods.prepare(method, subject.weight, subject.info)
+    x = subject.input.double()
+    for ranks in _ranks(method, subject.info):
+        specs = gauged.blueprint(subject.info, ranks).gauged
+        factors = prepared.factorize(ranks)
+        plain = subject.built(method, ranks, factors, dtype=torch.float64)
+        with torch.no_grad():
+            expected = plain(x)
+            for dtype in (torch.float64, case.dtype):
+                module = subject.built(gauged, ranks, factors, dtype=dtype)
+                error, tolerance = relative_error(module(x.to(dtype)), expected), OUTPUT_TOLERANCE[dtype]
+                expect(error <= tolerance, f"ranks {ranks}: off by {error:.1e} in {dtype}, allowed {tolerance:.0e}")
+        saved = sum(spec.groups * spec.rank**2 for spec in specs)
+        before, after = (sum(p.numel() for p in m.parameters()) for m in (plain, module))
+        expect(before - after == saved, f"ranks {ranks}: {before - after} parameters less, expected {saved}")
+        stages = [m for m in module.modules() if isinstance(m, Gauged)]
+        expect(len(stages) == len(specs), f"ranks {ranks}: {len(stages)} gauged stages, expected {len(specs)}")
+        for stage in stages:
+            largest = float(stage.weight.detach().abs().max())
+            expect(largest <= 2, f"ranks {ranks}: an entry of size {largest:.2f} in a gauged factor")
+        if saved and x.numel():
+            macs = [count_macs(plain, x), count_macs(module, subject.input)]
+            expect(macs[1] < macs[0], f"ranks {ranks}: {macs[1]} MACs gauged, {macs[0]} without")
