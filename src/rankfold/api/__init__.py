@@ -1,5 +1,6 @@
 """The verbs: each takes the previous stage's record and returns the next."""
 
+from rankfold.api.analyzing import analyze as analyze
 from rankfold.api.compressing import Result as Result
 from rankfold.api.compressing import compress as compress
 from rankfold.api.stages import apply as apply

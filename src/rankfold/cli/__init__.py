@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rankfold._version import __version__
-from rankfold.cli import benching, compressing, demo, evaluating, inspecting, planning, reporting, tuning
+from rankfold.cli import analyzing, benching, compressing, demo, evaluating, inspecting, planning, reporting, tuning
 from rankfold.cli._session import show_traceback
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ def _add(name: str, function: Callable[..., None], example: str) -> None:
 
 _add("demo", demo.demo, demo.EXAMPLE)
 _add("inspect", inspecting.inspect, inspecting.EXAMPLE)
+_add("analyze", analyzing.analyze, analyzing.EXAMPLE)
 _add("compress", compressing.compress, compressing.EXAMPLE)
 _add("plan", planning.plan, planning.PLAN_EXAMPLE)
 _add("apply", planning.apply, planning.APPLY_EXAMPLE)

@@ -36,13 +36,13 @@ def check_folder(path: str) -> Path:
     return folder
 
 
-def check_file(path: str, suffixes: tuple[str, ...]) -> Path:
+def check_file(path: str, suffixes: tuple[str, ...], flag: str = "--out") -> Path:
     """Return the file to write to, or say why that will not work."""
     file = Path(path).expanduser()
     if file.is_dir():
-        raise RankfoldError(f"--out {path!r} is a folder. Give a file ending in {' or '.join(suffixes)}.")
+        raise RankfoldError(f"{flag} {path!r} is a folder. Give a file ending in {' or '.join(suffixes)}.")
     if file.suffix.lower() not in suffixes:
-        raise ConfigError(f"--out must end in {' or '.join(suffixes)}. Got {path!r} instead.")
+        raise ConfigError(f"{flag} must end in {' or '.join(suffixes)}. Got {path!r} instead.")
     check_writable(file.parent)
     return file
 

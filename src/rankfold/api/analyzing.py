@@ -1,0 +1,226 @@
+"""Analyze: how many ways each method has to make each layer smaller, and what they cost."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold import methods as factorizations
+from rankfold._config import require
+from rankfold._progress import track
+from rankfold.api.checks import check_compressible
+from rankfold.cost.exploration import CORES, PAPER_STEPS, Space, Step, check_steps, explore, layer_of
+from rankfold.errors import DataError, UnsupportedLayer
+from rankfold.inventory import inspect, layer_weight
+from rankfold.records import LayerInfo
+from rankfold.records.dense import dense_cost
+from rankfold.reporting.exploration import Analysis, LayerSpaces
+
+PAPER_METHODS = ("tucker", "cp", "tt", "svd", "qr", "ttm")
+"""The six of Kokhazadeh et al. (2025): three for convolutions, three for linear layers and 1x1 convolutions."""
+
+BINS = 20
+
+Weights = Callable[[LayerInfo], Tensor]
+
+
+def analyze(
+    model_or_layers: nn.Module | str | LayerInfo | Sequence[str | LayerInfo],
+    example_input: Any = None,
+    *,
+    methods: str | Sequence[str] | None = None,
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    steps: Sequence[float] = PAPER_STEPS,
+    tolerance: float = 0.005,
+    random: int = 0,
+    seed: int = 0,
+    cores: int = CORES,
+    bins: int | None = BINS,
+    time: bool = False,
+    include: str | type | Sequence[str | type] | None = None,
+    exclude: str | type | Sequence[str | type] | None = None,
+    title: str = "",
+) -> Analysis:
+    """Count every layer's valid rank settings for every method, and choose solutions of each compression step.
+
+    Nothing is listed or built: settings are counted and solutions solved for (see
+    `rankfold.cost.exploration.explore`), so a network takes seconds where listing takes hours.
+
+    Parameters
+    ----------
+    model_or_layers : Module, str, LayerInfo or sequence of these two
+        A model; or layers by shape, such as ``"conv:3x3x512x512"`` (kernel, inputs, outputs), ``"conv:3x512x1024"``,
+        ``"conv:3x3x3x32x32,stride=2,padding=1,size=16"`` or ``"linear:400x120,bias"``. Without ``size`` a
+        convolution's input has 14 along each axis and without ``padding`` half of the kernel is padded.
+    example_input : object, optional
+        What the model is called with (a model needs it): MACs and feature maps are those of this input.
+    methods : str or sequence of str, optional
+        Factorizations, or ``"all"``. By default the six of the paper: tucker, cp and tt for convolutions; svd, qr and
+        ttm for linear layers and 1x1 convolutions.
+    method_options : mapping of str to mapping, optional
+        Options of factorizations, by method name.
+    steps : sequence of float
+        Shares of the parameters to remove.
+    tolerance : float
+        A setting belongs to a step if its reduction lies in ``[step - tolerance, step + tolerance)``.
+    random : int
+        Random solutions of each step beside those of fewest MACs, most MACs and equal ranks.
+    seed : int
+        Of the random solutions, and of the weights that layers without a model are timed with.
+    cores : int
+        Most cores of the tensor shapes that are counted for ``ttm``.
+    bins : int or None
+        Bins an axis of the histogram over parameter and MAC reduction; None leaves it out.
+    time : bool
+        Also measure counting, and preparing and factoring at each step's solution of fewest MACs; once a shape.
+    include, exclude : pattern, type or sequence of them, optional
+        Layers of the model to analyse, as in `plan`.
+    title : str
+        What the analysis is called where it is shown.
+
+    Returns
+    -------
+    Analysis
+
+    Raises
+    ------
+    ConfigError
+        If an option is out of range or a layer's text cannot be read.
+    UnsupportedLayer
+        If no method fits any of the layers.
+    RankfoldError
+        For a model that cannot be inspected; see `rankfold.errors`.
+
+    Examples
+    --------
+    >>> import rankfold as rf
+    >>> found = rf.analyze("conv:3x3x512x512", methods="tt")
+    >>> found.layers[0].space("tt").size
+    331860398
+    """
+    check_steps(steps, tolerance, random, seed, cores, bins)
+    options = {} if method_options is None else method_options
+    require(isinstance(options, Mapping), "method_options", options, "a mapping of method names to options")
+    names = resolve(methods)
+    for name in (*names, *options):
+        factorizations.get(name, options.get(name))
+    layers, kept, weights = _layers(model_or_layers, example_input, include, exclude, seed)
+    seen: dict[tuple[LayerInfo, str], Space] = {}
+
+    def space(layer: LayerInfo, name: str) -> Space:
+        key = replace(layer, name="", aliases=(), ties=(), note=None, type_name=""), name
+        if key not in seen:  # networks repeat their layers
+            start = clock.perf_counter()
+            new = explore(
+                layer, name, options=options.get(name), steps=steps, tolerance=tolerance, random=random, seed=seed,
+                cores=cores, bins=bins,
+            )  # fmt: skip
+            taken = clock.perf_counter() - start
+            seen[key] = _timed(replace(new, seconds=taken), layer, weights(layer)) if time else new
+        return seen[key]
+
+    found: list[LayerSpaces] = []
+    for layer in track(layers, "exploring layers"):
+        verdicts = {name: factorizations.get(name, options.get(name)).supports(layer) for name in names}
+        reasons = {name: reason for name, reason in verdicts.items() if reason is not None}
+        fitting = [name for name in names if name not in reasons and (methods is not None or _meant(name, layer))]
+        if not fitting:
+            kept[layer.name] = "; ".join(dict.fromkeys(reasons.values()))
+            continue
+        found.append(
+            LayerSpaces(
+                name=layer.name,
+                layer=layer.describe(),
+                group="convolutions" if layer.kernel_numel > 1 else "matrices",
+                dense=dense_cost(layer),
+                spaces=tuple(space(layer, name) for name in fitting),
+                reasons=reasons,
+            )
+        )
+    if not found:
+        listed = "".join(f"\n  {name or 'the model'}: {reason}" for name, reason in list(kept.items())[:8])
+        raise UnsupportedLayer(f"none of the methods {', '.join(names)} fits any layer. Name others.{listed}")
+    return Analysis(
+        layers=tuple(found), methods=names, steps=tuple(steps), tolerance=tolerance, random=random, seed=seed,
+        cores=cores, kept=kept, title=title,
+    )  # fmt: skip
+
+
+def resolve(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return method names: the paper's for None, every method for ``"all"``; unknown names raise."""
+    if names is None:
+        return PAPER_METHODS
+    if isinstance(names, str):
+        listed = factorizations.registry.names() if names == "all" else [n.strip() for n in names.split(",")]
+    else:
+        listed = list(names)
+    require(len(listed) > 0, "methods", names, "at least one name")
+    for name in listed:
+        factorizations.registry.get(name)
+    return tuple(dict.fromkeys(listed))
+
+
+def _meant(name: str, layer: LayerInfo) -> bool:
+    """Whether the paper uses the method for such a layer: svd is for what is a matrix anyway."""
+    return name != "svd" or layer.kernel_numel == 1
+
+
+def _layers(
+    given: nn.Module | str | LayerInfo | Sequence[str | LayerInfo],
+    example: Any,
+    include: str | type | Sequence[str | type] | None,
+    exclude: str | type | Sequence[str | type] | None,
+    seed: int,
+) -> tuple[list[LayerInfo], dict[str, str], Weights]:
+    """Return the layers, those that are left out with the reason, and where weights come from."""
+    if isinstance(given, nn.Module):
+        if example is None:
+            raise DataError("a model is analysed on an example input. Pass example_input=...")
+        inventory = inspect(given, example, include=include, exclude=exclude)
+        check_compressible(inventory)
+        kept = {layer.name: layer.skip for layer in inventory if layer.skip is not None}
+        return list(inventory.compressible), kept, lambda layer: layer_weight(given, layer.name)
+    listed = [given] if isinstance(given, str | LayerInfo) else given
+    fine = isinstance(listed, Sequence) and all(isinstance(item, str | LayerInfo) for item in listed)
+    wanted = "a model, layers as text such as 'conv:3x3x512x512', or LayerInfo records"
+    require(fine and len(listed) > 0, "model_or_layers", given, wanted)
+    require(include is None and exclude is None, "include and exclude", (include, exclude), "left out without a model")
+    generator = torch.Generator().manual_seed(seed)
+    layers = [layer_of(item) if isinstance(item, str) else item for item in listed]
+    kept = {layer.name: layer.skip for layer in layers if layer.skip is not None}
+    fitting = [layer for layer in layers if layer.skip is None]
+    return fitting, kept, lambda layer: torch.randn(layer.weight_shape, generator=generator)
+
+
+def _timed(space: Space, layer: LayerInfo, weight: Tensor) -> Space:
+    """Measure preparing and factoring; a method is prepared once for all steps with the same options."""
+    prepared: dict[tuple[Any, ...], tuple[factorizations.Prepared, float]] = {}
+    steps: list[Step] = []
+    for step in space.steps:
+        solution = step.fewest_macs
+        if solution is None:
+            steps.append(step)
+            continue
+        key = tuple(sorted(solution.options.items()))
+        if key not in prepared:
+            method = factorizations.get(space.method, solution.options)
+            start = _now(weight)
+            ready = factorizations.prepare(method, weight, layer)
+            prepared[key] = ready, _now(weight) - start
+        ready, seconds = prepared[key]
+        start = _now(weight)
+        ready.factorize(solution.ranks)
+        steps.append(replace(step, prepare_s=seconds, factorize_s=_now(weight) - start))
+    return replace(space, steps=tuple(steps))
+
+
+def _now(weight: Tensor) -> float:
+    """Return the time, when the weight's device has done what it was asked to."""
+    if weight.device.type != "cpu":
+        torch.accelerator.synchronize(weight.device)
+    return clock.perf_counter()

@@ -1,0 +1,177 @@
+"""What an analysis found, layer by layer, and its averages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Literal
+
+from rankfold.cost.exploration import METRICS, Space, scores
+from rankfold.records import Cost
+
+Group = Literal["convolutions", "matrices"]
+GROUPS: tuple[Group, ...] = ("convolutions", "matrices")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpaces:
+    """The exploration spaces of one layer.
+
+    Parameters
+    ----------
+    name : str
+        Path in the model, or the text that describes the layer.
+    layer : str
+        The layer in words.
+    group : {"convolutions", "matrices"}
+        Matrices are linear layers and 1x1 convolutions.
+    dense : Cost
+        Of the layer as it is, on its calls.
+    spaces : tuple of Space
+        One a method, in the order asked for.
+    reasons : mapping of str to str
+        Why other methods do not fit, by method.
+    """
+
+    name: str
+    layer: str
+    group: Group
+    dense: Cost
+    spaces: tuple[Space, ...]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The layer's name for a table."""
+        return self.name or "(the model)"
+
+    def space(self, method: str) -> Space | None:
+        """Return the space of a method, None if it does not fit."""
+        return next((space for space in self.spaces if space.method == method), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Average:
+    """Means over the layers of a group that have a valid setting (Kokhazadeh et al. 2025, Figs 6 and 7).
+
+    Parameters
+    ----------
+    group, method : str
+        What is averaged.
+    layers : int
+        How many layers.
+    size : float
+        Valid rank settings.
+    best_params, worst_params, best_macs, worst_macs, best_memory, worst_memory : float
+        Reductions, 1 − left ÷ dense; negative where the resource grows.
+    params_coverage, macs_coverage : float
+        Best minus worst reduction.
+    seconds : float or None
+        Of preparing and factoring once, mean over the steps; None if not measured.
+    scores : mapping of str to float
+        Mean score of each metric of Table 6, 1..5, where it is known.
+    """
+
+    group: Group
+    method: str
+    layers: int
+    size: float
+    best_params: float
+    worst_params: float
+    best_macs: float
+    worst_macs: float
+    best_memory: float
+    worst_memory: float
+    params_coverage: float
+    macs_coverage: float
+    seconds: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalysisRecord:
+    """The data of an analysis; `rankfold.reporting.exploration.Analysis` can also be shown.
+
+    Parameters
+    ----------
+    layers : tuple of LayerSpaces
+        Every analysed layer.
+    methods : tuple of str
+        The methods that were asked for.
+    steps : tuple of float
+        Compression steps, as shares of the parameters that are removed.
+    tolerance : float
+        A setting belongs to a step if its reduction is within this of it.
+    random : int
+        Random solutions of each step.
+    seed : int
+        Of the random solutions.
+    cores : int
+        Most cores of the tensor shapes of ``ttm``.
+    kept : mapping of str to str
+        Layers that are not analysed, with the reason.
+    title : str
+        What was analysed.
+    """
+
+    layers: tuple[LayerSpaces, ...]
+    methods: tuple[str, ...]
+    steps: tuple[float, ...]
+    tolerance: float
+    random: int
+    seed: int
+    cores: int
+    kept: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+
+    def layer(self, name: str) -> LayerSpaces:
+        """Return the layer with this name; raise ``KeyError`` otherwise."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    @property
+    def averages(self) -> tuple[Average, ...]:
+        """Means of every method over the convolutions, and over the linear and 1x1 layers."""
+        found = [average(self.layers, group, method) for group in GROUPS for method in self.methods]
+        return tuple(a for a in found if a is not None)
+
+
+def average(layers: tuple[LayerSpaces, ...], group: Group, method: str) -> Average | None:
+    """Return the means of one method over one group of layers, None if no layer has a valid setting."""
+    inside = [layer.space(method) for layer in layers if layer.group == group]
+    spaces = [space for space in inside if space is not None]
+    found = [
+        (space, space.params, space.macs, space.memory)
+        for space in spaces
+        if space.params is not None and space.macs is not None and space.memory is not None
+    ]
+    if not found:
+        return None
+    times = [seconds for space, *_ in found if (seconds := decomposition_seconds(space)) is not None]
+    graded = [scores(space) for space, *_ in found]
+    known = {metric: [value for table in graded if (value := table[metric]) is not None] for metric in METRICS}
+    return Average(
+        group=group,
+        method=method,
+        layers=len(found),
+        size=fmean(space.size for space, *_ in found),
+        best_params=fmean(params.best for _, params, _, _ in found),
+        worst_params=fmean(params.worst for _, params, _, _ in found),
+        best_macs=fmean(macs.best for _, _, macs, _ in found),
+        worst_macs=fmean(macs.worst for _, _, macs, _ in found),
+        best_memory=fmean(memory.best for *_, memory in found),
+        worst_memory=fmean(memory.worst for *_, memory in found),
+        params_coverage=fmean(params.coverage for _, params, _, _ in found),
+        macs_coverage=fmean(macs.coverage for _, _, macs, _ in found),
+        seconds=fmean(times) if times else None,
+        scores={metric: fmean(values) for metric, values in known.items() if values},
+    )
+
+
+def decomposition_seconds(space: Space) -> float | None:
+    """Return the mean over the steps of preparing and factoring the layer once, None if not measured."""
+    times = [s.prepare_s + s.factorize_s for s in space.steps if s.prepare_s is not None and s.factorize_s is not None]
+    return fmean(times) if times else None
