@@ -10,6 +10,7 @@ True
 from rankfold import zoo as zoo
 from rankfold._version import __version__ as __version__
 from rankfold.api import Result as Result
+from rankfold.api import analyze as analyze
 from rankfold.api import apply as apply
 from rankfold.api import apply_ as apply_
 from rankfold.api import compress as compress
@@ -40,6 +41,7 @@ __all__ = [
     "Report",
     "Result",
     "agreement",
+    "analyze",
     "apply",
     "apply_",
     "compare_latency",
