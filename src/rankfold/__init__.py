@@ -28,6 +28,7 @@ from rankfold.records import Plan as Plan
 from rankfold.reporting import Report as Report
 from rankfold.storage import load as load
 from rankfold.storage import save as save
+from rankfold.surgery import gauge as gauge
 from rankfold.surgery import strip as strip
 from rankfold.tune import FineTune as FineTune
 from rankfold.tune import finetune as finetune
@@ -50,6 +51,7 @@ __all__ = [
     "factorize",
     "finetune",
     "finetune_",
+    "gauge",
     "inspect",
     "load",
     "plan",

@@ -24,6 +24,7 @@ def check_options(
     method_options: Mapping[str, Mapping[str, Any]] | None,
     overrides: Mapping[str, Any] | None,
     rank_multiple: int | None,
+    gauge: bool,
     seed: int,
 ) -> None:
     """Raise for every option of `plan` that is wrong whatever the model: before any work is done."""
@@ -32,7 +33,7 @@ def check_options(
         Budget.parse(budget)
     multiple = 1 if rank_multiple is None else rank_multiple
     options = {} if method_options is None else method_options
-    table = TableConfig(methods=resolve_methods(methods), options=options, rank_multiple=multiple)
+    table = TableConfig(methods=resolve_methods(methods), options=options, rank_multiple=multiple, gauge=gauge)
     for name in table.options:
         get_method(name, table.options[name])
     require(overrides is None or isinstance(overrides, Mapping), "overrides", overrides, "a mapping of layer names")

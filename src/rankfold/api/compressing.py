@@ -85,6 +85,7 @@ def compress(
     keep_first_last: bool = False,
     overrides: Mapping[str, Any] | None = None,
     rank_multiple: int | None = None,
+    gauge: bool = False,
     evaluate: Callable[[nn.Module], float] | None = None,
     finetune: FineTune | None = None,
     output: str | Path | None = None,
@@ -98,7 +99,7 @@ def compress(
     model, example_input, budget, strategy, config, methods, method_options, calibration, data_aware
         As for `plan`. The model is left untouched; calibration data also serves to re-estimate BatchNorm statistics
         where that helps.
-    include, exclude, keep_first_last, overrides, rank_multiple, seed
+    include, exclude, keep_first_last, overrides, rank_multiple, gauge, seed
         As for `plan`.
     evaluate : callable, optional
         A metric, ``metric(model) -> float``, such as ``rf.top1(loader)``; measured before and after each stage.
@@ -129,7 +130,7 @@ def compress(
     clock = _Clock()
     check_options(
         budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
-        overrides=overrides, rank_multiple=rank_multiple, seed=seed,
+        overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, seed=seed,
     )  # fmt: skip
     _check_finetune(finetune, evaluate)
     if output is not None:
@@ -150,7 +151,7 @@ def compress(
         clock.lap("calibrate")
     plan = make_plan(
         model, inventory, moments, budget=budget, strategy=strategy, config=config, methods=methods,
-        method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, seed=seed,
+        method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, seed=seed,
     )  # fmt: skip
     clock.lap("plan")
     small, renewed = apply_with_moments_(copy_model(model), plan, moments, batches, model)

@@ -47,6 +47,7 @@ def plan(
     keep_first_last: bool = False,
     overrides: Mapping[str, Any] | None = None,
     rank_multiple: int | None = None,
+    gauge: bool = False,
     seed: int = 0,
 ) -> Plan:
     """Choose method and ranks of every layer.
@@ -82,6 +83,9 @@ def plan(
         parameters)`` or None to keep the layer. They count towards the budget.
     rank_multiple : int, optional
         Ranks are multiples of this; by default 8 for a model on an accelerator, else 1.
+    gauge : bool
+        Gauge factors wherever that wins: the same function with r^2 parameters and multiplications less at a bond of
+        rank r, which lets a budget buy higher ranks.
     seed : int
         The one seed for everything random.
 
@@ -108,7 +112,7 @@ def plan(
     """
     check_options(
         budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
-        overrides=overrides, rank_multiple=rank_multiple, seed=seed,
+        overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, seed=seed,
     )  # fmt: skip
     inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
     check_compressible(inventory)
@@ -126,6 +130,7 @@ def plan(
         method_options=method_options,
         overrides=overrides,
         rank_multiple=rank_multiple,
+        gauge=gauge,
         seed=seed,
     )
 
@@ -142,6 +147,7 @@ def make_plan(
     method_options: Mapping[str, Mapping[str, Any]] | None,
     overrides: Mapping[str, Any] | None,
     rank_multiple: int | None,
+    gauge: bool,
     seed: int,
 ) -> Plan:
     """`plan`, for an inventory and moments that are there already."""
@@ -153,6 +159,7 @@ def make_plan(
         methods=resolve_methods(methods),
         options=method_options or {},
         rank_multiple=_default_multiple(model) if rank_multiple is None else rank_multiple,
+        gauge=gauge,
     )
     weight = partial(layer_weight, model)
     fixed, inventory = _fix(inventory, table_config, overrides, weight, seed)
@@ -171,6 +178,7 @@ def make_plan(
         methods=table_config.methods,
         options=table_config.options,
         rank_multiple=table_config.rank_multiple,
+        gauge=table_config.gauge,
         fixed=fixed,
     )
     made = chooser.plan(problem)
@@ -200,6 +208,7 @@ def _fix(
         seed=seed,
         options=config.options,
         rank_multiple=config.rank_multiple,
+        gauge=config.gauge,
     )
     chosen = resolve(problem, overrides, owner="'overrides'")
     layers = tuple(
@@ -322,6 +331,7 @@ def factorize(
     *,
     options: Mapping[str, Any] | None = None,
     calibration: Iterable[Any] | None = None,
+    gauge: bool = False,
 ) -> Factored:
     """Factor one layer.
 
@@ -338,6 +348,8 @@ def factorize(
         Options of the method.
     calibration : iterable, optional
         Batches of inputs of the layer.
+    gauge : bool
+        Gauge the factors: the same weight with fewer parameters, of the same ranks.
 
     Returns
     -------
@@ -346,7 +358,7 @@ def factorize(
 
     Raises
     ------
-    UnsupportedLayer, RankError, InvalidWeight
+    UnsupportedLayer, RankError, InvalidWeight, GaugeError
         As they say.
 
     Examples
@@ -366,7 +378,9 @@ def factorize(
         listed = ranks if isinstance(ranks, list | tuple) else [ranks]
         wanted = tuple(cast(int, int(r) if isinstance(r, Integral) and not isinstance(r, bool) else r) for r in listed)
     methods.check_ranks(chosen, info, wanted)
-    return factor_layer(layer, info, Choice(method=method, ranks=wanted, options=options or {}), moments)
+    choice = Choice(method=method, ranks=wanted, options=options or {}, gauge=gauge)
+    methods.check_choice(info, choice)
+    return factor_layer(layer, info, choice, moments)
 
 
 def _single_layer(layer: nn.Module) -> LayerInfo:

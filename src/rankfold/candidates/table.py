@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rankfold import methods
 from rankfold._config import require
-from rankfold.cost import blueprint_cost
+from rankfold.cost import gauged_cost
 from rankfold.factor.moments import Moments
 from rankfold.records import Candidate, CandidateTable, Cost, Inventory, LayerInfo
 
@@ -32,12 +32,15 @@ class TableConfig:
         Ranks are multiples of this.
     points : int
         About how many values each rank takes.
+    gauge : bool
+        Price every candidate gauged as well, and offer it so where that wins.
     """
 
     methods: tuple[str, ...] = DEFAULT_METHODS
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rank_multiple: int = 1
     points: int = 64
+    gauge: bool = False
 
     def __post_init__(self) -> None:
         require(len(self.methods) > 0, "methods", self.methods, "at least one name")
@@ -53,6 +56,7 @@ class TableConfig:
             "an integer >= 1",
         )
         require(isinstance(self.points, int) and self.points >= 2, "points", self.points, "an integer >= 2")
+        require(isinstance(self.gauge, bool), "gauge", self.gauge, "true or false")
 
 
 def resolve_methods(names: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -127,9 +131,9 @@ def _candidates(
 ) -> list[Candidate]:
     priced = []
     for ranks in method.rank_grid(layer, multiple=config.rank_multiple, points=config.points):
-        cost = blueprint_cost(method.blueprint(layer, ranks), layer)
+        cost, gauged = gauged_cost(method.blueprint(layer, ranks), layer, gauge=config.gauge)
         if cost.params < dense.params and cost.macs <= dense.macs:
-            priced.append((ranks, cost))
+            priced.append((ranks, cost, gauged))
     if not priced:
         return []
     prepared = methods.prepare(method, weight, layer, moments)
@@ -141,6 +145,7 @@ def _candidates(
             cost=cost,
             error=prepared.error(ranks),
             options=config.options.get(method.name, {}),
+            gauge=gauged,
         )
-        for ranks, cost in priced
+        for ranks, cost, gauged in priced
     ]

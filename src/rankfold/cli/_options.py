@@ -110,6 +110,11 @@ Override = Annotated[
 RankMultiple = Annotated[
     int | None, typer.Option("--rank-multiple", help="Ranks are multiples of this.", min=1, rich_help_panel=_PLAN)
 ]
+Gauge = Annotated[
+    bool,
+    typer.Option("--gauge", help="Gauge factors where that wins: same function, fewer parameters.",
+                 rich_help_panel=_PLAN),
+]  # fmt: skip
 CalibrationImages = Annotated[
     int,
     typer.Option("--calibration-images", help="Unlabelled training images to calibrate on.", min=1,

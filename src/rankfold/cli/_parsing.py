@@ -69,6 +69,7 @@ def planning_options(
     keep_first_last: bool,
     override: list[str] | None,
     rank_multiple: int | None,
+    gauge: bool,
     data_aware: bool,
     seed: int,
 ) -> dict[str, Any]:
@@ -93,6 +94,7 @@ def planning_options(
         "keep_first_last": keep_first_last,
         "overrides": parse_overrides(override),
         "rank_multiple": rank_multiple,
+        "gauge": gauge,
         "data_aware": data_aware,
         "seed": seed,
     }

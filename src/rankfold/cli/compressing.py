@@ -26,6 +26,7 @@ def compress(
     keep_first_last: o.KeepFirstLast = False,
     override: o.Override = None,
     rank_multiple: o.RankMultiple = None,
+    gauge: o.Gauge = False,
     calibration_images: o.CalibrationImages = 1024,
     data_aware: o.DataAware = True,
     epochs: o.Epochs = 0,
@@ -77,8 +78,8 @@ def compress(
         )  # fmt: skip
         planning = planning_options(
             budget=budget, strategy=strategy, option=option, methods=methods, include=include, exclude=exclude,
-            keep_first_last=keep_first_last, override=override, rank_multiple=rank_multiple, data_aware=data_aware,
-            seed=seed,
+            keep_first_last=keep_first_last, override=override, rank_multiple=rank_multiple, gauge=gauge,
+            data_aware=data_aware, seed=seed,
         )  # fmt: skip
         tuning = tuning_options(
             epochs=epochs, loss=loss, lr=lr, optimizer=optimizer, max_steps=max_steps, checkpoint=checkpoint,

@@ -39,6 +39,7 @@ def plan(
     keep_first_last: o.KeepFirstLast = False,
     override: o.Override = None,
     rank_multiple: o.RankMultiple = None,
+    gauge: o.Gauge = False,
     calibration_images: o.CalibrationImages = 1024,
     data_aware: o.DataAware = True,
     input_size: o.InputSize = None,
@@ -67,8 +68,8 @@ def plan(
         )  # fmt: skip
         planning = planning_options(
             budget=budget, strategy=strategy, option=option, methods=methods, include=include, exclude=exclude,
-            keep_first_last=keep_first_last, override=override, rank_multiple=rank_multiple, data_aware=data_aware,
-            seed=seed,
+            keep_first_last=keep_first_last, override=override, rank_multiple=rank_multiple, gauge=gauge,
+            data_aware=data_aware, seed=seed,
         )  # fmt: skip
         place = pick_device(device)
         file = check_file(out, (".json",))

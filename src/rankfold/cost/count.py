@@ -16,6 +16,7 @@ from rankfold.records import (
     LinearSpec,
     ReshapeSpec,
     Size,
+    gauge_blueprint,
 )
 
 INDEX_BYTES = 4
@@ -49,6 +50,22 @@ def blueprint_cost(blueprint: Blueprint, layer: LayerInfo) -> Cost:
         fm += stage_fm * call.count
     size = blueprint.params * ITEM_BYTES[layer.dtype] + blueprint.indices * INDEX_BYTES
     return Cost(params=blueprint.params, macs=macs, fm=fm, weight_bytes=size)
+
+
+def gauged_cost(blueprint: Blueprint, layer: LayerInfo, *, gauge: bool = True) -> tuple[Cost, bool]:
+    """Return the cost of a factored layer, gauged if that is allowed and wins, and whether it is.
+
+    It wins with fewer parameters, no more MACs and no more bytes (indices of the pivots included).
+    """
+    plain = blueprint_cost(blueprint, layer)
+    if not gauge:
+        return plain, False
+    fixed = gauge_blueprint(blueprint)
+    if not fixed.gauged:
+        return plain, False
+    cost = blueprint_cost(fixed, layer)
+    wins = cost.params < plain.params and cost.macs <= plain.macs and cost.weight_bytes <= plain.weight_bytes
+    return (cost, True) if wins else (plain, False)
 
 
 def _one_call(blueprint: Blueprint, layer: LayerInfo, call: Call) -> tuple[int, int]:

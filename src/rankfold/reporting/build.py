@@ -162,7 +162,7 @@ def _row(
         error=choice.error,
         measured_error=measured.get(layer.name),
         reason=choice.reason,
-        note=layer_note(layer),
+        note="; ".join(filter(None, ("gauged" if choice.gauge else None, layer_note(layer)))) or None,
     )
 
 

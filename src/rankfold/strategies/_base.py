@@ -142,6 +142,7 @@ def make_plan(
                 ranks=candidate.ranks,
                 options=candidate.options,
                 error=candidate.error,
+                gauge=candidate.gauge,
                 reason=(notes or {}).get(layer.name),
             )
     return Plan(

@@ -11,7 +11,7 @@ from typing import Any
 
 from rankfold import methods
 from rankfold._config import require
-from rankfold.cost import blueprint_cost
+from rankfold.cost import blueprint_cost, gauged_cost
 from rankfold.errors import ConfigError, DataError, InfeasibleBudget, NoMatchingLayer
 from rankfold.records import Candidate, Choice, Cost, LayerInfo, Plan, Problem
 from rankfold.strategies._base import make_plan, registry
@@ -109,15 +109,15 @@ def resolve(problem: Problem, wanted: Mapping[str, Any], *, owner: str) -> dict[
     return chosen
 
 
-def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None] | None:
-    """Return method, ranks (or a float share) and options, or None to keep the layer."""
+def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None, bool] | None:
+    """Return method, ranks (or a float share), options and whether to gauge, or None to keep the layer."""
     if value is None:
         return None
     if isinstance(value, Choice):
         value = value.to_dict()
     if isinstance(value, Mapping):
         choice = Choice.from_dict(pattern, {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()})
-        return None if choice.method is None else (choice.method, choice.ranks, choice.options)
+        return None if choice.method is None else (choice.method, choice.ranks, choice.options, choice.gauge)
     if isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str):
         ranks = value[1]
         if isinstance(ranks, bool) or not isinstance(ranks, int | float | list | tuple):
@@ -127,14 +127,15 @@ def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None]
         if isinstance(ranks, list | tuple):
             if not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks):
                 raise ConfigError(f"ranks of {pattern!r} must be integers. Got {list(ranks)} instead.")
-            return value[0], tuple(ranks), None
-        return value[0], (ranks,) if isinstance(ranks, int) else ranks, None
+            return value[0], tuple(ranks), None, False
+        return value[0], (ranks,) if isinstance(ranks, int) else ranks, None, False
     raise ConfigError(f"the choice for {pattern!r} must be (method, ranks), an object or None. Got {value!r} instead.")
 
 
 def _candidate(
-    problem: Problem, layer: LayerInfo, name: str, ranks: Any, options: Mapping[str, Any] | None
+    problem: Problem, layer: LayerInfo, name: str, ranks: Any, options: Mapping[str, Any] | None, gauge: bool
 ) -> Candidate:
+    """Return the candidate; `gauge` is the user's word for this layer, the problem's holds where it wins."""
     options = problem.options.get(name, {}) if options is None else options
     method = methods.get(name, options)
     methods.check_supported(method, layer)
@@ -144,7 +145,8 @@ def _candidate(
         require(0 < ranks <= 1, f"share of parameters of layer {layer.name!r}", ranks, "in (0, 1]")
         known = prepared = methods.prepare(method, problem.weight(layer.name), layer)
         grid = method.rank_grid(layer, multiple=problem.rank_multiple)
-        fitting = [r for r in grid if method.blueprint(layer, r).params <= ranks * dense.params]
+        costs = {r: gauged_cost(method.blueprint(layer, r), layer, gauge=problem.gauge)[0] for r in grid}
+        fitting = [r for r, cost in costs.items() if cost.params <= ranks * dense.params]
         if not fitting:
             raise ConfigError(
                 f"share of parameters of layer {layer.name!r} ({layer.describe()}) with method {name!r}: "
@@ -153,10 +155,15 @@ def _candidate(
         ranks = min(fitting, key=lambda r: (known.error(r), r))
     methods.check_ranks(method, layer, ranks)
     prepared = prepared or methods.prepare(method, problem.weight(layer.name), layer)
-    cost = blueprint_cost(method.blueprint(layer, ranks), layer)
+    cost, gauged = gauged_cost(method.blueprint(layer, ranks), layer, gauge=problem.gauge)
+    if gauge and not gauged:
+        choice = Choice(method=name, ranks=ranks, options=options, gauge=True)
+        methods.check_choice(layer, choice)
+        cost, gauged = blueprint_cost(methods.chosen_blueprint(layer, choice), layer), True
     return Candidate(
-        layer=layer.name, method=name, ranks=ranks, cost=cost, error=prepared.error(ranks), options=options
-    )
+        layer=layer.name, method=name, ranks=ranks, cost=cost, error=prepared.error(ranks), options=options,
+        gauge=gauged,
+    )  # fmt: skip
 
 
 def _check_budget(problem: Problem, chosen: Mapping[str, Candidate]) -> None:

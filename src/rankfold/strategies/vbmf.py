@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from rankfold import methods
 from rankfold._config import is_number, require
-from rankfold.cost import blueprint_cost
+from rankfold.cost import gauged_cost
 from rankfold.errors import ConfigError
 from rankfold.factor.vbmf import evbmf_rank
 from rankfold.methods import Method
@@ -139,7 +139,7 @@ class VBMF:
             return tuple(self._rounded(problem, scale * rank, limit) for rank, limit in pairs)
 
         def cheaper(ranks: Ranks) -> bool:
-            cost = blueprint_cost(method.blueprint(layer, ranks), layer)
+            cost, _ = gauged_cost(method.blueprint(layer, ranks), layer, gauge=problem.gauge)
             return cost.params < dense.params and cost.macs <= dense.macs
 
         if cheaper(at(1.0)):
@@ -167,11 +167,13 @@ def _method(problem: Problem, layer: LayerInfo) -> tuple[Method | None, str]:
 
 
 def _candidate(problem: Problem, layer: LayerInfo, method: Method, ranks: Ranks) -> Candidate:
+    cost, gauged = gauged_cost(method.blueprint(layer, ranks), layer, gauge=problem.gauge)
     return Candidate(
         layer=layer.name,
         method=method.name,
         ranks=ranks,
-        cost=blueprint_cost(method.blueprint(layer, ranks), layer),
+        cost=cost,
+        gauge=gauged,
         error=1.0,  # found out for the ranks that are chosen in the end
         options=problem.options.get(method.name, {}),
     )

@@ -109,9 +109,12 @@ def apply_plan_(
     return remember_plan(model, plan)
 
 
-def factor_layer(model: nn.Module, layer: LayerInfo, choice: Choice, moments: Moments | None) -> Factored:
-    """Return the module that is to replace a layer."""
-    weight, bias = layer_weight(model, layer.name), layer_bias(model, layer.name)
+def factor_layer(
+    model: nn.Module, layer: LayerInfo, choice: Choice, moments: Moments | None, *, weight: torch.Tensor | None = None
+) -> Factored:
+    """Return the module that is to replace a layer; it approximates `weight`, by default the layer's own."""
+    weight = layer_weight(model, layer.name) if weight is None else weight
+    bias = layer_bias(model, layer.name)
     if weight.is_meta:
         raise InvalidWeight(
             f"the weight of layer {layer.name!r} ({layer.describe()}) is on the meta device and has no values. "
@@ -121,10 +124,10 @@ def factor_layer(model: nn.Module, layer: LayerInfo, choice: Choice, moments: Mo
     factors = methods.prepare(method, weight, layer, moments).factorize(choice.ranks)
     blueprint = methods.chosen_blueprint(layer, choice)
     module = build(blueprint, layer, choice, dtype=weight.dtype, device=weight.device, factors=factors, bias=bias)
-    return module.to(memory_format=_memory_format(weight))
+    return module.to(memory_format=memory_format(weight))
 
 
-def _memory_format(weight: torch.Tensor) -> torch.memory_format:
+def memory_format(weight: torch.Tensor) -> torch.memory_format:
     """Return channels-last if the weight is stored that way and could be stored otherwise."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     last = formats.get(weight.ndim)
@@ -142,8 +145,8 @@ def replace_layer(model: nn.Module, layer: LayerInfo, module: Factored) -> nn.Mo
             with torch.no_grad():
                 twin.bias.copy_(bias)
         share_weights_(twin, module)
-        model = _swap(model, (tie,), twin)
-    return _swap(model, (layer.name, *layer.aliases), module)
+        model = swap_(model, (tie,), twin)
+    return swap_(model, (layer.name, *layer.aliases), module)
 
 
 def share_weights_(twin: nn.Module, module: nn.Module) -> None:
@@ -153,7 +156,8 @@ def share_weights_(twin: nn.Module, module: nn.Module) -> None:
             target.register_parameter("weight", source._parameters["weight"])
 
 
-def _swap(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Module:
+def swap_(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Module:
+    """Put a factored layer in the place of a module in place, under all of its names; return the model."""
     separated: set[str] = set()
     for name in names:
         parent = name.rpartition(".")[0]

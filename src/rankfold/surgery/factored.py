@@ -211,6 +211,13 @@ def _canonical(stage: nn.Module) -> Tensor:
     return weight.unflatten(0, (stage.groups, -1))
 
 
+def stage_factors(module: Factored) -> list[Tensor]:
+    """Return the factors of a layer as `build` takes them: canonical, of the stages that have any, in their order."""
+    stages = [stage for stage in module if isinstance(stage, nn.Linear | nn.modules.conv._ConvNd | Gauged)]
+    linear = [isinstance(stage, nn.Linear) or (isinstance(stage, Gauged) and stage.linear) for stage in stages]
+    return [s.weight if flat else _canonical(s) for s, flat in zip(stages, linear, strict=True)]
+
+
 @singledispatch
 def build_stage(spec: Stage, dtype: torch.dtype, device: torch.device) -> nn.Module:  # noqa: ARG001 - for the builders
     """Return the module of one stage, its weights uninitialised."""

@@ -17,7 +17,7 @@ def strip(model: nn.Module) -> nn.Module:
 
     A chain of convolutions or linear layers becomes an ``nn.Sequential``; a TT-matrix, which reshapes between its
     cores, and gauged factors, which copy channels, a ``torch.fx.GraphModule`` of the same stock layers. Outputs are the
-    same; `rankfold` is no longer needed to unpickle them. State-dict keys stay as they are.
+    same; `rankfold` is no longer needed to unpickle them. State-dict keys of the sequential ones stay as they are.
 
     Parameters
     ----------
