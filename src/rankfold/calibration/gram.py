@@ -57,19 +57,14 @@ class GramSum:
         if not x.numel():
             return
         x = x.detach()
-        low, high = (float(v) for v in torch.aminmax(x))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise DataError(
-                f"the input of layer {self.name!r} holds NaN or infinity on the calibration data. "
-                "Check the data and the layers before it."
-            )
+        largest = magnitude(x, f"the input of layer {self.name!r}")
         with torch.autocast(x.device.type, enabled=False):
-            dtype = self._work_dtype(x)
-            exponent = 0 if dtype == torch.float64 else _exponent(max(-low, high))
+            dtype = work_dtype(x)
+            exponent = 0 if dtype == torch.float64 else power_of_two(largest)
             step = max(1, CHUNK // max(1, vectors(x[:1].to(dtype)).numel()))
             for chunk in x.split(step):
-                columns = vectors(_scaled(chunk.to(dtype), exponent))
-                self._accumulate(_upper_product(columns), exponent)
+                columns = vectors(scaled(chunk.to(dtype), exponent))
+                self._accumulate(upper_product(columns), exponent)
                 self.count += columns.shape[-1]
 
     def mean(self) -> Tensor | None:
@@ -79,22 +74,36 @@ class GramSum:
         return (self._sum.triu() + self._sum.triu(1).mT) / self.count
 
     def _accumulate(self, product: Tensor, exponent: int) -> None:
-        if product.device.type == "mps":  # knows no float64
-            product = product.cpu()
-        product = product.double()
+        product = double(product)
         if exponent:
             product = product * 2.0**exponent * 2.0**exponent
         self._sum = product if self._sum is None else self._sum.add_(product)
 
-    @staticmethod
-    def _work_dtype(x: Tensor) -> torch.dtype:
-        if x.device.type == "mps":
-            return torch.float32
-        full = torch.get_float32_matmul_precision() == "highest"
-        return torch.float64 if x.dtype == torch.float64 or not full else torch.float32
+
+def magnitude(x: Tensor, what: str) -> float:
+    """Return the largest magnitude; raise `DataError` if there is NaN or infinity."""
+    low, high = (float(v) for v in torch.aminmax(x))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DataError(
+            f"{what} holds NaN or infinity on the calibration data. Check the data and the layers before it."
+        )
+    return max(-low, high)
 
 
-def _upper_product(columns: Tensor) -> Tensor:
+def work_dtype(x: Tensor) -> torch.dtype:
+    """Return the data type in which products of a tensor are taken."""
+    if x.device.type == "mps":
+        return torch.float32
+    full = torch.get_float32_matmul_precision() == "highest"
+    return torch.float64 if x.dtype == torch.float64 or not full else torch.float32
+
+
+def double(product: Tensor) -> Tensor:
+    """Return float64, on the CPU if the device has none."""
+    return (product.cpu() if product.device.type == "mps" else product).double()
+
+
+def upper_product(columns: Tensor) -> Tensor:
     """Return ``x x^T`` on and above the diagonal: blocks below, nearly half the work, are zero."""
     n = columns.shape[1]
     block = max(SMALLEST_BLOCK, -(-n // BLOCKS))
@@ -104,13 +113,13 @@ def _upper_product(columns: Tensor) -> Tensor:
     return product
 
 
-def _exponent(largest: float) -> int:
+def power_of_two(largest: float) -> int:
     """Return the power of two by which values are divided: it rounds nothing; 0 where safe."""
     small, large = SAFE
     return 0 if largest == 0 or small < largest < large else math.frexp(largest)[1]
 
 
-def _scaled(x: Tensor, exponent: int) -> Tensor:
+def scaled(x: Tensor, exponent: int) -> Tensor:
     """Return ``x / 2**exponent``, in steps that stay within the range of float32."""
     if not exponent:
         return x
