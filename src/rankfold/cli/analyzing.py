@@ -31,6 +31,10 @@ Steps = Annotated[
     typer.Option("--steps", help="Shares of the parameters to remove, such as 85%,60%,25%, or every=5%.",
                  metavar="SHARES"),
 ]  # fmt: skip
+Tolerance = Annotated[
+    str, typer.Option("--tolerance", help="A setting belongs to a step if it removes a share within this of it.",
+                      metavar="SHARE"),
+]  # fmt: skip
 Random = Annotated[int, typer.Option("--random", help="Random solutions of each step.", min=0)]
 Cores = Annotated[int, typer.Option("--cores", help="Most cores of the tensor shapes of ttm.", min=2)]
 Time = Annotated[bool, typer.Option("--time", help="Also measure decomposition times at each step.")]
@@ -43,6 +47,7 @@ def analyze(
     layer: Layers = None,
     methods: AnalyzedMethods = None,
     steps: Steps = "85%,60%,25%",
+    tolerance: Tolerance = "0.5%",
     random: Random = 0,
     cores: Cores = 3,
     time: Time = False,
@@ -65,6 +70,7 @@ def analyze(
     built, so this takes seconds. Weights are not needed; they only matter for --time.
     """
     import rankfold as rf
+    from rankfold.api.analyzing import resolve
     from rankfold.cli._loading import check_name, open_example, open_model, open_test, pick_device
     from rankfold.cli._source import source_of
     from rankfold.cli._writing import check_file
@@ -74,9 +80,14 @@ def analyze(
         if (model is None) == (not layer):
             raise ConfigError("analyze takes a network, or layers with --layer: one of the two.")
         shares = parse_steps(steps)
+        width = _share(tolerance.strip())
+        if width is None or not 0 < width <= Fraction(1, 2):
+            raise ConfigError(f"--tolerance must be a share in (0, 50%], such as 0.5%. Got {tolerance!r} instead.")
+        resolve(methods)
         file = None if html is None else check_file(html, (".html",), flag="--html")
         options: dict[str, Any] = {
-            "methods": methods, "steps": shares, "random": random, "seed": seed, "cores": cores, "time": time
+            "methods": methods, "steps": shares, "random": random, "seed": seed, "cores": cores, "time": time,
+            "tolerance": float(width),
         }  # fmt: skip
         if model is None:
             alone = {"--include": include, "--exclude": exclude, "--weights": weights, "--data": data,
