@@ -123,8 +123,9 @@ def test_a_batch_is_its_members(project: object) -> None:
             one = project(matrix[member : member + 1])
             l1, r1 = one.factors(rank)
             torch.testing.assert_close((l1 @ r1)[0], (left @ right)[member], rtol=0, atol=1e-10)
-            squares += one.relative_error(rank) ** 2 * one.total
-        assert whole.relative_error(rank) == pytest.approx((squares / whole.total) ** 0.5, abs=1e-9)
+            squares += one.relative_error(rank) ** 2 * float(matrix[member].square().sum())
+        total = float(matrix.square().sum())
+        assert whole.relative_error(rank) == pytest.approx((squares / total) ** 0.5, abs=1e-9)
 
 
 def test_factors_are_balanced() -> None:

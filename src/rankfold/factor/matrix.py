@@ -7,106 +7,172 @@ and applied to ``M``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from rankfold.factor.linalg import balanced_product, eigh_descending, gram, tails
+from rankfold.factor.cholesky import PivotedCholesky
+from rankfold.factor.linalg import (
+    SINGLE_ENOUGH,
+    balanced_columns,
+    balanced_product,
+    eigh_descending,
+    gram,
+    tails,
+    wide_dtype,
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """A nested family of projections of one matrix (a batch of them), one for each rank.
-
-    Parameters
-    ----------
-    matrix : Tensor
-        ``(batch, m, n)``.
-    span : Tensor
-        ``(batch, m, k)``, ``k = min(m, n)``; its first r columns span the range of the projection of rank r.
-    orthonormal : bool
-        Whether these columns are orthonormal already.
-    left_out : Tensor
-        ``(k + 1,)``, squared error of every rank in the metric, summed over the batch.
-    total : float
-        Squared norm of the matrix in the metric.
-    """
-
-    matrix: Tensor
-    span: Tensor
-    orthonormal: bool
-    left_out: Tensor
-    total: float
+class Projection(Protocol):
+    """A nested family of projections of one matrix (a batch of them), one for each rank."""
 
     def relative_error(self, rank: int) -> float:
         """Return the relative error of `rank` in the metric, 0..1; 0 for a zero matrix."""
-        return float((self.left_out[rank] / self.total).clamp(0, 1).sqrt()) if self.total > 0 else 0.0
+        ...
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``."""
-        span = self.span[..., :rank]
-        basis = span if self.orthonormal else torch.linalg.qr(span).Q
-        return balanced_product(basis, basis.mT @ self.matrix)
+        ...
 
 
-def svd_projection(matrix: Tensor, seen: Tensor | None = None) -> Projection:
-    """Return the projections onto the leading left singular vectors.
+@dataclass(frozen=True, slots=True)
+class SVDProjection:
+    """The projections onto the leading singular vectors.
 
-    The error is the least possible for every rank (Eckart-Young theorem), in the metric ``||(M - M') S||_F``.
+    The error is the least possible for every rank (Eckart & Young 1936; Golub & Van Loan, 4th ed., theorem 2.4.8), in
+    the metric ``||(M - M') S||_F``. Singular vectors are eigenvectors of the Gram matrix of the shorter side.
 
     Parameters
     ----------
     matrix : Tensor
         ``M``, ``(batch, m, n)``.
     seen : Tensor or None
-        ``M S``, the matrix in the metric; the matrix itself if None.
+        ``M S``, the matrix in the metric; None if that is the matrix itself.
     """
-    seen = matrix if seen is None else seen
-    m, n = seen.shape[-2:]
-    total = float(seen.square().sum())
-    if m <= n:
-        energies, basis = eigh_descending(gram(seen))
-        return Projection(matrix, basis, True, tails(energies).sum(0), total)
-    energies, right = eigh_descending(gram(seen.mT))
-    # Columns of M S V are sigma_j u_j: orthogonal but for rounding, not normalised, perhaps zero. The QR that mends
-    # this is left to `factors`, which needs the first r columns only.
-    return Projection(matrix, seen @ right, False, tails(energies).sum(0), total)
+
+    matrix: Tensor
+    seen: Tensor | None = None
+    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def relative_error(self, rank: int) -> float:
+        """Return the root of the energy of the singular values left out."""
+        if "errors" not in self._found:
+            gram_matrix = _short_gram(self._seen(wide_dtype(self.matrix)))
+            values = torch.linalg.eigvalsh(gram_matrix).flip(-1).clamp_min(0)
+            self._found["errors"] = relative_errors(tails(values).sum(0))
+        return self._found["errors"][rank]
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``."""
+        dtype = self.matrix.dtype
+        energies, vectors = self._eigen(dtype)
+        if dtype == torch.float32 and float(energies[..., rank:].sum()) < SINGLE_ENOUGH**2 * float(energies.sum()):
+            dtype = wide_dtype(self.matrix)
+            vectors = self._eigen(dtype)[1]
+        matrix, vectors = self.matrix.to(dtype), vectors[..., :rank]
+        if vectors.shape[1] == matrix.shape[1]:
+            right = vectors.mT @ matrix
+            return balanced_columns(vectors, right) if self.seen is None else balanced_product(vectors, right)
+        if self.seen is None:  # project the rows: columns of M V are sigma_j u_j
+            right, left = balanced_columns(vectors, (matrix @ vectors).mT)
+            return left.mT, right.mT
+        # Columns of M S V are sigma_j u_j: orthogonal but for rounding, not normalised, perhaps zero.
+        basis = torch.linalg.qr(self._seen(dtype) @ vectors).Q
+        return balanced_product(basis, basis.mT @ matrix)
+
+    def _seen(self, dtype: torch.dtype) -> Tensor:
+        return (self.matrix if self.seen is None else self.seen).to(dtype)
+
+    def _eigen(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if dtype not in self._found:
+            self._found[dtype] = eigh_descending(_short_gram(self._seen(dtype)))
+        return self._found[dtype]
 
 
-def qr_projection(matrix: Tensor, seen: Tensor | None = None) -> Projection:
-    """Return the projections onto the pivot columns of a column-pivoted QR decomposition ``M P = Q R``.
+def svd_projection(matrix: Tensor, seen: Tensor | None = None) -> SVDProjection:
+    """Return the projections onto the leading singular vectors; see `SVDProjection`."""
+    return SVDProjection(matrix, seen)
+
+
+def _short_gram(matrix: Tensor) -> Tensor:
+    """Return the Gram matrix of the shorter side."""
+    return gram(matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT)
+
+
+def relative_errors(left_out: Tensor) -> list[float]:
+    """Return relative errors, 0..1, from squared ones that begin with the whole energy."""
+    total = left_out[0]
+    return ((left_out / total).clamp(0, 1).sqrt() if total > 0 else torch.zeros_like(left_out)).tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class QRProjection:
+    """The projections onto the pivot columns of a column-pivoted QR decomposition ``M P = Q R``.
 
     The squared error of rank r is the energy of the rows of ``Q^T M`` below the r-th (Golub & Van Loan, 4th ed.,
-    section 5.4.2). Pivots are chosen greedily by the largest remaining column norm on the Gram matrix (which costs the
-    same as a pivoted Cholesky decomposition); Q itself comes from an unpivoted QR of the pivoted columns, so the Gram
-    matrix's squared condition does not touch the factors.
+    section 5.4.2).
 
     Parameters
     ----------
     matrix, seen : Tensor
-        As for `svd_projection`.
+        As for `SVDProjection`.
     """
-    seen = matrix if seen is None else seen
-    pivots = _pivots(gram(seen.mT), min(seen.shape[-2:]))
-    basis = torch.linalg.qr(seen.gather(-1, pivots.unsqueeze(-2).expand(-1, seen.shape[-2], -1))).Q
-    rows = (basis.mT @ seen).square().sum(-1)
-    return Projection(matrix, basis, True, tails(rows).sum(0), float(seen.square().sum()))
+
+    matrix: Tensor
+    seen: Tensor | None = None
+    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def relative_error(self, rank: int) -> float:
+        """Return the root of the energy of the rows left out."""
+        if "errors" not in self._found:
+            seen = self._seen(wide_dtype(self.matrix))
+            basis = self._basis(seen.dtype, min(seen.shape[1:]))
+            self._found["errors"] = relative_errors(tails((basis.mT @ seen).square().sum(-1)).sum(0))
+        return self._found["errors"][rank]
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``.
+
+        The Cholesky rows of ``M^T M`` are R itself. As long as much is left out, the pivot columns are well conditioned
+        and Q is one triangular solve away; else it comes from Householder's QR of these columns in float64, so that
+        the Gram matrix's squared condition does not touch the factors.
+        """
+        choleskys = self._choleskys(self.matrix.dtype)
+        left, total = sum(c.left_out(rank) for c in choleskys), sum(c.total for c in choleskys)
+        if left > 0 and left >= SINGLE_ENOUGH**2 * total:
+            rows = torch.stack([cholesky.rows[:rank] for cholesky in choleskys])
+            pivots = self._pivots(self.matrix.dtype, rank)
+            triangle = rows.gather(-1, pivots.expand(-1, rank, -1))
+            seen = self._seen(rows.dtype)
+            columns = seen.gather(-1, pivots.expand(-1, seen.shape[1], -1))
+            basis = torch.linalg.solve_triangular(triangle, columns, upper=True, left=False)
+            if self.seen is None:
+                return balanced_columns(basis, rows)
+            return balanced_product(basis, basis.mT @ self.matrix)
+        dtype = wide_dtype(self.matrix)
+        basis = self._basis(dtype, rank)
+        return balanced_product(basis, basis.mT @ self.matrix.to(dtype))
+
+    def _seen(self, dtype: torch.dtype) -> Tensor:
+        return (self.matrix if self.seen is None else self.seen).to(dtype)
+
+    def _choleskys(self, dtype: torch.dtype) -> list[PivotedCholesky]:
+        if dtype not in self._found:
+            self._found[dtype] = [PivotedCholesky(g) for g in gram(self._seen(dtype).mT).unbind()]
+        return self._found[dtype]
+
+    def _pivots(self, dtype: torch.dtype, rank: int) -> Tensor:
+        """Return ``(batch, 1, rank)``."""
+        return torch.stack([cholesky.pivots(rank) for cholesky in self._choleskys(dtype)]).unsqueeze(1)
+
+    def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
+        """Return an orthonormal basis of the pivot columns."""
+        seen, pivots = self._seen(dtype), self._pivots(dtype, rank)
+        return torch.linalg.qr(seen.gather(-1, pivots.expand(-1, seen.shape[1], -1))).Q
 
 
-def _pivots(gram_matrix: Tensor, count: int) -> Tensor:
-    """Return the first `count` pivots ``(batch, count)`` of a pivoted Cholesky decomposition of ``(batch, n, n)``."""
-    batch, n, _ = gram_matrix.shape
-    diagonal = gram_matrix.diagonal(dim1=-2, dim2=-1).clone()
-    columns = gram_matrix.new_zeros(batch, count, n)
-    pivots = torch.zeros(batch, count, dtype=torch.long, device=gram_matrix.device)
-    rows = torch.arange(batch, device=gram_matrix.device)
-    for j in range(count):
-        pivot = diagonal.argmax(-1)
-        pivots[:, j] = pivot
-        column = gram_matrix[rows, pivot] - (columns[rows, :j, pivot].unsqueeze(1) @ columns[:, :j]).squeeze(1)
-        size = diagonal[rows, pivot].clamp_min(torch.finfo(diagonal.dtype).tiny).sqrt()
-        columns[:, j] = column / size.unsqueeze(-1)
-        diagonal = (diagonal - columns[:, j].square()).clamp_min(0)
-        diagonal[rows.unsqueeze(-1), pivots[:, : j + 1]] = -1.0  # never the same pivot twice
-    return pivots
+def qr_projection(matrix: Tensor, seen: Tensor | None = None) -> QRProjection:
+    """Return the projections onto the pivot columns; see `QRProjection`."""
+    return QRProjection(matrix, seen)

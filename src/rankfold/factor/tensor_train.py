@@ -2,52 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rankfold.factor.linalg import eigh_descending, gram, pad_last, tails
+from rankfold.factor.linalg import SINGLE_ENOUGH, eigh_descending, gram, identity, pad_last, tails, wide_dtype
 
 
 @dataclass(frozen=True, slots=True)
 class TensorTrain:
-    """A tensor and the spectra of its unfoldings.
+    """A tensor and, once they are needed, the spectra of its unfoldings.
 
     Parameters
     ----------
     tensor : Tensor
         ``(batch, n_1, ..., n_d)``.
-    left_out : tuple of Tensor
-        One ``(k + 1,)`` tensor for each of the d - 1 bonds: squared error of every rank at this bond, summed over the
-        batch.
-    total : float
-        Squared norm.
     """
 
     tensor: Tensor
-    left_out: tuple[Tensor, ...]
-    total: float
+    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorTrain:
-        """Prepare ``(batch, n_1, ..., n_d)``: one symmetric eigenvalue problem a bond, on its smaller side."""
-        shape = tensor.shape[1:]
-        left_out = []
-        for bond in range(1, len(shape)):
-            matrix = tensor.flatten(1, bond) if bond > 1 else tensor
-            matrix = matrix.flatten(2)
-            matrix = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.mT
-            values = torch.linalg.eigvalsh(gram(matrix)).flip(-1).clamp_min(0)
-            left_out.append(tails(values).sum(0))
-        return cls(tensor, tuple(left_out), float(tensor.square().sum()))
+        """Take ``(batch, n_1, ..., n_d)``."""
+        return cls(tensor)
 
     def relative_error(self, ranks: tuple[int, ...]) -> float:
-        """Return the bound of Oseledets (2011), theorem 2.2: root of the sum of the bonds' errors squared."""
-        if self.total <= 0:
-            return 0.0
-        squared = sum(float(t[min(r, len(t) - 1)]) for t, r in zip(self.left_out, ranks, strict=True))
-        return min(1.0, max(0.0, squared / self.total) ** 0.5)
+        """Return the bound of Oseledets (2011), theorem 2.2: root of the sum of the bonds' errors squared.
+
+        The first call solves one symmetric eigenvalue problem for each bond, on the smaller side of its unfolding.
+        """
+        if "bonds" not in self._found:
+            self._found["bonds"] = self._bonds()
+        squared = sum(left[min(rank, len(left) - 1)] for left, rank in zip(self._found["bonds"], ranks, strict=True))
+        return min(1.0, squared) ** 0.5
 
     def cores(self, ranks: tuple[int, ...]) -> list[Tensor]:
         """Return cores ``(batch, r_{j-1}, n_j, r_j)`` with ``r_0 = r_d = 1``; all but the last are orthonormal.
@@ -55,21 +45,56 @@ class TensorTrain:
         Oseledets (2011), algorithm 1 (TT-SVD), with eigendecompositions of Grams. A rank above what the unfolding of
         the already truncated rest has is filled with zeros.
         """
-        batch, shape = self.tensor.shape[0], self.tensor.shape[1:]
-        rest, previous, cores = self.tensor, 1, []
+        cores = self._chain(self.tensor, ranks)
+        if self.tensor.dtype == torch.float32:
+            total = float(self.tensor.square().sum())
+            if total - float(cores[-1].square().sum()) < SINGLE_ENOUGH**2 * total:
+                return self._chain(self.tensor.to(wide_dtype(self.tensor)), ranks)
+        return cores
+
+    def _bonds(self) -> list[list[float]]:
+        """Return for each of the d - 1 bonds the share of the energy that every rank leaves out."""
+        tensor = self.tensor.to(wide_dtype(self.tensor))
+        shares = []
+        for bond in range(1, tensor.ndim - 1):
+            matrix = tensor.reshape(tensor.shape[0], tensor.shape[1 : bond + 1].numel(), -1)
+            matrix = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.mT
+            left = tails(torch.linalg.eigvalsh(gram(matrix)).flip(-1).clamp_min(0)).sum(0)
+            shares.append((left / left[0] if left[0] > 0 else left).tolist())
+        return shares
+
+    def _chain(self, rest: Tensor, ranks: tuple[int, ...]) -> list[Tensor]:
+        batch, shape, previous, cores = self.tensor.shape[0], self.tensor.shape[1:], 1, []
         for size, rank in zip(shape, ranks, strict=False):
             matrix = rest.reshape(batch, previous * size, -1)
-            basis = _left_basis(matrix)[..., :rank]
-            rest = pad_last((basis.mT @ matrix).mT, rank).mT
+            basis, rest = self._split(matrix, rank, first=not cores, last=len(cores) == len(ranks) - 1)
+            rest = pad_last(rest.mT, rank).mT
             cores.append(pad_last(basis, rank).reshape(batch, previous, size, rank))
             previous = rank
         cores.append(rest.reshape(batch, previous, shape[-1], 1))
         return cores
 
+    def _split(self, matrix: Tensor, rank: int, *, first: bool, last: bool) -> tuple[Tensor, Tensor]:
+        """Return an orthonormal basis of at most `rank` leading columns, and the matrix in it."""
+        rows, columns = matrix.shape[1:]
+        if rank >= min(rows, columns):  # nothing is left out
+            return (identity(matrix, rows), matrix) if rows <= columns else tuple(torch.linalg.qr(matrix))
+        if rows <= columns:
+            basis = self._eigenvectors(matrix, first=first)[..., :rank]
+            return basis, basis.mT @ matrix
+        right = self._eigenvectors(matrix.mT, first=first)[..., :rank]
+        product = matrix @ right  # its columns are sigma_j u_j, orthogonal but for rounding
+        if last:  # nothing more is truncated in this basis, so that rounding does no harm
+            norms = product.norm(dim=1, keepdim=True)
+            norms = torch.where(norms > 0, norms, torch.ones_like(norms))
+            return product / norms, norms.mT * right.mT
+        basis, triangle = torch.linalg.qr(product)
+        return basis, triangle @ right.mT
 
-def _left_basis(matrix: Tensor) -> Tensor:
-    """Return an orthonormal basis ``(batch, m, min(m, n))`` of the range of ``(batch, m, n)``, largest first."""
-    if matrix.shape[1] <= matrix.shape[2]:
-        return eigh_descending(gram(matrix))[1]
-    right = eigh_descending(gram(matrix.mT))[1]
-    return torch.linalg.qr(matrix @ right).Q
+    def _eigenvectors(self, matrix: Tensor, *, first: bool) -> Tensor:
+        """Return the eigenvectors of ``M M^T``; those of the first bond, the same for all ranks, are kept."""
+        if not first:
+            return eigh_descending(gram(matrix))[1]
+        if matrix.dtype not in self._found:
+            self._found[matrix.dtype] = eigh_descending(gram(matrix))[1]
+        return self._found[matrix.dtype]

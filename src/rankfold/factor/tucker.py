@@ -2,67 +2,73 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rankfold.factor.linalg import Metric, eigh_descending, gram, unfold
+from rankfold.factor.linalg import (
+    SINGLE_ENOUGH,
+    Metric,
+    eigh_descending,
+    filtered,
+    gram,
+    identity,
+    leading_left,
+    wide_dtype,
+)
+
+OUT, IN = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
 class Tucker2:
-    """A weight rotated into the eigenbases of its output and input mode Grams.
+    """A weight and, once they are needed, the eigenbases of its output and input mode Grams.
 
     Parameters
     ----------
     tensor : Tensor
         ``(groups, o, i, K)`` in the metric (input mode multiplied by the metric's root), kernel positions flattened.
-    basis_out, basis_in : Tensor
-        ``(groups, o, o)`` and ``(groups, i, i)``, eigenvectors, largest eigenvalue first.
-    kept : Tensor
-        ``(o + 1, i + 1)``; entry (a, b) is the energy of the first a x b channels of the rotated weight, summed over
-        groups and kernel positions.
     metric : Metric or None
         The metric of the input mode.
     """
 
     tensor: Tensor
-    basis_out: Tensor
-    basis_in: Tensor
-    kept: Tensor
     metric: Metric | None
+    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, weight: Tensor, metric: Metric | None = None) -> Tucker2:
-        """Prepare ``(groups, o, i, *kernel)``: two eigendecompositions and one rotation.
+        """Take ``(groups, o, i, *kernel)``.
 
         With a metric the weight's input mode must have been multiplied by its root already.
         """
-        tensor = weight.flatten(3)
-        basis_out = eigh_descending(gram(unfold(tensor, 0)))[1]
-        basis_in = eigh_descending(gram(unfold(tensor, 1)))[1]
-        rotated = _project(tensor, basis_out, basis_in)
-        energy = rotated.square().sum((0, 3))
-        kept = torch.nn.functional.pad(energy.cumsum(0).cumsum(1), (1, 0, 1, 0))
-        return cls(tensor, basis_out, basis_in, kept, metric)
+        return cls(weight.flatten(3), metric)
 
     def relative_error(self, rank_out: int, rank_in: int) -> float:
         """Return the relative error of the truncated HOSVD, 0..1: exact for it, an upper bound after HOOI.
 
-        The squared error is ``||W||^2`` minus a prefix sum of the squared core (De Lathauwer et al. 2000, section 4).
+        The squared error is ``||W||^2`` minus a prefix sum of the squared core (De Lathauwer et al. 2000, section 4),
+        so the first call pays for two eigendecompositions and one rotation, in float64, and the others are free.
         """
-        total = self.kept[-1, -1]
-        if total <= 0:
-            return 0.0
-        return float((1 - self.kept[rank_out, rank_in] / total).clamp(0, 1).sqrt())
+        if "errors" not in self._found:
+            modes = self._modes(wide_dtype(self.tensor))
+            core = modes.project(modes.basis(OUT), modes.basis(IN))
+            kept = torch.nn.functional.pad(core.square().sum((0, 2)).cumsum(0).cumsum(1), (1, 0, 1, 0))
+            total = kept[-1, -1]
+            left = (1 - kept / total).clamp(0, 1).sqrt() if total > 0 else torch.zeros_like(kept)
+            self._found["errors"] = left.tolist()
+        return self._found["errors"][rank_out][rank_in]
 
     def hooi(self, rank_out: int, rank_in: int, *, iterations: int, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return factors by higher-order orthogonal iteration from the truncated HOSVD.
+        """Return factors by higher-order orthogonal iteration.
 
         De Lathauwer, De Moor & Vandewalle (2000), "On the best rank-1 and rank-(R1, ..., RN) approximation of
-        higher-order tensors". The error never grows over the iterations; they stop when the captured energy grows by
-        less than `tolerance` of itself.
+        higher-order tensors", section 4, table 4.1. It starts from the HOSVD's basis of the shorter mode; the other
+        mode's is then already the best one for it (Vannieuwenhoven et al. 2012, sequentially truncated HOSVD), so that
+        the error never exceeds `relative_error`. It never grows; the iteration stops once the update of a mode lowers
+        the relative error by less than `tolerance`.
 
         Returns
         -------
@@ -73,20 +79,14 @@ class Tucker2:
         inn : Tensor
             ``(groups, rank_in, i)``, orthonormal rows.
         """
-        basis_out, basis_in = self.basis_out[..., :rank_out], self.basis_in[..., :rank_in]
-        captured = float(self.kept[rank_out, rank_in])
-        full = rank_out == self.basis_out.shape[-1] and rank_in == self.basis_in.shape[-1]
-        for _ in range(0 if full else iterations):
-            half = torch.einsum("goik,gib->gobk", self.tensor, basis_in)
-            basis_out = eigh_descending(gram(half.flatten(2)))[1][..., :rank_out]
-            half = torch.einsum("goik,goa->gaik", self.tensor, basis_out)
-            energies, vectors = eigh_descending(gram(unfold(half, 1)))
-            basis_in = vectors[..., :rank_in]
-            now = float(energies[..., :rank_in].sum())
-            if now <= captured * (1 + tolerance):
-                break
-            captured = now
-        return self._unwhiten(basis_out, basis_in)
+
+        def bases(modes: _Modes) -> tuple[Tensor, Tensor]:
+            ranks = (rank_out, rank_in)
+            if iterations == 0 or modes.full(OUT, rank_out) or modes.full(IN, rank_in):
+                return modes.leading(OUT, rank_out), modes.leading(IN, rank_in)
+            return _iterate(modes, ranks, iterations, tolerance)
+
+        return self._factors(bases)
 
     def sequential(self, rank_out: int, rank_in: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return factors by TT-SVD of ``(i, K, o)``: truncate the input mode, then the output mode of the rest.
@@ -94,18 +94,147 @@ class Tucker2:
         Oseledets (2011), algorithm 1, on RENE's three cores (Aghababaei-Harandi & Amini, eq. 3). The output basis is
         optimal for the truncated rest, so the error is at most `relative_error`. Shapes as for `hooi`.
         """
-        basis_in = self.basis_in[..., :rank_in]
-        half = torch.einsum("goik,gib->gobk", self.tensor, basis_in)
-        basis_out = eigh_descending(gram(half.flatten(2)))[1][..., :rank_out]
-        return self._unwhiten(basis_out, basis_in)
 
-    def _unwhiten(self, basis_out: Tensor, basis_in: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        core = _project(self.tensor, basis_out, basis_in)
+        def bases(modes: _Modes) -> tuple[Tensor, Tensor]:
+            if modes.full(OUT, rank_out) or modes.full(IN, rank_in):
+                return modes.leading(OUT, rank_out), modes.leading(IN, rank_in)
+            seen = modes.gram_behind(OUT, modes.basis(IN), rank_in)
+            return eigh_descending(seen)[1][..., :rank_out], modes.leading(IN, rank_in)
+
+        return self._factors(bases)
+
+    def _modes(self, dtype: torch.dtype) -> _Modes:
+        if dtype not in self._found:
+            self._found[dtype] = _Modes(self.tensor.to(dtype).movedim(3, 2).contiguous())
+        return self._found[dtype]
+
+    def _factors(self, bases: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return factors for the bases, in the tensor's precision if that is enough for them."""
+        modes = self._modes(self.tensor.dtype)
+        out, inn = bases(modes)
+        core = modes.project(out, inn)
+        if core.dtype == torch.float32 and modes.left_out(core) < SINGLE_ENOUGH**2:
+            modes = self._modes(wide_dtype(self.tensor))
+            out, inn = bases(modes)
+            core = modes.project(out, inn)
+        core = core.movedim(2, 3)
         if self.metric is None:
-            return basis_out, core, basis_in.mT
-        # x -> basis_in^T S^-1 x is badly conditioned; its triangular part belongs into the core.
-        orthonormal, triangle = torch.linalg.qr(self.metric.inverse @ basis_in)
-        return basis_out, torch.einsum("gabk,gcb->gack", core, triangle), orthonormal.mT
+            return out, core, inn.mT
+        # x -> inn^T S^-1 x is badly conditioned; its triangular part belongs into the core.
+        orthonormal, triangle = torch.linalg.qr(self.metric.inverse @ inn)
+        return out, torch.einsum("gabk,gcb->gack", core, triangle), orthonormal.mT
+
+
+class _Modes:
+    """A tensor ``(groups, o, K, i)`` in one data type, with Grams and eigenbases of its two channel modes."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._grams: dict[int, Tensor] = {}
+        self._bases: dict[int, Tensor] = {}
+
+    def size(self, mode: int) -> int:
+        """Return the mode's channels."""
+        return self.tensor.shape[1 if mode == OUT else 3]
+
+    def full(self, mode: int, rank: int) -> bool:
+        """Return whether the mode is not truncated."""
+        return rank == self.size(mode)
+
+    def gram(self, mode: int) -> Tensor:
+        """Return the mode's Gram matrix."""
+        if mode not in self._grams:
+            self._grams[mode] = _mode_gram(self.tensor, mode)
+        return self._grams[mode]
+
+    def basis(self, mode: int) -> Tensor:
+        """Return all eigenvectors of the mode's Gram matrix, largest first."""
+        if mode not in self._bases:
+            self._bases[mode] = eigh_descending(self.gram(mode))[1]
+        return self._bases[mode]
+
+    def leading(self, mode: int, rank: int) -> Tensor:
+        """Return the first eigenvectors; of a mode that is not truncated the unit vectors, which are as good."""
+        return identity(self.tensor, rank) if self.full(mode, rank) else self.basis(mode)[..., :rank]
+
+    def gram_behind(self, mode: int, other: Tensor, rank: int) -> Tensor:
+        """Return the Gram matrix of one mode after projecting the other onto the first columns of its whole basis.
+
+        Where more than half of them are kept, it is cheaper to take away what the rest would contribute.
+        """
+        if 2 * rank <= self.size(1 - mode) or other.shape[-1] < self.size(1 - mode):
+            return _mode_gram(_onto(1 - mode, other[..., :rank], self.tensor), mode)
+        return self.gram(mode) - _mode_gram(_onto(1 - mode, other[..., rank:], self.tensor), mode)
+
+    def columns(self, mode: int, rank: int) -> int:
+        """Return the columns of the mode's unfolding once the other mode has `rank` channels."""
+        return rank * self.tensor.shape[2]
+
+    def unfolded(self, mode: int, other: Tensor) -> Tensor:
+        """Return the mode's unfolding after projecting the other mode."""
+        return _unfold(_onto(1 - mode, other, self.tensor), mode)
+
+    def project(self, out: Tensor, inn: Tensor) -> Tensor:
+        """Return the core ``(groups, r_o, K, r_i)``."""
+        if out.shape[-1] * self.size(IN) <= inn.shape[-1] * self.size(OUT):
+            return _onto(IN, inn, _onto(OUT, out, self.tensor))
+        return _onto(OUT, out, _onto(IN, inn, self.tensor))
+
+    def left_out(self, core: Tensor) -> float:
+        """Return the share of the energy that is not in the core; 0 of a zero tensor."""
+        total = self.tensor.square().sum()
+        return float(1 - core.square().sum() / torch.where(total > 0, total, torch.ones_like(total)))
+
+
+def _onto(mode: int, basis: Tensor, tensor: Tensor) -> Tensor:
+    """Project one channel mode of ``(groups, o, K, i)``: a single matrix product, nothing is copied."""
+    groups, o, positions, i = tensor.shape
+    if mode == OUT:
+        return (basis.mT @ tensor.reshape(groups, o, positions * i)).reshape(groups, -1, positions, i)
+    return (tensor.reshape(groups, o * positions, i) @ basis).reshape(groups, o, positions, -1)
+
+
+def _unfold(tensor: Tensor, mode: int) -> Tensor:
+    """Return the unfolding ``(groups, n, rest)`` of one channel mode of ``(groups, o, K, i)``, a view."""
+    return tensor.flatten(2) if mode == OUT else tensor.flatten(1, 2).mT
+
+
+def _mode_gram(tensor: Tensor, mode: int) -> Tensor:
+    """Return the Gram matrix ``(groups, n, n)`` of one channel mode of ``(groups, o, K, i)``."""
+    return gram(_unfold(tensor, mode))
+
+
+def _iterate(modes: _Modes, ranks: tuple[int, int], iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Return the bases after the iteration, both modes truncated."""
+    first = IN if modes.size(IN) <= modes.size(OUT) else OUT
+    total = float(modes.gram(first).diagonal(dim1=-2, dim2=-1).sum())
+    bases = {first: modes.basis(first)}
+    intervals: dict[int, tuple[float, float]] = {}
+    error = 1.0
+    for step in range(2 * iterations if total > 0 else 1):
+        mode = first if step % 2 else 1 - first
+        rank, other, now = ranks[mode], ranks[1 - mode], 1.0
+        if rank <= modes.columns(mode, other) <= 0.6 * modes.size(mode):
+            bases[mode], captured = leading_left(modes.unfolded(mode, bases[1 - mode][..., :other]), rank)
+            now = _share_left(captured, total)
+        else:
+            seen = modes.gram_behind(mode, bases[1 - mode], other)
+            if mode in intervals:
+                bases[mode], captured = filtered(seen, bases[mode][..., :rank], *intervals[mode])
+                now = _share_left(captured, total)
+            if mode not in intervals or now > error:
+                values, bases[mode] = eigh_descending(seen)
+                now = _share_left(values[..., :rank].sum(), total)
+                if rank <= 0.6 * modes.size(mode):  # few columns: from now on a filter is cheaper
+                    intervals[mode] = (float(values[..., -1].min()), float(values[..., rank].max()))
+        if error - now < tolerance:
+            break
+        error = now
+    return bases[OUT][..., : ranks[OUT]], bases[IN][..., : ranks[IN]]
+
+
+def _share_left(captured: Tensor, total: float) -> float:
+    return max(0.0, 1 - float(captured) / total) ** 0.5 if total > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +246,7 @@ class HOOI:
     tolerance: float
 
     def relative_error(self, rank_out: int, rank_in: int) -> float:
-        """Return the error of the start, an upper bound."""
+        """Return the error of the truncated HOSVD, an upper bound."""
         return self.tucker.relative_error(rank_out, rank_in)
 
     def factors(self, rank_out: int, rank_in: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,8 +267,3 @@ class Sequential:
     def factors(self, rank_out: int, rank_in: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the factors of the one pass."""
         return self.tucker.sequential(rank_out, rank_in)
-
-
-def _project(tensor: Tensor, basis_out: Tensor, basis_in: Tensor) -> Tensor:
-    half = torch.einsum("goik,goa->gaik", tensor, basis_out)
-    return torch.einsum("gaik,gib->gabk", half, basis_in)

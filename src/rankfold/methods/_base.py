@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from rankfold._config import build_config
 from rankfold._registry import Registry
 from rankfold.errors import InvalidWeight, RankError, UnsupportedLayer
-from rankfold.factor.linalg import Metric
+from rankfold.factor.linalg import Metric, wide_dtype
 from rankfold.factor.moments import Moments
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
@@ -31,7 +32,9 @@ class Prepared(Protocol):
 class Method(Protocol):
     """A factorization: what it supports, what it is made of, and how to find the factors.
 
-    One file each in this package, registered by name. An instance holds its options (a frozen config dataclass).
+    One file each in this package, registered by name. An instance holds its options (a frozen config dataclass). A class
+    with ``adaptive = True`` is given weights of at most single precision in float32, and widens them where its result
+    needs it; others are given float64.
     """
 
     name: str
@@ -149,8 +152,9 @@ class _Scaled:
 def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments | None = None) -> Prepared:
     """Prepare a layer with a method: the one place where weights enter the kernels.
 
-    Checks the weight, works in float64 (float32 on devices without it, and above a gibibyte), outside of autocast, and
-    scales the weight to magnitude 1, so that huge, tiny and half-precision weights are factored alike.
+    Checks the weight, works in float64 (float32 on devices without it, above a gibibyte, and where a method finds that
+    enough: see `rankfold.factor.linalg`), outside of autocast, and scales the weight to magnitude 1, so that huge, tiny
+    and half-precision weights are factored alike.
 
     Parameters
     ----------
@@ -169,13 +173,14 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
         raise InvalidWeight(
             f"the weight of {layer.title} has shape {tuple(weight.shape)}, expected {layer.weight_shape}."
         )
-    check_finite(weight, layer)
-    double = weight.device.type != "mps" and weight.numel() <= 2**27
-    dtype = torch.float64 if double else torch.float32
+    weight = weight.detach()
+    scale = _largest(weight)
+    if not math.isfinite(scale):
+        check_finite(weight, layer)
+    single = moments is None and weight.dtype != torch.float64 and getattr(method, "adaptive", False)
+    dtype = torch.float32 if single else wide_dtype(weight)
     with torch.autocast(weight.device.type, enabled=False):
-        canonical = to_canonical(weight.detach(), layer).to(dtype)
-        scale = float(canonical.abs().max()) if canonical.numel() else 0.0
-        scale = scale if scale > 0 else 1.0
+        canonical = to_canonical(weight, layer).to(dtype)
         if moments is not None:
             moments = Moments(
                 channel=moments.channel.to(canonical),
@@ -183,6 +188,14 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
                 count=moments.count,
             )
         return _Scaled(method.prepare(canonical / scale, layer, moments), scale)
+
+
+def _largest(weight: Tensor) -> float:
+    """Return the largest magnitude, 1 if that is 0; NaN or infinity if the weight holds such values."""
+    if not weight.numel():
+        return 1.0
+    low, high = torch.stack(torch.aminmax(weight)).tolist()
+    return max(-low, high) or 1.0
 
 
 def channel_metric(moments: Moments | None) -> Metric | None:

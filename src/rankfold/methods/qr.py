@@ -28,6 +28,7 @@ class QR:
     """
 
     name = "qr"
+    adaptive = True
 
     def __init__(self, config: QRConfig) -> None:
         self.config = config

@@ -48,6 +48,7 @@ class SpatialSVD:
     """
 
     name = "spatial_svd"
+    adaptive = True
 
     def __init__(self, config: SpatialSVDConfig) -> None:
         self.config = config

@@ -81,6 +81,7 @@ class SVD:
     """
 
     name = "svd"
+    adaptive = True
 
     def __init__(self, config: SVDConfig) -> None:
         self.config = config

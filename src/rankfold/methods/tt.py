@@ -60,6 +60,7 @@ class TT:
     """
 
     name = "tt"
+    adaptive = True
 
     def __init__(self, config: TTConfig) -> None:
         self.config = config

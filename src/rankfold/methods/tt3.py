@@ -25,6 +25,7 @@ class TT3(TuckerShape):
     """
 
     name = "tt3"
+    adaptive = True
 
     def __init__(self, config: TT3Config) -> None:
         self.config = config

@@ -115,6 +115,7 @@ class TTM:
     """
 
     name = "ttm"
+    adaptive = True
 
     def __init__(self, config: TTMConfig) -> None:
         self.config = config

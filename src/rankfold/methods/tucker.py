@@ -27,11 +27,11 @@ class TuckerConfig:
     iterations : int
         Most sweeps of higher-order orthogonal iteration after the truncated HOSVD; 0 keeps the HOSVD.
     tolerance : float
-        Stop when a sweep captures less than this share more of the energy.
+        Stop when the update of one mode lowers the relative error by less than this.
     """
 
-    iterations: int = 10
-    tolerance: float = 1e-5
+    iterations: int = 20
+    tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
         require(
@@ -120,6 +120,7 @@ class Tucker(TuckerShape):
     """
 
     name = "tucker"
+    adaptive = True
 
     def __init__(self, config: TuckerConfig) -> None:
         self.config = config
