@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankfold.api.applying import Reconstruct, SequentialOptions, apply_mode, check_reconstruct
 from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
-from rankfold.api.stages import apply_with_moments_, make_plan
+from rankfold.api.stages import make_plan
 from rankfold.calibration import collect_moments
 from rankfold.cost import blueprint_cost
 from rankfold.errors import ConfigError, DataError
@@ -27,7 +28,7 @@ from rankfold.records import Budget, Cost, Inventory, Plan
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import load, save
 from rankfold.storage.artifact import check_output, check_state
-from rankfold.surgery import copy_model, factored_layers, plan_of
+from rankfold.surgery import factored_layers, plan_of
 from rankfold.tune import FineTune, TuneResult, finetune_
 
 LOW_COVERAGE = 0.5
@@ -80,6 +81,8 @@ def compress(
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
     calibration: Iterable[Any] | None = None,
     data_aware: bool = True,
+    reconstruct: Reconstruct | None = None,
+    sequential: SequentialOptions | None = None,
     include: str | type | Sequence[str | type] | None = None,
     exclude: str | type | Sequence[str | type] | None = None,
     keep_first_last: bool = False,
@@ -99,6 +102,9 @@ def compress(
     model, example_input, budget, strategy, config, methods, method_options, calibration, data_aware
         As for `plan`. The model is left untouched; calibration data also serves to re-estimate BatchNorm statistics
         where that helps.
+    reconstruct, sequential
+        As for `apply`. By default the factors are found as the plan was made: on the data unless there is none or
+        ``data_aware=False``.
     include, exclude, keep_first_last, overrides, rank_multiple, gauge, seed
         As for `plan`.
     evaluate : callable, optional
@@ -132,6 +138,9 @@ def compress(
         budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
         overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, seed=seed,
     )  # fmt: skip
+    mode, options = check_reconstruct(reconstruct, calibration is not None, sequential)
+    if reconstruct is None and not data_aware:
+        mode = "weights"
     _check_finetune(finetune, evaluate)
     if output is not None:
         check_output(output)
@@ -154,8 +163,11 @@ def compress(
         method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, seed=seed,
     )  # fmt: skip
     clock.lap("plan")
-    small, renewed = apply_with_moments_(copy_model(model), plan, moments, batches, model)
-    errors = measured_errors(small, model, moments)
+    if mode == "data" and moments is None and batches is not None:  # the plan was made without
+        moments = collect_moments(model, batches, [inventory.layer(name) for name in plan.factored])
+    applied = apply_mode(model, plan, batches, mode, moments=moments, sequential=options)
+    small = applied.model
+    errors = applied.errors or measured_errors(small, model, moments if mode == "data" else None)
     del moments
     clock.lap("apply")
     if evaluate is not None:
@@ -186,7 +198,10 @@ def compress(
         layer_costs(small, inventory),
         metrics=[_metric(evaluate, values)] if evaluate is not None else [],
         history=history_rows(tuned),
-        notes=_notes(inventory, renewed if batches is not None and _has_batchnorm(model) else None),
+        notes=[
+            *_notes(inventory, applied.renewed if batches is not None and _has_batchnorm(model) else None),
+            *applied.notes,
+        ],
         disk_bytes=disk_bytes,
         measured_errors=errors,
         model_name=name or type(model).__name__,

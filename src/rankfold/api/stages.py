@@ -1,4 +1,4 @@
-"""Plan, apply, factorize: the stages as single calls."""
+"""Plan, and factorize one layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from numbers import Integral
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,17 @@ from torch import Tensor, nn
 from rankfold import methods, strategies
 from rankfold._progress import track
 from rankfold._version import __version__
-from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
-from rankfold.calibration import collect_moments, reestimate_batchnorm
+from rankfold.api.checks import BudgetLike, check_compressible, check_options
+from rankfold.calibration import collect_moments
 from rankfold.candidates import TableConfig, build_table, resolve_methods
-from rankfold.errors import BudgetError, ConfigError, UnknownNameError
+from rankfold.errors import BudgetError, ConfigError
 from rankfold.factor.moments import Moments
 from rankfold.inventory import inspect, layer_weight, static_inventory
 from rankfold.records import Budget, Candidate, Choice, Inventory, LayerInfo, Plan, Problem
 from rankfold.storage.artifact import tensor_hash
 from rankfold.strategies.manual import resolve
-from rankfold.surgery import Factored, apply_plan_, check_plan, copy_model
+from rankfold.surgery import Factored
 from rankfold.surgery.apply import factor_layer
-
-Reconstruct = Literal["weights", "data"]
-_RECONSTRUCT = ("weights", "data")
 
 
 def plan(
@@ -227,101 +224,6 @@ def _no_table() -> Any:
 def _default_multiple(model: nn.Module) -> int:
     device = next((p.device.type for p in model.parameters()), "cpu")
     return 1 if device == "cpu" else 8
-
-
-def apply(
-    model: nn.Module,
-    plan: Plan,
-    calibration: Iterable[Any] | None = None,
-    *,
-    reconstruct: Reconstruct | None = None,
-    batchnorm: bool = True,
-) -> nn.Module:
-    """Return a copy of the model with the plan applied.
-
-    Parameters
-    ----------
-    model : Module
-        The model that the plan was made for; left untouched.
-    plan : Plan
-        What to do with each layer.
-    calibration : iterable, optional
-        Batches of inputs, labels not needed; iterated over twice (once if it is an iterator, whose items are then
-        kept).
-    reconstruct : {"weights", "data"}, optional
-        Whether the factors minimise the error of the weights, or of the layers' outputs on the calibration data. The
-        default is the best that the given data allows.
-    batchnorm : bool
-        With calibration data: re-estimate BatchNorm statistics where that brings the outputs closer to the original's.
-
-    Raises
-    ------
-    PlanMismatch
-        If the plan does not fit; every mismatch is named, and nothing has been changed.
-    """
-    new = copy_model(model)
-    return _apply_(new, plan, calibration, reconstruct, batchnorm, reference=model)
-
-
-def apply_(
-    model: nn.Module,
-    plan: Plan,
-    calibration: Iterable[Any] | None = None,
-    *,
-    reconstruct: Reconstruct | None = None,
-) -> nn.Module:
-    """Apply a plan in place and return the model.
-
-    As `apply`, but without a copy, so BatchNorm statistics stay as they are (there is no original to compare with). A
-    model that is itself one layer cannot be changed in place: its replacement is returned.
-    """
-    return _apply_(model, plan, calibration, reconstruct, batchnorm=False, reference=None)
-
-
-def _apply_(
-    model: nn.Module,
-    plan: Plan,
-    calibration: Iterable[Any] | None,
-    reconstruct: Reconstruct | None,
-    batchnorm: bool,
-    reference: nn.Module | None,
-) -> nn.Module:
-    layers = check_plan(model, plan)
-    mode = check_reconstruct(reconstruct, calibration is not None)
-    batches = reusable(calibration)
-    moments = None
-    if mode == "data" and batches is not None:
-        wanted = [layers[name] for name in plan.factored]
-        moments = collect_moments(model, batches, wanted)
-    new, _ = apply_with_moments_(model, plan, moments, batches if batchnorm else None, reference)
-    return new
-
-
-def check_reconstruct(reconstruct: str | None, has_data: bool) -> str:
-    """Return how factors are to be found; None is the best that the data allows."""
-    if reconstruct is None:
-        return "data" if has_data else "weights"
-    if reconstruct not in _RECONSTRUCT:
-        raise UnknownNameError("reconstruction", reconstruct, _RECONSTRUCT)
-    if reconstruct == "data" and not has_data:
-        raise ConfigError("reconstruct='data' needs calibration data. Pass calibration=..., or reconstruct='weights'.")
-    return reconstruct
-
-
-def apply_with_moments_(
-    model: nn.Module,
-    plan: Plan,
-    moments: Mapping[str, Moments] | None,
-    batches: Iterable[Any] | None,
-    reference: nn.Module | None,
-) -> tuple[nn.Module, bool]:
-    """Apply a plan in place with moments that are there already; return whether BatchNorm statistics were replaced."""
-    plan = replace(plan, provenance=replace(plan.provenance, reconstruct="data" if moments else "weights"))
-    new = apply_plan_(model, plan, moments, progress=partial(track, description="factoring"))
-    accepted = False
-    if batches is not None and reference is not None:
-        accepted = reestimate_batchnorm(new, batches, reference)
-    return new, accepted
 
 
 def factorize(

@@ -42,9 +42,7 @@ class Use:
     beside: str | None
 
 
-def observe(
-    model: nn.Module, modules: Mapping[str, Iterable[nn.Module]], run: Callable[[], object]
-) -> dict[str, Use]:
+def observe(model: nn.Module, modules: Mapping[str, Iterable[nn.Module]], run: Callable[[], object]) -> dict[str, Use]:
     """Watch one forward pass and return the use of each layer that is called, in the order of their first calls.
 
     Parameters

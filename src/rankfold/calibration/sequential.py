@@ -1,10 +1,10 @@
 """Sequential asymmetric reconstruction: each layer is fitted to the original's output on what it is given now.
 
 Factors that are found layer by layer from the original's inputs do not know that their predecessors have changed, and
-errors add up. Here the layers are walked in the order of execution. Layer i with weight W sees x in the original network
-and x' in the compressed one, whose layers before i are replaced already. First the dense weight that brings the output
-back is found, ``W* = argmin E ||W x - V x'||^2`` with a little ridge towards W; then W* is factored in the metric of
-x'. Layers that stay dense are fitted, too.
+errors add up. Here the layers are walked in the order of execution. A layer with weight W sees x in the original
+network and x' in the compressed one, whose layers before it are replaced already. First the dense weight that brings
+the output back is found, ``W* = argmin E ||W x - V x'||^2`` with a little ridge towards W; then W* is factored in the
+metric of x'. Layers that stay dense are fitted, too.
 
 Zhang, Zou, He & Sun (2016), "Accelerating very deep convolutional networks for classification and detection", section
 3.3 (asymmetric reconstruction), there for one factorization and ReLU; here linear, for all of them, with the mean, and
@@ -13,7 +13,7 @@ with the shortcuts of residual networks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import length_hint
 from typing import Any
@@ -308,7 +308,7 @@ class _Walk:
             assert isinstance(norm.running_mean, Tensor)
             norm.running_mean -= by.to(norm.running_mean)
             return
-        for bias in {id(b): b for m in self._modules(self.work, name) if (b := m.bias) is not None}.values():
+        for bias in {id(m.bias): m.bias for m in self._modules(self.work, name)}.values():
             assert isinstance(bias, Tensor)
             bias += by.to(bias)
 

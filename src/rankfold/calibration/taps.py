@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -66,10 +66,8 @@ def run_to_taps(model: nn.Module, inputs: Any, taps: Sequence[Tap], what: str) -
     with ExitStack() as stack:
         for tap in taps:
             _install(stack, tap, taps)
-        try:
+        with suppress(_Enough):
             run_batch(model, inputs, what)
-        except _Enough:
-            pass
 
 
 def _install(stack: ExitStack, tap: Tap, taps: Sequence[Tap]) -> None:

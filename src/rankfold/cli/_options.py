@@ -125,6 +125,11 @@ DataAware = Annotated[
     typer.Option("--data-aware/--no-data-aware", help="Judge by the layers' outputs on the data, or by weights alone.",
                  rich_help_panel=_PLAN),
 ]  # fmt: skip
+Reconstruct = Annotated[
+    str | None,
+    typer.Option("--reconstruct", help="How factors are found: weights, data, or sequential (best, slowest).",
+                 metavar="HOW", rich_help_panel=_PLAN),
+]  # fmt: skip
 
 Epochs = Annotated[
     int,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from rankfold import strategies
+from rankfold.api import Reconstruct
+from rankfold.api.applying import check_reconstruct
 from rankfold.candidates import TableConfig, resolve_methods
 from rankfold.errors import ConfigError
 from rankfold.records import Budget
@@ -56,6 +58,14 @@ def _bad_override(text: str) -> ConfigError:
         "--override must be NAME=METHOD:RANKS (layer1.*=tucker:8,8), NAME=METHOD:SHARE (fc=svd:0.5) or NAME=keep. "
         f"Got {text!r} instead."
     )
+
+
+def reconstruction(text: str | None, data: str | None) -> Reconstruct | None:
+    """Return what ``--reconstruct`` asks for."""
+    if text in ("data", "sequential") and data is None:
+        raise ConfigError(f"--reconstruct {text} needs images to look at. Give --data, or --reconstruct weights.")
+    check_reconstruct(text, data is not None)
+    return cast("Reconstruct | None", text)
 
 
 def planning_options(

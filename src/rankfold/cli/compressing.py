@@ -29,6 +29,7 @@ def compress(
     gauge: o.Gauge = False,
     calibration_images: o.CalibrationImages = 1024,
     data_aware: o.DataAware = True,
+    reconstruct: o.Reconstruct = None,
     epochs: o.Epochs = 0,
     loss: o.Loss = "auto",
     lr: o.Lr = None,
@@ -66,7 +67,7 @@ def compress(
         pick_metric,
         warn_untrained,
     )
-    from rankfold.cli._parsing import planning_options
+    from rankfold.cli._parsing import planning_options, reconstruction
     from rankfold.cli._source import source_of
     from rankfold.cli._tuning import tuning_options, with_data
     from rankfold.cli._writing import artifact_files, check_folder, close
@@ -86,6 +87,7 @@ def compress(
             checkpoint_every=checkpoint_every, seed=seed, data=data, resume=not restart,
             extra=finetune_option,
         )  # fmt: skip
+        how = reconstruction(reconstruct, data)
         place = pick_device(device)
         folder = check_folder(out)
         check_name(source)
@@ -98,6 +100,7 @@ def compress(
             dense,
             open_example(source, test),
             calibration=calibration,
+            reconstruct=how,
             evaluate=pick_metric(test, lambda: dense),
             finetune=tuning,
             output=folder,

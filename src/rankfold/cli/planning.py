@@ -94,6 +94,7 @@ def apply(
     data: o.Data = None,
     calibration_images: o.CalibrationImages = 1024,
     data_aware: o.DataAware = True,
+    reconstruct: o.Reconstruct = None,
     input_size: o.InputSize = None,
     num_classes: o.Classes = None,
     batch_size: o.BatchSize = None,
@@ -108,8 +109,8 @@ def apply(
     With --data the factors are found on unlabelled training images, and the accuracy is measured before and after.
     """
     import rankfold as rf
+    from rankfold.api.applying import apply_mode, check_reconstruct
     from rankfold.api.compressing import measured_errors
-    from rankfold.api.stages import apply_with_moments_
     from rankfold.calibration import collect_moments
     from rankfold.cli._loading import (
         check_name,
@@ -121,10 +122,11 @@ def apply(
         pick_metric,
         warn_untrained,
     )
+    from rankfold.cli._parsing import reconstruction
     from rankfold.cli._road import Finished, calibrated, finish
     from rankfold.cli._source import source_of
     from rankfold.cli._writing import artifact_files, check_folder, close
-    from rankfold.surgery import check_plan, copy_model, plan_of
+    from rankfold.surgery import check_plan, plan_of
 
     with session(as_json=as_json, quiet=quiet) as printer:
         start = time.perf_counter()
@@ -133,6 +135,10 @@ def apply(
             limit_test=limit_test, seed=seed,
         )  # fmt: skip
         chosen = rf.Plan.load(plan_file)
+        how = reconstruction(reconstruct, data)
+        mode, options = check_reconstruct(how, data is not None)
+        if how is None and not data_aware:
+            mode = "weights"
         place = pick_device(device)
         folder = check_folder(out)
         check_name(source)
@@ -146,9 +152,10 @@ def apply(
         metric = pick_metric(test, lambda: dense)
         values = {} if metric is None else {"dense": rf.evaluate(dense, metric)}
         moments = None
-        if calibration is not None and data_aware:
+        if calibration is not None and mode == "data":
             moments = collect_moments(dense, calibration, [layers[name] for name in chosen.factored])
-        small, renewed = apply_with_moments_(copy_model(dense), chosen, moments, calibration, dense)
+        applied = apply_mode(dense, chosen, calibration, mode, moments=moments, sequential=options)
+        small = applied.model
         if metric is not None:
             values["compressed"] = rf.evaluate(small, metric)
         report = finish(
@@ -160,8 +167,8 @@ def apply(
                 example=example,
                 metric=metric,
                 values=values,
-                errors=measured_errors(small, dense, moments),
-                notes=calibrated(dense, calibration, renewed),
+                errors=applied.errors or measured_errors(small, dense, moments),
+                notes=calibrated(dense, calibration, applied.renewed) + applied.notes,
                 timings={"apply": time.perf_counter() - start},
             ),
             source,
