@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SMALL = 200
-"""Up to this size the remainder is updated after every pivot, above it after each block of `BLOCK` pivots."""
-
 BLOCK = 16
+"""Pivots after which the remainder is updated by one matrix product."""
 
 
 class PivotedCholesky:
@@ -25,48 +23,46 @@ class PivotedCholesky:
     """
 
     def __init__(self, gram_matrix: Tensor) -> None:
-        n = gram_matrix.shape[-1]
-        self.rows = gram_matrix.new_zeros(n, n)
+        self.total = float(gram_matrix.diagonal().sum())
         self._rest = gram_matrix
-        self._block = 1 if n <= SMALL else BLOCK
-        diagonal = gram_matrix.diagonal()
-        self._left = diagonal if self._block == 1 else diagonal.clone()  # the view follows the updates
-        self.total = float(diagonal.sum())
+        self._left = gram_matrix.diagonal().clone()
         self._least = torch.finfo(gram_matrix.dtype).eps * self.total
+        self._panels: list[Tensor] = []
+        self._columns: list[Tensor] = []
         self._pivots: list[int] = []
-        self._since = 0  # pivots that the remainder knows of
 
     def pivots(self, rank: int) -> Tensor:
         """Return the first `rank` pivots, ``(rank,)``."""
         self._extend(rank)
-        return torch.tensor(self._pivots[:rank], device=self.rows.device)
+        return torch.tensor(self._pivots[:rank], device=self._left.device)
+
+    def rows(self, rank: int) -> Tensor:
+        """Return the first `rank` rows of R, ``(rank, n)``; zero where nothing is left."""
+        self._extend(rank)
+        found = torch.cat(self._panels, dim=-1).mT[:rank] if self._panels else self._left.new_zeros(0, len(self._left))
+        return torch.cat([found, found.new_zeros(rank - len(found), found.shape[1])])
 
     def left_out(self, rank: int) -> float:
         """Return the trace of what the first `rank` rows leave."""
-        self._extend(rank)
-        return self.total - float(self.rows[:rank].square().sum())
+        return self.total - float(self.rows(rank).square().sum())
 
     def _extend(self, rank: int) -> None:
+        n = len(self._left)
         while len(self._pivots) < rank:
-            done = len(self._pivots)
             largest, where = self._left.max(0)
             value, pivot = largest.item(), int(where.item())
-            if value <= self._least:  # nothing is left: any pivots will do, and their rows are zero
-                unused = sorted(set(range(len(self._left))) - set(self._pivots))
-                self._pivots += unused[: rank - done]
+            if value <= self._least:  # nothing is left: any pivots will do
+                unused = sorted(set(range(n)) - set(self._pivots))
+                self._pivots += unused[: rank - len(self._pivots)]
                 return
-            row = self._rest[pivot]
-            if done > self._since:
-                new = self.rows[self._since : done]
-                row = torch.addmv(row, new.mT, new[:, pivot], alpha=-1)
-            row = torch.mul(row, value**-0.5, out=self.rows[done])
-            self._pivots.append(pivot)
-            if self._block == 1:
-                self._rest.addr_(row, row, alpha=-1)
-                self._since = done + 1
-                continue
+            place = len(self._pivots) % BLOCK
+            if place == 0:  # the remainder learns of the last panel
+                if self._panels:
+                    self._rest.addmm_(self._panels[-1], self._panels[-1].mT, alpha=-1)
+                self._panels.append(self._left.new_zeros(n, BLOCK))
+                self._columns = list(self._panels[-1].unbind(1))
+            panel, row = self._panels[-1], self._rest[pivot]
+            row = torch.addmv(row, panel, panel[pivot], alpha=-1)
+            row = torch.mul(row, value**-0.5, out=self._columns[place])
             self._left.addcmul_(row, row, value=-1)
-            if done + 1 - self._since == self._block:
-                new = self.rows[self._since : done + 1]
-                self._rest.addmm_(new.mT, new, alpha=-1)
-                self._since = done + 1
+            self._pivots.append(pivot)

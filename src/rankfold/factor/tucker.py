@@ -133,6 +133,11 @@ class _Modes:
         self._grams: dict[int, Tensor] = {}
         self._bases: dict[int, Tensor] = {}
 
+    @property
+    def positions(self) -> int:
+        """Kernel positions."""
+        return self.tensor.shape[2]
+
     def size(self, mode: int) -> int:
         """Return the mode's channels."""
         return self.tensor.shape[1 if mode == OUT else 3]
@@ -165,10 +170,6 @@ class _Modes:
         if 2 * rank <= self.size(1 - mode) or other.shape[-1] < self.size(1 - mode):
             return _mode_gram(_onto(1 - mode, other[..., :rank], self.tensor), mode)
         return self.gram(mode) - _mode_gram(_onto(1 - mode, other[..., rank:], self.tensor), mode)
-
-    def columns(self, mode: int, rank: int) -> int:
-        """Return the columns of the mode's unfolding once the other mode has `rank` channels."""
-        return rank * self.tensor.shape[2]
 
     def unfolded(self, mode: int, other: Tensor) -> Tensor:
         """Return the mode's unfolding after projecting the other mode."""
@@ -214,7 +215,7 @@ def _iterate(modes: _Modes, ranks: tuple[int, int], iterations: int, tolerance: 
     for step in range(2 * iterations if total > 0 else 1):
         mode = first if step % 2 else 1 - first
         rank, other, now = ranks[mode], ranks[1 - mode], 1.0
-        if rank <= modes.columns(mode, other) <= 0.6 * modes.size(mode):
+        if rank <= other * modes.positions <= 0.6 * modes.size(mode):  # the short side is the shorter problem
             bases[mode], captured = leading_left(modes.unfolded(mode, bases[1 - mode][..., :other]), rank)
             now = _share_left(captured, total)
         else:

@@ -32,9 +32,9 @@ class Prepared(Protocol):
 class Method(Protocol):
     """A factorization: what it supports, what it is made of, and how to find the factors.
 
-    One file each in this package, registered by name. An instance holds its options (a frozen config dataclass). A class
-    with ``adaptive = True`` is given weights of at most single precision in float32, and widens them where its result
-    needs it; others are given float64.
+    One file each in this package, registered by name. An instance holds its options (a frozen config dataclass). A
+    class with ``adaptive = True`` is given weights of at most single precision in float32, and widens them where its
+    result needs it; others are given float64.
     """
 
     name: str
