@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
-from rankfold.factor.linalg import Metric, balanced_product, eigh_descending, gram, pad_last, tails, unfold
+from rankfold.factor.linalg import (
+    Metric,
+    balanced_columns,
+    balanced_product,
+    eigh_descending,
+    filtered,
+    gram,
+    identity,
+    leading_left,
+    pad_last,
+    tails,
+    unfold,
+    wide_dtype,
+)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -77,3 +92,65 @@ def test_unfold_and_pad() -> None:
         assert torch.equal(unfolded[1, 2].sort().values, tensor[1].select(mode, 2).flatten().sort().values)
     assert pad_last(torch.ones(2, 3), 5).tolist() == [[1, 1, 1, 0, 0]] * 2
     assert pad_last(torch.ones(2, 3), 2).shape == (2, 3)
+
+
+@pytest.mark.parametrize("m", [3, 255, 256, 301])
+def test_a_gram_matrix_is_the_product_and_symmetric(m: int) -> None:
+    matrix = random(2, m, 20)
+    torch.testing.assert_close(gram(matrix), matrix @ matrix.mT, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gram(matrix), gram(matrix).mT, rtol=0, atol=1e-13)
+    strided = random(2, 20, m).mT
+    torch.testing.assert_close(gram(strided), strided @ strided.mT, rtol=0, atol=1e-12)
+
+
+def test_balanced_columns_share_their_norms() -> None:
+    left, right = torch.linalg.qr(random(2, 9, 4)).Q, random(2, 4, 7, seed=1)
+    right[0, 2] = 0
+    a, b = balanced_columns(left, right)
+    torch.testing.assert_close(a @ b, left @ right, rtol=0, atol=1e-12)
+    norms = a.norm(dim=-2), b.norm(dim=-1)
+    torch.testing.assert_close(norms[0][1], norms[1][1], rtol=1e-12, atol=0)
+    assert norms[1][0, 2] == 0
+    assert bool(a.isfinite().all())
+
+
+def test_leading_left_vectors_are_those_of_the_svd() -> None:
+    matrix = random(2, 30, 6)
+    basis, captured = leading_left(matrix, 4)
+    values = torch.linalg.svdvals(matrix)
+    assert float(captured) == pytest.approx(float(values[:, :4].square().sum()), rel=1e-12)
+    assert float((basis.mT @ matrix).square().sum()) == pytest.approx(float(captured), rel=1e-12)
+    torch.testing.assert_close(basis.mT @ basis, identity(matrix, 4), rtol=0, atol=1e-12)
+
+
+def test_filtering_finds_the_leading_eigenvectors() -> None:
+    """From the eigenvectors of a matrix nearby, as in HOOI, it gains with every step, and more than power steps do."""
+    matrix = random(2, 40, 60)
+    gram_matrix = gram(matrix)
+    values, _ = eigh_descending(gram_matrix)
+    rank = 8
+    best = float(values[:, :rank].sum())
+    start = eigh_descending(gram(matrix + 0.05 * random(2, 40, 60, seed=1)))[1][..., :rank]
+    low, high = float(values[:, -1].min()), float(values[:, rank].max())
+    missing = [best - float((start.mT @ gram_matrix @ start).diagonal(dim1=-2, dim2=-1).sum())]
+    basis = start
+    for _ in range(4):
+        basis, captured = filtered(gram_matrix, basis, low, high)
+        missing.append(best - float(captured))
+        torch.testing.assert_close(basis.mT @ basis, identity(basis, rank), rtol=0, atol=1e-12)
+    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(missing))
+    power = torch.linalg.qr(gram_matrix @ (gram_matrix @ start)).Q  # as many products as one filtered step
+    assert missing[1] < best - float((power.mT @ gram_matrix @ power).diagonal(dim1=-2, dim2=-1).sum())
+    assert missing[-1] < 0.02 * missing[0]
+
+
+def test_filtering_survives_a_flat_spectrum() -> None:
+    gram_matrix = identity(torch.zeros(1, dtype=torch.float64), 6)
+    basis, captured = filtered(gram_matrix, identity(gram_matrix, 6)[..., :2], 1.0, 1.0)
+    assert bool(basis.isfinite().all())
+    assert float(captured) == pytest.approx(2.0)
+
+
+def test_wide_is_double_but_for_giants() -> None:
+    assert wide_dtype(torch.zeros(3)) == torch.float64
+    assert wide_dtype(torch.zeros(1, device="meta").expand(2**27 + 1)) == torch.float32

@@ -60,6 +60,40 @@ def test_iterations_help_and_never_hurt() -> None:
     assert errors[-1] < errors[0] - 1e-3
 
 
+@pytest.mark.parametrize(
+    ("shape", "ranks"),
+    [
+        ((1, 40, 40, 3, 3), (10, 10)),  # filtered subspaces
+        ((1, 40, 40, 3, 3), (30, 30)),  # what is dropped is the smaller part
+        ((1, 90, 30, 3), (20, 12)),  # few columns once the inputs are projected
+        ((3, 30, 20, 5), (8, 6)),  # groups
+        ((1, 12, 48, 9), (5, 20)),  # the output mode is the shorter one
+    ],
+)
+def test_every_way_through_the_iteration_is_tensorlys(shape: tuple[int, ...], ranks: tuple[int, int]) -> None:
+    weight = random(*shape)
+    ours = achieved(Tucker2.of(weight).hooi(*ranks, iterations=60, tolerance=0), weight)
+    squares = 0.0
+    for member in weight:
+        found: Any = cast(Any, partial_tucker)(member.numpy(), rank=list(ranks), modes=[0, 1], n_iter_max=60, tol=1e-8)
+        core, factors = found[0]
+        whole = tensorly.tenalg.multi_mode_dot(core, factors, modes=[0, 1])
+        squares += float(np.linalg.norm(whole - member.numpy()) ** 2)
+    theirs = (squares / float(weight.square().sum())) ** 0.5
+    assert ours == pytest.approx(theirs, abs=1e-3)  # local optima of noise
+    hosvd = Tucker2.of(weight).relative_error(*ranks)
+    assert ours <= hosvd + 1e-12
+    assert hosvd - theirs > 2e-3  # there was something to find
+
+
+def test_more_output_ranks_than_the_inputs_leave_are_filled() -> None:
+    weight = random(1, 90, 30, 3)
+    out, core, inn = Tucker2.of(weight).hooi(70, 12, iterations=5, tolerance=1e-4)
+    torch.testing.assert_close(out.mT @ out, torch.eye(70, dtype=torch.float64)[None], rtol=0, atol=1e-10)
+    best = Tucker2.of(weight).relative_error(90, 12)  # only the inputs are truncated
+    assert achieved((out, core, inn), weight) == pytest.approx(best, abs=1e-9)
+
+
 def test_hosvd_is_within_root_two_of_the_best() -> None:
     """De Lathauwer et al. (2000), property 10: with N truncated modes the error is at most root N times the best."""
     for seed in range(10):

@@ -133,17 +133,23 @@ def to_canonical(weight: Tensor, layer: LayerInfo) -> Tensor:
 
 
 class _Scaled:
-    """Puts the weight's scale back onto the factors, evenly."""
+    """Puts the weight's scale back onto the factors, evenly; keeps autocast away from what is computed when needed."""
 
-    def __init__(self, prepared: Prepared, scale: float) -> None:
+    def __init__(self, prepared: Prepared, scale: float, device: str) -> None:
         self._prepared = prepared
         self._scale = scale
+        self._device = device
 
     def error(self, ranks: Ranks) -> float:
-        return self._prepared.error(ranks)
+        if not torch.is_autocast_enabled(self._device):
+            return self._prepared.error(ranks)
+        with torch.autocast(self._device, enabled=False):
+            return self._prepared.error(ranks)
 
+    @torch.no_grad()
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
-        factors = self._prepared.factorize(ranks)
+        with torch.autocast(self._device, enabled=False):
+            factors = self._prepared.factorize(ranks)
         share = self._scale ** (1 / len(factors))
         return tuple(factor * share for factor in factors)
 
@@ -187,7 +193,7 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
                 patch=None if moments.patch is None else moments.patch.to(canonical),
                 count=moments.count,
             )
-        return _Scaled(method.prepare(canonical / scale, layer, moments), scale)
+        return _Scaled(method.prepare(canonical / scale, layer, moments), scale, weight.device.type)
 
 
 def _largest(weight: Tensor) -> float:
