@@ -15,9 +15,10 @@ from rankfold import methods, strategies
 from rankfold.errors import InfeasibleBudget
 from rankfold.factor.moments import Moments
 from rankfold.methods import Method, Prepared
-from rankfold.records import Blueprint, Choice, ConvSpec, LayerInfo, LinearSpec, Plan, Problem, Ranks, Stage
+from rankfold.records import Blueprint, Choice, ConvSpec, GaugedSpec, LayerInfo, LinearSpec, Plan, Problem, Ranks, Stage
 from rankfold.strategies import Strategy
 from rankfold.surgery import FactoredLinear
+from rankfold.surgery.gauged import GaugedInput
 from rankfold.testing import (
     LayerCase,
     accuracy,
@@ -32,6 +33,7 @@ from rankfold.testing import (
     refusals,
 )
 from rankfold.testing import strategies as strategy_contract
+from rankfold.testing.gauge import GaugedMethod, gauge_changes_only_the_numbers
 
 CASES = {case.id: case for case in layer_zoo()}
 
@@ -316,6 +318,27 @@ def test_a_module_that_copies_itself_by_reference_fails(monkeypatch: pytest.Monk
         modules.copies_and_pickles(methods.get("svd"), CASES["linear"])
 
 
+def test_a_gauge_that_changes_the_function_or_saves_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, case = methods.get("tucker"), CASES["conv2d-stride"]
+    gauge_changes_only_the_numbers(method, case)
+    with monkeypatch.context() as patch:
+
+        def unordered(self: GaugedInput, x: Tensor) -> Tensor:
+            assert self.rest is not None
+            return x[:, : self.rank] + self.rest(x[:, self.rank :])
+
+        patch.setattr(GaugedInput, "forward", unordered)
+        with pytest.raises(AssertionError, match="off by"):
+            gauge_changes_only_the_numbers(method, case)
+        with pytest.raises(AssertionError, match=r"\.weight and the forward pass differ"):
+            exactness.weight_is_what_forward_computes(GaugedMethod(method), case)
+    fewest = GaugedSpec.weights.fget
+    assert fewest is not None
+    monkeypatch.setattr(GaugedSpec, "weights", property(lambda self: fewest(self) + 1))
+    with pytest.raises(AssertionError, match="the blueprint says .* MACs"):
+        costs.cost_is_the_modules(GaugedMethod(method), case)
+
+
 def test_a_weight_cut_off_from_its_factors_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     right = FactoredLinear.weight
     monkeypatch.setattr(FactoredLinear, "weight", property(lambda self: right.__get__(self).detach()))
@@ -441,6 +464,11 @@ class OverridesTheUser(BrokenStrategy):
         return super().plan(replace(problem, fixed={}))
 
 
+class ForgetsTheGauge(BrokenStrategy):
+    def change(self, plan: Plan) -> Plan:
+        return self.edited(plan, gauge=False)
+
+
 @pytest.mark.parametrize(
     ("check", "broken", "words"),
     [
@@ -457,6 +485,7 @@ class OverridesTheUser(BrokenStrategy):
         (strategy_contract.same_plan_twice, DrawsRandomNumbers, "generator"),
         (strategy_contract.predictions_are_kept, PromisesTooMuch, "achieved"),
         (strategy_contract.fixed_decisions_stand, OverridesTheUser, "was fixed to"),
+        (strategy_contract.gauge_is_carried_out, ForgetsTheGauge, "but it wins"),
     ],
 )
 def test_a_broken_strategy_fails(

@@ -269,7 +269,8 @@ def test_gauge_of_a_trained_model_is_lossless() -> None:
     assert smaller.training
     assert not any(p.requires_grad for p in smaller.get_submodule("wide").parameters())
     assert all(p.requires_grad for p in smaller.get_submodule("fc").parameters())
-    small.eval(), smaller.eval()
+    small.eval()
+    smaller.eval()
     with torch.no_grad():
         assert relative_error(smaller(X), small(X)) < 1e-6
     assert (

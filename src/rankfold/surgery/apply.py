@@ -15,6 +15,7 @@ from rankfold.inventory import layer_bias, layer_weight, static_inventory
 from rankfold.records import Choice, LayerInfo, Plan, Provenance
 from rankfold.surgery.attention import disable_fused_path_, separate_attention_
 from rankfold.surgery.factored import Factored, build
+from rankfold.surgery.gauged import Gauged
 
 _PLAN = "rankfold_plan"
 
@@ -150,10 +151,12 @@ def replace_layer(model: nn.Module, layer: LayerInfo, module: Factored) -> nn.Mo
 
 
 def share_weights_(twin: nn.Module, module: nn.Module) -> None:
-    """Let a copy of a module hold the very weights of it; biases stay its own."""
+    """Let a copy of a module hold the very weights and indices of it; biases stay its own."""
     for target, source in zip(twin.modules(), module.modules(), strict=True):
         if source._parameters.get("weight") is not None:
             target.register_parameter("weight", source._parameters["weight"])
+        if isinstance(source, Gauged):
+            target.register_buffer("order", source.order)
 
 
 def swap_(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Module:

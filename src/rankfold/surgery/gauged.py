@@ -80,16 +80,16 @@ class Gauged(nn.Module):
         if self.rest is not None:
             weight = self.rest.get_parameter("weight")
             weight.copy_(rest.reshape(weight.shape))
-        self.order.copy_(self._order(made.pivots, made.others))
+        self.order.copy_(self.order_of(made.pivots, made.others))
 
-    def _order(self, pivots: Tensor, others: Tensor) -> Tensor:
+    def order_of(self, pivots: Tensor, others: Tensor) -> Tensor:
         """Return `order` for row indices ``(groups, rank)`` and ``(groups, size - rank)``."""
         raise NotImplementedError
 
     def _first(self) -> Tensor:
         """Return `order` with the first rows as pivots, which a module has until it is filled or loaded."""
         rows = torch.arange(self.size, device=self.like.device).expand(self.groups, -1)
-        return self._order(rows[:, : self.rank], rows[:, self.rank :]).to(torch.int32)
+        return self.order_of(rows[:, : self.rank], rows[:, self.rank :]).to(torch.int32)
 
     def _identity(self) -> Tensor:
         """Return one identity block a group, of the data type and device of the other weights."""
@@ -167,7 +167,7 @@ class GaugedInput(Gauged):
         copy, channel = channels // (self.groups * inputs), channels % (self.groups * inputs)
         return channel % inputs * taps + copy
 
-    def _order(self, pivots: Tensor, others: Tensor) -> Tensor:
+    def order_of(self, pivots: Tensor, others: Tensor) -> Tensor:
         """Return the channels of the shifted copies that are copied, group by group, then those that `rest` sees."""
         taps = math.prod(self.kernel)
         inputs = self.size // taps
@@ -199,7 +199,7 @@ class GaugedOutput(Gauged):
         index = torch.where(place < count, copied, computed)
         return self._shaped(torch.cat([identity, rest], 1).gather(1, index.unsqueeze(2).expand(-1, -1, self.rank)))
 
-    def _order(self, pivots: Tensor, others: Tensor) -> Tensor:
+    def order_of(self, pivots: Tensor, others: Tensor) -> Tensor:
         """Return the place of each output: all copied channels, group by group, come before all of `rest`."""
         copied = torch.arange(pivots.numel(), device=pivots.device).reshape(pivots.shape)
         computed = torch.arange(others.numel(), device=pivots.device).reshape(others.shape) + pivots.numel()

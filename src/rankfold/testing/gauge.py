@@ -34,8 +34,9 @@ class GaugedMethod:
         return self.method.max_ranks(layer)
 
     def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
-        """As the method."""
-        return self.method.rank_grid(layer, multiple=multiple, points=points)
+        """Return those of the method's ranks that have a bond to gauge."""
+        grid = self.method.rank_grid(layer, multiple=multiple, points=points)
+        return [ranks for ranks in grid if self.blueprint(layer, ranks).gauged]
 
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
         """Return the method's blueprint, gauged."""
@@ -47,12 +48,8 @@ class GaugedMethod:
 
 
 def can_be_gauged(method: Method, info: LayerInfo) -> bool:
-    """Return whether some ranks of a method have a bond to gauge."""
-    return any(GaugedMethod(method).blueprint(info, ranks).gauged for ranks in _ranks(method, info))
-
-
-def _ranks(method: Method, info: LayerInfo) -> list[Ranks]:
-    return list(dict.fromkeys([*sample_ranks(method, info, count=3), method.max_ranks(info)]))
+    """Return whether some ranks of a method's grid have a bond to gauge."""
+    return len(GaugedMethod(method).rank_grid(info, points=8)) > 0
 
 
 def gauge_changes_only_the_numbers(method: Method, case: LayerCase) -> None:
@@ -60,7 +57,7 @@ def gauge_changes_only_the_numbers(method: Method, case: LayerCase) -> None:
     subject, gauged = Subject.of(case), GaugedMethod(method)
     prepared = methods.prepare(method, subject.weight, subject.info)
     x = subject.input.double()
-    for ranks in _ranks(method, subject.info):
+    for ranks in dict.fromkeys([*sample_ranks(gauged, subject.info, count=4), method.max_ranks(subject.info)]):
         specs = gauged.blueprint(subject.info, ranks).gauged
         factors = prepared.factorize(ranks)
         plain = subject.built(method, ranks, factors, dtype=torch.float64)

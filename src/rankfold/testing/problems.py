@@ -54,7 +54,12 @@ class ModelCase:
 
 
 def make_problem(
-    case: ModelCase, model: nn.Module, *, budget: Budget | None = None, fixed: Mapping[str, Candidate] | None = None
+    case: ModelCase,
+    model: nn.Module,
+    *,
+    budget: Budget | None = None,
+    fixed: Mapping[str, Candidate] | None = None,
+    gauge: bool = False,
 ) -> Problem:
     """Return the problem of compressing a model by its weights alone, with the default methods."""
     inventory = inspect(model, case.input())
@@ -63,7 +68,7 @@ def make_problem(
 
     @cache
     def table() -> CandidateTable:
-        return build_table(inventory, weight, TableConfig(points=16), fixed=decided)
+        return build_table(inventory, weight, TableConfig(points=16, gauge=gauge), fixed=decided)
 
     return Problem(
         inventory=inventory,
@@ -72,6 +77,7 @@ def make_problem(
         budget=budget,
         seed=SEED,
         methods=DEFAULT_METHODS,
+        gauge=gauge,
         fixed=decided,
         apply=applied,
     )

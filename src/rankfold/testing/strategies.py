@@ -12,6 +12,7 @@ from torch import nn
 
 from rankfold import methods, strategies
 from rankfold._config import build_config, config_to_dict
+from rankfold.cost import gauged_cost
 from rankfold.errors import InfeasibleBudget
 from rankfold.inventory import layer_weight
 from rankfold.records import Bound, Budget, Plan
@@ -170,6 +171,25 @@ def fixed_decisions_stand(strategy: Strategy, case: ModelCase) -> None:
         )
 
 
+def gauge_is_carried_out(strategy: Strategy, case: ModelCase) -> None:
+    """Where gauged factors are wanted, a choice is gauged exactly if that wins, and what is built keeps the budget."""
+    for text in (None, "params<=60%", "flash<=60%"):
+        model = case.model()
+        budget = None if text is None else Budget.parse(text)
+        problem = make_problem(case, model, budget=budget, gauge=True)
+        try:
+            plan = strategy.plan(problem)
+        except InfeasibleBudget:
+            continue  # `budget_is_kept` asks whether that is so
+        for name, choice in plan.factored.items():
+            layer = problem.inventory.layer(name)
+            method = methods.get(choice.method or "", choice.options)
+            _, wins = gauged_cost(method.blueprint(layer, choice.ranks), layer)
+            expect(choice.gauge == wins, f"layer {name!r}: gauged {choice.gauge}, but it wins: {wins}")
+        if budget is not None:
+            _check_within(budget, model, applied(model, plan), case, f"{text}, gauged")
+
+
 STRATEGY_CHECKS: tuple[StrategyCheck, ...] = (
     plan_covers_every_layer,
     budget_is_kept,
@@ -178,6 +198,7 @@ STRATEGY_CHECKS: tuple[StrategyCheck, ...] = (
     plan_round_trips,
     predictions_are_kept,
     fixed_decisions_stand,
+    gauge_is_carried_out,
 )
 """Every check of a strategy."""
 

@@ -19,6 +19,7 @@ from rankfold.inventory import inspect, layer_bias, layer_weight
 from rankfold.methods import Method
 from rankfold.records import Choice, LayerInfo, Ranks
 from rankfold.surgery import Factored, build
+from rankfold.surgery.gauged import Gauged
 from rankfold.testing.cases import SEED, LayerCase
 
 NAME = "block.layer"
@@ -97,12 +98,16 @@ class Subject:
         return module.to(memory_format=self.case.memory_format).eval()
 
     def random(self, method: Method, ranks: Ranks, *, dtype: torch.dtype | None = None) -> Factored:
-        """Return the module of a method's blueprint with random weights, where their values do not matter."""
+        """Return the module of a method's blueprint with random weights (and pivots), where they do not matter."""
         module = self.built(method, ranks, None, dtype=dtype)
         generator = torch.Generator().manual_seed(SEED)
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+            for stage in (m for m in module.modules() if isinstance(m, Gauged)):
+                rows = torch.stack([torch.randperm(stage.size, generator=generator) for _ in range(stage.groups)])
+                pivots, others = (part.sort(1).values for part in rows.tensor_split([stage.rank], 1))
+                stage.order.copy_(stage.order_of(pivots, others))
         return module
 
 
