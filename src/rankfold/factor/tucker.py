@@ -21,6 +21,9 @@ from rankfold.factor.linalg import (
 
 OUT, IN = 0, 1
 
+FEW = 0.6
+"""Share of a mode's channels up to which a subspace of them is cheaper to update than all eigenvectors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tucker2:
@@ -215,7 +218,7 @@ def _iterate(modes: _Modes, ranks: tuple[int, int], iterations: int, tolerance: 
     for step in range(2 * iterations if total > 0 else 1):
         mode = first if step % 2 else 1 - first
         rank, other, now = ranks[mode], ranks[1 - mode], 1.0
-        if rank <= other * modes.positions <= 0.6 * modes.size(mode):  # the short side is the shorter problem
+        if rank <= other * modes.positions <= FEW * modes.size(mode):  # the short side is the shorter problem
             bases[mode], captured = leading_left(modes.unfolded(mode, bases[1 - mode][..., :other]), rank)
             now = _share_left(captured, total)
         else:
@@ -226,7 +229,7 @@ def _iterate(modes: _Modes, ranks: tuple[int, int], iterations: int, tolerance: 
             if mode not in intervals or now > error:
                 values, bases[mode] = eigh_descending(seen)
                 now = _share_left(values[..., :rank].sum(), total)
-                if rank <= 0.6 * modes.size(mode):  # few columns: from now on a filter is cheaper
+                if rank <= FEW * modes.size(mode):  # from now on a filter is cheaper
                     intervals[mode] = (float(values[..., -1].min()), float(values[..., rank].max()))
         if error - now < tolerance:
             break
