@@ -191,6 +191,20 @@ def test_excluded_layers_are_named() -> None:
     assert "convolutions" in analysis.kept["6"]
 
 
+def test_a_layer_that_is_never_called_is_named() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(20, 20), nn.Linear(20, 20)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    analysis = rf.analyze(Half(), torch.zeros(1, 20), methods="svd")
+    assert [layer.name for layer in analysis.layers] == ["used"]
+    assert "not called" in analysis.kept["unused"]
+
+
 def test_records_are_frozen(found: Any) -> None:
     space: Space = found.layers[0].spaces[0]
     with pytest.raises(AttributeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -369,3 +370,17 @@ def test_layer_texts() -> None:
     assert layer.weight_shape == (16, 2, 3, 5)
     assert (layer.padding, layer.bias) == ((1, 2), True)
     assert layer.calls == (Call(batch=1, in_size=(20, 30), out_size=(10, 15)),)
+
+
+def test_a_hundred_million_settings_fit_into_little_memory() -> None:
+    """Steps of a strided layer as a plain loop over NumPy arrays counts them; the paper's largest space is bounded."""
+    strided = explore(layer_of("conv:3x3x256x512,stride=2"), "tt")
+    assert [step.count for step in strided.steps] == [1_208_775, 1_231_825, 311_619]
+    tracemalloc.start()
+    largest = explore(layer_of("conv:3x3x512x512"), "tt", random=7, bins=20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (largest.settings, largest.size) == (512 * 1536 * 512, 331_860_398)
+    assert sum(map(sum, largest.histogram.counts)) == largest.size
+    assert all(len(step.solutions) == 10 for step in largest.steps)
+    assert peak < 2**28

@@ -26,6 +26,8 @@ PAPER_METHODS = ("tucker", "cp", "tt", "svd", "qr", "ttm")
 
 BINS = 20
 
+UNUSED = "not called on the example input, so its MACs are not known"
+
 Weights = Callable[[LayerInfo], Tensor]
 
 
@@ -184,7 +186,9 @@ def _layers(
         inventory = inspect(given, example, include=include, exclude=exclude)
         check_compressible(inventory)
         kept = {layer.name: layer.skip for layer in inventory if layer.skip is not None}
-        return list(inventory.compressible), kept, lambda layer: layer_weight(given, layer.name)
+        kept |= {layer.name: UNUSED for layer in inventory.compressible if not layer.calls}
+        used = [layer for layer in inventory.compressible if layer.calls]
+        return used, kept, lambda layer: layer_weight(given, layer.name)
     listed = [given] if isinstance(given, str | LayerInfo) else given
     fine = isinstance(listed, Sequence) and all(isinstance(item, str | LayerInfo) for item in listed)
     wanted = "a model, layers as text such as 'conv:3x3x512x512', or LayerInfo records"
