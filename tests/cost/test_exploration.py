@@ -295,6 +295,16 @@ def test_formulas_show_the_costs() -> None:
     assert formulas["FM"] == "3,200 + 100·r1 + 100·r2 + 100·r3"
 
 
+def test_stages_show_the_chain() -> None:
+    def stages(text: str, method: str) -> tuple[str, ...]:
+        return explore(layer_of(text), method).stages
+
+    assert stages("conv:3x5x8x6", "tucker") == ("1x1 8→r2", "3x5 r2→r1", "1x1 r1→6")
+    assert stages("conv:3x5x8x6", "cp") == ("1x1 8→r", "3x1 depthwise r→r", "1x5 depthwise r→r", "1x1 r→6")
+    assert stages("conv:3x5x8x6,groups=2", "svd") == ("3x5 8→2·r", "1x1 2·r→6")
+    assert stages("linear:400x120", "qr") == ("400→r", "r→120")
+
+
 def test_a_given_tensor_shape_is_the_only_one() -> None:
     layer = LAYERS["linear"]
     one = explore(layer, "ttm", options={"cores": 2, "out_shape": (6, 3), "in_shape": (4, 6)})

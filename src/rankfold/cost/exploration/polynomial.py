@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,24 +64,30 @@ def fit(value: Callable[[Ranks], Sequence[int]], lows: Ranks, highs: Ranks) -> l
     multilinear on the box, which is the caller's to check. Ranks that take one value are constants.
     """
     free = [axis for axis, (low, high) in enumerate(zip(lows, highs, strict=True)) if low < high]
-    corners: list[list[int]] = []
-    for steps in itertools.product((0, 1), repeat=len(free)):
+    corners: list[Sequence[int]] = []
+    for corner in range(2 ** len(free)):
         ranks = list(lows)
-        for axis, step in zip(free, steps, strict=True):
-            ranks[axis] += step
-        corners.append(list(value(tuple(ranks))))
-    found: list[Multilinear] = []
-    for which in range(len(corners[0])):
-        # Python's integers: they cannot overflow.
-        table = np.array([corner[which] for corner in corners], dtype=object).reshape((2,) * len(free))
-        for position, axis in enumerate(free):
-            at_low, next_one = np.moveaxis(table, position, 0)
-            slope = next_one - at_low
-            table = np.moveaxis(np.stack([at_low - lows[axis] * slope, slope]), 0, position)
-        terms = [
-            (tuple(axis for axis, power in zip(free, powers, strict=True) if power), int(table[powers]))
-            for powers in itertools.product((0, 1), repeat=len(free))
-            if table[powers] != 0
-        ]
-        found.append(Multilinear(tuple(sorted(terms, key=lambda term: (len(term[0]), term[0])))))
-    return found
+        for bit, axis in enumerate(free):
+            ranks[axis] += corner >> bit & 1
+        corners.append(value(tuple(ranks)))
+    return [Multilinear(_terms([corner[i] for corner in corners], free, lows)) for i in range(len(corners[0]))]
+
+
+def _terms(values: list[int], free: Sequence[int], lows: Ranks) -> tuple[tuple[tuple[int, ...], int], ...]:
+    """Turn values at the corners into coefficients, one rank after the other.
+
+    Bit b of an index is first the step of the b-th free rank from its lowest value, then its power. Python's integers
+    cannot overflow.
+    """
+    for bit, axis in enumerate(free):
+        for i in range(len(values)):
+            if not i >> bit & 1:
+                slope = values[i | 1 << bit] - values[i]
+                values[i] -= lows[axis] * slope
+                values[i | 1 << bit] = slope
+    terms = [
+        (tuple(axis for bit, axis in enumerate(free) if powers >> bit & 1), coefficient)
+        for powers, coefficient in enumerate(values)
+        if coefficient
+    ]
+    return tuple(sorted(terms, key=lambda term: (len(term[0]), term[0])))

@@ -1,4 +1,4 @@
-"""A method's costs and stages on a layer in words, with ranks for numbers: Table 1 and Fig. 5 of the similarity paper."""
+"""A method's costs and stages on a layer in words, ranks for numbers: the similarity paper's Table 1 and Fig. 5."""
 
 from __future__ import annotations
 
