@@ -3,6 +3,8 @@
     python benchmarks/figures.py [--check]
 
 A table stands between ``<!-- figures: FILE.json -->`` and ``<!-- end figures -->``, FILE being in benchmarks/results.
+Of results against peers (benchmarks/micro) several files may be named, and the table sums them up by method and peer;
+after ``figures by shape:`` it has a row for each shape instead.
 With ``--check`` nothing is written, and the exit code tells whether a document is out of date.
 """
 
@@ -11,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BLOCK = re.compile(r"(<!-- figures: ([\w.]+) -->\n).*?(<!-- end figures -->)", re.S)
+BLOCK = re.compile(r"(<!-- figures( by shape)?: ([\w. ]+) -->\n).*?(<!-- end figures -->)", re.S)
 
 
 def render(results: list[dict[str, Any]]) -> str:
@@ -36,10 +39,58 @@ def updated(text: str) -> str:
     """Return a document's text with its tables as the result files have them."""
 
     def table(match: re.Match[str]) -> str:
-        record = json.loads((RESULTS / match[2]).read_text(encoding="utf-8"))
-        return f"{match[1]}\n{render(record['results'])}\n\n{match[3]}"
+        records = [json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in match[3].split()]
+        if records[0]["benchmark"] == "micro":
+            rows = by_shape(records) if match[2] else by_method(records)
+        else:
+            rows = [row for record in records for row in record["results"]]
+        return f"{match[1]}\n{render(rows)}\n\n{match[4]}"
 
     return BLOCK.sub(table, text)
+
+
+def by_method(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each method, peer and data type: how much faster, and how the errors differ at most."""
+    rows = []
+    for record in records:
+        for dtype in sorted({row["dtype"] for row in record["results"]}):
+            chosen = [row for row in record["results"] if row["dtype"] == dtype]
+            for k, peer in enumerate(chosen[0]["peers"]):
+                ratios = [row["peers"][k]["ratio"] for row in chosen]
+                worst = max(row["error"] - row["peers"][k]["error"] for row in chosen)
+                rows.append(
+                    {
+                        "method": record["options"]["methods"][0],
+                        "against": peer["name"],
+                        "data type": dtype,
+                        "rows": len(chosen),
+                        "median": _times(statistics.median(ratios)),
+                        "least": _times(min(ratios)),
+                        "most": _times(max(ratios)),
+                        "slower rows": sum(ratio < 1 for ratio in ratios),
+                        "our error - theirs, at most": f"{worst:+.1e}",
+                    }
+                )
+    return rows
+
+
+def by_shape(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each shape: the median speed-up over its weights and reductions, by method; float32."""
+    shapes = list(dict.fromkeys(row["shape"] for record in records for row in record["results"]))
+    rows = []
+    for shape in shapes:
+        cells: dict[str, Any] = {"shape": shape}
+        for record in records:
+            for k, peer in enumerate(record["results"][0]["peers"]):
+                ratios = [
+                    row["peers"][k]["ratio"]
+                    for row in record["results"]
+                    if row["shape"] == shape and row["dtype"] == "float32"
+                ]
+                title = f"{record['options']['methods'][0]} / {peer['name']}"
+                cells[title] = _times(statistics.median(ratios)) if ratios else ""
+        rows.append(cells)
+    return rows
 
 
 def documents() -> list[Path]:
@@ -59,6 +110,10 @@ def main() -> int:
         if not args.check:
             path.write_text(text, encoding="utf-8")
     return int(args.check and bool(stale))
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio < 100 else f"{ratio:,.0f}x"
 
 
 def _cell(value: Any) -> str:

@@ -1,6 +1,6 @@
 """rankfold against TensorLy, method by method: one process, same weight, ranks and data type.
 
-    python -m benchmarks.micro --threads 2 [--methods tucker tt svd qr] [--quick]
+    python -m benchmarks.micro --threads 2 [--methods tucker tt svd qr cp filterwise_cp] [--quick]
 
 Writes benchmarks/results/micro_METHOD.json. The timer holds everything from the weight in torch's layout to the
 factors; see `benchmarks.micro._timing`.
@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from benchmarks import _harness
-from benchmarks.micro import qr, svd, tt, tucker
+from benchmarks.micro import cp, filterwise_cp, qr, svd, tt, tucker
 from benchmarks.micro._shapes import REDUCTIONS, SHAPES, WEIGHTS, Shape, ranks_for, weight
-from benchmarks.micro._timing import Contender, race
+from benchmarks.micro._timing import Contender, Outcome, race
 from torch import Tensor
 
 from rankfold import methods
@@ -34,8 +34,13 @@ CONTESTS: dict[str, Callable[[Method, LayerInfo, Tensor, Ranks], list[Contender]
 }
 """What runs for each method: rankfold first, then its peers."""
 
+TO_EQUAL_ERROR: dict[str, Callable[..., list[Outcome]]] = {"cp": cp.race, "filterwise_cp": filterwise_cp.race}
+"""What runs for iterative methods without a common stopping rule: seconds to the error that the peer ends with."""
+
 EQUAL_RANKS = ("tt",)
 """Methods whose ranks are the same number at every bond; of the others each is the same share of its limit."""
+
+METHODS = [*CONTESTS, *TO_EQUAL_ERROR]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -66,7 +71,7 @@ def main() -> None:
 def arguments() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = _harness.parser("micro", __doc__)
-    parser.add_argument("--methods", nargs="+", choices=list(CONTESTS), default=list(CONTESTS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--shapes", nargs="*", help="names such as 3x3x64x128; default: all")
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["float32"])
@@ -86,8 +91,11 @@ def measure(name: str, shape: Shape, dtype: str, args: argparse.Namespace) -> li
         tensor = weight(shape, kind, seed=args.seed, dtype=DTYPES[dtype])
         for reduction in args.reductions:
             ranks = ranks_for(method, layer, reduction, equal=name in EQUAL_RANKS)
-            field = CONTESTS[name](method, layer, tensor, ranks)
-            us, *peers = race(field, tensor, runs=1 if args.quick else args.runs, budget=args.seconds)
+            runs = 1 if args.quick else args.runs
+            if name in TO_EQUAL_ERROR:
+                us, *peers = TO_EQUAL_ERROR[name](method, layer, tensor, ranks, runs=runs, seconds=args.seconds)
+            else:
+                us, *peers = race(CONTESTS[name](method, layer, tensor, ranks), tensor, runs=runs, budget=args.seconds)
             row = {
                 "shape": shape.name, "source": shape.source, "weight": kind, "dtype": dtype,
                 "reduction": reduction, "ranks": list(ranks),

@@ -21,6 +21,7 @@ def contenders(method: Method, layer: LayerInfo, weight: Tensor, ranks: Ranks) -
         return train(weight.movedim(0, -1), rank=[1, *ranks, 1])
 
     def dense(found: Any) -> Tensor:
-        return tensorly.tt_to_tensor([core.double() for core in found]).movedim(-1, 0)
+        whole: Any = tensorly.tt_to_tensor([core.double() for core in found])
+        return whole.movedim(-1, 0)
 
     return [ours(method, layer, weight, ranks), Contender(name="tensorly tensor_train", run=run, dense=dense)]
