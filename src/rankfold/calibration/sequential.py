@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from operator import length_hint
 from typing import Any
 
@@ -29,8 +30,8 @@ from rankfold.calibration.pairs import PairSums
 from rankfold.calibration.second_moments import collect_moments
 from rankfold.calibration.taps import Tap, run_to_taps
 from rankfold.factor.moments import Moments
-from rankfold.factor.refit import refit_residual, ridge_refit
-from rankfold.inventory import fused_attention_off, layer_bias, layer_weight, run_batch
+from rankfold.factor.refit import PairMoments, choose_ridge, ridge_correction
+from rankfold.inventory import fused_attention_off, layer_weight, run_batch
 from rankfold.inventory.kinds import is_attention, reparametrization
 from rankfold.inventory.static import scan
 from rankfold.inventory.watch import Usage
@@ -40,6 +41,9 @@ from rankfold.surgery import Factored, check_plan, copy_model
 from rankfold.surgery.apply import factor_layer, remember_plan, replace_layer
 from rankfold.surgery.attention import separate_attention_
 
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""What cross-validation chooses from."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequentialConfig:
@@ -47,8 +51,10 @@ class SequentialConfig:
 
     Parameters
     ----------
-    ridge : float
+    ridge : float or None
         Pull of the fitted weights towards the original ones, as a share of the mean second moment of the layer's input.
+        None chooses it for each layer among `RIDGES` by twofold cross-validation: little with much data, much with
+        little.
     refit_kept : bool
         Fit the layers that the plan keeps, too: their weights change, their shapes do not.
     shortcuts : bool
@@ -58,14 +64,15 @@ class SequentialConfig:
         As for `collect_moments`: the largest patch moment, and the positions taken of each sample.
     """
 
-    ridge: float = 1e-3
+    ridge: float | None = None
     refit_kept: bool = True
     shortcuts: bool = True
     max_patch: int = 2304
     max_positions: int = 1024
 
     def __post_init__(self) -> None:
-        require(is_number(self.ridge) and 0 < self.ridge < float("inf"), "ridge", self.ridge, "a number above 0")
+        fine = self.ridge is None or (is_number(self.ridge) and 0 < self.ridge < float("inf"))
+        require(fine, "ridge", self.ridge, "a number above 0, or None")
         for option in ("refit_kept", "shortcuts"):
             require(isinstance(getattr(self, option), bool), option, getattr(self, option), "True or False")
         for option, least in (("max_patch", 0), ("max_positions", 1)):
@@ -179,14 +186,13 @@ class _Walk:
         """Run the original on the first batch: how it uses each layer, and which weights have other readers."""
         entries = scan(self.original).entries
         usage = Usage(entries)
-        first = next(iterate(self.batches, "calibration"))
-        inputs = to_device(split_batch(first)[0], model_device(self.original))
         modules = {name: found for name in self.layers if (found := self._modules(self.original, name))}
 
-        def run() -> None:
-            run_batch(self.original, inputs, "calibration batch 1")
-
         with evaluating(self.original), fused_attention_off():
+            first = split_batch(next(iterate(self.batches, "calibration")))[0]
+            run = partial(
+                run_batch, self.original, to_device(first, model_device(self.original)), "calibration batch 1"
+            )
             uses = observe(self.original, modules, run)
             with usage.watching():
                 run()
@@ -231,7 +237,7 @@ class _Walk:
                     taps[model is self.work] = here
                 for name in step:
                     total = sums[name]
-                    if total is not None and not self._add(name, total, taps[False][name], taps[True][name]):
+                    if total is not None and not _add(total, taps[False][name], taps[True][name]):
                         sums[name] = None
         return sums
 
@@ -239,66 +245,46 @@ class _Walk:
         exact = sums is not None and sums.exact
         return Tap(
             modules=self._modules(model, name),
-            side="output" if model is self.original and exact else "input",
+            outputs=exact,
             calls=use.calls,
             joins=use.joins and exact and self.config.shortcuts,
             norm=None if use.norm is None else model.get_submodule(use.norm),
         )
 
-    def _add(self, name: str, sums: PairSums, wanted: Tap, seen: Tap) -> bool:
-        if len(wanted.taken) != len(seen.taken):
-            return False
-        for y, x in zip(wanted.taken, seen.taken, strict=True):
-            target = y
-            if sums.exact:
-                layer = self.layers[name]
-                bias = layer_bias(self.original, name)
-                axes = (1,) * (0 if layer.kind == "linear" else len(layer.kernel))
-                target = y if bias is None else y - bias.reshape(-1, *axes)
-                if wanted.other is not None and seen.other is not None:
-                    target = target + _missing(wanted, seen, axes)
-            if not sums.add(target, x):
-                return False
-        return True
-
     def _settle(self, name: str, use: Use, sums: PairSums | None) -> None:
         """Fit a layer and, if it is planned, replace it by its factors."""
+        layer, choice = self.layers[name], self.plan.layers.get(name)
+        factored = choice is not None and choice.method is not None
         if sums is None or not sums.count:
             why = "its calls in the two networks do not correspond" if sums is None else "it was given nothing"
-            if name in self.plan.factored:
+            if factored:
                 self._postpone(name, why)
             else:
                 self.notes[name] = f"not fitted: {why}"
             return
-        layer, choice = self.layers[name], self.plan.layers.get(name)
-        second, cross, wanted, seen = sums.moments()
+        pairs, folds = sums.moments(), sums.folds()
         shifts = sums.exact and (use.norm is not None or (layer.bias and self._plain(name, "bias")))
         if shifts:  # what the mean lacks, bias or BatchNorm will add
-            second = second - seen.unsqueeze(-1) * seen.unsqueeze(-2)
-            cross = cross - wanted.unsqueeze(-1) * seen.unsqueeze(-2)
+            pairs, folds = pairs.centred(), [fold.centred() for fold in folds]
+        ridge = choose_ridge(folds, RIDGES) if self.config.ridge is None else self.config.ridge
         dense = layer_weight(self.original, name)
-        matrix = to_canonical(dense, layer).to(second)
-        weight = _refit(matrix, cross, second, self.config.ridge, exact=sums.exact)
-        new = _from_canonical(weight, layer).to(dense)
-        if choice is not None and choice.method is not None:
-            moments = _as_moments(second, layer, sums)
-            module = factor_layer(self.work, layer, choice, moments, weight=new)
+        before = to_canonical(dense, layer).to(pairs.second)
+        new = _from_canonical(_corrected(before, ridge_correction(pairs, ridge), exact=sums.exact), layer).to(dense)
+        if choice is not None and factored:
+            module = factor_layer(self.work, layer, choice, _as_moments(pairs, layer, exact=sums.exact), weight=new)
             self.work = replace_layer(self.work, layer, module)
             with torch.no_grad():
-                matrix = to_canonical(module.weight.detach(), layer).to(second)
+                new = module.weight.detach()
         else:
             with torch.no_grad():
                 layer_weight(self.work, name).copy_(new)
-            matrix = to_canonical(new, layer).to(second)
         if not sums.exact:
             return
-        flat = matrix.flatten(2)
-        energy = sums.energy / sums.count
+        change = (to_canonical(new, layer).to(pairs.second) - before).flatten(2)
         if shifts:
-            self._shift(name, use, (wanted - (flat @ seen.unsqueeze(-1)).squeeze(-1)).flatten())
-            energy -= float(wanted.square().sum())
-        total = sums.energy / sums.count
-        self.errors[name] = (refit_residual(flat, cross, second, energy) / total) ** 0.5 if total > 0 else 0.0
+            self._shift(name, use, (pairs.lacking - (change @ pairs.given.unsqueeze(-1)).squeeze(-1)).flatten())
+        total = sums.total / sums.count
+        self.errors[name] = (pairs.residual(change) / total) ** 0.5 if total > 0 else 0.0
 
     @torch.no_grad()
     def _shift(self, name: str, use: Use, by: Tensor) -> None:
@@ -364,37 +350,49 @@ def _steps(names: Sequence[str], uses: Mapping[str, Use]) -> list[list[str]]:
     return steps
 
 
-def _missing(wanted: Tap, seen: Tap, axes: tuple[int, ...]) -> Tensor:
-    """Return what the other term of the sum has lost, as the layer's output must make up for it."""
-    assert wanted.other is not None
-    assert seen.other is not None
-    lost = wanted.other - seen.other.to(wanted.other.device)
-    norm: Any = wanted.norm
+def _add(sums: PairSums, original: Tap, small: Tap) -> bool:
+    """Add what the layer's calls lacked on one batch; return False if they do not correspond."""
+    if len(original.taken) != len(small.taken):
+        return False
+    for wanted, (given, *found) in zip(original.taken, small.taken, strict=True):
+        target = wanted[-1]
+        if original.other is not None and small.other is not None:
+            target = target + _lost(original, small.other)
+        if not sums.add(target, found[0] if found else given, given):
+            return False
+    return True
+
+
+def _lost(original: Tap, other: Tensor) -> Tensor:
+    """Return what the other term of a sum has lost, as the layer's output is to make up for it."""
+    assert original.other is not None
+    lost = original.other - other.to(original.other.device)
+    norm: Any = original.norm
     if norm is None:
         return lost
     gain = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
     # A channel that the BatchNorm nearly shuts could not carry it.
     open_ = gain.abs() > 0.05 * gain.abs().mean()
-    return lost * torch.where(open_, 1 / gain, torch.zeros_like(gain)).reshape(-1, *axes).to(lost)
+    inverse = torch.where(open_, 1 / gain, torch.zeros_like(gain))
+    return lost * inverse.reshape(-1, *(1,) * (lost.ndim - 2)).to(lost)
 
 
-def _refit(weight: Tensor, cross: Tensor, second: Tensor, ridge: float, *, exact: bool) -> Tensor:
+def _corrected(weight: Tensor, correction: Tensor, *, exact: bool) -> Tensor:
     """Return the fitted canonical weight ``(groups, o, i, *kernel)``."""
     if exact:
-        return ridge_refit(weight.flatten(2), cross, second, ridge=ridge).reshape(weight.shape)
+        return weight + correction.reshape(weight.shape)
     # The channels are mapped back to the original's as well as may be, whatever the weight.
-    identity = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device).expand_as(second)
-    back = ridge_refit(identity, cross, second, ridge=ridge)
-    return torch.einsum("goik,gij->gojk", weight.flatten(3), back).reshape(weight.shape)
+    flat = weight.flatten(3)
+    return (flat + torch.einsum("goik,gij->gojk", flat, correction)).reshape(weight.shape)
 
 
-def _as_moments(second: Tensor, layer: LayerInfo, sums: PairSums) -> Moments:
+def _as_moments(pairs: PairMoments, layer: LayerInfo, *, exact: bool) -> Moments:
     """Return the moments of the input in the compressed network, as factorizations take them."""
-    if not sums.exact or layer.kernel_numel == 1:
-        return Moments(channel=second, patch=None, count=sums.count)
+    if not exact or layer.kernel_numel == 1:
+        return Moments(channel=pairs.second, patch=None, count=pairs.count)
     i, k = layer.group_in, layer.kernel_numel
-    channel = second.reshape(-1, i, k, i, k).diagonal(dim1=2, dim2=4).mean(-1)
-    return Moments(channel=channel, patch=second, count=sums.count)
+    channel = pairs.second.reshape(-1, i, k, i, k).diagonal(dim1=2, dim2=4).mean(-1)
+    return Moments(channel=channel, patch=pairs.second, count=pairs.count)
 
 
 def _from_canonical(weight: Tensor, layer: LayerInfo) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,8 +21,8 @@ class Tap:
     ----------
     modules : sequence of Module
         The modules that compute with the layer's weight.
-    side : {"input", "output"}
-        What to take of each call.
+    outputs : bool
+        Whether to take the output of each call, beside its input.
     calls : int
         Of so many calls.
     joins : bool
@@ -32,11 +32,11 @@ class Tap:
     """
 
     modules: Sequence[nn.Module]
-    side: Literal["input", "output"]
+    outputs: bool
     calls: int
     joins: bool = False
     norm: nn.Module | None = None
-    taken: list[Tensor] = field(default_factory=list)
+    taken: list[tuple[Tensor, ...]] = field(default_factory=list)
     other: Tensor | None = None
 
     @property
@@ -75,18 +75,18 @@ def _install(stack: ExitStack, tap: Tap, taps: Sequence[Tap]) -> None:
         if all(t.done for t in taps):
             raise _Enough
 
-    def take(x: Tensor | None) -> None:
-        if x is None or len(tap.taken) >= tap.calls:
+    def take(*tensors: Any) -> None:
+        if len(tap.taken) >= tap.calls or not all(isinstance(t, Tensor) for t in tensors):
             return
-        tap.taken.append(x)
+        tap.taken.append(tensors)
         finish()
-        tap.taken[-1] = x.clone()  # the pass goes on, and might change it in place
+        tap.taken[-1] = tuple(t.clone() for t in tensors)  # the pass goes on, and might change them in place
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ARG001
         take(first_tensor(args, kwargs))
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
-        take(output if isinstance(output, Tensor) else None)
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ARG001
+        take(first_tensor(args, kwargs), output)
 
     def found(other: Tensor) -> None:
         mode.term = None
@@ -98,10 +98,10 @@ def _install(stack: ExitStack, tap: Tap, taps: Sequence[Tap]) -> None:
         mode.term = output
 
     for module in tap.modules:
-        if tap.side == "input":
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        if tap.outputs:
+            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
         else:
-            stack.callback(module.register_forward_hook(after).remove)
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
     if tap.joins:
         mode = stack.enter_context(OtherTerm(found))
         last = tap.modules[0] if tap.norm is None else tap.norm

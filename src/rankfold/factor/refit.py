@@ -1,6 +1,9 @@
-"""Ridge least squares: the weight that gives wanted outputs on inputs that have changed."""
+"""Ridge least squares: what to add to a weight whose inputs have changed, and how far to trust the data."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -8,34 +11,89 @@ from torch import Tensor
 from rankfold.factor.regression import damped_cholesky
 
 
-def ridge_refit(weight: Tensor, cross: Tensor, second: Tensor, *, ridge: float) -> Tensor:
-    """Return the weight that minimises ``E ||y - V x||^2 + ridge * c * ||V - W||^2``.
-
-    The solution is ``V = (T + ridge c W) (C + ridge c I)^-1``, computed as ``W + (T - W C) (C + ridge c I)^-1``: where
-    the inputs have not changed, ``T = W C``, and rounding leaves the weight alone. Without the pull towards W the
-    directions in which the data hardly moves would be fitted to noise.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairMoments:
+    """Averages over pairs: d, what a layer's output lacks, and x, what the layer is given.
 
     Parameters
     ----------
-    weight : Tensor
-        W, ``(groups, o, n)``.
-    cross : Tensor
-        ``T = E[y x^T]``, ``(groups, o, n)``.
     second : Tensor
-        ``C = E[x x^T]``, ``(groups, n, n)``; c is its mean eigenvalue, a group at a time.
+        ``E[x x^T]``, ``(groups, n, n)``.
+    cross : Tensor
+        ``E[d x^T]``, ``(groups, o, n)``.
+    lacking, given : Tensor
+        ``E[d]``, ``(groups, o)``, and ``E[x]``, ``(groups, n)``.
+    energy : float
+        ``E ||d||^2``, over all groups.
+    count : int
+        Of how many pairs.
+    """
+
+    second: Tensor
+    cross: Tensor
+    lacking: Tensor
+    given: Tensor
+    energy: float
+    count: int
+
+    def centred(self) -> PairMoments:
+        """Return the moments about the means, which are kept."""
+        x = self.given.unsqueeze(-2)
+        return replace(
+            self,
+            second=self.second - x.mT * x,
+            cross=self.cross - self.lacking.unsqueeze(-1) * x,
+            energy=self.energy - float(self.lacking.square().sum()),
+        )
+
+    def residual(self, correction: Tensor) -> float:
+        """Return ``E ||d - D x||^2`` of a correction D; at least 0."""
+        return max(0.0, self.energy + float((correction * (correction @ self.second - 2 * self.cross)).sum()))
+
+
+def ridge_correction(pairs: PairMoments, ridge: float) -> Tensor:
+    """Return the D that minimises ``E ||d - D x||^2 + ridge * c * ||D||^2``, c the mean eigenvalue of ``E[x x^T]``.
+
+    With ``d = W x0 - W x``, what a weight W lacks on x of its output on x0, ``W + D`` is the ridge solution
+    ``(E[W x0 x^T] + ridge c W) (E[x x^T] + ridge c I)^-1``. Sums over the differences d keep the digits that those
+    over the outputs would lose: where the inputs have not changed, D is 0. Without the pull towards 0 the directions
+    in which the data hardly moves would be fitted to noise.
+
+    Parameters
+    ----------
+    pairs : PairMoments
+        Of the data.
     ridge : float
-        Above 0. Where C is not positive definite even so, the share grows tenfold until it is.
+        Above 0. Where the moment is not positive definite even so, the share grows tenfold until it is.
 
     Raises
     ------
     RankfoldError
-        If C is no second moment.
+        If ``E[x x^T]`` is no second moment.
     """
-    lower = damped_cholesky(second, ridge)
-    return weight + torch.cholesky_solve((cross - weight @ second).mT, lower).mT
+    return torch.cholesky_solve(pairs.cross.mT, damped_cholesky(pairs.second, ridge)).mT
 
 
-def refit_residual(weight: Tensor, cross: Tensor, second: Tensor, energy: float) -> float:
-    """Return ``E ||y - V x||^2``, with ``energy = E ||y||^2`` and moments as for `ridge_refit`; at least 0."""
-    fitted = float((weight * (weight @ second - 2 * cross)).sum())
-    return max(0.0, energy + fitted)
+def choose_ridge(folds: Sequence[PairMoments], ridges: Sequence[float]) -> float:
+    """Return the ridge that serves unseen data best: fitted to each fold in turn, judged by the others.
+
+    Parameters
+    ----------
+    folds : sequence of PairMoments
+        Of disjoint parts of the data; with less than two the largest ridge is returned.
+    ridges : sequence of float
+        To choose from; of equals the largest.
+    """
+    if len(folds) < 2:
+        return max(ridges)
+
+    def error(ridge: float) -> float:
+        corrections = [ridge_correction(fold, ridge) for fold in folds]
+        return sum(
+            held.count * held.residual(correction)
+            for i, correction in enumerate(corrections)
+            for j, held in enumerate(folds)
+            if i != j
+        )
+
+    return min(sorted(ridges, reverse=True), key=error)
