@@ -53,6 +53,13 @@ def test_a_wider_tolerance_finds_more(run: Run) -> None:
     assert 0 < count("0.5%") < count("0.02") < count("20%")
 
 
+def test_useless_ranks_can_be_left_out(run: Run) -> None:
+    args = ("analyze", *CONV, "--methods", "tt", "--json")
+    every, useful = (run(*args, *more).document["analysis"] for more in ((), ("--useful",)))
+    assert useful["useful"] is True
+    assert 0 < useful["layers"][0]["spaces"][0]["size"] < every["layers"][0]["spaces"][0]["size"]
+
+
 def test_times(run: Run) -> None:
     document = run("analyze", "-l", "linear:400x120", "--methods", "svd", "--time", "--json").document
     assert document["analysis"]["averages"][0]["seconds"] > 0

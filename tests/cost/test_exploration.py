@@ -139,6 +139,42 @@ def test_counting_equals_listing(name: str, method: str) -> None:
     check(layer, method, space, STEPS, TOLERANCE)
 
 
+def useless(method: str, layer: LayerInfo, listed: Listed) -> bool:
+    """Whether a neighbour makes a rank useless, by the definition of each decomposition."""
+    ranks, options = listed.ranks, dict(listed.options)
+    if method in ("tucker", "tt3"):
+        full = (layer.group_out, layer.group_in)
+        if full[0] == ranks[0] or full[1] == ranks[1]:
+            return False  # a factor of full rank is left out
+        return max(ranks) > layer.kernel_numel * min(ranks)
+    if method == "tt":
+        return any(max(a, b) > k * min(a, b) for a, b, k in zip(ranks, ranks[1:], layer.kernel, strict=False))
+    if method == "ttm":
+        sizes = [o * i for o, i in zip(options["out_shape"], options["in_shape"], strict=True)]
+        return any(max(a, b) > n * min(a, b) for a, b, n in zip(ranks, ranks[1:], sizes[1:], strict=False))
+    return False
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_useful_settings_are_those_that_listing_finds(name: str, method: str) -> None:
+    layer = LAYERS[name]
+    space = explore(layer, method, steps=STEPS, tolerance=TOLERANCE, random=4, useful=True, bins=6)
+    fine = [s for s in valid(list(every(method, layer)), layer) if not useless(method, layer, s)]
+    assert space.size == len(fine)
+    assert sum(map(sum, space.histogram.counts)) == len(fine)
+    for share, step in zip(STEPS, space.steps, strict=True):
+        inside = in_step(fine, layer, share, TOLERANCE)
+        assert step.count == len(inside)
+        assert {as_listed(s) for s in step.solutions} <= set(inside)
+        if inside:
+            assert step.fewest_macs.cost.macs == min(s.cost.macs for s in inside)
+
+
+def test_some_settings_are_useless() -> None:
+    for name, method in (("2-D", "tt"), ("3-D", "tt"), ("1-D", "tucker"), ("linear of powers", "ttm")):
+        assert explore(LAYERS[name], method, useful=True).size < explore(LAYERS[name], method).size
+
+
 def test_every_method_and_dimension_is_among_the_cases() -> None:
     assert {method for _, method in CASES} == set(methods.registry.names())
     assert {len(LAYERS[name].kernel) for name, _ in CASES} == {0, 1, 2, 3}

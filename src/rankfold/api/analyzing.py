@@ -42,6 +42,7 @@ def analyze(
     random: int = 0,
     seed: int = 0,
     cores: int = CORES,
+    useful: bool = False,
     bins: int | None = BINS,
     time: bool = False,
     include: str | type | Sequence[str | type] | None = None,
@@ -76,6 +77,8 @@ def analyze(
         Of the random solutions, and of the weights that layers without a model are timed with.
     cores : int
         Most cores of the tensor shapes that are counted for ``ttm``.
+    useful : bool
+        Leave out settings with a rank that another one makes useless (see `explore`).
     bins : int or None
         Bins an axis of the histogram over parameter and MAC reduction; None leaves it out.
     time : bool
@@ -120,7 +123,7 @@ def analyze(
             start = clock.perf_counter()
             new = explore(
                 layer, name, options=options.get(name), steps=steps, tolerance=tolerance, random=random, seed=seed,
-                cores=cores, bins=bins,
+                cores=cores, useful=useful, bins=bins,
             )  # fmt: skip
             taken = clock.perf_counter() - start
             seen[key] = _timed(replace(new, seconds=taken), layer, weights(layer)) if time else new
@@ -149,7 +152,7 @@ def analyze(
         raise UnsupportedLayer(f"none of the methods {', '.join(names)} fits any layer. Name others.{listed}")
     return Analysis(
         layers=tuple(found), methods=names, steps=tuple(steps), tolerance=tolerance, random=random, seed=seed,
-        cores=cores, kept=kept, title=title,
+        cores=cores, useful=useful, kept=kept, title=title,
     )  # fmt: skip
 
 

@@ -37,6 +37,9 @@ Tolerance = Annotated[
 ]  # fmt: skip
 Random = Annotated[int, typer.Option("--random", help="Random solutions of each step.", min=0)]
 Cores = Annotated[int, typer.Option("--cores", help="Most cores of the tensor shapes of ttm.", min=2)]
+Useful = Annotated[
+    bool, typer.Option("--useful", help="Leave out settings with a rank that another one makes useless.")
+]
 Time = Annotated[bool, typer.Option("--time", help="Also measure decomposition times at each step.")]
 Html = Annotated[str | None, typer.Option("--html", help="Write tables and plots to this page.", metavar="FILE")]
 
@@ -50,6 +53,7 @@ def analyze(
     tolerance: Tolerance = "0.5%",
     random: Random = 0,
     cores: Cores = 3,
+    useful: Useful = False,
     time: Time = False,
     html: Html = None,
     weights: o.Weights = None,
@@ -87,7 +91,7 @@ def analyze(
         file = None if html is None else check_file(html, (".html",), flag="--html")
         options: dict[str, Any] = {
             "methods": methods, "steps": shares, "random": random, "seed": seed, "cores": cores, "time": time,
-            "tolerance": float(width),
+            "tolerance": float(width), "useful": useful,
         }  # fmt: skip
         if model is None:
             alone = {"--include": include, "--exclude": exclude, "--weights": weights, "--data": data,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rankfold import methods
@@ -13,7 +13,7 @@ from rankfold.cost.count import blueprint_cost
 from rankfold.cost.exploration.polynomial import Multilinear, fit
 from rankfold.errors import RankfoldError
 from rankfold.methods.ttm import TTM
-from rankfold.records import Cost, LayerInfo, Ranks, Size
+from rankfold.records import ConvSpec, Cost, LayerInfo, LinearSpec, Ranks, Size
 
 LARGEST = 2**62
 """Costs are counted in 64-bit integers; no layer comes near this."""
@@ -29,6 +29,8 @@ class Piece:
         Options of the method that hold for the box (the tensor shape of ``ttm``).
     params, macs, fm : Multilinear
         Costs of every rank setting in the box.
+    bonds : tuple of (int, int, int)
+        Positions of two ranks and a size n: each beyond n times the other is useless. Empty if useless ranks count.
     """
 
     options: Mapping[str, Any]
@@ -37,6 +39,7 @@ class Piece:
     params: Multilinear
     macs: Multilinear
     fm: Multilinear
+    bonds: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def settings(self) -> int:
@@ -49,12 +52,18 @@ def price(method: methods.Method, layer: LayerInfo, ranks: Ranks) -> Cost:
     return blueprint_cost(method.blueprint(layer, ranks), layer)
 
 
-def pieces(name: str, layer: LayerInfo, options: Mapping[str, Any], cores: int) -> Iterator[Piece]:
-    """Yield the boxes that make up a method's rank settings on a layer, each setting in exactly one of them."""
+def pieces(
+    name: str, layer: LayerInfo, options: Mapping[str, Any], cores: int, *, useful: bool = False
+) -> Iterator[Piece]:
+    """Yield the boxes that make up a method's rank settings on a layer, each setting in exactly one of them.
+
+    If `useful`, the boxes come with the bonds that tell useless settings.
+    """
     for variant in variants(name, layer, options, cores):
         method = methods.get(name, variant)
         for lows, highs in _boxes(method, layer):
-            yield _piece(method, layer, variant, lows, highs)
+            piece = _piece(method, layer, variant, lows, highs)
+            yield replace(piece, bonds=_bonds(method, layer, lows, highs)) if useful else piece
 
 
 def variants(name: str, layer: LayerInfo, options: Mapping[str, Any], cores: int) -> Iterator[Mapping[str, Any]]:
@@ -102,6 +111,21 @@ def _boxes(method: methods.Method, layer: LayerInfo) -> Iterator[tuple[Ranks, Ra
 
 def _stages(method: methods.Method, layer: LayerInfo, ranks: Ranks) -> list[tuple[type, str]]:
     return [(type(stage), stage.name) for stage in method.blueprint(layer, ranks).stages]
+
+
+def _bonds(method: methods.Method, layer: LayerInfo, lows: Ranks, highs: Ranks) -> tuple[tuple[int, int, int], ...]:
+    """Return which ranks limit each other: two of one factor with ``n * r_a * r_b`` elements in each group.
+
+    Seen as a matrix with ``r_a`` rows, such a factor has ``n * r_b`` columns, so it has no use for more rows than that.
+    """
+
+    def sizes(ranks: Ranks) -> list[int]:
+        stages = method.blueprint(layer, ranks).stages
+        convs = [math.prod(stage.factor_shape[1:]) for stage in stages if isinstance(stage, ConvSpec)]
+        return convs + [math.prod(stage.factor_shape) for stage in stages if isinstance(stage, LinearSpec)]
+
+    products = [polynomial.terms for polynomial in fit(sizes, lows, highs)]
+    return tuple((*terms[0][0], terms[0][1]) for terms in products if len(terms) == 1 and len(terms[0][0]) == 2)
 
 
 def _piece(method: methods.Method, layer: LayerInfo, options: Mapping[str, Any], lows: Ranks, highs: Ranks) -> Piece:

@@ -122,7 +122,14 @@ def _rows(number: int, piece: Piece, axis: int, start: int, stop: int, dense: Co
     highest = np.full(len(index), piece.highs[axis], np.int64)
     last = reach(dense.params - 1, params0, params1, highest)
     last = reach(dense.macs - 1, macs0, macs1, last)
-    keep = np.flatnonzero(last >= piece.lows[axis])
+    first = np.full(len(index), piece.lows[axis], np.int64)
+    for a, b, n in piece.bonds:
+        if axis in (a, b):
+            other = ranks[b if axis == a else a]
+            first, last = np.maximum(first, -(-other // n)), np.minimum(last, n * other)
+        else:
+            last = np.where((ranks[a] <= n * ranks[b]) & (ranks[b] <= n * ranks[a]), last, 0)
+    keep = np.flatnonzero(last >= first)
     others = [rank[keep] for a, rank in enumerate(ranks) if a != axis]
     fm0, fm1 = piece.fm.along(axis, [rank[keep] for rank in ranks])
     none = np.zeros(len(keep), np.int64)
@@ -135,7 +142,7 @@ def _rows(number: int, piece: Piece, axis: int, start: int, stop: int, dense: Co
         macs1=macs1[keep],
         fm0=fm0,
         fm1=fm1,
-        first=none + piece.lows[axis],
+        first=first[keep],
         last=last[keep],
         smallest=np.minimum.reduce(others) if others else none + 2**40,
         largest=np.maximum.reduce(others) if others else none - 2**40,

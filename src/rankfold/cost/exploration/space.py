@@ -34,6 +34,7 @@ def explore(
     random: int = 0,
     seed: int = 0,
     cores: int = CORES,
+    useful: bool = False,
     bins: int | None = None,
 ) -> Space:
     """Count the valid rank settings of a method on a layer and choose the solutions of each compression step.
@@ -68,6 +69,10 @@ def explore(
         Of the draw.
     cores : int
         Most cores of a tensor shape, at least 2.
+    useful : bool
+        Leave out settings with a rank that another one makes useless: of two ranks of one factor, one beyond n times
+        the other if the factor has n elements for each pair of their values. ``r2 > K1 * r1`` of a ``tt`` is such:
+        a smaller ``r2`` does the same for less. The paper's counts are without it, and so is the default.
     bins : int, optional
         Also count the histogram over parameter and MAC reduction, with so many bins an axis.
 
@@ -94,7 +99,7 @@ def explore(
             f"{layer.title} has no calls, so its MACs are not known. Inspect its model, or say its input."
         )
     dense = dense_cost(layer)
-    parts = list(pieces(method, layer, options, cores))
+    parts = list(pieces(method, layer, options, cores, useful=useful))
     pickers = [Picker(Target.of(share, tolerance, dense.params)) for share in steps]
     plane = None if bins is None else Plane(bins, dense)
     size, extents = 0, _Extents(dense)

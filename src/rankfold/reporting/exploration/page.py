@@ -41,7 +41,8 @@ def _header(analysis: AnalysisRecord, title: str) -> Markup:
             "p",
             f"Compression steps {steps} of the parameters removed, each within {words.percent(analysis.tolerance)}; "
             f"{analysis.random} random solutions a step, seed {analysis.seed}; tensor shapes of ttm with up to "
-            f"{analysis.cores} cores. Valid settings have fewer parameters and fewer MACs than the layer.",
+            f"{analysis.cores} cores. Valid settings have fewer parameters and fewer MACs than the layer"
+            f"{', and no rank that another one makes useless' if analysis.useful else ''}.",
             class_="muted",
         ),
     )

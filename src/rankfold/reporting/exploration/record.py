@@ -109,6 +109,8 @@ class AnalysisRecord:
         Of the random solutions.
     cores : int
         Most cores of the tensor shapes of ``ttm``.
+    useful : bool
+        Whether settings with a rank that another one makes useless are left out.
     kept : mapping of str to str
         Layers that are not analysed, with the reason.
     title : str
@@ -122,6 +124,7 @@ class AnalysisRecord:
     random: int
     seed: int
     cores: int
+    useful: bool = False
     kept: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
 
