@@ -94,3 +94,16 @@ def test_a_zero_weight_has_no_error(case: tuple[Tensor, Tensor, Tensor]) -> None
 def test_what_is_no_second_moment_is_refused() -> None:
     with pytest.raises(RankfoldError, match="not positive semidefinite"):
         damped_cholesky(-torch.eye(3, dtype=torch.float64).unsqueeze(0) * torch.tensor([5.0, 5.0, -10.1]), 1e-6)
+
+
+def test_the_order_of_questions_does_not_matter(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Grams are built upon those of smaller ranks; asked upwards, downwards or alone the answers are the same."""
+    weight, channel, patch = case
+    up, down = TuckerRegression.of(weight, channel, patch), TuckerRegression.of(weight, channel, patch)
+    rising = {(o, i): up.relative_error(o, i) for i in range(1, I + 1) for o in range(1, O + 1)}
+    falling = {(o, i): down.relative_error(o, i) for i in range(I, 0, -1) for o in range(O, 0, -1)}
+    for ranks, error in rising.items():
+        assert falling[ranks] == pytest.approx(error, abs=1e-9)
+        alone = TuckerRegression.of(weight, channel, patch)
+        torch.testing.assert_close(product(up.factors(*ranks)), product(alone.factors(*ranks)), rtol=0, atol=1e-9)
+    assert len({round(error, 6) for error in rising.values()}) > 10

@@ -39,6 +39,7 @@ class TuckerRegression:
     seen: Tensor
     total: float
     _kept: dict[int, list[float]] = field(default_factory=dict, repr=False)
+    _last: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, weight: Tensor, channel: Tensor, patch: Tensor, *, floor: float = 1e-6) -> TuckerRegression:
@@ -72,7 +73,7 @@ class TuckerRegression:
         if self.total <= 0:
             return 0.0
         if rank_in not in self._kept:
-            energies = eigh_descending(self._gram(rank_in))[0].sum(0)
+            energies = torch.linalg.eigvalsh(self._gram(rank_in)).flip(-1).clamp_min(0).sum(0)
             self._kept[rank_in] = [0.0, *energies.cumsum(0).tolist()]
         return max(0.0, 1 - self._kept[rank_in][rank_out] / self.total) ** 0.5
 
@@ -89,7 +90,14 @@ class TuckerRegression:
         return self.lower.shape[-1] // self.basis_in.shape[-1]
 
     def _gram(self, rank_in: int) -> Tensor:
-        return gram(self.seen[..., : rank_in * self._kernel])
+        """Return ``M_r M_r^T``, from the last one where that was of a smaller rank, as planners ask for them."""
+        known = max((rank for rank in self._last if rank <= rank_in), default=0)
+        found = gram(self.seen[..., known * self._kernel : rank_in * self._kernel])
+        if known:
+            found = found + self._last[known]
+        self._last.clear()
+        self._last[rank_in] = found
+        return found
 
 
 def damped_cholesky(moment: Tensor, floor: float) -> Tensor:
