@@ -77,6 +77,7 @@ def main() -> None:
     """Measure, print and save."""
     parser = _harness.parser("exploration", __doc__)
     parser.add_argument("--times", action="store_true", help="also measure decompositions, into exploration_times.json")
+    parser.add_argument("--time-methods", default="tucker,cp,tt,svd,qr,ttm", help="of these, with --times")
     args = parser.parse_args()
     _harness.start(args)
     print(_harness.save("exploration", spaces(args), args))

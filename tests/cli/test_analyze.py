@@ -83,6 +83,7 @@ BAD = {
     "html": ((*CONV, "--html", "{folder}/page.pdf"), "--html must end in .html"),
     "html is a folder": ((*CONV, "--html", "{folder}"), "is a folder"),
     "weights without a network": ((*CONV, "--weights", "bundled"), "--weights goes with a network"),
+    "device without a network": ((*CONV, "--device", "cpu"), "--device goes with a network"),
     "include without a network": ((*CONV, "--include", "fc"), "--include goes with a network"),
     "size": (("lenet5_mnist5k", "--input-size", "one"), "'one'"),
 }
@@ -105,6 +106,6 @@ def test_steps() -> None:
     assert parse_steps("85%, 60%,0.25") == (0.85, 0.6, 0.25)
     assert parse_steps("every=10%") == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     assert len(parse_steps("every=1%")) == 99
-    for text in ("", "85", "1.0", "every=100%", "-5%", "every=", "1/0"):
+    for text in ("", "85", "1.0", "every=100%", "every=0.01%", "-5%", "every=", "1/0"):
         with pytest.raises(ConfigError, match="--steps must be"):
             parse_steps(text)

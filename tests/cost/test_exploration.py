@@ -419,9 +419,11 @@ def test_layer_texts() -> None:
 
 
 def test_a_hundred_million_settings_fit_into_little_memory() -> None:
-    """Steps of a strided layer as a plain loop over NumPy arrays counts them; the paper's largest space is bounded."""
+    """Steps of a strided layer as a loop over all r2 with NumPy arrays counts them; the paper's largest space is bounded."""
     strided = explore(layer_of("conv:3x3x256x512,stride=2"), "tt")
     assert [step.count for step in strided.steps] == [1_208_775, 1_231_825, 311_619]
+    useful = explore(layer_of("conv:3x3x256x512,stride=2"), "tt", useful=True)
+    assert [step.count for step in useful.steps] == [305_578, 399_335, 38_311]
     tracemalloc.start()
     largest = explore(layer_of("conv:3x3x512x512"), "tt", random=7, bins=20)
     peak = tracemalloc.get_traced_memory()[1]

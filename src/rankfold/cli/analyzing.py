@@ -95,7 +95,8 @@ def analyze(
         }  # fmt: skip
         if model is None:
             alone = {"--include": include, "--exclude": exclude, "--weights": weights, "--data": data,
-                     "--input-size": input_size, "--num-classes": num_classes}  # fmt: skip
+                     "--input-size": input_size, "--num-classes": num_classes,
+                     "--device": None if device == "auto" else device}  # fmt: skip
             for flag, value in alone.items():
                 if value:
                     raise ConfigError(f"{flag} goes with a network. Leave it out with --layer.")
@@ -140,6 +141,8 @@ def parse_steps(text: str) -> tuple[float, ...]:
     found = [share for share in shares if share is not None]
     if every == text.strip():
         return tuple(float(share) for share in found)
+    if found[0] < Fraction(1, 1000):
+        raise ConfigError(f"{wanted}, in steps of at least 0.1%. Got {text!r} instead.")
     return tuple(float(found[0] * k) for k in range(1, 1000) if found[0] * k < 1)
 
 
