@@ -419,7 +419,7 @@ def test_layer_texts() -> None:
 
 
 def test_a_hundred_million_settings_fit_into_little_memory() -> None:
-    """Steps of a strided layer as a loop over all r2 with NumPy arrays counts them; the paper's largest space is bounded."""
+    """The strided counts are those of a loop over all r2 with NumPy arrays; the largest space is the paper's."""
     strided = explore(layer_of("conv:3x3x256x512,stride=2"), "tt")
     assert [step.count for step in strided.steps] == [1_208_775, 1_231_825, 311_619]
     useful = explore(layer_of("conv:3x3x256x512,stride=2"), "tt", useful=True)
