@@ -54,7 +54,7 @@ class QR:
         return matrix_blueprint(layer, ranks[0])
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
-        """Choose the pivots and orthonormalise their columns."""
+        """Take the matrix; pivots are chosen when errors or factors are asked for."""
         return PreparedMatrix(qr_projection(weight.flatten(2), in_metric(weight, moments)), layer)
 
 

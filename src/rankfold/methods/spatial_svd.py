@@ -43,8 +43,8 @@ class PreparedSpatial:
 class SpatialSVD:
     """A (K1 x 1) convolution I -> r, then a (1 x K2) convolution r -> O; ranks ``(r,)``.
 
-    Jaderberg, Vedaldi & Zisserman (2014), scheme 2, by SVD of the ``(O K2) x (I K1)`` matrix (Tai et al. 2016), which
-    is optimal at its rank.
+    Jaderberg, Vedaldi & Zisserman (2014), section 2, scheme 2, by SVD of the ``(O K2) x (I K1)`` matrix, which is
+    optimal at its rank (Tai et al. 2016, theorem 1).
     """
 
     name = "spatial_svd"
@@ -81,7 +81,7 @@ class SpatialSVD:
         )
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedSpatial:
-        """Solve one symmetric eigenvalue problem; with moments every kernel row sees the channel moment."""
+        """Take the matrix; with moments every kernel row sees the channel moment."""
         metric = channel_metric(moments)
         seen = None if metric is None else _as_matrix(whiten_inputs(weight, metric))
         return PreparedSpatial(svd_projection(_as_matrix(weight), seen), layer)

@@ -76,8 +76,9 @@ def in_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
 class SVD:
     """Truncated SVD; ranks ``(r,)``.
 
-    For a convolution: a convolution I -> r with the layer's kernel, then a 1x1 convolution r -> O (channel SVD, Zhang
-    et al. 2016). The error is the least possible for a product of rank r (Eckart-Young).
+    For a convolution: a convolution I -> r with the layer's kernel, then a 1x1 convolution r -> O (channel SVD; Zhang,
+    Zou, He & Sun 2016, "Accelerating very deep convolutional networks", section 3.1). The error is the least possible
+    for a product of rank r (Eckart & Young 1936; Golub & Van Loan, 4th ed., theorem 2.4.8).
     """
 
     name = "svd"
@@ -105,7 +106,7 @@ class SVD:
         return matrix_blueprint(layer, ranks[0])
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
-        """Solve one symmetric eigenvalue problem on the matrix's smaller side."""
+        """Take the matrix; singular vectors are found when errors or factors are asked for."""
         return PreparedMatrix(svd_projection(weight.flatten(2), in_metric(weight, moments)), layer)
 
 

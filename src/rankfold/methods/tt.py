@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
-from rankfold.factor.tensor_train import TensorTrain
+from rankfold.factor.tensor_train import TensorTrain, orthonormalized
 from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.methods._stages import conv_reason, pointwise, spatial
 from rankfold.records import Blueprint, LayerInfo, Ranks
@@ -38,10 +37,8 @@ class PreparedTT:
         """Return 1x1 ``I -> r1``, one 1-D convolution for each axis, 1x1 ``r -> O``."""
         cores = self.train.cores(ranks)
         if self.metric is not None:
-            # As in Tucker: what un-whitening does to the conditioning moves into the next core.
-            first, triangle = torch.linalg.qr(self.metric.inverse @ cores[0].squeeze(1))
-            cores[0] = first.unsqueeze(1)
-            cores[1] = torch.einsum("gab,gbnc->ganc", triangle, cores[1])
+            # As in Tucker: what un-whitening does to the conditioning moves on, here as far as the last core.
+            cores = orthonormalized([(self.metric.inverse @ cores[0].squeeze(1)).unsqueeze(1), *cores[1:]])
         dims = len(self.layer.kernel)
         stages = [cores[0].squeeze(1).mT.reshape(self.layer.groups, ranks[0], -1, *(1,) * dims)]
         for axis, core in enumerate(cores[1:-1]):
@@ -55,7 +52,7 @@ class PreparedTT:
 class TT:
     """Tensor train; ranks ``(r1, ..., r_{d+1})`` for a d-dimensional convolution, in order of execution.
 
-    Oseledets (2011); Kokhazadeh et al. (2025), section 2.2. Stages: 1x1 I -> r1; a 1-D convolution along each axis;
+    Oseledets (2011), section 2 and algorithm 1; Kokhazadeh et al. (2025), section 2.2. Stages: 1x1 I -> r1; a 1-D convolution along each axis;
     1x1 -> O.
     """
 
@@ -108,7 +105,7 @@ class TT:
         )
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTT:
-        """Solve one symmetric eigenvalue problem a bond."""
+        """Take the weight; spectra and cores are found when errors or factors are asked for."""
         metric = channel_metric(moments)
         tensor = whiten_inputs(weight, metric).movedim(1, -1).contiguous()
         return PreparedTT(TensorTrain.of(tensor), layer, metric)

@@ -31,7 +31,7 @@ class TT3(TuckerShape):
         self.config = config
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTucker:
-        """Rotate the weight into the eigenbases of its mode Grams."""
+        """Take the weight; bases are found when errors or factors are asked for."""
         metric = channel_metric(moments)
         tucker = Tucker2.of(whiten_inputs(weight, metric), metric)
         return PreparedTucker(Sequential(tucker), layer)

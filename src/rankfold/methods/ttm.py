@@ -14,7 +14,7 @@ from rankfold._config import require
 from rankfold.errors import ConfigError
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
-from rankfold.factor.tensor_train import TensorTrain
+from rankfold.factor.tensor_train import TensorTrain, orthonormalized
 from rankfold.methods._base import rank_values, registry
 from rankfold.records import BiasSpec, Blueprint, ConvSpec, LayerInfo, Ranks, ReshapeSpec, Size, Stage
 
@@ -93,20 +93,26 @@ class PreparedTTM:
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """Return the cores as weights of pointwise convolutions, ``(1, o_j r_j, r_{j-1} i_j, 1)``."""
+        cores = self.train.cores(ranks)
+        if self.metrics is not None:
+            cores = orthonormalized([self._unwhitened(core, j) for j, core in enumerate(cores)])
         stages = []
-        for j, core in enumerate(self.train.cores(ranks)):
+        for j, core in enumerate(cores):
             before, after = core.shape[1], core.shape[3]
             split = core[0].reshape(before, self.outs[j], self.ins[j], after)
-            if self.metrics is not None:
-                split = torch.einsum("aoib,ij->aojb", split, self.metrics[j].inverse[0])
             stages.append(split.permute(1, 3, 0, 2).reshape(1, self.outs[j] * after, before * self.ins[j], 1))
         return tuple(stages)
+
+    def _unwhitened(self, core: Tensor, j: int) -> Tensor:
+        assert self.metrics is not None
+        split = core.unflatten(2, (self.outs[j], self.ins[j]))
+        return torch.einsum("gaoib,ij->gaojb", split, self.metrics[j].inverse[0]).reshape(core.shape)
 
 
 class TTM:
     """TT-matrix; ranks ``(r_1, ..., r_{d-1})``, cores ``(r_{j-1}, o_j, i_j, r_j)``.
 
-    Novikov et al. (2015), "Tensorizing neural networks". The input is viewed as ``i_1 x ... x i_d``; core j is
+    Novikov et al. (2015), "Tensorizing neural networks", sections 3.1 and 4. The input is viewed as ``i_1 x ... x i_d``; core j is
     contracted with ``(r_{j-1}, i_j)`` and leaves ``(o_j, r_j)`` in their place, so each contraction is a pointwise
     convolution between two reshapes and nothing is ever transposed.
 
@@ -171,7 +177,7 @@ class TTM:
         return Blueprint(tuple(stages))
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTTM:
-        """Solve one symmetric eigenvalue problem a bond."""
+        """Take the weight; spectra and cores are found when errors or factors are asked for."""
         outs, ins = self.shapes(layer)
         d = len(outs)
         split = weight[0].reshape(*outs, *ins)

@@ -116,7 +116,8 @@ class TuckerShape:
 class Tucker(TuckerShape):
     """Tucker-2 by HOSVD and HOOI; ranks ``(r_o, r_i)``, either may be full (partial Tucker).
 
-    Kim et al. (2016), "Compression of deep convolutional neural networks for fast and low power mobile applications".
+    Kim et al. (2016), "Compression of deep convolutional neural networks for fast and low power mobile applications",
+    section 3.1; the factors by De Lathauwer, De Moor & Vandewalle (2000).
     """
 
     name = "tucker"
@@ -126,7 +127,7 @@ class Tucker(TuckerShape):
         self.config = config
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTucker:
-        """Rotate the weight into the eigenbases of its mode Grams.
+        """Take the weight; bases are found when errors or factors are asked for.
 
         With the patch moment, core and output projection are fitted to the layer's output instead.
         """
