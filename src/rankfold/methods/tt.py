@@ -52,8 +52,8 @@ class PreparedTT:
 class TT:
     """Tensor train; ranks ``(r1, ..., r_{d+1})`` for a d-dimensional convolution, in order of execution.
 
-    Oseledets (2011), section 2 and algorithm 1; Kokhazadeh et al. (2025), section 2.2. Stages: 1x1 I -> r1; a 1-D convolution along each axis;
-    1x1 -> O.
+    Oseledets (2011), section 2 and algorithm 1; Kokhazadeh et al. (2025), section 2.2. Stages: 1x1 I -> r1; a 1-D
+    convolution along each axis; 1x1 -> O.
     """
 
     name = "tt"

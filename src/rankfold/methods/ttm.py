@@ -112,9 +112,9 @@ class PreparedTTM:
 class TTM:
     """TT-matrix; ranks ``(r_1, ..., r_{d-1})``, cores ``(r_{j-1}, o_j, i_j, r_j)``.
 
-    Novikov et al. (2015), "Tensorizing neural networks", sections 3.1 and 4. The input is viewed as ``i_1 x ... x i_d``; core j is
-    contracted with ``(r_{j-1}, i_j)`` and leaves ``(o_j, r_j)`` in their place, so each contraction is a pointwise
-    convolution between two reshapes and nothing is ever transposed.
+    Novikov et al. (2015), "Tensorizing neural networks", sections 3.1 and 4. The input is viewed as ``i_1 x ... x
+    i_d``; core j is contracted with ``(r_{j-1}, i_j)`` and leaves ``(o_j, r_j)`` in their place, so each contraction is
+    a pointwise convolution between two reshapes and nothing is ever transposed.
 
     With moments, each mode is whitened by its marginal: the second moment is approximated by the Kronecker product of
     its partial traces, which is what a TT-matrix can undo.
