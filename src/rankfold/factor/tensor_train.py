@@ -98,3 +98,20 @@ class TensorTrain:
         if matrix.dtype not in self._found:
             self._found[matrix.dtype] = eigh_descending(gram(matrix))[1]
         return self._found[matrix.dtype]
+
+
+def orthonormalized(cores: list[Tensor]) -> list[Tensor]:
+    """Return cores ``(batch, r_{j-1}, n_j, r_j)`` of the same tensor, all but the last orthonormal.
+
+    A sweep of QR decompositions hands every triangle on to the next core (Oseledets 2011, section 3), so that the last
+    one is as well conditioned as the tensor's last unfolding, and the others perfectly, whatever they were. Orthonormal
+    means: columns of ``(batch, r_{j-1} * n_j, r_j)``, as far as there are rows for them; zeros behind.
+    """
+    done: list[Tensor] = []
+    rest = cores[0]
+    for core in cores[1:]:
+        basis, triangle = torch.linalg.qr(rest.flatten(1, 2))
+        rank = rest.shape[-1]
+        done.append(pad_last(basis, rank).reshape(rest.shape))
+        rest = torch.einsum("gab,gbnc->ganc", pad_last(triangle.mT, rank).mT, core)
+    return [*done, rest]
