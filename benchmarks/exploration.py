@@ -135,15 +135,16 @@ def spaces(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def decompositions(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time preparing and factoring of every layer at each step's solution of fewest MACs."""
+    """Time preparing and factoring of every layer at each step's solution of most equal ranks."""
     rows: list[dict[str, Any]] = []
     for name, text in LAYERS.items():
         for i, method in enumerate(methods_of(name)):
-            space = (
-                rf.analyze(text, methods=method, steps=STEPS, seed=args.seed, bins=None, time=True).layers[0].spaces[0]
-            )
+            if method not in args.time_methods.split(","):
+                continue
+            found = rf.analyze(text, methods=method, steps=STEPS, seed=args.seed, bins=None, time=True)
+            space = found.layers[0].spaces[0]
             for step, paper in zip(space.steps, PAPER_DECOMPOSITION[name][i], strict=True):
-                solution = step.fewest_macs
+                solution = step.equal_ranks
                 row = {
                     "layer": name,
                     "method": method,

@@ -82,7 +82,7 @@ def analyze(
     bins : int or None
         Bins an axis of the histogram over parameter and MAC reduction; None leaves it out.
     time : bool
-        Also measure counting, and preparing and factoring at each step's solution of fewest MACs; once a shape.
+        Also measure counting, and preparing and factoring at each step's solution of most equal ranks; once a shape.
     include, exclude : pattern, type or sequence of them, optional
         Layers of the model to analyse, as in `plan`.
     title : str
@@ -209,7 +209,7 @@ def _timed(space: Space, layer: LayerInfo, weight: Tensor) -> Space:
     prepared: dict[tuple[Any, ...], tuple[factorizations.Prepared, float]] = {}
     steps: list[Step] = []
     for step in space.steps:
-        solution = step.fewest_macs
+        solution = step.equal_ranks
         if solution is None:
             steps.append(step)
             continue

@@ -45,7 +45,7 @@ class Step:
     random : tuple of Solution
         Drawn uniformly from the step's other solutions, all different.
     prepare_s, factorize_s : float or None
-        Measured seconds of preparing the layer, and of factoring it at `fewest_macs`; None if not measured.
+        Measured seconds of preparing the layer, and of factoring it at `equal_ranks`; None if not measured.
     """
 
     reduction: float

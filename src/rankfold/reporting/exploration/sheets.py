@@ -84,7 +84,7 @@ def _times(layers: Sequence[LayerSpaces], methods: Sequence[str], title: str) ->
 
     rows = _by_step(layers, methods, lambda s: words.NONE if s.seconds is None else f"{s.seconds:.2g}", taken)
     heads = ("layer", *(f">{m}" for m in methods), ">step", *(f">{m}" for m in methods))
-    note = "First: counting and choosing. Then: preparing the layer and factoring it at the step's fewest MACs."
+    note = "First: counting and choosing. Then: preparing the layer and factoring it at the step's most equal ranks."
     return Sheet(title=title, heads=heads, rows=rows, note=note)
 
 
