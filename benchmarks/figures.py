@@ -40,7 +40,7 @@ def updated(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         records = [json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in match[3].split()]
-        if records[0]["benchmark"] == "micro":
+        if records[0].get("benchmark") == "micro":
             rows = by_shape(records) if match[2] else by_method(records)
         else:
             rows = [row for record in records for row in record["results"]]

@@ -28,7 +28,7 @@ class PivotedCholesky:
         self._left = gram_matrix.diagonal().clone()
         self._least = torch.finfo(gram_matrix.dtype).eps * self.total
         self._panels: list[Tensor] = []
-        self._columns: list[Tensor] = []
+        self._columns: tuple[Tensor, ...] = ()
         self._pivots: list[int] = []
 
     def pivots(self, rank: int) -> Tensor:
@@ -41,10 +41,6 @@ class PivotedCholesky:
         self._extend(rank)
         found = torch.cat(self._panels, dim=-1).mT[:rank] if self._panels else self._left.new_zeros(0, len(self._left))
         return torch.cat([found, found.new_zeros(rank - len(found), found.shape[1])])
-
-    def left_out(self, rank: int) -> float:
-        """Return the trace of what the first `rank` rows leave."""
-        return self.total - float(self.rows(rank).square().sum())
 
     def _extend(self, rank: int) -> None:
         n = len(self._left)
@@ -60,9 +56,9 @@ class PivotedCholesky:
                 if self._panels:
                     self._rest.addmm_(self._panels[-1], self._panels[-1].mT, alpha=-1)
                 self._panels.append(self._left.new_zeros(n, BLOCK))
-                self._columns = list(self._panels[-1].unbind(1))
-            panel, row = self._panels[-1], self._rest[pivot]
-            row = torch.addmv(row, panel, panel[pivot], alpha=-1)
-            row = torch.mul(row, value**-0.5, out=self._columns[place])
+                self._columns = self._panels[-1].unbind(1)
+            panel, row, scale = self._panels[-1], self._columns[place], value**-0.5
+            known = panel[:, :place]
+            torch.addmv(self._rest[pivot], known, known[pivot], beta=scale, alpha=-scale, out=row)
             self._left.addcmul_(row, row, value=-1)
             self._pivots.append(pivot)

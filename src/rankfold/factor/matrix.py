@@ -140,9 +140,8 @@ class QRProjection:
         the Gram matrix's squared condition does not touch the factors.
         """
         choleskys = self._choleskys(self.matrix.dtype)
-        left, total = sum(c.left_out(rank) for c in choleskys), sum(c.total for c in choleskys)
-        if left > 0 and left >= SINGLE_ENOUGH**2 * total:
-            rows = torch.stack([cholesky.rows(rank) for cholesky in choleskys])
+        rows, total = torch.stack([c.rows(rank) for c in choleskys]), sum(c.total for c in choleskys)
+        if total > 0 and total - float(rows.square().sum()) >= SINGLE_ENOUGH**2 * total:
             pivots = self._pivots(self.matrix.dtype, rank)
             triangle = rows.gather(-1, pivots.expand(-1, rank, -1))
             seen = self._seen(rows.dtype)
