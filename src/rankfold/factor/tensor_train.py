@@ -47,8 +47,8 @@ class TensorTrain:
         """
         cores = self._chain(self.tensor, ranks)
         if self.tensor.dtype == torch.float32:
-            total = float(self.tensor.square().sum())
-            if total - float(cores[-1].square().sum()) < SINGLE_ENOUGH**2 * total:
+            kept, whole = torch.stack([torch.linalg.vector_norm(t) for t in (cores[-1], self.tensor)]).tolist()
+            if whole**2 - kept**2 < SINGLE_ENOUGH**2 * whole**2:
                 return self._chain(self.tensor.to(wide_dtype(self.tensor)), ranks)
         return cores
 

@@ -186,8 +186,8 @@ class _Modes:
 
     def left_out(self, core: Tensor) -> float:
         """Return the share of the energy that is not in the core; 0 of a zero tensor."""
-        total = self.tensor.square().sum()
-        return float(1 - core.square().sum() / torch.where(total > 0, total, torch.ones_like(total)))
+        kept, whole = torch.stack([torch.linalg.vector_norm(core), torch.linalg.vector_norm(self.tensor)]).tolist()
+        return 1 - (kept / whole) ** 2 if whole > 0 else 0.0
 
 
 def _onto(mode: int, basis: Tensor, tensor: Tensor) -> Tensor:
