@@ -32,11 +32,12 @@ def to_html(analysis: AnalysisRecord) -> str:
 
 def _header(analysis: AnalysisRecord, title: str) -> Markup:
     steps = ", ".join(words.percent(step) for step in analysis.steps)
+    number = len(analysis.layers)
     return el(
         "header",
         el("p", "rankfold analysis", class_="eyebrow"),
         el("h1", title),
-        el("p", f"{len(analysis.layers)} layers, methods {', '.join(analysis.methods)}", class_="coverage"),
+        el("p", f"{number} layer{'s' * (number != 1)}, methods {', '.join(analysis.methods)}", class_="coverage"),
         el(
             "p",
             f"Compression steps {steps} of the parameters removed, each within {words.percent(analysis.tolerance)}; "
