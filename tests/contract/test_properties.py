@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from rankfold.methods import Method
 from rankfold.records import Ranks
 from rankfold.testing import LayerCase
 from rankfold.testing.accuracy import measured_error
+from rankfold.testing.gauge import GaugedMethod
 from rankfold.testing.subject import Subject, count_macs, relative_error
 from rankfold.testing.tolerances import ERROR_SLACK, OUTPUT_TOLERANCE
 
@@ -116,6 +117,32 @@ def test_cost_and_full_rank(name: str, data: st.DataObject) -> None:
     with torch.no_grad():
         whole = subject.factored(method, method.max_ranks(subject.info))(subject.input)
     assert relative_error(whole, subject.exact_output()) <= OUTPUT_TOLERANCE[subject.case.dtype]
+
+
+@pytest.mark.parametrize("name", ["svd", "qr", "tucker", "tt", "spatial_svd"])
+@settings(max_examples=60)
+@given(data=st.data())
+def test_gauged_at_any_rank(name: str, data: st.DataObject) -> None:
+    """Gauged factors of random layers compute what plain ones do, and cost what their blueprint says."""
+    method, subject = supported(name, data.draw(layers(name), label="layer"))
+    ranks = draw_ranks(data, method, subject)
+    gauged = GaugedMethod(method)
+    blueprint = gauged.blueprint(subject.info, ranks)
+    assume(blueprint.gauged)
+    weight = subject.weight.double()
+    if data.draw(st.booleans(), label="rank-deficient"):
+        half = weight.shape[0] // 2
+        weight[half : 2 * half] = weight[:half].clone()
+    factors = methods.prepare(method, weight, subject.info).factorize(ranks)
+    plain, small = (subject.built(m, ranks, factors, dtype=torch.float64) for m in (method, gauged))
+    x = subject.input.double()
+    with torch.no_grad():
+        assert relative_error(small(x), plain(x)) <= OUTPUT_TOLERANCE[torch.float64]
+    assert relative_error(small.weight, plain.weight) <= OUTPUT_TOLERANCE[torch.float64]
+    saved = sum(spec.groups * spec.rank**2 for spec in blueprint.gauged)
+    assert sum(p.numel() for p in plain.parameters()) - sum(p.numel() for p in small.parameters()) == saved
+    cost = blueprint_cost(blueprint, subject.info)
+    assert (cost.params, cost.macs) == (sum(p.numel() for p in small.parameters()), count_macs(small, x))
 
 
 CHEAP = {"iterations": 3}
