@@ -257,6 +257,23 @@ def test_command_line(tmp_path: Path) -> None:
     assert predicted["after"]["params"] == report["after"]["params"]
 
 
+def test_a_share_of_the_parameters_buys_a_higher_rank() -> None:
+    layer = nn.Conv2d(24, 32, 3)
+    plain, gauged = (rf.factorize(layer, "tucker", 0.4, gauge=g) for g in (False, True))
+    assert params(gauged) <= 0.4 * params(layer)
+    assert relative_error(gauged.weight, layer.weight) < relative_error(plain.weight, layer.weight)
+
+
+@pytest.mark.parametrize("reconstruct", ["weights", "data", "sequential"])
+def test_every_reconstruction_fills_gauged_factors(reconstruct: Any) -> None:
+    net, data = network(), [torch.randn(8, 6, 9, 9, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    plans = [rf.plan(net, X, strategy="manual", config={"layers": LAYERS}, gauge=gauge) for gauge in (False, True)]
+    plain, gauged = (rf.apply(net, plan, data, reconstruct=reconstruct) for plan in plans)
+    assert params(plain) - params(gauged) == SAVED
+    with torch.no_grad():
+        assert relative_error(gauged(data[0]), plain(data[0])) < 1e-5
+
+
 def test_a_layer_without_bond_is_kept_plain() -> None:
     """Tucker of full ranks is one stage; a choice of it gauged is an error that says so."""
     layer = inspect(nn.Sequential(nn.Conv2d(6, 8, 3)), torch.zeros(1, 6, 5, 5)).layers[0]

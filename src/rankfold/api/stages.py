@@ -21,7 +21,7 @@ from rankfold.candidates import TableConfig, build_table, resolve_methods
 from rankfold.errors import BudgetError, ConfigError
 from rankfold.factor.moments import Moments
 from rankfold.inventory import inspect, layer_weight, static_inventory
-from rankfold.records import Budget, Candidate, Choice, Inventory, LayerInfo, Plan, Problem
+from rankfold.records import Budget, Candidate, Choice, Inventory, LayerInfo, Plan, Problem, gauge_blueprint
 from rankfold.storage.artifact import tensor_hash
 from rankfold.strategies.manual import resolve
 from rankfold.surgery import Factored
@@ -275,7 +275,7 @@ def factorize(
     methods.check_supported(chosen, info)
     moments = collect_moments(layer, calibration, [info]).get(info.name) if calibration is not None else None
     if isinstance(ranks, float):
-        wanted = _ranks_for_share(chosen, info, layer, ranks, moments)
+        wanted = _ranks_for_share(chosen, info, layer, ranks, moments, gauge)
     else:
         listed = ranks if isinstance(ranks, list | tuple) else [ranks]
         wanted = tuple(cast(int, int(r) if isinstance(r, Integral) and not isinstance(r, bool) else r) for r in listed)
@@ -296,12 +296,15 @@ def _single_layer(layer: nn.Module) -> LayerInfo:
 
 
 def _ranks_for_share(
-    method: methods.Method, info: LayerInfo, layer: nn.Module, share: float, moments: Moments | None
+    method: methods.Method, info: LayerInfo, layer: nn.Module, share: float, moments: Moments | None, gauge: bool
 ) -> tuple[int, ...]:
     if not 0 < share <= 1:
         raise ConfigError(f"a share of the layer's parameters must lie in (0, 1]. Got {share!r} instead.")
     total = sum(p.numel() for p in layer.parameters())
-    fitting = [r for r in method.rank_grid(info, points=256) if method.blueprint(info, r).params <= share * total]
+    grid = {r: method.blueprint(info, r) for r in method.rank_grid(info, points=256)}
+    if gauge:
+        grid = {r: gauge_blueprint(plain) for r, plain in grid.items()}
+    fitting = [r for r, blueprint in grid.items() if blueprint.params <= share * total]
     if not fitting:
         raise ConfigError(f"no ranks of {method.name!r} keep {info.describe()} within {share:g} of its parameters.")
     prepared = methods.prepare(method, layer_weight(layer, ""), info, moments)
