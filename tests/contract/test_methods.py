@@ -14,11 +14,14 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Using padding='same' with even kernel lengths:UserWarning"
 )
 
+OPTIONS = {name: {"iterations": 20} for name in ("cp", "filterwise_cp")}
+"""What is tested here does not depend on how good the local optimum is."""
+
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in layer_zoo()])
 @pytest.mark.parametrize("name", methods.registry.names())
 def test_contract(name: str, case: LayerCase) -> None:
-    check_method(name, cases=[case])
+    check_method(methods.get(name, OPTIONS.get(name)), cases=[case])
 
 
 def test_the_zoo_is_wide() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rankfold._config import require
+from rankfold.factor.als import Effort, even_out
 from rankfold.factor.canonical import Canonical
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
@@ -23,19 +24,35 @@ class CPConfig:
     Parameters
     ----------
     iterations : int
-        Most sweeps of alternating least squares.
+        Most sweeps of alternating least squares; 0 keeps the start.
     tolerance : float
-        Stop when a sweep lowers the relative error by less than this.
+        Stop when 20 sweeps lowered the relative error by less than this share of it.
+    target : float
+        Stop as soon as the relative error is at most this.
+    norm_limit : float
+        Bound of the energy of the rank-one terms, relative to that of the weight: terms that grow and cancel each other
+        are held below it.
     """
 
-    iterations: int = 50
-    tolerance: float = 1e-4
+    iterations: int = 500
+    tolerance: float = 1e-3
+    target: float = 0.0
+    norm_limit: float = 100.0
 
     def __post_init__(self) -> None:
         require(
             isinstance(self.iterations, int) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0"
         )
         require(self.tolerance >= 0, "tolerance", self.tolerance, ">= 0")
+        require(0 <= self.target < 1, "target", self.target, "a relative error, 0 <= target < 1")
+        require(self.norm_limit >= 1, "norm_limit", self.norm_limit, ">= 1")
+
+    @property
+    def effort(self) -> Effort:
+        """The same for the kernel."""
+        return Effort(
+            iterations=self.iterations, tolerance=self.tolerance, target=self.target, norm_limit=self.norm_limit
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +71,10 @@ class PreparedCP:
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """Return 1x1 ``I -> R``, a depthwise 1-D convolution for each axis, 1x1 ``R -> O``."""
         layer, (rank,) = self.layer, ranks
-        out, inn, *kernels = self.canonical.factors(
-            rank, iterations=self.config.iterations, tolerance=self.config.tolerance
-        )
+        factors = self.canonical.factors(rank, self.config.effort)
         if self.metric is not None:
-            inn = self.metric.inverse @ inn
+            factors = even_out([factors[0], self.metric.inverse @ factors[1], *factors[2:]])
+        out, inn, *kernels = factors
         dims = len(layer.kernel)
         stages = [inn.mT.reshape(layer.groups, rank, layer.group_in, *(1,) * dims)]
         for axis, kernel in enumerate(kernels):
@@ -72,9 +88,9 @@ class PreparedCP:
 class CP:
     """Canonical polyadic decomposition; ranks ``(R,)``.
 
-    Lebedev et al. (2015), "Speeding-up convolutional neural networks using fine-tuned CP-decomposition". Started from
-    the singular triples of the kernel slices and iterated with norm control, so it is deterministic and cannot
-    diverge.
+    Lebedev et al. (2015), "Speeding-up convolutional neural networks using fine-tuned CP-decomposition", section 3.2.
+    Started from the singular triples of the kernel slices and iterated with norm control, so it is deterministic and
+    cannot diverge.
     """
 
     name = "cp"
@@ -112,7 +128,7 @@ class CP:
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedCP:
         """Decompose the kernel slices."""
         metric = channel_metric(moments)
-        return PreparedCP(Canonical.of(whiten_inputs(weight, metric)), layer, metric, self.config)
+        return PreparedCP(Canonical(whiten_inputs(weight, metric)), layer, metric, self.config)
 
 
 registry.register("cp", CP, config=CPConfig, summary="canonical polyadic decomposition")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rankfold.factor.als import even_out
 from rankfold.factor.canonical import Canonical
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
@@ -37,9 +38,10 @@ class PreparedFilters:
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """Return 1x1 ``I -> R * O``, depthwise 1-D convolutions, and a last one that sums each filter's copies."""
         layer, (rank,) = self.layer, ranks
-        inn, *kernels = self.canonical.factors(rank, iterations=self.config.iterations, tolerance=self.config.tolerance)
+        inn, *kernels = self.canonical.factors(rank, self.config.effort)
         if self.metric is not None:
             inn = (self.metric.inverse.unsqueeze(1) @ inn.unflatten(0, (layer.groups, -1))).flatten(0, 1)
+            inn, *kernels = even_out([inn, *kernels])
         dims = len(layer.kernel)
         stages = [inn.mT.reshape(layer.groups, layer.group_out * rank, layer.group_in, *(1,) * dims)]
         for axis, kernel in enumerate(kernels):
@@ -99,7 +101,7 @@ class FilterwiseCP:
         """Decompose the kernel slices of all filters in one batch."""
         metric = channel_metric(moments)
         filters = whiten_inputs(weight, metric).reshape(layer.out_channels, layer.group_in, *layer.kernel)
-        return PreparedFilters(Canonical.of(filters), layer, metric, self.config)
+        return PreparedFilters(Canonical(filters), layer, metric, self.config)
 
 
 registry.register(
