@@ -78,7 +78,7 @@ def test_predictions_on_patches_are_exact(name: str) -> None:
 @pytest.mark.parametrize("name", methods.registry.names())
 def test_moments_help_on_the_data(name: str) -> None:
     """On correlated inputs less of the output is lost with moments than without, at equal ranks."""
-    method = methods.get(name)
+    method = methods.get(name, {"iterations": 5} if name.endswith("cp") else None)  # later it is all but exact
     gains: list[float] = []
     for seed in range(6):
         case = linear() if name in ("qr", "ttm") else conv()
@@ -121,9 +121,9 @@ def test_norms_are_shared_among_factors_of_scaled_weights(name: str) -> None:
     method = methods.get(name)
     ranks = sample_ranks(method, case.info, count=1)[0]
     one = methods.prepare(method, case.weight, case.info).factorize(ranks)
-    scaled = methods.prepare(method, case.weight * 1e12, case.info).factorize(ranks)
+    scaled = methods.prepare(method, case.weight * 2.0**40, case.info).factorize(ranks)
     for a, b in zip(one, scaled, strict=True):
-        assert float(b.norm() / a.norm()) == pytest.approx(1e12 ** (1 / len(one)), rel=1e-6)
+        assert float(b.norm() / a.norm()) == pytest.approx(2.0 ** (40 / len(one)), rel=1e-6)
 
 
 def test_tt3_is_between_hosvd_and_hooi() -> None:
