@@ -19,6 +19,7 @@ from rankfold.factor.linalg import (
     pad_last,
     tails,
     unfold,
+    unwanted,
     wide_dtype,
 )
 
@@ -131,7 +132,8 @@ def test_filtering_finds_the_leading_eigenvectors() -> None:
     rank = 8
     best = float(values[:, :rank].sum())
     start = eigh_descending(gram(matrix + 0.05 * random(2, 40, 60, seed=1)))[1][..., :rank]
-    low, high = float(values[:, -1].min()), float(values[:, rank].max())
+    low, high = unwanted(values, rank)
+    assert (low, high) == (float(values[:, -1].min()), float(values[:, rank].max()))
     missing = [best - float((start.mT @ gram_matrix @ start).diagonal(dim1=-2, dim2=-1).sum())]
     basis = start
     for _ in range(4):
@@ -146,9 +148,21 @@ def test_filtering_finds_the_leading_eigenvectors() -> None:
 
 def test_filtering_survives_a_flat_spectrum() -> None:
     gram_matrix = identity(torch.zeros(1, dtype=torch.float64), 6)
-    basis, captured = filtered(gram_matrix, identity(gram_matrix, 6)[..., :2], 1.0, 1.0)
+    low, high = unwanted(eigh_descending(gram_matrix)[0], 2)
+    assert high > low
+    basis, captured = filtered(gram_matrix, identity(gram_matrix, 6)[..., :2], low, high)
     assert bool(basis.isfinite().all())
     assert float(captured) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_filtering_survives_low_rank(dtype: torch.dtype) -> None:
+    """More columns are kept than there is rank: what is unwanted is rounding alone, and must not be blown up."""
+    gram_matrix = gram(random(2, 30, 2).to(dtype))
+    values, vectors = eigh_descending(gram_matrix)
+    basis, captured = filtered(gram_matrix, vectors[..., :9], *unwanted(values, 9))
+    assert bool(basis.isfinite().all())
+    assert float(captured) == pytest.approx(float(values.sum()), rel=1e-5)
 
 
 def test_wide_is_double_but_for_giants() -> None:

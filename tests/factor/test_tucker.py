@@ -86,6 +86,20 @@ def test_every_way_through_the_iteration_is_tensorlys(shape: tuple[int, ...], ra
     assert hosvd - theirs > 2e-3  # there was something to find
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("true_rank", [1, 3])
+def test_more_ranks_than_the_weight_has(dtype: torch.dtype, true_rank: int) -> None:
+    """The filters between two decompositions see spectra that are zero but for rounding."""
+    parts = random(1, 35, true_rank), random(1, true_rank, true_rank, 9, seed=1), random(1, true_rank, 33, seed=2)
+    weight = compose(parts, (1, 35, 33, 9)).to(dtype)
+    tucker = Tucker2.of(weight)
+    for ranks in ((20, 16), (5, 20), (true_rank, true_rank), (30, 4)):
+        factors = tucker.hooi(*ranks, iterations=20, tolerance=1e-4)
+        assert all(bool(factor.isfinite().all()) for factor in factors)
+        doubles = cast(Factors, tuple(factor.double() for factor in factors))
+        assert achieved(doubles, weight.double()) < 1e-6
+
+
 def test_more_output_ranks_than_the_inputs_leave_are_filled() -> None:
     weight = random(1, 90, 30, 3)
     out, core, inn = Tucker2.of(weight).hooi(70, 12, iterations=5, tolerance=1e-4)

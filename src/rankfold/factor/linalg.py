@@ -76,6 +76,15 @@ def leading_left(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return torch.linalg.qr(matrix @ right[..., :rank]).Q, energies[..., :rank].sum()
 
 
+def unwanted(values: Tensor, rank: int) -> tuple[float, float]:
+    """Return the interval that holds all eigenvalues ``(batch, n)``, largest first, but the first `rank`.
+
+    It is at least rounding wide: a filter for the spectrum of a matrix of lower rank would overflow otherwise.
+    """
+    low, high, largest = torch.stack([values[..., -1].min(), values[..., rank].max(), values.max()]).tolist()
+    return low, max(high, low + torch.finfo(values.dtype).eps * largest)
+
+
 def filtered(gram_matrix: Tensor, basis: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """Improve a basis of the leading eigenvectors by one step of filtered subspace iteration.
 
@@ -91,7 +100,8 @@ def filtered(gram_matrix: Tensor, basis: Tensor, low: float, high: float) -> tup
     basis : Tensor
         ``(batch, n, r)``, orthonormal columns, most important first.
     low, high : float
-        The interval, ``0 <= low < high``; the filter is sharper the better it is known, but right in any case.
+        The interval, ``0 <= low < high``, as from `unwanted` of a matrix nearby; the filter is sharper the better it
+        is known, but right in any case.
 
     Returns
     -------
@@ -100,7 +110,7 @@ def filtered(gram_matrix: Tensor, basis: Tensor, low: float, high: float) -> tup
     captured : Tensor
         The energy it captures, ``tr(Q^T G Q)``, summed over the batch.
     """
-    centre, radius = (high + low) / 2, max((high - low) / 2, torch.finfo(basis.dtype).tiny)
+    centre, radius = (high + low) / 2, (high - low) / 2
     once = torch.baddbmm(basis, gram_matrix, basis, beta=-centre / radius, alpha=1 / radius)
     twice = torch.baddbmm(once, gram_matrix, once, beta=-2 * centre / radius, alpha=2 / radius) - basis
     basis = torch.linalg.qr(twice).Q  # Householder's QR does not mind columns of very different norms

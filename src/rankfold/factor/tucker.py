@@ -16,6 +16,7 @@ from rankfold.factor.linalg import (
     gram,
     identity,
     leading_left,
+    unwanted,
     wide_dtype,
 )
 
@@ -226,11 +227,11 @@ def _iterate(modes: _Modes, ranks: tuple[int, int], iterations: int, tolerance: 
             if mode in intervals:
                 bases[mode], captured = filtered(seen, bases[mode][..., :rank], *intervals[mode])
                 now = _share_left(captured, total)
-            if mode not in intervals or now > error:
+            if mode not in intervals or not now <= error:
                 values, bases[mode] = eigh_descending(seen)
                 now = _share_left(values[..., :rank].sum(), total)
                 if rank <= FEW * modes.size(mode):  # from now on a filter is cheaper
-                    intervals[mode] = (float(values[..., -1].min()), float(values[..., rank].max()))
+                    intervals[mode] = unwanted(values, rank)
         if error - now < tolerance:
             break
         error = now
