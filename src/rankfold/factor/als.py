@@ -45,12 +45,15 @@ class Effort:
     norm_limit : float
         Bound of the energy of the rank-one terms, ``sum_r ||term_r||^2 / ||tensor||^2``. It is 1 for orthogonal terms
         that make up the tensor.
+    starts : int
+        Most starts. A small tensor has many local optima, and its sweeps cost next to nothing; a large one has one.
     """
 
     iterations: int = 500
     tolerance: float = 1e-3
     target: float = 0.0
     norm_limit: float = 100.0
+    starts: int = 32
 
 
 def khatri_rao(factors: list[Tensor]) -> Tensor:

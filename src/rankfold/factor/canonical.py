@@ -11,8 +11,8 @@ from rankfold.factor.als import Effort, even_out, reconstruct, refine, terms_ene
 from rankfold.factor.linalg import eigh_descending, gram, unfold
 from rankfold.factor.pencil import pencil
 
-# A small tensor has many local optima, and its sweeps cost next to nothing: as many starts as make up so many elements.
-STARTED, MOST_STARTS = 2**16, 32
+# As many starts as make up so many elements.
+STARTED = 2**16
 
 
 class Canonical:
@@ -61,7 +61,7 @@ class Canonical:
             algebraic = pencil(self.tensor, rank, residue=min(0.1, residue / 2))
             if algebraic is not None:
                 start = self._better(even_out(algebraic), start, effort.norm_limit)
-            count = max(1, min(MOST_STARTS, STARTED // self.tensor.numel()))
+            count = max(1, min(effort.starts, STARTED // self.tensor.numel()))
             others = [self._random_start(start, number) for number in range(1, count)]
             found = refine(self.tensor, [start, *others], effort)
             start = self._better(found, start, effort.norm_limit)

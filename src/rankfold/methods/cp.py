@@ -32,12 +32,15 @@ class CPConfig:
     norm_limit : float
         Bound of the energy of the rank-one terms, relative to that of the weight: terms that grow and cancel each other
         are held below it.
+    starts : int
+        Most starts of the iterations; small weights get several, up to this number, and the best result is taken.
     """
 
     iterations: int = 500
     tolerance: float = 1e-3
     target: float = 0.0
     norm_limit: float = 100.0
+    starts: int = 32
 
     def __post_init__(self) -> None:
         require(
@@ -46,12 +49,17 @@ class CPConfig:
         require(self.tolerance >= 0, "tolerance", self.tolerance, ">= 0")
         require(0 <= self.target < 1, "target", self.target, "a relative error, 0 <= target < 1")
         require(self.norm_limit >= 1, "norm_limit", self.norm_limit, ">= 1")
+        require(isinstance(self.starts, int) and self.starts >= 1, "starts", self.starts, "an integer >= 1")
 
     @property
     def effort(self) -> Effort:
         """The same for the kernel."""
         return Effort(
-            iterations=self.iterations, tolerance=self.tolerance, target=self.target, norm_limit=self.norm_limit
+            iterations=self.iterations,
+            tolerance=self.tolerance,
+            target=self.target,
+            norm_limit=self.norm_limit,
+            starts=self.starts,
         )
 
 

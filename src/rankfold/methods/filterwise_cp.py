@@ -19,7 +19,9 @@ from rankfold.records import Blueprint, LayerInfo, Ranks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterwiseCPConfig(CPConfig):
-    """Options of ``filterwise_cp``: those of ``cp``."""
+    """Options of ``filterwise_cp``: those of ``cp``, but from one start, as what one filter loses another gains."""
+
+    starts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
