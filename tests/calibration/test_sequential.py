@@ -109,7 +109,7 @@ def pairs_of(x: Tensor, lacking: Tensor) -> PairMoments:
     n = len(x)
     return PairMoments(
         second=(x.T @ x / n)[None], cross=(lacking.T @ x / n)[None], lacking=lacking.mean(0)[None],
-        given=x.mean(0)[None], energy=float(lacking.square().sum()) / n, count=n,
+        given=x.mean(0)[None], scale=x.square().mean()[None], energy=float(lacking.square().sum()) / n, count=n,
     )  # fmt: skip
 
 
@@ -135,6 +135,20 @@ def test_centred_moments_are_those_of_centred_data() -> None:
     torch.testing.assert_close(found.cross, wanted.cross)
     assert found.energy == pytest.approx(wanted.energy)
     assert found.energy < 0.5 * pairs_of(x, d).energy
+
+
+def test_one_sample_can_be_fitted_to() -> None:
+    """About its mean a lone sample has no moment but rounding, which must not be taken for one that is negative."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(72, 4, 1)
+    (layer,) = static_inventory(conv)
+    sums = PairSums(layer, max_patch=100, max_positions=100)
+    y = torch.randn(2, 4, 1, 1)
+    assert sums.add(y, y + 1, 0.1 * torch.rand(2, 72, 1, 1) + 0.1)
+    folds = [fold.centred() for fold in sums.folds()]
+    assert [fold.count for fold in folds] == [1, 1]
+    for fold in folds:
+        assert float(ridge_correction(fold, 1e-4).abs().max()) < 1e-2
 
 
 @pytest.mark.parametrize(("rows", "noise"), [(12, 1.0), (2000, 0.1), (12, 0.0)])
@@ -274,7 +288,7 @@ def test_streamed_sums_equal_an_oracle_that_keeps_everything() -> None:
         p, y = patch_vectors(after.double(), layer, 10_000)[0], net.conv1(before).double().movedim(1, 0).flatten(1)
         centred = p - p.mean(1, keepdim=True)
         second, cross = centred @ centred.T / p.shape[1], y @ centred.T / p.shape[1]
-        pull = 1e-2 * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype)
+        pull = 1e-2 * p.square().mean() * torch.eye(len(second), dtype=second.dtype)
         weight = torch.linalg.solve(second + pull, (cross + net.conv1.weight.double().flatten(1) @ pull).T).T
         plan = by_hand(conv1=("tucker", (6, 7)))
         lone = copy.deepcopy(net)

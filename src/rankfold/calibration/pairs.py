@@ -155,6 +155,7 @@ def _average(folds: Sequence[_Fold]) -> PairMoments:
         cross=cross,
         lacking=lacking,
         given=given,
+        scale=second.diagonal(dim1=-2, dim2=-1).mean(-1),
         energy=sum(fold.energy for fold in folds) / count,
         count=count,
     )

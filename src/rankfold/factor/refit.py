@@ -23,6 +23,8 @@ class PairMoments:
         ``E[d x^T]``, ``(groups, o, n)``.
     lacking, given : Tensor
         ``E[d]``, ``(groups, o)``, and ``E[x]``, ``(groups, n)``.
+    scale : Tensor
+        ``E ||x||^2 / n``, ``(groups,)``.
     energy : float
         ``E ||d||^2``, over all groups.
     count : int
@@ -33,11 +35,12 @@ class PairMoments:
     cross: Tensor
     lacking: Tensor
     given: Tensor
+    scale: Tensor
     energy: float
     count: int
 
     def centred(self) -> PairMoments:
-        """Return the moments about the means, which are kept."""
+        """Return the moments about the means; the means and the scale are kept."""
         x = self.given.unsqueeze(-2)
         return replace(
             self,
@@ -52,26 +55,29 @@ class PairMoments:
 
 
 def ridge_correction(pairs: PairMoments, ridge: float) -> Tensor:
-    """Return the D that minimises ``E ||d - D x||^2 + ridge * c * ||D||^2``, c the mean eigenvalue of ``E[x x^T]``.
+    """Return the D that minimises ``E ||d - D x||^2 + ridge * c * ||D||^2``, c being the scale of x.
 
     With ``d = W x0 - W x``, what a weight W lacks on x of its output on x0, ``W + D`` is the ridge solution
     ``(E[W x0 x^T] + ridge c W) (E[x x^T] + ridge c I)^-1``. Sums over the differences d keep the digits that those
     over the outputs would lose: where the inputs have not changed, D is 0. Without the pull towards 0 the directions
-    in which the data hardly moves would be fitted to noise.
+    in which the data hardly moves would be fitted to noise. The scale is not that about the mean: inputs that are
+    nearly constant have nothing but rounding there.
 
     Parameters
     ----------
     pairs : PairMoments
         Of the data.
     ridge : float
-        Above 0. Where the moment is not positive definite even so, the share grows tenfold until it is.
+        Above 0. Where the moment is not positive definite even so, it grows until that is.
 
     Raises
     ------
     RankfoldError
         If ``E[x x^T]`` is no second moment.
     """
-    return torch.cholesky_solve(pairs.cross.mT, damped_cholesky(pairs.second, ridge)).mT
+    identity = torch.eye(pairs.second.shape[-1], dtype=pairs.second.dtype, device=pairs.second.device)
+    damped = pairs.second + ridge * pairs.scale[:, None, None] * identity
+    return torch.cholesky_solve(pairs.cross.mT, damped_cholesky(damped, 1e-14)).mT
 
 
 def choose_ridge(folds: Sequence[PairMoments], ridges: Sequence[float]) -> float:
