@@ -110,7 +110,7 @@ def refine(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[T
     """
     with torch.autocast(tensor.device.type, enabled=False):
         norms = tensor.flatten(1).norm(dim=1)
-        share = norms.square() / norms.square().sum()
+        share = norms.double().square() / norms.double().square().sum()
         scale = torch.where(norms > 0, norms, torch.ones_like(norms))
         single = tensor.dtype == torch.float64 and tensor.numel() >= SINGLE
         work = torch.float32 if single else tensor.dtype
@@ -124,7 +124,7 @@ def refine(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[T
             error = float((members.least() * share).sum().clamp_min(0).sqrt())
             history.append(members.typical(share))
             if members.work == torch.float32 and error < SINGLE_ERROR:
-                members.widen(tensor / _columns(scale, tensor))
+                members.widen((tensor / _columns(scale, tensor)).double())
                 continue
             if error <= effort.target or error < 1e-11:
                 break
