@@ -42,6 +42,8 @@ def updated(text: str) -> str:
         records = [json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in match[3].split()]
         if records[0].get("benchmark") == "micro":
             rows = by_shape(records) if match[2] else by_method(records)
+        elif records[0].get("benchmark") == "gauge":
+            rows = of_gauge(records[0]["results"])
         else:
             rows = [row for record in records for row in record["results"]]
         return f"{match[1]}\n{render(rows)}\n\n{match[4]}"
@@ -90,6 +92,29 @@ def by_shape(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 title = f"{record['options']['methods'][0]} / {peer['name']}"
                 cells[title] = _times(statistics.median(ratios)) if ratios else ""
         rows.append(cells)
+    return rows
+
+
+def of_gauge(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each network: what gauging it saves, and what it does to the time of a forward pass."""
+    rows = []
+    for name, row in results.items():
+        torch_ms = next(v for k, v in row.items() if k.startswith("latency_ms_batch_") and k != "latency_ms_batch_1")
+        ort, same = row["onnx"], row["same_budget"]
+        top1 = f"{same['plain_top1']:.1%} → {same['gauged_top1']:.1%}" if "plain_top1" in same else "–"
+        rows.append(
+            {
+                "network, methods": name,
+                "parameters": row["plain_params"],
+                "gauged": row["gauged_params"],
+                "saved": row["saved_share_of_plain"],
+                "MACs saved": 1 - row["gauged_macs"] / row["plain_macs"],
+                "outputs differ by": f"{row['output_difference']:.0e}",
+                "ms in torch": f"{torch_ms['plain']:.0f} → {torch_ms['gauged']:.0f}",
+                "ms in onnxruntime": f"{ort['plain_latency_ms']:.0f} → {ort['gauged_latency_ms']:.0f}",
+                "top-1 at half the parameters": top1,
+            }
+        )
     return rows
 
 
