@@ -436,6 +436,35 @@ def _(s: Scene) -> Act:
     return lambda: rf.apply_(s.net, plan, reconstruct="data")
 
 
+@case("sequential reconstruction without data", e.ConfigError, r"reconstruct='sequential'", r"calibration=")
+def _(s: Scene) -> Act:
+    plan = s.plan()
+    return lambda: rf.apply_(s.net, plan, reconstruct="sequential")
+
+
+@case("sequential options without the mode", e.ConfigError, r"reconstruct=None", r"Pass reconstruct='sequential'")
+def _(s: Scene) -> Act:
+    plan = s.plan()
+    return lambda: rf.apply(s.net, plan, s.labelled, sequential={"ridge": 0.1})
+
+
+@case("sequential option unknown", e.UnknownNameError, r"'ridges'", r"Did you mean 'ridge'")
+def _(s: Scene) -> Act:
+    return lambda: rf.compress(s.net, s.x, calibration=s.labelled, reconstruct="sequential", sequential={"ridges": 0.1})
+
+
+@case("sequential data holds NaN", e.DataError, r"NaN", r"layer")
+def _(s: Scene) -> Act:
+    plan = s.plan()
+    return lambda: rf.apply_(s.net, plan, [s.x, s.x * math.nan], reconstruct="sequential")
+
+
+@case("sequential data of a wrong shape", e.ModelError, r"calibration batch 2", r"2x5x8x8")
+def _(s: Scene) -> Act:
+    plan, odd = s.plan(), torch.randn(2, 5, 8, 8)
+    return lambda: rf.apply_(s.net, plan, [s.x, odd], reconstruct="sequential")
+
+
 @case("reconstruction unknown", e.UnknownNameError, r"reconstruction 'weight'", r"Did you mean 'weights'")
 def _(s: Scene) -> Act:
     plan = s.plan()

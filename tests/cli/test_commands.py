@@ -67,7 +67,7 @@ def test_compress_needs_no_data(run: Run, tmp_path: Path) -> None:
 def test_compress_takes_decisions_by_hand(run: Run, tmp_path: Path) -> None:
     options = ("--override", "conv2=tucker:8,4", "--override", "fc1=svd:0.25", "--override", "fc3=keep")
     run("compress", "lenet5_mnist5k", "-b", "params<=40%", *options, "--option", "keep=0.8", "--out", tmp_path / "out")
-    layers = rf.Plan.load(tmp_path / "out").layers
+    layers = rf.rf.Plan.load(tmp_path / "out").layers
     assert (layers["conv2"].method, layers["conv2"].ranks) == ("tucker", (8, 4))
     assert layers["fc1"].method == "svd"
     assert 0 < layers["fc1"].ranks[0] * (400 + 120) + 120 <= 0.25 * (400 * 120 + 120)
@@ -173,6 +173,18 @@ def test_apply_makes_what_compress_made(run: Run, small: tuple[str, ...], artifa
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", artifact))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_sequential_reconstruction(run: Run, small: tuple[str, ...], tmp_path: Path) -> None:
+    budget = ("--budget", "params<=50%", "--reconstruct", "sequential")
+    run("compress", *small, *budget, "--out", tmp_path / "one")
+    assert rf.Plan.load(tmp_path / "one").provenance.reconstruct == "sequential"
+    run("apply", *small, "--plan", tmp_path / "one", "--reconstruct", "sequential", "--out", tmp_path / "two")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    run("apply", *small, "--plan", tmp_path / "one", "--out", tmp_path / "plain")
+    plain = load_file(tmp_path / "plain" / "model.safetensors")
+    assert not all(torch.equal(plain[name], theirs[name]) for name in theirs)
 
 
 def test_finetune_needs_only_the_artefact(run: Run, artifact: Path, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ EARLY = {
     "strategy option out of range": ((*COMPRESS, "--option", "keep=1.5"), "1.5"),
     "override without method": ((*COMPRESS, "--override", "conv1=8"), "'conv1=8'"),
     "override without ranks": ((*COMPRESS, "--override", "conv1=svd:many"), "'conv1=svd:many'"),
+    "unknown reconstruction": ((*COMPRESS, "--reconstruct", "sequentially"), "Did you mean 'sequential'"),
+    "reconstruction without data": ((*COMPRESS, "--reconstruct", "sequential"), "--data"),
     "unknown device": ((*COMPRESS, "--device", "gpu"), "'gpu'"),
     "input of no size": ((*COMPRESS, "--input-size", "1,one,28,28"), "'1,one,28,28'"),
     "negative seed": ((*COMPRESS, "--seed", "-1"), "--seed"),
