@@ -147,3 +147,12 @@ def test_a_zero_matrix_has_no_error(project: object) -> None:
     assert left.isfinite().all()
     assert right.isfinite().all()
     assert not (left @ right).any()
+
+
+@pytest.mark.parametrize("project", [svd_projection, qr_projection])
+def test_a_zero_matrix_in_a_batch_does_not_spoil_the_factors(project: Any) -> None:
+    matrix = torch.stack([random(6, 5), torch.zeros(6, 5, dtype=torch.float64), random(6, 1) @ random(1, 5)])
+    for rank in range(1, 6):
+        left, right = project(matrix).factors(rank)
+        assert bool((left @ right).isfinite().all())
+        torch.testing.assert_close((left @ right)[1:], matrix[1:], atol=1e-10, rtol=0)

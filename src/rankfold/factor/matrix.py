@@ -135,13 +135,14 @@ class QRProjection:
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``.
 
-        The Cholesky rows of ``M^T M`` are R itself. As long as much is left out, the pivot columns are well conditioned
-        and Q is one triangular solve away; else it comes from Householder's QR of these columns in float64, so that
-        the Gram matrix's squared condition does not touch the factors.
+        The Cholesky rows of ``M^T M`` are R itself. As long as much is left out of every matrix, the pivot columns are
+        well conditioned and Q is one triangular solve away; else it comes from Householder's QR of these columns in
+        float64, so that the Gram matrix's squared condition does not touch the factors.
         """
         choleskys = self._choleskys(self.matrix.dtype)
-        rows, total = torch.stack([c.rows(rank) for c in choleskys]), sum(c.total for c in choleskys)
-        if total > 0 and total - float(rows.square().sum()) >= SINGLE_ENOUGH**2 * total:
+        rows, totals = torch.stack([c.rows(rank) for c in choleskys]), [c.total for c in choleskys]
+        kept = rows.square().sum((-1, -2)).tolist()
+        if all(t > 0 and t - k >= SINGLE_ENOUGH**2 * t for t, k in zip(totals, kept, strict=True)):
             pivots = self._pivots(self.matrix.dtype, rank)
             triangle = rows.gather(-1, pivots.expand(-1, rank, -1))
             seen = self._seen(rows.dtype)

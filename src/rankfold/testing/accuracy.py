@@ -80,8 +80,10 @@ def measured_error(weight: Tensor, subject: Subject, moments: Moments | None) ->
     """Return the relative error of an approximated weight, in the metric of the moments if there are any."""
     dense = methods.to_canonical(subject.weight.double(), subject.info)
     approximation = methods.to_canonical(weight.detach().double(), subject.info)
-    total = float(output_energy(dense, moments))
-    return math.sqrt(max(0.0, float(output_energy(approximation - dense, moments))) / total) if total > 0 else 0.0
+    total, left = (float(output_energy(w, moments)) for w in (dense, approximation - dense))
+    if not math.isfinite(left):
+        return math.inf
+    return math.sqrt(max(0.0, left) / total) if total > 0 else 0.0
 
 
 def geometric_moments(info: LayerInfo, *, patch: bool = False, ratio: float = 1e3) -> Moments:
