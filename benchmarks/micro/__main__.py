@@ -1,6 +1,6 @@
 """rankfold against TensorLy, method by method: one process, same weight, ranks and data type.
 
-    python -m benchmarks.micro --threads 2 [--methods tucker tt svd qr cp filterwise_cp] [--quick]
+    python -m benchmarks.micro --threads 2 [--methods tucker tt svd qr qr_plain cp filterwise_cp] [--quick]
 
 Writes benchmarks/results/micro_METHOD.json. The timer holds everything from the weight in torch's layout to the
 factors; see `benchmarks.micro._timing`.
@@ -30,9 +30,13 @@ CONTESTS: dict[str, Callable[[Method, LayerInfo, Tensor, Ranks], list[Contender]
     "tucker": tucker.contenders,
     "tt": tt.contenders,
     "svd": svd.contenders,
-    "qr": qr.contenders,
+    "qr": qr.pivoted,
+    "qr_plain": qr.plain,
 }
 """What runs for each method: rankfold first, then its peers."""
+
+OPTIONS = {"qr_plain": ("qr", {"pivoting": False})}
+"""Method and options of what is not a method's name with its defaults."""
 
 TO_EQUAL_ERROR: dict[str, Callable[..., list[Outcome]]] = {"cp": cp.race, "filterwise_cp": filterwise_cp.race}
 """What runs for iterative methods without a common stopping rule: seconds to the error that the peer ends with."""
@@ -84,7 +88,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def measure(name: str, shape: Shape, dtype: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each weight and reduction of one shape; none if the method does not fit it."""
-    method, layer, rows = methods.get(name), shape.layer, []
+    method, layer, rows = methods.get(*OPTIONS.get(name, (name, None))), shape.layer, []
     if method.supports(layer) is not None:
         return []
     for kind in args.weights:

@@ -1,7 +1,4 @@
-"""Truncated QR: rankfold (column-pivoted) against TensorLy's ``tl.qr`` (not pivoted) and SciPy's pivoted one.
-
-SciPy's is the like-for-like peer: without pivoting the error is that of dropping arbitrary columns.
-"""
+"""Truncated QR: rankfold against SciPy where columns are pivoted, and against TensorLy, which does not pivot."""
 
 from __future__ import annotations
 
@@ -16,28 +13,31 @@ from rankfold.methods import Method
 from rankfold.records import LayerInfo, Ranks
 
 
-def contenders(method: Method, layer: LayerInfo, weight: Tensor, ranks: Ranks) -> list[Contender]:
-    """Return rankfold, TensorLy and SciPy (LAPACK's geqp3; NumPy's view of the weight is free)."""
-    import tensorly
+def pivoted(method: Method, layer: LayerInfo, weight: Tensor, ranks: Ranks) -> list[Contender]:
+    """Return rankfold and SciPy (LAPACK's geqp3; NumPy's view of the weight is free)."""
+    rank = ranks[0]
 
-    matrix, rank = weight.flatten(1), ranks[0]
-
-    def plain() -> Any:
-        q, r = tensorly.qr(matrix)
-        return q[:, :rank], r[:rank]
-
-    def pivoted() -> Any:
-        found: Any = scipy.linalg.qr(matrix.numpy(), mode="economic", pivoting=True)
+    def run() -> Any:
+        found: Any = scipy.linalg.qr(weight.flatten(1).numpy(), mode="economic", pivoting=True)
         q, r, order = found
         whole = r[:rank].copy()
         whole[:, order] = r[:rank]
         return torch.from_numpy(q[:, :rank]), torch.from_numpy(whole)
 
-    def dense(found: Any) -> Tensor:
-        return found[0].double() @ found[1].double()
+    return [ours(method, layer, weight, ranks), Contender(name="scipy pivoted qr", run=run, dense=product)]
 
-    return [
-        ours(method, layer, weight, ranks),
-        Contender(name="tensorly qr", run=plain, dense=dense),
-        Contender(name="scipy pivoted qr", run=pivoted, dense=dense),
-    ]
+
+def plain(method: Method, layer: LayerInfo, weight: Tensor, ranks: Ranks) -> list[Contender]:
+    """Return rankfold (``pivoting=False``) and TensorLy's backend, of whose result the first columns are kept."""
+    import tensorly
+
+    def run() -> Any:
+        q, r = tensorly.qr(weight.flatten(1))
+        return q[:, : ranks[0]], r[: ranks[0]]
+
+    return [ours(method, layer, weight, ranks), Contender(name="tensorly qr", run=run, dense=product)]
+
+
+def product(found: Any) -> Tensor:
+    """Multiply the factors out."""
+    return found[0].double() @ found[1].double()

@@ -24,6 +24,15 @@ def test_contract(name: str, case: LayerCase) -> None:
     check_method(methods.get(name, OPTIONS.get(name)), cases=[case])
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("qr", {"pivoting": False}), ("tucker", {"iterations": 0}), ("cp", {"iterations": 60, "norm_limit": 2.0})],
+)
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in layer_zoo() if case.thorough])
+def test_contract_with_options(name: str, options: dict[str, object], case: LayerCase) -> None:
+    check_method(methods.get(name, options), cases=[case])
+
+
 def test_the_zoo_is_wide() -> None:
     zoo = layer_zoo()
     assert len(zoo) >= 40

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankfold.factor.linalg import Metric
-from rankfold.factor.matrix import Projection, qr_projection, svd_projection
+from rankfold.factor.matrix import PlainQRProjection, Projection, qr_projection, svd_projection
 
 SHAPES = [(7, 5), (5, 7), (6, 6), (1, 9), (9, 1), (40, 3), (3, 40)]
 
@@ -91,6 +91,20 @@ def test_qr_is_scipys(shape: tuple[int, int]) -> None:
         assert achieved(projection, matrix, rank) == pytest.approx(left_out, abs=1e-9)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_plain_qr_is_numpys(shape: tuple[int, int]) -> None:
+    matrix = random(1, *shape)
+    r = np.linalg.qr(matrix[0].numpy())[1]
+    projection = PlainQRProjection(matrix)
+    for rank in range(1, min(shape) + 1):
+        left_out = np.linalg.norm(r[rank:]) / np.linalg.norm(r)
+        assert projection.relative_error(rank) == pytest.approx(left_out, abs=1e-7)
+        assert achieved(projection, matrix, rank) == pytest.approx(left_out, abs=1e-9)
+    if min(shape) > 1:  # first columns that matter least
+        graded = matrix.abs() + 1e-3 * torch.arange(shape[1], dtype=torch.float64) ** 3 * matrix
+        assert PlainQRProjection(graded).relative_error(1) > qr_projection(graded).relative_error(1) - 1e-12
+
+
 def test_qr_is_never_better_than_svd() -> None:
     for seed in range(20):
         matrix = random(2, 9, 7, seed=seed)
@@ -101,7 +115,7 @@ def test_qr_is_never_better_than_svd() -> None:
     assert qr_projection(matrix).relative_error(3) > svd_projection(matrix).relative_error(3) * 1.001
 
 
-@pytest.mark.parametrize("project", [svd_projection, qr_projection])
+@pytest.mark.parametrize("project", [svd_projection, qr_projection, PlainQRProjection])
 def test_planted_rank_is_found(project: object) -> None:
     assert callable(project)
     matrix = random(3, 10, 4) @ random(3, 4, 8, seed=5)
@@ -111,7 +125,7 @@ def test_planted_rank_is_found(project: object) -> None:
     assert achieved(projection, matrix, 4) < 1e-10
 
 
-@pytest.mark.parametrize("project", [svd_projection, qr_projection])
+@pytest.mark.parametrize("project", [svd_projection, qr_projection, PlainQRProjection])
 def test_a_batch_is_its_members(project: object) -> None:
     assert callable(project)
     matrix = random(4, 6, 9)

@@ -176,3 +176,36 @@ class QRProjection:
 def qr_projection(matrix: Tensor, seen: Tensor | None = None) -> QRProjection:
     """Return the projections onto the pivot columns; see `QRProjection`."""
     return QRProjection(matrix, seen)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainQRProjection:
+    """The projections onto the first columns as they come: QR without pivoting (Golub & Van Loan, section 5.2).
+
+    Parameters
+    ----------
+    matrix, seen : Tensor
+        As for `SVDProjection`.
+    """
+
+    matrix: Tensor
+    seen: Tensor | None = None
+    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def relative_error(self, rank: int) -> float:
+        """Return the root of the energy of the rows left out."""
+        if "errors" not in self._found:
+            seen = self._seen.to(wide_dtype(self.matrix))
+            basis = torch.linalg.qr(seen[..., : min(seen.shape[1:])]).Q
+            self._found["errors"] = relative_errors(tails((basis.mT @ seen).square().sum(-1)).sum(0))
+        return self._found["errors"][rank]
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``."""
+        basis = torch.linalg.qr(self._seen[..., :rank]).Q  # Householder's: orthonormal whatever the columns are
+        rows = basis.mT @ self.matrix
+        return balanced_columns(basis, rows) if self.seen is None else balanced_product(basis, rows)
+
+    @property
+    def _seen(self) -> Tensor:
+        return self.matrix if self.seen is None else self.seen

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rankfold.factor.matrix import qr_projection
+from rankfold._config import require
+from rankfold.factor.matrix import PlainQRProjection, QRProjection
 from rankfold.factor.moments import Moments
 from rankfold.methods._base import rank_values, registry
 from rankfold.methods.svd import PreparedMatrix, in_metric, matrix_blueprint
@@ -16,7 +17,20 @@ from rankfold.records import Blueprint, LayerInfo, Ranks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QRConfig:
-    """``qr`` has no options."""
+    """Options of ``qr``.
+
+    Parameters
+    ----------
+    pivoting : bool
+        Whether to choose the columns that matter most. Without it the first ones are taken as they come, which is
+        plain QR as in Kokhazadeh et al. (2025), section 2.1: faster on small matrices, its error never smaller in
+        practice.
+    """
+
+    pivoting: bool = True
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.pivoting, bool), "pivoting", self.pivoting, "true or false")
 
 
 class QR:
@@ -55,7 +69,8 @@ class QR:
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
         """Take the matrix; pivots are chosen when errors or factors are asked for."""
-        return PreparedMatrix(qr_projection(weight.flatten(2), in_metric(weight, moments)), layer)
+        project = QRProjection if self.config.pivoting else PlainQRProjection
+        return PreparedMatrix(project(weight.flatten(2), in_metric(weight, moments)), layer)
 
 
 registry.register("qr", QR, config=QRConfig, summary="truncated column-pivoted QR of linear layers")
