@@ -53,5 +53,5 @@ def tensorly_parafac(tensor: Tensor, rank: int, seconds: float) -> Outcome:
 
     found = parafac(tensor, rank, random_state=0, callback=stop)
     took = time.perf_counter() - start
-    dense = tensorly.cp_to_tensor((None, [f.double() for f in found.factors]))
+    dense: Any = tensorly.cp_to_tensor((None, [f.double() for f in found.factors]))
     return Outcome(name="tensorly parafac", error=relative_error(dense, tensor), seconds=[took])
