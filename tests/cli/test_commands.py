@@ -67,7 +67,7 @@ def test_compress_needs_no_data(run: Run, tmp_path: Path) -> None:
 def test_compress_takes_decisions_by_hand(run: Run, tmp_path: Path) -> None:
     options = ("--override", "conv2=tucker:8,4", "--override", "fc1=svd:0.25", "--override", "fc3=keep")
     run("compress", "lenet5_mnist5k", "-b", "params<=40%", *options, "--option", "keep=0.8", "--out", tmp_path / "out")
-    layers = rf.rf.Plan.load(tmp_path / "out").layers
+    layers = rf.Plan.load(tmp_path / "out").layers
     assert (layers["conv2"].method, layers["conv2"].ranks) == ("tucker", (8, 4))
     assert layers["fc1"].method == "svd"
     assert 0 < layers["fc1"].ranks[0] * (400 + 120) + 120 <= 0.25 * (400 * 120 + 120)
