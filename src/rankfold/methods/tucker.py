@@ -31,7 +31,7 @@ class TuckerConfig:
     """
 
     iterations: int = 20
-    tolerance: float = 1e-4
+    tolerance: float = 2e-4
 
     def __post_init__(self) -> None:
         require(
