@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import tensorly
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorly.decomposition import parafac
 from torch import Tensor
 
+from rankfold import zoo
 from rankfold.factor.als import Effort, reconstruct, refine, terms_energy
 from rankfold.factor.canonical import Canonical
 
@@ -105,6 +108,35 @@ def test_a_hundred_layers_against_three_restarts_of_tensorly(first: int) -> None
         assert error <= theirs + 1e-3, (number, tuple(weight.shape), rank)
         gains.append(theirs - error)
     assert np.mean(gains) > 0.002  # the comparison is not against nothing
+
+
+@pytest.mark.parametrize("share", [0.15, 0.4, 0.75])
+@pytest.mark.parametrize("name", ["conv1", "conv2"])
+def test_trained_layers_against_three_restarts_of_tensorly(name: str, share: float) -> None:
+    weight = zoo.create("lenet5_mnist5k", weights="bundled").get_submodule(name).weight.detach().double().unsqueeze(0)
+    weight = weight / weight.norm()
+    rank = max(1, int(share * weight.numel() / sum(weight.shape[1:])))
+    factors = Canonical(weight).factors(rank, Effort())
+    assert float(terms_energy(factors)) <= 100.11
+    assert achieved(weight, factors) <= tensorlys_best(weight, rank) + 1e-3
+
+
+@settings(max_examples=40)
+@given(
+    shape=st.tuples(st.integers(1, 7), st.integers(1, 7), st.integers(1, 4), st.integers(1, 3)),
+    rank=st.integers(1, 20),
+    exponent=st.integers(-30, 30),
+    seed=st.integers(0, 99),
+)
+def test_any_tensor_at_any_rank(shape: tuple[int, ...], rank: int, exponent: int, seed: int) -> None:
+    """Never NaN, never above the bound, terms bounded, at any scale and above the exact rank, too."""
+    tensor = random(2, *shape, seed=seed) * 10.0**exponent
+    canonical = Canonical(tensor)
+    factors = canonical.factors(rank, Effort(iterations=30))
+    assert [tuple(f.shape) for f in factors] == [(2, n, rank) for n in shape]
+    assert all(bool(f.isfinite().all()) for f in factors)
+    assert achieved(tensor, factors) <= canonical.relative_error(rank) + 1e-7
+    assert bool((terms_energy(factors) <= 100.11 * tensor.flatten(1).square().sum(1)).all())
 
 
 def degenerate() -> Tensor:
