@@ -122,9 +122,9 @@ def balanced_columns(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
     For singular vectors (orthonormal columns, orthogonal rows) this is `balanced_product` without its decomposition.
     """
-    norms = right.norm(dim=-1)
-    scale = torch.where(norms > 0, norms, torch.ones_like(norms)).sqrt()
-    return left * scale.unsqueeze(-2), right / scale.unsqueeze(-1)
+    scale = torch.linalg.vector_norm(right, dim=-1, keepdim=True).sqrt_()
+    scale = scale + (scale == 0)  # rows of nothing stay as they are
+    return left * scale.mT, right / scale
 
 
 def tails(energies: Tensor) -> Tensor:
