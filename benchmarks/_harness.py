@@ -40,6 +40,13 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return result
 
 
+def data_folder(parser: argparse.ArgumentParser) -> Path:
+    """Return the folder of CIFAR-10 and the weights; end with the parser's error if it is not set."""
+    if "RANKFOLD_DATA" not in os.environ:
+        parser.error("set RANKFOLD_DATA to the folder of CIFAR-10 and the weights")
+    return Path(os.environ["RANKFOLD_DATA"])
+
+
 def start(args: argparse.Namespace) -> None:
     """Set torch's threads and seed as the arguments say."""
     if args.threads is not None:

@@ -11,9 +11,7 @@ same images in the same order, with the default recipe and with one without grad
 from __future__ import annotations
 
 import copy
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,10 +36,8 @@ def main() -> None:
     parser.add_argument("--gone", type=int, default=72, help="per cent of the parameters that go")
     parser.add_argument("--smoke", action="store_true", help="few images")
     args = parser.parse_args()
-    if "RANKFOLD_DATA" not in os.environ:
-        parser.error("set RANKFOLD_DATA to the folder of CIFAR-10 and the weights")
+    data = _harness.data_folder(parser)
     _harness.start(args)
-    data = Path(os.environ["RANKFOLD_DATA"])
     network = "resnet20_cifar10"
     model = rf.zoo.create(network, weights=data / "weights" / f"{network}.safetensors")
     entry, spec = rf.zoo.entry(network), f"cifar10:{data / 'cifar10'}"

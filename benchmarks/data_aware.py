@@ -10,9 +10,6 @@ with the data, shows what the data adds to the choice of ranks.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import _harness
 import rankfold as rf
 
@@ -24,10 +21,8 @@ def main() -> None:
     parser.add_argument("--budget", default="params<=50%")
     parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
     args = parser.parse_args()
-    if "RANKFOLD_DATA" not in os.environ:
-        parser.error("set RANKFOLD_DATA to the folder of CIFAR-10 and the weights")
+    data = _harness.data_folder(parser)
     _harness.start(args)
-    data = Path(os.environ["RANKFOLD_DATA"])
     model = rf.zoo.create(args.network, weights=data / "weights" / f"{args.network}.safetensors")
     entry = rf.zoo.entry(args.network)
     spec = f"cifar10:{data / 'cifar10'}"

@@ -11,7 +11,6 @@ without the re-estimation, with the sums over the data and the factorizations in
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -32,19 +31,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
     parser.add_argument("--smoke", action="store_true", help="few images")
     args = parser.parse_args()
-    if "RANKFOLD_DATA" not in os.environ:
-        parser.error("set RANKFOLD_DATA to the folder of CIFAR-10 and the weights")
+    data = _harness.data_folder(parser)
     _harness.start(args)
     rows = []
     for gone in args.gone:
-        rows.append(measure(gone, args))
+        rows.append(measure(gone, data, args))
         print(rows[-1], flush=True)
         print(_harness.save("sequential", rows, args), flush=True)
 
 
-def measure(gone: int, args: Any) -> dict[str, Any]:
+def measure(gone: int, data: Path, args: Any) -> dict[str, Any]:
     """Return one row of the table: a plan, and the accuracies of its three reconstructions."""
-    network, data = args.network, Path(os.environ["RANKFOLD_DATA"])
+    network = args.network
     model = rf.zoo.create(network, weights=data / "weights" / f"{network}.safetensors")
     entry, spec = rf.zoo.entry(network), f"cifar10:{data / 'cifar10'}"
     limit = 64 if args.smoke else args.images

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rankfold.factor.linalg import Metric
-from rankfold.factor.matrix import PlainQRProjection, Projection, qr_projection, svd_projection
+from rankfold.factor.matrix import PlainQRProjection, Projection, QRProjection, SVDProjection
 
 SHAPES = [(7, 5), (5, 7), (6, 6), (1, 9), (9, 1), (40, 3), (3, 40)]
 
@@ -41,7 +41,7 @@ def achieved(projection: Projection, matrix: Tensor, rank: int, root: Tensor | N
 def test_svd_errors_are_eckart_youngs(shape: tuple[int, int]) -> None:
     matrix = random(1, *shape)
     values = np.linalg.svd(matrix[0].numpy(), compute_uv=False)
-    projection = svd_projection(matrix)
+    projection = SVDProjection(matrix)
     for rank in range(1, min(shape) + 1):
         best = np.sqrt((values[rank:] ** 2).sum() / (values**2).sum())
         assert projection.relative_error(rank) == pytest.approx(best, abs=1e-7)
@@ -54,8 +54,8 @@ def test_svd_in_a_metric_is_the_whitened_svd(shape: tuple[int, int]) -> None:
     matrix = random(1, *shape)
     _, metric = metric_of(shape[1])
     values = np.linalg.svd((matrix @ metric.root)[0].numpy(), compute_uv=False)
-    projection = svd_projection(matrix, matrix @ metric.root)
-    plain = svd_projection(matrix)
+    projection = SVDProjection(matrix, matrix @ metric.root)
+    plain = SVDProjection(matrix)
     for rank in range(1, min(shape)):
         best = np.sqrt((values[rank:] ** 2).sum() / (values**2).sum())
         assert achieved(projection, matrix, rank, metric.root) == pytest.approx(best, abs=1e-9)
@@ -67,7 +67,7 @@ def test_no_other_product_of_the_rank_is_better_on_the_data() -> None:
     matrix = random(1, 8, 6)
     moment, metric = metric_of(6)
     rank = 3
-    left, right = svd_projection(matrix, matrix @ metric.root).factors(rank)
+    left, right = SVDProjection(matrix, matrix @ metric.root).factors(rank)
 
     def energy(product: Tensor) -> float:
         return float(torch.einsum("bij,bjk,bik->", product - matrix, moment, product - matrix))
@@ -84,7 +84,7 @@ def test_qr_is_scipys(shape: tuple[int, int]) -> None:
     matrix = random(1, *shape)
     decomposition: Any = scipy.linalg.qr(matrix[0].numpy(), mode="economic", pivoting=True)
     r = decomposition[1]
-    projection = qr_projection(matrix)
+    projection = QRProjection(matrix)
     for rank in range(1, min(shape) + 1):
         left_out = np.linalg.norm(r[rank:]) / np.linalg.norm(r)
         assert projection.relative_error(rank) == pytest.approx(left_out, abs=1e-7)
@@ -102,20 +102,20 @@ def test_plain_qr_is_numpys(shape: tuple[int, int]) -> None:
         assert achieved(projection, matrix, rank) == pytest.approx(left_out, abs=1e-9)
     if min(shape) > 1:  # first columns that matter least
         graded = matrix.abs() + 1e-3 * torch.arange(shape[1], dtype=torch.float64) ** 3 * matrix
-        assert PlainQRProjection(graded).relative_error(1) > qr_projection(graded).relative_error(1) - 1e-12
+        assert PlainQRProjection(graded).relative_error(1) > QRProjection(graded).relative_error(1) - 1e-12
 
 
 def test_qr_is_never_better_than_svd() -> None:
     for seed in range(20):
         matrix = random(2, 9, 7, seed=seed)
-        by_svd, by_qr = svd_projection(matrix), qr_projection(matrix)
+        by_svd, by_qr = SVDProjection(matrix), QRProjection(matrix)
         for rank in range(1, 8):
             assert by_qr.relative_error(rank) >= by_svd.relative_error(rank) - 1e-9
     matrix = random(2, 9, 7)
-    assert qr_projection(matrix).relative_error(3) > svd_projection(matrix).relative_error(3) * 1.001
+    assert QRProjection(matrix).relative_error(3) > SVDProjection(matrix).relative_error(3) * 1.001
 
 
-@pytest.mark.parametrize("project", [svd_projection, qr_projection, PlainQRProjection])
+@pytest.mark.parametrize("project", [SVDProjection, QRProjection, PlainQRProjection])
 def test_planted_rank_is_found(project: object) -> None:
     assert callable(project)
     matrix = random(3, 10, 4) @ random(3, 4, 8, seed=5)
@@ -125,7 +125,7 @@ def test_planted_rank_is_found(project: object) -> None:
     assert achieved(projection, matrix, 4) < 1e-10
 
 
-@pytest.mark.parametrize("project", [svd_projection, qr_projection, PlainQRProjection])
+@pytest.mark.parametrize("project", [SVDProjection, QRProjection, PlainQRProjection])
 def test_a_batch_is_its_members(project: object) -> None:
     assert callable(project)
     matrix = random(4, 6, 9)
@@ -144,14 +144,14 @@ def test_a_batch_is_its_members(project: object) -> None:
 
 def test_factors_are_balanced() -> None:
     matrix = random(1, 12, 10) @ torch.logspace(0, -6, 10, dtype=torch.float64).diag()
-    left, right = svd_projection(matrix).factors(6)
+    left, right = SVDProjection(matrix).factors(6)
     values = np.linalg.svd(matrix[0].numpy(), compute_uv=False)[:6]
     for factor in (left, right):
         shares = np.linalg.svd(factor[0].numpy(), compute_uv=False)
         np.testing.assert_allclose(shares, np.sqrt(values), rtol=1e-6)
 
 
-@pytest.mark.parametrize("project", [svd_projection, qr_projection])
+@pytest.mark.parametrize("project", [SVDProjection, QRProjection])
 def test_a_zero_matrix_has_no_error(project: object) -> None:
     assert callable(project)
     matrix = torch.zeros(2, 5, 4, dtype=torch.float64)
@@ -163,7 +163,7 @@ def test_a_zero_matrix_has_no_error(project: object) -> None:
     assert not (left @ right).any()
 
 
-@pytest.mark.parametrize("project", [svd_projection, qr_projection])
+@pytest.mark.parametrize("project", [SVDProjection, QRProjection])
 def test_a_zero_matrix_in_a_batch_does_not_spoil_the_factors(project: Any) -> None:
     matrix = torch.stack([random(6, 5), torch.zeros(6, 5, dtype=torch.float64), random(6, 1) @ random(1, 5)])
     for rank in range(1, 6):

@@ -11,7 +11,7 @@ from torch import Tensor
 from rankfold.factor import matrix as matrix_module
 from rankfold.factor import tensor_train as train_module
 from rankfold.factor import tucker as tucker_module
-from rankfold.factor.matrix import qr_projection, svd_projection
+from rankfold.factor.matrix import QRProjection, SVDProjection
 from rankfold.factor.tensor_train import TensorTrain
 from rankfold.factor.tucker import Tucker2
 
@@ -49,9 +49,9 @@ def by_train(weight: Tensor, rank: int) -> tuple[Tensor, float]:
 
 
 KERNELS = {
-    "svd": by_matrix(svd_projection),
-    "svd of a tall matrix": by_matrix(svd_projection, tall=True),
-    "qr": by_matrix(qr_projection),
+    "svd": by_matrix(SVDProjection),
+    "svd of a tall matrix": by_matrix(SVDProjection, tall=True),
+    "qr": by_matrix(QRProjection),
     "tucker": by_tucker,
     "tt": by_train,
 }
@@ -108,7 +108,7 @@ def test_predictions_do_not_depend_on_the_precision_of_the_weight(name: str) -> 
 
 def test_factors_keep_the_precision_that_was_enough() -> None:
     weight = random(1, 40, 24, 4).float()
-    assert {f.dtype for f in svd_projection(weight.flatten(2)).factors(5)} == {torch.float32}
-    assert {f.dtype for f in svd_projection(graded(8, smallest=1e-5).flatten(2)).factors(8)} == {torch.float64}
+    assert {f.dtype for f in SVDProjection(weight.flatten(2)).factors(5)} == {torch.float32}
+    assert {f.dtype for f in SVDProjection(graded(8, smallest=1e-5).flatten(2)).factors(8)} == {torch.float64}
     assert {f.dtype for f in Tucker2.of(weight).hooi(4, 4, iterations=3, tolerance=1e-4)} == {torch.float32}
     assert {f.dtype for f in Tucker2.of(weight.double()).hooi(4, 4, iterations=3, tolerance=1e-4)} == {torch.float64}

@@ -14,6 +14,7 @@ from rankfold import methods as factorizations
 from rankfold._config import require
 from rankfold._progress import track
 from rankfold.api.checks import check_compressible
+from rankfold.candidates import resolve_methods
 from rankfold.cost.exploration import CORES, PAPER_STEPS, Space, Step, check_steps, explore, layer_of
 from rankfold.errors import DataError, UnsupportedLayer
 from rankfold.inventory import inspect, layer_weight
@@ -157,17 +158,10 @@ def analyze(
 
 
 def resolve(names: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return method names: the paper's for None, every method for ``"all"``; unknown names raise."""
-    if names is None:
-        return PAPER_METHODS
-    if isinstance(names, str):
-        listed = factorizations.registry.names() if names == "all" else [n.strip() for n in names.split(",")]
-    else:
-        listed = list(names)
+    """Return method names: the paper's for None, every method for ``"all"``; unknown names and none at all raise."""
+    listed = resolve_methods(names, PAPER_METHODS)
     require(len(listed) > 0, "methods", names, "at least one name")
-    for name in listed:
-        factorizations.registry.get(name)
-    return tuple(dict.fromkeys(listed))
+    return listed
 
 
 def _meant(name: str, layer: LayerInfo) -> bool:

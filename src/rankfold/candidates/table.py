@@ -59,10 +59,10 @@ class TableConfig:
         require(isinstance(self.gauge, bool), "gauge", self.gauge, "true or false")
 
 
-def resolve_methods(names: str | Sequence[str] | None) -> tuple[str, ...]:
+def resolve_methods(names: str | Sequence[str] | None, default: tuple[str, ...] = DEFAULT_METHODS) -> tuple[str, ...]:
     """Return method names: the default set for None, every method for ``"all"``; unknown names raise."""
     if names is None:
-        return DEFAULT_METHODS
+        return default
     require(isinstance(names, Iterable), "methods", names, "a name or a list of names")
     listed = [n.strip() for n in names.split(",")] if isinstance(names, str) else list(names)
     if listed == ["all"]:

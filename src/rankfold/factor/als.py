@@ -21,11 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankfold.factor.linalg import SINGLE_ENOUGH
+
 # Weights of at least so many elements are first iterated in float32: their products take half the time.
 SINGLE = 2**17
-# Below this relative error float32 no longer tells better from worse.
-SINGLE_ERROR = 0.03
-
 # Sweeps after which three quarters of the starts are given up (four stay); sweeps over which progress is judged.
 TRIAL, WINDOW = 30, 20
 
@@ -108,32 +107,31 @@ def refine(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[T
         ``(batch, n_j, rank)``, columns of even norm, in the data type of `tensor`. The error of each tensor is the
         least that any sweep from any start had within `Effort.norm_limit`; NaN if there was none.
     """
-    with torch.autocast(tensor.device.type, enabled=False):
-        norms = tensor.flatten(1).norm(dim=1)
-        share = norms.double().square() / norms.double().square().sum()
-        scale = torch.where(norms > 0, norms, torch.ones_like(norms))
-        single = tensor.dtype == torch.float64 and tensor.numel() >= SINGLE
-        work = torch.float32 if single else tensor.dtype
-        unit = (tensor / _columns(scale, tensor)).to(work)
-        root = scale ** (1 / (tensor.ndim - 1))
-        factors = [torch.cat([f / _columns(root, f) for f in mode]).to(work) for mode in zip(*starts, strict=True)]
-        members = _Members(unit, even_out(factors), len(starts), effort.norm_limit)
-        history: list[float] = []
-        for sweep in range(1, effort.iterations + 1):
-            members.step()
-            error = float((members.least() * share).sum().clamp_min(0).sqrt())
-            history.append(members.typical(share))
-            if members.work == torch.float32 and error < SINGLE_ERROR:
-                members.widen((tensor / _columns(scale, tensor)).double())
-                continue
-            if error <= effort.target or error < 1e-11:
-                break
-            if sweep == TRIAL:
-                members.keep_best(max(4, members.starts // 4))
-            if sweep >= TRIAL + WINDOW // 2 and history[-1 - WINDOW] - history[-1] <= effort.tolerance * history[-1]:
-                break
-        members.keep_best(1)
-        return [f.to(tensor.dtype) * _columns(root, f) for f in members.best]
+    norms = tensor.flatten(1).norm(dim=1)
+    share = norms.double().square() / norms.double().square().sum()
+    scale = torch.where(norms > 0, norms, torch.ones_like(norms))
+    single = tensor.dtype == torch.float64 and tensor.numel() >= SINGLE
+    work = torch.float32 if single else tensor.dtype
+    unit = (tensor / _columns(scale, tensor)).to(work)
+    root = scale ** (1 / (tensor.ndim - 1))
+    factors = [torch.cat([f / _columns(root, f) for f in mode]).to(work) for mode in zip(*starts, strict=True)]
+    members = _Members(unit, even_out(factors), len(starts), effort.norm_limit)
+    history: list[float] = []
+    for sweep in range(1, effort.iterations + 1):
+        members.step()
+        error = float((members.least() * share).sum().clamp_min(0).sqrt())
+        history.append(members.typical(share))
+        if members.work == torch.float32 and error < SINGLE_ENOUGH:  # float32 hardly tells better from worse
+            members.widen((tensor / _columns(scale, tensor)).double())
+            continue
+        if error <= effort.target or error < 1e-11:
+            break
+        if sweep == TRIAL:
+            members.keep_best(max(4, members.starts // 4))
+        if sweep >= TRIAL + WINDOW // 2 and history[-1 - WINDOW] - history[-1] <= effort.tolerance * history[-1]:
+            break
+    members.keep_best(1)
+    return [f.to(tensor.dtype) * _columns(root, f) for f in members.best]
 
 
 class _Members:
@@ -185,18 +183,21 @@ class _Members:
 
     def least(self) -> Tensor:
         """Return the squared relative error ``(batch,)`` of each tensor's best start."""
-        return self.best_error.unflatten(0, (self.starts, self.batch)).amin(0).clamp_min(0)
+        return self._best_errors().amin(0).clamp_min(0)
 
     def typical(self, share: Tensor) -> float:
         """Return the relative error of the batch, averaged over the starts: what moves while any of them does."""
-        errors = self.best_error.unflatten(0, (self.starts, self.batch)).clamp_min(0)
-        return float((errors @ share).sqrt().mean())
+        return float((self._best_errors().clamp_min(0) @ share).sqrt().mean())
+
+    def _best_errors(self) -> Tensor:
+        """Return the best squared errors as ``(starts, batch)``."""
+        return self.best_error.unflatten(0, (self.starts, self.batch))
 
     def keep_best(self, starts: int) -> None:
         """Give up all but the best starts of each tensor."""
         if starts >= self.starts:
             return
-        order = self.best_error.unflatten(0, (self.starts, self.batch)).argsort(dim=0, stable=True)[:starts]
+        order = self._best_errors().argsort(dim=0, stable=True)[:starts]
         index = (order * self.batch + torch.arange(self.batch, device=order.device)).flatten()
         self.starts = starts
         self._set_tensor(self.tensor)
@@ -233,8 +234,7 @@ class _Members:
         n1, trailing = self.tensor.shape[2], self.tensor.shape[3:]
         grams = [new[0]] + [f.mT @ f for f in new[1:]]  # that of the first is not looked at before it is solved for
         positions = khatri_rao(new[2:])
-        columns = (new[1].unsqueeze(2) * positions.unsqueeze(1)).flatten(1, 2)
-        self._solve(self.matrix @ columns, new, grams, 0)
+        self._solve(self.matrix @ khatri_rao([new[1], positions]), new, grams, 0)
         half = (self.matrix.mT @ new[0]).unflatten(1, (n1, -1))  # shared by all other modes
         self._solve((half * positions.unsqueeze(1)).sum(2), new, grams, 1)
         small = (half * new[1].unsqueeze(2)).sum(1).unflatten(1, trailing)

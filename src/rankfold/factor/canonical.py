@@ -33,7 +33,6 @@ class Canonical:
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self.original = tensor
         self.tensor, self._spans = _compress(tensor)
         self.total = float(tensor.square().sum())
 

@@ -91,11 +91,6 @@ class SVDProjection:
         return self._found[dtype]
 
 
-def svd_projection(matrix: Tensor, seen: Tensor | None = None) -> SVDProjection:
-    """Return the projections onto the leading singular vectors; see `SVDProjection`."""
-    return SVDProjection(matrix, seen)
-
-
 def _short_gram(matrix: Tensor) -> Tensor:
     """Return the Gram matrix of the shorter side."""
     return gram(matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT)
@@ -173,39 +168,17 @@ class QRProjection:
         return torch.linalg.qr(seen.gather(-1, pivots.expand(-1, seen.shape[1], -1))).Q
 
 
-def qr_projection(matrix: Tensor, seen: Tensor | None = None) -> QRProjection:
-    """Return the projections onto the pivot columns; see `QRProjection`."""
-    return QRProjection(matrix, seen)
+class PlainQRProjection(QRProjection):
+    """The projections onto the first columns as they come: QR without pivoting (Golub & Van Loan, section 5.2)."""
 
-
-@dataclass(frozen=True, slots=True)
-class PlainQRProjection:
-    """The projections onto the first columns as they come: QR without pivoting (Golub & Van Loan, section 5.2).
-
-    Parameters
-    ----------
-    matrix, seen : Tensor
-        As for `SVDProjection`.
-    """
-
-    matrix: Tensor
-    seen: Tensor | None = None
-    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
-
-    def relative_error(self, rank: int) -> float:
-        """Return the root of the energy of the rows left out."""
-        if "errors" not in self._found:
-            seen = self._seen.to(wide_dtype(self.matrix))
-            basis = torch.linalg.qr(seen[..., : min(seen.shape[1:])]).Q
-            self._found["errors"] = relative_errors(tails((basis.mT @ seen).square().sum(-1)).sum(0))
-        return self._found["errors"][rank]
+    __slots__ = ()
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``."""
-        basis = torch.linalg.qr(self._seen[..., :rank]).Q  # Householder's: orthonormal whatever the columns are
+        basis = self._basis(self.matrix.dtype, rank)  # Householder's: orthonormal whatever the columns are
         rows = basis.mT @ self.matrix
         return balanced_columns(basis, rows) if self.seen is None else balanced_product(basis, rows)
 
-    @property
-    def _seen(self) -> Tensor:
-        return self.matrix if self.seen is None else self.seen
+    def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
+        """Return an orthonormal basis of the first columns."""
+        return torch.linalg.qr(self._seen(dtype)[..., :rank]).Q

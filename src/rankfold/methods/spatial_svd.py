@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rankfold.factor.matrix import Projection, svd_projection
+from rankfold.factor.matrix import Projection, SVDProjection
 from rankfold.factor.moments import Moments
 from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.methods._stages import conv_reason, spatial
@@ -84,7 +84,7 @@ class SpatialSVD:
         """Take the matrix; with moments every kernel row sees the channel moment."""
         metric = channel_metric(moments)
         seen = None if metric is None else _as_matrix(whiten_inputs(weight, metric))
-        return PreparedSpatial(svd_projection(_as_matrix(weight), seen), layer)
+        return PreparedSpatial(SVDProjection(_as_matrix(weight), seen), layer)
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

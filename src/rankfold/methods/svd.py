@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rankfold.factor.linalg import Metric
-from rankfold.factor.matrix import Projection, svd_projection
+from rankfold.factor.matrix import Projection, SVDProjection
 from rankfold.factor.moments import Moments
 from rankfold.methods._base import rank_values, registry, whiten_inputs
 from rankfold.methods._stages import pointwise, spatial
@@ -107,7 +107,7 @@ class SVD:
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
         """Take the matrix; singular vectors are found when errors or factors are asked for."""
-        return PreparedMatrix(svd_projection(weight.flatten(2), in_metric(weight, moments)), layer)
+        return PreparedMatrix(SVDProjection(weight.flatten(2), in_metric(weight, moments)), layer)
 
 
 registry.register("svd", SVD, config=SVDConfig, summary="truncated SVD; channel SVD for convolutions")
