@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rankfold.records import (
@@ -16,15 +17,14 @@ from rankfold.records import (
     LinearSpec,
     ReshapeSpec,
     Size,
+    Stage,
     gauge_blueprint,
 )
-
-INDEX_BYTES = 4
-ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+from rankfold.records.storage import check_storage, stage_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class _Flow:
+class Flow:
     """What flows between two stages: batch elements, channels, spatial sizes."""
 
     batch: int
@@ -33,78 +33,110 @@ class _Flow:
 
     @property
     def numel(self) -> int:
+        """Elements."""
         return self.batch * self.channels * math.prod(self.size)
 
 
-def blueprint_cost(blueprint: Blueprint, layer: LayerInfo) -> Cost:
+def blueprint_cost(blueprint: Blueprint, layer: LayerInfo, *, storage: str | None = None) -> Cost:
     """Return the cost of a factored layer on the layer's calls.
 
     MACs count what `torch.utils.flop_counter.FlopCounterMode` counts (half of its FLOPs): products with weights; biases
     and reshapes are free, and so are the copies that a gauged stage makes. Feature maps are the outputs of all stages
     with weights. Bytes are those of the parameters and of a gauged stage's indices.
+
+    Parameters
+    ----------
+    blueprint : Blueprint
+        The factored layer's stages.
+    layer : LayerInfo
+        The layer that they replace.
+    storage : str or None
+        The data type that weights are stored in: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"``; by default
+        the layer's own. See `rankfold.records.storage.stage_bytes` for the rule.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such storage data type.
     """
+    check_storage(storage)
     macs = fm = 0
     for call in layer.calls:
         stage_macs, stage_fm = _one_call(blueprint, layer, call)
         macs += stage_macs * call.count
         fm += stage_fm * call.count
-    size = blueprint.params * ITEM_BYTES[layer.dtype] + blueprint.indices * INDEX_BYTES
+    size = sum(stage_bytes(stage, layer.dtype, storage) for stage in blueprint.stages)
     return Cost(params=blueprint.params, macs=macs, fm=fm, weight_bytes=size)
 
 
-def gauged_cost(blueprint: Blueprint, layer: LayerInfo, *, gauge: bool = True) -> tuple[Cost, bool]:
+def gauged_cost(
+    blueprint: Blueprint, layer: LayerInfo, *, gauge: bool = True, storage: str | None = None
+) -> tuple[Cost, bool]:
     """Return the cost of a factored layer, gauged if that is allowed and wins, and whether it is.
 
-    It wins with fewer parameters, no more MACs and no more bytes (indices of the pivots included).
+    It wins with fewer parameters, no more MACs and no more bytes (indices of the pivots included) at the storage data
+    type, which is by default the layer's own.
     """
-    plain = blueprint_cost(blueprint, layer)
+    plain = blueprint_cost(blueprint, layer, storage=storage)
     if not gauge:
         return plain, False
     fixed = gauge_blueprint(blueprint)
     if not fixed.gauged:
         return plain, False
-    cost = blueprint_cost(fixed, layer)
+    cost = blueprint_cost(fixed, layer, storage=storage)
     wins = cost.params < plain.params and cost.macs <= plain.macs and cost.weight_bytes <= plain.weight_bytes
     return (cost, True) if wins else (plain, False)
 
 
 def _one_call(blueprint: Blueprint, layer: LayerInfo, call: Call) -> tuple[int, int]:
-    flow = _Flow(call.batch, layer.in_channels, call.in_size)
     macs = fm = 0
-    for stage in blueprint.stages:
+    for stage, before, after in stage_flows(blueprint, layer, call):
         spec = stage.base if isinstance(stage, GaugedSpec) else stage
-        after = _after(spec, flow)
         if isinstance(spec, ConvSpec):
-            positions = flow.size if spec.transposed else after.size
-            macs += stage.weights * math.prod(positions) * flow.batch
+            positions = before.size if spec.transposed else after.size
+            macs += stage.weights * math.prod(positions) * before.batch
             fm += after.numel
         elif isinstance(spec, LinearSpec):
-            macs += stage.weights * flow.batch
+            macs += stage.weights * before.batch
             fm += after.numel
-        flow = after
     return macs, fm
 
 
-def _after(stage: ConvSpec | LinearSpec | ReshapeSpec | BiasSpec, flow: _Flow) -> _Flow:
+def stage_flows(blueprint: Blueprint, layer: LayerInfo, call: Call) -> Iterator[tuple[Stage, Flow, Flow]]:
+    """Yield every stage with what flows into it and out of it at one call of the layer."""
+    flow = Flow(call.batch, layer.in_channels, call.in_size)
+    for stage in blueprint.stages:
+        after = _after(stage.base if isinstance(stage, GaugedSpec) else stage, flow)
+        yield stage, flow, after
+        flow = after
+
+
+def padding_sizes(spec: ConvSpec) -> Size:
+    """Return how many positions the padding adds to each axis, both sides together."""
+    if spec.padding == "same":
+        return tuple(d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True))
+    return tuple(0 if isinstance(spec.padding, str) else 2 * spec.padding[axis] for axis in range(len(spec.kernel)))
+
+
+def _after(stage: ConvSpec | LinearSpec | ReshapeSpec | BiasSpec, flow: Flow) -> Flow:
     if isinstance(stage, ConvSpec):
-        return _Flow(flow.batch, stage.out_channels, _conv_size(stage, flow.size))
+        return Flow(flow.batch, stage.out_channels, _conv_size(stage, flow.size))
     if isinstance(stage, LinearSpec):
-        return _Flow(flow.batch, stage.out_features, ())
+        return Flow(flow.batch, stage.out_features, ())
     if isinstance(stage, BiasSpec):
         return flow
-    return _Flow(flow.numel // math.prod(stage.tail), stage.tail[0], stage.tail[1:])
+    return Flow(flow.numel // math.prod(stage.tail), stage.tail[0], stage.tail[1:])
 
 
 def _conv_size(stage: ConvSpec, size: Size) -> Size:
     """Return the output sizes by the formulas in the documentation of ``torch.nn.Conv2d`` and ``ConvTranspose2d``."""
     if stage.padding == "same":
         return size
-    out = []
+    out, padding = [], padding_sizes(stage)
     for axis, n in enumerate(size):
-        pad = 0 if isinstance(stage.padding, str) else stage.padding[axis]
         reach = stage.dilation[axis] * (stage.kernel[axis] - 1)
         if stage.transposed:
-            out.append((n - 1) * stage.stride[axis] - 2 * pad + reach + stage.output_padding[axis] + 1)
+            out.append((n - 1) * stage.stride[axis] - padding[axis] + reach + stage.output_padding[axis] + 1)
         else:
-            out.append((n + 2 * pad - reach - 1) // stage.stride[axis] + 1)
+            out.append((n + padding[axis] - reach - 1) // stage.stride[axis] + 1)
     return tuple(out)

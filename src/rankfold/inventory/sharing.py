@@ -54,10 +54,18 @@ def persistent_buffers(model: nn.Module) -> list[Tensor]:
     ]
 
 
-def stored_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters and persistent buffers, shared ones once."""
-    tensors: list[Tensor] = [*model.parameters(), *persistent_buffers(model)]
-    return sum(t.numel() * t.element_size() for t in unique(tensors))
+def stored_tensors(model: nn.Module) -> list[Tensor]:
+    """Return all parameters and persistent buffers, shared ones once."""
+    return unique([*model.parameters(), *persistent_buffers(model)])
+
+
+def memory_range(tensor: Tensor) -> tuple[int, int]:
+    """Return the bytes of its memory that a tensor spans."""
+    start = int(tensor.storage_offset()) * tensor.element_size()
+    if not tensor.numel():
+        return start, start
+    last = sum((n - 1) * int(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
 
 
 def stored_params(model: nn.Module) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -11,11 +12,12 @@ from typing import Any
 
 from torch import nn
 
+from rankfold._batches import batch_size
 from rankfold.errors import ModelError, RankfoldWarning
-from rankfold.inventory.kinds import is_lazy
+from rankfold.inventory.kinds import dtype_name, is_lazy
 from rankfold.inventory.quiet import call_example, describe, undisturbed
 from rankfold.inventory.select import Selector, exclusions
-from rankfold.inventory.sharing import stored_bytes, stored_params
+from rankfold.inventory.sharing import stored_params, stored_tensors
 from rankfold.inventory.static import Entry, check_model, scan, walk
 from rankfold.inventory.watch import Usage
 from rankfold.records import Cost, Inventory, LayerInfo
@@ -96,11 +98,23 @@ def inspect(
             # The counter knows no matrix-vector products, the sum over layers no other operation.
             macs=max(flops // 2, listed.macs),
             fm=listed.fm,
-            weight_bytes=stored_bytes(model),
+            weight_bytes=sum(t.numel() * t.element_size() for t in stored_tensors(model)),
         ),
         costs=costs,
         example=describe(example_input),
+        batch=batch_size(example_input),
+        outside=_outside(model, layers),
     )
+
+
+def _outside(model: nn.Module, layers: Sequence[LayerInfo]) -> dict[str, int]:
+    """Count what is stored beside the layers, by data type."""
+    count: Counter[str] = Counter()
+    for tensor in stored_tensors(model):
+        count[dtype_name(tensor)] += tensor.numel()
+    for layer in layers:
+        count[layer.dtype] -= dense_cost(layer).params
+    return {dtype: left for dtype, left in sorted(count.items()) if left}
 
 
 def _check_not_meta(model: nn.Module) -> None:

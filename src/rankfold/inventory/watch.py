@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankfold.inventory.members import Member
-from rankfold.inventory.sharing import storage_pointer
+from rankfold.inventory.sharing import memory_range, storage_pointer
 from rankfold.inventory.static import Entry
 from rankfold.records import Call, LayerInfo
 
@@ -130,7 +130,7 @@ class _WeightWatch(TorchDispatchMode):
                 tensors = member.stored if member.weight is None else (member.weight,)
                 for tensor in tensors:
                     if pointer := storage_pointer(tensor):
-                        self._ranges[pointer].append((*_range(tensor), i))
+                        self._ranges[pointer].append((*memory_range(tensor), i))
 
     def __torch_dispatch__(
         self,
@@ -144,19 +144,10 @@ class _WeightWatch(TorchDispatchMode):
         if not getattr(func, "is_view", False):
             for tensor in _tensors((*args, *kwargs.values())):
                 for low, high, entry in self._ranges.get(storage_pointer(tensor), ()):
-                    start, stop = _range(tensor)
+                    start, stop = memory_range(tensor)
                     if start < high and low < stop:
                         self._usage.touched(entry)
         return func(*args, **kwargs)
-
-
-def _range(tensor: Tensor) -> tuple[int, int]:
-    """Return the bytes of its memory that a tensor spans."""
-    start = int(tensor.storage_offset()) * tensor.element_size()
-    if not tensor.numel():
-        return start, start
-    last = sum((n - 1) * int(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (last + 1) * tensor.element_size()
 
 
 def _tensors(items: Iterable[Any]) -> Iterator[Tensor]:

@@ -1,5 +1,7 @@
 """The data that flows between the stages: frozen records, without any module or weight."""
 
+from rankfold.records.activations import ActivationProfile as ActivationProfile
+from rankfold.records.activations import LayerRun as LayerRun
 from rankfold.records.blueprint import BiasSpec as BiasSpec
 from rankfold.records.blueprint import Blueprint as Blueprint
 from rankfold.records.blueprint import ConvSpec as ConvSpec
@@ -24,4 +26,5 @@ from rankfold.records.layer import Size as Size
 from rankfold.records.plan import Choice as Choice
 from rankfold.records.plan import Plan as Plan
 from rankfold.records.plan import Provenance as Provenance
+from rankfold.records.problem import Judge as Judge
 from rankfold.records.problem import Problem as Problem

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from rankfold.records.cost import Cost
 from rankfold.records.layer import LayerInfo
+from rankfold.records.storage import layer_bytes
 
 
-def dense_cost(layer: LayerInfo) -> Cost:
+def dense_cost(layer: LayerInfo, *, storage: str | None = None) -> Cost:
     """Return what a layer costs before it is factored.
 
     A convolution multiplies every weight once for each output position, a transposed one once for
-    each input position, a linear layer once for each input vector.
+    each input position, a linear layer once for each input vector. Bytes are those at the storage
+    data type, by default the layer's own.
     """
     weight = math.prod(layer.weight_shape)
     params = weight + (layer.out_channels if layer.bias else 0)
@@ -27,5 +27,5 @@ def dense_cost(layer: LayerInfo) -> Cost:
         params=params,
         macs=weight * uses,
         fm=layer.out_channels * positions,
-        weight_bytes=params * getattr(torch, layer.dtype).itemsize,
+        weight_bytes=layer_bytes(layer, storage),
     )

@@ -154,6 +154,10 @@ class Inventory:
         The dense cost of each layer, by name.
     example : str
         The example input in words.
+    batch : int
+        Samples in the example input.
+    outside : dict of str to int
+        By data type, the elements of parameters and persistent buffers that belong to no listed layer.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -161,6 +165,8 @@ class Inventory:
     total: Cost = field(default_factory=Cost)
     costs: dict[str, Cost] = field(default_factory=dict)
     example: str = ""
+    batch: int = 1
+    outside: dict[str, int] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[LayerInfo]:
         return iter(self.layers)

@@ -1,0 +1,132 @@
+"""Bytes at a storage data type: by hand, and against what a built model stores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rankfold import methods
+from rankfold.cost import blueprint_cost, gauged_cost, stored_inventory
+from rankfold.errors import UnknownNameError
+from rankfold.inventory import inspect
+from rankfold.records import Blueprint, Choice, LayerInfo, gauge_blueprint
+from rankfold.records.storage import STORAGES
+from rankfold.surgery.factored import build
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+def network() -> nn.Sequential:
+    """A convolution without bias, a normalisation, a linear layer with one."""
+    layers = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)
+    return nn.Sequential(*layers).eval()
+
+
+def layer_of(layer: nn.Module, *shape: int) -> LayerInfo:
+    return inspect(layer, torch.zeros(shape)).layer("")
+
+
+@pytest.mark.parametrize(
+    ("storage", "conv", "linear", "outside"),
+    [
+        # Weights 216 and 2,880, one bias of 10; 32 numbers of the normalisation, and its counter of 64 bits.
+        ("float32", 4 * 216, 4 * 2890, 4 * 32 + 8),
+        ("float16", 2 * 216, 2 * 2890, 2 * 32 + 8),
+        ("bfloat16", 2 * 216, 2 * 2890, 2 * 32 + 8),
+        ("int8", 216 + 4 * 8, 2880 + 4 * 10 + 4 * 10, 4 * 32 + 8),
+    ],
+)
+def test_a_model_by_hand(storage: str, conv: int, linear: int, outside: int) -> None:
+    found = inspect(network(), X)
+    priced = stored_inventory(found, storage)
+    assert priced.costs["0"].weight_bytes == conv
+    assert priced.costs["4"].weight_bytes == linear
+    assert priced.total.weight_bytes == conv + linear + outside
+    assert priced.total.params == found.total.params
+    assert priced.layers == found.layers
+
+
+def test_its_own_type_changes_nothing() -> None:
+    found = inspect(network(), X)
+    assert stored_inventory(found, None) is found
+    assert stored_inventory(found, "float32") == found
+    half = inspect(network().to(torch.bfloat16), X.to(torch.bfloat16))
+    assert stored_inventory(half, "bfloat16") == half
+    assert stored_inventory(half, "float32").total.weight_bytes == found.total.weight_bytes
+
+
+def test_what_belongs_to_no_layer() -> None:
+    found = inspect(network(), X)
+    assert found.outside == {"float32": 32, "int64": 1}
+
+
+def test_a_tied_weight_is_stored_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x))
+
+    found = inspect(Tied(), torch.zeros(1, 6))
+    assert stored_inventory(found, "float32") == found
+    assert stored_inventory(found, "int8").total.weight_bytes == 36 + 4 * 6
+
+
+def stored(module: nn.Module, weight: int, bias: int, scale: int) -> int:
+    """Count a module's bytes on its own tensors: per stage, its weight's output channels have one scale each."""
+    total = 0
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if name.endswith("weight"):
+            owner = module.get_submodule(name.rpartition(".")[0])
+            channels = owner.out_channels if isinstance(owner, nn.modules.conv._ConvNd) else owner.out_features
+            total += weight * tensor.numel() + scale * int(channels)  # type: ignore[arg-type]
+        elif name.endswith("bias"):
+            total += bias * tensor.numel()
+        else:  # a gauge's indices
+            total += tensor.numel() * tensor.element_size()
+    return total
+
+
+def blueprints() -> list[tuple[LayerInfo, str, Blueprint]]:
+    conv, linear = layer_of(nn.Conv2d(12, 16, 3, padding=1), 1, 12, 6, 6), layer_of(nn.Linear(24, 30), 1, 24)
+    cases = [(conv, "tucker", (5, 4)), (conv, "cp", (6,)), (conv, "tt", (3, 5, 4)), (conv, "svd", (7,))]
+    cases += [(linear, "svd", (6,)), (linear, "qr", (24,)), (linear, "ttm", (4,))]
+    plain = [(layer, name, methods.get(name).blueprint(layer, ranks)) for layer, name, ranks in cases]
+    return [*plain, *[(layer, name, gauge_blueprint(b)) for layer, name, b in plain]]
+
+
+@pytest.mark.parametrize("case", range(14))
+def test_blueprints_are_priced_as_they_are_built(case: int) -> None:
+    layer, name, blueprint = blueprints()[case]
+    module = build(blueprint, layer, Choice(method=name), dtype=torch.float32, device=torch.device("cpu"))
+    sizes = {"float32": (4, 4, 0), "float16": (2, 2, 0), "bfloat16": (2, 2, 0), "int8": (1, 4, 4)}
+    for storage, (weight, bias, scale) in sizes.items():
+        assert blueprint_cost(blueprint, layer, storage=storage).weight_bytes == stored(module, weight, bias, scale)
+    assert blueprint_cost(blueprint, layer, storage="float32") == blueprint_cost(blueprint, layer)
+
+
+def test_a_gauge_may_not_pay_in_int8() -> None:
+    """At rank 4 it saves 16 weights and takes an index of 4 bytes for each of 24 inputs; at rank 20, 400 weights."""
+    layer = layer_of(nn.Linear(24, 30), 1, 24)
+    plain = methods.get("svd").blueprint(layer, (4,))
+    assert gauged_cost(plain, layer, storage="int8")[1] is False
+    assert gauged_cost(plain, layer)[1] is False
+    middle = methods.get("svd").blueprint(layer, (7,))  # 49 weights
+    assert gauged_cost(middle, layer, storage="int8")[1] is False
+    assert gauged_cost(middle, layer)[1] is True
+    wide = methods.get("svd").blueprint(layer, (20,))
+    assert gauged_cost(wide, layer, storage="int8")[1] is True
+
+
+def test_unknown_types_are_refused() -> None:
+    found = inspect(network(), X)
+    layer = found.layer("4")
+    with pytest.raises(UnknownNameError, match="Did you mean 'int8'"):
+        stored_inventory(found, "int4")
+    with pytest.raises(UnknownNameError, match="float64"):
+        blueprint_cost(methods.get("svd").blueprint(layer, (2,)), layer, storage="float64")
+    assert "int4" not in STORAGES
