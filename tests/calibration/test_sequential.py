@@ -442,6 +442,24 @@ def test_attention() -> None:
     assert distance(made.model, net, x) < 0.8 * distance(plain, net, x)
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_transformer_encoder(norm_first: bool) -> None:
+    torch.manual_seed(6)
+    layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.1, batch_first=True, norm_first=norm_first)
+    net = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+    data, x = (
+        [correlated(40 * 6, 16, s).reshape(40, 6, 16) for s in range(2)],
+        correlated(240, 16, 5).reshape(40, 6, 16),
+    )
+    names = ("self_attn.v_proj", "self_attn.out_proj", "linear1", "linear2")
+    plan = Plan(layers={f"layers.{i}.{n}": Choice(method="svd", ranks=(6,)) for i in range(3) for n in names})
+    made = reconstruct_sequentially(net, plan, data)
+    assert set(factored_layers(made.model)) == set(plan.factored) <= set(made.errors)
+    assert distance(made.model, net, x) < 0.9 * distance(rf.apply(net, plan, data, reconstruct="data"), net, x)
+    made.model.train()(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in made.model.parameters())
+
+
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "grouped": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=2),
     "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
@@ -484,6 +502,19 @@ def test_kept_layers_that_cannot_be_written_to_are_named() -> None:
     assert "used outside" in made.notes["b"]
     assert "computed" in made.notes["c"]
     assert torch.equal(layer_weight(made.model, "b"), weight)
+
+
+def test_layers_with_too_many_inputs_are_factored_on_their_own() -> None:
+    net, data = mlp(6, 8, 12, 4), [correlated(64, 6, 0)]
+    plan = by_hand(fc0=("svd", (2,)), fc1=("svd", (3,)))
+    made = reconstruct_sequentially(net, plan, data, SequentialConfig(max_inputs=7))
+    why = {n: f"not fitted: its {k} input channels are more than max_inputs = 7" for n, k in (("fc1", 8), ("fc2", 12))}
+    assert made.notes == {"fc1": why["fc1"] + "; factored on its own", "fc2": why["fc2"]}
+    assert set(made.errors) == {"fc0"}
+    plain = rf.apply(net, plan, data, reconstruct="data")
+    torch.testing.assert_close(made.model.get_submodule("fc1").weight, plain.get_submodule("fc1").weight)
+    assert torch.equal(layer_weight(made.model, "fc2"), layer_weight(net, "fc2"))
+    assert set(reconstruct_sequentially(net, plan, data, SequentialConfig(max_inputs=8)).errors) == {"fc0", "fc1"}
 
 
 def test_calls_that_do_not_correspond() -> None:
@@ -555,6 +586,7 @@ def test_compress_and_artifact(tmp_path: Any) -> None:
         ({"refit_kept": 1}, "refit_kept must be True or False"),
         ({"max_patch": -1}, "max_patch"),
         ({"max_positions": 0}, "max_positions"),
+        ({"max_inputs": 0}, "max_inputs must be an integer >= 1"),
         ({"rigde": 1}, "Did you mean 'ridge'"),
     ],
 )

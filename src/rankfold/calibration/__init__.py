@@ -2,7 +2,7 @@
 
 from rankfold.calibration.batchnorm import reestimate_batchnorm as reestimate_batchnorm
 from rankfold.calibration.second_moments import collect_moments as collect_moments
-from rankfold.calibration.sequential import Reconstruction as Reconstruction
-from rankfold.calibration.sequential import SequentialConfig as SequentialConfig
 from rankfold.calibration.sequential import adopt_ as adopt_
 from rankfold.calibration.sequential import reconstruct_sequentially as reconstruct_sequentially
+from rankfold.calibration.sequential_config import Reconstruction as Reconstruction
+from rankfold.calibration.sequential_config import SequentialConfig as SequentialConfig
