@@ -6,5 +6,5 @@ from rankfold.api.applying import apply as apply
 from rankfold.api.applying import apply_ as apply_
 from rankfold.api.compressing import Result as Result
 from rankfold.api.compressing import compress as compress
-from rankfold.api.stages import factorize as factorize
-from rankfold.api.stages import plan as plan
+from rankfold.api.factorizing import factorize as factorize
+from rankfold.api.planning import plan as plan

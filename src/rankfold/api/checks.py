@@ -8,9 +8,9 @@ from typing import Any
 from rankfold import strategies
 from rankfold._config import is_integer, require
 from rankfold.candidates import TableConfig, resolve_methods
-from rankfold.errors import ModelError
+from rankfold.errors import BudgetError, ModelError
 from rankfold.methods import get as get_method
-from rankfold.records import Budget, Inventory
+from rankfold.records import ACCURACY, Budget, Inventory
 
 BudgetLike = str | Mapping[str, float | str] | Sequence[str] | Budget
 
@@ -30,7 +30,7 @@ def check_options(
     """Raise for every option of `plan` that is wrong whatever the model: before any work is done."""
     strategies.get(strategy, config)
     if budget is not None:
-        Budget.parse(budget)
+        check_measurable(Budget.parse(budget))
     multiple = 1 if rank_multiple is None else rank_multiple
     options = {} if method_options is None else method_options
     table = TableConfig(methods=resolve_methods(methods), options=options, rank_multiple=multiple, gauge=gauge)
@@ -38,6 +38,15 @@ def check_options(
         get_method(name, table.options[name])
     require(overrides is None or isinstance(overrides, Mapping), "overrides", overrides, "a mapping of layer names")
     require(is_integer(seed) and seed >= 0, "seed", seed, "an integer of at least 0")
+
+
+def check_measurable(budget: Budget) -> None:
+    """Raise `BudgetError` if a bound can only be kept by measuring the model, which a plan alone does not."""
+    if budget.get(ACCURACY):
+        raise BudgetError(
+            f"budget {str(budget)!r} bounds {ACCURACY}, which only a measured metric can tell. Use compress with "
+            "evaluate=..., or bound params, macs, flash, ram, fm or memory."
+        )
 
 
 def check_compressible(inventory: Inventory) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from rankfold.api.applying import Reconstruct, SequentialOptions, apply_mode, check_reconstruct
 from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
-from rankfold.api.stages import make_plan
+from rankfold.api.planning import Planner
 from rankfold.calibration import collect_moments
 from rankfold.cost import blueprint_cost
 from rankfold.errors import ConfigError, DataError
@@ -75,7 +75,7 @@ def compress(
     example_input: Any,
     *,
     budget: BudgetLike | None = None,
-    strategy: str = "energy",
+    strategy: str = "compressnas",
     config: Mapping[str, Any] | None = None,
     methods: str | Sequence[str] | None = None,
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -89,6 +89,7 @@ def compress(
     overrides: Mapping[str, Any] | None = None,
     rank_multiple: int | None = None,
     gauge: bool = False,
+    cache: str | Path | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     finetune: FineTune | None = None,
     output: str | Path | None = None,
@@ -105,7 +106,7 @@ def compress(
     reconstruct, sequential
         As for `apply`. By default the factors are found as the plan was made: on the data unless there is none or
         ``data_aware=False``.
-    include, exclude, keep_first_last, overrides, rank_multiple, gauge, seed
+    include, exclude, keep_first_last, overrides, rank_multiple, gauge, cache, seed
         As for `plan`.
     evaluate : callable, optional
         A metric, ``metric(model) -> float``, such as ``rf.top1(loader)``; measured before and after each stage.
@@ -158,10 +159,12 @@ def compress(
     if batches is not None and data_aware:
         moments = collect_moments(model, batches, inventory.compressible)
         clock.lap("calibrate")
-    plan = make_plan(
-        model, inventory, moments, budget=budget, strategy=strategy, config=config, methods=methods,
-        method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, seed=seed,
+    planner = Planner(
+        model, inventory, moments, batches, strategy=strategy, config=config, methods=methods,
+        method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, cache=cache,
+        seed=seed,
     )  # fmt: skip
+    plan = planner.plan(budget)
     clock.lap("plan")
     if mode == "data" and moments is None and batches is not None:  # the plan was made without
         moments = collect_moments(model, batches, [inventory.layer(name) for name in plan.factored])

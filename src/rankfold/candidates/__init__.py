@@ -1,5 +1,10 @@
-"""What could be done with each layer: method x ranks, with cost and error."""
+"""What could be done with each layer: method x ranks, with cost, error, and the damage to the network."""
 
+from rankfold.candidates.judge import Judge as Judge
+from rankfold.candidates.proxies import ProxyConfig as ProxyConfig
+from rankfold.candidates.ram import plan_ram as plan_ram
+from rankfold.candidates.ram import with_ram as with_ram
+from rankfold.candidates.ram import within_ram as within_ram
 from rankfold.candidates.table import DEFAULT_METHODS as DEFAULT_METHODS
 from rankfold.candidates.table import TableConfig as TableConfig
 from rankfold.candidates.table import build_table as build_table

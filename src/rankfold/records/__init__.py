@@ -9,10 +9,13 @@ from rankfold.records.blueprint import GaugedSpec as GaugedSpec
 from rankfold.records.blueprint import LinearSpec as LinearSpec
 from rankfold.records.blueprint import ReshapeSpec as ReshapeSpec
 from rankfold.records.blueprint import Stage as Stage
+from rankfold.records.budget import ACCURACY as ACCURACY
+from rankfold.records.budget import PEAK as PEAK
 from rankfold.records.budget import Bound as Bound
 from rankfold.records.budget import Budget as Budget
 from rankfold.records.candidates import Candidate as Candidate
 from rankfold.records.candidates import CandidateTable as CandidateTable
+from rankfold.records.candidates import PeakRAM as PeakRAM
 from rankfold.records.cost import RESOURCES as RESOURCES
 from rankfold.records.cost import Cost as Cost
 from rankfold.records.gauging import gauge_blueprint as gauge_blueprint

@@ -103,7 +103,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Where a plan comes from."""
+    """Where a plan comes from.
+
+    `search` is what the strategy found out on the way: of ``compressnas``, the proxy, the damage that it predicts, a
+    proven lower bound of it, and how many candidates were measured.
+    """
 
     strategy: str = "manual"
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -113,13 +117,14 @@ class Provenance:
     reconstruct: str | None = None
     weights_hash: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the provenance as JSON-ready values."""
         return {
             "strategy": self.strategy, "config": dict(self.config), "budget": self.budget,
             "methods": list(self.methods), "seed": self.seed, "reconstruct": self.reconstruct,
-            "weights_hash": self.weights_hash, "versions": dict(self.versions),
+            "weights_hash": self.weights_hash, "versions": dict(self.versions), "search": dict(self.search),
         }  # fmt: skip
 
     @classmethod
@@ -138,7 +143,7 @@ class Provenance:
 
 _PROVENANCE: dict[str, tuple[type, ...]] = {
     "strategy": (str,), "config": (dict,), "budget": (str,), "methods": (list, tuple), "seed": (int,),
-    "reconstruct": (str,), "weights_hash": (str,), "versions": (dict,),
+    "reconstruct": (str,), "weights_hash": (str,), "versions": (dict,), "search": (dict,),
 }  # fmt: skip
 
 

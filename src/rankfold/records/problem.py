@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from rankfold.records.budget import Budget
 from rankfold.records.candidates import Candidate, CandidateTable
-from rankfold.records.layer import Inventory
+from rankfold.records.layer import Inventory, Ranks
+
+
+class Judge(Protocol):
+    """Tells the damage of candidates by a proxy, whose options are its own."""
+
+    measured: int
+
+    def proxy(self, config: Any) -> str:
+        """Return the name of the proxy that is used."""
+        ...
+
+    def alone(self, config: Any) -> Mapping[str, Mapping[tuple[str, Ranks], float]]:
+        """Return the damage of every candidate if only it is applied, by layer, method and ranks."""
+        ...
+
+    def around(
+        self,
+        config: Any,
+        picks: Mapping[str, Candidate | None],
+        nearby: Mapping[str, Sequence[Candidate | None]],
+    ) -> Mapping[str, Sequence[float]]:
+        """Return the damage of the picks together, one layer's replaced by each of some others."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +60,8 @@ class Problem:
         ``weight(layer_name)`` returns the layer's weight in torch's layout, detached.
     fixed : mapping of str to Candidate
         Decisions made beforehand, by layer name; the strategy leaves them as they are.
+    judge : Judge or None
+        Tells the damage of candidates (`rankfold.candidates.Judge`).
     apply, finetune, evaluate : callable or None
         For strategies that loop: apply a plan, fine-tune a model, measure a model.
     """
@@ -51,6 +76,7 @@ class Problem:
     rank_multiple: int = 1
     gauge: bool = False
     fixed: Mapping[str, Candidate] = field(default_factory=dict)
+    judge: Judge | None = None
     apply: Callable[..., Any] | None = None
     finetune: Callable[..., Any] | None = None
     evaluate: Callable[..., float] | None = None

@@ -1,5 +1,6 @@
 """Strategies, one file each: a problem in, a plan out; importing the package registers them all."""
 
+from rankfold.strategies import compressnas as compressnas
 from rankfold.strategies import energy as energy
 from rankfold.strategies import manual as manual
 from rankfold.strategies import uniform as uniform

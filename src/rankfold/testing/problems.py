@@ -10,7 +10,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from rankfold.candidates import DEFAULT_METHODS, TableConfig, build_table
+from rankfold.candidates import DEFAULT_METHODS, Judge, TableConfig, build_table
 from rankfold.inventory import inspect, layer_weight
 from rankfold.records import Budget, Candidate, CandidateTable, Plan, Problem
 from rankfold.surgery import apply_plan_, copy_model
@@ -78,6 +78,7 @@ def make_problem(
         seed=SEED,
         methods=DEFAULT_METHODS,
         gauge=gauge,
+        judge=Judge(model, inventory, table, weight_table=table, batches=None, moments=None),
         fixed=decided,
         apply=applied,
     )

@@ -1,0 +1,255 @@
+"""Plan: method and ranks of every layer."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold import strategies
+from rankfold._hashing import tensor_hash
+from rankfold._progress import track
+from rankfold._version import __version__
+from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
+from rankfold.calibration import collect_moments
+from rankfold.candidates import Judge, TableConfig, build_table, resolve_methods
+from rankfold.errors import BudgetError
+from rankfold.factor.moments import Moments
+from rankfold.inventory import inspect, layer_weight
+from rankfold.records import Budget, Candidate, CandidateTable, Inventory, Plan, Problem
+from rankfold.strategies.manual import resolve
+
+
+def plan(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    budget: BudgetLike | None = None,
+    strategy: str = "compressnas",
+    config: Mapping[str, Any] | None = None,
+    methods: str | Sequence[str] | None = None,
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    calibration: Iterable[Any] | None = None,
+    data_aware: bool = True,
+    include: str | type | Sequence[str | type] | None = None,
+    exclude: str | type | Sequence[str | type] | None = None,
+    keep_first_last: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    rank_multiple: int | None = None,
+    gauge: bool = False,
+    cache: str | Path | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Choose method and ranks of every layer.
+
+    Parameters
+    ----------
+    model : Module
+        A trained model; left untouched.
+    example_input : object
+        What the model is called with: a tuple is its positional arguments, a dict its keyword arguments, anything else
+        the one argument.
+    budget : str, mapping, sequence or Budget, optional
+        Upper bounds, such as ``"params<=25%"``, ``"params/4"``, ``{"macs": 0.5, "flash": "512KiB"}``. Without one the
+        strategy's own default decides.
+    strategy : str
+        A registered strategy: ``"compressnas"``, or the baselines ``"energy"``, ``"uniform"``, ``"vbmf"``; or
+        ``"manual"``.
+    config : mapping, optional
+        Options of the strategy.
+    methods : str or sequence of str, optional
+        Factorizations to choose from, or ``"all"``; by default svd, tucker and spatial_svd.
+    method_options : mapping of str to mapping, optional
+        Options of factorizations, by method name.
+    calibration : iterable, optional
+        Batches of inputs, labels not needed; with them errors are those of the layers' outputs.
+    data_aware : bool
+        False judges by the weights alone, calibration data or not.
+    include, exclude : pattern, type or sequence of them, optional
+        Layers to consider, by name pattern (``"layer1.*"``, ``"re:..."``) or module type.
+    keep_first_last : bool
+        Keep the network's first convolution and its last classifier.
+    overrides : mapping of str to choice, optional
+        Decisions by layer name or pattern, which the strategy leaves alone: ``(method, ranks)``, ``(method, share of
+        parameters)`` or None to keep the layer. They count towards the budget.
+    rank_multiple : int, optional
+        Ranks are multiples of this; by default 8 for a model on an accelerator, else 1.
+    gauge : bool
+        Gauge factors wherever that wins: the same function with r^2 parameters and multiplications less at a bond of
+        rank r, which lets a budget buy higher ranks.
+    cache : str or Path, optional
+        Folder that keeps what a strategy measures, keyed by model, data and options: a search that was killed, or that
+        is run again with another budget, measures nothing twice.
+    seed : int
+        The one seed for everything random.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    InfeasibleBudget
+        If the budget cannot be met; the message has the least reachable values.
+    BudgetError
+        If the budget cannot be read, or the model meets it as it is.
+    RankfoldError
+        For every other input that cannot be used; see `rankfold.errors`.
+
+    Examples
+    --------
+    >>> import torch, rankfold as rf
+    >>> net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
+    >>> plan = rf.plan(net, torch.randn(1, 32), budget="params<=50%")
+    >>> sorted(plan.factored)
+    ['0', '2']
+    """
+    check_options(
+        budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
+        overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, seed=seed,
+    )  # fmt: skip
+    inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
+    check_compressible(inventory)
+    batches = reusable(calibration)
+    moments = None
+    if batches is not None and data_aware:
+        moments = collect_moments(model, batches, inventory.compressible)
+    planner = Planner(
+        model, inventory, moments, batches, strategy=strategy, config=config, methods=methods,
+        method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, cache=cache,
+        seed=seed,
+    )  # fmt: skip
+    return planner.plan(budget)
+
+
+class Planner:
+    """One model's problem, posed once and answered for any budget: table and measurements are shared.
+
+    Parameters
+    ----------
+    model : Module
+        The model; left untouched.
+    inventory : Inventory
+        Its layers.
+    moments : mapping or None
+        Second moments of the layers' inputs.
+    batches : iterable or None
+        Calibration data that can be gone through more than once.
+    strategy, config, methods, method_options, overrides, rank_multiple, gauge, cache, seed
+        As for `plan`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inventory: Inventory,
+        moments: Mapping[str, Moments] | None,
+        batches: Iterable[Any] | None,
+        *,
+        strategy: str,
+        config: Mapping[str, Any] | None,
+        methods: str | Sequence[str] | None,
+        method_options: Mapping[str, Mapping[str, Any]] | None,
+        overrides: Mapping[str, Any] | None,
+        rank_multiple: int | None,
+        gauge: bool,
+        cache: str | Path | None,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.moments = moments
+        self.strategy = strategies.get(strategy, config)
+        table_config = TableConfig(
+            methods=resolve_methods(methods),
+            options=method_options or {},
+            rank_multiple=_default_multiple(model) if rank_multiple is None else rank_multiple,
+            gauge=gauge,
+        )
+        weight = partial(layer_weight, model)
+        fixed, inventory = _fix(inventory, table_config, overrides, weight, seed)
+        progress = partial(track, description="pricing candidates")
+
+        @functools.cache
+        def table(*, weighted: bool = True) -> CandidateTable:
+            seen = moments if weighted else None
+            return build_table(inventory, weight, table_config, moments=seen, fixed=fixed, progress=progress)
+
+        self.problem = Problem(
+            inventory=inventory,
+            table=table,
+            weight=weight,
+            seed=seed,
+            methods=table_config.methods,
+            options=table_config.options,
+            rank_multiple=table_config.rank_multiple,
+            gauge=table_config.gauge,
+            fixed=fixed,
+            judge=Judge(
+                model, inventory, table,
+                weight_table=partial(table, weighted=moments is None), batches=batches, moments=moments, cache=cache,
+            ),
+        )  # fmt: skip
+
+    def plan(self, budget: BudgetLike | None) -> Plan:
+        """Return the strategy's plan for a budget."""
+        bounds = None if budget is None else Budget.parse(budget)
+        total = self.problem.inventory.total
+        if bounds is not None and not bounds.exceeded(total, total):
+            raise BudgetError(f"budget {str(bounds)!r} is met by the model as it is; there is nothing to compress.")
+        made = self.strategy.plan(replace(self.problem, budget=bounds))
+        provenance = replace(
+            made.provenance,
+            reconstruct="data" if self.moments else "weights",
+            weights_hash=self._weights_hash,
+            versions={"rankfold": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        )
+        return replace(made, provenance=provenance)
+
+    @functools.cached_property
+    def _weights_hash(self) -> str:
+        return tensor_hash({k: v for k, v in self.model.state_dict().items() if isinstance(v, Tensor)})
+
+
+def _fix(
+    inventory: Inventory,
+    config: TableConfig,
+    overrides: Mapping[str, Any] | None,
+    weight: Callable[[str], Tensor],
+    seed: int,
+) -> tuple[dict[str, Candidate], Inventory]:
+    """Turn overrides into fixed candidates, and into skip reasons for the layers that they keep."""
+    if not overrides:
+        return {}, inventory
+    problem = Problem(
+        inventory=inventory,
+        table=_no_table,
+        weight=weight,
+        seed=seed,
+        options=config.options,
+        rank_multiple=config.rank_multiple,
+        gauge=config.gauge,
+    )
+    chosen = resolve(problem, overrides, owner="'overrides'")
+    layers = tuple(
+        replace(layer, skip=layer.skip or "kept by an override")
+        if layer.name in chosen and chosen[layer.name] is None
+        else layer
+        for layer in inventory.layers
+    )
+    return {n: c for n, c in chosen.items() if c is not None}, replace(inventory, layers=layers)
+
+
+def _no_table() -> Any:
+    raise AssertionError("overrides do not look at the table")
+
+
+def _default_multiple(model: nn.Module) -> int:
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    return 1 if device == "cpu" else 8

@@ -1,0 +1,52 @@
+"""What has been measured, on disk: a search that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rankfold._config import is_number
+from rankfold._files import check_writable, write_text
+from rankfold._hashing import json_hash
+
+_VERSION = 1
+
+
+class Cache:
+    """Numbers in a folder, one file for each key; files appear whole or not at all.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made when the first numbers are stored.
+
+    Raises
+    ------
+    RankfoldError
+        If the folder cannot be written to.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        check_writable(self.folder)
+
+    def get(self, key: Mapping[str, Any], count: int) -> list[float] | None:
+        """Return the numbers stored under a key; None if there are none, or the file is not ours or damaged."""
+        try:
+            data = json.loads(self._file(key).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if not isinstance(data, dict) or data.get("version") != _VERSION or data.get("key") != dict(key):
+            return None
+        values = data.get("values")
+        fine = isinstance(values, list) and len(values) == count and all(is_number(v) for v in values)
+        return [float(v) for v in values] if isinstance(values, list) and fine else None
+
+    def put(self, key: Mapping[str, Any], values: list[float]) -> None:
+        """Store numbers under a key, a JSON-ready mapping that says all that they depend on."""
+        write_text(self._file(key), json.dumps({"version": _VERSION, "key": dict(key), "values": values}))
+
+    def _file(self, key: Mapping[str, Any]) -> Path:
+        return self.folder / f"{json_hash(dict(key))[:32]}.json"

@@ -1,0 +1,198 @@
+"""The judge of candidates: what each would cost in accuracy, by the proxy that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankfold._batches import split_batch, tensors_of
+from rankfold._hashing import json_hash, tensor_hash
+from rankfold._processes import merged, own_share
+from rankfold._progress import track
+from rankfold._version import __version__
+from rankfold.candidates.cache import Cache
+from rankfold.candidates.curves import read_off, representatives
+from rankfold.candidates.network import NetworkProxy, first_samples
+from rankfold.candidates.proxies import MEASURED, ProxyConfig
+from rankfold.errors import ConfigError
+from rankfold.factor.moments import Moments
+from rankfold.inventory import layer_weight
+from rankfold.records import Candidate, CandidateTable, Inventory, Ranks
+from rankfold.surgery.approximate import approximations
+
+Key = tuple[str, Ranks]
+"""A candidate of a layer: method and ranks."""
+
+MOST_MACS = 1e13
+"""Multiply-accumulates that a search takes on its own account: minutes on two cores."""
+FEWEST, MOST = 16, 256
+"""Samples that it looks at, whatever they cost."""
+
+
+class Judge:
+    """Tells the damage of candidates, additive over layers.
+
+    Parameters
+    ----------
+    model : Module
+        The original; left untouched.
+    inventory : Inventory
+        Its layers.
+    table : callable
+        Returns the candidate table; with `moments`, of output errors.
+    weight_table : callable
+        Returns the same candidates with the errors of the weights.
+    batches : iterable or None
+        Calibration data, for the proxies that run the network.
+    moments : mapping or None
+        Second moments by layer name, which the factors are found with.
+    cache : str, Path or None
+        Folder that keeps what was measured.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inventory: Inventory,
+        table: Callable[[], CandidateTable],
+        *,
+        weight_table: Callable[[], CandidateTable],
+        batches: Iterable[Any] | None,
+        moments: Mapping[str, Moments] | None,
+        cache: Any = None,
+    ) -> None:
+        self.model = model
+        self.inventory = inventory
+        self.table = table
+        self.weight_table = weight_table
+        self.batches = batches
+        self.moments = moments
+        self.cache = None if cache is None else Cache(cache)
+        self.measured = 0
+        self._networks: dict[ProxyConfig, NetworkProxy] = {}
+        self._taken: dict[ProxyConfig, list[Any]] = {}
+
+    def proxy(self, config: ProxyConfig) -> str:
+        """Return the proxy that "auto" stands for here, or the one asked for.
+
+        Raises
+        ------
+        ConfigError
+            If it needs calibration data and there is none.
+        """
+        if config.proxy == "auto":
+            return "weight" if self.batches is None else "network"
+        if config.proxy != "weight" and self.batches is None:
+            raise ConfigError(
+                f"proxy={config.proxy!r} needs calibration data. Pass calibration=..., or proxy='weight'."
+            )
+        if config.proxy == "output" and self.moments is None:
+            raise ConfigError("proxy='output' needs second moments. Leave data_aware=False out, or choose another.")
+        return config.proxy
+
+    def alone(self, config: ProxyConfig) -> dict[str, dict[Key, float]]:
+        """Return the damage of every candidate of the table if only it is applied, by layer, method and ranks."""
+        proxy = self.proxy(config)
+        if proxy not in MEASURED:
+            table = self.weight_table() if proxy == "weight" else self.table()
+            return {name: {(c.method, c.ranks): c.error**2 for c in row} for name, row in table.rows.items()}
+        rows = self.table().rows
+        chosen = {name: representatives(row, config.points) for name, row in rows.items()}
+        found: dict[str, list[float]] = {}
+        for name in track(own_share(list(rows)), "measuring layers"):
+            found[name] = self._measure(name, [rows[name][i] for i in chosen[name]], config)
+        found = merged(found)
+        out: dict[str, dict[Key, float]] = {}
+        for name, row in rows.items():
+            damages = read_off(row, dict(zip(chosen[name], found[name], strict=True)))
+            out[name] = {(c.method, c.ranks): damage for c, damage in zip(row, damages, strict=True)}
+        return out
+
+    def _measure(self, name: str, candidates: Sequence[Candidate], config: ProxyConfig) -> list[float]:
+        key = None if self.cache is None else self._key(name, candidates, config)
+        if self.cache is not None and key is not None:
+            known = self.cache.get(key, len(candidates))
+            if known is not None:
+                return known
+        values = self._network(config).alone(self.inventory.layer(name), self._weights(name, candidates))
+        self.measured += len(values)
+        if self.cache is not None and key is not None:
+            self.cache.put(key, values)
+        return values
+
+    def _weights(self, name: str, candidates: Sequence[Candidate | None]) -> list[Tensor]:
+        weight, layer = layer_weight(self.model, name), self.inventory.layer(name)
+        factored = [candidate for candidate in candidates if candidate is not None]
+        made = approximations(weight, layer, factored, (self.moments or {}).get(name))
+        return [weight if candidate is None else next(made) for candidate in candidates]
+
+    def around(
+        self,
+        config: ProxyConfig,
+        picks: Mapping[str, Candidate | None],
+        nearby: Mapping[str, Sequence[Candidate | None]],
+    ) -> dict[str, list[float]]:
+        """Return the damage of the network with these picks applied, one layer's replaced by each of some others.
+
+        Parameters
+        ----------
+        config : ProxyConfig
+            Of "network".
+        picks : mapping
+            The candidate that is applied, by layer name; None keeps a layer.
+        nearby : mapping
+            What to try instead.
+        """
+        network = self._network(config)
+        try:
+            for name, pick in picks.items():
+                network.replace(name, self._weights(name, [pick])[0])
+            found = {}
+            for name in track(own_share(list(nearby)), "measuring layers together"):
+                found[name] = network.alone(self.inventory.layer(name), self._weights(name, nearby[name]))
+                self.measured += len(nearby[name])
+            return merged(found)
+        finally:
+            for name in picks:
+                network.replace(name, layer_weight(self.model, name))
+
+    def _network(self, config: ProxyConfig) -> NetworkProxy:
+        if config not in self._networks:
+            self._networks[config] = NetworkProxy(self.model, self._samples(config), config.taps)
+        return self._networks[config]
+
+    def _samples(self, config: ProxyConfig) -> list[Any]:
+        """Return the batches that are looked at."""
+        if config not in self._taken:
+            count = config.samples
+            if count is None:  # a candidate costs half a pass on the average: what lies before its layer is remembered
+                measured = sum(len(representatives(row, config.points)) for row in self.table().rows.values())
+                per_sample = self.inventory.total.macs / self.inventory.batch * max(measured, 1) / 2
+                count = round(min(max(MOST_MACS / max(per_sample, 1), FEWEST), MOST))
+            self._taken[config] = first_samples(self.batches, count)
+        return self._taken[config]
+
+    def _key(self, name: str, candidates: Sequence[Candidate], config: ProxyConfig) -> dict[str, Any]:
+        """Return all that the damages of a layer's candidates depend on."""
+        moments = (self.moments or {}).get(name)
+        seen = {} if moments is None else {"channel": moments.channel, "patch": moments.patch}
+        inputs = [tensors_of(split_batch(batch)[0]) for batch in self._samples(config)]
+        return {
+            "model": self._model_hash,
+            "layer": name,
+            "candidates": [[c.method, list(c.ranks), dict(c.options)] for c in candidates],
+            "moments": tensor_hash({k: v for k, v in seen.items() if v is not None}),
+            "inputs": tensor_hash({f"{i}.{j}": t for i, batch in enumerate(inputs) for j, t in enumerate(batch)}),
+            "proxy": self.proxy(config),
+            "taps": list(config.taps),
+            "versions": [__version__, str(torch.__version__)],
+        }
+
+    @cached_property
+    def _model_hash(self) -> str:
+        state = {k: v for k, v in self.model.state_dict().items() if isinstance(v, Tensor)}
+        return json_hash([repr(self.model), tensor_hash(state)])

@@ -1,0 +1,204 @@
+"""``compressnas``: method and ranks of all layers chosen together, exactly, under any set of budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from rankfold._config import is_integer, is_number, require
+from rankfold.candidates.proxies import ProxyConfig
+from rankfold.errors import ConfigError, InfeasibleBudget
+from rankfold.records import Candidate, CandidateTable, Judge, Plan, Problem, Ranks
+from rankfold.strategies._base import check_reachable, make_plan, registry
+from rankfold.strategies._knapsack import Options, Solution, solve
+
+Damages = Mapping[str, Mapping[tuple[str, Ranks], float]]
+Picks = dict[str, Candidate | None]
+
+NEARBY = 4
+"""Candidates on either side of a pick that a round tries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressNASConfig(ProxyConfig):
+    """Options of ``compressnas``: those of the proxy (`rankfold.candidates.ProxyConfig`) and these.
+
+    Parameters
+    ----------
+    rounds : int
+        How often to measure again around the solution, all other layers compressed as it says, and to solve again: the
+        proxy adds layers up as if each were alone. Ends early where that brings the network's outputs no closer.
+    tolerance : float
+        Without a budget: the fewest parameters whose predicted damage is at most this.
+    """
+
+    rounds: int = 0
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        ProxyConfig.__post_init__(self)
+        require(is_integer(self.rounds) and self.rounds >= 0, "rounds", self.rounds, "an integer >= 0")
+        require(is_number(self.tolerance) and self.tolerance > 0, "tolerance", self.tolerance, "a number above 0")
+
+    @property
+    def judging(self) -> ProxyConfig:
+        """The options of the proxy alone."""
+        return ProxyConfig(**{f.name: getattr(self, f.name) for f in fields(ProxyConfig)})
+
+
+class CompressNAS:
+    """Rank selection as one global search (Sah et al. 2026, "CompressNAS").
+
+    Every candidate has a cost in each budgeted resource and a damage, which a proxy tells (the paper's: the squared
+    error of the network's output when only this layer is replaced). To choose one candidate, or none, for each layer so
+    that the sum of damages is least within the budget is a multiple-choice knapsack; it is solved exactly, as an
+    integer program. One table of damages serves every budget.
+    """
+
+    name = "compressnas"
+
+    def __init__(self, config: CompressNASConfig) -> None:
+        self.config = config
+
+    def plan(self, problem: Problem) -> Plan:
+        """Return the plan of least damage within the budget."""
+        table = problem.table()
+        check_reachable(problem, table)
+        if problem.judge is None:
+            raise ConfigError(
+                "strategy 'compressnas' needs a judge of candidates: plan with rankfold.plan or compress."
+            )
+        damages = problem.judge.alone(self.config.judging)
+        limits = _limits(problem, table) if problem.budget is not None else self._least_params(table, damages)
+        found = _solved(table, damages, limits)
+        if found is None:
+            raise _infeasible(problem, table)
+        picks, solution = found
+        search: dict[str, Any] = {
+            "proxy": problem.judge.proxy(self.config.judging),
+            "damage": solution.damage,
+            "bound": solution.bound,
+        }
+        if self.config.rounds and picks:
+            picks, together = self._rounds(problem.judge, table, damages, limits, picks)
+            search["together"] = together
+        search["measured"] = problem.judge.measured
+        reasons = dict.fromkeys(table.rows, "the budget is better spent here") | dict(table.reasons)
+        chosen = {name: pick for name, pick in picks.items() if pick is not None}
+        plan = make_plan(problem, self, chosen, reasons=reasons)
+        return replace(plan, provenance=replace(plan.provenance, search=search))
+
+    def _least_params(self, table: CandidateTable, damages: Damages) -> dict[str, int]:
+        """Return the tightest limit on the parameters that keeps the damage tolerable."""
+        low, high = table.least("params") - 1, table.total.params
+        while high - low > max(1, table.total.params // 1000):
+            middle = (low + high) // 2
+            found = _solved(table, damages, {"params": middle})
+            if found is not None and found[1].damage <= self.config.tolerance:
+                high = middle
+            else:
+                low = middle
+        return {"params": high}
+
+    def _rounds(
+        self, judge: Judge, table: CandidateTable, damages: Damages, limits: Mapping[str, int], picks: Picks
+    ) -> tuple[Picks, list[float]]:
+        """Correct the picks for what layers do to each other; return them and the damage together, round by round."""
+        history: list[float] = []
+        best = picks
+        for _ in range(self.config.rounds):
+            nearby = {name: _neighbours(table, damages, limits, name, pick) for name, pick in picks.items()}
+            found = judge.around(self.config.judging, picks, nearby)
+            together = found[next(iter(picks))][0]  # the first of the neighbours is the pick itself
+            if history and together >= min(history):
+                break
+            history.append(together)
+            best = picks
+            # Differences from the least keep the damages nonnegative; a constant changes no choice.
+            local = {
+                name: {_key(c): value - min(found[name]) for c, value in zip(row, found[name], strict=True)}
+                for name, row in nearby.items()
+            }
+            solved = _solved(table, local, limits, allowed=nearby)
+            if solved is None or solved[0] == picks:
+                break
+            picks = solved[0]
+        return best, history
+
+
+def _limits(problem: Problem, table: CandidateTable) -> dict[str, int]:
+    assert problem.budget is not None
+    limits: dict[str, int] = {}
+    for bound in problem.budget.bounds:
+        limit = bound.limit(table.total)
+        limits[bound.resource] = min(limit, limits.get(bound.resource, limit))
+    return limits
+
+
+def _key(candidate: Candidate | None) -> tuple[str, Ranks]:
+    return ("", ()) if candidate is None else (candidate.method, candidate.ranks)
+
+
+def _solved(
+    table: CandidateTable,
+    damages: Mapping[str, Mapping[tuple[str, Ranks], float]],
+    limits: Mapping[str, int],
+    allowed: Mapping[str, Sequence[Candidate | None]] | None = None,
+) -> tuple[Picks, Solution] | None:
+    """Return the picks of least damage within the limits of the whole model; None if nothing is."""
+    names = list(table.rows)
+    rows = {name: [None, *table.rows[name]] if allowed is None else list(allowed[name]) for name in names}
+    elsewhere = table.cost(()) - sum((table.dense[name] for name in names), start=type(table.total)())
+    options = []
+    for name in names:
+        costs = [table.dense[name] if c is None else c.cost for c in rows[name]]
+        options.append(
+            Options(
+                damage=np.array([damages[name].get(_key(c), 0.0) for c in rows[name]]),
+                costs=np.array([[cost.get(r) for r in limits] for cost in costs], dtype=np.int64),
+            )
+        )
+    solution = solve(options, [limit - elsewhere.get(r) for r, limit in limits.items()])
+    if solution is None:
+        return None
+    return {name: rows[name][pick] for name, pick in zip(names, solution.picks, strict=True)}, solution
+
+
+def _neighbours(
+    table: CandidateTable, damages: Damages, limits: Mapping[str, int], name: str, pick: Candidate | None
+) -> list[Candidate | None]:
+    """Return a pick and those beside it on the layer's front of cost and damage, the layer as it is included."""
+
+    def price(candidate: Candidate | None) -> float:
+        cost = table.dense[name] if candidate is None else candidate.cost
+        return sum(cost.get(r) / max(table.total.get(r), 1) for r in limits)
+
+    def damage(candidate: Candidate | None) -> float:
+        return damages[name].get(_key(candidate), 0.0)
+
+    front: list[Candidate | None] = []
+    for candidate in sorted([*table.rows[name], None], key=lambda c: (price(c), damage(c))):
+        if candidate is pick or not front or damage(candidate) < damage(front[-1]):
+            front.append(candidate)
+    at = next(i for i, candidate in enumerate(front) if candidate is pick)
+    return [pick, *front[max(0, at - NEARBY) : at], *front[at + 1 : at + 1 + NEARBY]]
+
+
+def _infeasible(problem: Problem, table: CandidateTable) -> InfeasibleBudget:
+    """Return the error for bounds that can be met one by one, but not together."""
+    assert problem.budget is not None
+    return InfeasibleBudget(
+        f"budget {str(problem.budget)!r} cannot be met: each bound can, but not all of them together. Loosen one.",
+        [
+            (b.resource, b.limit(table.total), table.least(b.resource), table.total.get(b.resource))
+            for b in problem.budget.bounds
+        ],
+    )
+
+
+registry.register(
+    "compressnas", CompressNAS, config=CompressNASConfig, summary="methods and ranks of all layers in one exact search"
+)

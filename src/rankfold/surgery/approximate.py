@@ -1,0 +1,66 @@
+"""What a layer's weight becomes: dense approximations, for judging candidates without building them into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from rankfold import methods
+from rankfold.factor.moments import Moments
+from rankfold.inventory.kinds import hooked_names, weight_hook
+from rankfold.records import Candidate, Choice, LayerInfo
+from rankfold.surgery.factored import build
+
+
+def approximations(
+    weight: Tensor, layer: LayerInfo, candidates: Sequence[Candidate], moments: Moments | None
+) -> Iterator[Tensor]:
+    """Yield what each candidate makes of a weight, in torch's layout; a method prepares the layer once.
+
+    Parameters
+    ----------
+    weight : Tensor
+        In torch's layout.
+    layer : LayerInfo
+        The layer.
+    candidates : sequence of Candidate
+        Of this layer. Gauged factors compute the same as others, so nothing is gauged here.
+    moments : Moments or None
+        Second moments of the layer's input; None approximates the weight instead of the output.
+    """
+    bare = replace(layer, bias=False)
+    prepared: dict[str, methods.Prepared] = {}
+    for candidate in candidates:
+        method = methods.get(candidate.method, candidate.options)
+        if candidate.method not in prepared:
+            prepared[candidate.method] = methods.prepare(method, weight, layer, moments)
+        module = build(
+            method.blueprint(bare, candidate.ranks), bare, Choice(method=candidate.method, ranks=candidate.ranks),
+            dtype=weight.dtype, device=weight.device, factors=prepared[candidate.method].factorize(candidate.ranks),
+            bias=None,
+        )  # fmt: skip
+        with torch.no_grad():
+            yield module.weight
+
+
+def bake_weights_(model: nn.Module) -> nn.Module:
+    """Replace weights that are computed (weight and spectral norm, pruning masks) by what they are in eval mode."""
+    model.eval()
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for name in hooked_names(module):
+            hook = weight_hook(module, name)
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, name)
+            else:
+                remove_weight_norm(module, name)
+    return model
