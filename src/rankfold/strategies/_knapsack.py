@@ -5,17 +5,18 @@ The integer program is SciPy's HiGHS. What is here makes it small, makes it exac
 1. *Dominated* options (another of the layer does no more damage and costs no more of anything; of equal ones the
    later) go, and those that fit no choice within the limits, counted in int64.
 2. The linear relaxation's duals λ give a *Lagrangian bound* LB = Σ_l min_i (d_li + λ·c_li) − λ·limits, true for any
-   λ >= 0, and every option a reduced cost r_li >= 0: a choice that takes it has damage >= LB + r_li. The program is
-   solved over the options of small r first (the *core*); with its damage U as the upper bound, an option with
-   r_li > U − LB is in no optimum. If the core held all others, U is proven; else it grows to them and is solved again.
+   λ >= 0, and every option a reduced cost r_li >= 0: a choice that takes it has damage >= LB + r_li. A first program
+   over the options of small r (the *core*) gives an upper bound U; an option with r_li > U − LB is in no optimum. A
+   second program over the rest asks for another choice that does no more damage than U, until there is none: that
+   proves the least damage, and where it is one choice's alone.
 3. HiGHS works in floats to a tolerance of 1e-6. Costs and damages are counted from each layer's least, rows and
    objective are scaled to 1e6, so the tolerance is 1e-12 of a limit and of the damage. Every answer is counted again
    in int64; one that breaks a limit is cut off by name (Σ x over its options <= layers − 1) and the program solved
    again, so no answer is over a limit and none within the limits is lost.
-4. *Ties.* Choices within a relative 1e-9 of the least damage are equal. A second program, with the damage as a row and
-   the first answer cut off, either shows that it has no equal (the usual case) or finds the equal one with the least
-   sum of cost shares. Among those of that share (again 1e-9) the first in the order of layers and options is
-   found by further programs that minimise the options' positions, a few layers at a time.
+4. *Ties.* Choices within a relative 1e-9 of the least damage are equal. Where the last program of step 2 found an
+   equal one, further programs with the damage as a row find that of the least sum of cost shares, and, among those of
+   that share (again 1e-9), the first in the order of layers and options: they minimise the options' positions, a few
+   layers at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +43,9 @@ SCALE = 1e6
 # Relative slack on sums of floats, far above their rounding (about 1e-16 a term) and far below TIE.
 ROUNDING = 1e-12
 # Options per layer in the first core, on average: enough to hold the optimum of most tables.
-CORE = 6
+CORE = 15
 # Relative gap to which the core is solved: its answer is only the first upper bound.
-CORE_GAP = 1e-3
+CORE_GAP = 1e-2
 # Positions that one objective can order: whole numbers far above HiGHS' absolute gap of 1e-6.
 POSITIONS = 10_000
 # Answers outside the limits by tolerance alone that are cut off before the search gives up.
@@ -246,7 +247,7 @@ def _table(layers: Sequence[Options], limits: NDArray[np.int64]) -> _Table | Non
     )
     while True:
         # Taking an option away can raise its layer's least cost in another resource: until nothing changes.
-        fits = (table.above_least(table.costs) <= table.room()).all(1)
+        fits: NDArray[np.bool_] = np.logical_and.reduce(table.above_least(table.costs) <= table.room(), axis=1)
         if fits.all():
             return table
         if len(np.unique(table.layer[fits])) < len(layers):
@@ -362,11 +363,15 @@ def _minimise(
         # At most all but one of the options of a choice that does not count.
         barred = np.array([*matrix, *cuts], dtype=np.float64).reshape(-1, len(values))
         bound = np.array([*most, *(len(table.starts) - 1.0 for _ in cuts)])
+        constraints = [one_each]
+        if len(bound):
+            # SciPy's stubs know only a float as the upper side.
+            constraints.append(LinearConstraint(barred, -np.inf, cast("float", bound)))
         result = milp(
             table.above_least(values) / unit,
             integrality=np.ones(len(values)),
             bounds=Bounds(0.0, 1.0),
-            constraints=[one_each, LinearConstraint(barred, -np.inf, bound)] if len(bound) else one_each,
+            constraints=constraints,
             options={"mip_rel_gap": gap, "time_limit": time_limit_s},
         )
         if result.status == 2:

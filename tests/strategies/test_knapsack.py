@@ -1,0 +1,343 @@
+"""The exact solver against brute force in whole numbers, its ties, its bound and its errors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import scipy.optimize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankfold.errors import RankfoldError
+from rankfold.strategies import _knapsack
+from rankfold.strategies._knapsack import TIE, Options, Solution, solve
+
+SLACK = 1 + 1e-12  # rounding of float sums
+
+
+def options(damage: list[float], costs: list[list[int]] | list[int]) -> Options:
+    table = np.array(costs, dtype=np.int64)
+    return Options(damage=np.array(damage, dtype=np.float64), costs=table.reshape(len(damage), -1))
+
+
+@dataclass(frozen=True)
+class Choice:
+    picks: tuple[int, ...]
+    damage: Fraction
+    share: Fraction
+
+
+def choices(layers: list[Options], limits: list[int]) -> list[Choice]:
+    """Every choice of options that are not dominated within the limits, counted without rounding."""
+    found = []
+    for picks in itertools.product(*(undominated(layer) for layer in layers)):
+        sums = [sum(int(x.costs[i, k]) for x, i in zip(layers, picks, strict=True)) for k in range(len(limits))]
+        if all(s <= most for s, most in zip(sums, limits, strict=True)):
+            damage = sum((Fraction(float(x.damage[i])) for x, i in zip(layers, picks, strict=True)), Fraction(0))
+            share = sum((Fraction(s, max(most, 1)) for s, most in zip(sums, limits, strict=True)), Fraction(0))
+            found.append(Choice(picks, damage, share))
+    return found
+
+
+def undominated(layer: Options) -> list[int]:
+    rows = [(float(d), *map(int, c)) for d, c in zip(layer.damage, layer.costs, strict=True)]
+    return [
+        j
+        for j, b in enumerate(rows)
+        if not any(
+            all(x <= y for x, y in zip(a, b, strict=True)) and (a != b or i < j) for i, a in enumerate(rows) if i != j
+        )
+    ]
+
+
+def least(found: list[Choice]) -> Choice:
+    """The rule: least damage, then least share, then first; each to a relative 1e-9."""
+    damage = min(c.damage for c in found)
+    tied = [c for c in found if c.damage <= damage * (1 + Fraction(TIE))]
+    share = min(c.share for c in tied)
+    return min((c for c in tied if c.share <= share * (1 + Fraction(TIE))), key=lambda c: c.picks)
+
+
+def check(layers: list[Options], limits: list[int]) -> Solution | None:
+    """Solve, and compare with brute force."""
+    got, found = solve(layers, limits), choices(layers, limits)
+    if not found:
+        assert got is None
+        return None
+    want = least(found)
+    assert got is not None
+    assert got.picks == want.picks
+    assert got.damage == pytest.approx(float(want.damage), rel=1e-14)
+    assert got.bound <= float(min(c.damage for c in found)) * SLACK
+    assert got.bound <= got.damage
+    assert got.gap == 0
+    return got
+
+
+DAMAGES = {
+    "fine": st.floats(0, 1, allow_subnormal=False),
+    "coarse": st.integers(0, 3).map(float),
+    "wide": st.floats(-12, 0).map(lambda x: 10**x),
+    "wide or none": st.one_of(st.just(0.0), st.floats(-6, 6).map(lambda x: 10**x)),
+    "none": st.just(0.0),
+}
+COSTS = {
+    "few": st.integers(0, 4),
+    "thousands": st.integers(0, 10**3),
+    "macs": st.integers(0, 10**10),
+    "huge": st.integers(10**13, 10**14),
+}
+
+
+@st.composite
+def problems(draw: st.DrawFn, most_layers: int = 6) -> tuple[list[Options], list[int]]:
+    """Tables of up to 6 layers whose limits some choice meets to the last unit, or misses by one."""
+    damages = DAMAGES[draw(st.sampled_from(sorted(DAMAGES)))]
+    resources = [COSTS[draw(st.sampled_from(sorted(COSTS)))] for _ in range(draw(st.integers(1, 3)))]
+    option = st.tuples(damages, st.tuples(*resources))
+    rows = draw(st.lists(st.lists(option, min_size=1, max_size=4), min_size=1, max_size=most_layers))
+    layers = [options([d for d, _ in row], [list(c) for _, c in row]) for row in rows]
+    met = [draw(st.integers(0, len(row) - 1)) for row in rows]
+    short = draw(st.sampled_from([0, 0, 0, 1]))
+    sums = sum(layer.costs[i] for layer, i in zip(layers, met, strict=True))
+    return layers, [max(int(x) - short, 0) for x in np.asarray(sums)]
+
+
+@given(problems())
+def test_equals_brute_force(problem: tuple[list[Options], list[int]]) -> None:
+    check(*problem)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("resources", [1, 2])
+def test_equals_brute_force_on_six_layers(seed: int, resources: int) -> None:
+    random = np.random.default_rng(seed)
+    scale = 10 ** np.array([10, 3])[:resources]
+    layers = [options(random.random(5).tolist(), random.integers(0, scale, (5, resources)).tolist()) for _ in range(6)]
+    limits = [int(x) for x in np.sum([layer.costs.mean(0) for layer in layers], 0) * 0.7]
+    got = check(layers, limits)
+    tight = solve(layers, [int(sum(layer.costs[:, k].min() for layer in layers)) for k in range(resources)])
+    assert tight is None or (got is not None and tight.damage > got.damage)  # the limits decide what is taken
+
+
+def test_a_limit_is_never_passed_by_one_unit_of_1e10() -> None:
+    # HiGHS' own tolerance, 1e-6 of the limit, would let 10,000 units through.
+    layers = [options([1.0, 0.0], [1, 5 * 10**9]), options([1.0, 0.0], [1, 5 * 10**9])]
+    over, within = solve(layers, [10**10 - 1]), solve(layers, [10**10])
+    assert over is not None
+    assert within is not None
+    assert (over.damage, within.damage) == (1.0, 0.0)
+
+
+def test_an_answer_over_the_limit_by_tolerance_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One unit of 1e17 is below every tolerance, so HiGHS proposes what only whole numbers refuse.
+    cuts: list[bool] = []
+    counts = _knapsack._counts
+    monkeypatch.setattr(_knapsack, "_counts", lambda *args: cuts.append(counts(*args)) or cuts[-1])
+    big = 10**17
+    layers = [options([3.0, 0.0], [0, big]), options([2.0, 0.0], [0, big]), options([4.0, 1.0], [0, big + 1])]
+    got = check(layers, [2 * big])
+    assert got is not None
+    assert got.picks == (1, 1, 0)
+    assert False in cuts
+    monkeypatch.setattr(_knapsack, "_counts", lambda *args: True)
+    careless = solve(layers, [2 * big])
+    assert careless is not None
+    assert careless.picks == (1, 0, 1)  # the negative control: better, and over by one
+
+
+def test_endless_cuts_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_knapsack, "_counts", lambda *args: False)
+    monkeypatch.setattr(_knapsack, "CUTS", 3)
+    with pytest.raises(RankfoldError, match="Round the limits: 9"):
+        solve([options([1.0, 0.0], [0, 5]), options([1.0, 0.0], [0, 5])], [9])
+
+
+def test_equal_damage_takes_the_least_share() -> None:
+    layers = [options([1.0, 1.0], [[10, 0], [0, 10]]), options([1.0, 0.0], [[0, 0], [1, 1]])]
+    first, second = check(layers, [20, 100]), check(layers, [100, 20])
+    assert first is not None
+    assert second is not None
+    assert first.picks == (1, 1)  # 0.1 of the second resource, not 0.5 of the first
+    assert second.picks == (0, 1)
+
+
+def test_equal_damage_and_share_takes_the_first() -> None:
+    # Which of the two layers gives way makes no difference: position 0 in the first layer wins.
+    layers = [options([1.0, 0.0], [0, 5]), options([1.0, 0.0], [0, 5])]
+    got, turned = check(layers, [5]), check([options([0.0, 1.0], [5, 0])] * 2, [5])
+    assert got is not None
+    assert turned is not None
+    assert got.picks == (0, 1)
+    assert turned.picks == (0, 1)
+
+
+def test_damage_within_the_tolerance_is_equal_and_beyond_is_not() -> None:
+    def two(difference: float) -> Solution | None:
+        return check([options([1.0, 1.0 + difference], [[9, 9], [9, 1]])], [10, 10])
+
+    equal, worse = two(1e-10), two(1e-8)
+    assert equal is not None
+    assert worse is not None
+    assert (equal.picks, worse.picks) == ((1,), (0,))
+    assert equal.bound <= 1.0
+    assert equal.gap == 0
+
+
+def test_many_equal_layers_take_the_first_choice() -> None:
+    # 20 equal layers, 10 of which can be kept: 184,756 equal choices, ordered over several objectives.
+    layers = [options([2.0, 1.5, 0.0], [0, 3, 4])] * 20
+    got = solve(layers, [40])
+    assert got is not None
+    assert got.picks == (0,) * 10 + (2,) * 10
+    assert got.damage == 20
+
+
+def test_small_damages_beside_huge_ones() -> None:
+    # The optimum is 1e-12 of the largest damages; a single scale would not see it.
+    layers = [options([1.0, 3e-12, 1e-12], [0, 2, 3]), options([1.0, 5e-12, 4e-12], [0, 1, 3])]
+    got = check(layers, [4])
+    assert got is not None
+    assert got.picks == (2, 1)
+
+
+def test_dominated_options_are_never_taken() -> None:
+    assert _knapsack._dominated(options([1.0, 1.0, 2.0, 0.0], [[1, 1], [1, 1], [1, 2], [9, 9]])).tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    # What lies above the lower hull of damage over cost may still be optimal, and stays.
+    assert not _knapsack._dominated(options([1.0, 0.9, 0.0], [0, 5, 6])).any()
+    got = check([options([1.0, 0.9, 0.0], [0, 5, 6])], [5])
+    assert got is not None
+    assert got.picks == (1,)
+
+
+def test_nothing_fits() -> None:
+    layers = [options([0.0, 1.0], [[3, 1], [1, 3]]), options([0.0, 1.0], [[3, 1], [1, 3]])]
+    assert solve(layers, [3, 3]) is None  # each limit alone can be met, and not both
+    assert solve(layers, [1, 100]) is None
+    assert solve(layers, [-1, 100]) is None
+    got = solve(layers, [4, 4])
+    assert got is not None
+    assert got.picks == (0, 1)
+
+
+def test_no_layers_and_no_limits() -> None:
+    empty = solve([], [5])
+    assert empty == Solution(picks=(), damage=0.0, bound=0.0)
+    free = solve([Options(damage=np.array([2.0, 1.0]), costs=np.zeros((2, 0), dtype=np.int64))], [])
+    assert free is not None
+    assert free.picks == (1,)
+
+
+def table_of(count: int, size: int, seed: int) -> tuple[list[Options], list[int]]:
+    """A network's table: parameters and MACs, damage that falls off with the rank, unevenly."""
+    random = np.random.default_rng(seed)
+    layers, dense = [], np.zeros(2)
+    for _ in range(count):
+        full, positions = int(10 ** random.uniform(3, 6)), int(random.choice([7, 14, 28, 56])) ** 2
+        share = np.linspace(0, 1, size) * random.uniform(0.8, 1, size)
+        params = (full * share).astype(np.int64)
+        macs = params * positions * random.integers(9, 12, size) // 10
+        damage = 10 ** random.uniform(-3, 0) * np.exp(-random.uniform(1, 6) * share) * (1 - share)
+        layers.append(Options(damage=damage, costs=np.stack([params, macs], 1)))
+        dense += [full, full * positions]
+    return layers, [int(x) for x in dense * 0.5]
+
+
+def test_a_network_sized_table_is_solved_to_the_bound() -> None:
+    layers, limits = table_of(20, 60, 0)
+    start = time.perf_counter()
+    got = solve(layers, limits)
+    seconds = time.perf_counter() - start
+    assert got is not None
+    assert got.gap == 0
+    taken = sum(layer.costs[i] for layer, i in zip(layers, got.picks, strict=True))
+    assert (np.asarray(taken) <= limits).all()
+    assert got == solve(layers, limits)
+    assert seconds < 10  # 0.1 s on one core
+
+
+def test_the_core_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = [table_of(8, 20, seed) for seed in range(4)]
+    plain = [solve(*problem) for problem in problems]
+    monkeypatch.setattr(_knapsack, "CORE", 1)
+    assert [solve(*problem) for problem in problems] == plain
+    monkeypatch.setattr(_knapsack, "CORE", 10**6)
+    assert [solve(*problem) for problem in problems] == plain
+
+
+def test_the_lagrangian_bound_and_reduced_costs_hold() -> None:
+    random = np.random.default_rng(0)
+    layers = [options(random.random(5).tolist(), random.integers(0, 100, (5, 2)).tolist()) for _ in range(5)]
+    limits = [200, 180]
+    table = _knapsack._table(layers, np.array(limits))
+    assert table is not None
+    bound, reduced = _knapsack._reduced_costs(table, 1.0)
+    cost = {(int(l), int(i)): float(r) for l, i, r in zip(table.layer, table.index, reduced, strict=True)}
+    found = choices(layers, limits)
+    assert bound > sum(layer.damage.min() for layer in layers)  # the duals say something
+    for choice in found:
+        assert bound + sum(cost[l, i] for l, i in enumerate(choice.picks)) <= float(choice.damage) * SLACK
+
+
+def test_the_gap_is_what_is_missing() -> None:
+    assert Solution(picks=(0,), damage=2.0, bound=1.5).gap == 0.25
+    assert Solution(picks=(0,), damage=2.0, bound=2.0).gap == 0
+    assert Solution(picks=(0,), damage=0.0, bound=0.0).gap == 0
+
+
+def test_highs_out_of_time_is_an_error() -> None:
+    layers, limits = table_of(20, 60, 0)
+    with pytest.raises(RankfoldError, match="HiGHS found no proven best plan of 20 layers.*status 1"):
+        solve(layers, limits, time_limit_s=1e-4)
+
+
+def test_highs_giving_up_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = scipy.optimize.OptimizeResult(status=4, message="numerical trouble", x=None)
+    monkeypatch.setattr(scipy.optimize, "milp", lambda *args, **kwargs: failed)
+    with pytest.raises(RankfoldError, match="numerical trouble"):
+        solve([options([1.0, 0.0], [0, 5]), options([1.0, 0.0], [0, 5])], [9])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_bad_damages_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="finite and not negative"):
+        options([0.0, bad], [1, 2])
+
+
+def test_bad_tables_are_refused() -> None:
+    with pytest.raises(ValueError, match="not be negative"):
+        options([0.0], [-1])
+    with pytest.raises(ValueError, match="int64"):
+        Options(damage=np.zeros(2), costs=np.zeros((2, 1)))
+    with pytest.raises(ValueError, match="2 rows"):
+        Options(damage=np.zeros(2), costs=np.zeros((3, 1), dtype=np.int64))
+    with pytest.raises(ValueError, match="float64"):
+        Options(damage=np.zeros(0), costs=np.zeros((0, 1), dtype=np.int64))
+    with pytest.raises(ValueError, match="2 resources"):
+        solve([options([0.0], [1])], [1, 2])
+    with pytest.raises(ValueError, match="too large"):
+        solve([options([0.0], [2**61]), options([0.0], [2**61])], [1])
+    with pytest.raises(ValueError, match="not finite"):
+        solve([options([1e308], [1]), options([1e308], [1])], [5])
+
+
+@settings(max_examples=40)
+@given(problems(most_layers=4), st.integers(0, 3))
+def test_more_room_never_does_more_damage(problem: tuple[list[Options], list[int]], more: int) -> None:
+    layers, limits = problem
+    small, large = solve(layers, limits), solve(layers, [limit + more for limit in limits])
+    if small is not None:
+        assert large is not None
+        assert large.bound <= small.damage
+        assert large.damage <= small.damage * (1 + 2 * TIE)
