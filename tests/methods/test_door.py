@@ -32,7 +32,9 @@ class Nothing:
         return ()
 
 
-def given(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments | None, *, adaptive: bool) -> Tensor:
+def given(
+    method: Method, weight: Tensor, layer: LayerInfo, moments: Moments | None, *, adaptive: bool, balanced: bool = False
+) -> Tensor:
     """Return the weight as the method gets to see it."""
     seen: list[Tensor] = []
 
@@ -49,6 +51,8 @@ def given(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments | N
     spy = Spy()
     if adaptive:
         spy.adaptive = True
+    if balanced:
+        spy.balanced = True
     methods.prepare(spy, weight, layer, moments)
     return seen[0]
 
@@ -73,6 +77,38 @@ def test_methods_get_the_precision_they_can_work_with(
     seen = given(methods.get("svd"), case.weight.to(dtype), case.info, moments, adaptive=adaptive)
     assert seen.dtype == expected
     assert float(seen.abs().max()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "harmless"), [(1e-30, False), (1e-4, False), (0.1, True), (9.0, True), (1e30, False)]
+)
+@pytest.mark.parametrize("balanced", [True, False])
+def test_harmless_weights_of_balanced_methods_are_not_scaled(scale: float, harmless: bool, balanced: bool) -> None:
+    case = subject("svd")
+    weight = case.weight / case.weight.abs().max() * scale
+    seen = given(methods.get("svd"), weight, case.info, None, adaptive=True, balanced=balanced)
+    assert float(seen.abs().max()) == pytest.approx(scale if harmless and balanced else 1.0)
+    assert torch.equal(seen[0], weight) == (harmless and balanced)
+
+
+@pytest.mark.parametrize("name", methods.registry.names())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_shares_memory(name: str, dtype: torch.dtype) -> None:
+    """Neither a later change of the weight nor one of the factors reaches what a layer's preparation keeps."""
+    case, method = subject(name, dtype), methods.get(name)
+    limits, weight = method.max_ranks(case.info), case.weight.clone()
+    (small,) = sample_ranks(method, case.info, count=1)
+    expected = [methods.prepare(method, weight, case.info).factorize(ranks) for ranks in (small, limits)]
+    prepared = methods.prepare(method, weight, case.info)
+    weight.zero_()
+    for ranks, first in zip((small, limits), expected, strict=True):
+        found = prepared.factorize(ranks)
+        for a, b in zip(first, found, strict=True):
+            torch.testing.assert_close(a, b)
+            assert b.untyped_storage().nbytes() == b.nbytes  # nor does saving a factor save more
+            b.zero_()
+        for a, b in zip(first, prepared.factorize(ranks), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("name", methods.registry.names())

@@ -123,7 +123,7 @@ def balanced_columns(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     For singular vectors (orthonormal columns, orthogonal rows) this is `balanced_product` without its decomposition.
     """
     scale = torch.linalg.vector_norm(right, dim=-1, keepdim=True).sqrt_()
-    scale = scale + (scale == 0)  # rows of nothing stay as they are
+    scale += scale.clone().logical_not_()  # rows of nothing stay as they are
     return left * scale.mT, right / scale
 
 

@@ -176,7 +176,7 @@ class PlainQRProjection(QRProjection):
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``."""
         basis = self._basis(self.matrix.dtype, rank)  # Householder's: orthonormal whatever the columns are
-        rows = basis.mT @ self.matrix
+        rows = torch.bmm(basis.mT, self.matrix)
         return balanced_columns(basis, rows) if self.seen is None else balanced_product(basis, rows)
 
     def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:

@@ -35,7 +35,8 @@ class Method(Protocol):
 
     One file each in this package, registered by name. An instance holds its options (a frozen config dataclass). A
     class with ``adaptive = True`` is given weights of at most single precision in float32, and widens them where its
-    result needs it; others are given float64.
+    result needs it; others are given float64. One with ``balanced = True`` shares a weight's scale evenly among its
+    factors, which are in memory of their own: the door does not scale for it but where the weight is huge or tiny.
     """
 
     name: str
@@ -62,7 +63,8 @@ class Method(Protocol):
         Parameters
         ----------
         weight : Tensor
-            Canonical: ``(groups, out / groups, in / groups, *kernel)``, finite, scaled to largest magnitude 1.
+            Canonical: ``(groups, out / groups, in / groups, *kernel)``, finite, a copy. Its largest magnitude is 1, of
+            a balanced method within `HARMLESS` (or 0).
         layer : LayerInfo
             The layer.
         moments : Moments or None
@@ -133,6 +135,10 @@ def to_canonical(weight: Tensor, layer: LayerInfo) -> Tensor:
     return weight.reshape(layer.groups, layer.group_out, layer.group_in, *layer.kernel)
 
 
+HARMLESS = (2.0**-10, 2.0**10)
+"""Least and greatest magnitude of a weight that is left as it is: its squares are far from the ends of any range."""
+
+
 def without_autocast(device: str) -> AbstractContextManager[Any]:
     """Return a context without autocast; an empty one where there is none, which is much quicker to enter."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
@@ -141,7 +147,7 @@ def without_autocast(device: str) -> AbstractContextManager[Any]:
 class _Scaled:
     """Puts the weight's scale back onto the factors, evenly; keeps autocast away from what is computed when needed."""
 
-    def __init__(self, prepared: Prepared, scale: float, device: str) -> None:
+    def __init__(self, prepared: Prepared, scale: float | None, device: str) -> None:
         self._prepared = prepared
         self._scale = scale
         self._device = device
@@ -150,21 +156,21 @@ class _Scaled:
         with without_autocast(self._device):
             return self._prepared.error(ranks)
 
-    @torch.no_grad()
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
         with without_autocast(self._device):
             factors = self._prepared.factorize(ranks)
+        if self._scale is None:
+            return factors
         share = self._scale ** (1 / len(factors))
         return tuple(factor * share for factor in factors)
 
 
-@torch.no_grad()
 def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments | None = None) -> Prepared:
     """Prepare a layer with a method: the one place where weights enter the kernels.
 
     Checks the weight, works in float64 (float32 on devices without it, above a gibibyte, and where a method finds that
     enough: see `rankfold.factor.linalg`), outside of autocast, and scales the weight to magnitude 1, so that huge, tiny
-    and half-precision weights are factored alike.
+    and half-precision weights are factored alike (where a method is balanced, only huge and tiny ones are scaled).
 
     Parameters
     ----------
@@ -184,28 +190,32 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
             f"the weight of {layer.title} has shape {tuple(weight.shape)}, expected {layer.weight_shape}."
         )
     weight = weight.detach()
-    scale = _largest(weight)
+    scale: float | None = _largest(weight)
     if not math.isfinite(scale):
         check_finite(weight, layer)
+    if HARMLESS[0] <= scale <= HARMLESS[1] and getattr(method, "balanced", False):
+        scale = None
     single = moments is None and weight.dtype != torch.float64 and getattr(method, "adaptive", False)
     dtype = torch.float32 if single else wide_dtype(weight)
     with without_autocast(weight.device.type):
-        canonical = to_canonical(weight, layer).to(dtype)
+        canonical = to_canonical(weight.to(dtype, copy=True), layer)
+        if scale is not None:
+            canonical /= scale
         if moments is not None:
             moments = Moments(
-                channel=moments.channel.to(canonical),
-                patch=None if moments.patch is None else moments.patch.to(canonical),
+                channel=moments.channel.detach().to(canonical),
+                patch=None if moments.patch is None else moments.patch.detach().to(canonical),
                 count=moments.count,
             )
-        return _Scaled(method.prepare(canonical / scale, layer, moments), scale, weight.device.type)
+        return _Scaled(method.prepare(canonical, layer, moments), scale, weight.device.type)
 
 
 def _largest(weight: Tensor) -> float:
     """Return the largest magnitude, 1 if that is 0; NaN or infinity if the weight holds such values."""
     if not weight.numel():
         return 1.0
-    low, high = torch.stack(torch.aminmax(weight)).tolist()
-    return max(-low, high) or 1.0
+    low, high = torch.aminmax(weight)
+    return max(-low.item(), high.item()) or 1.0
 
 
 def channel_metric(moments: Moments | None) -> Metric | None:

@@ -43,6 +43,7 @@ class QR:
 
     name = "qr"
     adaptive = True
+    balanced = True
 
     def __init__(self, config: QRConfig) -> None:
         self.config = config

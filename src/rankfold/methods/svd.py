@@ -83,6 +83,7 @@ class SVD:
 
     name = "svd"
     adaptive = True
+    balanced = True
 
     def __init__(self, config: SVDConfig) -> None:
         self.config = config
