@@ -44,6 +44,8 @@ def updated(text: str) -> str:
             rows = by_shape(records) if match[2] else by_method(records)
         elif records[0].get("benchmark") == "gauge":
             rows = of_gauge(records[0]["results"])
+        elif records[0].get("benchmark") == "compressnas":
+            rows = of_search([row for record in records for row in record["results"]])
         else:
             rows = [row for record in records for row in record["results"]]
         return f"{match[1]}\n{render(rows)}\n\n{match[4]}"
@@ -116,6 +118,16 @@ def of_gauge(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def of_search(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each strategy and kind of factors, with the accuracy at each size of each network."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for result in results:
+        kind = (result["strategy"], result["factors"])
+        row = rows.setdefault(kind, {"strategy": kind[0], "factors": kind[1]})
+        row[f"{result['network'].partition('_')[0]}, {result['parameters gone']} gone"] = f"{result['top1']:.2%}"
+    return list(rows.values())
 
 
 def documents() -> list[Path]:
