@@ -256,15 +256,15 @@ def table_of(count: int, size: int, seed: int) -> tuple[list[Options], list[int]
 
 def test_a_network_sized_table_is_solved_to_the_bound() -> None:
     layers, limits = table_of(20, 60, 0)
-    start = time.perf_counter()
+    start = time.process_time()
     got = solve(layers, limits)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert got is not None
     assert got.gap == 0
     taken = sum(layer.costs[i] for layer, i in zip(layers, got.picks, strict=True))
     assert (np.asarray(taken) <= limits).all()
     assert got == solve(layers, limits)
-    assert seconds < 10  # 0.1 s on one core
+    assert seconds < 10  # 0.05 s of one core
 
 
 def test_the_core_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ ROUNDING = 1e-12
 # Options per layer in the first core, on average: enough to hold the optimum of most tables.
 CORE = 15
 # Relative gap to which the core is solved: its answer is only the first upper bound.
-CORE_GAP = 1e-2
+CORE_GAP = 1e-3
 # Positions that one objective can order: whole numbers far above HiGHS' absolute gap of 1e-6.
 POSITIONS = 10_000
 # Answers outside the limits by tolerance alone that are cut off before the search gives up.
