@@ -107,8 +107,9 @@ def plan_ram(plan: Plan, inventory: Inventory, profile: ActivationProfile) -> in
 
 
 def _layer_ram(layer: LayerInfo, choice: Choice | None, profile: ActivationProfile) -> int:
-    factored = choice is not None and choice.method is not None
-    return layer_ram(profile, layer, methods.chosen_blueprint(layer, choice) if factored else None)
+    if choice is None or choice.method is None:
+        return layer_ram(profile, layer)
+    return layer_ram(profile, layer, methods.chosen_blueprint(layer, choice))
 
 
 def _priced(row: Sequence[Candidate], layer: LayerInfo, profile: ActivationProfile) -> tuple[Candidate, ...]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from rankfold.errors import BudgetError, UnknownNameError
 from rankfold.records.cost import RESOURCES, Cost
@@ -15,27 +16,47 @@ _UNITS = {
     "": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9,
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
-_IN_BYTES = ("flash",)
+PEAK = "ram"
+"""The resource that is a peak: it does not add up over layers. In bytes."""
+
+ACCURACY = "accuracy_drop"
+"""The bound on what compression costs in accuracy: a difference of the metric, not a share of it."""
+
+BOUNDED = (*RESOURCES, PEAK, ACCURACY)
+"""Everything that a budget may bound."""
+
+_IN_BYTES = ("flash", PEAK)
 _BOUND = re.compile(r"^\s*([a-z_]+)\s*(<=|/)\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*|%)\s*$", re.I)
 _ALIASES = {"parameters": "params", "bytes": "flash"}
 _EXAMPLES = 'such as "params<=25%", "params/4", "macs<=0.5" or "flash<=512KiB"'
+_DROPS = 'such as "accuracy_drop<=1%" (0.92 may become 0.91) or "accuracy_drop<=0.01", which is the same'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """At most `value` of a resource: a share of the dense model's if `relative`, else an amount, rounded down."""
+    """At most `value` of a resource: a share of the dense model's if `relative`, else an amount, rounded down.
+
+    A bound on ``accuracy_drop`` is the difference of the metric, from 0 up to 1; it is never relative, nor rounded.
+    """
 
     resource: str
     value: float
     relative: bool
 
     def __post_init__(self) -> None:
-        if self.resource not in RESOURCES:
-            raise UnknownNameError("budget resource", self.resource, RESOURCES)
+        if self.resource not in BOUNDED:
+            raise UnknownNameError("budget resource", self.resource, BOUNDED)
         if not math.isfinite(self.value):
             raise BudgetError(
                 f"budget {self.resource}<={self.value:g}: the bound must be a finite number, {_EXAMPLES}."
             )
+        if self.kind == "accuracy":
+            if self.relative or not 0 <= self.value < 1:
+                raise BudgetError(
+                    f"budget {self.resource}<={self.value:g}: the drop is a difference of the metric from 0 up to "
+                    f"100 %, {_DROPS}."
+                )
+            return
         if not self.relative:
             object.__setattr__(self, "value", math.floor(round(self.value, 6)))  # 1.1 * 1e3 is not quite 1100
         if not self.value > 0:
@@ -49,24 +70,39 @@ class Bound:
                 "a relative bound lies between 0 and 100 %."
             )
 
-    def limit(self, dense: Cost) -> int:
-        """Return the absolute amount, rounded down."""
+    @property
+    def kind(self) -> Literal["additive", "peak", "accuracy"]:
+        """How the resource of a model follows from its layers: as a sum, as a maximum, or only by measurement."""
+        if self.resource in RESOURCES:
+            return "additive"
+        return "peak" if self.resource == PEAK else "accuracy"
+
+    def limit(self, dense: Cost | int) -> int:
+        """Return the absolute amount, rounded down.
+
+        Parameters
+        ----------
+        dense : Cost or int
+            Of the dense model: its cost for an additive resource, its peak in bytes for ``ram``.
+        """
+        if self.kind == "accuracy" or isinstance(dense, Cost) != (self.kind == "additive"):
+            raise TypeError(f"a bound on {self.resource} has no limit in terms of {type(dense).__name__}")
         if not self.relative:
             return int(self.value)
         # The float 0.29 is a little less than 29 %, which may not cost a unit.
         share = Fraction(self.value).limit_denominator(10**6)
         exact = share if float(share) == self.value else Fraction(self.value)
-        return math.floor(exact * dense.get(self.resource))
+        return math.floor(exact * (dense.get(self.resource) if isinstance(dense, Cost) else dense))
 
     def __str__(self) -> str:
         """Write the bound so that `Budget.parse` reads the very same number again."""
-        if not self.relative:
+        if not self.relative and self.kind != "accuracy":
             amount = f"{self.value:.0f}" if self.value > 1 else "0.001k"  # a bare 1 is the share of 100 %
             return f"{self.resource}<={amount}"
         percent = f"{self.value * 100:g}"
         if float(percent) / 100 == self.value:
             return f"{self.resource}<={percent}%"
-        divisor = round(1 / self.value) if self.value > 1e-9 else 0
+        divisor = round(1 / self.value) if self.relative and self.value > 1e-9 else 0
         if divisor and 1 / divisor == self.value:
             return f"{self.resource}/{divisor}"
         return f"{self.resource}<={self.value!r}"
@@ -84,6 +120,8 @@ class Budget:
     'params<=25%'
     >>> str(Budget.parse("flash<=512KiB"))
     'flash<=524288'
+    >>> str(Budget.parse("ram<=256KiB, accuracy_drop<=0.01"))
+    'ram<=262144, accuracy_drop<=1%'
     """
 
     bounds: tuple[Bound, ...]
@@ -100,8 +138,8 @@ class Budget:
         ----------
         budget : str, mapping, list of str or Budget
             ``"params<=25%"``, ``"params/4"`` (at most a quarter), ``"macs<=0.5"`` (a number up to 1 without a unit is
-            a share), ``"flash<=512KiB"``; several joined by commas or in a list; or a mapping such as ``{"params":
-            0.25, "flash": "512KiB"}``.
+            a share), ``"flash<=512KiB"``, ``"ram<=50%"``, ``"accuracy_drop<=1%"``; several joined by commas or in a
+            list; or a mapping such as ``{"params": 0.25, "flash": "512KiB"}``.
 
         Raises
         ------
@@ -122,9 +160,41 @@ class Budget:
             raise BudgetError(f"a budget is a string, mapping or Budget, {_EXAMPLES}. Got {budget!r} instead.")
         return cls(tuple(_parse_bound(text) for text in texts))
 
-    def exceeded(self, cost: Cost, dense: Cost) -> list[Bound]:
-        """Return the bounds that `cost` breaks."""
-        return [b for b in self.bounds if cost.get(b.resource) > b.limit(dense)]
+    @property
+    def additive(self) -> tuple[Bound, ...]:
+        """The bounds on resources that add up over layers (`RESOURCES`), which `Cost` counts."""
+        return tuple(b for b in self.bounds if b.kind == "additive")
+
+    def get(self, resource: str) -> tuple[Bound, ...]:
+        """Return the bounds on one resource, such as ``"ram"``: none, one or several."""
+        return tuple(b for b in self.bounds if b.resource == resource)
+
+    def limit(self, resource: str, dense: Cost | int) -> int | None:
+        """Return the tightest limit on one resource (see `Bound.limit`), or None if it is not bounded."""
+        return min((b.limit(dense) for b in self.get(resource)), default=None)
+
+    def without(self, resource: str) -> Budget | None:
+        """Return the budget without the bounds on one resource; None if none is left."""
+        left = tuple(b for b in self.bounds if b.resource != resource)
+        return Budget(left) if left else None
+
+    def exceeded(self, cost: Cost, dense: Cost, *, ram: tuple[int, int] | None = None) -> list[Bound]:
+        """Return the bounds that a model breaks, of those on what is given.
+
+        Parameters
+        ----------
+        cost, dense : Cost
+            Of the model and of the dense model.
+        ram : (int, int), optional
+            The peaks of the model and of the dense model, in bytes; without them bounds on ``ram`` are not looked at.
+        """
+        broken = []
+        for bound in self.bounds:
+            if bound.kind == "additive" and cost.get(bound.resource) > bound.limit(dense):
+                broken.append(bound)
+            if bound.kind == "peak" and ram is not None and ram[0] > bound.limit(ram[1]):
+                broken.append(bound)
+        return broken
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.bounds))
@@ -137,6 +207,10 @@ def _parse_bound(text: str) -> Bound:
     name, operator, digits, unit = match.groups()
     resource = _ALIASES.get(name.lower(), name.lower())
     number = float(digits.replace(",", "").replace("_", ""))
+    if resource == ACCURACY:
+        if operator == "/" or unit not in ("", "%"):
+            raise BudgetError(f"budget {text!r}: the drop is a difference of the metric, {_DROPS}.")
+        return Bound(resource=resource, value=number / 100 if unit else number, relative=False)
     if operator == "/":
         if unit or number < 1:
             raise BudgetError(f"budget {text!r}: the divisor must be a plain number of at least 1, {_EXAMPLES}.")
@@ -147,7 +221,7 @@ def _parse_bound(text: str) -> Bound:
         raise BudgetError(f"budget {text!r}: unknown unit {unit!r}; use %, k, M, G, kB, MB, KiB, MiB or none.")
     if unit.lower().endswith("b") and resource not in _IN_BYTES:
         raise BudgetError(
-            f"budget {text!r}: {unit} counts bytes, {resource} does not. Bound flash, or use k, M, G or no unit."
+            f"budget {text!r}: {unit} counts bytes, {resource} does not. Bound flash or ram, or use k, M, G or no unit."
         )
     relative = unit == "" and number <= 1
     return Bound(resource=resource, value=number * _UNITS[unit.lower()], relative=relative)

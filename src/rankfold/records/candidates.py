@@ -25,6 +25,8 @@ class Candidate:
         output where calibration data was given.
     gauge : bool
         Whether the cost is that of gauged factors, which compute the same with fewer parameters.
+    ram : int or None
+        Peak activation memory while the factored layer runs, in bytes; None where RAM is not asked for.
     """
 
     layer: str
@@ -34,6 +36,26 @@ class Candidate:
     error: float
     options: Mapping[str, Any] = field(default_factory=dict)
     gauge: bool = False
+    ram: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakRAM:
+    """Peak activation memory outside of candidates, in bytes.
+
+    Parameters
+    ----------
+    dense : int
+        Of the dense model.
+    floor : int
+        Of all that no candidate changes: other operations, layers without candidates, decisions made beforehand.
+    kept : mapping of str to int
+        While each layer with candidates runs as it is.
+    """
+
+    dense: int
+    floor: int
+    kept: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +76,10 @@ class CandidateTable:
         Why a layer has no candidate.
     fixed : dict of str to Candidate
         Decisions made beforehand (overrides); part of every cost.
+    ram : PeakRAM or None
+        What RAM takes besides the candidates' own; None where RAM is not asked for.
+    required : frozenset of str
+        Layers that may not be kept, because as they are they break a bound on RAM.
     """
 
     rows: Mapping[str, tuple[Candidate, ...]]
@@ -61,6 +87,8 @@ class CandidateTable:
     total: Cost
     reasons: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Candidate] = field(default_factory=dict)
+    ram: PeakRAM | None = None
+    required: frozenset[str] = frozenset()
 
     def cost(self, chosen: Iterable[Candidate]) -> Cost:
         """Return the cost of the model with these and the fixed candidates applied, every other layer kept."""
@@ -74,5 +102,13 @@ class CandidateTable:
         total = self.cost(()).get(resource)
         for layer, candidates in self.rows.items():
             dense = self.dense[layer].get(resource)
-            total -= dense - min([dense, *(c.cost.get(resource) for c in candidates)])
+            kept = [] if layer in self.required else [dense]
+            total -= dense - min([*kept, *(c.cost.get(resource) for c in candidates)])
         return total
+
+    def peak_ram(self, chosen: Iterable[Candidate]) -> int:
+        """Return the peak activation memory, in bytes, with these candidates applied and every other layer kept."""
+        if self.ram is None:
+            raise ValueError("the table was built without RAM")
+        takes = {**self.ram.kept, **{c.layer: c.ram or 0 for c in chosen}}
+        return max([self.ram.floor, *takes.values()])

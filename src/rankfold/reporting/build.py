@@ -190,6 +190,8 @@ def _bounds(provenance: Provenance, budget: Budget | None, cost: Cost, dense: Co
 
 
 def _bound(bound: Bound, cost: Cost, dense: Cost) -> BoundRow:
+    if bound.kind != "additive":  # no cost tells: shown, with the verdict "unknown"
+        return BoundRow(resource=bound.resource, text=str(bound))
     return BoundRow(
         resource=bound.resource,
         text=str(bound),

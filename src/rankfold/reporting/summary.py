@@ -92,7 +92,7 @@ def verdict(bound: BoundRow) -> str:
 
 
 def _amount(bound: BoundRow, value: float) -> str:
-    return words.size(value) if bound.resource == "flash" else words.count(value)
+    return words.size(value) if bound.resource in ("flash", "ram") else words.count(value)
 
 
 def metric_columns(record: ReportRecord) -> list[tuple[str, Callable[[MetricValue], float | None]]]:

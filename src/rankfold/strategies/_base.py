@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from rankfold._config import build_config, config_to_dict
 from rankfold._registry import Registry
-from rankfold.errors import InfeasibleBudget
-from rankfold.records import Candidate, CandidateTable, Choice, Cost, Plan, Problem, Provenance
+from rankfold.errors import BudgetError, InfeasibleBudget
+from rankfold.records import PEAK, Candidate, CandidateTable, Choice, Cost, Plan, Problem, Provenance
 
 
 class Strategy(Protocol):
@@ -36,12 +36,15 @@ def get(name: str, options: Mapping[str, Any] | None = None) -> Strategy:
 
 
 def check_reachable(problem: Problem, table: CandidateTable) -> None:
-    """Raise `InfeasibleBudget` if some bound is below what the table reaches for it alone."""
+    """Raise `InfeasibleBudget` if some bound is below what the table reaches for it alone.
+
+    Bounds on RAM are met by the table already: candidates above them have left it.
+    """
     if problem.budget is None:
         return
     rows = [
         (b.resource, b.limit(table.total), table.least(b.resource), table.total.get(b.resource))
-        for b in problem.budget.bounds
+        for b in problem.budget.additive
     ]
     missed = [row for row in rows if row[1] < row[2]]
     if missed:
@@ -52,10 +55,15 @@ def check_reachable(problem: Problem, table: CandidateTable) -> None:
         )
 
 
+def resources_of(problem: Problem) -> list[str]:
+    """Return the additive resources that the budget bounds; parameters if it bounds none."""
+    bounds = problem.budget.additive if problem.budget is not None else ()
+    return [b.resource for b in bounds] or ["params"]
+
+
 def price(cost: Cost, problem: Problem, table: CandidateTable) -> float:
     """Return the sum of a cost's shares of the whole model, in the budget's resources (parameters without one)."""
-    resources = [b.resource for b in problem.budget.bounds] if problem.budget else ["params"]
-    return sum(cost.get(r) / max(table.total.get(r), 1) for r in resources)
+    return sum(cost.get(r) / max(table.total.get(r), 1) for r in resources_of(problem))
 
 
 def worthwhile(problem: Problem, table: CandidateTable) -> dict[str, list[Candidate]]:
@@ -71,6 +79,13 @@ def worthwhile(problem: Problem, table: CandidateTable) -> dict[str, list[Candid
         for layer, row in table.rows.items()
     }
     return {layer: row for layer, row in rows.items() if row}
+
+
+def with_required(table: CandidateTable, chosen: Mapping[str, Candidate]) -> dict[str, Candidate]:
+    """Return the choice with the candidate of least error for every layer that may not be kept."""
+    missing = {name for name in table.required if name not in chosen}
+    least = {name: min(row, key=lambda c: (c.error, c.ranks)) for name, row in table.rows.items() if name in missing}
+    return {**chosen, **least}
 
 
 def mildest(
@@ -109,7 +124,7 @@ def mildest(
             "Loosen it, allow more methods or exclude fewer layers.",
             [
                 (b.resource, b.limit(table.total), least.get(b.resource), table.total.get(b.resource))
-                for b in problem.budget.bounds
+                for b in problem.budget.additive
             ],
         )
     low, high = 0.0, 1.0
@@ -130,7 +145,16 @@ def make_plan(
     reasons: Mapping[str, str],
     notes: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Return a plan from the chosen candidates; every other layer is kept with its reason."""
+    """Return a plan from the chosen candidates; every other layer is kept with its reason.
+
+    Raises
+    ------
+    InfeasibleBudget
+        If a layer is kept that takes more RAM as it is than the budget allows.
+    BudgetError
+        If the budget bounds RAM and the table does not know it.
+    """
+    _check_required(problem, strategy, chosen)
     layers: dict[str, Choice] = {}
     for layer in problem.inventory:
         candidate = problem.fixed.get(layer.name) or chosen.get(layer.name)
@@ -155,4 +179,24 @@ def make_plan(
             methods=problem.methods,
             seed=problem.seed,
         ),
+    )
+
+
+def _check_required(problem: Problem, strategy: Strategy, chosen: Mapping[str, Candidate]) -> None:
+    if problem.budget is None or not problem.budget.get(PEAK):
+        return
+    table = problem.table()
+    if table.ram is None:
+        raise BudgetError(
+            f"budget {str(problem.budget)!r} bounds {PEAK}, but the candidates were priced without it. Plan with "
+            "rankfold.plan or rankfold.compress."
+        )
+    missing = sorted(table.required - set(chosen))
+    if not missing:
+        return
+    limit, least = problem.budget.limit(PEAK, table.ram.dense) or 0, table.peak_ram(chosen.values())
+    raise InfeasibleBudget(
+        f"strategy {strategy.name!r} keeps layer {missing[0]!r} as it is, which takes more RAM than budget "
+        f"{str(problem.budget)!r} allows. Use another strategy, allow more methods or loosen the budget.",
+        [(PEAK, limit, least, table.ram.dense)],
     )

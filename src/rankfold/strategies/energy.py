@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rankfold._config import is_number, require
 from rankfold.records import Candidate, Plan, Problem
-from rankfold.strategies._base import make_plan, mildest, registry, worthwhile
+from rankfold.strategies._base import make_plan, mildest, registry, with_required, worthwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Energy:
                 candidate = next((c for c in row if c.error**2 <= level * (1 + 1e-12)), None)
                 if candidate is not None:
                     chosen[layer] = candidate
-            return chosen
+            return with_required(table, chosen)
 
         level = 1 - self.config.keep if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
         reasons = dict(table.reasons)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rankfold._config import is_number, require
 from rankfold.records import Candidate, Plan, Problem
-from rankfold.strategies._base import make_plan, mildest, registry, worthwhile
+from rankfold.strategies._base import make_plan, mildest, registry, resources_of, with_required, worthwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Uniform:
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with one share for all layers."""
         table = problem.table()
-        resources = [b.resource for b in problem.budget.bounds] if problem.budget else ["params"]
+        resources = resources_of(problem)
 
         def share(candidate: Candidate) -> float:
             dense = table.dense[candidate.layer]
@@ -51,7 +51,7 @@ class Uniform:
 
         def pick(level: float) -> dict[str, Candidate]:
             if level == 0:
-                return {}
+                return with_required(table, {})
             chosen = {}
             for layer, row in rows.items():
                 fitting = [(s, c) for s, c in row if s <= 1 - level]
@@ -59,7 +59,7 @@ class Uniform:
                     chosen[layer] = min(fitting, key=lambda pair: (pair[1].error, pair[0], pair[1].ranks))[1]
                 else:
                     chosen[layer] = min(row, key=lambda pair: (pair[0], pair[1].error, pair[1].ranks))[1]
-            return chosen
+            return with_required(table, chosen)
 
         level = 1 - self.config.keep if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
         return make_plan(problem, Uniform(UniformConfig(keep=1 - level)), pick(level), reasons=table.reasons)
