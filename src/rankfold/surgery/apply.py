@@ -14,6 +14,7 @@ from rankfold.factor.moments import Moments
 from rankfold.inventory import layer_bias, layer_weight, static_inventory
 from rankfold.records import Choice, LayerInfo, Plan, Provenance
 from rankfold.surgery.attention import disable_fused_path_, separate_attention_
+from rankfold.surgery.carried import carry_attributes_
 from rankfold.surgery.factored import Factored, build
 from rankfold.surgery.gauged import Gauged
 
@@ -174,6 +175,7 @@ def swap_(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Modu
     if parameters and not any(p.requires_grad for p in parameters):
         module.requires_grad_(False)
     _move_hooks(old, module)
+    carry_attributes_(old, module)
     if names[0] == "":
         return module
     for name in names:

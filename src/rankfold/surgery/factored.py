@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from rankfold.records import (
 )
 from rankfold.surgery.gauged import Gauged, GaugedInput, GaugedOutput
 from rankfold.surgery.gauging import check_gauge, gauge_factors
+from rankfold.surgery.rescaling import output_scales, scale_outputs_, set_bias_
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -61,7 +63,8 @@ class Factored(nn.Sequential):
     """A layer replaced by stages that compute a low-rank approximation of it.
 
     The forward pass is that of ``nn.Sequential`` over stock layers; no dense weight is ever rebuilt in it. For model
-    code that looks inside, `weight` and `bias` and the original layer's attributes can be read.
+    code that looks inside, `weight` and `bias` and the original layer's attributes can be read. A `weight` whose output
+    channels are multiples of those before can be assigned, and so can `bias`: that is how batch norms are folded.
 
     Parameters
     ----------
@@ -78,10 +81,23 @@ class Factored(nn.Sequential):
         self.info = info
         self.choice = choice
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; `weight` and `bias` on the stages that hold them."""
+        if name == "weight" and isinstance(value, Tensor):
+            scale_outputs_(self._last, output_scales(self.weight, value, self.info), self.info)
+        elif name == "bias" and (value is None or isinstance(value, nn.Parameter)):
+            set_bias_(self._last, value, self.info)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def _last(self) -> nn.Module:
+        return list(self.children())[-1]
+
     @property
     def bias(self) -> nn.Parameter | None:
         """The bias vector ``(out,)``, on the last stage."""
-        return getattr(list(self.children())[-1], "bias", None)
+        return getattr(self._last, "bias", None)
 
     @property
     def weight(self) -> Tensor:

@@ -8,8 +8,11 @@ import torch.fx
 from torch import nn
 
 from rankfold.surgery.apply import copy_model, factored_layers
+from rankfold.surgery.carried import carry_attributes_
 from rankfold.surgery.factored import Bias, Factored, Reshape
 from rankfold.surgery.gauged import Gauged
+
+_OWN = frozenset({"info", "choice", "rankfold_plan"})
 
 
 def strip(model: nn.Module) -> nn.Module:
@@ -28,6 +31,7 @@ def strip(model: nn.Module) -> nn.Module:
     plain: dict[int, nn.Module] = {}
     for name, module in factored_layers(new).items():
         plain[id(module)] = _plain(module)
+        carry_attributes_(module, plain[id(module)], without=_OWN)
         if name == "":
             return plain[id(module)]
     for name, module in [(n, m) for n, m in new.named_modules(remove_duplicate=False) if isinstance(m, Factored)]:
