@@ -75,6 +75,7 @@ class Judge:
         self.measured = 0
         self._networks: dict[ProxyConfig, NetworkProxy] = {}
         self._taken: dict[ProxyConfig, list[Any]] = {}
+        self._known: dict[tuple[ProxyConfig, str, tuple[Key, ...]], list[float]] = {}
 
     def proxy(self, config: ProxyConfig) -> str:
         """Return the proxy that "auto" stands for here, or the one asked for.
@@ -113,6 +114,12 @@ class Judge:
         return out
 
     def _measure(self, name: str, candidates: Sequence[Candidate], config: ProxyConfig) -> list[float]:
+        known = (config, name, tuple((c.method, c.ranks) for c in candidates))
+        if known not in self._known:  # the next budget asks for the same
+            self._known[known] = self._stored(name, candidates, config)
+        return self._known[known]
+
+    def _stored(self, name: str, candidates: Sequence[Candidate], config: ProxyConfig) -> list[float]:
         key = None if self.cache is None else self._key(name, candidates, config)
         if self.cache is not None and key is not None:
             known = self.cache.get(key, len(candidates))
