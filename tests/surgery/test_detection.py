@@ -232,6 +232,14 @@ def test_a_transposed_layer_scales_per_output_channel() -> None:
     torch.testing.assert_close(small(x) - small.bias[:, None, None], without * scale[:, None, None])
 
 
+def test_a_weight_that_is_read_is_contiguous() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(8, 12, 3), nn.ConvTranspose2d(8, 12, 3), nn.Linear(8, 12)]
+    for layer, method in zip(layers, ("tucker", "tucker", "svd"), strict=True):
+        small = rf.factorize(layer, method, 0.5)
+        assert small.weight.view(-1).shape == layer.weight.view(-1).shape  # libraries fold batch norms through a view
+
+
 def test_any_other_weight_is_refused_and_changes_nothing() -> None:
     torch.manual_seed(0)
     small = rf.factorize(nn.Conv2d(8, 12, 3), "tucker", (3, 2))
@@ -249,5 +257,8 @@ def test_gauged_factors_and_tensor_trains_refuse_with_the_way_out() -> None:
     matrix = rf.factorize(nn.Linear(16, 16, bias=False), "ttm", (4,))
     with pytest.raises(UnsupportedLayer, match="before compressing"):
         matrix.weight = nn.Parameter(2 * matrix.weight.detach())
+    gauged = rf.factorize(nn.Conv2d(16, 16, 3, bias=False), "svd", (8,), gauge=True)
+    with pytest.raises(UnsupportedLayer, match="before compressing"):
+        gauged.weight = nn.Parameter(2 * gauged.weight.detach())
     with pytest.raises(UnsupportedLayer, match="no place for a bias"):
         matrix.bias = nn.Parameter(torch.zeros(16))

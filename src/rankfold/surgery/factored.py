@@ -133,7 +133,7 @@ class FactoredLinear(Factored):
                 out = nn.functional.linear(out, stage.weight)
             elif not isinstance(stage, Bias):
                 out = stage(out)
-        return out.reshape(self.in_features, self.out_features).mT
+        return out.reshape(self.in_features, self.out_features).mT.contiguous()
 
     @property
     def in_features(self) -> int:
@@ -174,9 +174,9 @@ class FactoredConv(Factored):
             total = product.permute(dims, dims + 1, dims + 2, *range(dims)).flatten(0, 1)
         assert total is not None
         if not info.transposed:
-            return total
+            return total.contiguous()  # code that reads a weight views it
         grouped = total.unflatten(0, (info.groups, info.group_out))
-        return grouped.movedim(2, 1).flatten(0, 1)
+        return grouped.movedim(2, 1).flatten(0, 1).contiguous()
 
     @property
     def in_channels(self) -> int:
