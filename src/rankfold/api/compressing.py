@@ -160,9 +160,9 @@ def compress(
         moments = collect_moments(model, batches, inventory.compressible)
         clock.lap("calibrate")
     planner = Planner(
-        model, inventory, moments, batches, strategy=strategy, config=config, methods=methods,
-        method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, cache=cache,
-        seed=seed,
+        model, inventory, moments, batches, example_input=example_input, strategy=strategy, config=config,
+        methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
+        cache=cache, seed=seed,
     )  # fmt: skip
     plan = planner.plan(budget)
     clock.lap("plan")

@@ -19,11 +19,12 @@ from rankfold._progress import track
 from rankfold._version import __version__
 from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
 from rankfold.calibration import collect_moments
-from rankfold.candidates import Judge, TableConfig, build_table, resolve_methods
-from rankfold.errors import BudgetError
+from rankfold.candidates import Judge, TableConfig, build_table, plan_ram, resolve_methods, with_ram, within_ram
+from rankfold.cost import activation_profile
+from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.factor.moments import Moments
-from rankfold.inventory import inspect, layer_weight
-from rankfold.records import Budget, Candidate, CandidateTable, Inventory, Plan, Problem
+from rankfold.inventory import export_graph, inspect, layer_weight
+from rankfold.records import PEAK, ActivationProfile, Budget, Candidate, CandidateTable, Inventory, Plan, Problem
 from rankfold.strategies.manual import resolve
 
 
@@ -122,9 +123,9 @@ def plan(
     if batches is not None and data_aware:
         moments = collect_moments(model, batches, inventory.compressible)
     planner = Planner(
-        model, inventory, moments, batches, strategy=strategy, config=config, methods=methods,
-        method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, cache=cache,
-        seed=seed,
+        model, inventory, moments, batches, example_input=example_input, strategy=strategy, config=config,
+        methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
+        cache=cache, seed=seed,
     )  # fmt: skip
     return planner.plan(budget)
 
@@ -142,6 +143,8 @@ class Planner:
         Second moments of the layers' inputs.
     batches : iterable or None
         Calibration data that can be gone through more than once.
+    example_input : object, optional
+        What the model is called with; bounds on RAM need it.
     strategy, config, methods, method_options, overrides, rank_multiple, gauge, cache, seed
         As for `plan`.
     """
@@ -153,6 +156,7 @@ class Planner:
         moments: Mapping[str, Moments] | None,
         batches: Iterable[Any] | None,
         *,
+        example_input: Any = None,
         strategy: str,
         config: Mapping[str, Any] | None,
         methods: str | Sequence[str] | None,
@@ -164,6 +168,7 @@ class Planner:
         seed: int,
     ) -> None:
         self.model = model
+        self.example_input = example_input
         self.moments = moments
         self.strategy = strategies.get(strategy, config)
         table_config = TableConfig(
@@ -193,7 +198,8 @@ class Planner:
             fixed=fixed,
             judge=Judge(
                 model, inventory, table,
-                weight_table=partial(table, weighted=moments is None), batches=batches, moments=moments, cache=cache,
+                weight_table=table if moments is None else partial(table, weighted=False), batches=batches,
+                moments=moments, cache=cache,
             ),
         )  # fmt: skip
 
@@ -201,9 +207,17 @@ class Planner:
         """Return the strategy's plan for a budget."""
         bounds = None if budget is None else Budget.parse(budget)
         total = self.problem.inventory.total
-        if bounds is not None and not bounds.exceeded(total, total):
+        profile = None if bounds is None or not bounds.get(PEAK) else self.profile
+        ram = None if profile is None else (profile.peak, profile.peak)
+        if bounds is not None and not bounds.exceeded(total, total, ram=ram):
             raise BudgetError(f"budget {str(bounds)!r} is met by the model as it is; there is nothing to compress.")
-        made = self.strategy.plan(replace(self.problem, budget=bounds))
+        problem = replace(self.problem, budget=bounds)
+        if bounds is None or profile is None:
+            made = self.strategy.plan(problem)
+        else:
+            limit = bounds.limit(PEAK, profile.peak) or 0
+            made = self.strategy.plan(replace(problem, table=functools.cache(partial(self._within, limit))))
+            self._check_ram(made, bounds, profile, limit)
         provenance = replace(
             made.provenance,
             reconstruct="data" if self.moments else "weights",
@@ -211,6 +225,31 @@ class Planner:
             versions={"rankfold": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
         return replace(made, provenance=provenance)
+
+    @functools.cached_property
+    def profile(self) -> ActivationProfile:
+        """The dense model's activation memory."""
+        if self.example_input is None:
+            raise BudgetError("a bound on ram needs the example input, on which the model's graph is exported.")
+        found = export_graph(self.model, self.example_input)
+        return activation_profile(found.graph, found.constants, found.users, self.problem.inventory.compressible)
+
+    @functools.cached_property
+    def _table_with_ram(self) -> CandidateTable:
+        return with_ram(self.problem.table(), self.problem.inventory, self.profile)
+
+    def _within(self, limit: int) -> CandidateTable:
+        return within_ram(self._table_with_ram, limit)
+
+    def _check_ram(self, made: Plan, bounds: Budget, profile: ActivationProfile, limit: int) -> None:
+        """Hold a plan against the bound: a strategy may make candidates that are not in the table."""
+        peak = plan_ram(made, self.problem.inventory, profile)
+        if peak > limit:
+            raise InfeasibleBudget(
+                f"strategy {made.provenance.strategy!r} cannot meet budget {str(bounds)!r}: its plan takes more RAM. "
+                "Use another strategy, give other ranks or loosen the budget.",
+                [(PEAK, limit, peak, profile.peak)],
+            )
 
     @functools.cached_property
     def _weights_hash(self) -> str:
