@@ -19,7 +19,7 @@ from rankfold.calibration.pairs import PairSums
 from rankfold.calibration.patches import patch_vectors
 from rankfold.errors import ConfigError, DataError, ModelError
 from rankfold.factor.moments import Moments
-from rankfold.factor.refit import PairMoments, choose_ridge, ridge_correction
+from rankfold.factor.refit import PairMoments, choose_ridge, damped, ridge_correction
 from rankfold.inventory import layer_weight, static_inventory
 from rankfold.records import Choice, Plan
 from rankfold.surgery import Factored, apply_plan_, factored_layers, plan_of
@@ -125,6 +125,21 @@ def test_correction_gives_the_ridge_solution() -> None:
     torch.testing.assert_close(w + found[0], wanted, rtol=0, atol=1e-12)
     assert pairs.residual(found) == pytest.approx(float((y - x @ wanted.T).square().sum()) / 50, rel=1e-10)
     assert pairs.residual(found) < pairs.residual(torch.zeros_like(found))
+
+
+def test_the_damped_metric_measures_what_a_correction_loses() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, d, v = (torch.randn(n, m, generator=generator, dtype=torch.float64) for n, m in ((50, 6), (50, 4), (4, 6)))
+    pairs, ridge = pairs_of(x, d), 0.3
+
+    def objective(correction: Tensor) -> float:
+        return pairs.residual(correction) + ridge * float(pairs.scale) * float(correction.square().sum())
+
+    best = ridge_correction(pairs, ridge)
+    loss = objective(v[None]) - objective(best)
+    for metric, fits in ((damped(pairs, ridge), True), (pairs.second, False)):
+        found = float(torch.einsum("goi,gij,goj->", v - best, metric, v - best))
+        assert (found == pytest.approx(loss, rel=1e-10)) == fits
 
 
 def test_centred_moments_are_those_of_centred_data() -> None:
@@ -293,8 +308,9 @@ def test_streamed_sums_equal_an_oracle_that_keeps_everything() -> None:
         plan = by_hand(conv1=("tucker", (6, 7)))
         lone = copy.deepcopy(net)
         lone.conv1.weight.copy_(weight.reshape(lone.conv1.weight.shape))
+        metric = second + pull
         moments = Moments(
-            channel=second.reshape(12, 9, 12, 9).diagonal(dim1=1, dim2=3).mean(-1)[None], patch=second[None], count=1
+            channel=metric.reshape(12, 9, 12, 9).diagonal(dim1=1, dim2=3).mean(-1)[None], patch=metric[None], count=1
         )
         wanted = factor_layer(lone, layer, plan.layers["conv1"], moments).weight
         assert float((small.conv1.weight - wanted).norm() / wanted.norm()) < 1e-4

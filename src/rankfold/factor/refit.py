@@ -75,9 +75,17 @@ def ridge_correction(pairs: PairMoments, ridge: float) -> Tensor:
     RankfoldError
         If ``E[x x^T]`` is no second moment.
     """
+    return torch.cholesky_solve(pairs.cross.mT, damped_cholesky(damped(pairs, ridge), 1e-14)).mT
+
+
+def damped(pairs: PairMoments, ridge: float) -> Tensor:
+    """Return ``E[x x^T] + ridge * c * I``, ``(groups, n, n)``: the metric of what `ridge_correction` minimises.
+
+    Of a correction V that cannot be the minimiser D, as its rank is bounded, the objective is that of D and
+    ``||V - D||^2`` in this metric.
+    """
     identity = torch.eye(pairs.second.shape[-1], dtype=pairs.second.dtype, device=pairs.second.device)
-    damped = pairs.second + ridge * pairs.scale[:, None, None] * identity
-    return torch.cholesky_solve(pairs.cross.mT, damped_cholesky(damped, 1e-14)).mT
+    return pairs.second + ridge * pairs.scale[:, None, None] * identity
 
 
 def choose_ridge(folds: Sequence[PairMoments], ridges: Sequence[float]) -> float:
