@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+import rankfold as rf
 from rankfold import methods
+from rankfold.candidates import TableConfig, build_table
 from rankfold.cost import blueprint_cost, gauged_cost, stored_inventory
 from rankfold.errors import UnknownNameError
-from rankfold.inventory import inspect
-from rankfold.records import Blueprint, Choice, LayerInfo, gauge_blueprint
+from rankfold.inventory import inspect, layer_weight
+from rankfold.records import Blueprint, Choice, LayerInfo, Plan, gauge_blueprint
 from rankfold.records.storage import STORAGES
 from rankfold.surgery.factored import build
 
@@ -130,3 +132,16 @@ def test_unknown_types_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="float64"):
         blueprint_cost(methods.get("svd").blueprint(layer, (2,)), layer, storage="float64")
     assert "int4" not in STORAGES
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_table_counts_flash_at_the_storage_type(storage: str) -> None:
+    net = network()
+    found = stored_inventory(inspect(net, X), storage)
+    config = TableConfig(methods=("svd",), storage=storage)
+    table = build_table(found, lambda name: layer_weight(net, name), config)
+    (candidate,) = [c for c in table.rows["4"] if c.ranks == (3,)]
+    small = rf.apply(net, Plan(layers={"4": Choice(method="svd", ranks=(3,))}), reconstruct="weights")
+    assert table.cost([candidate]).get("flash") == stored_inventory(inspect(small, X), storage).total.weight_bytes
+    with pytest.raises(UnknownNameError):
+        TableConfig(storage="int4")
