@@ -16,12 +16,12 @@ from rankfold.api import apply_ as apply_
 from rankfold.api import compress as compress
 from rankfold.api import factorize as factorize
 from rankfold.api import plan as plan
+from rankfold.api import sweep as sweep
 from rankfold.errors import RankfoldError as RankfoldError
 from rankfold.evaluation import agreement as agreement
 from rankfold.evaluation import compare_latency as compare_latency
 from rankfold.evaluation import evaluate as evaluate
 from rankfold.evaluation import top1 as top1
-from rankfold.evaluation import topk as topk
 from rankfold.inventory import inspect as inspect
 from rankfold.records import Budget as Budget
 from rankfold.records import Plan as Plan
@@ -57,7 +57,7 @@ __all__ = [
     "plan",
     "save",
     "strip",
+    "sweep",
     "top1",
-    "topk",
     "zoo",
 ]

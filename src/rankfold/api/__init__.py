@@ -8,3 +8,4 @@ from rankfold.api.compressing import Result as Result
 from rankfold.api.compressing import compress as compress
 from rankfold.api.factorizing import factorize as factorize
 from rankfold.api.planning import plan as plan
+from rankfold.api.sweeping import sweep as sweep

@@ -186,6 +186,11 @@ class Planner:
             seen = moments if weighted else None
             return build_table(inventory, weight, table_config, moments=seen, fixed=fixed, progress=progress)
 
+        self.judge = Judge(
+            model, inventory, table,
+            weight_table=table if moments is None else partial(table, weighted=False), batches=batches,
+            moments=moments, cache=cache,
+        )  # fmt: skip
         self.problem = Problem(
             inventory=inventory,
             table=table,
@@ -196,11 +201,7 @@ class Planner:
             rank_multiple=table_config.rank_multiple,
             gauge=table_config.gauge,
             fixed=fixed,
-            judge=Judge(
-                model, inventory, table,
-                weight_table=table if moments is None else partial(table, weighted=False), batches=batches,
-                moments=moments, cache=cache,
-            ),
+            judge=self.judge,
         )  # fmt: skip
 
     def plan(self, budget: BudgetLike | None) -> Plan:

@@ -49,7 +49,7 @@ def topk(loader: Iterable[Any], k: int = 1) -> Metric:
 
 
 def top1(loader: Iterable[Any]) -> Metric:
-    """Return the metric: share of targets that have the highest score, 0..1. See `topk`."""
+    """Return the metric: share of targets that have the highest score, 0..1. See `rankfold.evaluation.topk`."""
     return topk(loader, 1)
 
 

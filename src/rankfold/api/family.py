@@ -1,0 +1,147 @@
+"""A family of models: many plans of one model applied, measured and saved, one at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankfold._batches import evaluating, split_batch, tensors_of
+from rankfold._hashing import tensor_hash
+from rankfold._progress import track
+from rankfold.api.applying import apply_mode
+from rankfold.calibration import SequentialConfig
+from rankfold.candidates.cache import Cache
+from rankfold.evaluation import evaluate as measure
+from rankfold.evaluation import metric_name
+from rankfold.factor.moments import Moments
+from rankfold.reporting.sweep import SweepPoint
+from rankfold.storage import save
+
+
+def folder_name(budget: str) -> str:
+    """Return a budget as the name of a folder: ``params-25pct-macs-50pct``."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", budget.replace("%", "pct")).strip("-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Applies plans one at a time, measures and saves what comes out, and lets go of it.
+
+    Parameters
+    ----------
+    model : Module
+        The original; left untouched.
+    batches : iterable or None
+        Calibration data that can be gone through more than once.
+    moments : mapping or None
+        Second moments by layer name.
+    mode : str
+        How factors are found, as `rankfold.api.applying.check_reconstruct` returns it.
+    sequential : SequentialConfig
+        Options of mode "sequential".
+    evaluate : callable or None
+        What is measured.
+    dense : float or None
+        Its value of the original.
+    output : str, Path or None
+        Folder of the artefacts.
+    cache : Cache or None
+        Keeps what was measured.
+    """
+
+    model: nn.Module
+    batches: Iterable[Any] | None
+    moments: Mapping[str, Moments] | None
+    mode: str
+    sequential: SequentialConfig
+    evaluate: Callable[[nn.Module], float] | None
+    dense: float | None
+    output: str | Path | None
+    cache: Cache | None
+
+    def realized(self, points: Sequence[SweepPoint], number: int | None) -> list[SweepPoint]:
+        """Return the points with what was measured, and where each was saved.
+
+        Parameters
+        ----------
+        points : sequence of SweepPoint
+            Those without a plan stay as they are.
+        number : int or None
+            How many are measured; None is all.
+        """
+        feasible = [i for i, point in enumerate(points) if point.plan is not None]
+        measured = set(feasible if number is None else _evenly(feasible, number)) if self.evaluate else set[int]()
+        found = list(points)
+        context = self._context() if self.cache is not None and measured else {}
+        values: dict[str, float] = {}
+        for i in track([i for i in feasible if i in measured or self.output is not None], "applying and measuring"):
+            plan = found[i].plan
+            assert plan is not None
+            key = {**context, "plan": {name: choice.to_dict() for name, choice in plan.layers.items()}}
+            same = str(key["plan"])  # budgets that do not bind share a plan
+            if i in measured and same not in values and self.cache is not None:
+                known = self.cache.get(key, 2)
+                values |= {} if known is None else {same: known[0] - known[1]}
+            fresh = i in measured and same not in values
+            if fresh or self.output is not None:
+                small = apply_mode(
+                    self.model, plan, self.batches, self.mode, moments=self.moments, sequential=self.sequential
+                ).model
+                if fresh and self.evaluate is not None:
+                    values[same] = measure(small, self.evaluate)
+                    if self.cache is not None:
+                        self.cache.put(key, [max(values[same], 0.0), max(-values[same], 0.0)])  # it keeps no negatives
+                if self.output is not None:
+                    folder = save(small, Path(self.output) / folder_name(found[i].budget))
+                    found[i] = replace(found[i], folder=str(folder))
+                del small
+            if i in measured:
+                found[i] = replace(found[i], metric=values[same])
+        return found
+
+    def _context(self) -> dict[str, Any]:
+        """Return all that a metric depends on besides the plan, as far as it can be told."""
+        state = {k: v for k, v in self.model.state_dict().items() if hasattr(v, "dtype")}
+        with evaluating(self.model):  # data may draw from torch's random state
+            data = [_first_batch(getattr(self.evaluate, "loader", None)), self._calibration()]
+        return {
+            "what": "metric of a plan",
+            "model": [repr(self.model), tensor_hash(state)],
+            "metric": [metric_name(self.evaluate), self.dense],
+            "data": data,
+            "reconstruct": [self.mode, repr(self.sequential)],
+        }
+
+    def _calibration(self) -> str | None:
+        if self.batches is None:
+            return None
+        if self.moments is not None:
+            parts = {f"{n}.{k}": t for n, m in self.moments.items() for k, t in (("c", m.channel), ("p", m.patch))}
+            return tensor_hash({k: t for k, t in parts.items() if t is not None})
+        return _hash_of(self.batches)
+
+
+def _first_batch(loader: Any) -> str | None:
+    if loader is None:
+        return None
+    batch = next(iter(loader), None)
+    return None if batch is None else _hash_of([batch])
+
+
+def _hash_of(batches: Iterable[Any]) -> str:
+    tensors = [t for batch in batches for part in split_batch(batch) if part is not None for t in tensors_of(part)]
+    return tensor_hash({str(i): tensor for i, tensor in enumerate(tensors)})
+
+
+def _evenly(items: Sequence[int], number: int) -> list[int]:
+    """Return so many of the items, evenly spread, first and last included; the middle one of one."""
+    if number >= len(items):
+        return list(items)
+    if number == 1:
+        return [items[len(items) // 2]]
+    return [items[round(i * (len(items) - 1) / (number - 1))] for i in range(number)]

@@ -1,0 +1,155 @@
+"""What a sweep found: a plan for each budget, what it costs, and what it is predicted to damage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rankfold.errors import BudgetError, InfeasibleBudget
+from rankfold.records import RESOURCES, Budget, Cost, Plan
+from rankfold.reporting.record import MetricValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPoint:
+    """One budget of a sweep.
+
+    Parameters
+    ----------
+    budget : str
+        Every bound that holds here; `rankfold.plan` with it returns the same plan.
+    plan : Plan or None
+        What to do with each layer; None if the budget has none.
+    cost : Cost or None
+        Of the whole model with the plan applied.
+    damage : float or None
+        The predicted error: the damage of the plan's search where there is one (``compressnas``), else the sum of the
+        layers' squared relative errors.
+    metric : float or None
+        Measured with the plan applied; None if this point was not measured.
+    reason : str
+        Why there is no plan.
+    folder : str or None
+        Where the model was saved.
+    """
+
+    budget: str
+    plan: Plan | None = None
+    cost: Cost | None = None
+    damage: float | None = None
+    metric: float | None = None
+    reason: str = ""
+    folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepRecord:
+    """A model's plans over a range of budgets.
+
+    Parameters
+    ----------
+    resource : str
+        What is varied, by its name in budgets.
+    dense : Cost
+        Of the model as it is.
+    points : tuple of SweepPoint
+        In the order of the budgets.
+    model_name : str
+        The model's name; may be empty.
+    coverage : str
+        The inventory's coverage line.
+    strategy : str
+        Who chose.
+    proxy : str
+        What `SweepPoint.damage` is an estimate by.
+    metric : MetricValue or None
+        What was measured, with the value of the model as it is.
+    measured : int
+        Candidates that were measured, for all points together.
+    timings : mapping of str to float
+        Wall-clock seconds by stage.
+    created : str
+        Date and time (UTC, ISO 8601).
+    """
+
+    resource: str
+    dense: Cost
+    points: tuple[SweepPoint, ...]
+    model_name: str = ""
+    coverage: str = ""
+    strategy: str = ""
+    proxy: str = ""
+    metric: MetricValue | None = None
+    measured: int = 0
+    timings: Mapping[str, float] = field(default_factory=dict)
+    created: str = ""
+
+    @property
+    def feasible(self) -> tuple[SweepPoint, ...]:
+        """The points that have a plan."""
+        return tuple(p for p in self.points if p.plan is not None)
+
+    def front(self) -> tuple[SweepPoint, ...]:
+        """Return the points that no other one beats, the smallest first.
+
+        Another point beats one that costs no less of the swept resource and is predicted to damage no less, and is
+        worse in one of the two. Of equal points the first counts.
+        """
+        best: list[SweepPoint] = []
+        for point in sorted(self.feasible, key=lambda p: (self.amount(p), p.damage)):
+            if not best or _damage(point) < _damage(best[-1]):
+                best.append(point)
+        return tuple(best)
+
+    def plan(self, budget: str | Mapping[str, float | str] | Sequence[str] | Budget) -> Plan:
+        """Return the plan of least predicted damage that meets a budget.
+
+        Parameters
+        ----------
+        budget : str, mapping, sequence or Budget
+            As for `rankfold.plan`; on params, macs, fm, memory or flash.
+
+        Raises
+        ------
+        InfeasibleBudget
+            If no point meets it; the least values that points have are in its message.
+        BudgetError
+            If it bounds something that a sweep does not count.
+        """
+        asked = Budget.parse(budget)
+        other = next((b for b in asked.bounds if b.kind != "additive"), None)
+        if other is not None:
+            raise BudgetError(
+                f"budget {str(asked)!r} bounds {other.resource}, which a sweep does not count. Bound one of "
+                f"{', '.join(RESOURCES)}, or plan anew."
+            )
+        known = [(p.plan, p.cost, _damage(p)) for p in self.points if p.plan is not None and p.cost is not None]
+        fitting = [(damage, plan) for plan, cost, damage in known if not asked.exceeded(cost, self.dense)]
+        if not fitting:
+            raise InfeasibleBudget(
+                f"no plan of the sweep meets budget {str(asked)!r}. Loosen it, or sweep further down.",
+                [
+                    (
+                        b.resource,
+                        b.limit(self.dense),
+                        min((cost.get(b.resource) for _, cost, _ in known), default=self.dense.get(b.resource)),
+                        self.dense.get(b.resource),
+                    )
+                    for b in asked.bounds
+                ],
+            )
+        return min(fitting, key=lambda pair: pair[0])[1]
+
+    def amount(self, point: SweepPoint) -> int:
+        """Return what a feasible point costs of the swept resource."""
+        assert point.cost is not None
+        return point.cost.get(self.resource)
+
+    def share(self, point: SweepPoint) -> float:
+        """Return what a feasible point costs of the swept resource, as a share of the model as it is."""
+        return self.amount(point) / max(self.dense.get(self.resource), 1)
+
+
+def _damage(point: SweepPoint) -> float:
+    assert point.damage is not None
+    return point.damage

@@ -1,0 +1,158 @@
+"""The sweep: one record, shown in the terminal, as Markdown, JSON, CSV or one self-contained HTML page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankfold._files import write_text
+from rankfold.errors import ConfigError, CorruptArtifact
+from rankfold.records import Plan
+from rankfold.reporting.codec import decode, encode
+from rankfold.reporting.markdown import table, text
+from rankfold.reporting.sweep.page import to_html
+from rankfold.reporting.sweep.record import SweepPoint, SweepRecord
+from rankfold.reporting.sweep.sheets import headline, heads, infeasible, rows
+from rankfold.reporting.terminal import default_console, make_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FORMAT = "rankfold-sweep"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep(SweepRecord):
+    """A family of plans for one model, one for each budget.
+
+    The fields are those of `SweepRecord`; `rankfold.sweep` fills them.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values; each plan is as `Plan.save` writes it."""
+        data: dict[str, Any] = {"format": FORMAT, "version": VERSION, **encode(self)}
+        best = {id(point) for point in self.front()}
+        for point, entry in zip(self.points, data["points"], strict=True):
+            entry["plan"] = None if point.plan is None else json.loads(point.plan.to_json())
+            entry["front"] = id(point) in best
+        return data
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON text; `from_json` reads it back without loss."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_html(self) -> str:
+        """Return one HTML page with the front as a picture: no network, no script, no font."""
+        return to_html(self)
+
+    def to_markdown(self) -> str:
+        """Return the table as GitHub-flavoured Markdown."""
+        lines = [f"# {text(self.model_name or 'Sweep')}", "", f"**{text(self.coverage)}**", "", text(headline(self))]
+        lines += ["", *table(heads(self), [[text(cell) for cell in row] for row in rows(self)])]
+        lines += [f"- {text(line)}" for line in infeasible(self)]
+        return "\n".join(lines).rstrip("\n") + "\n"
+
+    def to_csv(self) -> str:
+        """Return the points as comma-separated values, amounts in units and bytes."""
+        best = {id(point) for point in self.front()}
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        names = ("params", "macs", "fm", "weight_bytes")
+        writer.writerow(("budget", *names, "damage", "metric", "front", "folder", "reason"))
+        for point in self.points:
+            costs = [None if point.cost is None else getattr(point.cost, name) for name in names]
+            front = int(id(point) in best)
+            writer.writerow((point.budget, *costs, point.damage, point.metric, front, point.folder, point.reason))
+        return stream.getvalue()
+
+    def print(self, console: Console | None = None) -> None:
+        """Print the table; `console` is rich's, by default one on standard output."""
+        from rich.text import Text
+
+        out = console or default_console()
+        if self.model_name:
+            out.print(Text(self.model_name, style="bold"))
+        out.print(Text(self.coverage, style="bold"))
+        out.print(Text(headline(self), style="dim"))
+        out.print(make_table("", heads(self), rows(self)))
+        for line in infeasible(self):
+            out.print(Text(line, style="yellow"))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the sweep to a file, whole or not at all, in the form that the suffix names.
+
+        Parameters
+        ----------
+        path : str or Path
+            Ends in ``.html``, ``.json``, ``.md`` or ``.csv``.
+
+        Raises
+        ------
+        ConfigError
+            If the suffix is another one.
+        RankfoldError
+            If the file cannot be written.
+        """
+        writers = {".html": self.to_html, ".json": self.to_json, ".md": self.to_markdown, ".csv": self.to_csv}
+        suffix = Path(path).suffix.lower()
+        if suffix not in writers:
+            raise ConfigError(f"the suffix of a sweep must be one of {', '.join(writers)}. Got {str(path)!r} instead.")
+        return write_text(path, writers[suffix]())
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "sweep") -> Sweep:
+        """Read a sweep from JSON text.
+
+        Raises
+        ------
+        CorruptArtifact
+            If the text is no JSON, no sweep, of a newer version, or has a malformed field.
+        """
+        try:
+            data = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise CorruptArtifact(f"{source} is not valid JSON: {error}. Was it edited or truncated?") from error
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise CorruptArtifact(f"{source} is not a rankfold sweep (its 'format' is not {FORMAT!r}).")
+        version = data.get("version")
+        if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
+            raise CorruptArtifact(
+                f"{source} has sweep version {version!r}; this rankfold reads up to {VERSION}. Upgrade rankfold."
+            )
+        entries = data.get("points")
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise CorruptArtifact(f"{source}.points must be a list of objects. Was it edited or truncated?")
+        points = tuple(_point(entry, f"{source}.points[{i}]") for i, entry in enumerate(entries))
+        return replace(decode(cls, {**data, "points": []}, source), points=points)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Sweep:
+        """Read a sweep from a JSON file.
+
+        Raises
+        ------
+        CorruptArtifact
+            If there is no such file, or it cannot be read.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise CorruptArtifact(f"there is no sweep at {str(path)!r}. Give a .json that Sweep.save wrote.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise CorruptArtifact(f"the sweep {str(path)!r} cannot be read: {error}.") from error
+        return cls.from_json(text, source=str(path))
+
+
+def _point(entry: Mapping[str, Any], where: str) -> SweepPoint:
+    point: SweepPoint = decode(SweepPoint, {k: v for k, v in entry.items() if k != "plan"}, where)
+    plan = entry.get("plan")
+    found = None if plan is None else Plan.from_json(json.dumps(plan), source=f"{where}.plan")
+    if found is not None and (point.cost is None or point.damage is None):
+        raise CorruptArtifact(f"{where} has a plan without its cost or damage. Was it edited or truncated?")
+    return replace(point, plan=found)
