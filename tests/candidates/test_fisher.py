@@ -1,0 +1,331 @@
+"""The proxy from gradients: against the exact Jacobian, and against the measured damage of small changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rankfold.candidates.fisher import FisherProxy
+from rankfold.candidates.network import NetworkProxy
+from rankfold.errors import ModelError, UnknownNameError
+from rankfold.inventory import inspect, layer_weight
+from rankfold.records import LayerInfo
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Return the model in float64 with random weights that do not shrink the signal."""
+    random = generator(seed)
+    with torch.no_grad():
+        for parameter in model.double().parameters():
+            fan = parameter[0].numel() if parameter.ndim > 1 else 4
+            parameter.copy_(torch.randn(parameter.shape, generator=random, dtype=torch.float64) / fan**0.5)
+    return model.eval()
+
+
+def batches_of(*shape: int, count: int = 2) -> list[Tensor]:
+    return [torch.randn(*shape, generator=generator(i), dtype=torch.float64) for i in range(count)]
+
+
+def changed(model: nn.Module, name: str, size: float, count: int = 3) -> list[Tensor]:
+    """Return weights of a layer that differ from its own by so much, relatively."""
+    weight = layer_weight(model, name)
+    moves = [torch.randn(weight.shape, generator=generator(9 + i), dtype=weight.dtype) for i in range(count)]
+    return [weight + size * weight.norm() * move / move.norm() for move in moves]
+
+
+def fisher(model: nn.Module, batches: Sequence[Any], layers: Sequence[LayerInfo], **options: Any) -> FisherProxy:
+    return FisherProxy(model, batches, layers, **options)
+
+
+def mlp() -> nn.Module:
+    return randomised(
+        nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6, bias=False), nn.Tanh(), nn.Linear(6, 3))
+    )
+
+
+def convolutional() -> nn.Module:
+    return randomised(
+        nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 8, 3, stride=2),
+                      nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    )  # fmt: skip
+
+
+def exact(model: nn.Module, name: str, batches: Sequence[Tensor], weights: Sequence[Tensor]) -> list[float]:
+    """Return ||J d||^2 relative to the outputs' energy, J being built entry by entry."""
+    parameter = dict(model.named_parameters())[f"{name}.weight"]
+    damages = [0.0] * len(weights)
+    energy = 0.0
+    for batch in batches:
+
+        def run(weight: Tensor, batch: Tensor = batch) -> Tensor:
+            return torch.func.functional_call(model, {f"{name}.weight": weight}, (batch,))
+
+        jacobian: Any = torch.autograd.functional.jacobian(run, parameter.detach())
+        jacobian = jacobian.flatten(-parameter.ndim).flatten(0, -2)
+        energy += float(run(parameter).detach().square().sum())
+        for i, weight in enumerate(weights):
+            damages[i] += float((jacobian @ (weight - parameter).flatten()).square().sum())
+    return [damage / energy for damage in damages]
+
+
+@pytest.mark.parametrize("name", ["0", "2", "4"])
+def test_the_estimate_agrees_with_the_exact_jacobian(name: str) -> None:
+    model, batches = mlp(), batches_of(4, 5)
+    layers = inspect(model, batches[0]).compressible
+    layer = next(layer for layer in layers if layer.name == name)
+    weights = changed(model, name, 0.5)
+    found = fisher(model, batches, layers, draws=2048).alone(layer, weights)
+    wanted = exact(model, name, batches, weights)
+    # sqrt(2 / 2048) = 3 %
+    assert found == pytest.approx(wanted, rel=0.1)
+    assert found != pytest.approx([1.3 * value for value in wanted], rel=0.1)
+
+
+def test_a_single_output_needs_no_chance() -> None:
+    """With one number put out for each batch the sign's square is 1: nothing is estimated."""
+    model = randomised(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)))
+    batches = batches_of(1, 5, count=3)
+    layers = inspect(model, batches[0]).compressible
+    for layer in layers:
+        weights = changed(model, layer.name, 0.5)
+        found = fisher(model, batches, layers, draws=1).alone(layer, weights)
+        assert found == pytest.approx(exact(model, layer.name, batches, weights), rel=1e-9)
+
+
+def test_a_linear_network_is_no_approximation() -> None:
+    """Changes of any size: the network's outputs are linear in each weight."""
+    model = randomised(nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 6, bias=False), nn.Linear(6, 1)))
+    batches = batches_of(1, 5, count=4)
+    layers = inspect(model, batches[0]).compressible
+    measured = NetworkProxy(model, batches)
+    for layer in layers:
+        weights = changed(model, layer.name, 3.0)
+        found = fisher(model, batches, layers, draws=4).alone(layer, weights)
+        assert found == pytest.approx(measured.alone(layer, weights), rel=1e-5)
+    bent = randomised(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)))
+    weights = changed(bent, "0", 3.0)
+    first = inspect(bent, batches[0]).compressible
+    found = fisher(bent, batches, first, draws=4).alone(first[0], weights)
+    assert found != pytest.approx(NetworkProxy(bent, batches).alone(first[0], weights), rel=0.05)
+
+
+def test_small_changes_do_the_damage_that_is_measured() -> None:
+    model, batches = convolutional(), batches_of(2, 3, 9, 9)
+    layers = inspect(model, batches[0]).compressible
+    gradients, measured = fisher(model, batches, layers, draws=1024), NetworkProxy(model, batches)
+    for layer in layers:
+        small, large = changed(model, layer.name, 1e-3), changed(model, layer.name, 3.0)
+        assert gradients.alone(layer, small) == pytest.approx(measured.alone(layer, small), rel=0.15)
+        if layer.name != layers[-1].name:  # the last layer is followed by nothing that bends
+            assert gradients.alone(layer, large) != pytest.approx(measured.alone(layer, large), rel=0.15)
+
+
+def test_damage_grows_with_the_square_of_a_change() -> None:
+    model, batches = convolutional(), batches_of(2, 3, 9, 9)
+    layers = inspect(model, batches[0]).compressible
+    weight = layer_weight(model, "0")
+    move = changed(model, "0", 0.1, count=1)[0] - weight
+    one, two, none = fisher(model, batches, layers).alone(layers[0], [weight + move, weight + 2 * move, weight])
+    assert two == pytest.approx(4 * one)
+    assert one > 0
+    assert none == 0
+
+
+@pytest.mark.parametrize("held", [0, 30_000, 2**29])
+def test_what_is_held_at_once_changes_nothing(held: int) -> None:
+    model, batches = convolutional(), batches_of(2, 3, 9, 9)
+    layers = inspect(model, batches[0]).compressible
+    whole = fisher(model, batches, layers)
+    parts = fisher(model, batches, layers, held=held)
+    for layer in reversed(layers):
+        weights = changed(model, layer.name, 0.1)
+        assert parts.alone(layer, weights) == pytest.approx(whole.alone(layer, weights), rel=1e-9)
+        assert sum(rows.nbytes for rows in parts._gradients.values()) <= held
+    other = fisher(model, batches, layers, seed=1).alone(layers[0], changed(model, "0", 0.1))
+    assert other != whole.alone(layers[0], changed(model, "0", 0.1))
+
+
+class Attentive(nn.Module):
+    """Attention whose projections share a weight (or not), and a head."""
+
+    def __init__(self, kdim: int | None = None) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, kdim=kdim, vdim=kdim, batch_first=True)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = x[..., : self.attention.kdim]
+        return self.head(self.attention(x, memory, memory, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize("kdim", [None, 4])
+def test_attention(kdim: int | None) -> None:
+    model, batches = randomised(Attentive(kdim)), batches_of(1, 5, 8)
+    layers = inspect(model, batches[0]).compressible
+    assert len(layers) >= 4
+    gradients, measured = fisher(model, batches, layers, draws=2), NetworkProxy(model, batches)
+    values = []
+    for layer in layers:
+        weights = changed(model, layer.name, 1e-3)
+        values.append(gradients.alone(layer, weights))
+        assert values[-1] == pytest.approx(measured.alone(layer, weights), rel=0.03), layer.name
+    assert values[0] != pytest.approx(values[1], rel=0.03)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, and a module with two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 1)
+        self.second.weight = self.first.weight
+        self.again = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.again(torch.tanh(self.second(torch.tanh(self.first(x)))))))
+
+
+def test_tied_layers_change_together() -> None:
+    model, batches = randomised(Tied()), batches_of(1, 6)
+    layers = inspect(model, batches[0]).compressible
+    tied = next(layer for layer in layers if layer.name == "first")
+    assert tied.ties
+    weights = changed(model, "first", 1e-3)
+    found = fisher(model, batches, layers, draws=2).alone(tied, weights)
+    assert found == pytest.approx(NetworkProxy(model, batches).alone(tied, weights), rel=0.03)
+    alone = randomised(Tied())
+    alone.second.weight = nn.Parameter(alone.first.weight.detach().clone())
+    apart = fisher(alone, batches, inspect(alone, batches[0]).compressible, draws=2)
+    assert found != pytest.approx(apart.alone(tied, weights), rel=0.03)
+
+
+class Several(nn.Module):
+    """Outputs of very different sizes, one of integers, and one that depends on no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.small, self.large = nn.Linear(5, 6), nn.Linear(6, 1), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = torch.tanh(self.body(x))
+        large = 1e4 * self.large(hidden)
+        return {"small": self.small(hidden), "large": large, "which": large.argmax(1), "constant": torch.ones(2)}
+
+
+def test_each_output_counts_the_same() -> None:
+    model, batches = randomised(Several()), batches_of(1, 5, count=1)
+    layers = inspect(model, batches[0]).compressible
+    measured = NetworkProxy(model, batches)
+    gradients = fisher(model, batches, layers, draws=1024)
+    for layer in layers:
+        weights = changed(model, layer.name, 1e-3)
+        assert gradients.alone(layer, weights) == pytest.approx(measured.alone(layer, weights), rel=0.15), layer.name
+    weights = changed(model, "small", 1e-3)
+    small = next(layer for layer in layers if layer.name == "small")
+    tapped = fisher(model, batches, layers, taps=("small",), draws=1024).alone(small, weights)
+    assert tapped == pytest.approx([3 * value for value in gradients.alone(small, weights)], rel=0.15)
+
+
+def test_taps() -> None:
+    model, batches = convolutional(), batches_of(2, 3, 9, 9)
+    layers = inspect(model, batches[0]).compressible
+    gradients = fisher(model, batches, layers, taps=("2",), draws=1024)
+    measured = NetworkProxy(model, batches, ("2",))
+    weights = changed(model, "0", 1e-3)
+    assert gradients.alone(layers[0], weights) == pytest.approx(measured.alone(layers[0], weights), rel=0.15)
+    assert gradients.alone(layers[-1], changed(model, layers[-1].name, 1.0)) == [0.0] * 3
+    with pytest.raises(UnknownNameError, match="tap"):
+        fisher(model, batches, layers, taps=("absent",))
+
+
+def test_frozen_and_computed_weights() -> None:
+    model, batches = convolutional(), batches_of(2, 3, 9, 9)
+    weights = changed(model, "0", 0.1)
+    layers = inspect(model, batches[0]).compressible
+    wanted = fisher(model, batches, layers).alone(layers[0], weights)
+    model.requires_grad_(False)
+    assert fisher(model, batches, layers).alone(layers[0], weights) == wanted
+    nn.utils.parametrizations.weight_norm(model[0])
+    assert fisher(model, batches, layers).alone(layers[0], weights) == pytest.approx(wanted)
+
+
+def test_model_and_random_state_are_left_alone() -> None:
+    model, batches = convolutional().train(), batches_of(2, 3, 9, 9)
+    layers = inspect(model, batches[0]).compressible
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    fisher(model, batches, layers).alone(layers[0], changed(model, "0", 0.1))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+def test_half_precision() -> None:
+    model, batches = convolutional(), batches_of(2, 3, 9, 9)
+    weights = changed(model, "0", 0.3)
+    layers = inspect(model, batches[0]).compressible
+    wanted = fisher(model, batches, layers).alone(layers[0], weights)
+    model.bfloat16()
+    halves = fisher(model, [b.bfloat16() for b in batches], layers)
+    assert halves.alone(layers[0], [w.bfloat16() for w in weights]) == pytest.approx(wanted, rel=0.2)
+
+
+class Cut(nn.Module):
+    """A network of which some layers' gradients, or all, are cut off."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.where = where
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        if self.where == "middle":
+            hidden = hidden.detach()
+        if self.where == "reciprocal":
+            return self.head(hidden) / 0
+        output = self.head(hidden) * (self.where != "zero")
+        if self.where == "in place":
+            squared = output.square().sum()
+            output.add_(1)
+            return squared
+        return {"end": output.detach(), "integers": output.argmax(1)}.get(self.where, output)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("end", "none of the network's outputs depends"),
+        ("middle", "no gradient .* reaches layer 'body'"),
+        ("integers", "no floating-point tensors"),
+        ("in place", "cannot be differentiated: .*inplace"),
+        ("reciprocal", "not all finite"),
+        ("zero", "all zero"),
+    ],
+)
+def test_networks_without_gradients(where: str, message: str) -> None:
+    model, batches = randomised(Cut(where)), batches_of(4, 5)
+    layers = inspect(model, batches[0]).compressible
+    with pytest.raises(ModelError, match=message) as caught:
+        fisher(model, batches, layers).alone(layers[0], changed(model, "body", 0.1))
+    assert "proxy='network'" in str(caught.value)
+    whole = randomised(Cut("nowhere"))
+    assert fisher(whole, batches, layers).alone(layers[0], changed(whole, "body", 0.1))[0] > 0
+
+
+def test_a_layer_that_never_runs_does_no_damage() -> None:
+    model, batches = randomised(Cut("nowhere")), batches_of(4, 5)
+    model.spare = nn.Linear(5, 6).double()
+    layers = inspect(model, batches[0]).layers
+    spare = next(layer for layer in layers if layer.name == "spare")
+    assert fisher(model, batches, layers).alone(spare, changed(model, "spare", 0.1)) == [0.0] * 3
