@@ -46,6 +46,8 @@ def updated(text: str) -> str:
             rows = of_gauge(records[0]["results"])
         elif records[0].get("benchmark") == "compressnas":
             rows = of_search([row for record in records for row in record["results"]])
+        elif records[0].get("benchmark") == "yolo":
+            rows = of_yolo(records[0]["results"])
         else:
             rows = [row for record in records for row in record["results"]]
         return f"{match[1]}\n{render(rows)}\n\n{match[4]}"
@@ -128,6 +130,28 @@ def of_search(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row = rows.setdefault(kind, {"strategy": kind[0], "factors": kind[1]})
         row[f"{result['network'].partition('_')[0]}, {result['parameters gone']} gone"] = f"{result['top1']:.2%}"
     return list(rows.values())
+
+
+def of_yolo(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each detection network: what is left, and what works."""
+    return [
+        {
+            "network": row["network"],
+            "images": row["images"],
+            "compressible": row["coverage"],
+            "parameters": row["params"],
+            "left": row["params_after"],
+            "CPU s": round(row["plan_cpu_seconds"] + row["apply_cpu_seconds"]),
+            "head": row["head"],
+            "outputs": row["outputs"],
+            "gradients": row["backward"],
+            "save, load": row["save_load"],
+            "fold, compress": row["fuse_then_compress"],
+            "compress, fold": row["compress_then_fuse"],
+            "export": row["export"],
+        }
+        for row in results
+    ]
 
 
 def documents() -> list[Path]:
