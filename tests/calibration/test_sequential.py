@@ -520,14 +520,14 @@ def test_kept_layers_that_cannot_be_written_to_are_named() -> None:
     assert torch.equal(layer_weight(made.model, "b"), weight)
 
 
-def test_layers_with_too_many_inputs_are_factored_on_their_own() -> None:
+def test_layers_with_too_many_inputs_are_factored_by_weights() -> None:
     net, data = mlp(6, 8, 12, 4), [correlated(64, 6, 0)]
     plan = by_hand(fc0=("svd", (2,)), fc1=("svd", (3,)))
     made = reconstruct_sequentially(net, plan, data, SequentialConfig(max_inputs=7))
     why = {n: f"not fitted: its {k} input channels are more than max_inputs = 7" for n, k in (("fc1", 8), ("fc2", 12))}
-    assert made.notes == {"fc1": why["fc1"] + "; factored on its own", "fc2": why["fc2"]}
+    assert made.notes == {"fc1": why["fc1"] + "; factored by its weight alone", "fc2": why["fc2"]}
     assert set(made.errors) == {"fc0"}
-    plain = rf.apply(net, plan, data, reconstruct="data")
+    plain = rf.apply(net, plan, reconstruct="weights")
     torch.testing.assert_close(made.model.get_submodule("fc1").weight, plain.get_submodule("fc1").weight)
     assert torch.equal(layer_weight(made.model, "fc2"), layer_weight(net, "fc2"))
     assert set(reconstruct_sequentially(net, plan, data, SequentialConfig(max_inputs=8)).errors) == {"fc0", "fc1"}

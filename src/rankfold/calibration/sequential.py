@@ -103,11 +103,14 @@ class _Walk:
                 reason = "its weight is also used outside the layer"
             if reason is None and not self._plain(name, "weight"):
                 reason = "its weight is computed"
-        if reason is None and layer.group_in > self.config.max_inputs:
+        if reason is None and self._is_wide(name):
             reason = f"its {layer.group_in:,} input channels are more than max_inputs = {self.config.max_inputs:,}"
         if reason is not None:
             self._leave(name, reason)
         return reason is None
+
+    def _is_wide(self, name: str) -> bool:
+        return self.layers[name].group_in > self.config.max_inputs
 
     def _is_factored(self, name: str) -> bool:
         choice = self.plan.layers.get(name)
@@ -158,16 +161,15 @@ class _Walk:
         self.notes[name] = f"not fitted: {reason}"
         if self._is_factored(name):
             self.later.append(name)
-            self.notes[name] += "; factored on its own"
+            self.notes[name] += "; factored by its weight alone" if self._is_wide(name) else "; factored on its own"
 
     def _factor_later(self) -> None:
-        """Factor what could not be fitted as plain data-aware factorization would."""
-        if not self.later:
-            return
-        moments = collect_moments(
-            self.original, self.batches, [self.layers[name] for name in self.later],
-            max_patch=self.config.max_patch, max_positions=self.config.max_positions,
-        )  # fmt: skip
+        """Factor what could not be fitted as plain data-aware factorization would, very wide layers without data."""
+        seen = [self.layers[name] for name in self.later if not self._is_wide(name)]
+        moments = {}
+        if seen:
+            options = {"max_patch": self.config.max_patch, "max_positions": self.config.max_positions}
+            moments = collect_moments(self.original, self.batches, seen, **options)
         for name in self.later:
             layer = self.layers[name]
             module = factor_layer(self.work, layer, self.plan.layers[name], moments.get(name))

@@ -26,8 +26,8 @@ class SequentialConfig:
     max_patch, max_positions : int
         As for `collect_moments`: the largest patch moment, and the positions taken of each sample.
     max_inputs : int
-        Layers with more input channels (of a group) are not fitted: memory grows with the square of their number, time
-        with the cube.
+        Layers with more input channels (of a group) are not fitted, and factored by their weights alone: memory grows
+        with the square of the channels, time with the cube.
     """
 
     ridge: float | None = None
