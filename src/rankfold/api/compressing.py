@@ -6,16 +6,18 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rankfold.api.applying import Reconstruct, SequentialOptions, apply_mode, check_reconstruct
+from rankfold.api.applying import Applied, Reconstruct, SequentialOptions, apply_mode, check_reconstruct
 from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
+from rankfold.api.family import folder_name
 from rankfold.api.planning import Planner
+from rankfold.api.searching import check_searchable, smallest_within
 from rankfold.calibration import collect_moments
 from rankfold.cost import blueprint_cost
 from rankfold.errors import ConfigError, DataError
@@ -24,7 +26,7 @@ from rankfold.evaluation import metric_name
 from rankfold.factor.moments import Moments, output_energy
 from rankfold.inventory import check_model, inspect, layer_weight, static_inventory
 from rankfold.methods import chosen_blueprint, to_canonical
-from rankfold.records import Budget, Cost, Inventory, Plan
+from rankfold.records import ACCURACY, Budget, Cost, Inventory, Plan
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import load, save
 from rankfold.storage.artifact import check_output, check_state
@@ -55,6 +57,17 @@ class Result:
     plan: Plan
     report: Report = field(repr=False)
     tuned: TuneResult | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """One plan applied, fine-tuned if that was asked for, and measured."""
+
+    applied: Applied
+    model: nn.Module
+    errors: Mapping[str, float]
+    values: Mapping[str, float]
+    tuned: TuneResult | None
 
 
 @dataclass(slots=True)
@@ -102,7 +115,10 @@ def compress(
     ----------
     model, example_input, budget, strategy, config, methods, method_options, calibration, data_aware
         As for `plan`. The model is left untouched; calibration data also serves to re-estimate BatchNorm statistics
-        where that helps.
+        where that helps. The budget may also bound what is lost of the metric: ``"accuracy_drop<=1%"`` gives the
+        smallest model whose metric is at most 0.01 worse than the original's (in parameters, or in the first other
+        resource that the budget bounds). It is found by bisection over up to seven models, each applied, fine-tuned
+        if there is a recipe for that, and measured.
     reconstruct, sequential
         As for `apply`. By default the factors are found as the plan was made: on the data unless there is none or
         ``data_aware=False``.
@@ -135,9 +151,12 @@ def compress(
     True
     """
     clock = _Clock()
+    bounds = None if budget is None else Budget.parse(budget)
+    searched = check_searchable(bounds, evaluate is not None)
     check_options(
-        budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
-        overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, seed=seed,
+        budget=bounds.without(ACCURACY) if bounds is not None else None, strategy=strategy, config=config,
+        methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
+        seed=seed,
     )  # fmt: skip
     mode, options = check_reconstruct(reconstruct, calibration is not None, sequential)
     if reconstruct is None and not data_aware:
@@ -164,26 +183,43 @@ def compress(
         methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
         cache=cache, seed=seed,
     )  # fmt: skip
-    plan = planner.plan(budget)
-    clock.lap("plan")
-    if mode == "data" and moments is None and batches is not None:  # the plan was made without
-        moments = collect_moments(model, batches, [inventory.layer(name) for name in plan.factored])
-    applied = apply_mode(model, plan, batches, mode, moments=moments, sequential=options)
-    small = applied.model
-    errors = applied.errors or measured_errors(small, model, moments if mode == "data" else None)
-    del moments
-    clock.lap("apply")
-    if evaluate is not None:
-        values["compressed"] = measure(small, evaluate)
-        clock.lap("evaluate")
-    tuned = None
-    if finetune is not None:
-        tuned = finetune_(small, finetune, teacher=model, metric=None if finetune.target is None else evaluate)
-        small = tuned.model
-        clock.lap("finetune")
+
+    def make(plan: Plan) -> _Made:
+        nonlocal moments
+        clock.lap("plan")
+        if mode == "data" and moments is None and batches is not None:  # the plan was made without
+            wanted = inventory.compressible if searched else [inventory.layer(name) for name in plan.factored]
+            moments = collect_moments(model, batches, wanted)
+        applied = apply_mode(model, plan, batches, mode, moments=moments, sequential=options)
+        small, found = applied.model, dict[str, float]()
+        errors = applied.errors or measured_errors(small, model, moments if mode == "data" else None)
+        clock.lap("apply")
         if evaluate is not None:
-            values["tuned"] = measure(small, evaluate)
+            found["compressed"] = measure(small, evaluate)
             clock.lap("evaluate")
+        tuned = None
+        if finetune is not None:
+            recipe = _own_checkpoint(finetune, plan) if searched else finetune
+            tuned = finetune_(small, recipe, teacher=model, metric=None if finetune.target is None else evaluate)
+            small = tuned.model
+            clock.lap("finetune")
+            if evaluate is not None:
+                found["tuned"] = measure(small, evaluate)
+                clock.lap("evaluate")
+        return _Made(applied=applied, model=small, errors=errors, values=found, tuned=tuned)
+
+    searching: list[str] = []
+    if searched and bounds is not None and evaluate is not None:
+        found = smallest_within(
+            planner, bounds, lambda plan: _with_value(make(plan)), dense=values["dense"],
+            higher_is_better=bool(getattr(evaluate, "higher_is_better", True)), metric=metric_name(evaluate),
+        )  # fmt: skip
+        made, searching = found.made, found.notes(bounds, metric_name(evaluate), values["dense"])
+    else:
+        made = make(planner.plan(bounds))
+    applied, small, tuned = made.applied, made.model, made.tuned
+    values |= made.values
+    moments = None
     with tempfile.TemporaryDirectory() as temporary:
         folder = save(small, output if output is not None else Path(temporary) / "artifact")
         disk_bytes = sum(f.stat().st_size for f in folder.iterdir() if f.suffix in {".json", ".safetensors"})
@@ -204,17 +240,32 @@ def compress(
         notes=[
             *_notes(inventory, applied.renewed if batches is not None and _has_batchnorm(model) else None),
             *applied.notes,
+            *searching,
         ],
         disk_bytes=disk_bytes,
-        measured_errors=errors,
+        measured_errors=made.errors,
         model_name=name or type(model).__name__,
         timings=clock.seconds,
-        budget=None if budget is None else Budget.parse(budget),
+        budget=bounds,
     )
     if output is not None:
         report.save(Path(output) / "report.html")
         report.save(Path(output) / "report.json")
     return Result(model=small, plan=plan, report=report, tuned=tuned)
+
+
+def _with_value(made: _Made) -> tuple[_Made, float]:
+    return made, made.values["tuned"] if made.tuned is not None else made.values["compressed"]
+
+
+def _own_checkpoint(finetune: FineTune, plan: Plan) -> FineTune:
+    """Return the recipe with a checkpoint for this plan alone: a search trains several models."""
+    if finetune.checkpoint is None:
+        return finetune
+    path, own = Path(finetune.checkpoint), folder_name(plan.provenance.budget or "").replace(".", "_")
+    if path.suffix and not path.is_dir():
+        return replace(finetune, checkpoint=path.with_name(f"{path.stem}-{own}{path.suffix}"))
+    return replace(finetune, checkpoint=path / own)
 
 
 def _check_finetune(finetune: FineTune | None, evaluate: Callable[[nn.Module], float] | None) -> None:

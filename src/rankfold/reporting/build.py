@@ -118,7 +118,7 @@ def build_report(
         disk_bytes=disk_bytes,
         latency=None if latency is None else (float(latency[0]), float(latency[1])),
         metrics=tuple(metrics),
-        bounds=_bounds(plan.provenance, budget, after, inventory.total),
+        bounds=_bounds(plan.provenance, budget, after, inventory.total, metrics),
         provenance=_plain(plan.provenance),
         notes=tuple(notes),
         history=tuple(_epoch(row) for row in history),
@@ -176,9 +176,14 @@ def layer_note(layer: LayerInfo) -> str | None:
     return "; ".join(parts) or None
 
 
-def _bounds(provenance: Provenance, budget: Budget | None, cost: Cost, dense: Cost) -> tuple[BoundRow, ...]:
+def _bounds(
+    provenance: Provenance, budget: Budget | None, cost: Cost, dense: Cost, metrics: Sequence[MetricValue]
+) -> tuple[BoundRow, ...]:
     if budget is not None:
-        return tuple(_bound(bound, cost, dense) for bound in budget.bounds)
+        return tuple(
+            _drop(bound, metrics[0]) if bound.kind == "accuracy" and metrics else _bound(bound, cost, dense)
+            for bound in budget.bounds
+        )
     rows: list[BoundRow] = []
     for text in filter(None, map(str.strip, re.split(r"[,;]", provenance.budget or ""))):
         try:
@@ -187,6 +192,12 @@ def _bounds(provenance: Provenance, budget: Budget | None, cost: Cost, dense: Co
             # On something else than a cost, such as accuracy: shown, with the verdict "unknown".
             rows.append(BoundRow(resource=re.split(r"[<=/ ]", text)[0], text=text))
     return tuple(rows)
+
+
+def _drop(bound: Bound, metric: MetricValue) -> BoundRow:
+    """Hold the bound on accuracy against the metric of the model that the user gets."""
+    lost = None if metric.change is None else round(-metric.change if metric.higher_is_better else metric.change, 9)
+    return BoundRow(resource=bound.resource, text=str(bound), limit=bound.value, value=lost)
 
 
 def _bound(bound: Bound, cost: Cost, dense: Cost) -> BoundRow:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rankfold.records import RESOURCES, OtherModule
+from rankfold.records import ACCURACY, RESOURCES, OtherModule
 from rankfold.reporting import words
 from rankfold.reporting.record import BoundRow, LayerRow, MetricValue, ReportRecord
 
@@ -92,6 +92,8 @@ def verdict(bound: BoundRow) -> str:
 
 
 def _amount(bound: BoundRow, value: float) -> str:
+    if bound.resource == ACCURACY:
+        return f"{value:.4g}"
     return words.size(value) if bound.resource in ("flash", "ram") else words.count(value)
 
 

@@ -1,0 +1,170 @@
+"""Bounds on the accuracy: the smallest model that is good enough, by measuring a few."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from rankfold._progress import track
+from rankfold.api.planning import Planner
+from rankfold.errors import ConfigError, InfeasibleBudget
+from rankfold.records import ACCURACY, Bound, Budget, Plan
+
+T = TypeVar("T")
+
+MOST = 7
+"""Models that are measured at most."""
+STEP = 0.01
+"""The search ends when the budget is known to this share of what can be removed."""
+ROUNDING = 1e-9
+"""A difference of two metrics is not quite the decimal that it reads as."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One model that was measured: its budget, the metric, and by how much that is worse than the original's."""
+
+    budget: str
+    value: float
+    drop: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found(Generic[T]):
+    """The smallest model that is good enough, as `attempt` made it, and what was tried on the way to it."""
+
+    made: T
+    chosen: Trial
+    trials: tuple[Trial, ...]
+
+    def notes(self, budget: Budget, metric: str, dense: float) -> list[str]:
+        """Return what a report says of the search."""
+        bound = ", ".join(map(str, budget.get(ACCURACY)))
+        first = (
+            f"{bound}: {self.chosen.budget} is the tightest budget tried ({len(self.trials)} in all) that keeps it; "
+            f"{metric} of the dense model {dense:.4g}"
+        )
+        return [first, *(f"tried {t.budget}: {metric} {t.value:.4g}, {_worse(t.drop)}" for t in self.trials)]
+
+
+def check_searchable(budget: Budget | None, has_metric: bool) -> bool:
+    """Return whether a budget bounds the accuracy.
+
+    Raises
+    ------
+    ConfigError
+        If it does and there is no metric to tell it by.
+    """
+    if budget is None or not budget.get(ACCURACY):
+        return False
+    if not has_metric:
+        raise ConfigError(
+            f"budget {str(budget)!r} bounds {ACCURACY}, so there must be a metric. "
+            "Pass evaluate=..., such as evaluate=rf.top1(loader)."
+        )
+    return True
+
+
+def smallest_within(
+    planner: Planner,
+    budget: Budget,
+    attempt: Callable[[Plan], tuple[T, float]],
+    *,
+    dense: float,
+    higher_is_better: bool = True,
+    metric: str = "metric",
+) -> Found[T]:
+    """Return the smallest model whose metric is at most so much worse than the original's as the budget allows.
+
+    "Smallest" is in the first resource that the budget bounds besides, in parameters if it bounds none. Bisection: a
+    larger budget is taken to give a model that is no worse, which holds for the predicted damage, and but for noise
+    for the metric; what is returned was measured in any case.
+
+    Parameters
+    ----------
+    planner : Planner
+        The model's problem.
+    budget : Budget
+        With a bound on ``accuracy_drop``; its other bounds hold for every model that is tried.
+    attempt : callable
+        Applies a plan; returns what it made and its metric. Only the best one is held on to.
+    dense : float
+        The metric of the original.
+    higher_is_better : bool
+        The direction of the metric.
+    metric : str
+        Its name, for the messages.
+
+    Raises
+    ------
+    InfeasibleBudget
+        If the other bounds cannot be met, or the mildest compression already costs too much accuracy.
+    """
+    allowed = min(bound.value for bound in budget.get(ACCURACY))
+    rest = budget.without(ACCURACY)
+    resource = rest.additive[0].resource if rest is not None and rest.additive else "params"
+    table = planner.problem.table()
+    total = max(table.total.get(resource), 1)
+    low, whole = table.least(resource) / total, table.cost(()).get(resource) / total
+    step = STEP * (whole - low)
+    limit = None if rest is None else rest.limit(resource, table.total)
+    high = whole - step if limit is None else min(whole - step, limit / total)
+    bounded = limit is not None and limit / total <= whole - step
+    # Tells before any work whether the other bounds can be met.
+    mildest = planner.plan(rest if bounded else _at(high, resource, rest))
+
+    trials: list[Trial] = []
+    values: dict[str, float] = {}
+    best: tuple[T, Trial] | None = None
+
+    def good(plan: Plan) -> bool:
+        nonlocal best
+        known = json.dumps({name: choice.to_dict() for name, choice in plan.layers.items()}, default=str)
+        if known in values:  # another budget with the same plan, which is the best one already if it is good
+            return _drop(values[known], dense, higher_is_better) <= allowed + ROUNDING
+        made, values[known] = attempt(plan)
+        drop = _drop(values[known], dense, higher_is_better)
+        trials.append(Trial(budget=plan.provenance.budget or "", value=values[known], drop=drop))
+        if drop > allowed + ROUNDING:
+            return False
+        best = made, trials[-1]
+        return True
+
+    for _ in track(range(4 * MOST), "searching for the smallest model"):
+        if high - low <= step or len(trials) >= (MOST if best is not None else MOST - 1):
+            break
+        middle = (low + high) / 2
+        try:
+            fits = good(planner.plan(_at(middle, resource, rest)))
+        except InfeasibleBudget:  # not together with the other bounds
+            fits = False
+        low, high = (low, middle) if fits else (middle, high)
+    if best is None and not good(mildest):
+        raise _unreachable(budget, trials[-1], dense, metric)
+    assert best is not None
+    return Found(made=best[0], chosen=best[1], trials=tuple(trials))
+
+
+def _at(share: float, resource: str, rest: Budget | None) -> Budget:
+    """Return the other bounds with a tighter one on the resource, in hundredths of a per cent."""
+    others = None if rest is None else rest.without(resource)
+    bound = Bound(resource=resource, value=max(int(share * 10**4 + ROUNDING), 1) / 100 / 100, relative=True)
+    return Budget((bound, *(others.bounds if others is not None else ())))
+
+
+def _drop(value: float, dense: float, higher_is_better: bool) -> float:
+    return dense - value if higher_is_better else value - dense
+
+
+def _worse(drop: float) -> str:
+    return f"{drop:.4g} worse" if drop > 0 else f"{-drop:.4g} better" if drop < 0 else "the same"
+
+
+def _unreachable(budget: Budget, mildest: Trial, dense: float, metric: str) -> InfeasibleBudget:
+    return InfeasibleBudget(
+        f"budget {str(budget)!r} cannot be met: already with {mildest.budget}, the mildest compression tried, {metric} "
+        f"is {mildest.value:.4g} against {dense:.4g} of the dense model, {_worse(mildest.drop)}. Allow a larger drop, "
+        "give more calibration data, reconstruct='sequential' or a finetune recipe, or loosen the other bounds."
+    )
