@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import rankfold as rf
 from rankfold.candidates.fisher import FisherProxy
 from rankfold.candidates.network import NetworkProxy
-from rankfold.errors import ModelError, UnknownNameError
+from rankfold.errors import ConfigError, ModelError, UnknownNameError
 from rankfold.inventory import inspect, layer_weight
 from rankfold.records import LayerInfo
 
@@ -64,15 +66,12 @@ def exact(model: nn.Module, name: str, batches: Sequence[Tensor], weights: Seque
     damages = [0.0] * len(weights)
     energy = 0.0
     for batch in batches:
-
-        def run(weight: Tensor, batch: Tensor = batch) -> Tensor:
-            return torch.func.functional_call(model, {f"{name}.weight": weight}, (batch,))
-
-        jacobian: Any = torch.autograd.functional.jacobian(run, parameter.detach())
-        jacobian = jacobian.flatten(-parameter.ndim).flatten(0, -2)
-        energy += float(run(parameter).detach().square().sum())
+        outputs = model(batch).flatten()
+        rows = [torch.autograd.grad(output, parameter, retain_graph=True)[0].flatten() for output in outputs]
+        energy += float(outputs.detach().square().sum())
         for i, weight in enumerate(weights):
-            damages[i] += float((jacobian @ (weight - parameter).flatten()).square().sum())
+            change = (weight - parameter).detach().flatten()
+            damages[i] += float((torch.stack(rows) @ change).square().sum())
     return [damage / energy for damage in damages]
 
 
@@ -329,3 +328,27 @@ def test_a_layer_that_never_runs_does_no_damage() -> None:
     layers = inspect(model, batches[0]).layers
     spare = next(layer for layer in layers if layer.name == "spare")
     assert fisher(model, batches, layers).alone(spare, changed(model, "spare", 0.1)) == [0.0] * 3
+
+
+def test_a_plan_by_fisher(tmp_path: Path) -> None:
+    model, batches = convolutional(), batches_of(2, 3, 9, 9)
+    options: dict[str, Any] = {"budget": "params<=60%", "calibration": batches, "cache": tmp_path}
+    plan = rf.plan(model, batches[0], config={"proxy": "fisher"}, **options)
+    assert plan.factored
+    assert plan.provenance.search["proxy"] == "fisher"
+    stored = len(list(tmp_path.iterdir()))
+    assert stored == len(inspect(model, batches[0]).compressible)
+    assert rf.plan(model, batches[0], config={"proxy": "fisher"}, **options) == plan
+    assert len(list(tmp_path.iterdir())) == stored  # nothing was measured again ...
+    rf.plan(model, batches[0], config={"proxy": "network"}, **options)
+    assert len(list(tmp_path.iterdir())) == 2 * stored  # ... except by another proxy
+
+
+def test_rounds_need_the_network_itself() -> None:
+    model, batches = convolutional(), batches_of(2, 3, 9, 9)
+    options: dict[str, Any] = {"budget": "params<=60%", "calibration": batches}
+    with pytest.raises(ConfigError, match="rounds need proxy='network'"):
+        rf.plan(model, batches[0], config={"proxy": "fisher", "rounds": 1}, **options)
+    with pytest.raises(ConfigError, match="needs calibration data"):
+        rf.plan(model, batches[0], config={"proxy": "fisher"}, budget="params<=60%")
+    assert rf.plan(model, batches[0], config={"proxy": "network", "rounds": 1}, **options).factored
