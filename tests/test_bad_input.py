@@ -253,22 +253,22 @@ def _(s: Scene) -> Act:
 
 @case("strategy option unknown", e.UnknownNameError, r"option of strategy 'energy' 'kep'", r"Did you mean 'keep'")
 def _(s: Scene) -> Act:
-    return lambda: rf.plan(s.net, s.x, config={"kep": 0.5})
+    return lambda: rf.plan(s.net, s.x, strategy="energy", config={"kep": 0.5})
 
 
 @case("strategy option out of range", e.ConfigError, r"keep", r"\[0, 1\]", r"Got 1\.5")
 def _(s: Scene) -> Act:
-    return lambda: rf.plan(s.net, s.x, config={"keep": 1.5})
+    return lambda: rf.plan(s.net, s.x, strategy="energy", config={"keep": 1.5})
 
 
 @case("strategy option of a wrong type", e.ConfigError, r"keep", r"\[0, 1\]", r"Got '90%'")
 def _(s: Scene) -> Act:
-    return lambda: rf.plan(s.net, s.x, config={"keep": "90%"})
+    return lambda: rf.plan(s.net, s.x, strategy="energy", config={"keep": "90%"})
 
 
 @case("strategy config of a wrong type", e.ConfigError, r"options of strategy 'energy'", r"mapping", r"float")
 def _(s: Scene) -> Act:
-    return lambda: rf.plan(s.net, s.x, config=0.5)
+    return lambda: rf.plan(s.net, s.x, strategy="energy", config=0.5)
 
 
 @case("method option unknown", e.UnknownNameError, r"option of method 'svd' 'bogus'")

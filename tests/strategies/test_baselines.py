@@ -51,7 +51,7 @@ def params_of(plan: Plan, net: nn.Module) -> dict[str, int]:
 def test_energy_keeps_the_share_at_the_least_rank() -> None:
     net = mlp()
     for keep in (0.5, 0.8, 0.95):
-        plan = rf.plan(net, X, config={"keep": keep}, methods="svd")
+        plan = rf.plan(net, X, strategy="energy", config={"keep": keep}, methods="svd")
         assert plan.factored
         for name, choice in plan.factored.items():
             values = torch.linalg.svdvals(net.get_submodule(name).weight.detach().double()).square()
@@ -65,7 +65,7 @@ def test_energy_is_monotone() -> None:
     net = mlp()
     ranks = []
     for keep in (0.3, 0.5, 0.7, 0.9):
-        plan = rf.plan(net, X, config={"keep": keep}, methods="svd")
+        plan = rf.plan(net, X, strategy="energy", config={"keep": keep}, methods="svd")
         ranks.append([plan.layers[n].ranks[0] if plan.layers[n].method else 1000 for n in plan.layers])
     for weaker, stronger in zip(ranks[1:], ranks, strict=False):
         assert all(a >= b for a, b in zip(weaker, stronger, strict=True))
@@ -76,14 +76,14 @@ def test_energy_gives_every_layer_the_same_share() -> None:
     net = mlp()
     with torch.no_grad():
         net[2].weight.copy_(planted(40, 48, 3, 0.01))  # almost of rank 3: costs nothing to compress
-    plan = rf.plan(net, X, budget="params<=45%", methods="svd")
+    plan = rf.plan(net, X, budget="params<=45%", strategy="energy", methods="svd")
     ranks = {name: choice.ranks[0] for name, choice in plan.factored.items()}
     assert ranks["2"] <= 3 < min(ranks["0"], ranks["4"])
 
 
 def test_energy_zero_keeps_only_the_cheapest() -> None:
     net = mlp()
-    plan = rf.plan(net, X, config={"keep": 0.0}, methods="svd")
+    plan = rf.plan(net, X, strategy="energy", config={"keep": 0.0}, methods="svd")
     assert {choice.ranks for choice in plan.layers.values()} == {(1,)}
 
 

@@ -27,8 +27,10 @@ class _Reached(BaseException):
     """Ends a forward pass; no model catches it."""
 
 
-def run_before(model: nn.Module, layers: Collection[nn.Module], inputs: Any, what: str) -> Memory:
-    """Run a model until one of some modules is called, and return what was finished by then.
+def run_before(
+    model: nn.Module, layers: Collection[nn.Module], inputs: Any, what: str, *, watched: Collection[nn.Module] = ()
+) -> Memory:
+    """Run a model until one of some modules is called, and return what was finished by then; nothing if none is called.
 
     Parameters
     ----------
@@ -40,7 +42,11 @@ def run_before(model: nn.Module, layers: Collection[nn.Module], inputs: Any, wha
         One batch's inputs, on the model's device.
     what : str
         What the inputs are, for messages.
+    watched : collection of Module
+        Modules that are to be called in a replay too, because somebody has hooks there: a block around one of them is
+        not remembered as a whole.
     """
+    around = {m for m in model.modules() if any(part in watched for part in m.modules() if part is not m)}
     finished: list[tuple[nn.Module, Any]] = []
 
     def recording(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,13 +55,15 @@ def run_before(model: nn.Module, layers: Collection[nn.Module], inputs: Any, wha
                 raise _Reached
             start = len(finished)
             output = forward(*args, **kwargs)
-            finished[start:] = [(module, _copied(output))]
+            if module not in around:
+                finished[start:] = [(module, copied(output))]
             return output
 
         return record
 
     with _forwards(model, recording), suppress(_Reached):
         run_batch(model, inputs, what)
+        return {}
     memory: dict[nn.Module, list[Any]] = defaultdict(list)
     for module, output in finished:
         memory[module].append(output)
@@ -74,7 +82,7 @@ def remembering(model: nn.Module, memory: Memory) -> Iterator[None]:
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             known = next(answers, missing)
-            return forward(*args, **kwargs) if known is missing else _copied(known)
+            return forward(*args, **kwargs) if known is missing else copied(known)
 
         return answer
 
@@ -82,9 +90,9 @@ def remembering(model: nn.Module, memory: Memory) -> Iterator[None]:
         yield
 
 
-def _copied(output: Any) -> Any:
-    """Return an output that may be changed in place without harm to the one given."""
-    return tree_map_only(Tensor, torch.clone, output)
+def copied(tensors: Any) -> Any:
+    """Return inputs or outputs that may be changed in place without harm to those given."""
+    return tree_map_only(Tensor, torch.clone, tensors)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,23 @@ class Cache:
             data = json.loads(self._file(key).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if not isinstance(data, dict) or data.get("version") != _VERSION or data.get("key") != dict(key):
+        if not isinstance(data, dict) or data.get("version") != _VERSION or data.get("key") != _plain(key):
             return None
         values = data.get("values")
-        fine = isinstance(values, list) and len(values) == count and all(is_number(v) for v in values)
-        return [float(v) for v in values] if isinstance(values, list) and fine else None
+        if not isinstance(values, list) or len(values) != count:
+            return None
+        if not all(is_number(v) and math.isfinite(v) and v >= 0 for v in values):
+            return None
+        return [float(v) for v in values]
 
     def put(self, key: Mapping[str, Any], values: list[float]) -> None:
-        """Store numbers under a key, a JSON-ready mapping that says all that they depend on."""
-        write_text(self._file(key), json.dumps({"version": _VERSION, "key": dict(key), "values": values}))
+        """Store numbers under a key, a mapping that says all that they depend on."""
+        write_text(self._file(key), json.dumps({"version": _VERSION, "key": _plain(key), "values": values}))
 
     def _file(self, key: Mapping[str, Any]) -> Path:
         return self.folder / f"{json_hash(dict(key))[:32]}.json"
+
+
+def _plain(key: Mapping[str, Any]) -> Any:
+    """Return the key as it comes out of a file: with lists for tuples."""
+    return json.loads(json.dumps(key, default=str))

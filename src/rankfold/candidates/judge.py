@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from rankfold._progress import track
 from rankfold._version import __version__
 from rankfold.candidates.cache import Cache
 from rankfold.candidates.curves import read_off, representatives
+from rankfold.candidates.fisher import FisherProxy
 from rankfold.candidates.network import NetworkProxy, first_samples
 from rankfold.candidates.proxies import MEASURED, ProxyConfig
 from rankfold.errors import ConfigError
@@ -52,6 +54,11 @@ class Judge:
         Second moments by layer name, which the factors are found with.
     cache : str, Path or None
         Folder that keeps what was measured.
+
+    Attributes
+    ----------
+    measured : int
+        Candidates that were measured so far, by this process; those found in the cache do not count.
     """
 
     def __init__(
@@ -63,7 +70,7 @@ class Judge:
         weight_table: Callable[[], CandidateTable],
         batches: Iterable[Any] | None,
         moments: Mapping[str, Moments] | None,
-        cache: Any = None,
+        cache: str | Path | None = None,
     ) -> None:
         self.model = model
         self.inventory = inventory
@@ -74,25 +81,40 @@ class Judge:
         self.cache = None if cache is None else Cache(cache)
         self.measured = 0
         self._networks: dict[ProxyConfig, NetworkProxy] = {}
+        self._fishers: dict[ProxyConfig, FisherProxy] = {}
         self._taken: dict[ProxyConfig, list[Any]] = {}
+        self._hashes: dict[ProxyConfig, str] = {}
         self._known: dict[tuple[ProxyConfig, str, tuple[Key, ...]], list[float]] = {}
 
-    def proxy(self, config: ProxyConfig) -> str:
-        """Return the proxy that "auto" stands for here, or the one asked for.
+    def check(self, config: ProxyConfig, *, together: bool = False) -> None:
+        """Check that there is what a proxy needs.
+
+        Parameters
+        ----------
+        config : ProxyConfig
+            Which proxy.
+        together : bool
+            Whether layers are to be measured together, too (`around`).
 
         Raises
         ------
         ConfigError
-            If it needs calibration data and there is none.
+            If calibration data is needed and there is none, or the proxy cannot measure layers together.
         """
+        proxy = self.proxy(config)
+        if proxy != "weight" and self.batches is None:
+            raise ConfigError(f"proxy={proxy!r} needs calibration data. Pass calibration=..., or proxy='weight'.")
+        if together and self.batches is None:
+            raise ConfigError("rounds need calibration data to measure on. Pass calibration=..., or rounds=0.")
+        if together and proxy == "fisher":
+            raise ConfigError("rounds need proxy='network': gradients do not tell what layers do to each other.")
+        if proxy == "output" and self.moments is None:
+            raise ConfigError("proxy='output' needs second moments. Leave data_aware=False out, or choose another.")
+
+    def proxy(self, config: ProxyConfig) -> str:
+        """Return the proxy that "auto" stands for here, or the one asked for."""
         if config.proxy == "auto":
             return "weight" if self.batches is None else "network"
-        if config.proxy != "weight" and self.batches is None:
-            raise ConfigError(
-                f"proxy={config.proxy!r} needs calibration data. Pass calibration=..., or proxy='weight'."
-            )
-        if config.proxy == "output" and self.moments is None:
-            raise ConfigError("proxy='output' needs second moments. Leave data_aware=False out, or choose another.")
         return config.proxy
 
     def alone(self, config: ProxyConfig) -> dict[str, dict[Key, float]]:
@@ -125,7 +147,8 @@ class Judge:
             known = self.cache.get(key, len(candidates))
             if known is not None:
                 return known
-        values = self._network(config).alone(self.inventory.layer(name), self._weights(name, candidates))
+        proxy = self._fisher(config) if self.proxy(config) == "fisher" else self._network(config)
+        values = proxy.alone(self.inventory.layer(name), self._weights(name, candidates))
         self.measured += len(values)
         if self.cache is not None and key is not None:
             self.cache.put(key, values)
@@ -172,6 +195,12 @@ class Judge:
             self._networks[config] = NetworkProxy(self.model, self._samples(config), config.taps)
         return self._networks[config]
 
+    def _fisher(self, config: ProxyConfig) -> FisherProxy:
+        if config not in self._fishers:
+            layers = [self.inventory.layer(name) for name in own_share(list(self.table().rows))]
+            self._fishers[config] = FisherProxy(self.model, self._samples(config), layers, config.taps)
+        return self._fishers[config]
+
     def _samples(self, config: ProxyConfig) -> list[Any]:
         """Return the batches that are looked at."""
         if config not in self._taken:
@@ -187,17 +216,23 @@ class Judge:
         """Return all that the damages of a layer's candidates depend on."""
         moments = (self.moments or {}).get(name)
         seen = {} if moments is None else {"channel": moments.channel, "patch": moments.patch}
-        inputs = [tensors_of(split_batch(batch)[0]) for batch in self._samples(config)]
         return {
             "model": self._model_hash,
             "layer": name,
             "candidates": [[c.method, list(c.ranks), dict(c.options)] for c in candidates],
             "moments": tensor_hash({k: v for k, v in seen.items() if v is not None}),
-            "inputs": tensor_hash({f"{i}.{j}": t for i, batch in enumerate(inputs) for j, t in enumerate(batch)}),
+            "inputs": self._inputs_hash(config),
             "proxy": self.proxy(config),
             "taps": list(config.taps),
             "versions": [__version__, str(torch.__version__)],
         }
+
+    def _inputs_hash(self, config: ProxyConfig) -> str:
+        if config not in self._hashes:
+            inputs = [tensors_of(split_batch(batch)[0]) for batch in self._samples(config)]
+            named = {f"{i}.{j}": t for i, batch in enumerate(inputs) for j, t in enumerate(batch)}
+            self._hashes[config] = tensor_hash(named)
+        return self._hashes[config]
 
     @cached_property
     def _model_hash(self) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import batch_size, evaluating, iterate, model_device, split_batch, tensors_of, to_device
-from rankfold.calibration.replay import Memory, remembering, run_before
-from rankfold.errors import ModelError, RankfoldWarning
-from rankfold.inventory import find_layer, fused_attention_off, layer_weight, run_batch
+from rankfold._batches import batch_size, iterate, model_device, split_batch, tensors_of, to_device
+from rankfold.calibration.replay import Memory, copied, remembering, run_before
+from rankfold.errors import ModelError, RankfoldWarning, UnknownNameError
+from rankfold.inventory import find_layer, layer_weight, run_batch, undisturbed
 from rankfold.records import LayerInfo
 from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_
@@ -22,10 +23,16 @@ _ANEW = (
     "what the network computes before layer {!r} cannot be remembered (it changes from run to run, or in place); it is "
     "computed anew for each candidate, which takes longer."
 )
+_COMPARABLE = "Name modules whose outputs can (taps=[...]), or choose proxy='output'."
+_WORST = 1e6
+"""The damage of outputs that overflow: as bad as a thousand times too large."""
 
 
 class NetworkProxy:
     """Relative squared distance between a network's outputs and the original's, with some layers' weights replaced.
+
+    Every output tensor counts the same: the distance over the calibration data is taken relative to the tensor's own
+    energy, and then averaged over the tensors.
 
     This is the accuracy estimator of CompressNAS (Sah et al. 2026): only the layer in question differs. What lies
     before it is computed once for all of its candidates (`rankfold.calibration.replay`).
@@ -41,8 +48,10 @@ class NetworkProxy:
 
     Raises
     ------
+    UnknownNameError
+        If a tap is no module of the model.
     ModelError
-        From `alone`: if the outputs hold no comparable tensors.
+        From `alone`: if the original's outputs are not finite, or hold no tensors that can be compared.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Any], taps: Sequence[str] = ()) -> None:
@@ -50,38 +59,53 @@ class NetworkProxy:
         self.work = bake_weights_(copy_model(model))
         self.batches = batches
         self.taps = taps
+        modules = dict(model.named_modules())
+        for tap in taps:
+            if tap not in modules:
+                raise UnknownNameError("tap (a module of the model)", tap, modules)
 
     def alone(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
         """Return the damage of each of some weights of a layer, all other layers being as they are in `work`."""
         totals = [_Distance() for _ in weights]
         modules = {find_layer(self.work, path)[0] for path in (layer.name, *layer.aliases, *layer.ties)}
         target = layer_weight(self.work, layer.name)
-        kept = target.clone()
+        kept, replays = target.clone(), True
         try:
             for number, batch in enumerate(self.batches, 1):
                 what = f"calibration batch {number}"
                 inputs = to_device(split_batch(batch)[0], model_device(self.original))
-                with evaluating(self.original), evaluating(self.work), fused_attention_off():
-                    reference = self._outputs(self.original, inputs, what)
-                    memory = run_before(self.work, modules, inputs, what)
-                    if number == 1 and not self._faithful(memory, inputs, what):
-                        warnings.warn(_ANEW.format(layer.name), RankfoldWarning, stacklevel=2)
-                        modules = set(self.work.modules())
-                        memory = {}
-                    for weight, total in zip(weights, totals, strict=True):
-                        target.copy_(weight)
-                        with remembering(self.work, memory):
-                            total.add(self._outputs(self.work, inputs, what), reference)
-                        target.copy_(kept)
+                reference = self._outputs(self.original, inputs, what)
+                self._check(reference, what)
+                memory = self._before(modules, inputs, what) if replays else {}
+                if number == 1 and not self._faithful(memory, inputs, what):
+                    warnings.warn(_ANEW.format(layer.name), RankfoldWarning, stacklevel=2)
+                    replays, memory = False, {}
+                for weight, total in zip(weights, totals, strict=True):
+                    target.copy_(weight)
+                    total.add(self._outputs(self.work, inputs, what, memory), reference)
         finally:
             target.copy_(kept)
         return [total.value() for total in totals]
 
+    def _check(self, reference: Sequence[Tensor], what: str) -> None:
+        """Raise unless these outputs of the original are something to compare with."""
+        if not reference:
+            where = f"taps {', '.join(self.taps)} put" if self.taps else "network puts"
+            raise ModelError(f"the {where} out no floating-point tensors on {what}. {_COMPARABLE}")
+        if not all(bool(t.isfinite().all()) for t in reference):
+            raise ModelError(f"the network's outputs on {what} are not all finite; check the data. {_COMPARABLE}")
+
+    def _before(self, modules: Collection[nn.Module], inputs: Any, what: str) -> Memory:
+        """Return what the network computes before these modules."""
+        watched = {self.work.get_submodule(tap) for tap in self.taps}
+        with undisturbed(self.work):
+            return run_before(self.work, modules, copied(inputs), what, watched=watched)
+
     def _faithful(self, memory: Memory, inputs: Any, what: str) -> bool:
         """Whether a replay puts out what the whole network does."""
-        whole = self._outputs(self.work, inputs, what)
-        with remembering(self.work, memory):
-            replayed = self._outputs(self.work, inputs, what)
+        if not memory:
+            return True
+        whole, replayed = (self._outputs(self.work, inputs, what, known) for known in ({}, memory))
         return len(whole) == len(replayed) and all(
             a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()) if a.numel() else 0)
             for a, b in zip(whole, replayed, strict=True)
@@ -91,13 +115,15 @@ class NetworkProxy:
         """Let `work` have this weight in a layer."""
         layer_weight(self.work, name).copy_(weight)
 
-    def _outputs(self, model: nn.Module, inputs: Any, what: str) -> list[Tensor]:
+    def _outputs(self, model: nn.Module, inputs: Any, what: str, memory: Memory | None = None) -> list[Tensor]:
+        """Return what is compared; each run begins with the same buffers and random state."""
         taken: list[Any] = []
-        with ExitStack() as hooks:
+        with undisturbed(model), remembering(model, memory or {}), ExitStack() as hooks:
             for path in self.taps:
-                hook = model.get_submodule(path).register_forward_hook(lambda m, a, out: taken.append(out))  # noqa: ARG005
+                # Copied, because what follows may change it in place.
+                hook = model.get_submodule(path).register_forward_hook(lambda m, a, out: taken.append(copied(out)))  # noqa: ARG005
                 hooks.callback(hook.remove)
-            output = run_batch(model, inputs, what)
+            output = run_batch(model, copied(inputs), what)
         return [t.float() for t in tensors_of(taken if self.taps else output) if t.is_floating_point()]
 
 
@@ -108,11 +134,12 @@ class _Distance:
         self.sums: list[list[float]] = []
 
     def add(self, outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
+        """Take one batch's outputs in."""
         shapes = [[tuple(t.shape) for t in tensors] for tensors in (outputs, reference)]
-        if shapes[0] != shapes[1] or not reference:
+        if shapes[0] != shapes[1]:
             raise ModelError(
                 f"the network's outputs cannot be compared: shapes {shapes[0]} with some layer replaced, {shapes[1]} "
-                "without. Name modules whose outputs can (taps=[...]), or choose proxy='output'."
+                f"without. {_COMPARABLE}"
             )
         self.sums = self.sums or [[0.0, 0.0] for _ in reference]
         for sums, ours, theirs in zip(self.sums, outputs, reference, strict=True):
@@ -120,17 +147,20 @@ class _Distance:
             sums[1] += float(theirs.square().sum())
 
     def value(self) -> float:
+        """Return the mean of the relative squared distances; overflow counts as `_WORST`."""
         shares = [distance / energy if energy > 0 else float(distance > 0) for distance, energy in self.sums]
-        return sum(shares) / len(shares)
+        mean = sum(shares) / len(shares)
+        return min(mean, _WORST) if math.isfinite(mean) else _WORST
 
 
 def first_samples(batches: Any, samples: int) -> list[Any]:
     """Return the first batches that hold at least so many samples together (fewer if there are no more)."""
     found: list[Any] = []
     count = 0
-    for batch in iterate(batches, "calibration"):
-        found.append(batch)
-        count += batch_size(split_batch(batch)[0])
-        if count >= samples:
-            break
+    with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator even without shuffling
+        for batch in iterate(batches, "calibration"):
+            found.append(batch)
+            count += batch_size(split_batch(batch)[0])
+            if count >= samples:
+                break
     return found

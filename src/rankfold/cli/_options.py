@@ -68,13 +68,14 @@ Budget = Annotated[
         rich_help_panel=_PLAN,
     ),
 ]
+STRATEGY = "compressnas"
 Strategy = Annotated[
-    str, typer.Option("--strategy", "-s", help="Who chooses the ranks: energy, uniform, vbmf, manual.",
+    str, typer.Option("--strategy", "-s", help="Who chooses the ranks: compressnas, energy, uniform, vbmf, manual.",
                       rich_help_panel=_PLAN),
 ]  # fmt: skip
 Option = Annotated[
     list[str] | None,
-    typer.Option("--option", help="Option of the strategy, such as keep=0.95; may be repeated.", metavar="KEY=VALUE",
+    typer.Option("--option", help="Option of the strategy, such as rounds=2; may be repeated.", metavar="KEY=VALUE",
                  rich_help_panel=_PLAN),
 ]  # fmt: skip
 Methods = Annotated[
@@ -114,6 +115,11 @@ Gauge = Annotated[
     bool,
     typer.Option("--gauge", help="Gauge factors where that wins: same function, fewer parameters.",
                  rich_help_panel=_PLAN),
+]  # fmt: skip
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", help="Folder that keeps what a search measures; a killed search goes on there.",
+                 metavar="FOLDER", rich_help_panel=_PLAN),
 ]  # fmt: skip
 CalibrationImages = Annotated[
     int,

@@ -81,6 +81,7 @@ def planning_options(
     rank_multiple: int | None,
     gauge: bool,
     data_aware: bool,
+    cache: str | None = None,
     seed: int,
 ) -> dict[str, Any]:
     """Return keyword arguments of `rankfold.plan`, checked as far as that goes without a model.
@@ -106,5 +107,6 @@ def planning_options(
         "rank_multiple": rank_multiple,
         "gauge": gauge,
         "data_aware": data_aware,
+        "cache": cache,
         "seed": seed,
     }

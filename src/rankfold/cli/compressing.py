@@ -18,7 +18,7 @@ def compress(
     weights: o.Weights = None,
     data: o.Data = None,
     budget: o.Budget = None,
-    strategy: o.Strategy = "energy",
+    strategy: o.Strategy = o.STRATEGY,
     methods: o.Methods = None,
     option: o.Option = None,
     include: o.Include = None,
@@ -27,6 +27,7 @@ def compress(
     override: o.Override = None,
     rank_multiple: o.RankMultiple = None,
     gauge: o.Gauge = False,
+    cache: o.Cache = None,
     calibration_images: o.CalibrationImages = 1024,
     data_aware: o.DataAware = True,
     reconstruct: o.Reconstruct = None,
@@ -80,7 +81,7 @@ def compress(
         planning = planning_options(
             budget=budget, strategy=strategy, option=option, methods=methods, include=include, exclude=exclude,
             keep_first_last=keep_first_last, override=override, rank_multiple=rank_multiple, gauge=gauge,
-            data_aware=data_aware, seed=seed,
+            data_aware=data_aware, cache=cache, seed=seed,
         )  # fmt: skip
         tuning = tuning_options(
             epochs=epochs, loss=loss, lr=lr, optimizer=optimizer, max_steps=max_steps, checkpoint=checkpoint,

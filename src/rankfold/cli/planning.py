@@ -31,7 +31,7 @@ def plan(
     weights: o.Weights = None,
     data: o.Data = None,
     budget: o.Budget = None,
-    strategy: o.Strategy = "energy",
+    strategy: o.Strategy = o.STRATEGY,
     methods: o.Methods = None,
     option: o.Option = None,
     include: o.Include = None,
@@ -40,6 +40,7 @@ def plan(
     override: o.Override = None,
     rank_multiple: o.RankMultiple = None,
     gauge: o.Gauge = False,
+    cache: o.Cache = None,
     calibration_images: o.CalibrationImages = 1024,
     data_aware: o.DataAware = True,
     input_size: o.InputSize = None,
@@ -69,7 +70,7 @@ def plan(
         planning = planning_options(
             budget=budget, strategy=strategy, option=option, methods=methods, include=include, exclude=exclude,
             keep_first_last=keep_first_last, override=override, rank_multiple=rank_multiple, gauge=gauge,
-            data_aware=data_aware, seed=seed,
+            data_aware=data_aware, cache=cache, seed=seed,
         )  # fmt: skip
         place = pick_device(device)
         file = check_file(out, (".json",))

@@ -106,7 +106,7 @@ class Provenance:
     """Where a plan comes from.
 
     `search` is what the strategy found out on the way: of ``compressnas``, the proxy, the damage that it predicts, a
-    proven lower bound of it, and how many candidates were measured.
+    proven lower bound of it, and of rounds the damage that was measured with all layers compressed.
     """
 
     strategy: str = "manual"

@@ -14,7 +14,9 @@ from rankfold.records.layer import Inventory, Ranks
 class Judge(Protocol):
     """Tells the damage of candidates by a proxy, whose options are its own."""
 
-    measured: int
+    def check(self, config: Any, *, together: bool = False) -> None:
+        """Raise `ConfigError` if what the proxy needs, or measuring layers together, is not there."""
+        ...
 
     def proxy(self, config: Any) -> str:
         """Return the name of the proxy that is used."""

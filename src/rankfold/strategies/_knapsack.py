@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankfold.errors import RankfoldError
+from rankfold.strategies._stdout import prints_to_stderr
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -154,10 +155,11 @@ def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: flo
     table = _table(layers, limit)
     if table is None:
         return None
-    optimum = _optimum(table, time_limit_s)
-    if optimum is None:
-        return None
-    best = optimum.picks if optimum.unique else _settle_ties(optimum.table, optimum.picks, time_limit_s)
+    with prints_to_stderr():
+        optimum = _optimum(table, time_limit_s)
+        if optimum is None:
+            return None
+        best = optimum.picks if optimum.unique else _settle_ties(optimum.table, optimum.picks, time_limit_s)
     picks = tuple(best.tolist())
     damage = math.fsum(float(layer.damage[i]) for layer, i in zip(layers, picks, strict=True))
     return Solution(picks=picks, damage=damage, bound=min(max(optimum.lower, 0.0), damage))

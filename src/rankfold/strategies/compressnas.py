@@ -11,7 +11,7 @@ import numpy as np
 from rankfold._config import is_integer, is_number, require
 from rankfold.candidates.proxies import ProxyConfig
 from rankfold.errors import ConfigError, InfeasibleBudget
-from rankfold.records import Candidate, CandidateTable, Judge, Plan, Problem, Ranks
+from rankfold.records import Candidate, CandidateTable, Plan, Problem, Ranks
 from rankfold.strategies._base import check_reachable, make_plan, registry
 from rankfold.strategies._knapsack import Options, Solution, solve
 
@@ -30,7 +30,8 @@ class CompressNASConfig(ProxyConfig):
     ----------
     rounds : int
         How often to measure again around the solution, all other layers compressed as it says, and to solve again: the
-        proxy adds layers up as if each were alone. Ends early where that brings the network's outputs no closer.
+        proxy adds layers up as if each were alone. Ends early where that brings the network's outputs no closer. Needs
+        calibration data.
     tolerance : float
         Without a budget: the fewest parameters whose predicted damage is at most this.
     """
@@ -64,13 +65,22 @@ class CompressNAS:
         self.config = config
 
     def plan(self, problem: Problem) -> Plan:
-        """Return the plan of least damage within the budget."""
-        table = problem.table()
-        check_reachable(problem, table)
+        """Return the plan of least damage within the budget.
+
+        Raises
+        ------
+        InfeasibleBudget
+            If no choice of candidates meets the budget.
+        ConfigError
+            If the proxy, or a round, needs calibration data and there is none.
+        """
         if problem.judge is None:
             raise ConfigError(
                 "strategy 'compressnas' needs a judge of candidates: plan with rankfold.plan or compress."
             )
+        problem.judge.check(self.config.judging, together=self.config.rounds > 0)
+        table = problem.table()
+        check_reachable(problem, table)
         damages = problem.judge.alone(self.config.judging)
         limits = _limits(problem, table) if problem.budget is not None else self._least_params(table, damages)
         found = _solved(table, damages, limits)
@@ -83,9 +93,7 @@ class CompressNAS:
             "bound": solution.bound,
         }
         if self.config.rounds and picks:
-            picks, together = self._rounds(problem.judge, table, damages, limits, picks)
-            search["together"] = together
-        search["measured"] = problem.judge.measured
+            picks, search["together"] = self._rounds(problem, table, damages, limits, picks)
         reasons = dict.fromkeys(table.rows, "the budget is better spent here") | dict(table.reasons)
         chosen = {name: pick for name, pick in picks.items() if pick is not None}
         plan = make_plan(problem, self, chosen, reasons=reasons)
@@ -93,7 +101,7 @@ class CompressNAS:
 
     def _least_params(self, table: CandidateTable, damages: Damages) -> dict[str, int]:
         """Return the tightest limit on the parameters that keeps the damage tolerable."""
-        low, high = table.least("params") - 1, table.total.params
+        low, high = table.least("params") - 1, table.cost(()).params  # of the model with every layer kept
         while high - low > max(1, table.total.params // 1000):
             middle = (low + high) // 2
             found = _solved(table, damages, {"params": middle})
@@ -104,19 +112,23 @@ class CompressNAS:
         return {"params": high}
 
     def _rounds(
-        self, judge: Judge, table: CandidateTable, damages: Damages, limits: Mapping[str, int], picks: Picks
+        self, problem: Problem, table: CandidateTable, damages: Damages, limits: Mapping[str, int], picks: Picks
     ) -> tuple[Picks, list[float]]:
         """Correct the picks for what layers do to each other; return them and the damage together, round by round."""
-        history: list[float] = []
-        best = picks
-        for _ in range(self.config.rounds):
+        assert problem.judge is not None
+        first, history, best = next(iter(picks)), [], picks
+        for number in range(self.config.rounds + 1):
             nearby = {name: _neighbours(table, damages, limits, name, pick) for name, pick in picks.items()}
-            found = judge.around(self.config.judging, picks, nearby)
-            together = found[next(iter(picks))][0]  # the first of the neighbours is the pick itself
-            if history and together >= min(history):
+            if number == self.config.rounds:  # the last picks are only measured
+                nearby = {first: nearby[first][:1]}
+            found = problem.judge.around(self.config.judging, {**problem.fixed, **picks}, nearby)
+            together = found[first][0]  # the first of the neighbours is the pick itself
+            if history and together >= history[-1]:
                 break
             history.append(together)
             best = picks
+            if number == self.config.rounds:
+                break
             # Differences from the least keep the damages nonnegative; a constant changes no choice.
             local = {
                 name: {_key(c): value - min(found[name]) for c, value in zip(row, found[name], strict=True)}
@@ -131,33 +143,42 @@ class CompressNAS:
 
 def _limits(problem: Problem, table: CandidateTable) -> dict[str, int]:
     assert problem.budget is not None
-    limits: dict[str, int] = {}
-    for bound in problem.budget.bounds:
-        limit = bound.limit(table.total)
-        limits[bound.resource] = min(limit, limits.get(bound.resource, limit))
-    return limits
+    limits = {bound.resource: problem.budget.limit(bound.resource, table.total) for bound in problem.budget.additive}
+    return {resource: limit for resource, limit in limits.items() if limit is not None}
 
 
 def _key(candidate: Candidate | None) -> tuple[str, Ranks]:
     return ("", ()) if candidate is None else (candidate.method, candidate.ranks)
 
 
+def _kept(table: CandidateTable, name: str) -> list[None]:
+    """Return the option of leaving a layer as it is, where it is one."""
+    return [] if name in table.required else [None]
+
+
+def _damage(damages: Mapping[tuple[str, Ranks], float], candidate: Candidate | None) -> float:
+    """Return what a candidate of a layer does; nothing, unless it was measured together, if the layer is kept."""
+    return damages.get(_key(None), 0.0) if candidate is None else damages[_key(candidate)]
+
+
 def _solved(
     table: CandidateTable,
-    damages: Mapping[str, Mapping[tuple[str, Ranks], float]],
+    damages: Damages,
     limits: Mapping[str, int],
     allowed: Mapping[str, Sequence[Candidate | None]] | None = None,
 ) -> tuple[Picks, Solution] | None:
     """Return the picks of least damage within the limits of the whole model; None if nothing is."""
     names = list(table.rows)
-    rows = {name: [None, *table.rows[name]] if allowed is None else list(allowed[name]) for name in names}
+    rows: dict[str, list[Candidate | None]] = {
+        name: [*_kept(table, name), *table.rows[name]] if allowed is None else list(allowed[name]) for name in names
+    }
     elsewhere = table.cost(()) - sum((table.dense[name] for name in names), start=type(table.total)())
     options = []
     for name in names:
         costs = [table.dense[name] if c is None else c.cost for c in rows[name]]
         options.append(
             Options(
-                damage=np.array([damages[name].get(_key(c), 0.0) for c in rows[name]]),
+                damage=np.array([_damage(damages[name], c) for c in rows[name]]),
                 costs=np.array([[cost.get(r) for r in limits] for cost in costs], dtype=np.int64),
             )
         )
@@ -177,10 +198,10 @@ def _neighbours(
         return sum(cost.get(r) / max(table.total.get(r), 1) for r in limits)
 
     def damage(candidate: Candidate | None) -> float:
-        return damages[name].get(_key(candidate), 0.0)
+        return _damage(damages[name], candidate)
 
     front: list[Candidate | None] = []
-    for candidate in sorted([*table.rows[name], None], key=lambda c: (price(c), damage(c))):
+    for candidate in sorted([*table.rows[name], *_kept(table, name)], key=lambda c: (price(c), damage(c))):
         if candidate is pick or not front or damage(candidate) < damage(front[-1]):
             front.append(candidate)
     at = next(i for i, candidate in enumerate(front) if candidate is pick)
@@ -194,7 +215,7 @@ def _infeasible(problem: Problem, table: CandidateTable) -> InfeasibleBudget:
         f"budget {str(problem.budget)!r} cannot be met: each bound can, but not all of them together. Loosen one.",
         [
             (b.resource, b.limit(table.total), table.least(b.resource), table.total.get(b.resource))
-            for b in problem.budget.bounds
+            for b in problem.budget.additive
         ],
     )
 

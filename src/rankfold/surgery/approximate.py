@@ -40,7 +40,7 @@ def approximations(
         if candidate.method not in prepared:
             prepared[candidate.method] = methods.prepare(method, weight, layer, moments)
         module = build(
-            method.blueprint(bare, candidate.ranks), bare, Choice(method=candidate.method, ranks=candidate.ranks),
+            method.blueprint(bare, candidate.ranks), bare, _choice(candidate),
             dtype=weight.dtype, device=weight.device, factors=prepared[candidate.method].factorize(candidate.ranks),
             bias=None,
         )  # fmt: skip
@@ -48,8 +48,15 @@ def approximations(
             yield module.weight
 
 
+def _choice(candidate: Candidate) -> Choice:
+    return Choice(method=candidate.method, ranks=candidate.ranks, options=candidate.options)
+
+
 def bake_weights_(model: nn.Module) -> nn.Module:
-    """Replace weights that are computed (weight and spectral norm, pruning masks) by what they are in eval mode."""
+    """Replace weights that are computed (weight and spectral norm, pruning masks) by what they are in eval mode.
+
+    The model, which is in eval mode then, is returned.
+    """
     model.eval()
     for module in model.modules():
         if parametrize.is_parametrized(module):

@@ -27,8 +27,11 @@ StrategyCheck = Callable[[Strategy, ModelCase], None]
 BUDGETS = ("params<=98%", "params<=60%", "params/3", "macs<=70%", "flash<=60%", "params<=75%, macs<=85%", "memory<=90%")
 """What `budget_is_kept` asks for."""
 
-EXAMPLE_OPTIONS: dict[str, dict[str, Any]] = {"manual": {"layers": {"fc1": ("svd", (1,))}}}
-"""Options of registered strategies that have no usable defaults."""
+EXAMPLE_OPTIONS: dict[str, dict[str, Any]] = {
+    "manual": {"layers": {"fc1": ("svd", (1,))}},
+    "compressnas": {"tolerance": 0.2},  # without a budget the default keeps some of the networks as they are
+}
+"""Options of registered strategies whose defaults make no plan, or an empty one."""
 
 
 def plan_covers_every_layer(strategy: Strategy, case: ModelCase) -> None:
