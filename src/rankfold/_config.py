@@ -50,7 +50,7 @@ def build_config(config: type[C], options: Mapping[str, Any] | C | None, *, owne
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Return the fields of a config dataclass as JSON-ready values."""
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {f.name: _lists(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
 def require(condition: bool, option: str, value: object, wanted: str) -> None:
@@ -67,6 +67,13 @@ def is_number(value: object) -> TypeGuard[float]:
 def is_integer(value: object) -> TypeGuard[int]:
     """Return whether a value is an integer (no truth value)."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _lists(value: Any) -> Any:
+    """As it comes back from JSON."""
+    if isinstance(value, Mapping):
+        return {k: _lists(v) for k, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def _tuples(value: Any) -> Any:
