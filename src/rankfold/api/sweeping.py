@@ -125,7 +125,7 @@ def sweep(
         budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
         overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, seed=seed,
     )  # fmt: skip
-    _check_range(resource, points, limits)
+    check_range(resource, points, limits)
     fixed = None if budget is None else Budget.parse(budget)
     asked = None if budgets is None else _explicit(budgets, fixed)
     require(
@@ -188,7 +188,8 @@ def sweep(
     )
 
 
-def _check_range(resource: str, points: int, limits: tuple[float, float] | None) -> None:
+def check_range(resource: str, points: int, limits: tuple[float, float] | None) -> None:
+    """Raise for a range of budgets that cannot be, whatever the model."""
     if resource not in RESOURCES:
         raise UnknownNameError("resource of a sweep", resource, RESOURCES)
     require(is_integer(points) and 2 <= points <= MOST_POINTS, "points", points, f"an integer in 2..{MOST_POINTS}")

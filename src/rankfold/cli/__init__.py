@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from rankfold._version import __version__
-from rankfold.cli import analyzing, benching, compressing, demo, evaluating, inspecting, planning, reporting, tuning
+from rankfold.cli import (
+    analyzing,
+    benching,
+    compressing,
+    demo,
+    evaluating,
+    inspecting,
+    planning,
+    reporting,
+    sweeping,
+    tuning,
+)
 from rankfold.cli._session import show_traceback
 
 app = typer.Typer(
@@ -32,6 +43,7 @@ _add("demo", demo.demo, demo.EXAMPLE)
 _add("inspect", inspecting.inspect, inspecting.EXAMPLE)
 _add("analyze", analyzing.analyze, analyzing.EXAMPLE)
 _add("compress", compressing.compress, compressing.EXAMPLE)
+_add("sweep", sweeping.sweep, sweeping.EXAMPLE)
 _add("plan", planning.plan, planning.PLAN_EXAMPLE)
 _add("apply", planning.apply, planning.APPLY_EXAMPLE)
 _add("finetune", tuning.finetune, tuning.EXAMPLE)

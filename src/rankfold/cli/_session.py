@@ -31,6 +31,7 @@ _SPELLING = {
     "FineTune(checkpoint=...)": "--checkpoint",
     "FineTune(max_steps=...)": "--max-steps",
     "FineTune(data=...)": "--data",
+    "Pass evaluate=..., such as evaluate=rf.top1(loader).": "Give --data.",
 }
 """How options are called on the command line, where the library's messages name its own."""
 

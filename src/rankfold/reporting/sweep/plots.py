@@ -47,9 +47,10 @@ def metric_plot(sweep: SweepRecord) -> Markup | None:
         return None
     axis = _linear([metric.dense, *(value for _, value in points)], lambda v: words.metric(metric, v))
     at = TOP + (HEIGHT - TOP) * (1 - axis.place(metric.dense))
+    beside = at + 16 if axis.place(metric.dense) > 0.5 else at - 6
     dense = join(
         el("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_="base", stroke_dasharray="5 4"),
-        el("text", f"dense {words.metric(metric, metric.dense)}", x=LEFT + 8, y=at - 5, class_="value"),
+        el("text", f"dense {words.metric(metric, metric.dense)}", x=LEFT + 8, y=beside, class_="value"),
     )
     line = sorted((sweep.share(p), value) for p, value in points)
     marks = [(p, value, "metric") for p, value in points]

@@ -54,7 +54,7 @@ class Sweep(SweepRecord):
     def to_markdown(self) -> str:
         """Return the table as GitHub-flavoured Markdown."""
         lines = [f"# {text(self.model_name or 'Sweep')}", "", f"**{text(self.coverage)}**", "", text(headline(self))]
-        lines += ["", *table(heads(self), [[text(cell) for cell in row] for row in rows(self)])]
+        lines += ["", *table(heads(self), [[text(row[0]), *row[1:]] for row in rows(self)])]
         lines += [f"- {text(line)}" for line in infeasible(self)]
         return "\n".join(lines).rstrip("\n") + "\n"
 
