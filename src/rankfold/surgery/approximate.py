@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,21 @@ def _choice(candidate: Candidate) -> Choice:
     return Choice(method=candidate.method, ranks=candidate.ranks, options=candidate.options)
 
 
+def _unparametrize_(module: nn.Module) -> None:
+    """Take all parametrisations off a module.
+
+    Not by torch's `remove_parametrizations`: it deletes the weight from the module's class, which a deep copy shares
+    with the original.
+    """
+    with torch.no_grad():
+        computed = {name: getattr(module, name).clone() for name in cast("nn.ModuleDict", module.parametrizations)}
+    plain = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    module.__class__ = plain
+    for name, tensor in computed.items():
+        module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+
+
 def bake_weights_(model: nn.Module) -> nn.Module:
     """Replace weights that are computed (weight and spectral norm, pruning masks) by what they are in eval mode.
 
@@ -60,8 +76,7 @@ def bake_weights_(model: nn.Module) -> nn.Module:
     model.eval()
     for module in model.modules():
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            _unparametrize_(module)
         for name in hooked_names(module):
             hook = weight_hook(module, name)
             if isinstance(hook, prune.BasePruningMethod):
