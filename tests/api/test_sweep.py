@@ -168,7 +168,7 @@ def test_other_strategies(strategy: str) -> None:
 
 def test_the_front_is_what_no_point_beats() -> None:
     found = rf.sweep(cnn(), X, points=8, strategy="uniform", limits=(0.3, 0.9))
-    worse = replace(found.points[2], budget="other", damage=found.points[2].damage + 1)
+    worse = replace(found.points[2], budget="other", damage=1e6)
     twin = replace(found.points[3], budget="twin")
     mixed = replace(found, points=(worse, *found.points, twin))
 
