@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from rankfold.strategies import _knapsack, _stdout
 
@@ -63,15 +64,15 @@ def test_without_standard_error_nothing_is_redirected() -> None:
 
 def test_the_solver_runs_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[bool] = []
-    optimum = _knapsack._optimum
+    milp = scipy.optimize.milp
 
-    def watched(*args: object) -> object:
+    def watched(*args: object, **kwargs: object) -> object:
         free = threading.Thread(target=lambda: inside.append(_stdout._ONE_AT_A_TIME.locked()))
         free.start()
         free.join()
-        return optimum(*args)  # type: ignore[arg-type]
+        return milp(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(_knapsack, "_optimum", watched)
+    monkeypatch.setattr(scipy.optimize, "milp", watched)
     option = _knapsack.Options(damage=np.array([1.0, 0.0]), costs=np.array([[0], [2]]))
     assert _knapsack.solve([option], [1]) is not None
     assert inside == [True]
