@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,6 +317,33 @@ def test_highs_giving_up_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scipy.optimize, "milp", lambda *args, **kwargs: failed)
     with pytest.raises(RankfoldError, match="numerical trouble"):
         solve([options([1.0, 0.0], [0, 5]), options([1.0, 0.0], [0, 5])], [9])
+
+
+PRINTS = """
+import contextlib, ctypes, sys
+sys.path.insert(0, sys.argv[1])
+from test_knapsack import table_of
+from rankfold.strategies import _knapsack
+
+c = ctypes.CDLL(None)
+_knapsack.solve(*table_of(10, 20, 2))
+c.fflush(None)
+print("control", flush=True)
+_knapsack.prints_to_stderr = contextlib.nullcontext
+_knapsack.solve(*table_of(10, 20, 2))
+c.fflush(None)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="empties the C library's buffer")
+def test_what_highs_prints_is_not_on_standard_output() -> None:
+    command = [sys.executable, "-c", PRINTS, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    clean, control = done.stdout.split("control\n")
+    assert clean == ""
+    if not control:
+        pytest.skip("this HiGHS prints nothing on the table")
+    assert control in done.stderr
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
