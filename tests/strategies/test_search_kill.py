@@ -1,0 +1,105 @@
+"""A search is killed at random moments, started again, and ends with the same plan; nothing is measured twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import rankfold
+
+KILLS = 3
+LAYERS = 14
+
+# Every layer is measured slowly, and written down when that begins.
+SCRIPT = f"""
+import sys, time
+from pathlib import Path
+import torch
+from torch import nn
+import rankfold as rf
+from rankfold.candidates.network import NetworkProxy
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+folder, log = Path(sys.argv[1]), Path(sys.argv[2])
+net = nn.Sequential(*[m for i in range({LAYERS}) for m in (nn.Linear(10 + i, 11 + i), nn.Tanh())]).eval()
+alone = NetworkProxy.alone
+
+def slowly(self, layer, weights):
+    with log.open("a") as file:
+        file.write(f"{{layer.name}} {{len(weights)}}\\n")
+    time.sleep(0.05)
+    return alone(self, layer, weights)
+
+NetworkProxy.alone = slowly
+data = [torch.randn(8, 10), torch.randn(8, 10)]
+plan = rf.plan(net, data[0][:1], budget="params<=70%", methods="svd", calibration=data, cache=folder / "cache")
+plan.save(folder / "plan.json")
+"""
+
+
+def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    folder.mkdir(exist_ok=True)
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    path = str(Path(rankfold.__path__[0]).parent)
+    return subprocess.Popen(
+        [sys.executable, str(script), str(folder), str(log)], env={**os.environ, "PYTHONPATH": path}
+    )
+
+
+def finished(folder: Path) -> set[str]:
+    """Return the layers whose measurements are on disk."""
+    return {json.loads(file.read_text())["key"]["layer"] for file in (folder / "cache").glob("*.json")}
+
+
+def measured(log: Path) -> Counter[str]:
+    return Counter(line.split()[0] for line in log.read_text().splitlines()) if log.exists() else Counter()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_search_goes_on(tmp_path: Path) -> None:
+    chance = random.Random(5)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert start(straight, tmp_path / "straight.log").wait(120) == 0
+    assert measured(tmp_path / "straight.log") == dict.fromkeys(finished(straight), 1)
+    assert len(finished(straight)) == LAYERS
+
+    reached, done = [], set[str]()
+    for kill in range(KILLS):
+        log = tmp_path / f"{kill}.log"
+        child = start(killed, log)
+        deadline = time.monotonic() + 60
+        while not measured(log) or len(finished(killed)) <= len(done):  # it gets somewhere
+            assert time.monotonic() < deadline, "the search makes no steps"
+            assert child.poll() is None, f"kill {kill} came too late, after {reached}"
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.15)
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait(60) == -signal.SIGKILL, f"kill {kill} came too late, after {reached}"
+        assert not done & set(measured(log)), "what was on disk is measured again"
+        assert max(measured(log).values()) == 1
+        assert done < finished(killed)
+        done = finished(killed)
+        reached.append(len(done))
+        assert not (killed / "plan.json").exists()
+    assert reached[-1] < LAYERS
+
+    log = tmp_path / "last.log"
+    assert start(killed, log).wait(120) == 0
+    assert measured(log) == dict.fromkeys(finished(straight) - done, 1), "only what was missing"
+    assert (killed / "plan.json").read_text() == (straight / "plan.json").read_text()
+    files = [sorted((folder / "cache").iterdir()) for folder in (killed, straight)]
+    assert [f.name for f in files[0] if f.suffix == ".json"] == [f.name for f in files[1]]
+    for ours, theirs in zip((f for f in files[0] if f.suffix == ".json"), files[1], strict=True):
+        assert ours.read_text() == theirs.read_text()
