@@ -25,6 +25,7 @@ def check_options(
     overrides: Mapping[str, Any] | None,
     rank_multiple: int | None,
     gauge: bool,
+    storage: str | None,
     seed: int,
 ) -> None:
     """Raise for every option of `plan` that is wrong whatever the model: before any work is done."""
@@ -33,7 +34,9 @@ def check_options(
         check_measurable(Budget.parse(budget))
     multiple = 1 if rank_multiple is None else rank_multiple
     options = {} if method_options is None else method_options
-    table = TableConfig(methods=resolve_methods(methods), options=options, rank_multiple=multiple, gauge=gauge)
+    table = TableConfig(
+        methods=resolve_methods(methods), options=options, rank_multiple=multiple, gauge=gauge, storage=storage
+    )
     for name in table.options:
         get_method(name, table.options[name])
     require(overrides is None or isinstance(overrides, Mapping), "overrides", overrides, "a mapping of layer names")

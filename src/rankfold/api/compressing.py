@@ -19,7 +19,7 @@ from rankfold.api.family import folder_name
 from rankfold.api.planning import Planner
 from rankfold.api.searching import check_searchable, smallest_within
 from rankfold.calibration import collect_moments
-from rankfold.cost import blueprint_cost
+from rankfold.cost import blueprint_cost, stored_inventory
 from rankfold.errors import ConfigError, DataError
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
@@ -102,6 +102,7 @@ def compress(
     overrides: Mapping[str, Any] | None = None,
     rank_multiple: int | None = None,
     gauge: bool = False,
+    storage: str | None = None,
     cache: str | Path | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     finetune: FineTune | None = None,
@@ -122,7 +123,7 @@ def compress(
     reconstruct, sequential
         As for `apply`. By default the factors are found as the plan was made: on the data unless there is none or
         ``data_aware=False``.
-    include, exclude, keep_first_last, overrides, rank_multiple, gauge, cache, seed
+    include, exclude, keep_first_last, overrides, rank_multiple, gauge, storage, cache, seed
         As for `plan`.
     evaluate : callable, optional
         A metric, ``metric(model) -> float``, such as ``rf.top1(loader)``; measured before and after each stage.
@@ -156,7 +157,7 @@ def compress(
     check_options(
         budget=bounds.without(ACCURACY) if bounds is not None else None, strategy=strategy, config=config,
         methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
-        seed=seed,
+        storage=storage, seed=seed,
     )  # fmt: skip
     mode, options = check_reconstruct(reconstruct, calibration is not None, sequential)
     if reconstruct is None and not data_aware:
@@ -166,7 +167,8 @@ def compress(
         check_output(output)
     check_model(model)
     check_state(model)
-    inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
+    found = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
+    inventory = stored_inventory(found, storage)
     check_compressible(inventory)
     batches = reusable(calibration)
     clock.lap("inspect")
@@ -181,7 +183,7 @@ def compress(
     planner = Planner(
         model, inventory, moments, batches, example_input=example_input, strategy=strategy, config=config,
         methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
-        cache=cache, seed=seed,
+        storage=storage, cache=cache, seed=seed,
     )  # fmt: skip
 
     def make(plan: Plan) -> _Made:
@@ -229,12 +231,12 @@ def compress(
         values["reloaded"] = measure(small, evaluate)
         clock.lap("evaluate")
     plan = plan_of(small)
-    after = inspect(small, example_input).total
+    after = stored_inventory(inspect(small, example_input), storage).total
     report = build_report(
         inventory,
         plan,
         after,
-        layer_costs(small, inventory),
+        layer_costs(small, inventory, storage),
         metrics=[_metric(evaluate, values)] if evaluate is not None else [],
         history=history_rows(tuned),
         notes=[
@@ -280,13 +282,14 @@ def _check_finetune(finetune: FineTune | None, evaluate: Callable[[nn.Module], f
         raise ConfigError(f"finetune has the target {finetune.target}, but there is no metric. Pass evaluate=....")
 
 
-def layer_costs(small: nn.Module, inventory: Inventory) -> dict[str, Cost]:
-    """Return the cost of every factored layer on the calls that the inventory saw."""
+def layer_costs(small: nn.Module, inventory: Inventory, storage: str | None = None) -> dict[str, Cost]:
+    """Return the cost of every factored layer on the calls that the inventory saw, in bytes of a storage data type."""
     factored = factored_layers(small)
     out = {}
     for layer in inventory:  # a tied layer has a module of its own, but its cost is part of the decision's
         if layer.name in factored:
-            out[layer.name] = blueprint_cost(chosen_blueprint(layer, factored[layer.name].choice), layer)
+            blueprint = chosen_blueprint(layer, factored[layer.name].choice)
+            out[layer.name] = blueprint_cost(blueprint, layer, storage=storage)
     return out
 
 

@@ -20,7 +20,7 @@ from rankfold._version import __version__
 from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
 from rankfold.calibration import collect_moments
 from rankfold.candidates import Judge, TableConfig, build_table, plan_ram, resolve_methods, with_ram, within_ram
-from rankfold.cost import activation_profile
+from rankfold.cost import activation_profile, stored_inventory
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.factor.moments import Moments
 from rankfold.inventory import export_graph, inspect, layer_weight
@@ -45,6 +45,7 @@ def plan(
     overrides: Mapping[str, Any] | None = None,
     rank_multiple: int | None = None,
     gauge: bool = False,
+    storage: str | None = None,
     cache: str | Path | None = None,
     seed: int = 0,
 ) -> Plan:
@@ -85,6 +86,9 @@ def plan(
     gauge : bool
         Gauge factors wherever that wins: the same function with r^2 parameters and multiplications less at a bond of
         rank r, which lets a budget buy higher ranks.
+    storage : {"float32", "float16", "bfloat16", "int8"}, optional
+        The data type in which weights and activations are going to be stored on the device: bounds on flash and ram
+        count bytes of it. By default the model's own. Nothing is converted.
     cache : str or Path, optional
         Folder that keeps what a strategy measures, keyed by model, data and options: a search that was killed, or that
         is run again with another budget, measures nothing twice.
@@ -114,7 +118,7 @@ def plan(
     """
     check_options(
         budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
-        overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, seed=seed,
+        overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, storage=storage, seed=seed,
     )  # fmt: skip
     inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
     check_compressible(inventory)
@@ -125,7 +129,7 @@ def plan(
     planner = Planner(
         model, inventory, moments, batches, example_input=example_input, strategy=strategy, config=config,
         methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
-        cache=cache, seed=seed,
+        storage=storage, cache=cache, seed=seed,
     )  # fmt: skip
     return planner.plan(budget)
 
@@ -145,7 +149,7 @@ class Planner:
         Calibration data that can be gone through more than once.
     example_input : object, optional
         What the model is called with; bounds on RAM need it.
-    strategy, config, methods, method_options, overrides, rank_multiple, gauge, cache, seed
+    strategy, config, methods, method_options, overrides, rank_multiple, gauge, storage, cache, seed
         As for `plan`.
     """
 
@@ -164,6 +168,7 @@ class Planner:
         overrides: Mapping[str, Any] | None,
         rank_multiple: int | None,
         gauge: bool,
+        storage: str | None,
         cache: str | Path | None,
         seed: int,
     ) -> None:
@@ -176,7 +181,9 @@ class Planner:
             options=method_options or {},
             rank_multiple=_default_multiple(model) if rank_multiple is None else rank_multiple,
             gauge=gauge,
+            storage=storage,
         )
+        inventory = stored_inventory(inventory, storage)
         weight = partial(layer_weight, model)
         fixed, inventory = _fix(inventory, table_config, overrides, weight, seed)
         progress = partial(track, description="pricing candidates")
@@ -200,6 +207,7 @@ class Planner:
             options=table_config.options,
             rank_multiple=table_config.rank_multiple,
             gauge=table_config.gauge,
+            storage=table_config.storage,
             fixed=fixed,
             judge=self.judge,
         )  # fmt: skip
@@ -222,6 +230,7 @@ class Planner:
         provenance = replace(
             made.provenance,
             reconstruct="data" if self.moments else "weights",
+            storage=self.problem.storage,
             weights_hash=self._weights_hash,
             versions={"rankfold": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
@@ -233,7 +242,8 @@ class Planner:
         if self.example_input is None:
             raise BudgetError("a bound on ram needs the example input, on which the model's graph is exported.")
         found = export_graph(self.model, self.example_input)
-        return activation_profile(found.graph, found.constants, found.users, self.problem.inventory.compressible)
+        layers, storage = self.problem.inventory.compressible, self.problem.storage
+        return activation_profile(found.graph, found.constants, found.users, layers, storage=storage)
 
     @functools.cached_property
     def _table_with_ram(self) -> CandidateTable:
@@ -275,6 +285,7 @@ def _fix(
         options=config.options,
         rank_multiple=config.rank_multiple,
         gauge=config.gauge,
+        storage=config.storage,
     )
     chosen = resolve(problem, overrides, owner="'overrides'")
     layers = tuple(

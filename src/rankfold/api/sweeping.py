@@ -19,7 +19,7 @@ from rankfold.api.family import Family
 from rankfold.api.planning import Planner
 from rankfold.calibration import collect_moments
 from rankfold.candidates.cache import Cache
-from rankfold.cost import blueprint_cost
+from rankfold.cost import blueprint_cost, stored_inventory
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, UnknownNameError
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
@@ -58,6 +58,7 @@ def sweep(
     overrides: Mapping[str, Any] | None = None,
     rank_multiple: int | None = None,
     gauge: bool = False,
+    storage: str | None = None,
     cache: str | Path | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     evaluate_points: int | None = None,
@@ -84,7 +85,7 @@ def sweep(
         Bounds that hold at every point besides.
     strategy, config, methods, method_options, calibration, data_aware
         As for `plan`.
-    include, exclude, keep_first_last, overrides, rank_multiple, gauge, seed
+    include, exclude, keep_first_last, overrides, rank_multiple, gauge, storage, seed
         As for `plan`.
     reconstruct, sequential
         As for `compress`: how factors are found where a plan is applied, for `evaluate` and `output`.
@@ -123,7 +124,7 @@ def sweep(
     """
     check_options(
         budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
-        overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, seed=seed,
+        overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, storage=storage, seed=seed,
     )  # fmt: skip
     check_range(resource, points, limits)
     fixed = None if budget is None else Budget.parse(budget)
@@ -141,7 +142,8 @@ def sweep(
         check_output(Path(output) / "point")
         check_state(model)
     started = time.perf_counter()
-    inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
+    found = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
+    inventory = stored_inventory(found, storage)
     check_compressible(inventory)
     batches = reusable(calibration)
     dense = None if evaluate is None else measure(model, evaluate)
@@ -151,7 +153,7 @@ def sweep(
     planner = Planner(
         model, inventory, moments, batches, example_input=example_input, strategy=strategy, config=config,
         methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
-        cache=cache, seed=seed,
+        storage=storage, cache=cache, seed=seed,
     )  # fmt: skip
     if asked is None:
         asked = _spread(planner.problem.table(), resource, points, limits, fixed)

@@ -121,6 +121,11 @@ Cache = Annotated[
     typer.Option("--cache", help="Folder that keeps what a search measures; a killed search goes on there.",
                  metavar="FOLDER", rich_help_panel=_PLAN),
 ]  # fmt: skip
+Storage = Annotated[
+    str | None,
+    typer.Option("--storage", help="Data type of weights and activations on the device, which flash and ram count: "
+                 "float32, float16, bfloat16 or int8. Nothing is converted.", metavar="TYPE", rich_help_panel=_PLAN),
+]  # fmt: skip
 CalibrationImages = Annotated[
     int,
     typer.Option("--calibration-images", help="Unlabelled training images to calibrate on.", min=1,

@@ -80,6 +80,7 @@ def planning_options(
     override: list[str] | None,
     rank_multiple: int | None,
     gauge: bool,
+    storage: str | None = None,
     data_aware: bool,
     cache: str | None = None,
     seed: int,
@@ -93,7 +94,7 @@ def planning_options(
     """
     config = parse_options(option) or None
     strategies.get(strategy, config)
-    TableConfig(methods=resolve_methods(methods))
+    TableConfig(methods=resolve_methods(methods), storage=storage)
     bounds = None if not budget else Budget(tuple(b for text in budget for b in Budget.parse(text).bounds))
     return {
         "budget": bounds,
@@ -106,6 +107,7 @@ def planning_options(
         "overrides": parse_overrides(override),
         "rank_multiple": rank_multiple,
         "gauge": gauge,
+        "storage": storage,
         "data_aware": data_aware,
         "cache": cache,
         "seed": seed,

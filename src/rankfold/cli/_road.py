@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import rankfold as rf
 from rankfold.api.compressing import layer_costs
 from rankfold.cli._source import Source
-from rankfold.cost import blueprint_cost
+from rankfold.cost import blueprint_cost, stored_inventory
 from rankfold.errors import CorruptArtifact
 from rankfold.evaluation import metric_name
 from rankfold.methods import chosen_blueprint
@@ -77,11 +77,12 @@ def finish(done: Finished, source: Source, folder: Path) -> Report:
         higher = bool(getattr(done.metric, "higher_is_better", True))
         values: dict[str, Any] = {**done.values, "reloaded": rf.evaluate(loaded, done.metric)}
         metrics.append(MetricValue(name=metric_name(done.metric), higher_is_better=higher, **values))
+    storage = done.plan.provenance.storage
     report = build_report(
-        done.inventory,
+        stored_inventory(done.inventory, storage),
         done.plan,
-        rf.inspect(loaded, done.example).total,
-        layer_costs(loaded, done.inventory),
+        stored_inventory(rf.inspect(loaded, done.example), storage).total,
+        layer_costs(loaded, done.inventory, storage),
         metrics=metrics,
         history=done.history,
         notes=done.notes,
@@ -97,11 +98,13 @@ def finish(done: Finished, source: Source, folder: Path) -> Report:
 
 def predict(inventory: Inventory, plan: Plan, name: str) -> Report:
     """Return the report of a plan that has not been applied: costs by the methods' formulas, predicted errors."""
+    storage = plan.provenance.storage
+    inventory = stored_inventory(inventory, storage)
     costs = {}
     after = inventory.total
     for layer_name, choice in plan.factored.items():
         layer = inventory.layer(layer_name)
-        costs[layer_name] = blueprint_cost(chosen_blueprint(layer, choice), layer)
+        costs[layer_name] = blueprint_cost(chosen_blueprint(layer, choice), layer, storage=storage)
         after = after + costs[layer_name] - inventory.costs[layer_name]
     return build_report(inventory, plan, after, costs, model_name=name, notes=["planned, not applied yet"])
 

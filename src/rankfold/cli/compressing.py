@@ -27,6 +27,7 @@ def compress(
     override: o.Override = None,
     rank_multiple: o.RankMultiple = None,
     gauge: o.Gauge = False,
+    storage: o.Storage = None,
     cache: o.Cache = None,
     calibration_images: o.CalibrationImages = 1024,
     data_aware: o.DataAware = True,
@@ -81,6 +82,7 @@ def compress(
         planning = planning_options(
             budget=budget, strategy=strategy, option=option, methods=methods, include=include, exclude=exclude,
             keep_first_last=keep_first_last, override=override, rank_multiple=rank_multiple, gauge=gauge,
+            storage=storage,
             data_aware=data_aware, cache=cache, seed=seed,
         )  # fmt: skip
         tuning = tuning_options(

@@ -40,6 +40,7 @@ def plan(
     override: o.Override = None,
     rank_multiple: o.RankMultiple = None,
     gauge: o.Gauge = False,
+    storage: o.Storage = None,
     cache: o.Cache = None,
     calibration_images: o.CalibrationImages = 1024,
     data_aware: o.DataAware = True,
@@ -70,6 +71,7 @@ def plan(
         planning = planning_options(
             budget=budget, strategy=strategy, option=option, methods=methods, include=include, exclude=exclude,
             keep_first_last=keep_first_last, override=override, rank_multiple=rank_multiple, gauge=gauge,
+            storage=storage,
             data_aware=data_aware, cache=cache, seed=seed,
         )  # fmt: skip
         place = pick_device(device)

@@ -79,6 +79,7 @@ def sweep(
     override: o.Override = None,
     rank_multiple: o.RankMultiple = None,
     gauge: o.Gauge = False,
+    storage: o.Storage = None,
     cache: o.Cache = None,
     calibration_images: o.CalibrationImages = 1024,
     data_aware: o.DataAware = True,
@@ -123,7 +124,8 @@ def sweep(
         )  # fmt: skip
         planning = planning_options(
             budget=budget, strategy=strategy, option=option, methods=methods, include=include, exclude=exclude,
-            keep_first_last=keep_first_last, override=override, rank_multiple=rank_multiple, gauge=gauge, cache=cache,
+            keep_first_last=keep_first_last, override=override, rank_multiple=rank_multiple, gauge=gauge,
+            storage=storage, cache=cache,
             data_aware=data_aware, seed=seed,
         )  # fmt: skip
         if no_evaluate and evaluate is not None:

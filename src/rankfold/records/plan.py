@@ -115,6 +115,7 @@ class Provenance:
     methods: tuple[str, ...] = ()
     seed: int = 0
     reconstruct: str | None = None
+    storage: str | None = None
     weights_hash: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
@@ -124,6 +125,7 @@ class Provenance:
         return {
             "strategy": self.strategy, "config": dict(self.config), "budget": self.budget,
             "methods": list(self.methods), "seed": self.seed, "reconstruct": self.reconstruct,
+            "storage": self.storage,
             "weights_hash": self.weights_hash, "versions": dict(self.versions), "search": dict(self.search),
         }  # fmt: skip
 
@@ -143,7 +145,7 @@ class Provenance:
 
 _PROVENANCE: dict[str, tuple[type, ...]] = {
     "strategy": (str,), "config": (dict,), "budget": (str,), "methods": (list, tuple), "seed": (int,),
-    "reconstruct": (str,), "weights_hash": (str,), "versions": (dict,), "search": (dict,),
+    "reconstruct": (str,), "storage": (str,), "weights_hash": (str,), "versions": (dict,), "search": (dict,),
 }  # fmt: skip
 
 

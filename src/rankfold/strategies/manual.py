@@ -145,7 +145,10 @@ def _candidate(
         require(0 < ranks <= 1, f"share of parameters of layer {layer.name!r}", ranks, "in (0, 1]")
         known = prepared = methods.prepare(method, problem.weight(layer.name), layer)
         grid = method.rank_grid(layer, multiple=problem.rank_multiple)
-        costs = {r: gauged_cost(method.blueprint(layer, r), layer, gauge=problem.gauge)[0] for r in grid}
+        costs = {
+            r: gauged_cost(method.blueprint(layer, r), layer, gauge=problem.gauge, storage=problem.storage)[0]
+            for r in grid
+        }
         fitting = [r for r, cost in costs.items() if cost.params <= ranks * dense.params]
         if not fitting:
             raise ConfigError(
@@ -155,11 +158,12 @@ def _candidate(
         ranks = min(fitting, key=lambda r: (known.error(r), r))
     methods.check_ranks(method, layer, ranks)
     prepared = prepared or methods.prepare(method, problem.weight(layer.name), layer)
-    cost, gauged = gauged_cost(method.blueprint(layer, ranks), layer, gauge=problem.gauge)
+    cost, gauged = gauged_cost(method.blueprint(layer, ranks), layer, gauge=problem.gauge, storage=problem.storage)
     if gauge and not gauged:
         choice = Choice(method=name, ranks=ranks, options=options, gauge=True)
         methods.check_choice(layer, choice)
-        cost, gauged = blueprint_cost(methods.chosen_blueprint(layer, choice), layer), True
+        blueprint = methods.chosen_blueprint(layer, choice)
+        cost, gauged = blueprint_cost(blueprint, layer, storage=problem.storage), True
     return Candidate(
         layer=layer.name, method=name, ranks=ranks, cost=cost, error=prepared.error(ranks), options=options,
         gauge=gauged,
