@@ -64,9 +64,23 @@ def test_compress_needs_no_data(run: Run, tmp_path: Path) -> None:
     assert Path(found["files"]["plan"]) == folder / "plan.json"
 
 
+def test_a_search_keeps_what_it_measures(run: Run, small: tuple[str, ...], tmp_path: Path) -> None:
+    cache, plans = tmp_path / "cache", (tmp_path / "a.json", tmp_path / "b.json")
+    options = (*small[:5], "--calibration-images", "16", "--methods", "svd", "--option", "points=3", "--cache", cache)
+    said = run("plan", *options, "-b", "params<=50%", "--out", plans[0], "--json").document
+    assert said["plan"]["provenance"]["search"]["proxy"] == "network"
+    files = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    assert len(files) == 5, "one for each layer"
+    run("plan", *options, "-b", "params<=50%", "--out", plans[1])
+    assert plans[0].read_text() == plans[1].read_text()
+    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == files
+    run("compress", *options, "-b", "macs<=60%", "--limit-test", "50", "--out", tmp_path / "out")
+    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == files
+
+
 def test_compress_takes_decisions_by_hand(run: Run, tmp_path: Path) -> None:
     options = ("--override", "conv2=tucker:8,4", "--override", "fc1=svd:0.25", "--override", "fc3=keep")
-    run("compress", "lenet5_mnist5k", "-b", "params<=40%", *options, "--option", "keep=0.8", "--out", tmp_path / "out")
+    run("compress", "lenet5_mnist5k", "-b", "params<=40%", *options, "--option", "points=4", "--out", tmp_path / "out")
     layers = rf.Plan.load(tmp_path / "out").layers
     assert (layers["conv2"].method, layers["conv2"].ranks) == ("tucker", (8, 4))
     assert layers["fc1"].method == "svd"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shlex
@@ -16,6 +17,7 @@ import typer
 
 import rankfold
 from rankfold.cli import app
+from rankfold.strategies import registry
 
 Run = Callable[..., Any]
 
@@ -44,6 +46,17 @@ def test_every_option_is_explained() -> None:
     for name, command in typer.main.get_group(app).commands.items():
         silent = [p.name for p in command.params if p.name != "help" and not getattr(p, "help", None)]
         assert not silent, f"{name}: {silent}"
+
+
+def test_strategies_are_those_of_python() -> None:
+    """They are written out where the help is: importing them would make it slow."""
+    commands = typer.main.get_group(app).commands
+    for name, function in {"plan": rankfold.plan, "compress": rankfold.compress}.items():
+        (option,) = [p for p in commands[name].params if p.name == "strategy"]
+        assert option.default == inspect.signature(function).parameters["strategy"].default
+        named = getattr(option, "help", "").partition(": ")[2].rstrip(".").split(", ")
+        assert sorted(named) == sorted(registry.names())
+        assert named[0] == option.default
 
 
 def test_no_arguments_show_the_help(invoke: Run) -> None:

@@ -69,6 +69,8 @@ Budget = Annotated[
     ),
 ]
 STRATEGY = "compressnas"
+"""The default, which is that of `rankfold.plan`; written out because the help must not wait for torch."""
+
 Strategy = Annotated[
     str, typer.Option("--strategy", "-s", help="Who chooses the ranks: compressnas, energy, uniform, vbmf, manual.",
                       rich_help_panel=_PLAN),
