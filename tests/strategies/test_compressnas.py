@@ -1,0 +1,287 @@
+"""The global search: exact over its table, within every budget, and clear about what it needs."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rankfold as rf
+from rankfold import strategies
+from rankfold.candidates import Judge, ProxyConfig, TableConfig, build_table
+from rankfold.errors import ConfigError, InfeasibleBudget, UnknownNameError
+from rankfold.inventory import inspect, layer_weight
+from rankfold.records import Budget, Candidate, CandidateTable, Cost, Plan, Problem
+from rankfold.strategies.compressnas import CompressNASConfig
+
+
+class Net(nn.Module):
+    """A residual network with convolutions of several costs and a large classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.conv1, self.conv2 = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.fc1, self.fc2 = nn.Linear(12, 40), nn.Linear(40, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = (x + self.conv2(self.conv1(x).relu())).relu()
+        return self.fc2(self.fc1(x.mean((2, 3))).relu())
+
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    model = Net().eval()
+    with torch.no_grad():  # spectra that fall, as those of trained networks do
+        for weight in (p for p in model.parameters() if p.ndim > 1):
+            left, values, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+            falling = 3 * values[0] * torch.logspace(0, -1.5, len(values))
+            weight.copy_(((left * falling) @ right).reshape(weight.shape))
+    return model
+
+
+def images(seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(8, 3, 8, 8, generator=generator) for _ in range(2)]
+
+
+def pose(model: nn.Module, points: int, methods: tuple[str, ...], **options: Any) -> Problem:
+    """Return a problem with a small table, judged by the network."""
+    inventory, weight = inspect(model, X), partial(layer_weight, model)
+    table = build_table(inventory, weight, TableConfig(methods=methods, points=points), **options)
+    judge = Judge(model, inventory, lambda: table, weight_table=lambda: table, batches=images(), moments=None)
+    return Problem(inventory=inventory, table=lambda: table, weight=weight, methods=methods, judge=judge, **options)
+
+
+def counted(model: nn.Module, plan: Plan) -> Cost:
+    return inspect(rf.apply(model, plan), X).total
+
+
+def picks_of(table: CandidateTable, plan: Plan) -> list[Candidate]:
+    return [
+        next(c for c in table.rows[name] if (c.method, c.ranks) == (choice.method, choice.ranks))
+        for name, choice in plan.factored.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    "budget", ["params<=75%", "params<=60%, macs<=55%", "params<=65%, macs<=60%, flash<=62%, memory<=85%", "macs<=45%"]
+)
+def test_equals_brute_force(budget: str) -> None:
+    model = network()
+    problem = replace(pose(model, 3, ("svd",)), budget=Budget.parse(budget))
+    table, strategy = problem.table(), strategies.get("compressnas")
+    assert problem.judge is not None
+    assert problem.budget is not None
+    damages = problem.judge.alone(ProxyConfig())
+    best = float("inf")
+    choices = [[None, *row] for row in table.rows.values()]
+    within = 0
+    for chosen in itertools.product(*choices):
+        picks = [c for c in chosen if c is not None]
+        if not problem.budget.exceeded(table.cost(picks), table.total):
+            within += 1
+            best = min(best, sum(damages[c.layer][c.method, c.ranks] for c in picks))
+    assert 10 < within < len(list(itertools.product(*choices)))
+    plan = strategy.plan(problem)
+    chosen = picks_of(table, plan)
+    assert sum(damages[c.layer][c.method, c.ranks] for c in chosen) == pytest.approx(best, rel=1e-9)
+    search = plan.provenance.search
+    assert search["proxy"] == "network"
+    assert search["damage"] == pytest.approx(best, rel=1e-9)
+    assert search["bound"] == pytest.approx(best, rel=1e-6)
+    assert search["bound"] <= search["damage"]
+    assert not problem.budget.exceeded(counted(model, plan), table.total)
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("resource", ["params", "macs", "flash"])
+def test_damage_falls_as_the_budget_grows(resource: str, calibrated: bool) -> None:
+    model = network()
+    before = inspect(model, X).total
+    problem = pose(model, 8, ("svd", "tucker"))
+    plans = []
+    for percent in (30, 45, 60, 75, 90):
+        budget = Budget.parse(f"{resource}<={percent}%")
+        if calibrated:
+            plans.append(strategies.get("compressnas").plan(replace(problem, budget=budget)))
+        else:
+            plans.append(rf.plan(model, X, budget=budget))
+        assert not budget.exceeded(counted(model, plans[-1]), before)
+    damage = [plan.provenance.search["damage"] for plan in plans]
+    assert damage == sorted(damage, reverse=True)
+    assert len(set(damage)) == 5
+    assert {plan.provenance.search["proxy"] for plan in plans} == {"network" if calibrated else "weight"}
+
+
+def test_it_does_less_damage_than_a_rule() -> None:
+    """To what it minimises, it does no more than any other plan within the budget; here to the network, too."""
+    model, data = network(), torch.cat(images(5))
+    with torch.no_grad():
+        dense = model(data)
+        worse = {
+            name: float((rf.apply(model, plan)(data) - dense).square().sum() / dense.square().sum())
+            for name in ("compressnas", "energy", "uniform")
+            for plan in [rf.plan(model, X, budget="params<=50%", strategy=name, calibration=images())]
+        }
+    assert worse["compressnas"] < min(worse["energy"], worse["uniform"]), worse
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 0.01, 0.1])
+@pytest.mark.parametrize("proxy", ["weight", "output", "network"])
+def test_without_a_budget_the_tolerance_decides(proxy: str, tolerance: float) -> None:
+    model = network()
+    options: dict[str, Any] = {"calibration": images(), "methods": "svd"}
+    plan = rf.plan(model, X, config={"proxy": proxy, "points": 4, "tolerance": tolerance}, **options)
+    damage = plan.provenance.search["damage"]
+    assert damage <= tolerance
+    params, total = counted(model, plan).params, inspect(model, X).total.params
+    if not plan.factored:
+        return
+    tighter = {"params": params - max(2, total // 500)}
+    try:
+        other = rf.plan(model, X, budget=tighter, config={"proxy": proxy, "points": 4}, **options)
+    except InfeasibleBudget:
+        return
+    assert other.provenance.search["damage"] > tolerance, "fewer parameters would be tolerable"
+
+
+@pytest.mark.parametrize("fixed", [{}, {"conv1": ("svd", 2)}])
+def test_rounds_measure_layers_together(fixed: dict[str, Any]) -> None:
+    model, data = network(), images()
+
+    def together(plan: Plan) -> float:
+        small = rf.apply(model, plan, reconstruct="weights", batchnorm=False)
+        with torch.no_grad():
+            pairs = [(small(x), model(x)) for x in data]
+        return sum(float((a - b).square().sum()) for a, b in pairs) / sum(float(b.square().sum()) for _, b in pairs)
+
+    options: dict[str, Any] = {
+        "budget": "params<=35%", "calibration": data, "data_aware": False, "methods": "svd", "overrides": fixed,
+    }  # fmt: skip
+    alone = rf.plan(model, X, config={"points": 5}, **options)
+    assert "together" not in alone.provenance.search
+    found = [rf.plan(model, X, config={"points": 5, "rounds": rounds}, **options) for rounds in (1, 3)]
+    for plan, rounds in zip(found, (1, 3), strict=True):
+        history = plan.provenance.search["together"]
+        assert 1 <= len(history) <= rounds + 1
+        assert history == sorted(history, reverse=True)
+        assert history[0] == pytest.approx(together(alone), rel=1e-4)
+        assert history[-1] == pytest.approx(together(plan), rel=1e-4)
+        assert not Budget.parse("params<=35%").exceeded(counted(model, plan), inspect(model, X).total)
+        if fixed:
+            assert (plan.layers["conv1"].method, plan.layers["conv1"].ranks) == ("svd", (2,))
+    assert len(found[0].provenance.search["together"]) == 2, "one round is enough to find something better here"
+    assert together(found[1]) <= together(found[0]) < together(alone)
+    assert found[0].layers != alone.layers
+
+
+def test_the_same_search_twice_is_the_same_plan() -> None:
+    model = network()
+    options: dict[str, Any] = {"budget": "macs<=50%", "calibration": images(), "config": {"rounds": 1, "points": 3}}
+    state = torch.get_rng_state()
+    first, second = (rf.plan(model, X, methods="svd", **options).to_json() for _ in range(2))
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_fixed_and_kept_layers() -> None:
+    model = network()
+    overrides = {"fc1": None, "conv2": ("tucker", (4, 4))}
+    plan = rf.plan(model, X, budget="params<=60%", overrides=overrides)
+    assert plan.layers["fc1"].method is None
+    assert (plan.layers["conv2"].method, plan.layers["conv2"].ranks) == ("tucker", (4, 4))
+    assert not Budget.parse("params<=60%").exceeded(counted(model, plan), inspect(model, X).total)
+    kept = rf.plan(model, X, overrides={"*": ("svd", 0.9)})
+    assert all(choice.method == "svd" for choice in kept.layers.values())
+    for name in plan.kept:
+        assert plan.layers[name].reason
+
+
+def test_gauged_candidates_buy_less_damage() -> None:
+    model = network()
+    damage = {}
+    for gauge in (True, False):
+        plan = rf.plan(model, X, budget="params<=50%", gauge=gauge)
+        assert not Budget.parse("params<=50%").exceeded(counted(model, plan), inspect(model, X).total)
+        assert any(choice.gauge for choice in plan.factored.values()) == gauge
+        damage[gauge] = plan.provenance.search["damage"]
+    assert damage[True] < damage[False]
+
+
+def test_bounds_that_cannot_be_met_together() -> None:
+    model = network()
+    table = pose(model, 64, ("svd", "tucker", "spatial_svd")).table()
+    least = {r: table.least(r) for r in ("params", "fm")}
+    assert strategies.get("compressnas")
+    with pytest.raises(InfeasibleBudget, match="not all of them together") as caught:
+        # The fewest parameters need every layer factored, and then each writes more feature maps.
+        rf.plan(model, X, budget={"params": least["params"], "fm": least["fm"]})
+    assert [row[0] for row in caught.value.rows] == ["params", "fm"]
+    assert all(asked >= reachable for _, asked, reachable, _ in caught.value.rows)
+    assert rf.plan(model, X, budget={"params": least["params"]}).factored
+    with pytest.raises(InfeasibleBudget, match="cannot be met with the methods"):
+        rf.plan(model, X, budget={"params": least["params"] - 1})
+
+
+def test_a_layer_that_takes_too_much_ram_may_not_be_kept() -> None:
+    """Between its input and output of 16 channels each, a factored layer needs one of them and a few channels."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)).eval()
+    plan = rf.plan(model, X, budget="ram<=75%")
+    assert set(plan.factored) == {"2"}
+    both = rf.plan(model, X, budget="ram<=60%, params<=40%")
+    assert "2" in both.factored
+    assert counted(model, both).params <= 0.4 * inspect(model, X).total.params
+    assert both.provenance.search["damage"] > plan.provenance.search["damage"]
+    assert rf.plan(model, X, budget="params<=99%").provenance.search["damage"] < plan.provenance.search["damage"]
+    rounds = rf.plan(model, X, budget="ram<=75%", calibration=images(), config={"points": 3, "rounds": 1})
+    assert set(rounds.factored) == {"2"}
+    with pytest.raises(InfeasibleBudget):
+        rf.plan(model, X, budget="ram<=1%")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"config": {"proxy": "network"}}, ConfigError, "'network' needs calibration data.*proxy='weight'"),
+        ({"config": {"proxy": "output"}}, ConfigError, "'output' needs calibration data"),
+        ({"config": {"proxy": "fisher"}}, ConfigError, "'fisher' needs calibration data"),
+        ({"config": {"rounds": 1}}, ConfigError, "rounds need calibration data.*rounds=0"),
+        (
+            {"config": {"proxy": "output"}, "calibration": images(), "data_aware": False},
+            ConfigError,
+            "needs second moments.*data_aware=False",
+        ),
+        ({"config": {"taps": ["fc3"]}, "calibration": images()}, UnknownNameError, "tap .*'fc3'.*Did you mean 'fc"),
+        ({"config": {"proxy": "accuracy"}}, ConfigError, "proxy must be one of auto, weight.*Got 'accuracy'"),
+        ({"config": {"points": 1}}, ConfigError, "points must be an integer >= 2"),
+        ({"config": {"samples": 0}}, ConfigError, "samples must be an integer >= 1"),
+        ({"config": {"taps": "fc1"}}, ConfigError, "taps must be a list"),
+        ({"config": {"rounds": -1}}, ConfigError, "rounds must be an integer >= 0"),
+        ({"config": {"tolerance": 0}}, ConfigError, "tolerance must be a number above 0"),
+        ({"config": {"tolerance": float("nan")}}, ConfigError, "tolerance must be a number above 0"),
+    ],
+)
+def test_what_is_wrong_is_said(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        rf.plan(network(), X, budget="params<=50%", **options)
+
+
+def test_without_a_judge() -> None:
+    problem = replace(pose(network(), 3, ("svd",)), judge=None)
+    with pytest.raises(ConfigError, match="needs a judge"):
+        strategies.get("compressnas").plan(problem)
+
+
+def test_options_are_those_of_the_proxy_and_more() -> None:
+    config = CompressNASConfig(proxy="network", samples=3, points=4, taps=("a",), rounds=2)
+    assert config.judging == ProxyConfig(proxy="network", samples=3, points=4, taps=("a",))
