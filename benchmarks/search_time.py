@@ -1,0 +1,127 @@
+"""How long a global search takes, and what the naive loop would: one full forward pass for every candidate.
+
+    RANKFOLD_DATA=... python benchmarks/search_time.py --threads 2 [--smoke]
+
+ResNet-18 of torchvision at 224x224 with 64 random calibration images and proxy ``output``; ResNet-20 with its trained
+weights, 1,024 CIFAR-10 training images and proxy ``network``. Statistics of the data (second moments), table with
+measurements, and the integer program are timed apart. The naive loop replaces the weight, runs the whole network on the
+same images and compares the outputs; it is timed on some candidates of every layer, and stated for as many as the
+search measured, and for the whole table.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import _harness
+import rankfold as rf
+from rankfold._batches import split_batch
+from rankfold.api.planning import Planner
+from rankfold.calibration import collect_moments
+from rankfold.inventory import layer_weight
+from rankfold.surgery import copy_model
+
+METHODS = ("svd", "tucker", "spatial_svd", "tt")
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = _harness.parser("search_time", __doc__)
+    parser.add_argument("--runs", type=int, default=5, help="timed solves of the integer program")
+    parser.add_argument("--smoke", action="store_true", help="few and small images")
+    args = parser.parse_args()
+    data = _harness.data_folder(parser)
+    _harness.start(args)
+    rows = [of_resnet20(data, args), of_resnet18(args)]
+    print(_harness.save("search_time", rows, args))
+
+
+def of_resnet18(args: Any) -> dict[str, Any]:
+    """Return the row of ResNet-18 at 224x224, random weights and images."""
+    model = rf.zoo.create("torchvision/resnet18", seed=args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    images = [torch.randn(16, 3, 224, 224, generator=generator) for _ in range(1 if args.smoke else 4)]
+    return measure("resnet18 at 224x224", model, images[0][:1], images, "output", args)
+
+
+def of_resnet20(data: Path, args: Any) -> dict[str, Any]:
+    """Return the row of the trained ResNet-20."""
+    network = "resnet20_cifar10"
+    model = rf.zoo.create(network, weights=data / "weights" / f"{network}.safetensors")
+    spec, entry = f"cifar10:{data / 'cifar10'}", rf.zoo.entry(network)
+    limit = 64 if args.smoke else 1024
+    images = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=limit, seed=args.seed))
+    return measure("ResNet-20, CIFAR-10", model, rf.zoo.example_input(network), images, "network", args)
+
+
+def measure(name: str, model: nn.Module, example: Any, images: list[Any], proxy: str, args: Any) -> dict[str, Any]:
+    """Return one row: seconds by stage, peak memory, and the naive loop's."""
+    start = time.perf_counter()
+    inventory = rf.inspect(model, example)
+    moments = collect_moments(model, images, inventory.compressible)
+    collected = time.perf_counter()
+    planner = Planner(
+        model, inventory, moments, images, strategy="compressnas", config={"proxy": proxy}, methods=METHODS,
+        method_options=None, overrides=None, rank_multiple=None, gauge=False, storage=None, cache=None, seed=args.seed,
+    )  # fmt: skip
+    planner.plan("params<=50%")
+    planned = time.perf_counter()
+    solves = []
+    for share in range(args.runs):  # the table is there: what is left of another budget is the integer program
+        begun = time.perf_counter()
+        planner.plan(f"params<={40 + 5 * share}%, macs<=60%")
+        solves.append(time.perf_counter() - begun)
+    candidates = sum(len(row) for row in planner.problem.table().rows.values())
+    row = {
+        "network": name,
+        "proxy": proxy,
+        "candidates": candidates,
+        "measured": planner.judge.measured,
+        "second moments, s": round(collected - start, 1),
+        "table and plan, s": round(planned - collected, 1),
+        "another budget, s": round(statistics.median(solves), 2),
+        "peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "naive loop, measured, s": "–",
+        "naive loop, all, s": "–",
+    }
+    if proxy == "network":
+        shown, seen = 0, []
+        for batch in images:
+            if shown < 256:
+                seen.append(split_batch(batch)[0])
+                shown += len(seen[-1])
+        each = naive(model, list(planner.problem.table().rows), seen)
+        row["naive loop, measured, s"] = f"{each * planner.judge.measured:,.0f}"
+        row["naive loop, all, s"] = f"{each * candidates:,.0f}"
+    print(row, flush=True)
+    return row
+
+
+@torch.no_grad()
+def naive(model: nn.Module, layers: list[str], batches: list[Tensor], each: int = 3) -> float:
+    """Return the seconds that one candidate takes by a full forward pass, over some of every layer."""
+    work = copy_model(model).eval()
+    outputs = [model(batch) for batch in batches]
+    count = 0
+    begun = time.perf_counter()
+    for name in layers:
+        target = layer_weight(work, name)
+        kept = target.clone()
+        for scale in torch.linspace(0.8, 1.0, each).tolist():
+            target.copy_(kept * scale)
+            distance = sum(float((work(b) - y).square().sum()) for b, y in zip(batches, outputs, strict=True))
+            assert distance >= 0
+            count += 1
+        target.copy_(kept)
+    return (time.perf_counter() - begun) / count
+
+
+if __name__ == "__main__":
+    main()
