@@ -93,7 +93,7 @@ class Bench:
         self.moments = collect_moments(self.model, self.images, inventory.compressible)
         self.planner = Planner(
             self.model, inventory, self.moments, self.images, strategy="compressnas", config=None, methods=METHODS,
-            method_options=None, overrides=None, rank_multiple=1, gauge=False,
+            method_options=None, overrides=None, rank_multiple=1, gauge=False, storage=None,
             cache=args.out.parent / ".cache", seed=args.seed,
         )  # fmt: skip
         self.table = self.planner.problem.table()
