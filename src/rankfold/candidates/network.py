@@ -24,6 +24,8 @@ _ANEW = (
     "computed anew for each candidate, which takes longer."
 )
 _COMPARABLE = "Name modules whose outputs can (taps=[...]), or choose proxy='output'."
+_REMEMBERED = 2**28
+"""Bytes of the original's outputs that are kept for the next layer."""
 _WORST = 1e6
 """The damage of outputs that overflow: as bad as a thousand times too large."""
 
@@ -59,6 +61,9 @@ class NetworkProxy:
         self.work = bake_weights_(copy_model(model))
         self.batches = batches
         self.taps = taps
+        self._references: dict[int, list[Tensor]] = {}
+        self._room = _REMEMBERED
+        self._whole: list[Tensor] | None = None  # what `work` puts out on the first batch
         modules = dict(model.named_modules())
         for tap in taps:
             if tap not in modules:
@@ -74,8 +79,7 @@ class NetworkProxy:
             for number, batch in enumerate(self.batches, 1):
                 what = f"calibration batch {number}"
                 inputs = to_device(split_batch(batch)[0], model_device(self.original))
-                reference = self._outputs(self.original, inputs, what)
-                self._check(reference, what)
+                reference = self._reference(number, inputs, what)
                 memory = self._before(modules, inputs, what) if replays else {}
                 if number == 1 and not self._faithful(memory, inputs, what):
                     warnings.warn(_ANEW.format(layer.name), RankfoldWarning, stacklevel=2)
@@ -86,6 +90,18 @@ class NetworkProxy:
         finally:
             target.copy_(kept)
         return [total.value() for total in totals]
+
+    def _reference(self, number: int, inputs: Any, what: str) -> list[Tensor]:
+        """Return the original's outputs on a batch; those of the first batches are remembered."""
+        known = self._references.get(number)
+        if known is not None:
+            return known
+        reference = self._outputs(self.original, inputs, what)
+        self._check(reference, what)
+        self._room -= sum(t.numel() * t.element_size() for t in reference)
+        if self._room >= 0:
+            self._references[number] = reference
+        return reference
 
     def _check(self, reference: Sequence[Tensor], what: str) -> None:
         """Raise unless these outputs of the original are something to compare with."""
@@ -102,10 +118,12 @@ class NetworkProxy:
             return run_before(self.work, modules, copied(inputs), what, watched=watched)
 
     def _faithful(self, memory: Memory, inputs: Any, what: str) -> bool:
-        """Whether a replay puts out what the whole network does."""
+        """Whether a replay of the first batch puts out what the whole network does."""
         if not memory:
             return True
-        whole, replayed = (self._outputs(self.work, inputs, what, known) for known in ({}, memory))
+        if self._whole is None:
+            self._whole = self._outputs(self.work, inputs, what)
+        whole, replayed = self._whole, self._outputs(self.work, inputs, what, memory)
         return len(whole) == len(replayed) and all(
             a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()) if a.numel() else 0)
             for a, b in zip(whole, replayed, strict=True)
@@ -113,6 +131,7 @@ class NetworkProxy:
 
     def replace(self, name: str, weight: Tensor) -> None:
         """Let `work` have this weight in a layer."""
+        self._whole = None
         layer_weight(self.work, name).copy_(weight)
 
     def _outputs(self, model: nn.Module, inputs: Any, what: str, memory: Memory | None = None) -> list[Tensor]:
@@ -123,6 +142,7 @@ class NetworkProxy:
                 # Copied, because what follows may change it in place.
                 hook = model.get_submodule(path).register_forward_hook(lambda m, a, out: taken.append(copied(out)))  # noqa: ARG005
                 hooks.callback(hook.remove)
+            torch.default_generator.manual_seed(0)  # restored by `undisturbed`; a network that draws draws the same
             output = run_batch(model, copied(inputs), what)
         return [t.float() for t in tensors_of(taken if self.taps else output) if t.is_floating_point()]
 
