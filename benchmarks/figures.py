@@ -24,13 +24,16 @@ BLOCK = re.compile(r"(<!-- figures( by shape)?: ([\w. ]+) -->\n).*?(<!-- end fig
 
 
 def render(results: list[dict[str, Any]]) -> str:
-    """Return rows as a Markdown table: shares in per cent, counts with separators, numbers to the right."""
+    """Return rows as a Markdown table: shares in per cent, counts with separators, numbers to the right.
+
+    The first row has every column; a cell that a later one lacks is empty.
+    """
     columns = list(results[0])
     numbers = {c: not isinstance(results[0][c], str) for c in columns}
     lines = [
         "| " + " | ".join(columns) + " |",
         "|" + "|".join("---:" if numbers[c] else "---" for c in columns) + "|",
-        *("| " + " | ".join(_cell(row[c]) for c in columns) + " |" for row in results),
+        *("| " + " | ".join(_cell(row.get(c, "")) for c in columns) + " |" for row in results),
     ]
     return "\n".join(lines)
 

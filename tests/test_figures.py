@@ -41,6 +41,11 @@ def test_a_typed_figure_is_found(figures: ModuleType, tmp_path: Path, monkeypatc
     assert figures.updated(typed) != typed
 
 
+def test_a_row_may_lack_a_column(figures: ModuleType) -> None:
+    rows = [{"case": "dense", "top1": 0.9, "left": 0.5}, {"case": "bound", "top1": 0.95}]
+    assert figures.render(rows).splitlines()[-1] == "| bound | 95.00 % |  |"
+
+
 def micro(method: str, rows: list[tuple[str, str, float, float, float]]) -> dict[str, object]:
     """Return a result against one peer, rows being shape, data type, ratio, our error, theirs."""
     return {
