@@ -145,6 +145,16 @@ def tails(energies: Tensor) -> Tensor:
     return torch.cat([left, torch.zeros_like(left[..., :1])], dim=-1)
 
 
+def mean_share(moment: Tensor, *, floor: float = 1e-6) -> Tensor:
+    """Return a share of the mean eigenvalue of second moments ``(groups, n, n)``, as ``(groups, 1, 1)``; 1 for zeros.
+
+    Added to every eigenvalue it does what the floor of `Metric.of` does: directions in which the data never moves still
+    count a little.
+    """
+    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
+    return torch.where(mean > 0, floor * mean, torch.ones_like(mean))[:, None, None]
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """The square root of a second moment and its inverse: the change of variables of data-aware factors.

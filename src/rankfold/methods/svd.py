@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from rankfold.factor.linalg import Metric
+from rankfold.factor.linalg import Metric, eigh_descending, mean_share
 from rankfold.factor.matrix import Projection, SVDProjection
 from rankfold.factor.moments import Moments
 from rankfold.methods._base import rank_values, registry, whiten_inputs
@@ -73,6 +74,26 @@ def in_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
     return whiten_inputs(weight, Metric.of(moments.channel)).flatten(2)
 
 
+def short_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
+    """Return a matrix with the Gram matrix of the rows of `in_metric`, and no more columns than rows.
+
+    Singular values and left singular vectors depend on this Gram matrix ``M C M^T`` alone. Where outputs are fewer than
+    inputs, a root of it takes the place of ``M C^(1/2)``, so that the larger matrix C needs no decomposition.
+    """
+    matrix = weight.flatten(2)
+    if moments is None or matrix.shape[1] >= matrix.shape[2]:
+        return in_metric(weight, moments)
+    if weight[0, 0, 0].numel() > 1 and moments.patch is None:  # every kernel position sees the channel moment
+        flat, moment = weight.flatten(3), moments.channel
+        gram = torch.einsum("goik,gij,gpjk->gop", flat, moment, flat)
+    else:
+        moment = moments.channel if weight[0, 0, 0].numel() == 1 or moments.patch is None else moments.patch
+        gram = matrix @ moment @ matrix.mT
+    gram += mean_share(moment) * (matrix @ matrix.mT)
+    energies, vectors = eigh_descending((gram + gram.mT) / 2)
+    return vectors * energies.sqrt().unsqueeze(-2)
+
+
 class SVD:
     """Truncated SVD; ranks ``(r,)``.
 
@@ -108,7 +129,7 @@ class SVD:
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
         """Take the matrix; singular vectors are found when errors or factors are asked for."""
-        return PreparedMatrix(SVDProjection(weight.flatten(2), in_metric(weight, moments)), layer)
+        return PreparedMatrix(SVDProjection(weight.flatten(2), short_metric(weight, moments)), layer)
 
 
 registry.register("svd", SVD, config=SVDConfig, summary="truncated SVD; channel SVD for convolutions")
