@@ -3,7 +3,8 @@
     RANKFOLD_DATA=... python benchmarks/compressnas.py [--network resnet20_cifar10] [--gone 30 50 60 72.3] [--smoke]
 
 Plans are made and factors found with 1,024 unlabelled training images; nothing is trained. Baselines: `uniform`
-(tucker), `energy` and `vbmf` with factors of the weights and of the data. `compressnas` searches over svd, tucker,
+(tucker), `energy` and `vbmf` (its ranks drawn towards the full ones as far as the budget allows) with factors of the
+weights and of the data. `compressnas` searches over svd, tucker,
 spatial_svd and tt by the network's output, with and without gauge fixing, and its plan is filled with data-aware and
 with sequentially reconstructed factors. BatchNorm statistics are estimated anew where that brings the outputs on the
 calibration images closer to the original's (what `rf.apply` does by default). The parameters are those of the built
@@ -83,6 +84,8 @@ class Bench:
         start = time.perf_counter()
         # Weight-space rows do not look at the data when they plan, either.
         plan = self.plan(gone, None if factors == "weights" else self.images, options)
+        if strategy == "vbmf":
+            plan = self.weakened(gone, plan, options)
         planned = time.perf_counter()
         small = rf.apply(self.model, plan, self.images, reconstruct=factors)
         return {
@@ -92,9 +95,22 @@ class Bench:
             "search": dict(plan.provenance.search),
         }
 
-    def plan(self, gone: float, images: Any, options: dict[str, Any]) -> rf.Plan:
-        """Return a plan for what is left of the parameters."""
-        budget = f"params<={100 - gone:g}%"
+    def weakened(self, gone: float, plan: rf.Plan, options: dict[str, Any]) -> rf.Plan:
+        """Return VBMF's plan, its ranks drawn towards the full ones as far as the budget allows (Gusak et al. 2019)."""
+        low, high = 0.0, 1.0
+        for _ in range(8):
+            middle = (low + high) / 2
+            found = self.plan(gone, None, options | {"config": {"weaken": middle}}, bounded=False)
+            small = sum(p.numel() for p in rf.apply(self.model, found, reconstruct="weights").parameters())
+            if small <= (1 - gone / 100) * sum(p.numel() for p in self.model.parameters()):
+                plan, high = found, middle
+            else:
+                low = middle
+        return plan
+
+    def plan(self, gone: float, images: Any, options: dict[str, Any], *, bounded: bool = True) -> rf.Plan:
+        """Return a plan for what is left of the parameters, or one without a budget."""
+        budget = f"params<={100 - gone:g}%" if bounded else None
         return rf.plan(self.model, self.example, budget=budget, calibration=images, seed=self.args.seed, **options)
 
 
