@@ -26,7 +26,7 @@ def net() -> nn.Sequential:
 def planner(model: nn.Module) -> Planner:
     return Planner(
         model, inspect(model, X), None, None, strategy="compressnas", config=None, methods=None, method_options=None,
-        overrides=None, rank_multiple=None, gauge=False, cache=None, seed=0,
+        overrides=None, rank_multiple=None, gauge=False, storage=None, cache=None, seed=0,
     )  # fmt: skip
 
 
