@@ -15,6 +15,7 @@ from rankfold._batches import (
     call_model,
     evaluating,
     iterate,
+    leading,
     model_device,
     split_batch,
     squared_distance,
@@ -173,3 +174,15 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and a == b
+
+
+def test_leading_samples() -> None:
+    """Lists and tensors of samples are cut; where a tensor counts something else, nothing is."""
+    x, mask = torch.arange(12.0).reshape(4, 3), torch.ones(3, 3)
+    assert leading(x, 2).equal(x[:2])
+    assert leading(x, 9) is x
+    cut = leading({"a": x, "b": (x, x)}, 3)
+    assert cut["a"].shape == cut["b"][1].shape == (3, 3)
+    assert leading((x, mask), 2)[0] is x  # the mask has no samples: positions cannot be told from samples
+    assert leading([x[0], x[1], x[2]], 2)[1] is not None
+    assert len(leading([x[0], x[1], x[2]], 2)) == 2

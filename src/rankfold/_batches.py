@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from rankfold.errors import DataError, ModelError
 
@@ -159,6 +160,22 @@ def batch_size(inputs: Any) -> int:
         return len(inputs[0])
     tensors = tensors_of(inputs)
     return tensors[0].shape[0] if tensors and tensors[0].ndim else 1
+
+
+def leading(inputs: Any, count: int) -> Any:
+    """Return the first `count` samples of one batch's inputs.
+
+    All of them, where it is not plain which dimension counts samples: a list is cut, and tensors if every one has as
+    many entries as there are samples in its first dimension.
+    """
+    size = batch_size(inputs)
+    if count >= size:
+        return inputs
+    if isinstance(inputs, list):
+        return inputs[:count]
+    if not tensors_of(inputs) or not all(t.ndim and t.shape[0] == size for t in tensors_of(inputs)):
+        return inputs
+    return tree_map_only(Tensor, lambda t: t[:count], inputs)
 
 
 def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import batch_size, iterate, model_device, split_batch, tensors_of, to_device
+from rankfold._batches import batch_size, iterate, leading, model_device, split_batch, tensors_of, to_device
 from rankfold.calibration.replay import Memory, copied, remembering, run_before
 from rankfold.errors import ModelError, RankfoldWarning, UnknownNameError
 from rankfold.inventory import find_layer, layer_weight, run_batch, undisturbed
@@ -174,13 +174,17 @@ class _Distance:
 
 
 def first_samples(batches: Any, samples: int) -> list[Any]:
-    """Return the first batches that hold at least so many samples together (fewer if there are no more)."""
+    """Return the inputs of the first batches, as far as so many samples (fewer if there are no more).
+
+    The last batch is cut where it can be (`rankfold._batches.leading`).
+    """
     found: list[Any] = []
-    count = 0
+    missing = samples
     with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator even without shuffling
         for batch in iterate(batches, "calibration"):
-            found.append(batch)
-            count += batch_size(split_batch(batch)[0])
-            if count >= samples:
+            inputs = leading(split_batch(batch)[0], missing)
+            found.append((inputs, None))
+            missing -= batch_size(inputs)
+            if missing <= 0:
                 break
     return found

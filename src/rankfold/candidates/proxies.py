@@ -23,8 +23,8 @@ class ProxyConfig:
         replaced, measured; the estimator of CompressNAS (Sah et al. 2026). "fisher": the same to second order, from
         gradients. "auto" is "network" with calibration data and "weight" without.
     samples : int or None
-        Calibration samples that "network" and "fisher" look at, the first ones; whole batches are taken. None takes 256
-        of a small network, down to 16 of a large one, so that a search stays a matter of minutes.
+        Calibration samples that "network" and "fisher" look at, the first ones. None takes 256 of a
+        small network, down to 16 of a large one, so that a search stays a matter of minutes.
     points : int
         Candidates that they measure, of each layer and method; what lies between is read off.
     taps : tuple of str
