@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--gone", type=float, nargs="+", default=[30, 50, 60, 72.3], help="per cent of the parameters")
     parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
     parser.add_argument("--rounds", type=int, default=0, help="rounds of compressnas")
+    names = [*SEARCHES, *BASELINES]
+    parser.add_argument("--strategies", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--smoke", action="store_true", help="few images")
     args = parser.parse_args()
     data = _harness.data_folder(parser)
@@ -74,7 +76,8 @@ class Bench:
     def cells(self) -> list[tuple[str, str]]:
         """Return what is measured: strategies, and how the factors of their plans are found."""
         baselines = [(name, factors) for name in BASELINES for factors in ("weights", "data")]
-        return baselines + [(name, factors) for name in SEARCHES for factors in ("data", "sequential")]
+        searches = [(name, factors) for name in SEARCHES for factors in ("data", "sequential")]
+        return [cell for cell in searches + baselines if cell[0] in self.args.strategies]
 
     def measure(self, gone: float, strategy: str, factors: str) -> dict[str, Any]:
         """Return parameters and accuracy of one plan, and the seconds it took."""
