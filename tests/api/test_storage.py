@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,6 @@ def test_unknown_type_is_refused(model: nn.Module) -> None:
         rf.compress(model, EXAMPLE, budget="flash<=9KiB", storage="int7", **PLAIN)
 
 
-def test_plan_keeps_its_storage_type_on_disk(model: nn.Module, tmp_path) -> None:
+def test_plan_keeps_its_storage_type_on_disk(model: nn.Module, tmp_path: Path) -> None:
     plan = rf.plan(model, EXAMPLE, budget="flash<=9KiB", storage="int8", **PLAIN)
     assert rf.Plan.load(plan.save(tmp_path / "plan.json")).provenance == plan.provenance
