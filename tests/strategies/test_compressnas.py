@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +16,10 @@ from torch import Tensor, nn
 import rankfold as rf
 from rankfold import strategies
 from rankfold.candidates import Judge, ProxyConfig, TableConfig, build_table
+from rankfold.candidates.network import NetworkProxy
 from rankfold.errors import ConfigError, InfeasibleBudget, UnknownNameError
 from rankfold.inventory import inspect, layer_weight
-from rankfold.records import Budget, Candidate, CandidateTable, Cost, Plan, Problem
+from rankfold.records import Budget, Candidate, CandidateTable, Cost, LayerInfo, Plan, Problem
 from rankfold.strategies.compressnas import CompressNASConfig
 
 
@@ -285,3 +288,23 @@ def test_without_a_judge() -> None:
 def test_options_are_those_of_the_proxy_and_more() -> None:
     config = CompressNASConfig(proxy="network", samples=3, points=4, taps=("a",), rounds=2)
     assert config.judging == ProxyConfig(proxy="network", samples=3, points=4, taps=("a",))
+
+
+def test_rounds_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second search with rounds runs the network for nothing but other picks, and comes to the same plan."""
+    calls: list[str] = []
+    alone = NetworkProxy.alone
+
+    def counted_alone(self: NetworkProxy, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
+        calls.append(layer.name)
+        return alone(self, layer, weights)
+
+    monkeypatch.setattr(NetworkProxy, "alone", counted_alone)
+    options: dict[str, Any] = {"calibration": images(), "config": {"rounds": 1, "points": 3}, "cache": tmp_path}
+    first = rf.plan(network(), X, budget="params<=40%", **options)
+    assert calls
+    calls.clear()
+    assert rf.plan(network(), X, budget="params<=40%", **options) == first
+    assert not calls
+    rf.plan(network(), X, budget="params<=60%", **options)  # other picks: only the rounds are measured
+    assert calls

@@ -84,6 +84,7 @@ class Judge:
         self._fishers: dict[ProxyConfig, FisherProxy] = {}
         self._taken: dict[ProxyConfig, list[Any]] = {}
         self._hashes: dict[ProxyConfig, str] = {}
+        self._seen: dict[str, str] = {}
         self._known: dict[tuple[ProxyConfig, str, tuple[Key, ...]], list[float]] = {}
 
     def check(self, config: ProxyConfig, *, together: bool = False) -> None:
@@ -177,18 +178,29 @@ class Judge:
         nearby : mapping
             What to try instead.
         """
+        found: dict[str, list[float]] = {}
+        missing: dict[str, dict[str, Any] | None] = {}
+        for name in own_share(list(nearby)):
+            key = None if self.cache is None else self._key(name, nearby[name], config, picks)
+            known = None if self.cache is None or key is None else self.cache.get(key, len(nearby[name]))
+            if known is None:
+                missing[name] = key
+            else:
+                found[name] = known
         network = self._network(config)
         try:
-            for name, pick in picks.items():
+            for name, pick in picks.items() if missing else ():
                 network.replace(name, self._weights(name, [pick])[0])
-            found = {}
-            for name in track(own_share(list(nearby)), "measuring layers together"):
+            for name in track(list(missing), "measuring layers together"):
                 found[name] = network.alone(self.inventory.layer(name), self._weights(name, nearby[name]))
                 self.measured += len(nearby[name])
-            return merged(found)
+                key = missing[name]
+                if self.cache is not None and key is not None:
+                    self.cache.put(key, found[name])
         finally:
-            for name in picks:
+            for name in picks if missing else ():
                 network.replace(name, layer_weight(self.model, name))
+        return merged(found)
 
     def _network(self, config: ProxyConfig) -> NetworkProxy:
         if config not in self._networks:
@@ -212,20 +224,34 @@ class Judge:
             self._taken[config] = first_samples(self.batches, count)
         return self._taken[config]
 
-    def _key(self, name: str, candidates: Sequence[Candidate], config: ProxyConfig) -> dict[str, Any]:
-        """Return all that the damages of a layer's candidates depend on."""
-        moments = (self.moments or {}).get(name)
-        seen = {} if moments is None else {"channel": moments.channel, "patch": moments.patch}
-        return {
+    def _key(
+        self,
+        name: str,
+        candidates: Sequence[Candidate | None],
+        config: ProxyConfig,
+        picks: Mapping[str, Candidate | None] | None = None,
+    ) -> dict[str, Any]:
+        """Return all that the damages of a layer's candidates depend on; `picks` are applied to the other layers."""
+        key: dict[str, Any] = {
             "model": self._model_hash,
             "layer": name,
-            "candidates": [[c.method, list(c.ranks), dict(c.options)] for c in candidates],
-            "moments": tensor_hash({k: v for k, v in seen.items() if v is not None}),
+            "candidates": [_described(c) for c in candidates],
+            "moments": self._moments_hash(name),
             "inputs": self._inputs_hash(config),
             "proxy": self.proxy(config),
             "taps": list(config.taps),
             "versions": [__version__, str(torch.__version__)],
         }
+        if picks is not None:
+            key["picks"] = {n: [_described(c), None if c is None else self._moments_hash(n)] for n, c in picks.items()}
+        return key
+
+    def _moments_hash(self, name: str) -> str:
+        if name not in self._seen:
+            moments = (self.moments or {}).get(name)
+            seen = {} if moments is None else {"channel": moments.channel, "patch": moments.patch}
+            self._seen[name] = tensor_hash({k: v for k, v in seen.items() if v is not None})
+        return self._seen[name]
 
     def _inputs_hash(self, config: ProxyConfig) -> str:
         if config not in self._hashes:
@@ -238,3 +264,8 @@ class Judge:
     def _model_hash(self) -> str:
         state = {k: v for k, v in self.model.state_dict().items() if isinstance(v, Tensor)}
         return json_hash([repr(self.model), tensor_hash(state)])
+
+
+def _described(candidate: Candidate | None) -> list[Any] | None:
+    """Return a candidate as JSON has it; None for a layer that is kept."""
+    return None if candidate is None else [candidate.method, list(candidate.ranks), dict(candidate.options)]
