@@ -22,6 +22,7 @@ import rankfold
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
     ("_registry", "_config", "_files", "_hashing", "_processes", "_batches", "_progress"),
+    ("_documents",),
     ("records", "factor"),
     ("methods",),
     ("inventory", "cost"),

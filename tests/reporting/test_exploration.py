@@ -112,7 +112,7 @@ def test_many_layers_have_one_map_of_their_means() -> None:
 def test_saving(analysis: Analysis, tmp_path: Path) -> None:
     assert analysis.save(tmp_path / "a.html").read_text("utf-8") == analysis.to_html()
     assert analysis.save(tmp_path / "a.json").read_text("utf-8") == analysis.to_json()
-    with pytest.raises(ConfigError, match=r"\.html or \.json"):
+    with pytest.raises(ConfigError, match=r"an analysis must be one of \.html, \.json\."):
         analysis.save(tmp_path / "a.pdf")
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -69,9 +69,9 @@ def _drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
     [
         (_set("format", value="rankfold-plan"), "not a rankfold report"),
         (_set("version", value=2), "report version 2; this rankfold reads up to 1"),
-        (_set("version", value="1"), "no valid version"),
-        (_set("version", value=True), "no valid version"),
-        (_drop("version"), "no valid version"),
+        (_set("version", value="1"), "report version '1';"),
+        (_set("version", value=True), "report version True;"),
+        (_drop("version"), "report version None;"),
         (_drop("before"), "has no 'before'"),
         (_drop("layers", 1, "layer"), r"layers\[1\] has no 'layer'"),
         (_set("layers", value={}), r"layers must be a list"),

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rankfold._config import is_number
+from rankfold._documents import parse_document, read_text
 from rankfold._files import write_text
 from rankfold.errors import CorruptArtifact, NoMatchingLayer
 from rankfold.records.layer import Ranks
@@ -213,17 +213,7 @@ class Plan:
         CorruptArtifact
             If the text is no JSON, no plan, of a newer version, or has a malformed layer.
         """
-        try:
-            data = json.loads(text, object_pairs_hook=partial(_unique_keys, source=source))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise CorruptArtifact(f"{source} is not valid JSON: {error}. Was it edited or truncated?") from error
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise CorruptArtifact(f"{source} is not a rankfold plan (its 'format' is not {FORMAT!r}).")
-        version = data.get("version")
-        if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
-            raise CorruptArtifact(
-                f"{source} has plan version {version!r}; this rankfold reads up to {VERSION}. Upgrade rankfold."
-            )
+        data = parse_document(text, kind="plan", format=FORMAT, version=VERSION, source=source)
         layers = data.get("layers")
         fingerprint = data.get("fingerprint", {})
         if not isinstance(layers, Mapping) or not isinstance(fingerprint, Mapping):
@@ -243,21 +233,6 @@ class Plan:
         """Read a plan from a JSON file, or from an artefact folder that holds a ``plan.json``."""
         path = Path(path)
         file = path / "plan.json" if path.is_dir() else path
-        try:
-            text = file.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise CorruptArtifact(
-                f"there is no plan at {str(file)!r}. Give a file that Plan.save wrote, or an artefact's folder."
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise CorruptArtifact(f"the plan {str(file)!r} cannot be read: {error}.") from error
+        hint = "Give a file that Plan.save wrote, or an artefact's folder."
+        text = read_text(file, kind="plan", hint=hint)
         return cls.from_json(text, source=str(file))
-
-
-def _unique_keys(pairs: list[tuple[str, Any]], *, source: str) -> dict[str, Any]:
-    """Build a JSON object; plain `json` would silently take the last of two entries with one name."""
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise CorruptArtifact(f"{source} has {twice!r} twice; remove one of them.")
-    return out

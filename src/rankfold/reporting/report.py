@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankfold._files import write_text
-from rankfold.errors import ConfigError, CorruptArtifact
+from rankfold._documents import parse_document, read_text, write_by_suffix
 from rankfold.reporting.codec import decode, encode
 from rankfold.reporting.html import to_html
 from rankfold.reporting.markdown import to_markdown
@@ -63,10 +61,7 @@ class Report(ReportRecord):
             If the file cannot be written.
         """
         writers = {".html": self.to_html, ".md": self.to_markdown, ".json": self.to_json}
-        suffix = Path(path).suffix.lower()
-        if suffix not in writers:
-            raise ConfigError(f"the suffix of a report must be one of {', '.join(writers)}. Got {str(path)!r} instead.")
-        return write_text(path, writers[suffix]())
+        return write_by_suffix(path, writers, what="a report")
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "report") -> Report:
@@ -77,19 +72,7 @@ class Report(ReportRecord):
         CorruptArtifact
             If the text is no JSON, no report, of a newer version, or has a malformed field.
         """
-        try:
-            data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise CorruptArtifact(f"{source} is not valid JSON: {error}. Was it edited or truncated?") from error
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise CorruptArtifact(f"{source} is not a rankfold report (its 'format' is not {FORMAT!r}).")
-        version = data.get("version")
-        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise CorruptArtifact(f"{source} has no valid version. Got {version!r} instead.")
-        if version > VERSION:
-            raise CorruptArtifact(
-                f"{source} has report version {version}; this rankfold reads up to {VERSION}. Upgrade rankfold."
-            )
+        data = parse_document(text, kind="report", format=FORMAT, version=VERSION, source=source)
         return decode(cls, data, source)
 
     @classmethod
@@ -103,12 +86,6 @@ class Report(ReportRecord):
         """
         path = Path(path)
         file = path / "report.json" if path.is_dir() else path
-        try:
-            text = file.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise CorruptArtifact(
-                f"there is no report at {str(file)!r}. Give an artefact's folder or its report.json."
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise CorruptArtifact(f"the report {str(file)!r} cannot be read: {error}.") from error
+        hint = "Give an artefact's folder or its report.json."
+        text = read_text(file, kind="report", hint=hint)
         return cls.from_json(text, source=str(file))

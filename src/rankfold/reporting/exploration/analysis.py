@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankfold._files import write_text
+from rankfold._documents import write_by_suffix
 from rankfold.cost.exploration import Extent, Space, scores
-from rankfold.errors import ConfigError
 from rankfold.reporting.codec import encode
 from rankfold.reporting.exploration.page import to_html
 from rankfold.reporting.exploration.record import AnalysisRecord
@@ -70,11 +69,7 @@ class Analysis(AnalysisRecord):
             If the file cannot be written.
         """
         writers = {".html": self.to_html, ".json": self.to_json}
-        suffix = Path(path).suffix.lower()
-        if suffix not in writers:
-            allowed = " or ".join(writers)
-            raise ConfigError(f"the suffix of an analysis must be {allowed}. Got {str(path)!r} instead.")
-        return write_text(path, writers[suffix]())
+        return write_by_suffix(path, writers, what="an analysis")
 
 
 def _complete(space: Space, row: dict[str, Any]) -> None:

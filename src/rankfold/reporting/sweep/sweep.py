@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankfold._files import write_text
-from rankfold.errors import ConfigError, CorruptArtifact
+from rankfold._documents import parse_document, read_text, write_by_suffix
+from rankfold.errors import CorruptArtifact
 from rankfold.records import Plan
 from rankfold.reporting.codec import decode, encode
 from rankfold.reporting.markdown import table, text
@@ -100,10 +100,7 @@ class Sweep(SweepRecord):
             If the file cannot be written.
         """
         writers = {".html": self.to_html, ".json": self.to_json, ".md": self.to_markdown, ".csv": self.to_csv}
-        suffix = Path(path).suffix.lower()
-        if suffix not in writers:
-            raise ConfigError(f"the suffix of a sweep must be one of {', '.join(writers)}. Got {str(path)!r} instead.")
-        return write_text(path, writers[suffix]())
+        return write_by_suffix(path, writers, what="a sweep")
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "sweep") -> Sweep:
@@ -114,17 +111,7 @@ class Sweep(SweepRecord):
         CorruptArtifact
             If the text is no JSON, no sweep, of a newer version, or has a malformed field.
         """
-        try:
-            data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise CorruptArtifact(f"{source} is not valid JSON: {error}. Was it edited or truncated?") from error
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise CorruptArtifact(f"{source} is not a rankfold sweep (its 'format' is not {FORMAT!r}).")
-        version = data.get("version")
-        if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
-            raise CorruptArtifact(
-                f"{source} has sweep version {version!r}; this rankfold reads up to {VERSION}. Upgrade rankfold."
-            )
+        data = parse_document(text, kind="sweep", format=FORMAT, version=VERSION, source=source)
         entries = data.get("points")
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
             raise CorruptArtifact(f"{source}.points must be a list of objects. Was it edited or truncated?")
@@ -140,12 +127,7 @@ class Sweep(SweepRecord):
         CorruptArtifact
             If there is no such file, or it cannot be read.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise CorruptArtifact(f"there is no sweep at {str(path)!r}. Give a .json that Sweep.save wrote.") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise CorruptArtifact(f"the sweep {str(path)!r} cannot be read: {error}.") from error
+        text = read_text(Path(path), kind="sweep", hint="Give a .json that Sweep.save wrote.")
         return cls.from_json(text, source=str(path))
 
 
