@@ -36,7 +36,7 @@ class PreparedMatrix:
         """Return the input-side and the output-side factor."""
         left, right = self.projection.factors(ranks[0])
         if self.layer.kind == "linear":
-            return right[0], left[0]
+            return right.squeeze(0), left.squeeze(0)
         groups, kernel = self.layer.groups, self.layer.kernel
         return (
             right.reshape(groups, ranks[0], self.layer.group_in, *kernel),
