@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from rankfold.errors import ConfigError, CorruptArtifact, RankfoldError
+from rankfold.records import Provenance
 from rankfold.reporting import EpochRow, Report
+from rankfold.reporting.summary import provenance_rows
 
 
 def test_json_round_trip(report: Report) -> None:
@@ -150,3 +152,13 @@ def test_load_refuses_what_is_not_there_or_no_text(tmp_path: Path) -> None:
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CorruptArtifact, match="cannot be read"):
         Report.load(tmp_path / "bytes.json")
+
+
+def test_what_a_search_found_is_shown(small: Report) -> None:
+    """The proxy, the predicted damage and the rounds of a search stand where the plan's origin does."""
+    origin = Provenance(
+        strategy="compressnas", search={"proxy": "network", "damage": 0.123456, "together": [0.5, 0.25]}
+    )
+    rows = dict(provenance_rows(replace(small, provenance=origin)))
+    assert rows["search"] == "proxy network, damage 0.1235, together 0.5 → 0.25"
+    assert "search" not in dict(provenance_rows(replace(small, provenance=Provenance())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rankfold.records import ACCURACY, RESOURCES, OtherModule
 from rankfold.reporting import words
@@ -174,6 +175,8 @@ def provenance_rows(record: ReportRecord) -> list[tuple[str, str]]:
         ("budget", p.budget or ""),
         ("methods", ", ".join(p.methods)),
         ("seed", str(p.seed)),
+        ("search", ", ".join(f"{k} {_found(v)}" for k, v in p.search.items())),
+        ("storage", p.storage or ""),
         ("reconstruction", p.reconstruct or ""),
         ("example input", record.example),
         ("source weights", p.weights_hash or ""),
@@ -182,6 +185,13 @@ def provenance_rows(record: ReportRecord) -> list[tuple[str, str]]:
         ("created", record.created),
     ]
     return [(what, value) for what, value in rows if value]
+
+
+def _found(value: Any) -> str:
+    """Write what a search found out: numbers to four digits, a list of them in order."""
+    if isinstance(value, list | tuple):
+        return " → ".join(map(_found, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def has_measured_errors(record: ReportRecord) -> bool:
