@@ -86,7 +86,7 @@ def measure(name: str, model: nn.Module, example: Any, images: list[Any], proxy:
         "measured": planner.judge.measured,
         "second moments, s": round(collected - start, 1),
         "table and plan, s": round(planned - collected, 1),
-        "another budget, s": round(statistics.median(solves), 2),
+        "another budget, ms": round(1e3 * statistics.median(solves)),
         "peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "naive loop, measured, s": "–",
         "naive loop, all, s": "–",
