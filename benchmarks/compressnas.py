@@ -20,6 +20,7 @@ from typing import Any
 
 import _harness
 import rankfold as rf
+from rankfold.api import Reconstruct
 
 METHODS = ("svd", "tucker", "spatial_svd", "tt")
 BASELINES: dict[str, dict[str, Any]] = {
@@ -30,6 +31,11 @@ BASELINES: dict[str, dict[str, Any]] = {
 SEARCHES: dict[str, dict[str, Any]] = {
     "compressnas": {"strategy": "compressnas", "methods": METHODS},
     "compressnas, gauged": {"strategy": "compressnas", "methods": METHODS, "gauge": True},
+}
+
+FACTORS: dict[str, tuple[Reconstruct, ...]] = {
+    **{name: ("weights", "data") for name in BASELINES},
+    **{name: ("data", "sequential") for name in SEARCHES},
 }
 
 
@@ -73,13 +79,11 @@ class Bench:
         self.metric = rf.top1(rf.zoo.data(spec, split="test", normalize=entry, batch_size=500, limit=shown))
         self.cache = args.out.parent / ".cache"
 
-    def cells(self) -> list[tuple[str, str]]:
+    def cells(self) -> list[tuple[str, Reconstruct]]:
         """Return what is measured: strategies, and how the factors of their plans are found."""
-        baselines = [(name, factors) for name in BASELINES for factors in ("weights", "data")]
-        searches = [(name, factors) for name in SEARCHES for factors in ("data", "sequential")]
-        return [cell for cell in searches + baselines if cell[0] in self.args.strategies]
+        return [(name, factors) for name in self.args.strategies for factors in FACTORS[name]]
 
-    def measure(self, gone: float, strategy: str, factors: str) -> dict[str, Any]:
+    def measure(self, gone: float, strategy: str, factors: Reconstruct) -> dict[str, Any]:
         """Return parameters and accuracy of one plan, and the seconds it took."""
         options = dict((BASELINES | SEARCHES)[strategy])
         if strategy in SEARCHES:

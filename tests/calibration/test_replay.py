@@ -151,7 +151,8 @@ def test_what_lies_before_is_not_computed() -> None:
     with Watch():
         memory = run_before(model, {layer}, x, "x")
     assert computed == Counter(["stem", "blocks.0.conv1", "blocks.0.conv2", "blocks.1.0.conv1"])
-    computed.clear(), calls.clear()
+    computed.clear()
+    calls.clear()
     with Watch(), remembering(model, memory):
         model(x)
     assert computed == Counter(["blocks.1.0.conv2", "blocks.1.1.conv1", "blocks.1.1.conv2"])
