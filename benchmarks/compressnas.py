@@ -34,8 +34,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 
 FACTORS: dict[str, tuple[Reconstruct, ...]] = {
-    **{name: ("weights", "data") for name in BASELINES},
-    **{name: ("data", "sequential") for name in SEARCHES},
+    **dict.fromkeys(BASELINES, ("weights", "data")),
+    **dict.fromkeys(SEARCHES, ("data", "sequential")),
 }
 
 
