@@ -31,8 +31,8 @@ def main() -> None:
     example = rf.zoo.example_input(args.network)
     metric = rf.top1(test)
 
-    weight_plan = rf.plan(model, example, budget=args.budget, seed=args.seed)
-    data_plan = rf.plan(model, example, budget=args.budget, calibration=images, seed=args.seed)
+    weight_plan = rf.plan(model, example, strategy="energy", budget=args.budget, seed=args.seed)
+    data_plan = rf.plan(model, example, strategy="energy", budget=args.budget, calibration=images, seed=args.seed)
     cases = {
         "dense": model,
         "weight-space factors": rf.apply(model, weight_plan),

@@ -88,13 +88,13 @@ def measure(
 ) -> dict[str, Any]:
     """Compress, gauge, compare."""
     inventory = rf.inspect(model, example)
-    plan = rf.plan(model, example, budget=BUDGET, methods=methods, seed=args.seed)
+    plan = rf.plan(model, example, strategy="energy", budget=BUDGET, methods=methods, seed=args.seed)
     predicted = saving(inventory, plan)
     plain = rf.apply(model, plan)
     start = time.perf_counter()
     gauged = rf.gauge(plain)
     seconds = time.perf_counter() - start
-    higher = rf.plan(model, example, budget=BUDGET, methods=methods, seed=args.seed, gauge=True)
+    higher = rf.plan(model, example, strategy="energy", budget=BUDGET, methods=methods, seed=args.seed, gauge=True)
     with torch.no_grad():
         expected, found = plain(example), gauged(example)
     difference = float((found - expected).norm() / expected.norm())

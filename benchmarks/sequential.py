@@ -52,7 +52,13 @@ def measure(gone: int, data: Path, args: Any) -> dict[str, Any]:
     metric = rf.top1(test)
     example = rf.zoo.example_input(network)
     plan = rf.plan(
-        model, example, budget=f"params<={100 - gone}%", methods=args.methods, calibration=images, seed=args.seed
+        model,
+        example,
+        strategy="energy",
+        budget=f"params<={100 - gone}%",
+        methods=args.methods,
+        calibration=images,
+        seed=args.seed,
     )
     row: dict[str, Any] = {"parameters gone": f"{gone} %"}
     seconds = {}
