@@ -49,6 +49,7 @@ def main() -> None:
     plan = rf.plan(
         model,
         rf.zoo.example_input(network),
+        strategy="energy",
         budget=f"params<={100 - args.gone}%",
         methods=args.methods,
         calibration=images,
