@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -19,6 +19,11 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def state_hash(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's parameters and persistent buffers."""
+    return tensor_hash({name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)})
 
 
 def json_hash(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from rankfold._batches import evaluating, split_batch, tensors_of
-from rankfold._hashing import tensor_hash
+from rankfold._hashing import state_hash, tensor_hash
 from rankfold._progress import track
 from rankfold.api.applying import apply_mode
 from rankfold.calibration import SequentialConfig
@@ -106,12 +106,11 @@ class Family:
 
     def _context(self) -> dict[str, Any]:
         """Return all that a metric depends on besides the plan, as far as it can be told."""
-        state = {k: v for k, v in self.model.state_dict().items() if hasattr(v, "dtype")}
         with evaluating(self.model):  # data may draw from torch's random state
             data = [_first_batch(getattr(self.evaluate, "loader", None)), self._calibration()]
         return {
             "what": "metric of a plan",
-            "model": [repr(self.model), tensor_hash(state)],
+            "model": [repr(self.model), state_hash(self.model)],
             "metric": [metric_name(self.evaluate), self.dense],
             "data": data,
             "reconstruct": [self.mode, repr(self.sequential)],
@@ -121,8 +120,8 @@ class Family:
         if self.batches is None:
             return None
         if self.moments is not None:
-            parts = {f"{n}.{k}": t for n, m in self.moments.items() for k, t in (("c", m.channel), ("p", m.patch))}
-            return tensor_hash({k: t for k, t in parts.items() if t is not None})
+            named = {f"{name}.{k}": t for name, of_layer in self.moments.items() for k, t in of_layer.tensors().items()}
+            return tensor_hash(named)
         return _hash_of(self.batches)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold import strategies
-from rankfold._hashing import tensor_hash
+from rankfold._hashing import state_hash
 from rankfold._progress import track
 from rankfold._version import __version__
 from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
@@ -264,7 +264,7 @@ class Planner:
 
     @functools.cached_property
     def _weights_hash(self) -> str:
-        return tensor_hash({k: v for k, v in self.model.state_dict().items() if isinstance(v, Tensor)})
+        return state_hash(self.model)
 
 
 def _fix(

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from rankfold._batches import model_device, split_batch, tensors_of, to_device
-from rankfold.errors import ModelError, UnknownNameError
+from rankfold.calibration.replay import copied
+from rankfold.candidates.outputs import check_taps, modules_of, nothing_put_out, tapped
+from rankfold.errors import ModelError
 from rankfold.inventory import find_layer, layer_weight, run_batch, undisturbed
 from rankfold.inventory.kinds import ROLES
 from rankfold.records import LayerInfo
@@ -84,10 +85,7 @@ class FisherProxy:
         self.seed = seed
         self._energies: list[float] = []
         self._gradients: dict[str, Tensor] = {}
-        modules = dict(model.named_modules())
-        for tap in taps:
-            if tap not in modules:
-                raise UnknownNameError("tap (a module of the model)", tap, modules)
+        check_taps(model, taps)
 
     def alone(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
         """Return the damage of each of some weights of a layer, all other layers being as they are in the model."""
@@ -208,20 +206,13 @@ class FisherProxy:
 
     def _outputs(self, batch: Any, what: str, layers: Sequence[LayerInfo] = ()) -> tuple[list[Tensor], set[str]]:
         """Return the tensors that are compared, and which of some layers ran."""
-        inputs = tree_map_only(Tensor, torch.clone, to_device(split_batch(batch)[0], model_device(self.work)))
-        taken: list[Any] = []
+        inputs = copied(to_device(split_batch(batch)[0], model_device(self.work)))
         called: set[str] = set()
-        with ExitStack() as hooks:
+        with tapped(self.work, self.taps) as taken, ExitStack() as hooks:
             for layer in layers:
-                for module in {find_layer(self.work, path)[0] for path in (layer.name, *layer.aliases, *layer.ties)}:
+                for module in modules_of(self.work, layer):
                     hook = module.register_forward_hook(lambda m, a, out, name=layer.name: called.add(name))  # noqa: ARG005
                     hooks.callback(hook.remove)
-            for path in self.taps:
-                # Copied, because what follows may change it in place.
-                hook = self.work.get_submodule(path).register_forward_hook(
-                    lambda m, a, out: taken.append(tree_map_only(Tensor, torch.clone, out))  # noqa: ARG005
-                )
-                hooks.callback(hook.remove)
             output = run_batch(self.work, inputs, what)
         outputs = [
             t.float() if t.dtype.itemsize < 4 else t
@@ -229,8 +220,7 @@ class FisherProxy:
             if t.is_floating_point()
         ]
         if not outputs:
-            where = f"taps {', '.join(self.taps)} put" if self.taps else "network puts"
-            raise ModelError(f"the {where} out no floating-point tensors on {what}. {_OTHERWISE}")
+            raise ModelError(f"{nothing_put_out(self.taps, what)} {_OTHERWISE}")
         return outputs, called
 
 

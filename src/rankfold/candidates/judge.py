@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold._batches import split_batch, tensors_of
-from rankfold._hashing import json_hash, tensor_hash
+from rankfold._hashing import json_hash, state_hash, tensor_hash
 from rankfold._processes import merged, own_share
 from rankfold._progress import track
 from rankfold._version import __version__
@@ -249,8 +249,7 @@ class Judge:
     def _moments_hash(self, name: str) -> str:
         if name not in self._seen:
             moments = (self.moments or {}).get(name)
-            seen = {} if moments is None else {"channel": moments.channel, "patch": moments.patch}
-            self._seen[name] = tensor_hash({k: v for k, v in seen.items() if v is not None})
+            self._seen[name] = tensor_hash({} if moments is None else moments.tensors())
         return self._seen[name]
 
     def _inputs_hash(self, config: ProxyConfig) -> str:
@@ -262,8 +261,7 @@ class Judge:
 
     @cached_property
     def _model_hash(self) -> str:
-        state = {k: v for k, v in self.model.state_dict().items() if isinstance(v, Tensor)}
-        return json_hash([repr(self.model), tensor_hash(state)])
+        return json_hash([repr(self.model), state_hash(self.model)])
 
 
 def _described(candidate: Candidate | None) -> list[Any] | None:

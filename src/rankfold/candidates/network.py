@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 
 from rankfold._batches import batch_size, iterate, leading, model_device, split_batch, tensors_of, to_device
 from rankfold.calibration.replay import Memory, copied, remembering, run_before
-from rankfold.errors import ModelError, RankfoldWarning, UnknownNameError
-from rankfold.inventory import find_layer, layer_weight, run_batch, undisturbed
+from rankfold.candidates.outputs import check_taps, modules_of, nothing_put_out, tapped
+from rankfold.errors import ModelError, RankfoldWarning
+from rankfold.inventory import layer_weight, run_batch, undisturbed
 from rankfold.records import LayerInfo
 from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_
@@ -64,15 +64,12 @@ class NetworkProxy:
         self._references: dict[int, list[Tensor]] = {}
         self._room = _REMEMBERED
         self._whole: list[Tensor] | None = None  # what `work` puts out on the first batch
-        modules = dict(model.named_modules())
-        for tap in taps:
-            if tap not in modules:
-                raise UnknownNameError("tap (a module of the model)", tap, modules)
+        check_taps(model, taps)
 
     def alone(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
         """Return the damage of each of some weights of a layer, all other layers being as they are in `work`."""
         totals = [_Distance() for _ in weights]
-        modules = {find_layer(self.work, path)[0] for path in (layer.name, *layer.aliases, *layer.ties)}
+        modules = modules_of(self.work, layer)
         target = layer_weight(self.work, layer.name)
         kept, replays = target.clone(), True
         try:
@@ -106,8 +103,7 @@ class NetworkProxy:
     def _check(self, reference: Sequence[Tensor], what: str) -> None:
         """Raise unless these outputs of the original are something to compare with."""
         if not reference:
-            where = f"taps {', '.join(self.taps)} put" if self.taps else "network puts"
-            raise ModelError(f"the {where} out no floating-point tensors on {what}. {_COMPARABLE}")
+            raise ModelError(f"{nothing_put_out(self.taps, what)} {_COMPARABLE}")
         if not all(bool(t.isfinite().all()) for t in reference):
             raise ModelError(f"the network's outputs on {what} are not all finite; check the data. {_COMPARABLE}")
 
@@ -136,12 +132,7 @@ class NetworkProxy:
 
     def _outputs(self, model: nn.Module, inputs: Any, what: str, memory: Memory | None = None) -> list[Tensor]:
         """Return what is compared; each run begins with the same buffers and random state."""
-        taken: list[Any] = []
-        with undisturbed(model), remembering(model, memory or {}), ExitStack() as hooks:
-            for path in self.taps:
-                # Copied, because what follows may change it in place.
-                hook = model.get_submodule(path).register_forward_hook(lambda m, a, out: taken.append(copied(out)))  # noqa: ARG005
-                hooks.callback(hook.remove)
+        with undisturbed(model), remembering(model, memory or {}), tapped(model, self.taps) as taken:
             torch.default_generator.manual_seed(0)  # restored by `undisturbed`; a network that draws draws the same
             output = run_batch(model, copied(inputs), what)
         return [t.float() for t in tensors_of(taken if self.taps else output) if t.is_floating_point()]
@@ -174,7 +165,7 @@ class _Distance:
 
 
 def first_samples(batches: Any, samples: int) -> list[Any]:
-    """Return the inputs of the first batches, as far as so many samples (fewer if there are no more).
+    """Return the first batches without targets, as far as so many samples (fewer if there are no more).
 
     The last batch is cut where it can be (`rankfold._batches.leading`).
     """

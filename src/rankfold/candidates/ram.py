@@ -113,10 +113,7 @@ def _layer_ram(layer: LayerInfo, choice: Choice | None, profile: ActivationProfi
 
 
 def _priced(row: Sequence[Candidate], layer: LayerInfo, profile: ActivationProfile) -> tuple[Candidate, ...]:
-    def choice(c: Candidate) -> Choice:
-        return Choice(method=c.method, ranks=c.ranks, options=c.options, gauge=c.gauge)
-
-    return tuple(replace(c, ram=_layer_ram(layer, choice(c), profile)) for c in row)
+    return tuple(replace(c, ram=_layer_ram(layer, Choice.of(c), profile)) for c in row)
 
 
 def _ram(candidate: Candidate) -> int:

@@ -28,6 +28,10 @@ class Moments:
     patch: Tensor | None
     count: int
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the moments that there are, by name."""
+        return {"channel": self.channel} | ({} if self.patch is None else {"patch": self.patch})
+
 
 def output_energy(weight: Tensor, moments: Moments | None) -> Tensor:
     """Return ``E ||W x||^2`` of a canonical weight ``(groups, o, i, *kernel)``; the squared norm without moments.

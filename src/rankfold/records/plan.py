@@ -14,6 +14,7 @@ from rankfold._config import is_number
 from rankfold._documents import parse_document, read_text
 from rankfold._files import write_text
 from rankfold.errors import CorruptArtifact, NoMatchingLayer
+from rankfold.records.candidates import Candidate
 from rankfold.records.layer import Ranks
 
 FORMAT = "rankfold-plan"
@@ -47,6 +48,14 @@ class Choice:
     reason: str | None = None
     error: float | None = None
     gauge: bool = False
+
+    @classmethod
+    def of(cls, candidate: Candidate, *, reason: str | None = None) -> Choice:
+        """Return the decision for a candidate."""
+        return cls(
+            method=candidate.method, ranks=candidate.ranks, options=candidate.options, reason=reason,
+            error=candidate.error, gauge=candidate.gauge,
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return the choice as JSON-ready values, without empty fields."""

@@ -161,14 +161,7 @@ def make_plan(
         if candidate is None:
             layers[layer.name] = Choice(reason=reasons.get(layer.name, layer.skip or "dense is the better choice here"))
         else:
-            layers[layer.name] = Choice(
-                method=candidate.method,
-                ranks=candidate.ranks,
-                options=candidate.options,
-                error=candidate.error,
-                gauge=candidate.gauge,
-                reason=(notes or {}).get(layer.name),
-            )
+            layers[layer.name] = Choice.of(candidate, reason=(notes or {}).get(layer.name))
     return Plan(
         layers=layers,
         fingerprint={layer.name: layer.describe() for layer in problem.inventory},

@@ -41,16 +41,12 @@ def approximations(
         if candidate.method not in prepared:
             prepared[candidate.method] = methods.prepare(method, weight, layer, moments)
         module = build(
-            method.blueprint(bare, candidate.ranks), bare, _choice(candidate),
+            method.blueprint(bare, candidate.ranks), bare, Choice.of(replace(candidate, gauge=False)),
             dtype=weight.dtype, device=weight.device, factors=prepared[candidate.method].factorize(candidate.ranks),
             bias=None,
         )  # fmt: skip
         with torch.no_grad():
             yield module.weight
-
-
-def _choice(candidate: Candidate) -> Choice:
-    return Choice(method=candidate.method, ranks=candidate.ranks, options=candidate.options)
 
 
 def _unparametrize_(module: nn.Module) -> None:
