@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rankfold.factor.linalg import (
+    FEW_COLUMNS,
     Metric,
     balanced_columns,
     balanced_product,
@@ -16,6 +17,7 @@ from rankfold.factor.linalg import (
     gram,
     identity,
     leading_left,
+    orthonormal,
     pad_last,
     tails,
     unfold,
@@ -113,6 +115,56 @@ def test_balanced_columns_share_their_norms() -> None:
     torch.testing.assert_close(norms[0][1], norms[1][1], rtol=1e-12, atol=0)
     assert norms[1][0, 2] == 0
     assert bool(a.isfinite().all())
+
+
+def columns(case: str, m: int, r: int, dtype: torch.dtype) -> torch.Tensor:
+    """Columns that are easy, of very different norms, nearly or wholly dependent, or nothing."""
+    matrix = random(2, m, r)
+    if case == "norms":
+        matrix *= torch.logspace(0, -30 if dtype == torch.float64 else -12, r, dtype=torch.float64)
+    elif case == "ill-conditioned":
+        turned = torch.linalg.qr(random(2, r, r, seed=1)).Q
+        matrix = torch.linalg.qr(matrix).Q @ (torch.logspace(0, -6, r, dtype=torch.float64).unsqueeze(-1) * turned)
+    elif case == "twins":
+        matrix[..., 1::2] = matrix[..., : r - 1 : 2]
+    elif case == "zeros":
+        matrix[:, :, r // 2 :] = 0
+    elif case == "nothing":
+        matrix.zero_()
+    return matrix.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", ["easy", "norms", "ill-conditioned", "twins", "zeros", "nothing"])
+@pytest.mark.parametrize(("m", "r"), [(20, 6), (100, FEW_COLUMNS), (64, 64), (300, 90)])
+def test_a_basis_is_orthonormal_whatever_the_columns_are(m: int, r: int, case: str, dtype: torch.dtype) -> None:
+    given = columns(case, m, r, dtype)
+    basis = orthonormal(given)
+    eps = torch.finfo(dtype).eps
+    assert basis.shape == given.shape
+    torch.testing.assert_close(basis.mT @ basis, identity(given, r), rtol=0, atol=50 * eps)
+    for part in (r, r // 2):  # the span of the first columns is that of the first of the basis
+        inside = basis[..., :part] @ (basis[..., :part].mT @ given[..., :part])
+        torch.testing.assert_close(inside, given[..., :part], rtol=0, atol=20 * eps**0.5 if part < r else 200 * eps)
+
+
+def test_a_basis_does_not_come_from_the_cholesky_factor_alone() -> None:
+    """Of columns as ill-conditioned as those above it is not orthonormal: the tests would see it."""
+    given = columns("ill-conditioned", 100, 40, torch.float64)
+    triangle, failed = torch.linalg.cholesky_ex(given.mT @ given)
+    assert not failed.any()
+    basis = torch.linalg.solve_triangular(triangle, given.mT, upper=False).mT
+    assert float((basis.mT @ basis - identity(given, 40)).abs().max()) > 1e-6
+
+
+@pytest.mark.parametrize("r", [FEW_COLUMNS - 1, FEW_COLUMNS, 60])
+def test_a_basis_is_made_of_matrix_products_where_that_is_safe(r: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    householder, calls = torch.linalg.qr, []
+    monkeypatch.setattr(torch.linalg, "qr", lambda matrix: calls.append(matrix) or householder(matrix))
+    orthonormal(columns("easy", 200, r, torch.float32))
+    assert len(calls) == (r < FEW_COLUMNS)
+    orthonormal(columns("twins", 200, r, torch.float32))
+    assert len(calls) == 1 + (r < FEW_COLUMNS)
 
 
 def test_leading_left_vectors_are_those_of_the_svd() -> None:

@@ -20,6 +20,7 @@ from rankfold.factor.linalg import (
     balanced_product,
     eigh_descending,
     gram,
+    orthonormal,
     tails,
     wide_dtype,
 )
@@ -79,7 +80,7 @@ class SVDProjection:
             right, left = balanced_columns(vectors, (matrix @ vectors).mT)
             return left.mT, right.mT
         # Columns of M S V are sigma_j u_j: orthogonal but for rounding, not normalised, perhaps zero.
-        basis = torch.linalg.qr(self._seen(dtype) @ vectors).Q
+        basis = orthonormal(self._seen(dtype) @ vectors)
         return balanced_product(basis, basis.mT @ matrix)
 
     def _seen(self, dtype: torch.dtype) -> Tensor:
@@ -165,7 +166,7 @@ class QRProjection:
     def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
         """Return an orthonormal basis of the pivot columns."""
         seen, pivots = self._seen(dtype), self._pivots(dtype, rank)
-        return torch.linalg.qr(seen.gather(-1, pivots.expand(-1, seen.shape[1], -1))).Q
+        return orthonormal(seen.gather(-1, pivots.expand(-1, seen.shape[1], -1)))
 
 
 class PlainQRProjection(QRProjection):
@@ -175,10 +176,10 @@ class PlainQRProjection(QRProjection):
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``."""
-        basis = self._basis(self.matrix.dtype, rank)  # Householder's: orthonormal whatever the columns are
+        basis = self._basis(self.matrix.dtype, rank)
         rows = torch.bmm(basis.mT, self.matrix)
         return balanced_columns(basis, rows) if self.seen is None else balanced_product(basis, rows)
 
     def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
         """Return an orthonormal basis of the first columns."""
-        return torch.linalg.qr(self._seen(dtype)[..., :rank]).Q
+        return orthonormal(self._seen(dtype)[..., :rank])

@@ -139,9 +139,12 @@ HARMLESS = (2.0**-10, 2.0**10)
 """Least and greatest magnitude of a weight that is left as it is: its squares are far from the ends of any range."""
 
 
+_NO_CONTEXT = nullcontext()
+
+
 def without_autocast(device: str) -> AbstractContextManager[Any]:
     """Return a context without autocast; an empty one where there is none, which is much quicker to enter."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NO_CONTEXT
 
 
 class _Scaled:
@@ -198,7 +201,7 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
     single = moments is None and weight.dtype != torch.float64 and getattr(method, "adaptive", False)
     dtype = torch.float32 if single else wide_dtype(weight)
     with without_autocast(weight.device.type):
-        canonical = to_canonical(weight.to(dtype, copy=True), layer)
+        canonical = to_canonical(weight.clone() if weight.dtype == dtype else weight.to(dtype), layer)
         if scale is not None:
             canonical /= scale
         if moments is not None:
