@@ -68,6 +68,11 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
+def copied(tensors: Any) -> Any:
+    """Return inputs or outputs that may be changed in place without harm to those given."""
+    return tree_map_only(Tensor, torch.clone, tensors)
+
+
 def to_device(obj: Any, device: torch.device | str | None) -> Any:
     """Return the object with every tensor inside it on the device; None leaves it as it is."""
     if device is None:
@@ -99,8 +104,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         torch.random.fork_rng(devices=accelerators, device_type=accelerators[0].type if accelerators else "cuda"),
         torch.no_grad(),
     ):
-        model.eval()
         try:
+            for module, _ in modes:  # one by one: `eval()` may be overridden to do more, which nothing would undo
+                module.training = False
             yield
         finally:
             for module, mode in modes:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.calibration import reestimate_batchnorm
-from rankfold.errors import DataError, RankfoldWarning
+from rankfold.errors import DataError, ModelError, RankfoldWarning
 
 
 def network() -> nn.Sequential:
@@ -184,7 +184,7 @@ def test_bad_data_changes_nothing() -> None:
     before = state(small)
     with pytest.raises(DataError, match="calibration data is empty"):
         reestimate_batchnorm(small, [])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ModelError, match="cannot run on calibration batch 1, 4x7x8x8"):
         reestimate_batchnorm(small, [torch.randn(4, 7, 8, 8)], dense)
     nan = [x * math.nan for x in batches(2)]
     assert not reestimate_batchnorm(small, nan, dense)
@@ -194,4 +194,6 @@ def test_bad_data_changes_nothing() -> None:
     norm = nn.BatchNorm1d(3)
     with pytest.raises(DataError, match="batch 2: Expected more than 1 value"):
         reestimate_batchnorm(norm, [torch.randn(4, 3), torch.randn(1, 3)])
+    with pytest.warns(RankfoldWarning, match=r"batch 3: Expected more than 1 value.*old statistics are kept"):
+        assert not reestimate_batchnorm(norm, [torch.randn(4, 3), torch.randn(4, 3), torch.randn(1, 3)], norm)
     assert torch.equal(norm.state_dict()["running_var"], torch.ones(3))

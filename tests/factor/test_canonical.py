@@ -15,7 +15,7 @@ from tensorly.decomposition import parafac
 from torch import Tensor
 
 from rankfold import zoo
-from rankfold.factor.als import Effort, reconstruct, refine, terms_energy
+from rankfold.factor.als import Effort, _Members, reconstruct, refine, terms_energy
 from rankfold.factor.canonical import Canonical
 
 
@@ -227,3 +227,20 @@ def test_a_zero_member_does_not_spoil_the_others() -> None:
     both = reconstruct(factors)
     assert not both[1].any()
     assert float((both[0] - tensor[0]).norm() / tensor[0].norm()) < Canonical(tensor[:1]).relative_error(5) + 1e-9
+
+
+def test_going_on_in_double_precision_keeps_what_is_best() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(2, 6, 5, 4, generator=generator)
+    factors = [torch.randn(4, n, 3, generator=generator) for n in (6, 5, 4)]
+    members = _Members(tensor, factors, 2, 100.0)
+    for _ in range(5):
+        members.step()
+    members.best_error[1] = torch.inf  # a start that was beyond the limit in every sweep
+    before = members.best_error.clone()
+    members.widen(tensor.double())
+    torch.testing.assert_close(members.best_error, before, rtol=1e-4, atol=0)
+    for index in (0, 2, 3):
+        found = reconstruct([f[index : index + 1] for f in members.best])
+        exact = (found - tensor[index % 2].double()).square().sum()
+        torch.testing.assert_close(members.best_error[index], exact)

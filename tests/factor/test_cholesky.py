@@ -34,7 +34,7 @@ def test_it_is_the_greedy_algorithm(n: int) -> None:
     assert found.pivots(n).tolist() == pivots
     torch.testing.assert_close(found.rows(n), rows, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.rows(n).mT @ found.rows(n), gram, rtol=0, atol=1e-9)
-    assert pivots != sorted(pivots, reverse=True) or n == 1
+    assert pivots != sorted(pivots) or n < 10  # else nothing would be pivoted
 
 
 def test_it_can_be_extended() -> None:

@@ -9,7 +9,7 @@ from rankfold.factor.vbmf import evbmf_rank
 
 
 def noisy(rows: int, columns: int, rank: int, noise: float, seed: int) -> torch.Tensor:
-    """Return a matrix with `rank` singular values of 3 to 1 times those of unit noise's edge, plus noise."""
+    """Return a matrix with `rank` singular values of 6 to 3 times those of unit noise's edge, plus noise."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:

@@ -159,3 +159,19 @@ def test_what_is_not_finite_is_counted(value: float) -> None:
     bad = weight[0, 0].numel()
     with pytest.raises(InvalidWeight, match=rf"{bad} NaN or infinite"):
         methods.prepare(methods.get("svd"), weight, case.info)
+
+
+@pytest.mark.parametrize("name", ["svd", "qr", "tucker", "cp"])
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_reduced_precision_products_do_not_reach_the_factors(name: str, precision: str) -> None:
+    case, method = subject(name), methods.get(name)
+    (ranks,) = sample_ranks(method, case.info, count=1)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        prepared = methods.prepare(method, case.weight.float(), case.info)
+        error, factors = prepared.error(ranks), prepared.factorize(ranks)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(factor.dtype == torch.float64 for factor in factors)
+    exact = methods.prepare(method, case.weight.float().double(), case.info)
+    assert error == pytest.approx(exact.error(ranks), abs=1e-6)

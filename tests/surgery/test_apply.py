@@ -15,6 +15,7 @@ from rankfold.errors import ConfigError, InvalidWeight, PlanMismatch, RankError,
 from rankfold.inventory import layer_weight, static_inventory
 from rankfold.records import Choice, Plan
 from rankfold.surgery import Factored, apply_plan_, check_plan, copy_model, factored_layers, plan_of, strip
+from rankfold.surgery.attention import SeparatedAttention
 from rankfold.surgery.factored import FactoredLinear
 
 
@@ -259,3 +260,34 @@ def test_a_model_with_computed_tensors_is_copied_without_their_graph() -> None:
     x = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(again(x), layer(x))
     assert layer.weight.grad_fn is not None
+
+
+def test_the_weight_is_read_in_the_factors_own_precision() -> None:
+    model = network()
+    small = apply_plan_(model, plan_for(model, conv=choice("tucker", 4, 3), fc=choice("svd", 3)))
+    for name in ("conv", "fc"):
+        layer: Any = small.get_submodule(name)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(layer.weight, layer.weight.float())
+            inside = layer.weight
+        assert torch.equal(inside, layer.weight)
+
+
+def test_hooks_survive_stripping_and_separated_attentions() -> None:
+    model = network()
+    small = apply_plan_(model, plan_for(model, conv=choice("svd", 2), fc=choice("ttm", 2)))
+    seen: list[str] = []
+    for name in ("conv", "fc"):
+        small.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+    strip(small)(X)
+    assert seen == ["conv", "fc"]
+
+    holder = nn.Sequential(OrderedDict(attention=nn.MultiheadAttention(16, 2)))
+    attention: Any = holder.attention
+    attention.note = "mine"
+    attention.register_forward_pre_hook(lambda *_: seen.append("attention"))
+    apply_plan_(holder, Plan(layers={"attention.out_proj": choice("svd", 4)}))
+    assert isinstance(holder.attention, SeparatedAttention)
+    holder.attention(*[torch.randn(3, 1, 16)] * 3)
+    assert seen[2:] == ["attention"]
+    assert holder.attention.note == "mine"

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import rankfold as rf
 from rankfold import methods
 from rankfold.errors import GaugeError
 from rankfold.factor.gauge import Gauge
-from rankfold.records import Choice, ConvSpec, GaugedSpec, LinearSpec
+from rankfold.records import Choice, ConvSpec, GaugedSpec, LinearSpec, Plan
 from rankfold.surgery import apply_plan_, check_plan, factored_layers, gauging, plan_of
 from rankfold.surgery import gauged as stages
 from rankfold.surgery.gauged import Gauged, GaugedInput, GaugedOutput
@@ -351,3 +352,64 @@ def test_chosen_blueprint_is_what_is_built() -> None:
         blueprint = methods.chosen_blueprint(module.info, module.choice)
         assert blueprint.params == params(module)
         assert bool(blueprint.gauged) == module.choice.gauge
+
+
+def test_a_bias_that_was_folded_in_is_kept() -> None:
+    """Gauged layers refuse folding, so batch norms are folded first; that gives factors a bias they did not have."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(16).eval()
+    nn.init.normal_(norm.bias)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    small = rf.factorize(nn.Conv2d(16, 16, 3, bias=False), "svd", (12,)).eval()
+    folded = fuse_conv_bn_eval(small, norm)  # type: ignore[type-var]
+    x = torch.randn(2, 16, 6, 6)
+    smaller = rf.gauge(folded)
+    assert params(smaller) < params(folded)
+    torch.testing.assert_close(smaller(x), norm(small(x)), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(smaller(x), norm(small(x)) - norm.bias[:, None, None], atol=1e-2)
+    bare = rf.factorize(nn.Conv2d(16, 16, 3), "svd", (12,)).eval()
+    bare.bias = None
+    torch.testing.assert_close(rf.gauge(bare)(x), bare(x), rtol=1e-4, atol=1e-5)
+
+
+class Namesakes(nn.Module):
+    """Two layers with one weight, each with a note and a hook of its own; the second one has another name, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.b.weight = self.a.weight
+        self.c = self.b
+        self.calls: list[str] = []
+        for name, layer in (("a", self.a), ("b", self.b)):
+            layer.note = name  # type: ignore[assignment]
+            layer.register_forward_hook(lambda *_, name=name: self.calls.append(name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+
+@pytest.mark.parametrize("how", ["apply", "apply_", "sequential", "sequential_", "gauge"])
+def test_tied_layers_keep_their_own_hooks_and_notes(how: str) -> None:
+    model, x = Namesakes(), torch.randn(64, 32)
+    plan = Plan(layers={"a": Choice(method="svd", ranks=(12,))})
+    way = {"reconstruct": "sequential", "calibration": [x]} if how.startswith("sequential") else {}
+    small: Any = (rf.apply_ if how.endswith("_") else rf.apply)(model, plan, **way)
+    small = rf.gauge(small) if how == "gauge" else small
+    assert (small.a.note, small.b.note) == ("a", "b")
+    model.calls.clear()
+    small(x)
+    assert model.calls == ["a", "b", "b"]
+    assert small.b is small.c
+    weights = [p for n, p in small.a.named_parameters() if n.endswith("weight")]
+    assert [id(p) for p in weights] == [id(p) for n, p in small.b.named_parameters() if n.endswith("weight")]
+    assert small.a.bias is not small.b.bias
+
+
+def test_a_shared_bias_stays_shared() -> None:
+    model = Namesakes()
+    model.b.bias = model.a.bias
+    small: Any = rf.apply(model, Plan(layers={"a": Choice(method="svd", ranks=(12,))}))
+    assert small.a.bias is small.b.bias
+    assert params(small) == 12 * 64 + 32

@@ -91,13 +91,17 @@ def _ranks_for_share(
     method: methods.Method, info: LayerInfo, layer: nn.Module, share: float, moments: Moments | None, gauge: bool
 ) -> tuple[int, ...]:
     if not 0 < share <= 1:
-        raise ConfigError(f"a share of the layer's parameters must lie in (0, 1]. Got {share!r} instead.")
+        raise ConfigError(f"'ranks', as a share of the layer's parameters, must lie in (0, 1]. Got {share!r} instead.")
     total = sum(p.numel() for p in layer.parameters())
     grid = {r: method.blueprint(info, r) for r in method.rank_grid(info, points=256)}
     if gauge:
         grid = {r: gauge_blueprint(plain) for r, plain in grid.items()}
     fitting = [r for r, blueprint in grid.items() if blueprint.params <= share * total]
     if not fitting:
-        raise ConfigError(f"no ranks of {method.name!r} keep {info.describe()} within {share:g} of its parameters.")
+        least = min(blueprint.params for blueprint in grid.values()) / total
+        raise ConfigError(
+            f"no ranks of {method.name!r} keep {info.describe()} within {share:g} of its parameters, {least:.3g} "
+            "is the least. Raise 'ranks', or use another method."
+        )
     prepared = methods.prepare(method, layer_weight(layer, ""), info, moments)
     return min(fitting, key=lambda r: (prepared.error(r), r))

@@ -73,7 +73,8 @@ def plan(
     calibration : iterable, optional
         Batches of inputs, labels not needed; with them errors are those of the layers' outputs.
     data_aware : bool
-        False judges by the weights alone, calibration data or not.
+        False collects no second moments: predicted errors and factors are those of the weights. What a search measures
+        by running the network it still does; ``config={"proxy": "weight"}`` judges by the weights alone.
     include, exclude : pattern, type or sequence of them, optional
         Layers to consider, by name pattern (``"layer1.*"``, ``"re:..."``) or module type.
     keep_first_last : bool

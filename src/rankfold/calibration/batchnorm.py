@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankfold._batches import (
-    call_model,
     evaluating,
     iterate,
     model_device,
@@ -24,6 +23,7 @@ from rankfold._batches import (
 )
 from rankfold._progress import track
 from rankfold.errors import DataError, ModelError, RankfoldWarning
+from rankfold.inventory import run_batch
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any], reference: nn.Module | None = None) -> bool:
@@ -55,7 +55,10 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any], reference: nn
     Raises
     ------
     DataError
-        If there is no batch, or a batch is too small to have a variance.
+        If there is no batch. Without a reference also if a batch is too small to have a variance; with one, that is a
+        warning, and the old statistics are kept.
+    ModelError
+        If the model cannot run on a batch.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
@@ -73,10 +76,18 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any], reference: nn
         else:
             parity = 1 if count > 1 else None
             kept = _is_closer(model, reference, batches, parity, norms, old, new)
+    except _TooSmall as error:
+        if reference is None:
+            raise
+        warnings.warn(f"{error} The old statistics are kept.", RankfoldWarning, stacklevel=2)
     finally:
         if not kept:
             _load(norms, old)
     return kept
+
+
+class _TooSmall(DataError):
+    """A batch has one value a channel, and so no variance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +132,13 @@ def _estimate(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Any],
             count = index + 1
             if parity is None or index % 2 == parity:
                 try:
-                    call_model(model, inputs)
-                except ValueError as error:
-                    raise DataError(
+                    run_batch(model, inputs, f"calibration batch {count}")
+                except ModelError as error:
+                    if not str(error.__cause__).startswith("Expected more than 1 value per channel"):
+                        raise
+                    raise _TooSmall(
                         "BatchNorm statistics cannot be estimated from calibration batch "
-                        f"{count}: {error}. Use larger batches, and drop_last."
+                        f"{count}: {error.__cause__}. Use larger batches, and drop_last."
                     ) from error
     return count
 
@@ -161,11 +174,13 @@ def _is_closer(
         for index, inputs in _inputs(model, batches, "comparing BatchNorm statistics"):
             if parity is not None and index % 2 != parity:
                 continue
-            target = call_model(reference, to_device(inputs, device))
+            what = f"calibration batch {index + 1}"
+            target = run_batch(reference, to_device(inputs, device), what)
             for i, states in enumerate((old, new)):
                 _load(norms, states)
+                output = run_batch(model, inputs, what)
                 try:
-                    distances[i] += squared_distance(call_model(model, inputs), target)[0]
+                    distances[i] += squared_distance(output, target)[0]
                 except ModelError as error:
                     warnings.warn(
                         f"new BatchNorm statistics cannot be judged, keeping the old ones: {error}",

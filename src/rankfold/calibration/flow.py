@@ -116,10 +116,12 @@ class _Watch(TorchDispatchMode):
         return hook
 
     def leaves(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ARG001
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ARG001
             if isinstance(output, Tensor):
                 self._level[output] = max(self._level.get(output, -1), self.order.index(name))
-                self._raw[output] = self._term[output] = name
+                self._term[output] = name
+                if output.ndim == module.weight.ndim:  # dimension 1 holds its channels, as a BatchNorm takes them
+                    self._raw[output] = name
 
         return hook
 
@@ -159,7 +161,7 @@ class _Watch(TorchDispatchMode):
         result = func(*args, **kwargs)
         for tensor in tensors_of(result):
             self._level[tensor] = max(self._level.get(tensor, -1), level)
-            for known in (self._raw, self._term):  # changed in place: no layer's output any more
+            for known in (self._raw, self._term, self._given):  # changed in place: no longer what it was
                 known.pop(tensor, None)
         return result
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rankfold.errors import DataError
+from rankfold.factor.linalg import single_is_whole
 
 # Elements of the vectors that are multiplied at once: what stays in a CPU's caches, and short
 # enough a sum for float32.
@@ -94,8 +95,7 @@ def work_dtype(x: Tensor) -> torch.dtype:
     """Return the data type in which products of a tensor are taken."""
     if x.device.type == "mps":
         return torch.float32
-    full = torch.get_float32_matmul_precision() == "highest"
-    return torch.float64 if x.dtype == torch.float64 or not full else torch.float32
+    return torch.float64 if x.dtype == torch.float64 or not single_is_whole() else torch.float32
 
 
 def double(product: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
+from rankfold._batches import copied
 from rankfold.inventory import run_batch
 
 Memory = Mapping[nn.Module, list[Any]]
@@ -88,11 +88,6 @@ def remembering(model: nn.Module, memory: Memory) -> Iterator[None]:
 
     with _forwards(model, answering):
         yield
-
-
-def copied(tensors: Any) -> Any:
-    """Return inputs or outputs that may be changed in place without harm to those given."""
-    return tree_map_only(Tensor, torch.clone, tensors)
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankfold._batches import evaluating, iterate, model_device, split_batch, to_device
+from rankfold._batches import iterate, model_device, split_batch, to_device
 from rankfold._config import require
 from rankfold._progress import track
 from rankfold.calibration.gram import GramSum
 from rankfold.calibration.patches import channel_vectors, patch_vectors
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.factor.moments import Moments
-from rankfold.inventory.quiet import fused_attention_off, run_batch
+from rankfold.inventory.quiet import run_batch, undisturbed
 from rankfold.records import LayerInfo
 
 PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
@@ -76,7 +76,7 @@ def collect_moments(
     require(max_positions > 0, "max_positions", max_positions, "at least 1")
     sums = _allocate(layers, max_patch, memory_limit, max_positions)
     device = model_device(model)
-    with evaluating(model), fused_attention_off(), ExitStack() as hooks:
+    with undisturbed(model), ExitStack() as hooks:
         for layer_sums in sums:
             for module, hook in _hooks(model, layer_sums):
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)

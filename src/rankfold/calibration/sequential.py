@@ -32,7 +32,7 @@ from rankfold.inventory import layer_weight
 from rankfold.inventory.kinds import reparametrization
 from rankfold.records import Plan
 from rankfold.surgery import Factored, check_plan, copy_model
-from rankfold.surgery.apply import factor_layer, remember_plan, replace_layer
+from rankfold.surgery.apply import factor_layer, remember_plan, replace_layer, swap_, tied_paths
 
 
 def reconstruct_sequentially(
@@ -191,8 +191,13 @@ def adopt_(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
     """Change a model in place into what `reconstruct_sequentially` made of a copy of it; return it."""
     layers = check_plan(model, plan)
     for name in plan.factored:
+        layer = layers[name]
         module = small.get_submodule(name)
         assert isinstance(module, Factored)
-        model = replace_layer(model, layers[name], module)
+        model = swap_(model, (name, *layer.aliases), module)
+        for paths in tied_paths(model, layer):
+            twin = small.get_submodule(paths[0])
+            assert isinstance(twin, Factored)
+            model = swap_(model, paths, twin)
     model.load_state_dict(small.state_dict())
     return model

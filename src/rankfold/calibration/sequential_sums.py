@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import evaluating, iterate, model_device, split_batch, to_device
+from rankfold._batches import iterate, model_device, split_batch, to_device
 from rankfold._progress import track
 from rankfold.calibration.flow import Use
 from rankfold.calibration.pairs import PairSums
 from rankfold.calibration.sequential_config import SequentialConfig
 from rankfold.calibration.taps import Tap, run_to_taps
-from rankfold.inventory import fused_attention_off
+from rankfold.inventory import undisturbed
 from rankfold.inventory.kinds import is_attention
 from rankfold.records import LayerInfo
 
@@ -51,7 +51,7 @@ def collect_pairs(
         for name, layer in layers.items()
     }
     first = next(iter(layers))
-    with evaluating(original), evaluating(small), fused_attention_off():
+    with undisturbed(original), undisturbed(small):
         items = track(iterate(batches, "calibration"), f"layer {first}", length_hint(batches) or None)
         for number, batch in enumerate(items, 1):
             wanted, found = (

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from rankfold._batches import evaluating, iterate, model_device, split_batch, to_device
+from rankfold._batches import iterate, model_device, split_batch, to_device
 from rankfold.calibration.flow import Use, observe
 from rankfold.calibration.sequential_sums import find_module, layer_modules
-from rankfold.inventory import fused_attention_off, run_batch
+from rankfold.inventory import run_batch, undisturbed
 from rankfold.inventory.kinds import is_attention
 from rankfold.inventory.static import scan
 from rankfold.inventory.watch import Usage
@@ -63,7 +63,7 @@ def observe_layers(
     entries = scan(model).entries
     usage = Usage(entries)
     modules = {name: found for name, layer in layers.items() if (found := layer_modules(model, layer))}
-    with evaluating(model), fused_attention_off():
+    with undisturbed(model):
         first = split_batch(next(iterate(batches, "calibration")))[0]
         run = partial(run_batch, model, to_device(first, model_device(model)), "calibration batch 1")
         uses = observe(model, modules, run)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import model_device, split_batch, tensors_of, to_device
-from rankfold.calibration.replay import copied
+from rankfold._batches import copied, model_device, split_batch, tensors_of, to_device
 from rankfold.candidates.outputs import check_taps, modules_of, nothing_put_out, tapped
 from rankfold.errors import ModelError
 from rankfold.inventory import find_layer, layer_weight, run_batch, undisturbed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold._batches import batch_size, iterate, leading, model_device, split_batch, tensors_of, to_device
-from rankfold.calibration.replay import Memory, copied, remembering, run_before
+from rankfold.calibration.replay import Memory, remembering, run_before
 from rankfold.candidates.outputs import check_taps, modules_of, nothing_put_out, tapped
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory import layer_weight, run_batch, undisturbed
@@ -111,7 +111,7 @@ class NetworkProxy:
         """Return what the network computes before these modules."""
         watched = {self.work.get_submodule(tap) for tap in self.taps}
         with undisturbed(self.work):
-            return run_before(self.work, modules, copied(inputs), what, watched=watched)
+            return run_before(self.work, modules, inputs, what, watched=watched)
 
     def _faithful(self, memory: Memory, inputs: Any, what: str) -> bool:
         """Whether a replay of the first batch puts out what the whole network does."""
@@ -134,7 +134,7 @@ class NetworkProxy:
         """Return what is compared; each run begins with the same buffers and random state."""
         with undisturbed(model), remembering(model, memory or {}), tapped(model, self.taps) as taken:
             torch.default_generator.manual_seed(0)  # restored by `undisturbed`; a network that draws draws the same
-            output = run_batch(model, copied(inputs), what)
+            output = run_batch(model, inputs, what)
         return [t.float() for t in tensors_of(taken if self.taps else output) if t.is_floating_point()]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.calibration.replay import copied
+from rankfold._batches import copied
 from rankfold.errors import UnknownNameError
 from rankfold.inventory import find_layer
 from rankfold.records import LayerInfo

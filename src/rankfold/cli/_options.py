@@ -135,7 +135,7 @@ CalibrationImages = Annotated[
 ]  # fmt: skip
 DataAware = Annotated[
     bool,
-    typer.Option("--data-aware/--no-data-aware", help="Judge by the layers' outputs on the data, or by weights alone.",
+    typer.Option("--data-aware/--no-data-aware", help="Errors and factors on the data, or of the weights alone.",
                  rich_help_panel=_PLAN),
 ]  # fmt: skip
 Reconstruct = Annotated[

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankfold.factor.linalg import SINGLE_ENOUGH
+from rankfold.factor.linalg import SINGLE_ENOUGH, single_is_whole
 
 # Weights of at least so many elements are first iterated in float32: their products take half the time.
 SINGLE = 2**17
@@ -105,12 +105,12 @@ def refine(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[T
     -------
     list of Tensor
         ``(batch, n_j, rank)``, columns of even norm, in the data type of `tensor`. The error of each tensor is the
-        least that any sweep from any start had within `Effort.norm_limit`; NaN if there was none.
+        least that any sweep from any start had within `Effort.norm_limit`; the first start where there was none.
     """
     norms = tensor.flatten(1).norm(dim=1)
     share = norms.double().square() / norms.double().square().sum()
     scale = torch.where(norms > 0, norms, torch.ones_like(norms))
-    single = tensor.dtype == torch.float64 and tensor.numel() >= SINGLE
+    single = tensor.dtype == torch.float64 and tensor.numel() >= SINGLE and single_is_whole()
     work = torch.float32 if single else tensor.dtype
     unit = (tensor / _columns(scale, tensor)).to(work)
     root = scale ** (1 / (tensor.ndim - 1))
@@ -128,7 +128,8 @@ def refine(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[T
             break
         if sweep == TRIAL:
             members.keep_best(max(4, members.starts // 4))
-        if sweep >= TRIAL + WINDOW // 2 and history[-1 - WINDOW] - history[-1] <= effort.tolerance * history[-1]:
+        gained = history[-1 - WINDOW] - history[-1] if sweep >= TRIAL + WINDOW // 2 else math.inf
+        if gained <= effort.tolerance * history[-1] < math.inf:  # infinite while a tensor is beyond the limit
             break
     members.keep_best(1)
     return [f.to(tensor.dtype) * _columns(root, f) for f in members.best]
@@ -178,7 +179,9 @@ class _Members:
         self._set_tensor(tensor)
         self.previous, self.ahead, self.best = ([f.double() for f in x] for x in (self.previous, self.ahead, self.best))
         self.error = self.error + math.inf  # measured anew
-        self.best_error = self.best_error + math.inf
+        repeated = tensor.repeat(self.starts, *(1,) * (tensor.ndim - 1))
+        exact = (reconstruct(self.best) - repeated).square().flatten(1).sum(1)
+        self.best_error = torch.where(self.best_error.isfinite(), exact, self.best_error)
         self.proximity = torch.full_like(self.proximity, self._proximity)
 
     def least(self) -> Tensor:

@@ -14,7 +14,7 @@ class PivotedCholesky:
 
     Each pivot is the largest remaining diagonal entry: of ``G = M^T M`` that is the column of M that is worst
     represented by those before, so R is that of the column-pivoted QR of M. torch has no such routine; this one stops
-    at the rank that is wanted. Each pivot is read back from the device once.
+    at the rank that is wanted. Each pivot is read back from the device.
 
     Parameters
     ----------
@@ -30,6 +30,8 @@ class PivotedCholesky:
         self._panels: list[Tensor] = []
         self._columns: tuple[Tensor, ...] = ()
         self._pivots: list[int] = []
+        self.exhausted = False
+        """Whether pivots were asked for beyond what is left: rows from there on are zero."""
 
     def pivots(self, rank: int) -> Tensor:
         """Return the first `rank` pivots, ``(rank,)``."""
@@ -48,6 +50,7 @@ class PivotedCholesky:
             largest, where = self._left.max(0)
             value, pivot = largest.item(), int(where.item())
             if value <= self._least:  # nothing is left: any pivots will do
+                self.exhausted = True
                 unused = sorted(set(range(n)) - set(self._pivots))
                 self._pivots += unused[: rank - len(self._pivots)]
                 return

@@ -68,9 +68,8 @@ def gauge(matrix: Tensor) -> Gauge:
     others = free.nonzero()[:, 1].reshape(matrix.shape[0], m - r)
     block = _rows(basis, pivots)
     values = torch.linalg.svdvals(block)
-    smallest = float(values[..., -1].min()) if r else 1.0
     return Gauge(
-        rest=torch.linalg.solve(block, _rows(basis, others), left=False) if smallest > 0 else _rows(basis, others),
+        rest=torch.linalg.solve(block, _rows(basis, others), left=False),
         transfer=_rows(matrix, pivots),
         pivots=pivots,
         others=others,

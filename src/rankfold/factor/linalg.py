@@ -31,6 +31,11 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" or tensor.numel() > 2**27 else torch.float64
 
 
+def single_is_whole() -> bool:
+    """Return whether torch takes products of float32 numbers in float32, not in TF32 or bfloat16 as a user may ask."""
+    return torch.get_float32_matmul_precision() == "highest"
+
+
 def eigh_descending(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues (largest first, clamped at 0) and eigenvectors of symmetric positive matrices.
 
@@ -136,7 +141,8 @@ def filtered(gram_matrix: Tensor, basis: Tensor, low: float, high: float) -> tup
         ``(batch, n, r)``, orthonormal columns, most important first.
     low, high : float
         The interval, ``0 <= low < high``, as from `unwanted` of a matrix nearby; the filter is sharper the better it
-        is known, but right in any case.
+        is known. It is one for the whole batch: a matrix much smaller than the others gains nothing and may lose, so
+        accept a step by what it captures.
 
     Returns
     -------

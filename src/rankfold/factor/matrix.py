@@ -138,7 +138,8 @@ class QRProjection:
         choleskys = self._choleskys(self.matrix.dtype)
         rows, totals = torch.stack([c.rows(rank) for c in choleskys]), [c.total for c in choleskys]
         kept = rows.square().sum((-1, -2)).tolist()
-        if all(t > 0 and t - k >= SINGLE_ENOUGH**2 * t for t, k in zip(totals, kept, strict=True)):
+        enough = all(t > 0 and t - k >= SINGLE_ENOUGH**2 * t for t, k in zip(totals, kept, strict=True))
+        if enough and not any(c.exhausted for c in choleskys):
             pivots = self._pivots(self.matrix.dtype, rank)
             triangle = rows.gather(-1, pivots.expand(-1, rank, -1))
             seen = self._seen(rows.dtype)

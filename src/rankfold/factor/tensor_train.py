@@ -40,10 +40,10 @@ class TensorTrain:
         return min(1.0, squared) ** 0.5
 
     def cores(self, ranks: tuple[int, ...]) -> list[Tensor]:
-        """Return cores ``(batch, r_{j-1}, n_j, r_j)`` with ``r_0 = r_d = 1``; all but the last are orthonormal.
+        """Return cores ``(batch, r_{j-1}, n_j, r_j)`` with ``r_0 = r_d = 1``, as far as there is rank.
 
-        Oseledets (2011), algorithm 1 (TT-SVD), with eigendecompositions of Grams. A rank above what the unfolding of
-        the already truncated rest has is filled with zeros.
+        Oseledets (2011), algorithm 1 (TT-SVD), with eigendecompositions of Grams: all but the last are orthonormal. A
+        rank above what the unfolding of the already truncated rest has is filled with zeros.
         """
         cores = self._chain(self.tensor, ranks)
         if self.tensor.dtype == torch.float32:

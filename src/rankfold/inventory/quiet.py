@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import call_model, model_device, tensors_of, to_device
+from rankfold._batches import call_model, copied, model_device, tensors_of, to_device
 from rankfold.errors import ModelError, RankfoldError
 from rankfold.inventory.kinds import hooked_names, is_lazy
 
@@ -133,9 +133,9 @@ def run_example(model: nn.Module, example_input: Any) -> Any:
 
 
 def call_example(model: nn.Module, example_input: Any) -> Any:
-    """Call a model as `run_example` does, as it is; a failure becomes a `ModelError`."""
+    """Call a model as `run_example` does, as it is, on a copy of the input; a failure becomes a `ModelError`."""
     try:
-        return call_model(model, on_device_of(model, example_input))
+        return call_model(model, copied(on_device_of(model, example_input)))
     except Exception as error:
         raise ModelError(
             f"the model cannot run on the example input, {describe(example_input)}. "
@@ -146,7 +146,7 @@ def call_example(model: nn.Module, example_input: Any) -> Any:
 
 
 def run_batch(model: nn.Module, inputs: Any, what: str) -> Any:
-    """Call a model as it is on one batch's inputs; a failure becomes a `ModelError`.
+    """Call a model as it is on a copy of one batch's inputs, which it may change; a failure becomes a `ModelError`.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def run_batch(model: nn.Module, inputs: Any, what: str) -> Any:
         What the inputs are, in the user's words, such as ``"calibration batch 3"``.
     """
     try:
-        return call_model(model, inputs)
+        return call_model(model, copied(inputs))
     except RankfoldError:
         raise
     except Exception as error:

@@ -18,5 +18,6 @@ from rankfold.methods._base import get as get
 from rankfold.methods._base import prepare as prepare
 from rankfold.methods._base import registry as registry
 from rankfold.methods._base import to_canonical as to_canonical
+from rankfold.methods._base import without_autocast as without_autocast
 from rankfold.methods._choices import check_choice as check_choice
 from rankfold.methods._choices import chosen_blueprint as chosen_blueprint

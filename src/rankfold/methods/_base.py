@@ -13,7 +13,7 @@ from torch import Tensor
 from rankfold._config import build_config
 from rankfold._registry import Registry
 from rankfold.errors import InvalidWeight, RankError, UnsupportedLayer
-from rankfold.factor.linalg import Metric, wide_dtype
+from rankfold.factor.linalg import Metric, single_is_whole, wide_dtype
 from rankfold.factor.moments import Moments
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
@@ -185,7 +185,7 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
     UnsupportedLayer
         If the method cannot factor the layer.
     InvalidWeight
-        If the weight holds NaN or infinity.
+        If the weight has another shape than the layer, or holds NaN or infinity.
     """
     check_supported(method, layer)
     if tuple(weight.shape) != layer.weight_shape:
@@ -198,7 +198,8 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
         check_finite(weight, layer)
     if HARMLESS[0] <= scale <= HARMLESS[1] and getattr(method, "balanced", False):
         scale = None
-    single = moments is None and weight.dtype != torch.float64 and getattr(method, "adaptive", False)
+    adaptive = getattr(method, "adaptive", False) and single_is_whole()
+    single = adaptive and moments is None and weight.dtype != torch.float64
     dtype = torch.float32 if single else wide_dtype(weight)
     with without_autocast(weight.device.type):
         canonical = to_canonical(weight.clone() if weight.dtype == dtype else weight.to(dtype), layer)

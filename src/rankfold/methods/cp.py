@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rankfold._config import require
+from rankfold._config import is_integer, is_number, require
 from rankfold.factor.als import Effort, even_out
 from rankfold.factor.canonical import Canonical
 from rankfold.factor.linalg import Metric
@@ -15,6 +15,8 @@ from rankfold.factor.moments import Moments
 from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.methods._stages import conv_reason, pointwise, spatial
 from rankfold.records import Blueprint, LayerInfo, Ranks
+
+_USUAL = Effort()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,20 +38,20 @@ class CPConfig:
         Most starts of the iterations; small weights get several, up to this number, and the best result is taken.
     """
 
-    iterations: int = 500
-    tolerance: float = 1e-3
-    target: float = 0.0
-    norm_limit: float = 100.0
-    starts: int = 32
+    iterations: int = _USUAL.iterations
+    tolerance: float = _USUAL.tolerance
+    target: float = _USUAL.target
+    norm_limit: float = _USUAL.norm_limit
+    starts: int = _USUAL.starts
 
     def __post_init__(self) -> None:
+        require(is_integer(self.iterations) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0")
+        require(is_number(self.tolerance) and self.tolerance >= 0, "tolerance", self.tolerance, "a number >= 0")
         require(
-            isinstance(self.iterations, int) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0"
+            is_number(self.target) and 0 <= self.target < 1, "target", self.target, "a relative error, 0 <= target < 1"
         )
-        require(self.tolerance >= 0, "tolerance", self.tolerance, ">= 0")
-        require(0 <= self.target < 1, "target", self.target, "a relative error, 0 <= target < 1")
-        require(self.norm_limit >= 1, "norm_limit", self.norm_limit, ">= 1")
-        require(isinstance(self.starts, int) and self.starts >= 1, "starts", self.starts, "an integer >= 1")
+        require(is_number(self.norm_limit) and self.norm_limit >= 1, "norm_limit", self.norm_limit, "a number >= 1")
+        require(is_integer(self.starts) and self.starts >= 1, "starts", self.starts, "an integer >= 1")
 
     @property
     def effort(self) -> Effort:

@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from rankfold._config import require
+from rankfold._config import is_integer, require
 from rankfold.errors import ConfigError
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
@@ -36,11 +36,13 @@ class TTMConfig:
     in_shape: Size | None = None
 
     def __post_init__(self) -> None:
-        require(isinstance(self.cores, int) and self.cores >= 2, "cores", self.cores, "an integer >= 2")
+        require(is_integer(self.cores) and self.cores >= 2, "cores", self.cores, "an integer >= 2")
         for option in ("out_shape", "in_shape"):
             shape = getattr(self, option)
-            fine = shape is None or (len(shape) == self.cores and all(isinstance(n, int) and n > 0 for n in shape))
-            require(fine, option, shape, f"{self.cores} positive integers (as many as 'cores')")
+            whole = (
+                isinstance(shape, tuple) and len(shape) == self.cores and all(is_integer(n) and n > 0 for n in shape)
+            )
+            require(shape is None or whole, option, shape, f"{self.cores} positive integers (as many as 'cores')")
 
 
 def even_factors(n: int, count: int) -> Size:

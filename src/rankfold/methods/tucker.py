@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rankfold._config import require
+from rankfold._config import is_integer, is_number, require
 from rankfold.factor.moments import Moments
 from rankfold.factor.regression import TuckerRegression
 from rankfold.factor.tucker import HOOI, Tucker2
@@ -34,10 +34,8 @@ class TuckerConfig:
     tolerance: float = 2e-4
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.iterations, int) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0"
-        )
-        require(self.tolerance >= 0, "tolerance", self.tolerance, ">= 0")
+        require(is_integer(self.iterations) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0")
+        require(is_number(self.tolerance) and self.tolerance >= 0, "tolerance", self.tolerance, "a number >= 0")
 
 
 class Decomposition(Protocol):

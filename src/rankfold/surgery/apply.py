@@ -14,7 +14,7 @@ from rankfold.factor.moments import Moments
 from rankfold.inventory import layer_bias, layer_weight, static_inventory
 from rankfold.records import Choice, LayerInfo, Plan, Provenance
 from rankfold.surgery.attention import disable_fused_path_, separate_attention_
-from rankfold.surgery.carried import carry_attributes_
+from rankfold.surgery.carried import carry_attributes_, move_hooks_
 from rankfold.surgery.factored import Factored, build
 from rankfold.surgery.gauged import Gauged
 
@@ -140,15 +140,31 @@ def memory_format(weight: torch.Tensor) -> torch.memory_format:
 
 def replace_layer(model: nn.Module, layer: LayerInfo, module: Factored) -> nn.Module:
     """Put a factored layer in the place of a layer, its aliases and (sharing the factors) the layers tied to it."""
-    for tie in layer.ties:
+    own = _stored_bias(model, layer.name)
+    for paths in tied_paths(model, layer):
         twin = copy.deepcopy(module)
-        bias = layer_bias(model, tie)
-        if twin.bias is not None and bias is not None:
+        bias = layer_bias(model, paths[0])
+        if own is not None and own is _stored_bias(model, paths[0]):
+            twin.bias = module.bias
+        elif twin.bias is not None and bias is not None:
             with torch.no_grad():
                 twin.bias.copy_(bias)
         share_weights_(twin, module)
-        model = swap_(model, (tie,), twin)
+        model = swap_(model, paths, twin)
     return swap_(model, (layer.name, *layer.aliases), module)
+
+
+def _stored_bias(model: nn.Module, path: str) -> nn.Parameter | None:
+    module = _find(model, path)
+    return None if module is None else module._parameters.get("bias")
+
+
+def tied_paths(model: nn.Module, layer: LayerInfo) -> list[tuple[str, ...]]:
+    """Return the paths of the layers tied to a layer: those of one module together."""
+    paths: dict[object, list[str]] = {}
+    for tie in layer.ties:
+        paths.setdefault(_find(model, tie) or tie, []).append(tie)  # a projection of an attention is no module yet
+    return [tuple(found) for found in paths.values()]
 
 
 def share_weights_(twin: nn.Module, module: nn.Module) -> None:
@@ -174,7 +190,7 @@ def swap_(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Modu
     parameters = list(old.parameters())
     if parameters and not any(p.requires_grad for p in parameters):
         module.requires_grad_(False)
-    _move_hooks(old, module)
+    move_hooks_(old, module)
     carry_attributes_(old, module)
     if names[0] == "":
         return module
@@ -182,15 +198,6 @@ def swap_(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Modu
         model.set_submodule(name, module)
         disable_fused_path_(model, name)
     return model
-
-
-def _move_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Register the user's forward hooks on the new module; torch's own (weight norm, pruning) ended in the factors."""
-    theirs = {k for k, hook in old._forward_pre_hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")}
-    for table in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
-        getattr(new, table).update(getattr(old, table))
-    for table in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
-        getattr(new, table).update({k: hook for k, hook in getattr(old, table).items() if k in theirs})
 
 
 def _find(model: nn.Module, path: str) -> nn.Module | None:

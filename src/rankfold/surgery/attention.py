@@ -12,6 +12,7 @@ from rankfold.errors import ModelError
 from rankfold.inventory import find_layer
 from rankfold.inventory.kinds import ROLES, is_attention, stored_parameters
 from rankfold.inventory.weights import projection
+from rankfold.surgery.carried import carry_attributes_, move_hooks_
 
 
 class SeparatedAttention(nn.Module):
@@ -229,6 +230,8 @@ def separate_attention_(model: nn.Module, path: str) -> SeparatedAttention:
         )
     disable_fused_path_(model, path)
     twin = SeparatedAttention(attention)
+    move_hooks_(attention, twin)
+    carry_attributes_(attention, twin, without=frozenset(vars(nn.MultiheadAttention(1, 1, device="meta"))))
     for parent in model.modules():
         for name, child in parent._modules.items():
             if child is attention:

@@ -1,4 +1,4 @@
-"""What model code notes on a layer, carried over to the module that replaces it."""
+"""What model code notes and hooks on a layer, carried over to the module that replaces it."""
 
 from __future__ import annotations
 
@@ -47,3 +47,12 @@ def carry_attributes_(old: nn.Module, new: nn.Module, *, without: frozenset[str]
         # A name may hide a method that every module has (``m.type``), but none that the replacement needs.
         if name not in ignored and (hasattr(nn.Module, name) or not hasattr(type(new), name)):
             setattr(new, name, value)
+
+
+def move_hooks_(old: nn.Module, new: nn.Module) -> None:
+    """Register the user's forward hooks on the new module; torch's own (weight norm, pruning) ended in the factors."""
+    theirs = {k for k, hook in old._forward_pre_hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")}
+    for table in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+        getattr(new, table).update(getattr(old, table))
+    for table in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+        getattr(new, table).update({k: hook for k, hook in getattr(old, table).items() if k in theirs})

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.factor.gauge import Gauge
+from rankfold.methods import without_autocast
 from rankfold.records import (
     BiasSpec,
     Blueprint,
@@ -102,6 +103,10 @@ class Factored(nn.Sequential):
     @property
     def weight(self) -> Tensor:
         """The approximated weight in the original layout, computed from the factors at every read; differentiable."""
+        with without_autocast(self.device.type):
+            return self._composed()
+
+    def _composed(self) -> Tensor:
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -123,9 +128,8 @@ class Factored(nn.Sequential):
 class FactoredLinear(Factored):
     """A factored ``nn.Linear``, for any number of leading dimensions."""
 
-    @property
-    def weight(self) -> Tensor:
-        """``(out, in)``: the image of the identity."""
+    def _composed(self) -> Tensor:
+        """Return the image of the identity, ``(out, in)``."""
         identity = torch.eye(self.in_features, dtype=self.dtype, device=self.device)
         out = identity
         for stage in self:
@@ -157,9 +161,8 @@ class FactoredTensorLinear(FactoredLinear):
 class FactoredConv(Factored):
     """A factored convolution, transposed or not, of one to three dimensions."""
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight in torch's layout: kernels of the stages, composed (each axis belongs to one stage)."""
+    def _composed(self) -> Tensor:
+        """Return the kernels of the stages, composed (each axis belongs to one stage)."""
         info, total = self.info, None
         for stage in self:
             part = _canonical(stage)  # (groups, out / groups, in / groups, *kernel)

@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rankfold import methods
 from rankfold.cost import gauged_cost
@@ -61,7 +61,7 @@ def gauge(model: nn.Module) -> nn.Module:
         if isinstance(module, Factored):
             names.setdefault(module, []).append(name)
     made: dict[tuple[int, ...], Factored] = {}
-    gauged: set[str] = set()
+    twins: list[tuple[list[str], Factored]] = []
     for module, places in names.items():
         key = tuple(id(p) for n, p in module.named_parameters() if n.endswith("weight"))
         if key in made:  # tied to a layer that is gauged already
@@ -73,22 +73,25 @@ def gauge(model: nn.Module) -> nn.Module:
             if twin is None:
                 continue
             made[key] = twin
-        gauged.update(places)
+        twins.append((places, twin))
+    # Only now: a twin that has been swapped in holds the hooks of its own place.
+    for places, twin in twins:
         new = swap_(new, tuple(places), twin)
+    gauged = {place for places, _ in twins for place in places}
     choices = {n: replace(c, gauge=c.gauge or n in gauged) for n, c in plan.layers.items()}
     return remember_plan(new, replace(plan, layers=choices))
 
 
 def _gauged(module: Factored) -> Factored | None:
     """Return the gauged twin of a layer; None if it is gauged, cannot be, or would not be smaller."""
-    blueprint = methods.chosen_blueprint(module.info, module.choice)
-    if module.choice.gauge or not gauged_cost(blueprint, module.info)[1]:
+    bias = module.bias
+    info = replace(module.info, bias=bias is not None)  # folding a batch norm may have given it one
+    if module.choice.gauge or not gauged_cost(methods.chosen_blueprint(info, module.choice), info)[1]:
         return None
     choice: Choice = replace(module.choice, gauge=True)
-    bias = module.bias
     twin = build(
-        methods.chosen_blueprint(module.info, choice),
-        module.info,
+        methods.chosen_blueprint(info, choice),
+        info,
         choice,
         dtype=module.dtype,
         device=module.device,
@@ -100,7 +103,6 @@ def _gauged(module: Factored) -> Factored | None:
 
 
 def _take_bias_(twin: Factored, module: Factored) -> None:
-    mine: Tensor | None = twin.bias
-    if mine is not None and module.bias is not None:
+    if twin.bias is not None and module.bias is not None:
         with torch.no_grad():
-            mine.copy_(module.bias)
+            twin.bias.copy_(module.bias)

@@ -8,7 +8,7 @@ import torch.fx
 from torch import nn
 
 from rankfold.surgery.apply import copy_model, factored_layers
-from rankfold.surgery.carried import carry_attributes_
+from rankfold.surgery.carried import carry_attributes_, move_hooks_
 from rankfold.surgery.factored import Bias, Factored, Reshape
 from rankfold.surgery.gauged import Gauged
 
@@ -31,6 +31,7 @@ def strip(model: nn.Module) -> nn.Module:
     plain: dict[int, nn.Module] = {}
     for name, module in factored_layers(new).items():
         plain[id(module)] = _plain(module)
+        move_hooks_(module, plain[id(module)])
         carry_attributes_(module, plain[id(module)], without=_OWN)
         if name == "":
             return plain[id(module)]

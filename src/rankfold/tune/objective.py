@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import call_model
+from rankfold._batches import call_model, copied
 from rankfold.errors import ConfigError, DataError, ModelError
 from rankfold.inventory import fused_attention_off
 from rankfold.tune.config import TERMS, FineTune, Term
@@ -117,7 +117,7 @@ class Objective(nn.Module):
             # The fused path of torch's attention calls no layer that could be listened to.
             quiet = fused_attention_off() if self._layers is not None else nullcontext()
             with torch.no_grad(), quiet:
-                theirs = call_model(teacher, inputs)
+                theirs = call_model(teacher, copied(inputs))
         if self._layers is not None:
             self._layers.after_teacher(active)
         outputs = call_model(self.student, inputs)
