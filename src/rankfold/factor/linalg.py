@@ -103,10 +103,11 @@ def orthonormal(columns: Tensor) -> Tensor:
         rows = columns.mT
         triangle, _ = torch.linalg.cholesky_ex(torch.bmm(rows, columns))
         basis = torch.linalg.solve_triangular(triangle, rows, upper=False)
-        product = torch.bmm(basis, basis.mT)
-        lost = torch.dist(product, torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)).item()
-        if lost <= torch.finfo(rows.dtype).eps ** 0.5:  # after a failed decomposition it is far more, or NaN
-            return torch.baddbmm(basis, product, basis, beta=1.5, alpha=-0.5).mT
+        one = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+        lost = torch.baddbmm(one, basis, basis.mT, beta=-1)
+        # After a failed decomposition it is far more, or NaN.
+        if torch.linalg.vector_norm(lost).item() <= torch.finfo(rows.dtype).eps ** 0.5:
+            return torch.baddbmm(basis, lost, basis, alpha=-0.5).mT
     return torch.linalg.qr(columns).Q
 
 

@@ -150,18 +150,24 @@ def without_autocast(device: str) -> AbstractContextManager[Any]:
 class _Scaled:
     """Puts the weight's scale back onto the factors, evenly; keeps autocast away from what is computed when needed."""
 
+    __slots__ = ("_device", "_prepared", "_scale")
+
     def __init__(self, prepared: Prepared, scale: float | None, device: str) -> None:
         self._prepared = prepared
         self._scale = scale
         self._device = device
 
     def error(self, ranks: Ranks) -> float:
-        with without_autocast(self._device):
-            return self._prepared.error(ranks)
+        if torch.is_autocast_enabled(self._device):
+            with torch.autocast(self._device, enabled=False):
+                return self.error(ranks)
+        return self._prepared.error(ranks)
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
-        with without_autocast(self._device):
-            factors = self._prepared.factorize(ranks)
+        if torch.is_autocast_enabled(self._device):
+            with torch.autocast(self._device, enabled=False):
+                return self.factorize(ranks)
+        factors = self._prepared.factorize(ranks)
         if self._scale is None:
             return factors
         share = self._scale ** (1 / len(factors))
@@ -193,11 +199,7 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
             f"the weight of {layer.title} has shape {tuple(weight.shape)}, expected {layer.weight_shape}."
         )
     weight = weight.detach()
-    scale: float | None = _largest(weight)
-    if not math.isfinite(scale):
-        check_finite(weight, layer)
-    if HARMLESS[0] <= scale <= HARMLESS[1] and getattr(method, "balanced", False):
-        scale = None
+    scale = None if getattr(method, "balanced", False) and _is_harmless(weight) else _largest(weight, layer)
     adaptive = getattr(method, "adaptive", False) and single_is_whole()
     single = adaptive and moments is None and weight.dtype != torch.float64
     dtype = torch.float32 if single else wide_dtype(weight)
@@ -214,12 +216,20 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
         return _Scaled(method.prepare(canonical, layer, moments), scale, weight.device.type)
 
 
-def _largest(weight: Tensor) -> float:
-    """Return the largest magnitude, 1 if that is 0; NaN or infinity if the weight holds such values."""
+def _is_harmless(weight: Tensor) -> bool:
+    """Return whether the largest magnitude is surely within `HARMLESS`: it is at most the norm, and at least its mean."""
+    return HARMLESS[0] * weight.numel() ** 0.5 <= torch.linalg.vector_norm(weight).item() <= HARMLESS[1]
+
+
+def _largest(weight: Tensor, layer: LayerInfo) -> float:
+    """Return the largest magnitude, 1 if that is 0; raise `InvalidWeight` if the weight holds NaN or infinity."""
     if not weight.numel():
         return 1.0
     low, high = torch.aminmax(weight)
-    return max(-low.item(), high.item()) or 1.0
+    largest = max(-low.item(), high.item())
+    if not math.isfinite(largest):
+        check_finite(weight, layer)
+    return largest or 1.0
 
 
 def channel_metric(moments: Moments | None) -> Metric | None:
