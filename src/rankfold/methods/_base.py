@@ -217,7 +217,7 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
 
 
 def _is_harmless(weight: Tensor) -> bool:
-    """Return whether the largest magnitude is surely within `HARMLESS`: it is at most the norm, and at least its mean."""
+    """Return whether the largest magnitude is surely within `HARMLESS`: the norm and the root mean square are."""
     return HARMLESS[0] * weight.numel() ** 0.5 <= torch.linalg.vector_norm(weight).item() <= HARMLESS[1]
 
 
