@@ -61,12 +61,15 @@ def convolutions(draw: st.DrawFn, kernels: tuple[int, int] = (1, 4), dimensions:
         options["stride"] = (1,) * dims if padding == "same" else stride
         options["padding_mode"] = draw(st.sampled_from(["zeros", "zeros", "circular", "reflect", "replicate"]))
     extent = tuple(d * (k - 1) + draw(st.integers(3, 5)) for k, d in zip(kernel, dilation, strict=True))
+    # Where a stride leaves gaps, torch's bfloat16 kernels for some processors forget the bias in them (oneDNN's).
+    gaps = transposed and any(s > d * (k - 1) + 1 for s, k, d in zip(stride, kernel, dilation, strict=True))
+    dtypes = [dtype for dtype in DTYPES if not (gaps and dtype == torch.bfloat16)]
     return LayerCase(
         id="drawn",
         kind=(TRANSPOSED if transposed else CONVS)[dims - 1],
         options=options,
         input_shape=(draw(st.integers(1, 2)), int(str(options["in_channels"])), *extent),
-        dtype=draw(st.sampled_from(DTYPES)),
+        dtype=draw(st.sampled_from(dtypes)),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -142,7 +143,7 @@ def replace_layer(model: nn.Module, layer: LayerInfo, module: Factored) -> nn.Mo
     """Put a factored layer in the place of a layer, its aliases and (sharing the factors) the layers tied to it."""
     own = _stored_bias(model, layer.name)
     for paths in tied_paths(model, layer):
-        twin = copy.deepcopy(module)
+        twin: Any = copy.deepcopy(module)
         bias = layer_bias(model, paths[0])
         if own is not None and own is _stored_bias(model, paths[0]):
             twin.bias = module.bias
