@@ -22,6 +22,9 @@ from torch import Tensor
 SINGLE_ENOUGH = 0.03
 """Relative error from which on a truncation may be found in single precision."""
 
+FLOOR = 1e-6
+"""Share of the mean second moment that every direction of an input counts at least."""
+
 FEW_COLUMNS = 32
 """Columns from which on matrix products make a basis sooner than Householder's QR does."""
 
@@ -187,14 +190,14 @@ def tails(energies: Tensor) -> Tensor:
     return torch.cat([left, torch.zeros_like(left[..., :1])], dim=-1)
 
 
-def mean_share(moment: Tensor, *, floor: float = 1e-6) -> Tensor:
-    """Return a share of the mean eigenvalue of second moments ``(groups, n, n)``, as ``(groups, 1, 1)``; 1 for zeros.
+def mean_share(moment: Tensor) -> Tensor:
+    """Return `FLOOR` of the mean eigenvalue of second moments ``(groups, n, n)``, as ``(groups, 1, 1)``; 1 for zeros.
 
-    Added to every eigenvalue it does what the floor of `Metric.of` does: directions in which the data never moves still
+    Added to every eigenvalue it does what `Metric.of` does with it: directions in which the data never moves still
     count a little.
     """
     mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
-    return torch.where(mean > 0, floor * mean, torch.ones_like(mean))[:, None, None]
+    return torch.where(mean > 0, FLOOR * mean, torch.ones_like(mean))[:, None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,21 +216,20 @@ class Metric:
     inverse: Tensor
 
     @classmethod
-    def of(cls, moment: Tensor, *, floor: float = 1e-6) -> Metric:
+    def of(cls, moment: Tensor) -> Metric:
         """Take the root of a second moment.
+
+        Eigenvalues are raised to at least `FLOOR` of the mean one. A direction in which the data never moves still
+        counts a little, so that the root can be inverted and the layer behaves on data unlike the calibration data.
 
         Parameters
         ----------
         moment : Tensor
             ``(groups, n, n)``, symmetric positive semidefinite.
-        floor : float
-            Eigenvalues are raised to at least this share of the mean one. A direction in which the data never moves
-            still counts a little, so that the root can be inverted and the layer behaves on data unlike the
-            calibration data.
         """
         values, vectors = eigh_descending(moment)
         mean = values.mean(-1, keepdim=True)
-        values = torch.where(mean > 0, torch.maximum(values, floor * mean), torch.ones_like(values))
+        values = torch.where(mean > 0, torch.maximum(values, FLOOR * mean), torch.ones_like(values))
         root = values.sqrt().unsqueeze(-2)
         return cls((vectors * root) @ vectors.mT, (vectors / root) @ vectors.mT)
 

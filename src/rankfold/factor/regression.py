@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rankfold.errors import RankfoldError
-from rankfold.factor.linalg import Metric, eigh_descending, gram
+from rankfold.factor.linalg import FLOOR, Metric, eigh_descending, gram
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class TuckerRegression:
     _last: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, weight: Tensor, channel: Tensor, patch: Tensor, *, floor: float = 1e-6) -> TuckerRegression:
+    def of(cls, weight: Tensor, channel: Tensor, patch: Tensor, *, floor: float = FLOOR) -> TuckerRegression:
         """Prepare a weight with its second moments.
 
         Parameters
