@@ -413,3 +413,6 @@ def test_a_shared_bias_stays_shared() -> None:
     small: Any = rf.apply(model, Plan(layers={"a": Choice(method="svd", ranks=(12,))}))
     assert small.a.bias is small.b.bias
     assert params(small) == 12 * 64 + 32
+    smaller: Any = rf.gauge(small)
+    assert smaller.a.bias is smaller.b.bias
+    assert params(smaller) == params(small) - 12**2

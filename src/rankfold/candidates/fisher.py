@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import copied, model_device, split_batch, tensors_of, to_device
+from rankfold._batches import model_device, split_batch, tensors_of, to_device
 from rankfold.candidates.outputs import check_taps, modules_of, nothing_put_out, tapped
 from rankfold.errors import ModelError
 from rankfold.inventory import find_layer, layer_weight, run_batch, undisturbed
@@ -205,7 +205,7 @@ class FisherProxy:
 
     def _outputs(self, batch: Any, what: str, layers: Sequence[LayerInfo] = ()) -> tuple[list[Tensor], set[str]]:
         """Return the tensors that are compared, and which of some layers ran."""
-        inputs = copied(to_device(split_batch(batch)[0], model_device(self.work)))
+        inputs = to_device(split_batch(batch)[0], model_device(self.work))
         called: set[str] = set()
         with tapped(self.work, self.taps) as taken, ExitStack() as hooks:
             for layer in layers:

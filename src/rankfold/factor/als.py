@@ -179,8 +179,7 @@ class _Members:
         self._set_tensor(tensor)
         self.previous, self.ahead, self.best = ([f.double() for f in x] for x in (self.previous, self.ahead, self.best))
         self.error = self.error + math.inf  # measured anew
-        repeated = tensor.repeat(self.starts, *(1,) * (tensor.ndim - 1))
-        exact = (reconstruct(self.best) - repeated).square().flatten(1).sum(1)
+        exact = (reconstruct(self.best).flatten(2) - self.matrix).square().sum((1, 2))
         self.best_error = torch.where(self.best_error.isfinite(), exact, self.best_error)
         self.proximity = torch.full_like(self.proximity, self._proximity)
 

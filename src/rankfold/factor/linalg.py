@@ -106,8 +106,7 @@ def orthonormal(columns: Tensor) -> Tensor:
         rows = columns.mT
         triangle, _ = torch.linalg.cholesky_ex(torch.bmm(rows, columns))
         basis = torch.linalg.solve_triangular(triangle, rows, upper=False)
-        one = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-        lost = torch.baddbmm(one, basis, basis.mT, beta=-1)
+        lost = torch.baddbmm(identity(rows, rows.shape[1]), basis, basis.mT, beta=-1)
         # After a failed decomposition it is far more, or NaN.
         if torch.linalg.vector_norm(lost).item() <= torch.finfo(rows.dtype).eps ** 0.5:
             return torch.baddbmm(basis, lost, basis, alpha=-0.5).mT

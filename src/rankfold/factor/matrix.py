@@ -177,8 +177,7 @@ class PlainQRProjection(QRProjection):
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``."""
-        seen = self.matrix if self.seen is None else self.seen
-        basis = orthonormal(seen[..., :rank])
+        basis = self._basis(self.matrix.dtype, rank)
         rows = torch.bmm(basis.mT, self.matrix)
         return balanced_columns(basis, rows) if self.seen is None else balanced_product(basis, rows)
 

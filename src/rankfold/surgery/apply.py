@@ -143,15 +143,8 @@ def replace_layer(model: nn.Module, layer: LayerInfo, module: Factored) -> nn.Mo
     """Put a factored layer in the place of a layer, its aliases and (sharing the factors) the layers tied to it."""
     own = _stored_bias(model, layer.name)
     for paths in tied_paths(model, layer):
-        twin: Any = copy.deepcopy(module)
-        bias = layer_bias(model, paths[0])
-        if own is not None and own is _stored_bias(model, paths[0]):
-            twin.bias = module.bias
-        elif twin.bias is not None and bias is not None:
-            with torch.no_grad():
-                twin.bias.copy_(bias)
-        share_weights_(twin, module)
-        model = swap_(model, paths, twin)
+        one_bias = own is not None and own is _stored_bias(model, paths[0])
+        model = swap_(model, paths, tied_twin(module, layer_bias(model, paths[0]), one_bias=one_bias))
     return swap_(model, (layer.name, *layer.aliases), module)
 
 
@@ -168,13 +161,23 @@ def tied_paths(model: nn.Module, layer: LayerInfo) -> list[tuple[str, ...]]:
     return [tuple(found) for found in paths.values()]
 
 
-def share_weights_(twin: nn.Module, module: nn.Module) -> None:
-    """Let a copy of a module hold the very weights and indices of it; biases stay its own."""
+def tied_twin(module: Factored, bias: torch.Tensor | None, *, one_bias: bool) -> Factored:
+    """Return the module for a layer tied to the one that a module replaces: the very weights and indices of it.
+
+    Its bias is its own, of these values, or with `one_bias` the very bias of the module.
+    """
+    twin: Any = copy.deepcopy(module)
+    if one_bias:
+        twin.bias = module.bias
+    elif twin.bias is not None and bias is not None:
+        with torch.no_grad():
+            twin.bias.copy_(bias)
     for target, source in zip(twin.modules(), module.modules(), strict=True):
         if source._parameters.get("weight") is not None:
             target.register_parameter("weight", source._parameters["weight"])
         if isinstance(source, Gauged):
             target.register_buffer("order", source.order)
+    return twin
 
 
 def swap_(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Module:

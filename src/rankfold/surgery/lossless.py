@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -16,8 +15,8 @@ from rankfold.surgery.apply import (
     memory_format,
     plan_of,
     remember_plan,
-    share_weights_,
     swap_,
+    tied_twin,
 )
 from rankfold.surgery.factored import Factored, build, stage_factors
 
@@ -60,19 +59,19 @@ def gauge(model: nn.Module) -> nn.Module:
     for name, module in new.named_modules(remove_duplicate=False):
         if isinstance(module, Factored):
             names.setdefault(module, []).append(name)
-    made: dict[tuple[int, ...], Factored] = {}
+    made: dict[tuple[int, ...], tuple[Factored, Factored]] = {}
     twins: list[tuple[list[str], Factored]] = []
     for module, places in names.items():
         key = tuple(id(p) for n, p in module.named_parameters() if n.endswith("weight"))
         if key in made:  # tied to a layer that is gauged already
-            twin = copy.deepcopy(made[key])
-            share_weights_(twin, made[key])
-            _take_bias_(twin, module)
+            first, gauged_first = made[key]
+            one_bias = module.bias is not None and module.bias is first.bias
+            twin = tied_twin(gauged_first, module.bias, one_bias=one_bias)
         else:
             twin = _gauged(module)
             if twin is None:
                 continue
-            made[key] = twin
+            made[key] = module, twin
         twins.append((places, twin))
     # Only now: a twin that has been swapped in holds the hooks of its own place.
     for places, twin in twins:
@@ -100,9 +99,3 @@ def _gauged(module: Factored) -> Factored | None:
     )
     formats = {memory_format(p) for p in module.parameters()} - {torch.preserve_format}
     return twin.to(memory_format=formats.pop()) if formats else twin
-
-
-def _take_bias_(twin: Factored, module: Factored) -> None:
-    if twin.bias is not None and module.bias is not None:
-        with torch.no_grad():
-            twin.bias.copy_(module.bias)
