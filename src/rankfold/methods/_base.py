@@ -158,16 +158,12 @@ class _Scaled:
         self._device = device
 
     def error(self, ranks: Ranks) -> float:
-        if torch.is_autocast_enabled(self._device):
-            with torch.autocast(self._device, enabled=False):
-                return self.error(ranks)
-        return self._prepared.error(ranks)
+        with without_autocast(self._device):
+            return self._prepared.error(ranks)
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
-        if torch.is_autocast_enabled(self._device):
-            with torch.autocast(self._device, enabled=False):
-                return self.factorize(ranks)
-        factors = self._prepared.factorize(ranks)
+        with without_autocast(self._device):
+            factors = self._prepared.factorize(ranks)
         if self._scale is None:
             return factors
         share = self._scale ** (1 / len(factors))
