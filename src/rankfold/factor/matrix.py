@@ -153,7 +153,8 @@ class QRProjection:
         return balanced_product(basis, basis.mT @ self.matrix.to(dtype))
 
     def _seen(self, dtype: torch.dtype) -> Tensor:
-        return (self.matrix if self.seen is None else self.seen).to(dtype)
+        seen = self.matrix if self.seen is None else self.seen
+        return seen if seen.dtype == dtype else seen.to(dtype)
 
     def _choleskys(self, dtype: torch.dtype) -> list[PivotedCholesky]:
         if dtype not in self._found:

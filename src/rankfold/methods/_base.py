@@ -63,8 +63,8 @@ class Method(Protocol):
         Parameters
         ----------
         weight : Tensor
-            Canonical: ``(groups, out / groups, in / groups, *kernel)``, finite, a copy. Its largest magnitude is 1, of
-            a balanced method within `HARMLESS` (or 0).
+            Canonical: ``(groups, out / groups, in / groups, *kernel)``, finite. Not to be written to: it may be the
+            layer's own memory. Its largest magnitude is 1, of a balanced method within `HARMLESS` (or 0).
         layer : LayerInfo
             The layer.
         moments : Moments or None
@@ -180,7 +180,8 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
     Parameters
     ----------
     weight : Tensor
-        In torch's layout (`LayerInfo.weight_shape`), any floating data type; left untouched.
+        In torch's layout (`LayerInfo.weight_shape`), any floating data type; left untouched. It is not copied where
+        nothing has to be converted: leave it as it is, too, for as long as the result is in use.
 
     Raises
     ------
@@ -190,26 +191,26 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
         If the weight has another shape than the layer, or holds NaN or infinity.
     """
     check_supported(method, layer)
-    if tuple(weight.shape) != layer.weight_shape:
+    if weight.shape != layer.weight_shape:
         raise InvalidWeight(
             f"the weight of {layer.title} has shape {tuple(weight.shape)}, expected {layer.weight_shape}."
         )
-    weight = weight.detach()
+    weight, device = weight.detach(), weight.device.type
     scale = None if getattr(method, "balanced", False) and _is_harmless(weight) else _largest(weight, layer)
     adaptive = getattr(method, "adaptive", False) and single_is_whole()
     single = adaptive and moments is None and weight.dtype != torch.float64
     dtype = torch.float32 if single else wide_dtype(weight)
-    with without_autocast(weight.device.type):
-        canonical = to_canonical(weight.clone() if weight.dtype == dtype else weight.to(dtype), layer)
+    with without_autocast(device):
+        canonical = to_canonical(weight if weight.dtype == dtype else weight.to(dtype), layer)
         if scale is not None:
-            canonical /= scale
+            canonical = canonical / scale
         if moments is not None:
             moments = Moments(
                 channel=moments.channel.detach().to(canonical),
                 patch=None if moments.patch is None else moments.patch.detach().to(canonical),
                 count=moments.count,
             )
-        return _Scaled(method.prepare(canonical, layer, moments), scale, weight.device.type)
+        return _Scaled(method.prepare(canonical, layer, moments), scale, device)
 
 
 def _is_harmless(weight: Tensor) -> bool:
