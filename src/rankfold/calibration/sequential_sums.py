@@ -15,7 +15,7 @@ from rankfold.calibration.flow import Use
 from rankfold.calibration.pairs import PairSums
 from rankfold.calibration.sequential_config import SequentialConfig
 from rankfold.calibration.taps import Tap, run_to_taps
-from rankfold.inventory import undisturbed
+from rankfold.inventory import find_module, undisturbed
 from rankfold.inventory.kinds import is_attention
 from rankfold.records import LayerInfo
 
@@ -74,14 +74,6 @@ def layer_modules(model: nn.Module, layer: LayerInfo) -> list[nn.Module]:
             return []
         found[id(module)] = module
     return list(found.values())
-
-
-def find_module(model: nn.Module, path: str) -> Any:
-    """Return the module of this path; None if there is none."""
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _run(

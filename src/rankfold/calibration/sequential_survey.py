@@ -10,8 +10,8 @@ from torch import nn
 
 from rankfold._batches import iterate, model_device, split_batch, to_device
 from rankfold.calibration.flow import Use, observe
-from rankfold.calibration.sequential_sums import find_module, layer_modules
-from rankfold.inventory import run_batch, undisturbed
+from rankfold.calibration.sequential_sums import layer_modules
+from rankfold.inventory import find_module, run_batch, undisturbed
 from rankfold.inventory.kinds import is_attention
 from rankfold.inventory.static import scan
 from rankfold.inventory.watch import Usage

@@ -13,5 +13,6 @@ from rankfold.inventory.static import check_model as check_model
 from rankfold.inventory.static import static_inventory as static_inventory
 from rankfold.inventory.survey import inspect as inspect
 from rankfold.inventory.weights import find_layer as find_layer
+from rankfold.inventory.weights import find_module as find_module
 from rankfold.inventory.weights import layer_bias as layer_bias
 from rankfold.inventory.weights import layer_weight as layer_weight

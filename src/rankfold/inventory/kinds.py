@@ -44,8 +44,8 @@ def stock_base(module: nn.Module) -> type[nn.Module] | None:
     return next((base for base in STOCK if issubclass(cls, base)), None)
 
 
-def is_attention(module: nn.Module) -> bool:
-    """Whether a module computes what ``nn.MultiheadAttention`` does."""
+def is_attention(module: nn.Module | None) -> bool:
+    """Whether this is a module that computes what ``nn.MultiheadAttention`` does."""
     return isinstance(module, nn.MultiheadAttention) and own_forward(module, nn.MultiheadAttention) is None
 
 

@@ -65,10 +65,10 @@ def find_layer(model: nn.Module, name: str) -> tuple[nn.Module, str | None]:
     """
     parent, _, last = name.rpartition(".")
     if last in ROLES:
-        attention = _submodule(model, parent)
+        attention = find_module(model, parent)
         if attention is not None and is_attention(attention):
             return attention, last
-    module = _submodule(model, name)
+    module = find_module(model, name)
     if module is None:
         near = get_close_matches(name, [n for n, _ in model.named_modules()], n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -76,7 +76,8 @@ def find_layer(model: nn.Module, name: str) -> tuple[nn.Module, str | None]:
     return module, None
 
 
-def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+def find_module(model: nn.Module, name: str) -> nn.Module | None:
+    """Return the module of a dotted path; None if there is none, as for a projection of an attention."""
     try:
         return model.get_submodule(name)
     except AttributeError:

@@ -12,7 +12,7 @@ from torch import nn
 from rankfold import methods
 from rankfold.errors import ConfigError, InvalidWeight, ModelError, PlanMismatch, RankfoldError
 from rankfold.factor.moments import Moments
-from rankfold.inventory import layer_bias, layer_weight, static_inventory
+from rankfold.inventory import find_module, layer_bias, layer_weight, static_inventory
 from rankfold.records import Choice, LayerInfo, Plan, Provenance
 from rankfold.surgery.attention import disable_fused_path_, separate_attention_
 from rankfold.surgery.carried import carry_attributes_, move_hooks_
@@ -149,7 +149,7 @@ def replace_layer(model: nn.Module, layer: LayerInfo, module: Factored) -> nn.Mo
 
 
 def _stored_bias(model: nn.Module, path: str) -> nn.Parameter | None:
-    module = _find(model, path)
+    module = find_module(model, path)
     return None if module is None else module._parameters.get("bias")
 
 
@@ -157,7 +157,8 @@ def tied_paths(model: nn.Module, layer: LayerInfo) -> list[tuple[str, ...]]:
     """Return the paths of the layers tied to a layer: those of one module together."""
     paths: dict[object, list[str]] = {}
     for tie in layer.ties:
-        paths.setdefault(_find(model, tie) or tie, []).append(tie)  # a projection of an attention is no module yet
+        module = find_module(model, tie)  # None for a projection of an attention: that is no module yet
+        paths.setdefault(module or tie, []).append(tie)
     return [tuple(found) for found in paths.values()]
 
 
@@ -185,7 +186,7 @@ def swap_(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Modu
     separated: set[str] = set()
     for name in names:
         parent = name.rpartition(".")[0]
-        if isinstance(_find(model, parent), nn.MultiheadAttention) and parent not in separated:
+        if isinstance(find_module(model, parent), nn.MultiheadAttention) and parent not in separated:
             twin = separate_attention_(model, parent)
             model = twin if parent == "" else model
             separated.add(parent)
@@ -202,13 +203,6 @@ def swap_(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Modu
         model.set_submodule(name, module)
         disable_fused_path_(model, name)
     return model
-
-
-def _find(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def factored_layers(model: nn.Module) -> dict[str, Factored]:
