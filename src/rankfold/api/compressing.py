@@ -23,6 +23,7 @@ from rankfold.cost import blueprint_cost, stored_inventory
 from rankfold.errors import ConfigError, DataError
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
+from rankfold.factor.linalg import double
 from rankfold.factor.moments import Moments, output_energy
 from rankfold.inventory import check_model, inspect, layer_weight, static_inventory
 from rankfold.methods import chosen_blueprint, to_canonical
@@ -306,9 +307,9 @@ def measured_errors(
     for name, module in factored_layers(small).items():
         if name not in names:
             continue
-        dense = layer_weight(model, name).double()
+        dense = double(layer_weight(model, name))
         with torch.no_grad():
-            difference = module.weight.detach().double() - dense
+            difference = double(module.weight.detach()) - dense
         squares = [
             float(output_energy(to_canonical(w, module.info), (moments or {}).get(name))) for w in (difference, dense)
         ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rankfold.errors import DataError
-from rankfold.factor.linalg import single_is_whole
+from rankfold.factor.linalg import NO_DOUBLE, double, single_is_whole
 
 # Elements of the vectors that are multiplied at once: what stays in a CPU's caches, and short
 # enough a sum for float32.
@@ -93,14 +93,9 @@ def magnitude(x: Tensor, what: str) -> float:
 
 def work_dtype(x: Tensor) -> torch.dtype:
     """Return the data type in which products of a tensor are taken."""
-    if x.device.type == "mps":
+    if x.device.type in NO_DOUBLE:
         return torch.float32
     return torch.float64 if x.dtype == torch.float64 or not single_is_whole() else torch.float32
-
-
-def double(product: Tensor) -> Tensor:
-    """Return float64, on the CPU if the device has none."""
-    return (product.cpu() if product.device.type == "mps" else product).double()
 
 
 def upper_product(columns: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rankfold.calibration.gram import CHUNK, double, magnitude, power_of_two, scaled, upper_product, work_dtype
+from rankfold.calibration.gram import CHUNK, magnitude, power_of_two, scaled, upper_product, work_dtype
 from rankfold.calibration.patches import channel_vectors, even_steps, patch_vectors
+from rankfold.factor.linalg import double
 from rankfold.factor.refit import PairMoments
 from rankfold.records import LayerInfo
 

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NO_DOUBLE = ("mps",)
+"""Types of devices that have no float64, nor most decompositions of `torch.linalg`."""
+
 SINGLE_ENOUGH = 0.03
 """Relative error from which on a truncation may be found in single precision."""
 
@@ -30,8 +33,13 @@ FEW_COLUMNS = 32
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """Return float64; float32 where the device has no other, and for tensors above a gibibyte."""
-    return torch.float32 if tensor.device.type == "mps" or tensor.numel() > 2**27 else torch.float64
+    """Return float64; float32 for tensors above a gibibyte."""
+    return torch.float32 if tensor.numel() > 2**27 else torch.float64
+
+
+def double(tensor: Tensor) -> Tensor:
+    """Return float64, on the CPU if the device has none."""
+    return (tensor.cpu() if tensor.device.type in NO_DOUBLE else tensor).double()
 
 
 def single_is_whole() -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rankfold._config import build_config
 from rankfold._registry import Registry
 from rankfold.errors import InvalidWeight, RankError, UnsupportedLayer
-from rankfold.factor.linalg import Metric, single_is_whole, wide_dtype
+from rankfold.factor.linalg import NO_DOUBLE, Metric, single_is_whole, wide_dtype
 from rankfold.factor.moments import Moments
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
@@ -173,9 +173,10 @@ class _Scaled:
 def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments | None = None) -> Prepared:
     """Prepare a layer with a method: the one place where weights enter the kernels.
 
-    Checks the weight, works in float64 (float32 on devices without it, above a gibibyte, and where a method finds that
-    enough: see `rankfold.factor.linalg`), outside of autocast, and scales the weight to magnitude 1, so that huge, tiny
-    and half-precision weights are factored alike (where a method is balanced, only huge and tiny ones are scaled).
+    Checks the weight, works in float64 (float32 above a gibibyte, and where a method finds that enough: see
+    `rankfold.factor.linalg`), outside of autocast, and scales the weight to magnitude 1, so that huge, tiny and
+    half-precision weights are factored alike (where a method is balanced, only huge and tiny ones are scaled). Factors
+    are on the weight's device; on the CPU if that has no float64.
 
     Parameters
     ----------
@@ -196,6 +197,8 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
             f"the weight of {layer.title} has shape {tuple(weight.shape)}, expected {layer.weight_shape}."
         )
     weight, device = weight.detach(), weight.device.type
+    if device in NO_DOUBLE:
+        weight, device = weight.cpu(), "cpu"
     scale = None if getattr(method, "balanced", False) and _is_harmless(weight) else _largest(weight, layer)
     adaptive = getattr(method, "adaptive", False) and single_is_whole()
     single = adaptive and moments is None and weight.dtype != torch.float64

@@ -9,6 +9,7 @@ from rankfold import methods
 from rankfold._config import is_number, require
 from rankfold.cost import gauged_cost
 from rankfold.errors import ConfigError
+from rankfold.factor.linalg import double
 from rankfold.factor.vbmf import evbmf_rank
 from rankfold.methods import Method
 from rankfold.records import Candidate, CandidateTable, LayerInfo, Plan, Problem, Ranks
@@ -100,7 +101,7 @@ class VBMF:
     def _analytic(self, problem: Problem, layer: LayerInfo, method: Method) -> Ranks:
         stored = problem.weight(layer.name)
         methods.check_finite(stored, layer)
-        weight = methods.to_canonical(stored, layer).double()
+        weight = double(methods.to_canonical(stored, layer))
         limits = method.max_ranks(layer)
         if method.name == "svd":
             found: Ranks = (max(evbmf_rank(group) for group in weight.flatten(2)),)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.factor.gauge import Gauge
+from rankfold.factor.linalg import double
 from rankfold.methods import without_autocast
 from rankfold.records import (
     BiasSpec,
@@ -332,12 +333,12 @@ def build(
         if not blueprint.gauged:
             _fill(module, blueprint, factors, bias)
             return module
-        place = factors[0].device
-        exact = torch.float32 if place.type == "mps" else torch.float64
-        plain = build(blueprint.plain, info, choice, dtype=exact, device=place, factors=factors, bias=bias)
-        made = gauge_factors(blueprint, [factor.to(exact) for factor in factors])
+        exact = [double(factor) for factor in factors]
+        place = exact[0].device
+        plain = build(blueprint.plain, info, choice, dtype=torch.float64, device=place, factors=exact, bias=bias)
+        made = gauge_factors(blueprint, exact)
         _fill(module, blueprint, made.factors, bias)
-        rounded = copy.deepcopy(module).to(place, exact)
+        rounded = copy.deepcopy(module).to(place, torch.float64)
         check_gauge(rounded.weight, plain.weight, made.condition, info, choice, dtype)
     return module
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.errors import UnsupportedLayer
+from rankfold.factor.linalg import double
 from rankfold.records import LayerInfo
 
 _TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-4, torch.float64: 1e-8}
@@ -28,7 +29,7 @@ def output_scales(old: Tensor, new: Tensor, info: LayerInfo) -> Tensor:
     """
     if new.shape == old.shape:
         exact_old, exact_new = (
-            _grouped(w.detach().double(), info.groups, info.transposed).flatten(2) for w in (old, new)
+            _grouped(double(w.detach()), info.groups, info.transposed).flatten(2) for w in (old, new)
         )
         squares = exact_old.square().sum(-1)
         scales = torch.where(squares > 0, (exact_old * exact_new).sum(-1) / squares.clamp_min(1e-300), 1.0)

@@ -1,4 +1,4 @@
-"""On a CUDA device every method finds the same factors as on the CPU, up to signs, order and rotations."""
+"""On every device a method finds the same factors as on the CPU, up to signs, order and rotations."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from rankfold import methods
+from rankfold.factor.linalg import NO_DOUBLE
 from rankfold.factor.moments import Moments
 from rankfold.testing import LayerCase
 from rankfold.testing.subject import Subject, relative_error, sample_ranks
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+needs_mps = pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs an Apple GPU")
 
 ITERATIVE = ("cp", "filterwise_cp")
 """Methods that end in local optima: on another device another one, of about the same error."""
@@ -48,7 +51,7 @@ def same(case: Subject, name: str, device: str, moments: Moments | None = None) 
     there = methods.prepare(method, case.weight.to(device), case.info, moments)
     for ranks in sample_ranks(method, case.info, count=4):
         factors = here.factorize(ranks), there.factorize(ranks)
-        assert {f.device.type for f in factors[1]} == {device}
+        assert {f.device.type for f in factors[1]} == {"cpu" if device in NO_DOUBLE else device}
         back = tuple(f.cpu() for f in factors[1])
         dense = [case.built(method, ranks, f, dtype=torch.float64).weight for f in (factors[0], back)]
         if name in ITERATIVE:
@@ -82,6 +85,32 @@ def test_cuda_finds_the_same_factors_for_data(name: str) -> None:
     n = case.info.group_in
     moments = Moments(channel=torch.logspace(0, -2, n, dtype=torch.float64).diag()[None], patch=None, count=n)
     same(case, name, "cuda", moments)
+
+
+@gpu
+@needs_mps
+@pytest.mark.parametrize("name", methods.registry.names())
+def test_weights_of_a_device_without_float64_are_factored_on_the_cpu(name: str) -> None:
+    same(subject(name, torch.float32), name, "mps")
+
+
+@pytest.mark.parametrize("name", methods.registry.names())
+def test_where_a_device_has_no_float64_nothing_else_is_asked_of_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The door takes one copy of the weight, to the CPU, and that is all (meta tensors cannot be computed with)."""
+    monkeypatch.setattr("rankfold.methods._base.NO_DOUBLE", ("meta",))
+    case, method = subject(name, torch.float32), methods.get(name)
+    copied: list[torch.device] = []
+
+    def copy(tensor: Tensor) -> Tensor:
+        copied.append(tensor.device)
+        return case.weight
+
+    monkeypatch.setattr(Tensor, "cpu", copy)
+    (ranks,) = sample_ranks(method, case.info, count=1)
+    prepared = methods.prepare(method, case.weight.to("meta"), case.info)
+    assert copied == [torch.device("meta")]
+    expected = methods.prepare(method, case.weight, case.info).factorize(ranks)
+    assert all(torch.equal(a, b) for a, b in zip(prepared.factorize(ranks), expected, strict=True))
 
 
 @pytest.mark.parametrize("name", [name for name in methods.registry.names() if name not in ITERATIVE])
