@@ -60,7 +60,7 @@ class SVDProjection:
     def relative_error(self, rank: int) -> float:
         """Return the root of the energy of the singular values left out."""
         if "errors" not in self._found:
-            gram_matrix = _short_gram(self._seen(wide_dtype(self.matrix)))
+            gram_matrix = _short_gram(_seen(self, wide_dtype(self.matrix)))
             values = torch.linalg.eigvalsh(gram_matrix).flip(-1).clamp_min(0)
             self._found["errors"] = relative_errors(tails(values).sum(0))
         return self._found["errors"][rank]
@@ -80,16 +80,19 @@ class SVDProjection:
             right, left = balanced_columns(vectors, (matrix @ vectors).mT)
             return left.mT, right.mT
         # Columns of M S V are sigma_j u_j: orthogonal but for rounding, not normalised, perhaps zero.
-        basis = orthonormal(self._seen(dtype) @ vectors)
+        basis = orthonormal(_seen(self, dtype) @ vectors)
         return balanced_product(basis, basis.mT @ matrix)
-
-    def _seen(self, dtype: torch.dtype) -> Tensor:
-        return (self.matrix if self.seen is None else self.seen).to(dtype)
 
     def _eigen(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if dtype not in self._found:
-            self._found[dtype] = eigh_descending(_short_gram(self._seen(dtype)))
+            self._found[dtype] = eigh_descending(_short_gram(_seen(self, dtype)))
         return self._found[dtype]
+
+
+def _seen(projection: SVDProjection | QRProjection, dtype: torch.dtype) -> Tensor:
+    """Return the matrix in the metric, in this data type."""
+    seen = projection.matrix if projection.seen is None else projection.seen
+    return seen if seen.dtype == dtype else seen.to(dtype)
 
 
 def _short_gram(matrix: Tensor) -> Tensor:
@@ -123,7 +126,7 @@ class QRProjection:
     def relative_error(self, rank: int) -> float:
         """Return the root of the energy of the rows left out."""
         if "errors" not in self._found:
-            seen = self._seen(wide_dtype(self.matrix))
+            seen = _seen(self, wide_dtype(self.matrix))
             basis = self._basis(seen.dtype, min(seen.shape[1:]))
             self._found["errors"] = relative_errors(tails((basis.mT @ seen).square().sum(-1)).sum(0))
         return self._found["errors"][rank]
@@ -142,7 +145,7 @@ class QRProjection:
         if enough and not any(c.exhausted for c in choleskys):
             pivots = self._pivots(self.matrix.dtype, rank)
             triangle = rows.gather(-1, pivots.expand(-1, rank, -1))
-            seen = self._seen(rows.dtype)
+            seen = _seen(self, rows.dtype)
             columns = seen.gather(-1, pivots.expand(-1, seen.shape[1], -1))
             basis = torch.linalg.solve_triangular(triangle, columns, upper=True, left=False)
             if self.seen is None:
@@ -152,13 +155,9 @@ class QRProjection:
         basis = self._basis(dtype, rank)
         return balanced_product(basis, basis.mT @ self.matrix.to(dtype))
 
-    def _seen(self, dtype: torch.dtype) -> Tensor:
-        seen = self.matrix if self.seen is None else self.seen
-        return seen if seen.dtype == dtype else seen.to(dtype)
-
     def _choleskys(self, dtype: torch.dtype) -> list[PivotedCholesky]:
         if dtype not in self._found:
-            self._found[dtype] = [PivotedCholesky(g) for g in gram(self._seen(dtype).mT).unbind()]
+            self._found[dtype] = [PivotedCholesky(g) for g in gram(_seen(self, dtype).mT).unbind()]
         return self._found[dtype]
 
     def _pivots(self, dtype: torch.dtype, rank: int) -> Tensor:
@@ -167,7 +166,7 @@ class QRProjection:
 
     def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
         """Return an orthonormal basis of the pivot columns."""
-        seen, pivots = self._seen(dtype), self._pivots(dtype, rank)
+        seen, pivots = _seen(self, dtype), self._pivots(dtype, rank)
         return orthonormal(seen.gather(-1, pivots.expand(-1, seen.shape[1], -1)))
 
 
@@ -184,4 +183,4 @@ class PlainQRProjection(QRProjection):
 
     def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
         """Return an orthonormal basis of the first columns."""
-        return orthonormal(self._seen(dtype)[..., :rank])
+        return orthonormal(_seen(self, dtype)[..., :rank])
