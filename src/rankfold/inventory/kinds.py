@@ -49,6 +49,15 @@ def is_attention(module: nn.Module | None) -> bool:
     return isinstance(module, nn.MultiheadAttention) and own_forward(module, nn.MultiheadAttention) is None
 
 
+def attention_settings(attention: Any) -> str:
+    """Return what decides how an attention uses its projections, in words."""
+    words = [f"attention of {attention.num_heads} heads"]
+    words += ["batch first"] if attention.batch_first else []
+    words += ["added zeros"] if attention.add_zero_attn else []
+    words += ["added key and value"] if attention.bias_k is not None else []
+    return ", ".join(words)
+
+
 def own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
     """Return in words how a module's computation differs from its base class's; None if not."""
     cls = original_class(module)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rankfold.inventory.kinds import (
     ROLES,
     TRANSPOSED,
+    attention_settings,
     dtype_name,
     is_attention,
     is_lazy,
@@ -153,6 +154,7 @@ def _projection(attention: Any, paths: tuple[str, ...], role: str) -> Member:
         bias=bias,
         dtype=_dtype(stored),
         type_name=original_class(attention).__name__,
+        attention=attention_settings(attention),
         aliases=names[1:],
         skip=_fault(stored),
         note=_folded(computed),

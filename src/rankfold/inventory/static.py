@@ -170,7 +170,7 @@ def _unequal(member: Member, group: Sequence[Member]) -> str:
 
 
 def _settings(info: LayerInfo) -> LayerInfo:
-    return replace(info, name="", aliases=(), type_name="")
+    return replace(info, name="", aliases=(), type_name="", attention="")
 
 
 def _called(path: str, module: nn.Module) -> str:

@@ -49,6 +49,8 @@ class LayerInfo:
         Other paths of the same module object.
     ties : tuple of str
         Paths of other layers that hold the same weight parameter; they share one decision.
+    attention : str
+        Of a projection of an attention: the settings of the attention, in words.
     calls : tuple of Call
         How the layer is used on the example input; empty if it never is (or nothing has been run).
     skip : str or None
@@ -72,6 +74,7 @@ class LayerInfo:
     bias: bool = False
     dtype: str = "float32"
     type_name: str = ""
+    attention: str = ""
     calls: tuple[Call, ...] = ()
     aliases: tuple[str, ...] = ()
     ties: tuple[str, ...] = ()
@@ -108,7 +111,7 @@ class LayerInfo:
         return self.kind == "conv" and self.groups > 1 and self.group_in == 1
 
     def describe(self) -> str:
-        """Return the layer in words, such as ``Conv2d 16->32 3x3 s2 g1``; this is also its fingerprint in plans."""
+        """Return the layer in a few words, such as ``Conv2d 16->32 3x3 s2 g1``; see `fingerprint` for all of it."""
         if self.kind == "linear":
             return f"Linear {self.in_channels}->{self.out_channels}"
         name = f"Conv{'Transpose' if self.transposed else ''}{len(self.kernel)}d"
@@ -118,6 +121,42 @@ class LayerInfo:
         return " ".join(words)
 
     @property
+    def fingerprint(self) -> str:
+        """Everything about the layer that decides what it computes with given weights, in words.
+
+        Two layers with the same fingerprint compute the same function of their parameters. Data type, device and
+        training mode do not belong to it.
+        """
+        words = [self.describe()]
+        if self.kind == "conv":
+            padding = self._explicit_padding()
+            words += [f"padding {_joined(padding)}", f"dilation {_joined(self.dilation)}"]
+            if self.padding_mode != "zeros" and (isinstance(padding, str) or any(padding)):
+                words.append(f"{self.padding_mode} padded")
+            if any(self.output_padding):
+                words.append(f"output padding {_joined(self.output_padding)}")
+        words.append("bias" if self.bias else "no bias")
+        if self.attention:
+            words.append(self.attention)
+        return ", ".join(words)
+
+    def fingerprint_like(self, other: str) -> str:
+        """Return the fingerprint in the form of another one, with which it is to be compared.
+
+        Plans of earlier versions hold the text of `describe`, which tells less; nothing more can be compared then.
+        """
+        return self.fingerprint if ", " in other else self.describe()
+
+    def _explicit_padding(self) -> Size | str:
+        """Return the padding as numbers where it is the same on both sides: one function has one fingerprint."""
+        if self.padding == "valid":
+            return (0,) * len(self.kernel)
+        totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
+        if self.padding == "same" and all(total % 2 == 0 for total in totals):
+            return tuple(total // 2 for total in totals)
+        return self.padding
+
+    @property
     def title(self) -> str:
         """The layer for a message: its name, if it has one, and its description."""
         return f"layer {self.name!r} ({self.describe()})" if self.name else f"the layer ({self.describe()})"
@@ -125,6 +164,10 @@ class LayerInfo:
     def static(self) -> LayerInfo:
         """Return the layer without what only a run can tell (calls, notes)."""
         return replace(self, calls=(), note=None)
+
+
+def _joined(sizes: Size | str) -> str:
+    return sizes if isinstance(sizes, str) else "x".join(map(str, sizes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

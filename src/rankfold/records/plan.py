@@ -167,7 +167,7 @@ class Plan:
     layers : dict of str to Choice
         By layer name, in order of definition.
     fingerprint : dict of str to str
-        Each layer in words (`LayerInfo.describe`); `apply` refuses a model in which they differ.
+        Each layer in words (`LayerInfo.fingerprint`); `apply` refuses a model in which they differ.
     provenance : Provenance
         Strategy, budget, seed, versions, source weights.
     """

@@ -19,8 +19,10 @@ from rankfold._files import check_writable, write_atomic
 from rankfold._hashing import tensor_hash
 from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldError, RankfoldWarning
 from rankfold.records import Plan
+from rankfold.storage.architecture import Settings, check_architecture, read_architecture, write_architecture
 from rankfold.surgery import build, check_plan, copy_model, plan_of
 from rankfold.surgery.apply import remember_plan, replace_layer
+from rankfold.surgery.gauged import Gauged
 
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -70,6 +72,7 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
         "plan_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "tensors_sha256": tensor_hash(_with_aliases(tensors, aliases)),
         "aliases": json.dumps(aliases),
+        **write_architecture(model),
     }
 
     def write_weights(temporary: Path) -> None:
@@ -144,10 +147,11 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptArtifact(f"{str(path / PLAN_FILE)!r} cannot be read: {error}.") from error
     plan = Plan.from_json(text, source=str(path / PLAN_FILE))
-    tensors = _read_tensors(path / WEIGHTS_FILE, text)
-    plan, tensors = _strip_prefixes(plan, tensors, model)
+    tensors, recorded = _read_tensors(path / WEIGHTS_FILE, text)
+    plan, tensors, recorded = _strip_prefixes(plan, tensors, recorded, model)
     new = rebuild(copy_model(unwrap(model)), plan)
     _load_tensors(new, tensors, path / WEIGHTS_FILE)
+    check_architecture(new, recorded)
     return new
 
 
@@ -210,7 +214,8 @@ def check_state(model: nn.Module) -> None:
             )
 
 
-def _read_tensors(file: Path, plan_text: str) -> dict[str, Tensor]:
+def _read_tensors(file: Path, plan_text: str) -> tuple[dict[str, Tensor], dict[str, Settings]]:
+    """Return the tensors of an artefact and what it records of the architecture."""
     if not file.is_file():
         raise CorruptArtifact(f"the artefact has no {file.name}; it is incomplete.")
     try:
@@ -239,14 +244,26 @@ def _read_tensors(file: Path, plan_text: str) -> dict[str, Tensor]:
         raise CorruptArtifact(
             f"{str(file)!r} is damaged: its checksum does not match. Copy or save the artefact again."
         )
-    return tensors
+    return tensors, read_architecture(metadata, str(file))
+
+
+def check_orders(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise `CorruptArtifact` if the channel indices of a gauged layer are no rearrangement of its channels."""
+    for path, module in model.named_modules():
+        name = f"{path}.order"
+        if isinstance(module, Gauged) and name in tensors and not module.is_order(tensors[name]):
+            raise CorruptArtifact(
+                f"{source!r} is damaged: {name!r} does not name every channel once. Copy or save the artefact again."
+            )
 
 
 def _with_aliases(tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
     return {**tensors, **{name: tensors[source] for name, source in aliases.items()}}
 
 
-def _strip_prefixes(plan: Plan, tensors: dict[str, Tensor], model: nn.Module) -> tuple[Plan, dict[str, Tensor]]:
+def _strip_prefixes(
+    plan: Plan, tensors: dict[str, Tensor], recorded: dict[str, Settings], model: nn.Module
+) -> tuple[Plan, dict[str, Tensor], dict[str, Settings]]:
     """Drop wrapper prefixes that the artefact has and the model has not, and say so."""
     names = [name for name, _ in unwrap(model).named_modules()]
     for prefix in _PREFIXES:
@@ -255,12 +272,13 @@ def _strip_prefixes(plan: Plan, tensors: dict[str, Tensor], model: nn.Module) ->
                 f"stripped the wrapper prefix {prefix!r} from every name of the artefact", RankfoldWarning, stacklevel=3
             )
             tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
+            recorded = {n.removeprefix(prefix): settings for n, settings in recorded.items()}
             plan = replace(
                 plan,
                 layers={n.removeprefix(prefix): c for n, c in plan.layers.items()},
                 fingerprint={n.removeprefix(prefix): f for n, f in plan.fingerprint.items()},
             )
-    return plan, tensors
+    return plan, tensors, recorded
 
 
 def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
@@ -278,6 +296,7 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> N
             f"{str(file)!r} does not fit the model that its plan describes:\n  " + "\n  ".join(shown) + "\n"
             "Load it into a fresh instance of the architecture that was compressed."
         )
+    check_orders(model, tensors, str(file))
     differing = {f"{tensors[n].dtype} -> {t.dtype}" for n, t in expected.items() if tensors[n].dtype != t.dtype}
     if differing:
         warnings.warn(

@@ -164,7 +164,7 @@ def make_plan(
             layers[layer.name] = Choice.of(candidate, reason=(notes or {}).get(layer.name))
     return Plan(
         layers=layers,
-        fingerprint={layer.name: layer.describe() for layer in problem.inventory},
+        fingerprint={layer.name: layer.fingerprint for layer in problem.inventory},
         provenance=Provenance(
             strategy=strategy.name,
             config=config_to_dict(strategy.config),

@@ -43,10 +43,11 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
             problems.append(f"layer {name!r} shares its weight with {shared[name]!r}; decide under that name")
         elif name not in layers:
             problems.append(f"layer {name!r} is not in the model")
-        elif plan.fingerprint.get(name, layers[name].describe()) != layers[name].describe():
-            problems.append(
-                f"layer {name!r} is {layers[name].describe()}, the plan was made for {plan.fingerprint[name]}"
-            )
+        elif name in plan.fingerprint:
+            wanted = plan.fingerprint[name]
+            here = layers[name].fingerprint_like(wanted)
+            if here != wanted:
+                problems.append(f"layer {name!r} is {here}, the plan was made for {wanted}")
     if problems:
         shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise PlanMismatch(
@@ -239,6 +240,6 @@ def plan_of(model: nn.Module) -> Plan:
     factored = {name: factored[name] for name in decisions.values()}
     return Plan(
         layers={name: module.choice for name, module in factored.items()},
-        fingerprint={name: module.info.describe() for name, module in factored.items()},
+        fingerprint={name: module.info.fingerprint for name, module in factored.items()},
         provenance=plan.provenance if isinstance(plan, Plan) else Provenance(strategy="unknown"),
     )

@@ -86,6 +86,18 @@ class Gauged(nn.Module):
         """Return `order` for row indices ``(groups, rank)`` and ``(groups, size - rank)``."""
         raise NotImplementedError
 
+    def is_order(self, order: Tensor) -> bool:
+        """Whether a tensor can be `order`: of its data type, and in each group every channel of the group once."""
+        first = self._first()
+        if order.dtype != first.dtype or order.shape != first.shape:
+            return False
+        ours, theirs = (self._by_group(x).sort(1).values for x in (order.to(first.device), first))
+        return torch.equal(ours, theirs)
+
+    def _by_group(self, order: Tensor) -> Tensor:
+        """Return the entries of `order` that belong to each group, ``(groups, size)``."""
+        raise NotImplementedError
+
     def _first(self) -> Tensor:
         """Return `order` with the first rows as pivots, which a module has until it is filled or loaded."""
         rows = torch.arange(self.size, device=self.like.device).expand(self.groups, -1)
@@ -156,6 +168,10 @@ class GaugedInput(Gauged):
         whole = torch.cat(parts, 2).gather(2, index.argsort(1).unsqueeze(1).expand(-1, self.rank, -1))
         return self._shaped(whole)
 
+    def _by_group(self, order: Tensor) -> Tensor:
+        copied, seen = order.split([self.groups * self.rank, self.groups * (self.size - self.rank)])
+        return torch.cat([copied.view(self.groups, -1), seen.view(self.groups, self.size - self.rank)], 1)
+
     def _rest(self, identity: Tensor) -> Tensor:
         assert self.rest is not None
         return self.rest.get_parameter("weight").reshape(*identity.shape[:2], -1)
@@ -198,6 +214,9 @@ class GaugedOutput(Gauged):
         copied, computed = place - group * self.rank, place - count - group * rest.shape[1] + self.rank
         index = torch.where(place < count, copied, computed)
         return self._shaped(torch.cat([identity, rest], 1).gather(1, index.unsqueeze(2).expand(-1, -1, self.rank)))
+
+    def _by_group(self, order: Tensor) -> Tensor:
+        return order.view(self.groups, self.size)
 
     def order_of(self, pivots: Tensor, others: Tensor) -> Tensor:
         """Return the place of each output: all copied channels, group by group, come before all of `rest`."""

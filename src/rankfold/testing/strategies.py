@@ -50,7 +50,7 @@ def plan_covers_every_layer(strategy: Strategy, case: ModelCase) -> None:
             method = methods.get(choice.method, choice.options)
             methods.check_supported(method, layer)
             methods.check_ranks(method, layer, choice.ranks)
-        expect(plan.fingerprint.get(name) == layer.describe(), f"layer {name!r} has no fingerprint")
+        expect(plan.fingerprint.get(name) == layer.fingerprint, f"layer {name!r} has no fingerprint")
     expect(plan.provenance.strategy == strategy.name, f"provenance says {plan.provenance.strategy!r}")
     with torch.no_grad():
         dense, small = model(case.input()), applied(model, plan)(case.input())

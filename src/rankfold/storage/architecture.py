@@ -1,0 +1,161 @@
+"""What decides a network's function without showing in the names and shapes of its tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+from torch import nn
+
+from rankfold.errors import CorruptArtifact, PlanMismatch
+from rankfold.inventory.kinds import attention_settings, is_attention, original_class
+from rankfold.inventory.members import members_of
+from rankfold.surgery import Factored
+from rankfold.surgery.attention import SeparatedAttention
+
+Settings = dict[str, str]
+
+_KEY, _CHECKSUM = "architecture", "architecture_sha256"
+_SHOWN = 20
+# What changes nothing in eval mode: training, memory, and the two spellings of "nothing happens here".
+_IRRELEVANT = frozenset({"inplace", "p", "momentum", "dropout", "sparse", "scale_grad_by_freq"})
+_PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)
+_CONTAINERS = ("torch.nn.modules.module", "torch.nn.modules.container")
+
+
+def architecture(model: nn.Module) -> dict[str, Settings]:
+    """Return the settings of every layer and every module of ``torch.nn`` by path.
+
+    Layers have their fingerprint (`LayerInfo.fingerprint`), factored ones that of the layer they replace. Of other
+    stock modules, such as pooling, activations and norms, the class and the attributes that its own ``__constants__``
+    lists are taken. What the model's own classes compute in their ``forward`` cannot be known.
+    """
+    found: dict[str, Settings] = {}
+    inside: set[str] = set()
+    for path, module in model.named_modules():
+        if path.rpartition(".")[0] in inside:
+            inside.add(path)
+            continue
+        settings = _settings(module)
+        if settings is not None:
+            found[path] = settings
+        if isinstance(module, Factored) or is_attention(module):
+            inside.add(path)
+    return found
+
+
+def write_architecture(model: nn.Module) -> dict[str, str]:
+    """Return the record of a model's architecture, and its checksum, as an artefact's metadata."""
+    text = json.dumps(architecture(model))
+    return {_KEY: text, _CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def read_architecture(metadata: Mapping[str, str], source: str) -> dict[str, Settings]:
+    """Return what an artefact records of the architecture; nothing where an earlier version wrote it.
+
+    Raises
+    ------
+    CorruptArtifact
+        If the record is not what was written.
+    """
+    text, checksum = metadata.get(_KEY), metadata.get(_CHECKSUM)
+    if text is None and checksum is None:
+        return {}
+    if text is None or hashlib.sha256(text.encode()).hexdigest() != checksum:
+        raise CorruptArtifact(f"{source!r} is damaged: its record of the architecture does not match its checksum.")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptArtifact(f"{source!r} is damaged: its record of the architecture is no JSON.") from error
+    if not isinstance(found, dict) or not all(map(_is_settings, found.values())):
+        raise CorruptArtifact(f"{source!r} is damaged: its record of the architecture is malformed.")
+    return found
+
+
+def check_architecture(model: nn.Module, expected: Mapping[str, Settings]) -> None:
+    """Compare a model, with the factored layers in place, with what an artefact records of the one that was saved.
+
+    Attributes that only one side knows, as those of another version of torch, are not compared.
+
+    Raises
+    ------
+    PlanMismatch
+        If the model computes something else; every difference is named.
+    """
+    found = architecture(model)
+    problems = [p for path, settings in expected.items() for p in _differences(path, settings, found.get(path))]
+    if problems:
+        shown = problems[:_SHOWN] + ([f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])
+        raise PlanMismatch(
+            "the model computes something else than the one that was saved:\n  " + "\n  ".join(shown) + "\n"
+            "Load it into a fresh instance of the architecture that was compressed."
+        )
+
+
+def _is_settings(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+
+def _differences(path: str, expected: Mapping[str, str], found: Mapping[str, str] | None) -> list[str]:
+    kind = expected.get("type", "")
+    if found is None:
+        return [] if kind == nn.Identity.__name__ else [f"module {path!r} is missing or of another kind: saved {kind}"]
+    if found["type"] != kind:
+        return [f"module {path!r} is {found['type']}, saved was {kind}"]
+    return [
+        f"module {path!r} ({kind}) has {name} {found[name]}, saved was {value}"
+        for name, value in expected.items()
+        if found.get(name, value) != value
+    ]
+
+
+def _settings(module: nn.Module) -> Settings | None:
+    """Return the settings of one module; None for containers and classes that are not torch's."""
+    if isinstance(module, Factored):
+        return {"type": "layer", "fingerprint": module.info.fingerprint}
+    if isinstance(module, SeparatedAttention) or is_attention(module):
+        return {"type": "attention", "settings": attention_settings(module)}
+    members = members_of(module, ("",))
+    if members:
+        return {"type": "layer", "fingerprint": members[0].info.fingerprint}
+    base = _stock_class(module)
+    if base is None:
+        return None
+    if issubclass(base, _PASSING):
+        return {"type": nn.Identity.__name__}
+    # SyncBatchNorm and the dimensions of a batch norm differ in what they accept, not in what they compute.
+    name = "BatchNorm" if issubclass(base, nn.modules.batchnorm._BatchNorm) else base.__name__
+    settings = {"type": name}
+    for attribute in getattr(base, "__constants__", ()):
+        value = _text(getattr(module, attribute, _UNKNOWN))
+        if attribute not in _IRRELEVANT and value is not None:
+            settings[attribute] = value
+    function = getattr(module, "activation", None)  # of a transformer layer
+    if callable(function) and not isinstance(function, nn.Module) and hasattr(function, "__name__"):
+        settings["activation"] = str(function.__name__)
+    return settings
+
+
+def _stock_class(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class of ``torch.nn`` whose forward a module runs."""
+    cls = original_class(module)
+    base = next((c for c in cls.__mro__ if c.__module__.startswith("torch.nn.modules.")), None)
+    if base is None or base.__module__ in _CONTAINERS or "forward" in vars(module):
+        return None
+    return base if cls.forward is base.forward else None
+
+
+_UNKNOWN = object()
+
+
+def _text(value: object) -> str | None:
+    """Return a setting in one spelling (``2``, ``2.0`` and ``(2, 2)`` are the same); None if it is no plain value."""
+    if isinstance(value, tuple | list):
+        parts = [_text(v) for v in value]
+        if not parts or any(part is None for part in parts):
+            return None
+        return str(parts[0]) if len(set(parts)) == 1 else "x".join(map(str, parts))
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if value is None or isinstance(value, bool | int | float | str) else None
