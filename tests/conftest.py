@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 
 # Before torch is imported, and inherited by every process a test starts: one thread each, so that
-# parallel workers do not fight for the cores and sums come out in one order; and no model hub.
+# parallel workers do not fight for the cores and sums come out in one order; no model hub; and training on the CPU
+# on machines with an accelerator too, where the tests' own models and data are (those marked `gpu` say otherwise).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 from collections.abc import Iterator
 

@@ -58,7 +58,8 @@ def run(folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
         [sys.executable, *(launcher if processes > 1 else []), str(script), str(folder), name],
-        env={**os.environ, "PYTHONPATH": str(Path(rankfold.__path__[0]).parent)},
+        # Without accelerators: two processes may not share one, and gloo is what is tested.
+        env={**os.environ, "PYTHONPATH": str(Path(rankfold.__path__[0]).parent), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         check=False,

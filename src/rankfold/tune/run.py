@@ -298,9 +298,16 @@ class Run:
         assert self.metric is not None
         self.model.eval()
         config, device = self.config, self.accelerator.device
-        with Stream(device, config.seed, "metric", self.state.epoch), torch.no_grad():
-            found: Any = self.metric(self.model)
         name = getattr(self.metric, "name", getattr(self.metric, "__name__", "metric"))
+        try:
+            with Stream(device, config.seed, "metric", self.state.epoch), torch.no_grad():
+                found: Any = self.metric(self.model)
+        except Exception as error:  # a metric is the user's code
+            raise MetricError(
+                f"the metric {name!r} failed after epoch {self.state.epoch + 1} with {type(error).__name__}: {error}\n"
+                f"During fine-tuning the model is on {str(device)!r}: move the metric's data to "
+                "`next(model.parameters()).device`."
+            ) from error
         try:
             value = float(found)
         except (TypeError, ValueError, RuntimeError):
