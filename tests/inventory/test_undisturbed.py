@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.errors import ModelError, RankfoldWarning
-from rankfold.inventory import inspect, run_example, static_inventory
+from rankfold.inventory import inspect, run_example, static_inventory, survey
 
 
 class Restless(nn.Module):
@@ -114,20 +114,16 @@ def test_user_hooks_run_and_do_not_mislead() -> None:
 
 
 def test_a_model_that_cannot_be_counted_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch.utils import flop_counter
+    class Broken(survey.OperationCounter):
+        def __torch_dispatch__(self, *args: Any) -> Any:
+            raise RuntimeError("no formula for these shapes")
 
-    def broken(*args: Any, **kwargs: Any) -> int:
-        raise RuntimeError("no formula for these shapes")
-
-    class Broken(flop_counter.FlopCounterMode):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options, custom_mapping={torch.ops.aten.addmm: broken})
-
-    monkeypatch.setattr(flop_counter, "FlopCounterMode", Broken)
+    monkeypatch.setattr(survey, "OperationCounter", Broken)
     net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     with pytest.warns(RankfoldWarning, match="no formula for these shapes"):
         inventory = inspect(net, torch.zeros(4, 3))
     assert inventory.total.macs == 4 * (6 + 4)
+    assert inventory.uncounted == ("all operations outside of the layers",)
     assert [call.count for layer in inventory for call in layer.calls] == [1, 1]
 
 

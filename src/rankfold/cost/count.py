@@ -40,8 +40,8 @@ class Flow:
 def blueprint_cost(blueprint: Blueprint, layer: LayerInfo, *, storage: str | None = None) -> Cost:
     """Return the cost of a factored layer on the layer's calls.
 
-    MACs count what `torch.utils.flop_counter.FlopCounterMode` counts (half of its FLOPs): products with weights; biases
-    and reshapes are free, and so are the copies that a gauged stage makes. Feature maps are the outputs of all stages
+    MACs count what `rankfold.inventory.operations.OperationCounter` counts: products with weights; biases and reshapes
+    are free, and so are the copies that a gauged stage makes. Feature maps are the outputs of all stages
     with weights. Bytes are those of the parameters and of a gauged stage's indices.
 
     Parameters

@@ -2,6 +2,7 @@
 
 from rankfold.inventory.exported import ExportedGraph as ExportedGraph
 from rankfold.inventory.exported import export_graph as export_graph
+from rankfold.inventory.operations import OperationCounter as OperationCounter
 from rankfold.inventory.quiet import call_example as call_example
 from rankfold.inventory.quiet import describe as describe
 from rankfold.inventory.quiet import fused_attention_off as fused_attention_off

@@ -15,6 +15,7 @@ from torch import nn
 from rankfold._batches import batch_size
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory.kinds import dtype_name, is_lazy
+from rankfold.inventory.operations import OperationCounter
 from rankfold.inventory.quiet import call_example, describe, undisturbed
 from rankfold.inventory.select import Selector, exclusions
 from rankfold.inventory.sharing import stored_params, stored_tensors
@@ -82,7 +83,7 @@ def inspect(
     found = scan(model)
     out = exclusions(found.entries, include, exclude)
     usage = Usage(found.entries)
-    flops = _run(model, example_input, usage)
+    macs, uncounted = _run(model, example_input, usage)
     kept = _first_and_last(found.entries, usage) if keep_first_last else {}
     layers = tuple(
         _finished(entry.info, usage, i, lazy, [out.get(entry.info.name), kept.get(i)])
@@ -95,8 +96,7 @@ def inspect(
         others=found.others,
         total=Cost(
             params=stored_params(model),
-            # The counter knows no matrix-vector products, the sum over layers no other operation.
-            macs=max(flops // 2, listed.macs),
+            macs=max(macs, listed.macs),
             fm=listed.fm,
             weight_bytes=sum(t.numel() * t.element_size() for t in stored_tensors(model)),
         ),
@@ -104,6 +104,7 @@ def inspect(
         example=describe(example_input),
         batch=batch_size(example_input),
         outside=_outside(model, layers),
+        uncounted=uncounted,
     )
 
 
@@ -138,15 +139,13 @@ def _copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _run(model: nn.Module, example_input: Any, usage: Usage) -> int:
-    """Run the model once, watched; return the floating-point operations of all its operations."""
-    from torch.utils.flop_counter import FlopCounterMode  # loads triton, which `import rankfold` must not
-
+def _run(model: nn.Module, example_input: Any, usage: Usage) -> tuple[int, tuple[str, ...]]:
+    """Run the model once, watched; return its multiply-accumulates, and the operations that are not counted."""
     with undisturbed(model), usage.watching():
         try:
-            with FlopCounterMode(display=False) as counter:
+            with OperationCounter() as counter:
                 call_example(model, example_input)
-            return counter.get_total_flops()
+            return counter.macs, tuple(sorted(counter.uncounted))
         except ModelError as error:
             # Was it the model or the counter? Only a run without the counter can tell.
             usage.clear()
@@ -157,7 +156,7 @@ def _run(model: nn.Module, example_input: Any, usage: Usage) -> int:
                 RankfoldWarning,
                 stacklevel=3,
             )
-            return 0
+            return 0, ("all operations outside of the layers",)
 
 
 def _first_and_last(entries: Sequence[Entry], usage: Usage) -> dict[int, str]:

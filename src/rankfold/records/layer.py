@@ -201,6 +201,8 @@ class Inventory:
         Samples in the example input.
     outside : dict of str to int
         By data type, the elements of parameters and persistent buffers that belong to no listed layer.
+    uncounted : tuple of str
+        Operations whose multiply-accumulates are not known. If there are any, the total's MACs are a lower bound.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -210,6 +212,7 @@ class Inventory:
     example: str = ""
     batch: int = 1
     outside: dict[str, int] = field(default_factory=dict)
+    uncounted: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[LayerInfo]:
         return iter(self.layers)

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold import methods
 from rankfold.factor.moments import Moments
-from rankfold.inventory import inspect, layer_bias, layer_weight
+from rankfold.inventory import OperationCounter, inspect, layer_bias, layer_weight
 from rankfold.methods import Method
 from rankfold.records import Choice, LayerInfo, Ranks
 from rankfold.surgery import Factored, build
@@ -180,13 +179,12 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def count_macs(module: nn.Module, x: Tensor) -> int:
-    """Return the multiply-accumulates of one forward pass, as torch's own counter sees them."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    """Return the multiply-accumulates of one forward pass, operation by operation."""
+    with torch.no_grad(), OperationCounter() as counter:
         module(x)
-    flops = counter.get_total_flops()
-    if flops % 2:
-        raise AssertionError(f"an odd number of FLOPs: {flops}")
-    return flops // 2
+    if counter.uncounted:
+        raise AssertionError(f"operations without a formula: {', '.join(sorted(counter.uncounted))}")
+    return counter.macs
 
 
 def expect(condition: bool, message: str) -> None:
