@@ -1,18 +1,35 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, locks between processes, and files that can be read without waiting."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rankfold.errors import RankfoldError
+from rankfold.errors import CorruptArtifact, RankfoldError
+
+try:
+    import fcntl
+except ImportError:  # a system without POSIX locks: nothing is locked, and nothing of other processes is swept
+    fcntl = None
+
+LOCK_S = 120.0
+"""How long one process waits for another one that writes to the same folder."""
+
+_UNUSABLE = (OSError, ValueError)
+"""What a path raises: ValueError for one with a NUL in it."""
 
 
-def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it into place.
+def write_atomic(path: str | Path, write: Callable[[Path], object], *, sweeping: bool = True) -> Path:
+    """Let `write` fill a temporary file next to `path`, then rename it into place.
+
+    The temporary file is locked while its process lives. One that a killed process left is removed by the next write
+    to the same path.
 
     Parameters
     ----------
@@ -20,6 +37,9 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
         The file to appear; its folder is made if need be.
     write : callable
         Called with the temporary path.
+    sweeping : bool
+        Whether to look for what killed processes left of this file; False for one of many files in a folder, which
+        `sweep` looks through once.
 
     Raises
     ------
@@ -27,54 +47,187 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
         If the folder cannot be written to; nothing is left behind.
     """
     path = Path(path)
-    made = [folder for folder in path.parents if not folder.exists()]
+    made: list[Path] = []
     try:
+        made = [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if sweeping:
+            sweep(path.parent, _prefix(path))
         return _write(path, write)
+    except _UNUSABLE as error:
+        _remove_folders(made)
+        if isinstance(error, RankfoldError) or (isinstance(error, ValueError) and "\0" not in str(path)):
+            raise
+        raise _cannot_write(path, error) from error
     except BaseException:
-        for folder in made:  # the deepest first; one that somebody has put something into stays
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        _remove_folders(made)
         raise
+
+
+def write_text(path: str | Path, text: str, *, sweeping: bool = True) -> Path:
+    """Write text to a file, whole or not at all; half a surrogate pair, which UTF-8 cannot hold, is written out."""
+    data = text.encode("utf-8", "backslashreplace")
+    return write_atomic(path, lambda temporary: temporary.write_bytes(data), sweeping=sweeping)
 
 
 def check_writable(folder: str | Path) -> None:
     """Raise `RankfoldError` unless files can be written to a folder, which need not exist yet; nothing is made."""
     folder = Path(folder)
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         with tempfile.TemporaryFile(dir=nearest):
             pass
-    except OSError as error:
+        # A name that is too long, or that a system cannot have, is only found out by asking for it.
+        with contextlib.suppress(FileNotFoundError):
+            folder.absolute().stat()
+    except _UNUSABLE as error:
         raise _cannot_write(folder, error) from error
 
 
-def _cannot_write(path: Path, error: OSError) -> RankfoldError:
-    return RankfoldError(f"cannot write {str(path)!r}: {error.strerror or error}. Choose another place.")
+def sweep(folder: Path, prefix: str = ".") -> None:
+    """Remove the temporary files that killed processes left in a folder; those of the living are locked and stay."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        stale = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(".tmp")]
+        for path in stale:
+            with contextlib.suppress(OSError):
+                handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path)
+                finally:
+                    os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, timeout: float = LOCK_S) -> Iterator[bool]:
+    """Keep other processes and threads that lock a folder out while the block runs.
+
+    The lock is on the folder itself, so that no file stays, and it ends with the process, however that ends. Yielded
+    is whether there is a lock: some network file systems have none.
+
+    Raises
+    ------
+    RankfoldError
+        If another process holds the lock for `timeout` seconds.
+    """
+    if fcntl is None:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield _acquired(handle, folder, time.monotonic() + timeout)
+    finally:
+        os.close(handle)
+
+
+def _acquired(handle: int, folder: Path, deadline: float) -> bool:
+    assert fcntl is not None
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return False
+        else:
+            return True
+        if time.monotonic() > deadline:
+            raise RankfoldError(
+                f"another process has been writing to {str(folder)!r} for {LOCK_S:.0f} s. Wait for it, end it, or "
+                "choose another folder."
+            )
+        time.sleep(0.005)
+
+
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes, without ever waiting for one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    OSError
+        If the system says so.
+    CorruptArtifact
+        If it is another kind of file (a FIFO, a device, a socket, a folder), too long, or the path cannot be one.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:
+        raise CorruptArtifact(f"{str(path)!r} is not a path of a file: {error}.") from error
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        require_regular(path, status)
+        if status.st_size <= limit:
+            data = file.read(limit + 1)  # it may be growing
+            if len(data) <= limit:
+                return data
+    raise CorruptArtifact(
+        f"{str(path)!r} is larger than {limit / 2**20:.0f} MiB, the most that is read of such a file."
+    )
+
+
+def require_regular(path: Path, status: os.stat_result) -> None:
+    """Raise `CorruptArtifact` unless a file is a regular one: nothing else has an end for certain."""
+    if not stat.S_ISREG(status.st_mode):
+        raise CorruptArtifact(f"{str(path)!r} is {_kind(status.st_mode)}, not a regular file.")
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "a special file")
+
+
+def _remove_folders(made: list[Path]) -> None:
+    for folder in made:  # the deepest first; one that somebody has put something into stays
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _cannot_write(path: Path, error: Exception) -> RankfoldError:
+    reason = getattr(error, "strerror", None) or error
+    return RankfoldError(f"cannot write {str(path)!r}: {reason}. Choose another place.")
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    temporary = Path(name)
+    temporary, handle = _locked_temporary(path)
     try:
         write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; an output is as public as any other
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
     return path
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write text to a file, whole or not at all."""
-    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a finished file into place: on the disk before it appears, and as public as any other output."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)  # temporary files are private
+    os.replace(temporary, path)
+
+
+def _locked_temporary(path: Path) -> tuple[Path, int | None]:
+    """Return a new temporary file and the handle that keeps it locked."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp")
+        if fcntl is None:
+            os.close(handle)
+            return Path(name), None
+        with contextlib.suppress(OSError):  # no locks here
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if Path(name).exists():  # else it was swept before it was locked
+            return Path(name), handle
+        os.close(handle)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:150]}."  # a name may have 255 bytes

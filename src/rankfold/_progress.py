@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from operator import length_hint
 from typing import TYPE_CHECKING, TypeVar
 
+from rankfold._printable import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -70,12 +72,14 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 
 def _show(description: str, total: int | None) -> TaskID:
     """Add a line to the display, which appears if need be, and return its id."""
+    from rich.markup import escape
+
     global _display
     display = _display
     if display is None:
         _display = display = _new_display()
         display.start()
-    return display.add_task(description, total=total)
+    return display.add_task(escape(printable(description)), total=total)
 
 
 def _hide(task: TaskID) -> None:

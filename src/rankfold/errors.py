@@ -1,7 +1,8 @@
 """Every error and warning that rankfold raises on purpose.
 
 Each message says what was wrong (with the layer or option and its value) and what to do. On the command line the
-message is printed without a traceback and the exit code is 2.
+message is printed without a traceback and the exit code is 2. Messages quote what comes from outside (names in files
+and models): control characters in it are written out, and a message is cut to 2,000 characters, all in one place.
 """
 
 from __future__ import annotations
@@ -9,9 +10,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from rankfold._printable import printable, quoted, shortened
+
+_LONGEST_NAME = 200  # comparing names is quadratic in their length
+
 
 class RankfoldError(Exception):
-    """Base of every error that rankfold raises on purpose."""
+    """Base of every error that rankfold raises on purpose.
+
+    Parameters
+    ----------
+    message : str
+        What was wrong and what to do. It is shown without control characters, in at most 2,000 characters.
+    """
+
+    def __init__(self, message: object = "", *more: object) -> None:
+        super().__init__(_message(message), *more)
 
 
 class UnknownNameError(RankfoldError, ValueError):
@@ -29,9 +43,9 @@ class UnknownNameError(RankfoldError, ValueError):
 
     def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
         names = list(choices)
-        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], names, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Choose from: {', '.join(names)}.")
+        super().__init__(f"unknown {kind} {quoted(name)}.{hint} Choose from: {', '.join(names)}.")
 
 
 class ConfigError(RankfoldError, ValueError):
@@ -124,4 +138,11 @@ class MissingExtra(RankfoldError, ImportError):
 
 
 class RankfoldWarning(UserWarning):
-    """Something the user should know that does not stop the work."""
+    """Something the user should know that does not stop the work; its message is as safe to show as an error's."""
+
+    def __init__(self, message: object = "", *more: object) -> None:
+        super().__init__(_message(message), *more)
+
+
+def _message(message: object) -> str:
+    return shortened(printable(str(message)))

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rankfold._config import is_number
-from rankfold._files import check_writable, write_text
+from rankfold._documents import parse_json, read_text
+from rankfold._files import check_writable, sweep, write_text
 from rankfold._hashing import json_hash
+from rankfold.errors import CorruptArtifact
 
 _VERSION = 1
 
@@ -32,12 +34,14 @@ class Cache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         check_writable(self.folder)
+        sweep(self.folder)
 
     def get(self, key: Mapping[str, Any], count: int) -> list[float] | None:
         """Return the numbers stored under a key; None if there are none, or the file is not ours or damaged."""
+        file = self._file(key)
         try:
-            data = json.loads(self._file(key).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            data = parse_json(read_text(file, kind="cache entry", hint=""), source=str(file))
+        except CorruptArtifact:
             return None
         if not isinstance(data, dict) or data.get("version") != _VERSION or data.get("key") != _plain(key):
             return None
@@ -50,7 +54,8 @@ class Cache:
 
     def put(self, key: Mapping[str, Any], values: list[float]) -> None:
         """Store numbers under a key, a mapping that says all that they depend on."""
-        write_text(self._file(key), json.dumps({"version": _VERSION, "key": _plain(key), "values": values}))
+        text = json.dumps({"version": _VERSION, "key": _plain(key), "values": values})
+        write_text(self._file(key), text, sweeping=False)
 
     def _file(self, key: Mapping[str, Any]) -> Path:
         return self.folder / f"{json_hash(dict(key))[:32]}.json"

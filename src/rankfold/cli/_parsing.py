@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, cast
 
 from rankfold import strategies
+from rankfold._documents import parse_json
 from rankfold.api import Reconstruct
 from rankfold.api.applying import check_reconstruct
 from rankfold.candidates import TableConfig, resolve_methods
-from rankfold.errors import ConfigError
+from rankfold.errors import ConfigError, CorruptArtifact
 from rankfold.records import Budget
 
 
@@ -22,8 +22,8 @@ def parse_options(texts: Sequence[str] | None, *, flag: str = "--option") -> dic
         if not equals or not key.strip():
             raise ConfigError(f"{flag} must be KEY=VALUE, such as keep=0.95. Got {text!r} instead.")
         try:
-            out[key.strip().replace("-", "_")] = json.loads(value)
-        except json.JSONDecodeError:
+            out[key.strip().replace("-", "_")] = parse_json(value, source=flag)
+        except CorruptArtifact:
             out[key.strip().replace("-", "_")] = value
     return out
 

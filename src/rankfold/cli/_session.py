@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import sys
 import traceback
 import warnings
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TextIO
 
 import typer
 
+from rankfold._documents import json_text
+from rankfold._printable import printable, shortened
 from rankfold._progress import silenced
 from rankfold.errors import RankfoldError, RankfoldWarning
 
@@ -63,12 +64,12 @@ class Output:
     def say(self, text: str = "") -> None:
         """Print a line for people."""
         if self.talks:
-            print(text, file=self.stream)
+            print(printable(text), file=self.stream)
 
     def result(self, text: str) -> None:
         """Print a line that is the command's answer: also with ``--quiet``."""
         if not self.as_json:
-            print(text, file=self.stream)
+            print(printable(text), file=self.stream)
 
     def show(self, draw: Callable[[Console], object]) -> None:
         """Let rich draw something for people."""
@@ -80,7 +81,7 @@ class Output:
     def document(self, data: Mapping[str, Any]) -> None:
         """Print the JSON document, if one is wanted."""
         if self.as_json:
-            print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False), file=self.stream)
+            print(json_text(data, indent=2), file=self.stream)
 
 
 @contextlib.contextmanager
@@ -117,8 +118,9 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 if show_traceback.get():
                     traceback.print_exc()
                 _tell(
-                    f"unexpected error: {type(error).__name__}: {error}\nThis is a bug in rankfold or in code of yours "
-                    "that it ran. Please report it with what `rankfold --traceback COMMAND ...` shows."
+                    f"unexpected error: {type(error).__name__}: {shortened(str(error))}\n"
+                    "This is a bug in rankfold or in code of yours that it ran. Please report it with what "
+                    "`rankfold --traceback COMMAND ...` shows."
                 )
                 raise typer.Exit(UNEXPECTED) from None
 
@@ -136,7 +138,7 @@ def _plain_warnings() -> Iterator[None]:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_args: Any, **_kwargs: Any) -> None:
     who = "" if issubclass(category, RankfoldWarning) else f" ({category.__name__})"
-    _tell(f"warning{who}: {' '.join(str(message).split())}")
+    _tell(f"warning{who}: {shortened(' '.join(str(message).split()))}")
 
 
 def _spelled(message: str) -> str:
@@ -146,4 +148,4 @@ def _spelled(message: str) -> str:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)

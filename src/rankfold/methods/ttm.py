@@ -18,6 +18,9 @@ from rankfold.factor.tensor_train import TensorTrain, orthonormalized
 from rankfold.methods._base import rank_values, registry
 from rankfold.records import BiasSpec, Blueprint, ConvSpec, LayerInfo, Ranks, ReshapeSpec, Size, Stage
 
+MOST_CORES = 32
+"""No layer has so many factors that this is a limit."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TTMConfig:
@@ -36,7 +39,8 @@ class TTMConfig:
     in_shape: Size | None = None
 
     def __post_init__(self) -> None:
-        require(is_integer(self.cores) and self.cores >= 2, "cores", self.cores, "an integer >= 2")
+        most = f"an integer in 2..{MOST_CORES}"
+        require(is_integer(self.cores) and 2 <= self.cores <= MOST_CORES, "cores", self.cores, most)
         for option in ("out_shape", "in_shape"):
             shape = getattr(self, option)
             whole = (

@@ -13,9 +13,11 @@ from typing import Any
 from rankfold._config import is_number
 from rankfold._documents import parse_document, read_text
 from rankfold._files import write_text
+from rankfold._printable import quoted
 from rankfold.errors import CorruptArtifact, NoMatchingLayer
 from rankfold.records.candidates import Candidate
 from rankfold.records.layer import Ranks
+from rankfold.records.storage import STORAGES
 
 FORMAT = "rankfold-plan"
 VERSION = 1
@@ -75,35 +77,36 @@ class Choice:
     @classmethod
     def from_dict(cls, layer: str, data: Any) -> Choice:
         """Read a choice; `layer` only serves the messages."""
+
+        def wrong(what: str, wanted: str, value: object) -> CorruptArtifact:
+            return CorruptArtifact(f"plan, layer {quoted(layer)}: {what} {wanted}. Got {quoted(value)} instead.")
+
         if not isinstance(data, Mapping):
-            raise CorruptArtifact(
-                f"plan, layer {layer!r}: expected an object with 'method' or 'keep'. Got {data!r} instead."
-            )
+            raise wrong("expected", "an object with 'method' or 'keep'", data)
         unknown = sorted(map(str, set(data) - set(_CHOICE_KEYS)))
         if unknown:
+            keys = ", ".join(map(repr, _CHOICE_KEYS))
             raise CorruptArtifact(
-                f"plan, layer {layer!r}: unknown key {unknown[0]!r}. The keys are {', '.join(map(repr, _CHOICE_KEYS))}."
+                f"plan, layer {quoted(layer)}: unknown key {quoted(unknown[0])}. The keys are {keys}."
             )
         if "keep" in data:
             if "method" in data:
-                raise CorruptArtifact(f"plan, layer {layer!r}: has both 'method' and 'keep'; remove one of them.")
+                raise CorruptArtifact(f"plan, layer {quoted(layer)}: has both 'method' and 'keep'; remove one of them.")
             return cls(reason=str(data["keep"]))
         if not isinstance(data.get("method"), str):
-            raise CorruptArtifact(
-                f"plan, layer {layer!r}: 'method' must be a name. Got {data.get('method')!r} instead."
-            )
+            raise wrong("'method'", "must be a name", data.get("method"))
         ranks = data.get("ranks")
         if not isinstance(ranks, list) or not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks):
-            raise CorruptArtifact(f"plan, layer {layer!r}: 'ranks' must be a list of integers. Got {ranks!r} instead.")
+            raise wrong("'ranks'", "must be a list of integers", ranks)
         options = data.get("options", {})
         if not isinstance(options, Mapping):
-            raise CorruptArtifact(f"plan, layer {layer!r}: 'options' must be an object. Got {options!r} instead.")
+            raise wrong("'options'", "must be an object", options)
         gauge = data.get("gauge", False)
         if not isinstance(gauge, bool):
-            raise CorruptArtifact(f"plan, layer {layer!r}: 'gauge' must be true or false. Got {gauge!r} instead.")
+            raise wrong("'gauge'", "must be true or false", gauge)
         error, note = data.get("error"), data.get("note")
         if error is not None and not (is_number(error) and math.isfinite(error) and error >= 0):
-            raise CorruptArtifact(f"plan, layer {layer!r}: 'error' must be a number from 0. Got {error!r} instead.")
+            raise wrong("'error'", "must be a number from 0", error)
         return cls(
             method=data["method"], ranks=tuple(ranks), options=dict(options),
             reason=None if note is None else str(note), error=error, gauge=gauge,
@@ -142,12 +145,17 @@ class Provenance:
     def from_dict(cls, data: Any) -> Provenance:
         """Read a provenance; unknown keys are ignored (a newer version may know more)."""
         if not isinstance(data, Mapping):
-            raise CorruptArtifact(f"plan: 'provenance' must be an object. Got {data!r} instead.")
+            raise CorruptArtifact(f"plan: 'provenance' must be an object. Got {quoted(data)} instead.")
         known = {k: data[k] for k in cls.__dataclass_fields__ if data.get(k) is not None}
         for key, kinds in _PROVENANCE.items():
             if key in known and (not isinstance(known[key], kinds) or isinstance(known[key], bool)):
                 wanted = " or ".join(kind.__name__ for kind in kinds)
-                raise CorruptArtifact(f"plan, provenance: {key!r} must be {wanted}. Got {known[key]!r} instead.")
+                raise CorruptArtifact(f"plan, provenance: {key!r} must be {wanted}. Got {quoted(known[key])} instead.")
+        if known.get("storage", STORAGES[0]) not in STORAGES:
+            raise CorruptArtifact(
+                f"plan, provenance: 'storage' must be one of {', '.join(STORAGES)}. "
+                f"Got {quoted(known['storage'])} instead."
+            )
         known["methods"] = tuple(map(str, known.get("methods", ())))
         return cls(**known)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rankfold.reporting import words
 from rankfold.reporting.figures import history_figures, layer_figures
 from rankfold.reporting.markup import Markup, el, join
@@ -165,7 +167,7 @@ def _layer(row: LayerRow, measured: bool) -> list[str]:
 
 def _breakable(name: str) -> Markup:
     """A long path may break after a dot."""
-    return Markup(el("wbr").join(join(part) for part in name.replace(".", ".\0").split("\0")))
+    return Markup(el("wbr").join(join(part) for part in re.split(r"(?<=\.)", name)))
 
 
 def _left(before: float, after: float) -> Markup:

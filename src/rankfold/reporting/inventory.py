@@ -9,7 +9,7 @@ from rankfold.reporting import words
 from rankfold.reporting.build import layer_note
 from rankfold.reporting.markdown import code, table, text
 from rankfold.reporting.summary import explanations, headword, other_groups, other_text
-from rankfold.reporting.terminal import WIDE, default_console, make_table, short, without_words
+from rankfold.reporting.terminal import WIDE, default_console, line, make_table, short, without_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,12 +19,10 @@ HEADS = ("layer", "", ">params", ">share", ">MACs", ">share", ">FM", ">calls", "
 
 def inventory_table(inventory: Inventory, console: Console | None = None) -> None:
     """Print an inventory; `console` is rich's, by default one on standard output."""
-    from rich.text import Text
-
     out = console or default_console()
-    out.print(Text(inventory.summary(), style="bold"))
+    out.print(line(inventory.summary(), "bold"))
     if inventory.example:
-        out.print(Text(f"example input: {inventory.example}", style="dim"))
+        out.print(line(f"example input: {inventory.example}", "dim"))
     rows = [
         [
             layer.name or "(the model)",
@@ -39,10 +37,10 @@ def inventory_table(inventory: Inventory, console: Console | None = None) -> Non
         table_rows = [without_words(row) for row in table_rows]
     heads, *body, footer = table_rows
     out.print(make_table("", heads, body, footer))
-    for line in explanations(layer.skip for layer in inventory):
-        out.print(Text(line, style="dim"))
+    for explanation in explanations(layer.skip for layer in inventory):
+        out.print(line(explanation, "dim"))
     for group in other_groups(inventory.others):
-        out.print(Text(f"other: {other_text(group)}", style="dim"))
+        out.print(line(f"other: {other_text(group)}", "dim"))
 
 
 def inventory_markdown(inventory: Inventory) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from rankfold._printable import printable
 from rankfold.reporting import words
 from rankfold.reporting.record import LayerRow, ReportRecord
 from rankfold.reporting.summary import (
@@ -24,14 +25,14 @@ from rankfold.reporting.summary import (
 
 def text(value: str) -> str:
     """Return text that Markdown shows as it is, on one line, also inside a table."""
-    line = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;")
+    line = " ".join(printable(value).split()).replace("&", "&amp;").replace("<", "&lt;")
     line = re.sub(r"[\\`*\[\]|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
     return re.sub(r"^[>#+-]", r"\\\g<0>", line)  # a quotation, heading or list
 
 
 def code(value: str) -> str:
     """Return text as a code span, also inside a table; any backtick in it is kept."""
-    value = " ".join(value.split()).replace("|", "\\|")
+    value = " ".join(printable(value).split()).replace("|", "\\|")
     longest = max((len(run) for run in re.findall(r"`+", value)), default=0)
     fence = "`" * (longest + 1)
     pad = " " if value.startswith("`") or value.endswith("`") else ""

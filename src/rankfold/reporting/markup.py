@@ -1,9 +1,11 @@
-"""HTML and SVG elements that escape whatever is not markup already."""
+"""HTML and SVG elements that escape whatever is not markup already, and write control characters out."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable
+
+from rankfold._printable import printable
 
 
 class Markup(str):
@@ -34,7 +36,7 @@ def el(tag: str, *children: Child, **attributes: str | float | None) -> Markup:
         if value is None:
             continue
         shown = value if isinstance(value, str) else f"{value:.2f}".rstrip("0").rstrip(".")
-        parts.append(f' {key.rstrip("_").replace("_", "-")}="{html.escape(shown)}"')
+        parts.append(f' {key.rstrip("_").replace("_", "-")}="{html.escape(printable(shown))}"')
     parts.append(">")
     if tag in _VOID:
         return Markup("".join(parts)[:-1] + "/>")
@@ -48,7 +50,7 @@ def join(*children: Child) -> Markup:
         if child is None:
             continue
         if isinstance(child, str):
-            parts.append(child if isinstance(child, Markup) else html.escape(child))
+            parts.append(child if isinstance(child, Markup) else html.escape(printable(child)))
         else:
             parts.append(join(*child))
     return Markup("".join(parts))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankfold._documents import parse_document, read_text, write_by_suffix
+from rankfold._documents import json_text, parse_document, read_text, write_by_suffix
 from rankfold.reporting.codec import decode, encode
 from rankfold.reporting.html import to_html
 from rankfold.reporting.markdown import to_markdown
@@ -39,7 +38,7 @@ class Report(ReportRecord):
     def to_json(self) -> str:
         """Return the report as JSON text; `from_json` reads it back without loss."""
         data = {"format": FORMAT, "version": VERSION, **encode(self)}
-        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(data, indent=1) + "\n"
 
     def print(self, console: Console | None = None) -> None:
         """Print the report; `console` is rich's, by default one on standard output."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from rankfold._printable import printable
 from rankfold.reporting import words
 from rankfold.reporting.record import LayerRow, ReportRecord
 from rankfold.reporting.summary import (
@@ -27,6 +28,7 @@ from rankfold.reporting.summary import (
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 
 DEFAULT = 100
@@ -36,20 +38,17 @@ WIDE = 96
 
 def print_report(record: ReportRecord, console: Console | None = None) -> None:
     """Print a report; the totals come last, where the eye is when the command ends."""
-    from rich.text import Text
-
     out = console or default_console()
 
     def say(text: str, style: str = "") -> None:
-        # Text, not markup: a layer may be called "[red]".
-        out.print(Text(text, style=style), soft_wrap=False)
+        out.print(line(text, style), soft_wrap=False)
 
     say(record.model_name or "Compressed model", "bold")
     say(record.coverage, "bold")
     say(headline(record), "dim")
     out.print(_layers(record, words_too=out.width >= WIDE))
-    for line in explanations(row.reason for row in record.layers):
-        say(line, "dim")
+    for explanation in explanations(row.reason for row in record.layers):
+        say(explanation, "dim")
     for group in other_groups(record.others):
         say(f"other: {other_text(group)}", "dim")
     if record.history:
@@ -65,6 +64,13 @@ def print_report(record: ReportRecord, console: Console | None = None) -> None:
     for note in record.notes:
         say(f"note: {note}", "yellow")
     say("; ".join(f"{what}: {value}" for what, value in provenance_rows(record)), "dim")
+
+
+def line(text: str, style: str = "") -> Text:
+    """Return text as rich shows it: no markup (a layer may be called "[red]") and no control character."""
+    from rich.text import Text
+
+    return Text(printable(text), style=style)
 
 
 def default_console() -> Console:
@@ -86,10 +92,9 @@ def make_table(
     """Return a table of plain text; a head that starts with ``>`` is of numbers: never folded."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(
-        title=Text(title, style="bold") if title else None,
+        title=line(title, "bold") if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -99,14 +104,14 @@ def make_table(
     for i, head in enumerate(heads):
         number = head.startswith(">")
         table.add_column(
-            Text(head.removeprefix(">")),
-            footer=Text(footer[i]) if footer is not None else "",
+            line(head.removeprefix(">")),
+            footer=line(footer[i]) if footer is not None else "",
             justify="right" if number else "left",
             no_wrap=number,
             overflow="ellipsis" if number else "fold",
         )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(line(cell) for cell in row))
     return table
 
 

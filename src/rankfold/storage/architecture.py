@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from rankfold._documents import parse_json
 from rankfold.errors import CorruptArtifact, PlanMismatch
 from rankfold.inventory.kinds import attention_settings, is_attention, original_class
 from rankfold.inventory.members import members_of
@@ -64,10 +65,7 @@ def read_architecture(metadata: Mapping[str, str], source: str) -> dict[str, Set
         return {}
     if text is None or hashlib.sha256(text.encode()).hexdigest() != checksum:
         raise CorruptArtifact(f"{source!r} is damaged: its record of the architecture does not match its checksum.")
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CorruptArtifact(f"{source!r} is damaged: its record of the architecture is no JSON.") from error
+    found = parse_json(text, source=f"the record of the architecture in {source!r}")
     if not isinstance(found, dict) or not all(map(_is_settings, found.values())):
         raise CorruptArtifact(f"{source!r} is damaged: its record of the architecture is malformed.")
     return found

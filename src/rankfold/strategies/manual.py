@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,8 +10,9 @@ from typing import Any
 
 from rankfold import methods
 from rankfold._config import require
+from rankfold._documents import parse_json, read_text
 from rankfold.cost import blueprint_cost, gauged_cost
-from rankfold.errors import ConfigError, DataError, InfeasibleBudget, NoMatchingLayer
+from rankfold.errors import ConfigError, CorruptArtifact, DataError, InfeasibleBudget, NoMatchingLayer
 from rankfold.records import Candidate, Choice, Cost, LayerInfo, Plan, Problem
 from rankfold.strategies._base import make_plan, registry
 
@@ -64,11 +64,9 @@ class Manual:
             return {}
         path = Path(self.config.file)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise DataError(f"there is no rank file at {self.config.file!r}.") from error
-        except (OSError, ValueError) as error:
-            raise DataError(f"the rank file {self.config.file!r} cannot be read: {error}.") from error
+            data = parse_json(read_text(path, kind="rank file", hint="Check the path."), source=str(path))
+        except CorruptArtifact as error:
+            raise DataError(f"the rank file cannot be used: {error}") from error
         if isinstance(data, dict) and isinstance(data.get("layers"), dict):
             data = data["layers"]
         if not isinstance(data, dict):

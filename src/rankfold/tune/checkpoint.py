@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold import _files
 from rankfold._files import write_atomic
 from rankfold.errors import ConfigError, CorruptArtifact, RankfoldError
 from rankfold.tune.config import FineTune
@@ -49,8 +50,7 @@ def save(file: Path, payload: Mapping[str, Any]) -> None:
 
 def sweep(file: Path) -> None:
     """Remove what a killed process left of a checkpoint that it was writing."""
-    for stale in file.parent.glob(f".{file.name}.*.tmp"):
-        stale.unlink(missing_ok=True)
+    _files.sweep(file.parent, f".{file.name}.")
 
 
 def read(file: Path) -> dict[str, Any] | None:

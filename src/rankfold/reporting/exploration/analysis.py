@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankfold._documents import write_by_suffix
+from rankfold._documents import json_text, write_by_suffix
 from rankfold.cost.exploration import Extent, Space, scores
 from rankfold.reporting.codec import encode
 from rankfold.reporting.exploration.page import to_html
 from rankfold.reporting.exploration.record import AnalysisRecord
 from rankfold.reporting.exploration.sheets import sheets
-from rankfold.reporting.terminal import default_console, make_table
+from rankfold.reporting.terminal import default_console, line, make_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +39,7 @@ class Analysis(AnalysisRecord):
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(self.to_dict(), indent=1) + "\n"
 
     def to_html(self) -> str:
         """Return one HTML page with all tables and plots that needs nothing else: no network, no script, no font."""
@@ -48,15 +47,13 @@ class Analysis(AnalysisRecord):
 
     def print(self, console: Console | None = None) -> None:
         """Print the tables; `console` is rich's, by default one on standard output."""
-        from rich.text import Text
-
         out = console or default_console()
         if self.title:
-            out.print(Text(self.title, style="bold"))
+            out.print(line(self.title, "bold"))
         for sheet in sheets(self, brief=True):
             out.print(make_table(sheet.title, sheet.heads, sheet.rows))
             if sheet.note:
-                out.print(Text(sheet.note, style="dim"))
+                out.print(line(sheet.note, "dim"))
 
     def save(self, path: str | Path) -> Path:
         """Write the analysis to a file ending in ``.html`` or ``.json``, whole or not at all.

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankfold._documents import parse_document, read_text, write_by_suffix
+from rankfold._documents import Limits, json_text, parse_document, read_text, write_by_suffix
+from rankfold._printable import printable
 from rankfold.errors import CorruptArtifact
 from rankfold.records import Plan
 from rankfold.reporting.codec import decode, encode
@@ -18,13 +19,15 @@ from rankfold.reporting.markdown import table, text
 from rankfold.reporting.sweep.page import to_html
 from rankfold.reporting.sweep.record import SweepPoint, SweepRecord
 from rankfold.reporting.sweep.sheets import headline, heads, infeasible, rows
-from rankfold.reporting.terminal import default_console, make_table
+from rankfold.reporting.terminal import default_console, line, make_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 FORMAT = "rankfold-sweep"
 VERSION = 1
+LIMITS = Limits(size=64 * 2**20, entries=2_000_000)
+"""A sweep holds a plan for each of its points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class Sweep(SweepRecord):
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON text; `from_json` reads it back without loss."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(self.to_dict(), indent=1) + "\n"
 
     def to_html(self) -> str:
         """Return one HTML page with the front as a picture: no network, no script, no font."""
@@ -55,7 +58,7 @@ class Sweep(SweepRecord):
         """Return the table as GitHub-flavoured Markdown."""
         lines = [f"# {text(self.model_name or 'Sweep')}", "", f"**{text(self.coverage)}**", "", text(headline(self))]
         lines += ["", *table(heads(self), [[text(row[0]), *row[1:]] for row in rows(self)])]
-        lines += [f"- {text(line)}" for line in infeasible(self)]
+        lines += [f"- {text(reason)}" for reason in infeasible(self)]
         return "\n".join(lines).rstrip("\n") + "\n"
 
     def to_csv(self) -> str:
@@ -69,20 +72,18 @@ class Sweep(SweepRecord):
             costs = [None if point.cost is None else getattr(point.cost, name) for name in names]
             front = int(id(point) in best)
             writer.writerow((point.budget, *costs, point.damage, point.metric, front, point.folder, point.reason))
-        return stream.getvalue()
+        return printable(stream.getvalue())
 
     def print(self, console: Console | None = None) -> None:
         """Print the table; `console` is rich's, by default one on standard output."""
-        from rich.text import Text
-
         out = console or default_console()
         if self.model_name:
-            out.print(Text(self.model_name, style="bold"))
-        out.print(Text(self.coverage, style="bold"))
-        out.print(Text(headline(self), style="dim"))
+            out.print(line(self.model_name, "bold"))
+        out.print(line(self.coverage, "bold"))
+        out.print(line(headline(self), "dim"))
         out.print(make_table("", heads(self), rows(self)))
-        for line in infeasible(self):
-            out.print(Text(line, style="yellow"))
+        for reason in infeasible(self):
+            out.print(line(reason, "yellow"))
 
     def save(self, path: str | Path) -> Path:
         """Write the sweep to a file, whole or not at all, in the form that the suffix names.
@@ -111,7 +112,7 @@ class Sweep(SweepRecord):
         CorruptArtifact
             If the text is no JSON, no sweep, of a newer version, or has a malformed field.
         """
-        data = parse_document(text, kind="sweep", format=FORMAT, version=VERSION, source=source)
+        data = parse_document(text, kind="sweep", format=FORMAT, version=VERSION, source=source, limits=LIMITS)
         entries = data.get("points")
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
             raise CorruptArtifact(f"{source}.points must be a list of objects. Was it edited or truncated?")
@@ -127,7 +128,7 @@ class Sweep(SweepRecord):
         CorruptArtifact
             If there is no such file, or it cannot be read.
         """
-        text = read_text(Path(path), kind="sweep", hint="Give a .json that Sweep.save wrote.")
+        text = read_text(Path(path), kind="sweep", hint="Give a .json that Sweep.save wrote.", limits=LIMITS)
         return cls.from_json(text, source=str(path))
 
 
