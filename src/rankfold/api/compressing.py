@@ -309,7 +309,7 @@ def measured_errors(
             continue
         dense = double(layer_weight(model, name))
         with torch.no_grad():
-            difference = double(module.weight.detach()) - dense
+            difference = double(module.dense_weight().detach()) - dense
         squares = [
             float(output_energy(to_canonical(w, module.info), (moments or {}).get(name))) for w in (difference, dense)
         ]

@@ -136,7 +136,7 @@ class _Walk:
             if self._is_factored(name):
                 module = factor_layer(self.work, layer, self.plan.layers[name], fit.moments, weight=weight)
                 self.work = replace_layer(self.work, layer, module)
-                weight = module.weight
+                weight = module.dense_weight()
             else:
                 layer_weight(self.work, name).copy_(weight)
         if shifts:  # bias or BatchNorm adds what the mean lacks

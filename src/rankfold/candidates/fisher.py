@@ -13,7 +13,7 @@ from rankfold._batches import model_device, split_batch, tensors_of, to_device
 from rankfold.candidates.outputs import check_taps, modules_of, nothing_put_out, tapped
 from rankfold.errors import ModelError
 from rankfold.inventory import find_layer, layer_weight, run_batch, undisturbed
-from rankfold.inventory.kinds import ROLES
+from rankfold.inventory.kinds import ROLES, conv1d_base
 from rankfold.records import LayerInfo
 from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_
@@ -223,18 +223,22 @@ class FisherProxy:
         return outputs, called
 
 
-def _place(model: nn.Module, name: str) -> tuple[Tensor, slice]:
-    """Return the tensor that holds a layer's weight, and which of its rows are the weight."""
+def _place(model: nn.Module, name: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the tensor that holds a layer's weight, and how to take the weight, in torch's layout, from its like."""
     module: Any
     module, role = find_layer(model, name)
     if role is None:
-        return module.weight, slice(None)
+        return module.weight, torch.t if conv1d_base(module) is not None else _whole
     if role == "out_proj":
-        return module.out_proj.weight, slice(None)
+        return module.out_proj.weight, _whole
     if not module._qkv_same_embed_dim:
-        return getattr(module, f"{role}_weight"), slice(None)
+        return getattr(module, f"{role}_weight"), _whole
     start = ROLES.index(role) * module.embed_dim
-    return module.in_proj_weight, slice(start, start + module.embed_dim)
+    return module.in_proj_weight, lambda packed: packed[start : start + module.embed_dim]
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @contextmanager
@@ -249,11 +253,11 @@ def _wanting_gradients(leaves: Sequence[Tensor]) -> Iterator[None]:
             leaf.requires_grad_(False)
 
 
-def _flat(gradient: Tensor | None, place: tuple[Tensor, slice], scale: float) -> Tensor:
+def _flat(gradient: Tensor | None, place: tuple[Tensor, Callable[[Tensor], Tensor]], scale: float) -> Tensor:
     """Return the part of a gradient that belongs to a layer, as a vector."""
-    leaf, rows = place
+    leaf, part = place
     found = torch.zeros_like(leaf) if gradient is None else gradient
-    return found.detach()[rows].reshape(-1).to(_precise(leaf.dtype)) * scale
+    return part(found.detach()).reshape(-1).to(_precise(leaf.dtype)) * scale
 
 
 def _signs(tensor: Tensor, generator: torch.Generator) -> Tensor:

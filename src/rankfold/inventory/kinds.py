@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -42,6 +44,44 @@ def stock_base(module: nn.Module) -> type[nn.Module] | None:
     """Return the class of torch that makes a module a layer, or None if it is no layer."""
     cls = original_class(module)
     return next((base for base in STOCK if issubclass(cls, base)), None)
+
+
+def conv1d_base(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class that makes a module the ``Conv1D`` of transformers' GPT-2, or None if it is none.
+
+    That is a linear layer whose weight is stored as ``(in, out)``. It is known by its name, its attributes and by what
+    its forward computes, so that transformers need not be imported and copies of the class are known as well.
+    """
+    base = next((cls for cls in original_class(module).__mro__ if cls.__name__ == "Conv1D" and _is_affine(cls)), None)
+    return None if base is None or conv1d_sizes(module) is None else base
+
+
+def conv1d_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """Return the input and output features that a ``Conv1D`` names; None if its weight is of another shape."""
+    weight = module._parameters.get("weight")  # not read: a parametrisation may change its state then
+    shape = None if weight is None or weight.ndim != 2 else tuple(weight.shape)
+    inn, out = getattr(module, "nx", shape[0] if shape else None), getattr(module, "nf", None)
+    if not isinstance(inn, int) or not isinstance(out, int):
+        return None
+    return (inn, out) if weight is None or shape == (inn, out) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _is_affine(cls: type[nn.Module]) -> bool:
+    """Whether a class's forward is ``x @ weight + bias``, tried out on a stand-in that has nothing else."""
+    options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    weight = torch.tensor([[1.0, -2.0], [3.0, 5.0], [-7.0, 11.0]], **options)
+    bias = torch.tensor([0.5, -0.25], **options)
+    layer = SimpleNamespace(nx=3, nf=2, weight=weight, bias=bias)
+    forward: Any = cls.forward
+    with torch.no_grad():
+        try:
+            for x in (torch.tensor([[1.0, 2.0, -3.0]], **options), torch.arange(-6.0, 6.0, **options).view(2, 2, 3)):
+                if not torch.equal(forward(layer, x), (x.unsqueeze(-1) * weight).sum(-2) + bias):
+                    return False
+        except Exception:  # it needs something that the layer in question has not
+            return False
+    return True
 
 
 def is_attention(module: nn.Module | None) -> bool:
@@ -166,7 +206,7 @@ def other_reason(module: nn.Module) -> str:
         if is_attention(module):
             return "added key and value of the attention"
         return own_forward(module, nn.MultiheadAttention) or "attention"
-    if stock_base(module) is not None:
+    if stock_base(module) is not None or conv1d_base(module) is not None:
         return "parameters beside weight and bias"
     if "Norm" in cls.__name__:
         return "normalisation"

@@ -12,6 +12,8 @@ from rankfold.inventory.kinds import (
     ROLES,
     TRANSPOSED,
     attention_settings,
+    conv1d_base,
+    conv1d_sizes,
     dtype_name,
     is_attention,
     is_lazy,
@@ -63,29 +65,38 @@ class Member:
         return (tensor_key(self.weight, self.role), self.weight.shape, self.weight.stride())
 
 
-def members_of(module: nn.Module, paths: tuple[str, ...]) -> list[Member]:
+def members_of(module: Any, paths: tuple[str, ...]) -> list[Member]:
     """Return the layer that a module is, the four that an attention is, or none."""
     if is_attention(module):
         return [_projection(module, paths, role) for role in ROLES]
     base = stock_base(module)
-    if base is None:
+    if base is nn.Linear:
+        return [_linear(module, paths, base, (module.in_features, module.out_features))]
+    if base is not None:
+        return [_conv(module, paths, base)]
+    base, sizes = conv1d_base(module), conv1d_sizes(module)
+    if base is None or sizes is None:
         return []
-    return [_linear(module, paths) if base is nn.Linear else _conv(module, paths, base)]
+    return [_linear(module, paths, base, sizes, input_first=True)]
 
 
-def _linear(module: Any, paths: tuple[str, ...]) -> Member:
+def _linear(
+    module: Any, paths: tuple[str, ...], base: type[nn.Module], sizes: tuple[int, int], *, input_first: bool = False
+) -> Member:
     stored = stored_parameters(module)
     computed = reparametrization(module)
+    weight = None if computed else _plain(stored)
     info = LayerInfo(
         name=paths[0],
         kind="linear",
-        in_channels=module.in_features,
-        out_channels=module.out_features,
+        in_channels=sizes[0],
+        out_channels=sizes[1],
+        input_first=input_first,
         bias=module.bias is not None,
         dtype=_dtype(stored),
         type_name=original_class(module).__name__,
         aliases=paths[1:],
-        skip=_fault(stored) or own_forward(module, nn.Linear),
+        skip=_fault(stored) or own_forward(module, base),
         note=_folded(computed),
     )
     return Member(
@@ -93,7 +104,7 @@ def _linear(module: Any, paths: tuple[str, ...]) -> Member:
         module=module,
         holder=module,
         stored=tuple(stored.values()),
-        weight=None if computed else _plain(stored),
+        weight=weight.detach().mT if input_first and weight is not None else weight,
     )
 
 

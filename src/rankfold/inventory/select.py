@@ -85,7 +85,7 @@ def _by_type(cls: type[nn.Module]) -> Callable[[Entry], bool]:
             issubclass(original_class(module), cls)
             for member in entry.members
             for module in (member.module, member.holder)
-        ) or (issubclass(nn.Linear, cls) and entry.info.kind == "linear")
+        ) or (issubclass(nn.Linear, cls) and entry.info.kind == "linear" and not entry.info.input_first)
 
     return matches
 

@@ -100,7 +100,7 @@ def _sizes(member: Member, args: Sequence[Any], kwargs: Mapping[str, Any], outpu
         names = {"q_proj": (0, "query"), "k_proj": (1, "key"), "v_proj": (2, "value")}
         source = _argument(args, kwargs, *names.get(member.role, (0, "query")))
         return (_rows(source, info), (), ()) if isinstance(source, Tensor) else None
-    source = _argument(args, kwargs, 0, "input")
+    source = _argument(args, kwargs, 0, "x" if info.input_first else "input")
     if not isinstance(source, Tensor) or not isinstance(output, Tensor):
         return None
     if info.kind == "linear":

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from rankfold.errors import NoMatchingLayer
-from rankfold.inventory.kinds import ROLES, is_attention, weight_hook
+from rankfold.inventory.kinds import ROLES, conv1d_base, is_attention, weight_hook
 
 
 def layer_weight(model: nn.Module, name: str) -> Tensor:
@@ -30,8 +30,9 @@ def layer_weight(model: nn.Module, name: str) -> Tensor:
     Returns
     -------
     Tensor
-        In torch's layout, detached. Where a parametrisation (weight or spectral norm, a pruning
-        mask) computes the weight, what it computes in eval mode; power iterations do not advance.
+        In torch's layout, ``(out, in)`` of transformers' ``Conv1D`` too, detached. Where a
+        parametrisation (weight or spectral norm, a pruning mask) computes the weight, what it
+        computes in eval mode; power iterations do not advance.
         Otherwise the parameter's own memory, not a copy.
 
     Raises
@@ -44,7 +45,8 @@ def layer_weight(model: nn.Module, name: str) -> Tensor:
         weight = effective(module, "weight") if role is None else projection(module, role)[0]
     if not isinstance(weight, Tensor):
         raise NoMatchingLayer(f"{name!r} is no layer: {type(module).__name__} has no weight.")
-    return weight.detach()
+    weight = weight.detach()
+    return weight.mT if role is None and conv1d_base(module) is not None else weight
 
 
 def layer_bias(model: nn.Module, name: str) -> Tensor | None:

@@ -39,7 +39,7 @@ class LayerInfo:
 
     A convolution's weight is ``(out_channels, in_channels / groups, *kernel)`` (a transposed one's
     ``(in_channels, out_channels / groups, *kernel)``), a linear weight ``(out_channels, in_channels)``: features are
-    called channels here, so that one vocabulary serves both.
+    called channels here, so that one vocabulary serves both. The ``Conv1D`` of transformers is a linear layer.
 
     Parameters
     ----------
@@ -53,6 +53,9 @@ class LayerInfo:
         Of a projection of an attention: the settings of the attention, in words.
     calls : tuple of Call
         How the layer is used on the example input; empty if it never is (or nothing has been run).
+    input_first : bool
+        Whether the module of a linear layer stores its weight as ``(in, out)``, as transformers' ``Conv1D`` does.
+        Wherever rankfold hands weights on they are ``(out, in)``.
     skip : str or None
         Why the layer cannot be compressed; None if it can.
     note : str or None
@@ -71,6 +74,7 @@ class LayerInfo:
     groups: int = 1
     padding_mode: str = "zeros"
     transposed: bool = False
+    input_first: bool = False
     bias: bool = False
     dtype: str = "float32"
     type_name: str = ""
@@ -98,7 +102,7 @@ class LayerInfo:
 
     @property
     def weight_shape(self) -> Size:
-        """Shape of the weight as torch stores it."""
+        """Shape of the weight in torch's layout."""
         if self.kind == "linear":
             return (self.out_channels, self.in_channels)
         if self.transposed:
@@ -113,7 +117,7 @@ class LayerInfo:
     def describe(self) -> str:
         """Return the layer in a few words, such as ``Conv2d 16->32 3x3 s2 g1``; see `fingerprint` for all of it."""
         if self.kind == "linear":
-            return f"Linear {self.in_channels}->{self.out_channels}"
+            return f"{'Conv1D' if self.input_first else 'Linear'} {self.in_channels}->{self.out_channels}"
         name = f"Conv{'Transpose' if self.transposed else ''}{len(self.kernel)}d"
         words = [name, f"{self.in_channels}->{self.out_channels}", "x".join(map(str, self.kernel))]
         words.append("s" + "x".join(map(str, sorted(set(self.stride)) if len(set(self.stride)) == 1 else self.stride)))

@@ -46,7 +46,7 @@ def approximations(
             bias=None,
         )  # fmt: skip
         with torch.no_grad():
-            yield module.weight
+            yield module.dense_weight()
 
 
 def _unparametrize_(module: nn.Module) -> None:

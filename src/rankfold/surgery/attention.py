@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,10 @@ class SeparatedAttention(nn.Module):
     k_proj_weight = None
     v_proj_weight = None
     _qkv_same_embed_dim = False
+    # TorchScript sees no other attribute of a class.
+    __constants__: ClassVar = [
+        *("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight", "_qkv_same_embed_dim")
+    ]
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -111,19 +116,19 @@ class SeparatedAttention(nn.Module):
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], dim=1)
             v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], dim=1)
-        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        q, k, v = self._heads(q), self._heads(k), self._heads(v)
         if self.add_zero_attn:
             k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
         if mask is not None:  # the added keys are never hidden
             mask = functional.pad(mask, (0, k.shape[2] - mask.shape[3]))
 
         dropout = self.dropout if self.training else 0.0
-        weights = None
+        weights: Tensor | None = None
         if need_weights:
             scores = (q * math.sqrt(1.0 / self.head_dim)) @ k.transpose(2, 3)
-            weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-            weights = functional.dropout(weights, dropout) if dropout > 0 else weights
-            heads = weights @ v
+            shares = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+            shares = functional.dropout(shares, dropout) if dropout > 0 else shares
+            weights, heads = shares, shares @ v
         else:
             heads = functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
 
@@ -136,6 +141,9 @@ class SeparatedAttention(nn.Module):
             weights = None if weights is None else weights.squeeze(0)
         return output, weights
 
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
     def _batch_first(self, x: Tensor, batched: bool) -> Tensor:
         if not batched:
             return x.unsqueeze(0)
@@ -145,14 +153,14 @@ class SeparatedAttention(nn.Module):
         """Return one additive mask that broadcasts to (batch, heads, length, source length)."""
         batch, length, source = q.shape[0], q.shape[1], k.shape[1]
         if mask is not None and mask.dim() == 3:
-            _check_shape("attn_mask", mask, (batch * self.num_heads, length, source))
+            _check_shape("attn_mask", mask, [batch * self.num_heads, length, source])
             mask = mask.view(batch, self.num_heads, length, source)
         elif mask is not None:
-            _check_shape("attn_mask", mask, (length, source))
+            _check_shape("attn_mask", mask, [length, source])
             mask = mask[None, None]
         if hidden is None:
             return mask
-        _check_shape("key_padding_mask", hidden, (batch, source) if batched else (source,))
+        _check_shape("key_padding_mask", hidden, [batch, source] if batched else [source])
         hidden = hidden.view(batch, 1, 1, source)
         return hidden if mask is None else mask + hidden
 
@@ -165,9 +173,10 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
 
 
-def _check_shape(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(mask.shape) != shape:
-        raise RuntimeError(f"{name} must have shape {shape}. Got {tuple(mask.shape)} instead.")
+def _check_shape(name: str, mask: Tensor, shape: list[int]) -> None:
+    found = list(mask.shape)
+    if found != shape:
+        raise RuntimeError(f"{name} must have shape {shape}. Got {found} instead.")
 
 
 def _linear(attention: nn.MultiheadAttention, role: str) -> nn.Linear:

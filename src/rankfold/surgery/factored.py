@@ -86,7 +86,8 @@ class Factored(nn.Sequential):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; `weight` and `bias` on the stages that hold them."""
         if name == "weight" and isinstance(value, Tensor):
-            scale_outputs_(self._last, output_scales(self.weight, value, self.info), self.info)
+            value = value.mT if self.info.input_first else value
+            scale_outputs_(self._last, output_scales(self.dense_weight(), value, self.info), self.info)
         elif name == "bias" and (value is None or isinstance(value, nn.Parameter)):
             set_bias_(self._last, value, self.info)
         else:
@@ -104,6 +105,10 @@ class Factored(nn.Sequential):
     @property
     def weight(self) -> Tensor:
         """The approximated weight in the original layout, computed from the factors at every read; differentiable."""
+        return self.dense_weight()
+
+    def dense_weight(self) -> Tensor:
+        """Return the approximated weight in torch's layout, as `rankfold.inventory.layer_weight` has it."""
         with without_autocast(self.device.type):
             return self._composed()
 
@@ -156,7 +161,35 @@ class FactoredTensorLinear(FactoredLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``."""
-        return super().forward(input).reshape(input.shape[:-1] + (self.out_features,))  # noqa: RUF005 - for torch.fx
+        # In a way that torch.fx traces and TorchScript compiles; an input of one dimension gets a second one.
+        return super().forward(input).unflatten(0, input.unsqueeze(0).shape[:-1]).squeeze(0)
+
+
+class _InputFirst(FactoredLinear):
+    """What the ``Conv1D`` of transformers offers: its names, and its weight as ``(in, out)``."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The approximated weight, ``(in, out)``."""
+        return self.dense_weight().mT.contiguous()
+
+    @property
+    def nx(self) -> int:
+        """Input features."""
+        return self.info.in_channels
+
+    @property
+    def nf(self) -> int:
+        """Output features."""
+        return self.info.out_channels
+
+
+class FactoredConv1D(_InputFirst, FactoredLinear):
+    """A factored ``Conv1D`` of transformers, which is a linear layer."""
+
+
+class FactoredTensorConv1D(_InputFirst, FactoredTensorLinear):
+    """A factored ``Conv1D`` of transformers whose stages reshape their input."""
 
 
 class FactoredConv(Factored):
@@ -323,9 +356,11 @@ def build(
         If gauged factors would not compute the same in this data type.
     """
     stages = OrderedDict((spec.name, build_stage(spec, dtype, device)) for spec in blueprint.stages)
-    kind: type[Factored] = FactoredLinear if info.kind == "linear" else FactoredConv
-    if any(isinstance(spec, ReshapeSpec) for spec in blueprint.stages):
-        kind = FactoredTensorLinear
+    kind: type[Factored] = FactoredConv
+    if info.kind == "linear":
+        reshaped = any(isinstance(spec, ReshapeSpec) for spec in blueprint.stages)
+        kinds = (FactoredTensorLinear, FactoredTensorConv1D) if reshaped else (FactoredLinear, FactoredConv1D)
+        kind = kinds[info.input_first]
     module = kind(stages, info.static(), choice)
     if factors is None:
         return module

@@ -50,5 +50,8 @@ def _plain(module: Factored) -> nn.Module:
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - torch's signature
             return not isinstance(m, Reshape | Bias | Gauged | Factored)
 
-    traced = torch.fx.GraphModule(module, Tracer().trace(module), "GraphModule")
+    graph = Tracer().trace(module)
+    for node in graph.nodes:
+        node.type = None  # torch.fx writes annotations in a way that TorchScript cannot read
+    traced = torch.fx.GraphModule(module, graph, "GraphModule")
     return traced.train(module.training)

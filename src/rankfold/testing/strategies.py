@@ -156,7 +156,7 @@ def predictions_are_kept(strategy: Strategy, case: ModelCase) -> None:
     for name, choice in plan.factored.items():
         error = choice.error
         expect(error is not None and 0 <= error <= 1, f"layer {name!r} states the error {error}")
-        achieved = relative_error(built[name].weight, layer_weight(model, name))
+        achieved = relative_error(built[name].dense_weight(), layer_weight(model, name))
         expect(achieved <= (error or 0) + slack, f"layer {name!r}: predicted {error}, achieved {achieved}")
 
 

@@ -83,9 +83,9 @@ class LayerDistillation:
                     f"the teacher has no layer {name!r}, which the model has factored. The teacher "
                     "must be the network that the model was compressed from."
                 ) from error
-            if weight.shape != layer.weight.shape:
+            if tuple(weight.shape) != layer.info.weight_shape:
                 raise ModelError(
-                    f"layer {name!r} has a weight of shape {tuple(layer.weight.shape)} in the model "
+                    f"layer {name!r} has a weight of shape {layer.info.weight_shape} in the model "
                     f"and {tuple(weight.shape)} in the teacher. The teacher must be the network "
                     "that the model was compressed from."
                 )
@@ -140,7 +140,7 @@ class LayerDistillation:
         with torch.autocast(device.type, enabled=False):
             for name, layer in self._layers.items():
                 original = self._weights[name]
-                error = (original - layer.weight.float()).square().sum()
+                error = (original - layer.dense_weight().float()).square().sum()
                 total = total + error / self._weight_scale(original)
         for error in self._errors:
             total = total + error
