@@ -30,7 +30,8 @@ from rankfold.methods import chosen_blueprint, to_canonical
 from rankfold.records import ACCURACY, Budget, Cost, Inventory, Plan
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import load, save
-from rankfold.storage.artifact import check_output, check_state
+from rankfold.storage.artifact import check_output
+from rankfold.storage.state import check_state
 from rankfold.surgery import factored_layers, plan_of
 from rankfold.tune import FineTune, TuneResult, finetune_
 

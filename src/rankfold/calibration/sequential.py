@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold._progress import track
+from rankfold._state import extra_state, load_state_, own_state
 from rankfold.calibration.flow import Use
 from rankfold.calibration.pairs import PairSums
 from rankfold.calibration.second_moments import collect_moments
@@ -199,5 +200,5 @@ def adopt_(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
             twin = small.get_submodule(paths[0])
             assert isinstance(twin, Factored)
             model = swap_(model, paths, twin)
-    model.load_state_dict(small.state_dict())
+    load_state_(model, own_state(small) | extra_state(small))
     return model

@@ -129,6 +129,7 @@ def apply(
     from rankfold.cli._road import Finished, calibrated, finish
     from rankfold.cli._source import source_of
     from rankfold.cli._writing import artifact_files, check_folder, close
+    from rankfold.storage.state import check_state
     from rankfold.surgery import check_plan, plan_of
 
     with session(as_json=as_json, quiet=quiet) as printer:
@@ -150,6 +151,7 @@ def apply(
         calibration = None if data is None else open_data(source, "calibration", limit=calibration_images)
         dense = open_model(source, place)
         layers = check_plan(dense, chosen)
+        check_state(dense)
         example = open_example(source, test)
         inventory = rf.inspect(dense, example)
         metric = pick_metric(test, lambda: dense)

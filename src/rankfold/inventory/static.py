@@ -20,6 +20,7 @@ from rankfold.inventory.kinds import (
 )
 from rankfold.inventory.members import Member, members_of
 from rankfold.inventory.sharing import tensor_key, unique
+from rankfold.inventory.wrappers import check_unwrapped
 from rankfold.records import LayerInfo, OtherModule
 
 # Every module once, with all of its paths.
@@ -78,20 +79,7 @@ def check_model(model: nn.Module) -> None:
         raise ModelError(
             "the model is TorchScript, whose modules cannot be swapped. Pass the Python model that it was made from."
         )
-    for path, module in model.named_modules():
-        where = f"the module {path!r}" if path else "the model"
-        wrapper = type(module).__name__
-        if "_orig_mod" in module._modules:
-            raise ModelError(
-                f"{where} is wrapped by torch.compile. Pass the original, which is its attribute "
-                "`_orig_mod`, and compile the result."
-            )
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) or (
-            wrapper == "FullyShardedDataParallel"
-        ):
-            raise ModelError(
-                f"{where} is wrapped in {wrapper}. Pass the model inside it, `model.module`, and wrap the result."
-            )
+    check_unwrapped(model)
 
 
 def walk(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from rankfold import methods
 from rankfold._files import check_writable, write_atomic
 from rankfold._hashing import tensor_hash
+from rankfold._state import extra_state, load_state_, own_state
 from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldError, RankfoldWarning
+from rankfold.inventory.wrappers import unwrap
 from rankfold.records import Plan
 from rankfold.storage.architecture import Settings, check_architecture, read_architecture, write_architecture
+from rankfold.storage.state import stored_state
 from rankfold.surgery import build, check_plan, copy_model, plan_of
 from rankfold.surgery.apply import remember_plan, replace_layer
 from rankfold.surgery.gauged import Gauged
@@ -64,7 +67,7 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
     model = unwrap(model)
     plan = plan_of(model) if plan is None else plan
     check_output(path)
-    tensors, aliases = _unique_tensors(model)
+    tensors, aliases = stored_state(model)
     text = plan.to_json()
     metadata = {
         "format": _FORMAT,
@@ -172,48 +175,6 @@ def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
     return remember_plan(model, plan)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside DistributedDataParallel, DataParallel and torch.compile wrappers."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module) and isinstance(
-            model, nn.DataParallel | nn.parallel.DistributedDataParallel
-        ):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return every tensor of the state dict once, and the names under which it appears again."""
-    check_state(model)
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    seen: dict[tuple[object, ...], str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        tensor = tensor.detach()
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-        if tensor.numel() and key in seen:
-            aliases[name] = seen[key]
-            continue
-        seen[key] = name
-        tensors[name] = tensor.cpu().contiguous().clone()
-    return tensors, aliases
-
-
-def check_state(model: nn.Module) -> None:
-    """Raise `ModelError` if a model's state holds what is no tensor: artefacts hold nothing else."""
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise ModelError(
-                f"the state of the model holds {name!r}, a {type(value).__name__}, which cannot be saved. "
-                "Let get_extra_state return a tensor."
-            )
-
-
 def _read_tensors(file: Path, plan_text: str) -> tuple[dict[str, Tensor], dict[str, Settings]]:
     """Return the tensors of an artefact and what it records of the architecture."""
     if not file.is_file():
@@ -282,7 +243,7 @@ def _strip_prefixes(
 
 
 def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    expected = model.state_dict()
+    expected = own_state(model) | extra_state(model)
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is not in the model" for name in tensors if name not in expected]
     problems += [
@@ -302,4 +263,4 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> N
         warnings.warn(
             f"data types are converted on loading: {', '.join(sorted(differing))}", RankfoldWarning, stacklevel=3
         )
-    model.load_state_dict(tensors)
+    load_state_(model, tensors)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rankfold import _files
 from rankfold._files import write_atomic
+from rankfold._state import own_state
 from rankfold.errors import ConfigError, CorruptArtifact, RankfoldError
 from rankfold.tune.config import FineTune
 
@@ -144,7 +145,7 @@ def _moved(what: str, old: Any, new: Any) -> list[str]:
 
 
 def _tensors(model: nn.Module | None) -> dict[str, Tensor]:
-    return {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)} if model else {}
+    return own_state(model) if model is not None else {}
 
 
 def _sketch(tensor: Tensor) -> list[float]:

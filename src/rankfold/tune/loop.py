@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from rankfold.errors import ConfigError, ModelError
+from rankfold.inventory.wrappers import unwrap
 from rankfold.surgery import copy_model
 from rankfold.tune.config import FineTune
 from rankfold.tune.feed import Feed
@@ -78,7 +78,7 @@ def finetune(
     CorruptArtifact
         If the checkpoint cannot be read.
     """
-    twin = copy_model(_unwrapped(model))
+    twin = copy_model(unwrap(model))
     return finetune_(twin, config, teacher=teacher, metric=metric, progress=progress)
 
 
@@ -91,8 +91,8 @@ def finetune_(
     progress: Progress | None = None,
 ) -> TuneResult:
     """Train the model in place; otherwise as `finetune`, without the memory for a copy."""
-    model = _unwrapped(model)
-    teacher = _unwrapped(teacher) if teacher is not None else None
+    model = unwrap(model)
+    teacher = unwrap(teacher) if teacher is not None else None
     require_teacher(config.terms, has_teacher=teacher is not None)
     _check(model, teacher, config, metric)
     with launched(config.mixed_precision) as accelerator:
@@ -113,15 +113,6 @@ def finetune_(
                 feed.close()
                 if run is not None:
                     run.close()
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Take off the wrappers of parallel training: they would hold on to the parameters they know."""
-    while isinstance(model, DataParallel | DistributedDataParallel):
-        model = model.module
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    return model
 
 
 def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric: Metric | None) -> None:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankfold._batches import split_batch, tensors_of, to_device
 from rankfold._progress import track
+from rankfold._state import extra_state, load_state_, own_state
 from rankfold.errors import DataError, MetricError, ModelError, RankfoldError, RankfoldWarning
 from rankfold.tune import checkpoint
 from rankfold.tune.config import TERMS, FineTune
@@ -337,7 +338,7 @@ class Run:
             {
                 "identity": self.identity,
                 "state": asdict(self.state),
-                "model": dict(self.model.state_dict()),
+                "model": own_state(self.model) | extra_state(self.model),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "replay": digest(share.batch) if share is not None else "",
@@ -359,7 +360,7 @@ class Run:
             raise found
         if found is None:
             return None
-        self.model.load_state_dict(found["model"])
+        load_state_(self.model, found["model"])
         self.optimizer.load_state_dict(found["optimizer"])
         if self.accelerator.scaler is not None and found["scaler"]:
             self.accelerator.scaler.load_state_dict(found["scaler"])
