@@ -61,6 +61,7 @@ def check_compressible(inventory: Inventory) -> None:
     raise ModelError(
         "the model has no layer that can be compressed: it needs a convolution or linear layer that is not excluded."
         + (reasons + (f"\n  ... and {more} more" if more > 0 else "") if reasons else " It has neither.")
+        + "".join(f"\n  {holder}" for holder in inventory.holders[:3] if not reasons)
     )
 
 

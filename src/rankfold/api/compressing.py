@@ -28,6 +28,7 @@ from rankfold.factor.moments import Moments, output_energy
 from rankfold.inventory import check_model, inspect, layer_weight, static_inventory
 from rankfold.methods import chosen_blueprint, to_canonical
 from rankfold.records import ACCURACY, Budget, Cost, Inventory, Plan
+from rankfold.records.layer import LARGE_REST
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import load, save
 from rankfold.storage.artifact import check_output
@@ -345,6 +346,7 @@ def _notes(inventory: Inventory, renewed: bool | None) -> list[str]:
     notes = []
     if inventory.coverage[0] < LOW_COVERAGE:
         notes.append(f"only {inventory.coverage[0]:.0%} of the parameters lie in layers that can be compressed")
+        notes += [str(holder) for holder in inventory.holders[:3] if holder.share >= LARGE_REST]
     if renewed is not None:
         verdict = "replaced: new ones bring the outputs closer to the original's"
         notes.append(f"BatchNorm statistics were {verdict if renewed else 'kept: new ones would not help'}")

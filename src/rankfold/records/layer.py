@@ -161,6 +161,11 @@ class LayerInfo:
         return self.padding
 
     @property
+    def left_out(self) -> bool:
+        """Whether an option of the user's keeps the layer, which could be compressed otherwise."""
+        return self.skip is not None and self.skip.startswith(("excluded by ", "kept"))
+
+    @property
     def title(self) -> str:
         """The layer for a message: its name, if it has one, and its description."""
         return f"layer {self.name!r} ({self.describe()})" if self.name else f"the layer ({self.describe()})"
@@ -182,6 +187,39 @@ class OtherModule:
     type_name: str
     params: int
     reason: str
+
+
+LARGE_REST = 0.25
+"""A single module that is not compressed is named in the coverage line from this share of the parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A layer or other module whose parameters stay as they are.
+
+    Parameters
+    ----------
+    name : str
+        Dotted path in the model; empty if it is the model itself.
+    what : str
+        The layer in words, or the module's class.
+    params : int
+        Its parameters.
+    share : float
+        Of the model's parameters, 0..1.
+    reason : str
+        Why it cannot be compressed.
+    """
+
+    name: str
+    what: str
+    params: int
+    share: float
+    reason: str
+
+    def __str__(self) -> str:
+        name = f"{self.name!r} ({self.what})" if self.name else f"the model itself ({self.what})"
+        return f"{name} holds {self.params:,} parameters, {self.share:.0%} of all: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,10 +280,31 @@ class Inventory:
             inside.macs / self.total.macs if self.total.macs else 0.0,
         )
 
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """The layers and other modules whose parameters cannot be compressed, the largest first."""
+        rest = [
+            (layer.name, layer.describe(), self.costs.get(layer.name, Cost()).params, layer.skip)
+            for layer in self.layers
+        ]
+        rest += [(other.name, other.type_name, other.params, other.reason) for other in self.others]
+        total = max(self.total.params, 1)
+        found = [
+            Holder(name=name, what=what, params=params, share=params / total, reason=reason)
+            for name, what, params, reason in rest
+            if reason is not None
+        ]
+        return tuple(sorted(found, key=lambda holder: -holder.params))
+
     def summary(self) -> str:
         """Return the coverage line that every inspection and report starts with."""
         params, macs = self.coverage
-        return (
+        line = (
             f"compressible: {params:.0%} of parameters, {macs:.0%} of MACs "
             f"({len(self.compressible)} of {len(self.layers)} layers)"
         )
+        largest = next(iter(self.holders), None)
+        if largest is None or largest.share < LARGE_REST:
+            return line
+        reason = largest.reason.partition(": ")[0]
+        return f"{line}; largest rest: {largest.name or 'the model itself'} ({reason}) {largest.share:.0%}"

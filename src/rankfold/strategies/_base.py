@@ -10,6 +10,10 @@ from rankfold._registry import Registry
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.records import PEAK, Candidate, CandidateTable, Choice, Cost, Plan, Problem, Provenance
 
+SHOWN = 0.05
+"""Modules that hold less of the model are not named where a budget is out of reach."""
+MOST_SHOWN = 3
+
 
 class Strategy(Protocol):
     """Chooses method and ranks of every layer. One file each in this package, registered by name.
@@ -50,9 +54,25 @@ def check_reachable(problem: Problem, table: CandidateTable) -> None:
     if missed:
         raise InfeasibleBudget(
             f"budget {str(problem.budget)!r} cannot be met with the methods {', '.join(problem.methods)} "
-            "on the compressible layers. Loosen it, allow more methods or exclude fewer layers.",
+            f"on the compressible layers. {advice(problem)}",
             rows,
         )
+
+
+def advice(problem: Problem) -> str:
+    """Return what can be done about a budget that is out of reach, and which modules stand in its way."""
+    inventory, resources = problem.inventory, set(resources_of(problem))
+    parts = ["Loosen it, allow more methods or exclude fewer layers."]
+    if not any(layer.left_out for layer in inventory):
+        parts = ["Loosen it or allow more methods."]
+    if resources & {"params", "flash", "memory"}:
+        large = [str(holder) for holder in inventory.holders if holder.share >= SHOWN]
+        parts += [f"What cannot be compressed: {'; '.join(large[:MOST_SHOWN])}."] if large else []
+    outside = inventory.total.macs - sum(cost.macs for cost in inventory.costs.values())
+    if "macs" in resources and outside >= SHOWN * inventory.total.macs > 0:
+        share = outside / inventory.total.macs
+        parts.append(f"Operations outside of convolutions and linear layers make up {share:.0%} of the MACs.")
+    return " ".join(parts)
 
 
 def resources_of(problem: Problem) -> list[str]:
@@ -121,7 +141,7 @@ def mildest(
         least = table.cost(pick(1.0).values())
         raise InfeasibleBudget(
             f"strategy {strategy!r} cannot meet budget {str(problem.budget)!r}: its strongest compression leaves more. "
-            "Loosen it, allow more methods or exclude fewer layers.",
+            f"{advice(problem)}",
             [
                 (b.resource, b.limit(table.total), least.get(b.resource), table.total.get(b.resource))
                 for b in problem.budget.additive
