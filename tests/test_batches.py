@@ -35,7 +35,6 @@ X, Y, Z = torch.zeros(4, 2), torch.ones(4), torch.full((4, 3), 2.0)
         ([X], X, None),
         ((X, Y), X, Y),
         ([X, Y], X, Y),
-        ((X, Y, Z), X, Y),
         (((X, Z), Y), (X, Z), Y),
         (((X, Z),), (X, Z), None),
         (([X, Z], Y), [X, Z], Y),
@@ -66,6 +65,9 @@ def test_same_tells_apart() -> None:
     [
         ((), "empty tuple or list"),
         ([], "empty tuple or list"),
+        ((X, Y, Z), "tuple of 3 elements"),
+        ([X, Y, Z, None], "list of 4 elements"),
+        ((None, Y), "inputs of a batch are None"),
         ({"labels": Y}, "no inputs"),
         ({"a": X, "labels": Y, "target": Y}, "several targets"),
     ],

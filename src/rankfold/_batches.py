@@ -1,23 +1,33 @@
 """What a batch is: the one convention by which data reaches a model, everywhere in the library.
 
-A loader yields batches. A batch is the inputs alone, a tuple or list ``(inputs, target, ...)``, or
-a mapping of keyword inputs in which ``"labels"``, ``"label"`` or ``"target"`` is the target. Inputs
-(and example inputs) are a tuple of positional arguments, a mapping of keyword arguments, or
-anything else: the single positional argument.
+A loader yields batches. A batch is one of these:
+
+- a tuple or list ``(inputs,)`` or ``(inputs, target)``; with more elements it is refused, since nothing tells which of
+  them are inputs;
+- a mapping of keyword inputs, in which ``"labels"``, ``"label"`` or ``"target"`` is the target;
+- a named tuple with a field of one of these names, which is the target: the other fields are the inputs, in order
+  (a named tuple without such a field is a tuple);
+- anything else: the inputs alone.
+
+Inputs (and example inputs) are a tuple of positional arguments, a mapping of keyword arguments, or
+anything else, such as a tensor, a list or a dataclass: the single positional argument.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from rankfold.errors import DataError, ModelError
+from rankfold.errors import DataError, ModelError, RankfoldWarning
 
 TARGET_KEYS = ("labels", "label", "target")
 
@@ -28,9 +38,7 @@ def split_batch(batch: Any) -> tuple[Any, Any | None]:
     Parameters
     ----------
     batch : object
-        A tuple or list is ``(inputs, target, ...)`` or ``(inputs,)``; a mapping holds keyword
-        inputs and perhaps a target (`TARGET_KEYS`); anything else is the inputs alone. A model with
-        several positional inputs takes ``((first, second), target)``.
+        As the module describes it. A model with several positional inputs takes ``((first, second), target)``.
 
     Returns
     -------
@@ -42,21 +50,112 @@ def split_batch(batch: Any) -> tuple[Any, Any | None]:
     Raises
     ------
     DataError
-        If the batch is empty.
+        If the batch is empty, has no inputs, several targets, or more elements than inputs and target.
     """
     if isinstance(batch, Mapping):
-        found = [key for key in TARGET_KEYS if key in batch]
-        if len(found) > 1:
-            raise DataError(f"a batch has several targets: {found}. Keep one of them.")
-        inputs = {key: value for key, value in batch.items() if key not in found}
-        if not inputs:
-            raise DataError(f"a batch holds no inputs, only {found}. Add the model's keyword inputs.")
-        return inputs, batch[found[0]] if found else None
-    if isinstance(batch, tuple | list):
-        if not batch:
-            raise DataError("a batch is an empty tuple or list. Expected (inputs, target) or (inputs,).")
-        return batch[0], batch[1] if len(batch) > 1 else None
-    return batch, None
+        target, inputs = _named_target(batch)
+        return inputs, target
+    if isinstance(batch, tuple):
+        fields: dict[str, Any] = dict(zip(getattr(batch, "_fields", ()), batch, strict=False))
+        if any(key in fields for key in TARGET_KEYS):
+            target, rest = _named_target(fields)
+            return next(iter(rest.values())) if len(rest) == 1 else tuple(rest.values()), target
+    if not isinstance(batch, tuple | list):
+        return batch, None
+    parts = list(batch)
+    if not parts:
+        raise DataError("a batch is an empty tuple or list. Expected (inputs, target) or (inputs,).")
+    if len(parts) > 2:
+        kind = type(batch).__name__
+        raise DataError(
+            f"a batch is a {kind} of {len(parts)} elements, and nothing tells which of them are inputs. Expected "
+            "(inputs, target) or (inputs,). Put several inputs of the model into a tuple, ((first, second), target), "
+            "give a dict of keyword inputs with the target under 'labels', or put a list of samples into a tuple of "
+            "one, (samples,); leave out what is neither input nor target."
+        )
+    if parts[0] is None:
+        raise DataError("the inputs of a batch are None. Expected (inputs, target) or (inputs,).")
+    return parts[0], parts[1] if len(parts) > 1 else None
+
+
+def _named_target(fields: Mapping[Any, Any]) -> tuple[Any | None, dict[Any, Any]]:
+    """Return the target among named fields, and the other fields."""
+    found = [key for key in TARGET_KEYS if key in fields]
+    if len(found) > 1:
+        raise DataError(f"a batch has several targets: {found}. Keep one of them.")
+    inputs = {key: value for key, value in fields.items() if key not in found}
+    if not inputs:
+        raise DataError(f"a batch holds no inputs, only {found}. Add the model's inputs.")
+    return fields[found[0]] if found else None, inputs
+
+
+class MatchedBatches:
+    """Batches that are held against the example input as they come, because the model is to be called alike.
+
+    Parameters
+    ----------
+    batches : iterable
+        The data.
+    example : object
+        The example input.
+    purpose : str
+        What the data is for, in the user's words.
+    """
+
+    def __init__(self, batches: Iterable[Any], example: Any, purpose: str) -> None:
+        self.batches = batches
+        self.example = example
+        self.purpose = purpose
+        self._warned = False
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in iterate(self.batches, self.purpose):
+            self._check(batch)
+            yield batch
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.batches, 0)
+
+    def _check(self, batch: Any) -> None:
+        inputs, target = split_batch(batch)
+        several = isinstance(batch, tuple | list) and (len(batch) == 2 or isinstance(self.example, list))
+        if several and _alike(batch, self.example) and not _alike(inputs, self.example):
+            raise DataError(
+                f"a batch of the {self.purpose} data is built like the example input, but of a tuple or list the first "
+                "element is the inputs and the second the target. Put the inputs into a tuple of one, "
+                "((first, second),), or give ((first, second), target); (samples,) for a list of samples."
+            )
+        wanted, given = _arguments(self.example), _arguments(inputs)
+        if given >= wanted or self._warned:
+            return
+        self._warned = True
+        told = "" if target is None else "; the second element of a tuple or list is taken for the target"
+        warnings.warn(
+            f"the example input gives the model {wanted} arguments, the {self.purpose} data {given}{told}. Give "
+            "batches ((first, second), target), or dicts of keyword inputs, to give it all of them.",
+            RankfoldWarning,
+            stacklevel=2,
+        )
+
+
+def _arguments(inputs: Any) -> int:
+    """Return how many arguments inputs give to a model, those that are None not counted."""
+    if isinstance(inputs, Mapping):
+        return sum(value is not None for key, value in inputs.items() if key not in TARGET_KEYS)
+    return sum(value is not None for value in inputs) if isinstance(inputs, tuple) else 1
+
+
+def _alike(given: Any, example: Any) -> bool:
+    """Whether two objects are built alike: tensors of the same kind and number of dimensions in the same places."""
+    if isinstance(given, Tensor) and isinstance(example, Tensor):
+        return given.ndim == example.ndim and given.is_floating_point() == example.is_floating_point()
+    if isinstance(given, Mapping) and isinstance(example, Mapping):
+        return set(given) == set(example)
+    if isinstance(example, list):  # of samples: any number of them
+        return isinstance(given, tuple | list) and all(_alike(item, example[0]) for item in given if example)
+    if isinstance(given, tuple | list) and isinstance(example, tuple):
+        return len(given) == len(example) and all(map(_alike, given, example))
+    return type(given) is type(example) and not isinstance(given, tuple | list)
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -68,26 +167,41 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
+def map_tensors(change: Callable[[Tensor], Any], obj: Any) -> Any:
+    """Return an object like this one with every tensor inside it changed; the object itself is left as it is.
+
+    Tensors are found where `tensors_of` finds them. Whatever holds none is shared, not copied.
+    """
+    if isinstance(obj, Tensor):
+        return change(obj)
+    if isinstance(obj, Mapping):
+        items = {key: map_tensors(change, value) for key, value in obj.items()}
+        if type(obj) is dict or not isinstance(obj, MutableMapping):
+            return items
+        twin = copy.copy(obj)  # its class may have more to it, as the encodings of tokenizers do
+        for key, value in items.items():
+            twin[key] = value
+        return twin
+    if isinstance(obj, tuple) and hasattr(obj, "_fields"):  # a named tuple takes them one by one
+        return type(obj)(*(map_tensors(change, value) for value in obj))
+    if isinstance(obj, tuple | list):
+        return (tuple if isinstance(obj, tuple) else list)(map_tensors(change, value) for value in obj)
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type) and tensors_of(obj):
+        twin = copy.copy(obj)
+        for f in dataclasses.fields(obj):
+            object.__setattr__(twin, f.name, map_tensors(change, getattr(obj, f.name)))
+        return twin
+    return obj
+
+
 def copied(tensors: Any) -> Any:
     """Return inputs or outputs that may be changed in place without harm to those given."""
-    return tree_map_only(Tensor, torch.clone, tensors)
+    return map_tensors(torch.clone, tensors)
 
 
 def to_device(obj: Any, device: torch.device | str | None) -> Any:
     """Return the object with every tensor inside it on the device; None leaves it as it is."""
-    if device is None:
-        return obj
-    if isinstance(obj, Tensor):
-        return obj.to(device)
-    if isinstance(obj, Mapping):
-        return {key: to_device(value, device) for key, value in obj.items()}
-    if isinstance(obj, tuple) and hasattr(obj, "_fields"):  # a named tuple takes them one by one
-        return type(obj)(*(to_device(value, device) for value in obj))
-    if isinstance(obj, tuple):
-        return tuple(to_device(value, device) for value in obj)
-    if isinstance(obj, list):
-        return [to_device(value, device) for value in obj]
-    return obj
+    return obj if device is None else map_tensors(lambda tensor: tensor.to(device), obj)
 
 
 @contextmanager
@@ -139,6 +253,8 @@ def tensors_of(obj: Any) -> list[Tensor]:
 def squared_distance(output: Any, reference: Any) -> tuple[float, float]:
     """Return ``(||output - reference||^2, ||reference||^2)`` over all floating tensors inside.
 
+    Where the reference is infinite, as masked scores are, nothing is compared; see `distance_and_energy`.
+
     Raises
     ------
     ModelError
@@ -152,10 +268,26 @@ def squared_distance(output: Any, reference: Any) -> tuple[float, float]:
     distance = norm = 0.0
     for a, b in zip(ours, theirs, strict=True):
         # float32 sums of squares are exact enough for a comparison, and every device has them.
-        a, b = a.float(), b.to(a.device).float()
-        distance += float((a - b).square().sum())
-        norm += float(b.square().sum())
+        found = distance_and_energy(a.float(), b.to(a.device).float())
+        distance, norm = distance + found[0], norm + found[1]
     return distance, norm
+
+
+def distance_and_energy(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """Return ``||ours - theirs||^2`` and ``||theirs||^2`` of two tensors of one shape, where `theirs` is finite.
+
+    Infinite values are taken for masked: they have to be the same infinities in the same places, or the distance is
+    infinite. NaN is equal to nothing, so it makes the distance infinite, too.
+    """
+    distance, energy = float((ours - theirs).square().sum()), float(theirs.square().sum())
+    if math.isfinite(distance) and math.isfinite(energy):
+        return distance, energy
+    finite = theirs.isfinite()
+    energy = float(theirs[finite].square().sum())
+    if not torch.equal(ours[~finite], theirs[~finite]):
+        return math.inf, energy
+    distance = float((ours[finite] - theirs[finite]).square().sum())
+    return math.inf if math.isnan(distance) else distance, energy
 
 
 def batch_size(inputs: Any) -> int:
@@ -181,7 +313,7 @@ def leading(inputs: Any, count: int) -> Any:
         return inputs[:count]
     if not tensors_of(inputs) or not all(t.ndim and t.shape[0] == size for t in tensors_of(inputs)):
         return inputs
-    return tree_map_only(Tensor, lambda t: t[:count], inputs)
+    return map_tensors(lambda tensor: tensor[:count], inputs)
 
 
 def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:

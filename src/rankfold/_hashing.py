@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +47,50 @@ def _parts(tensor: Tensor) -> list[Tensor]:
     if tensor.is_quantized:
         return [tensor.int_repr(), tensor.dequantize()]
     return [tensor.resolve_conj().resolve_neg()]
+
+
+def module_hash(model: nn.Module) -> str:
+    """Return the SHA-256 of a model: its text, state dict, and every parameter and buffer, and where they are."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found = {name: t for name, t in own.items() if not nn.parameter.is_lazy(t)}
+    places = sorted({str(t.device) for t in found.values()})
+    return json_hash([repr(model), state_hash(model), tensor_hash(found), places])
+
+
+def content_hash(value: Any) -> str | None:
+    """Return the SHA-256 of what data holds: nested tensors, arrays, numbers and text.
+
+    None if there is an object whose content cannot be seen (an image, a batch class) and not one tensor beside it.
+    """
+    digest = hashlib.sha256()
+    tensors, hidden = _read(value, digest)
+    return None if hidden and not tensors else digest.hexdigest()
+
+
+def _read(value: Any, digest: Any) -> tuple[int, int]:
+    """Feed a value to a hash; return how many tensors it holds, and how many objects that cannot be looked into."""
+    parts: list[Any]
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
+        digest.update(tensor_hash({"": value.resolve_conj().resolve_neg()}).encode())
+        return 1, 0
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        digest.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
+        return 1, 0
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | enum.Enum | torch.dtype):
+        digest.update(f"{type(value).__name__} {value!r};".encode(errors="surrogatepass"))
+        return 0, 0
+    if isinstance(value, Mapping):
+        parts = [part for item in value.items() for part in item]
+    elif isinstance(value, tuple | list):
+        parts = list(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, f.name) for f in dataclasses.fields(value)]
+    else:
+        digest.update(f"{type(value).__module__}.{type(value).__qualname__};".encode())
+        return 0, 1
+    digest.update(f"{type(value).__name__} {len(parts)};".encode())
+    counts = [_read(part, digest) for part in parts]
+    return sum(tensors for tensors, _ in counts), sum(hidden for _, hidden in counts)
 
 
 def json_hash(value: Any) -> str:

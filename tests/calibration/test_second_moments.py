@@ -296,8 +296,11 @@ def test_repeated_tied_and_unused_layers() -> None:
     model = Twice()
     x = torch.randn(8, 4)
     layers = [info(model.a, "a", ties=("b",)), info(model.unused, "unused")]
-    got = collect_moments(model, [(x, None)], layers)
+    with pytest.warns(RankfoldWarning, match="no calibration sample reaches 'unused'") as caught:
+        got = collect_moments(model, [(x, None)], layers)
+    assert caught[0].filename == __file__
     assert list(got) == ["a"]
+    assert got.unreached == ("unused",)
     with torch.no_grad():
         first = model.a(x)
         model.eval()
@@ -442,4 +445,5 @@ def test_an_empty_batch_adds_nothing() -> None:
     conv = nn.Conv2d(3, 2, 3)
     x = torch.randn(2, 3, 5, 5)
     assert moments_of(conv, [x, x[:0]]).count == 50
-    assert collect_moments(conv, [x[:0]], [info(conv)]) == {}
+    with pytest.warns(RankfoldWarning, match="no calibration sample reaches"):
+        assert collect_moments(conv, [x[:0]], [info(conv)]) == {}

@@ -13,9 +13,11 @@ from rankfold._config import build_config
 from rankfold._progress import track
 from rankfold.api.checks import reusable
 from rankfold.calibration import (
+    Renewal,
     SequentialConfig,
     adopt_,
     collect_moments,
+    is_tracking_norm,
     reconstruct_sequentially,
     reestimate_batchnorm,
 )
@@ -132,8 +134,8 @@ class Applied:
     ----------
     model : Module
         The compressed copy.
-    renewed : bool
-        Whether BatchNorm statistics were replaced.
+    renewed : Renewal or None
+        Whether BatchNorm statistics were replaced, and why; None if that was not tried, or there are none.
     errors : dict of str to float
         Of sequential reconstruction: relative error of each factored layer's output against what it was fitted to.
     notes : list of str
@@ -141,7 +143,7 @@ class Applied:
     """
 
     model: nn.Module = field(repr=False)
-    renewed: bool
+    renewed: Renewal | None
     errors: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -166,7 +168,9 @@ def apply_mode(
         notes = [f"{name}: {note}" for name, note in made.notes.items()]
     else:
         new = _factored_(copy_model(model), plan, moments if mode == "data" else None)
-    renewed = batchnorm and batches is not None and reestimate_batchnorm(new, batches, model)
+    renewed = None
+    if batchnorm and batches is not None and any(map(is_tracking_norm, new.modules())):
+        renewed = reestimate_batchnorm(new, batches, model)
     return Applied(model=new, renewed=renewed, errors=errors, notes=notes)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rankfold import strategies
+from rankfold._batches import MatchedBatches
 from rankfold._config import is_integer, require
 from rankfold.candidates import TableConfig, resolve_methods
 from rankfold.errors import BudgetError, ModelError
@@ -65,6 +66,12 @@ def check_compressible(inventory: Inventory) -> None:
     )
 
 
-def reusable(batches: Iterable[Any] | None) -> Iterable[Any] | None:
-    """Return data that can be gone through more than once: an iterator's items, anything else as it is."""
-    return list(batches) if isinstance(batches, Iterator) else batches
+def reusable(batches: Iterable[Any] | None, example_input: Any = None) -> Iterable[Any] | None:
+    """Return data that can be gone through more than once: an iterator's items, anything else as it is.
+
+    With an example input every batch is held against it (`rankfold._batches.MatchedBatches`).
+    """
+    if batches is None:
+        return None
+    again = list(batches) if isinstance(batches, Iterator) else batches
+    return again if example_input is None else MatchedBatches(again, example_input, "calibration")

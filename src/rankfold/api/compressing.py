@@ -18,7 +18,7 @@ from rankfold.api.checks import BudgetLike, check_compressible, check_options, r
 from rankfold.api.family import folder_name
 from rankfold.api.planning import Planner
 from rankfold.api.searching import check_searchable, smallest_within
-from rankfold.calibration import collect_moments
+from rankfold.calibration import Renewal, collect_moments
 from rankfold.cost import blueprint_cost, stored_inventory
 from rankfold.errors import ConfigError, DataError
 from rankfold.evaluation import evaluate as measure
@@ -173,7 +173,7 @@ def compress(
     found = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
     inventory = stored_inventory(found, storage)
     check_compressible(inventory)
-    batches = reusable(calibration)
+    batches = reusable(calibration, example_input)
     clock.lap("inspect")
     values: dict[str, float] = {}
     if evaluate is not None:
@@ -243,7 +243,8 @@ def compress(
         metrics=[_metric(evaluate, values)] if evaluate is not None else [],
         history=history_rows(tuned),
         notes=[
-            *_notes(inventory, applied.renewed if batches is not None and _has_batchnorm(model) else None),
+            *_notes(inventory, applied.renewed),
+            *(f"{name}: {note}" for name, note in planner.unknown().items()),
             *applied.notes,
             *searching,
         ],
@@ -338,17 +339,12 @@ def _metric(evaluate: Callable[[nn.Module], float], values: Mapping[str, float])
     )
 
 
-def _has_batchnorm(model: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
-
-
-def _notes(inventory: Inventory, renewed: bool | None) -> list[str]:
+def _notes(inventory: Inventory, renewed: Renewal | None) -> list[str]:
     notes = []
     if inventory.coverage[0] < LOW_COVERAGE:
         notes.append(f"only {inventory.coverage[0]:.0%} of the parameters lie in layers that can be compressed")
         notes += [str(holder) for holder in inventory.holders[:3] if holder.share >= LARGE_REST]
     if renewed is not None:
-        verdict = "replaced: new ones bring the outputs closer to the original's"
-        notes.append(f"BatchNorm statistics were {verdict if renewed else 'kept: new ones would not help'}")
+        notes.append(renewed.note)
     notes += [f"{layer.name}: {layer.note}" for layer in inventory.compressible if layer.note]
     return notes

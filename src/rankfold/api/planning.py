@@ -18,14 +18,28 @@ from rankfold._hashing import state_hash
 from rankfold._progress import track
 from rankfold._version import __version__
 from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
-from rankfold.calibration import collect_moments
+from rankfold.calibration import LayerMoments, collect_moments
 from rankfold.candidates import Judge, TableConfig, build_table, plan_ram, resolve_methods, with_ram, within_ram
 from rankfold.cost import activation_profile, stored_inventory
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.factor.moments import Moments
 from rankfold.inventory import export_graph, inspect, layer_weight
-from rankfold.records import PEAK, ActivationProfile, Budget, Candidate, CandidateTable, Inventory, Plan, Problem
+from rankfold.records import (
+    PEAK,
+    ActivationProfile,
+    Budget,
+    Candidate,
+    CandidateTable,
+    Choice,
+    Inventory,
+    Plan,
+    Problem,
+)
 from rankfold.strategies.manual import resolve
+
+UNREACHED = "no calibration sample reaches it: judged and factored by its weight alone"
+UNMEASURED = "no sample that the search looks at reaches it: judged by its own error"
+"""Notes on layers of which the data says nothing."""
 
 
 def plan(
@@ -123,7 +137,7 @@ def plan(
     )  # fmt: skip
     inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
     check_compressible(inventory)
-    batches = reusable(calibration)
+    batches = reusable(calibration, example_input)
     moments = None
     if batches is not None and data_aware:
         moments = collect_moments(model, batches, inventory.compressible)
@@ -235,7 +249,24 @@ class Planner:
             weights_hash=self._weights_hash,
             versions={"rankfold": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
-        return replace(made, provenance=provenance)
+        return replace(made, layers=self._with_notes(made), provenance=provenance)
+
+    def unknown(self) -> dict[str, str]:
+        """Return a note for each layer of which the data says nothing, by name; those of plans made so far."""
+        notes = dict.fromkeys(self.judge.every_unmeasured, UNMEASURED)
+        if isinstance(self.moments, LayerMoments):
+            notes |= dict.fromkeys(self.moments.unreached, UNREACHED)
+        return notes
+
+    def _with_notes(self, made: Plan) -> dict[str, Choice]:
+        """Return a plan's choices, with a note on those that were made without data."""
+        notes = self.unknown()
+        return {
+            name: replace(choice, reason="; ".join(filter(None, (choice.reason, notes[name]))))
+            if name in notes and choice.method is not None
+            else choice
+            for name, choice in made.layers.items()
+        }
 
     @functools.cached_property
     def profile(self) -> ActivationProfile:

@@ -146,7 +146,7 @@ def sweep(
     found = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
     inventory = stored_inventory(found, storage)
     check_compressible(inventory)
-    batches = reusable(calibration)
+    batches = reusable(calibration, example_input)
     dense = None if evaluate is None else measure(model, evaluate)
     moments = None
     if batches is not None and data_aware:

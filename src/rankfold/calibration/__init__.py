@@ -1,6 +1,9 @@
 """Statistics streamed from data without labels."""
 
+from rankfold.calibration.batchnorm import Renewal as Renewal
+from rankfold.calibration.batchnorm import is_tracking_norm as is_tracking_norm
 from rankfold.calibration.batchnorm import reestimate_batchnorm as reestimate_batchnorm
+from rankfold.calibration.second_moments import LayerMoments as LayerMoments
 from rankfold.calibration.second_moments import collect_moments as collect_moments
 from rankfold.calibration.sequential import adopt_ as adopt_
 from rankfold.calibration.sequential import reconstruct_sequentially as reconstruct_sequentially

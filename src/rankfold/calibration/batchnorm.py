@@ -1,15 +1,17 @@
-"""BatchNorm statistics of a changed model, estimated anew from data."""
+"""BatchNorm statistics of a changed model, estimated again from data."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import length_hint
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -22,18 +24,54 @@ from rankfold._batches import (
     to_device,
 )
 from rankfold._progress import track
+from rankfold.calibration.flow import first_tensor
 from rankfold.errors import DataError, ModelError, RankfoldWarning
 from rankfold.inventory import run_batch
 
 
-def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any], reference: nn.Module | None = None) -> bool:
-    """Estimate the running statistics of every BatchNorm anew, and keep them where that helps.
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """Whether running statistics were replaced, and why or why not. It is true if they were.
+
+    Parameters
+    ----------
+    kept : bool
+        Whether the new statistics were kept; otherwise the old ones are back.
+    reason : str
+        In words, for the report.
+    """
+
+    kept: bool
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.kept
+
+    @property
+    def note(self) -> str:
+        """The note of a report."""
+        return f"BatchNorm statistics were {'replaced' if self.kept else 'kept'}: {self.reason}"
+
+
+CLOSER = "new ones bring the outputs closer to the original's"
+NO_HELP = "new ones would not help"
+NOT_CALLED = "no BatchNorm runs on the calibration data"
+TOO_SMALL = (
+    "each calibration batch gives a BatchNorm one value per channel (one sample), which has no variance; give larger "
+    "batches"
+)
+
+
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any], reference: nn.Module | None = None) -> Renewal:
+    """Estimate the running statistics of every BatchNorm again, and keep them where that helps.
 
     Factors shift the distribution of every feature map, so the stored statistics no longer fit. New
     ones help after severe compression and hurt after mild one: hence the reference.
 
     The estimate is the plain average over the batches of each batch's mean and (unbiased) variance;
-    all other modules stay in evaluation mode.
+    all other modules stay in evaluation mode. A call with one value per channel (a batch of one sample) has no
+    variance, and one without values has nothing: there the BatchNorm uses the statistics that it has. One that is
+    never called keeps its own.
 
     Parameters
     ----------
@@ -41,53 +79,58 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any], reference: nn
         The changed model; its statistics are replaced in place.
     batches : iterable
         Batches with or without targets; targets are not used. With a reference, the first, third,
-        ... batches serve the estimate and the others the decision; a single batch serves both.
+        ... batches serve the estimate and the others the decision; a single batch serves both. A batch that is too
+        small for the estimate leaves it to the next one.
     reference : Module or None
         The original model. The new statistics are kept only if they bring the model's outputs
         closer to the reference's in the mean square. None keeps them always.
 
     Returns
     -------
-    bool
-        Whether the new statistics were kept; otherwise the old ones are back, exactly. False for a
-        model without running statistics.
+    Renewal
+        Whether the new statistics were kept, as a truth value, and the reason; otherwise the old ones are back,
+        exactly. False for a model without running statistics.
 
     Raises
     ------
     DataError
-        If there is no batch. Without a reference also if a batch is too small to have a variance; with one, that is a
-        warning, and the old statistics are kept.
+        If there is no batch. Without a reference also if every batch is too small to have a variance.
     ModelError
         If the model cannot run on a batch.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = [m for m in model.modules() if is_tracking_norm(m)]
     if not norms:
-        return False
+        return Renewal(False, "the model has no BatchNorm with running statistics")
     if isinstance(batches, Iterator):  # its items come only once
         batches = list(batches)
     old = [_State.of(norm) for norm in norms]
     kept = False
     try:
-        parity = None if reference is None else 0
-        count = _estimate(model, norms, batches, parity)
+        estimate = _Estimate(norms)
+        used, count = _estimate(model, estimate, batches, alternating=reference is not None)
+        for norm, state in zip(norms, old, strict=True):
+            if not estimate.updates[norm]:
+                _load([norm], [state])
+        if not used:
+            if reference is None and estimate.calls:
+                raise DataError(f"BatchNorm statistics cannot be estimated: {TOO_SMALL}.")
+            return Renewal(False, TOO_SMALL if estimate.calls else NOT_CALLED)
         new = [_State.of(norm) for norm in norms]
         if reference is None:
             kept = all(state.finite() for state in new)
-        else:
-            parity = 1 if count > 1 else None
-            kept = _is_closer(model, reference, batches, parity, norms, old, new)
-    except _TooSmall as error:
-        if reference is None:
-            raise
-        warnings.warn(f"{error} The old statistics are kept.", RankfoldWarning, stacklevel=2)
+            return Renewal(kept, "new ones were estimated" if kept else "the new ones are not finite")
+        deciding = set(range(count)) - used or used
+        renewal = _compare(model, reference, batches, deciding, norms, (old, new))
+        kept = renewal.kept
+        return renewal
     finally:
         if not kept:
             _load(norms, old)
-    return kept
 
 
-class _TooSmall(DataError):
-    """A batch has one value a channel, and so no variance."""
+def is_tracking_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Return whether a module is a BatchNorm that keeps running statistics."""
+    return isinstance(module, _BatchNorm) and module.running_mean is not None and bool(module.track_running_stats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,60 +167,106 @@ def _load(norms: list[_BatchNorm], states: list[_State]) -> None:
             norm.num_batches_tracked.copy_(state.count)
 
 
-def _estimate(model: nn.Module, norms: list[_BatchNorm], batches: Iterable[Any], parity: int | None) -> int:
-    """Run every second batch (or all) in the norms' training mode; return how many there were."""
-    count = 0
-    with evaluating(model), _averaging(norms):
+class _Estimate:
+    """Lets norms average the statistics of all calls that have any."""
+
+    def __init__(self, norms: Sequence[_BatchNorm]) -> None:
+        self.norms = norms
+        self.calls = 0  # of any norm
+        self.updates: Counter[_BatchNorm] = Counter()
+
+    @contextmanager
+    def averaging(self) -> Iterator[None]:
+        """Average within the block."""
+        momenta = [norm.momentum for norm in self.norms]
+        with ExitStack() as hooks:
+            for norm in self.norms:
+                if norm.num_batches_tracked is not None:
+                    norm.num_batches_tracked.zero_()
+                hooks.callback(norm.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True).remove)
+                if _is_synchronised(norm):
+                    hooks.callback(norm.register_forward_hook(self._synchronised, with_kwargs=True).remove)
+            try:
+                yield
+            finally:
+                for norm, momentum in zip(self.norms, momenta, strict=True):
+                    norm.momentum = momentum
+
+    def _begin(self, norm: Any, args: Any, kwargs: Any) -> None:
+        x = first_tensor(args, kwargs)
+        if x is None:
+            return
+        self.calls += 1
+        enough = x.numel() > x.shape[1]
+        norm.training = enough and not _is_synchronised(norm)
+        if enough:
+            self.updates[norm] += 1
+            norm.momentum = 1 / self.updates[norm]  # the average of all calls so far
+            if self.updates[norm] == 1 and not _State.of(norm).finite():
+                norm.reset_running_stats()
+
+    def _synchronised(self, norm: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        """Do in this process what the training mode of a SyncBatchNorm does for all of them."""
+        x = first_tensor(args, kwargs)
+        if x is None or not x.numel() > x.shape[1]:
+            return output
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        return F.batch_norm(
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, norm.momentum, norm.eps
+        )
+
+
+def _is_synchronised(norm: nn.Module) -> bool:
+    return type(norm).forward is nn.SyncBatchNorm.forward
+
+
+def _estimate(
+    model: nn.Module, estimate: _Estimate, batches: Iterable[Any], *, alternating: bool
+) -> tuple[set[int], int]:
+    """Run every second batch (or all) in the norms' training mode.
+
+    Returns
+    -------
+    used : set of int
+        The batches that statistics were taken of.
+    count : int
+        How many there are.
+    """
+    used, count, turn = set[int](), 0, True
+    with evaluating(model), estimate.averaging():
         for index, inputs in _inputs(model, batches, "re-estimating BatchNorm"):
             count = index + 1
-            if parity is None or index % 2 == parity:
-                try:
-                    run_batch(model, inputs, f"calibration batch {count}")
-                except ModelError as error:
-                    if not str(error.__cause__).startswith("Expected more than 1 value per channel"):
-                        raise
-                    raise _TooSmall(
-                        "BatchNorm statistics cannot be estimated from calibration batch "
-                        f"{count}: {error.__cause__}. Use larger batches, and drop_last."
-                    ) from error
-    return count
+            if not turn:
+                turn = True
+                continue
+            before = estimate.updates.total()
+            run_batch(model, inputs, f"calibration batch {count}")
+            if estimate.updates.total() > before:
+                used.add(index)
+                turn = not alternating
+    return used, count
 
 
-@contextmanager
-def _averaging(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Let the norms take the average of all batches (``momentum=None``) within the block."""
-    momenta = [norm.momentum for norm in norms]
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.training = True
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-
-
-def _is_closer(
+def _compare(
     model: nn.Module,
     reference: nn.Module,
     batches: Iterable[Any],
-    parity: int | None,
+    deciding: Collection[int],
     norms: list[_BatchNorm],
-    old: list[_State],
-    new: list[_State],
-) -> bool:
-    """Compare both statistics against the reference; leave the new ones in place."""
+    states: tuple[list[_State], list[_State]],
+) -> Renewal:
+    """Compare old and new statistics against the reference; leave the new ones in place."""
     distances = [0.0, 0.0]
     with evaluating(model), evaluating(reference):
         device = model_device(reference)
         for index, inputs in _inputs(model, batches, "comparing BatchNorm statistics"):
-            if parity is not None and index % 2 != parity:
+            if index not in deciding:
                 continue
             what = f"calibration batch {index + 1}"
             target = run_batch(reference, to_device(inputs, device), what)
-            for i, states in enumerate((old, new)):
-                _load(norms, states)
+            for i, state in enumerate(states):
+                _load(norms, state)
                 output = run_batch(model, inputs, what)
                 try:
                     distances[i] += squared_distance(output, target)[0]
@@ -187,8 +276,9 @@ def _is_closer(
                         RankfoldWarning,
                         stacklevel=3,
                     )
-                    return False
-    return distances[1] < distances[0]
+                    return Renewal(False, f"new ones cannot be judged: {error}")
+    closer = distances[1] < distances[0]
+    return Renewal(closer, CLOSER if closer else NO_HELP)
 
 
 def _inputs(model: nn.Module, batches: Iterable[Any], description: str) -> Iterator[tuple[int, Any]]:

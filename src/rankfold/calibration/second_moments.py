@@ -21,6 +21,21 @@ from rankfold.inventory.quiet import run_batch, undisturbed
 from rankfold.records import LayerInfo
 
 PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
+OUTPUT = "out_proj"
+_SHOWN = 8
+"""Layers that a warning names."""
+
+
+class LayerMoments(dict[str, Moments]):
+    """Second moments by layer name.
+
+    Attributes
+    ----------
+    unreached : tuple of str
+        Layers that no sample reaches, or that were only given zeros: of them the data says nothing.
+    """
+
+    unreached: tuple[str, ...] = ()
 
 
 def collect_moments(
@@ -31,14 +46,15 @@ def collect_moments(
     max_patch: int = 2304,
     memory_limit: int = 2 * 2**30,
     max_positions: int = 1024,
-) -> dict[str, Moments]:
+) -> LayerMoments:
     """Return the second moments of the inputs of some layers, in one pass over the data.
 
     The model runs in evaluation mode without gradients; afterwards it and torch's random state are
     as before. A layer that shares its weight (`LayerInfo.ties`) gets the moments of all inputs that
-    meet this weight; one that is called several times, of all calls. Layers that are never called
-    get no entry, nor does the output projection of an `nn.MultiheadAttention`, whose input cannot
-    be seen from outside.
+    meet this weight; one that is called several times, of all calls. Layers that no sample reaches, and those that
+    are given nothing but zeros, get no entry and are named in a warning: what is not known of them is left to their
+    weights. Nor does the output projection of an `nn.MultiheadAttention` get one: its input cannot be seen from
+    outside.
 
     Parameters
     ----------
@@ -61,8 +77,8 @@ def collect_moments(
 
     Returns
     -------
-    dict of str to Moments
-        By layer name. Float64; relative error below 1e-5 for float32 activations.
+    LayerMoments
+        A dict by layer name. Float64; relative error below 1e-5 for float32 activations.
 
     Raises
     ------
@@ -85,20 +101,38 @@ def collect_moments(
         total = length_hint(batches) or None
         for number, batch in enumerate(track(items, "collecting second moments", total), 1):
             run_batch(model, to_device(split_batch(batch)[0], device), f"calibration batch {number}")
-    return {s.layer.name: moments for s in sums if (moments := s.moments()) is not None}
+    found = {s.layer.name: s.moments() for s in sums}
+    collected = LayerMoments({name: moments for name, moments in found.items() if moments is not None})
+    collected.unreached = tuple(s.layer.name for s in sums if s.saw_nothing(found[s.layer.name]))
+    if collected.unreached:
+        warnings.warn(f"{unreached_text(collected.unreached)}.", RankfoldWarning, stacklevel=2)
+    return collected
+
+
+def unreached_text(names: Sequence[str]) -> str:
+    """Return the sentence for layers that no calibration sample reaches, without a full stop."""
+    shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return (
+        f"no calibration sample reaches {shown} (never called, or given nothing but zeros): judged and factored by the "
+        "weights alone. Give data that reaches them, or exclude them to keep them as they are"
+    )
 
 
 class LayerSums:
-    """The growing sums of one layer."""
+    """The growing sums of one layer; without `with_channel` only whether there is anything to sum."""
 
-    def __init__(self, layer: LayerInfo, *, with_patch: bool, max_positions: int) -> None:
+    def __init__(self, layer: LayerInfo, *, with_channel: bool, with_patch: bool, max_positions: int) -> None:
         self.layer = layer
         self.max_positions = max_positions
-        self.channel = GramSum(layer.name)
+        self.channel = GramSum(layer.name) if with_channel else None
         self.patch = GramSum(layer.name) if with_patch else None
+        self.called = False
 
     def add(self, x: Tensor) -> None:
         """Add one input of the layer."""
+        self.called = self.called or x.numel() > 0
+        if self.channel is None:
+            return
         layer, most = self.layer, self.max_positions
         if layer.kind == "linear":
             x = x.unsqueeze(0) if x.ndim == 1 else x
@@ -111,10 +145,15 @@ class LayerSums:
         if self.patch is not None:
             self.patch.add(x, lambda chunk: patch_vectors(chunk, layer, most))
 
+    def saw_nothing(self, moments: Moments | None) -> bool:
+        """Whether the layer was given nothing but zeros, if anything; with the moments that there are."""
+        summed = self.channel is not None and self.channel.count > 0
+        return not self.called or (summed and moments is None)
+
     def moments(self) -> Moments | None:
-        """Return the averages; None if the layer saw nothing."""
-        channel = self.channel.mean()
-        if channel is None:
+        """Return the averages; None if the layer saw nothing, or zeros only."""
+        channel = None if self.channel is None else self.channel.mean()
+        if self.channel is None or channel is None or not bool(channel.any()):
             return None
         patch = None if self.patch is None else self.patch.mean()
         return Moments(channel=channel, patch=patch, count=self.channel.count)
@@ -144,9 +183,13 @@ def _allocate(layers: Sequence[LayerInfo], max_patch: int, memory_limit: int, ma
                 stacklevel=3,
             )
     return [
-        LayerSums(layer, with_patch=layer.name in patch, max_positions=max_positions)
+        LayerSums(
+            layer,
+            with_channel=layer.name in channel,
+            with_patch=layer.name in channel and layer.name in patch,
+            max_positions=max_positions,
+        )
         for layer in layers
-        if layer.name in channel
     ]
 
 
@@ -162,6 +205,8 @@ def _hooks(model: nn.Module, sums: LayerSums) -> list[tuple[nn.Module, Hook]]:
         if isinstance(parent, nn.MultiheadAttention):
             if last in PROJECTIONS:
                 found[id(parent), last] = parent, _attention_hook(sums, PROJECTIONS[last])
+            elif last == OUTPUT:
+                found[id(parent), last] = parent, _called_hook(sums)
             continue
         module = _submodule(model, path)
         found[id(module), ""] = module, _input_hook(sums)
@@ -178,6 +223,14 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
 def _input_hook(sums: LayerSums) -> Hook:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
         sums.add(args[0] if args else next(iter(kwargs.values())))
+
+    return hook
+
+
+def _called_hook(sums: LayerSums) -> Hook:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
+        query = args[0] if args else kwargs["query"]
+        sums.called = sums.called or query.numel() > 0
 
     return hook
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import model_device, split_batch, tensors_of, to_device
-from rankfold.candidates.outputs import check_taps, modules_of, nothing_put_out, tapped
+from rankfold._batches import distance_and_energy, model_device, split_batch, tensors_of, to_device
+from rankfold.candidates.outputs import check_comparable, check_taps, modules_of, nothing_put_out, tapped
 from rankfold.errors import ModelError
 from rankfold.inventory import find_layer, layer_weight, run_batch, undisturbed
 from rankfold.inventory.kinds import ROLES, conv1d_base
@@ -37,7 +38,8 @@ class FisherProxy:
     what they have in common vanishes in the mean; no gradients per sample are needed.
 
     Every output tensor counts the same, as in `rankfold.candidates.network.NetworkProxy`, to which this is equal for
-    small changes. A tensor of nothing but zeros counts as unchanged here.
+    small changes. A tensor of nothing but zeros counts as unchanged here. Infinite outputs, as masked scores are, are
+    left out.
 
     Parameters
     ----------
@@ -61,7 +63,7 @@ class FisherProxy:
     UnknownNameError
         If a tap is no module of the model.
     ModelError
-        From `alone`: if the outputs cannot be differentiated, or are not finite.
+        From `alone`: if the outputs cannot be differentiated, or hold NaN.
     """
 
     def __init__(
@@ -102,6 +104,11 @@ class FisherProxy:
             if layer.name not in self._gradients:
                 self._hold(self._group(layer))
             judge(self._gradients[layer.name])
+        if not all(map(math.isfinite, totals)):
+            raise ModelError(
+                f"the gradient of the network's outputs at layer {layer.name!r} holds NaN or infinity; "
+                f"infinite outputs may have none. {_OTHERWISE}"
+            )
         return totals
 
     def _bytes(self, layer: LayerInfo) -> int:
@@ -156,8 +163,10 @@ class FisherProxy:
         for number, batch in enumerate(self.batches):
             with undisturbed(self.work), torch.enable_grad(), _wanting_gradients([leaf for leaf, _ in places]):
                 outputs, called = self._outputs(batch, f"calibration batch {number + 1}", layers)
+                # Masked scores, which are infinite, are not compared: they get the sign 0.
+                scales = [t.detach().isfinite().to(t.dtype) * f for t, f in zip(outputs, factors, strict=True)]
                 for draw in range(self.draws):
-                    signs = [f * _signs(t, generator) for t, f in zip(outputs, factors, strict=True)]
+                    signs = [weights * _signs(t, generator) for t, weights in zip(outputs, scales, strict=True)]
                     found = self._backward(outputs, signs, [leaf for leaf, _ in places], draw + 1 < self.draws)
                     for layer, gradient in zip(layers, found, strict=True):
                         if gradient is None and layer.name in called and not self.taps:
@@ -192,9 +201,10 @@ class FisherProxy:
                         "proxy='fisher' needs gradients, and none of the network's outputs depends on a layer's weight "
                         f"in a differentiable way. {_OTHERWISE}"
                     )
-            energies = [float(t.detach().square().sum()) for t in outputs]
-            if not all(energy < float("inf") for energy in energies):
-                raise ModelError(f"the network's outputs on {what} are not all finite; check the data. {_OTHERWISE}")
+            check_comparable(outputs, what, _OTHERWISE)
+            energies = [distance_and_energy(t, t)[1] for t in (output.detach() for output in outputs)]
+            if not all(map(math.isfinite, energies)):
+                raise ModelError(f"the network's outputs on {what} are too large to be squared. {_OTHERWISE}")
             totals = totals or [0.0] * len(energies)
             if len(totals) != len(energies):
                 raise ModelError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import statistics
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import split_batch, tensors_of
-from rankfold._hashing import json_hash, state_hash, tensor_hash
+from rankfold._batches import model_device, split_batch, to_device
+from rankfold._hashing import content_hash, module_hash, tensor_hash
 from rankfold._processes import merged, own_share
 from rankfold._progress import track
 from rankfold._version import __version__
@@ -19,8 +22,9 @@ from rankfold.candidates.cache import Cache
 from rankfold.candidates.curves import read_off, representatives
 from rankfold.candidates.fisher import FisherProxy
 from rankfold.candidates.network import NetworkProxy, first_samples
+from rankfold.candidates.outputs import check_taps, compared
 from rankfold.candidates.proxies import MEASURED, ProxyConfig
-from rankfold.errors import ConfigError
+from rankfold.errors import ConfigError, RankfoldWarning
 from rankfold.factor.moments import Moments
 from rankfold.inventory import layer_weight
 from rankfold.records import Candidate, CandidateTable, Inventory, Ranks
@@ -33,6 +37,8 @@ MOST_MACS = 1e13
 """Multiply-accumulates that a search takes on its own account: minutes on two cores."""
 FEWEST, MOST = 16, 256
 """Samples that it looks at, whatever they cost."""
+TELLING = 1e-3
+"""A candidate of at least this error that does no damage at all tells that nothing was measured."""
 
 
 class Judge:
@@ -83,7 +89,8 @@ class Judge:
         self._networks: dict[ProxyConfig, NetworkProxy] = {}
         self._fishers: dict[ProxyConfig, FisherProxy] = {}
         self._taken: dict[ProxyConfig, list[Any]] = {}
-        self._hashes: dict[ProxyConfig, str] = {}
+        self._hashes: dict[ProxyConfig, str | None] = {}
+        self._unmeasured: dict[ProxyConfig, tuple[str, ...]] = {}
         self._seen: dict[str, str] = {}
         self._known: dict[tuple[ProxyConfig, str, tuple[Key, ...]], list[float]] = {}
 
@@ -119,7 +126,12 @@ class Judge:
         return config.proxy
 
     def alone(self, config: ProxyConfig) -> dict[str, dict[Key, float]]:
-        """Return the damage of every candidate of the table if only it is applied, by layer, method and ranks."""
+        """Return the damage of every candidate of the table if only it is applied, by layer, method and ranks.
+
+        Where not one candidate of a layer changes what is compared, however large its error, the samples say nothing of
+        the layer (`unmeasured`). Its damages are then those of its candidates' errors, on the scale of the most
+        sensitive layer of the same shape, or of the median layer if there is no other of its shape.
+        """
         proxy = self.proxy(config)
         if proxy not in MEASURED:
             table = self.weight_table() if proxy == "weight" else self.table()
@@ -130,11 +142,53 @@ class Judge:
         for name in track(own_share(list(rows)), "measuring layers"):
             found[name] = self._measure(name, [rows[name][i] for i in chosen[name]], config)
         found = merged(found)
+        measured = {name: dict(zip(chosen[name], found[name], strict=True)) for name in rows}
+        scales = self._scales(config, rows, measured)
         out: dict[str, dict[Key, float]] = {}
         for name, row in rows.items():
-            damages = read_off(row, dict(zip(chosen[name], found[name], strict=True)))
+            scale = scales.get(name)
+            damages = read_off(row, measured[name]) if scale is None else [scale * c.error**2 for c in row]
             out[name] = {(c.method, c.ranks): damage for c, damage in zip(row, damages, strict=True)}
         return out
+
+    def unmeasured(self, config: ProxyConfig) -> tuple[str, ...]:
+        """Return the layers of which `alone` could measure nothing."""
+        return self._unmeasured.get(config, ())
+
+    @property
+    def every_unmeasured(self) -> list[str]:
+        """The layers of which nothing could be measured, with any options so far."""
+        return list(dict.fromkeys(name for names in self._unmeasured.values() for name in names))
+
+    def _scales(
+        self, config: ProxyConfig, rows: Mapping[str, Sequence[Candidate]], measured: Mapping[str, Mapping[int, float]]
+    ) -> dict[str, float]:
+        """Return, for each layer of which nothing was measured, the damage of a candidate with error 1."""
+        unknown, ratios = [], dict[str, float]()
+        for name, row in rows.items():
+            squares = {i: row[i].error ** 2 for i in measured[name]}
+            if max(squares.values(), default=0.0) < TELLING**2:
+                continue  # every candidate is all but exact
+            if any(measured[name].values()):
+                ratios[name] = sum(measured[name].values()) / sum(squares.values())
+            else:
+                unknown.append(name)
+        self._tell(config, unknown)
+        shapes = {name: self.inventory.layer(name).describe() for name in rows}
+        scales = {}
+        for name in unknown:
+            alike = [ratio for other, ratio in ratios.items() if shapes[other] == shapes[name]]
+            scales[name] = max(alike) if alike else statistics.median(ratios.values()) if ratios else 1.0
+        return scales
+
+    def _tell(self, config: ProxyConfig, unknown: Sequence[str]) -> None:
+        """Warn of layers of which nothing was measured, once, but for those that no data at all reaches."""
+        if config in self._unmeasured:
+            return
+        self._unmeasured[config] = tuple(unknown)
+        news = [name for name in unknown if self.moments is None or name in self.moments]
+        if news:
+            warnings.warn(f"{unmeasured_text(news)}.", RankfoldWarning, stacklevel=2)
 
     def _measure(self, name: str, candidates: Sequence[Candidate], config: ProxyConfig) -> list[float]:
         known = (config, name, tuple((c.method, c.ranks) for c in candidates))
@@ -143,17 +197,22 @@ class Judge:
         return self._known[known]
 
     def _stored(self, name: str, candidates: Sequence[Candidate], config: ProxyConfig) -> list[float]:
-        key = None if self.cache is None else self._key(name, candidates, config)
-        if self.cache is not None and key is not None:
-            known = self.cache.get(key, len(candidates))
-            if known is not None:
-                return known
+        key = self._key(name, candidates, config)
+        known = self._lookup(key, len(candidates))
+        if known is not None:
+            return known
         proxy = self._fisher(config) if self.proxy(config) == "fisher" else self._network(config)
         values = proxy.alone(self.inventory.layer(name), self._weights(name, candidates))
+        self._keep(key, values)
+        return values
+
+    def _lookup(self, key: Mapping[str, Any] | None, count: int) -> list[float] | None:
+        return None if self.cache is None or key is None else self.cache.get(key, count)
+
+    def _keep(self, key: Mapping[str, Any] | None, values: list[float]) -> None:
         self.measured += len(values)
         if self.cache is not None and key is not None:
             self.cache.put(key, values)
-        return values
 
     def _weights(self, name: str, candidates: Sequence[Candidate | None]) -> list[Tensor]:
         weight, layer = layer_weight(self.model, name), self.inventory.layer(name)
@@ -181,8 +240,8 @@ class Judge:
         found: dict[str, list[float]] = {}
         missing: dict[str, dict[str, Any] | None] = {}
         for name in own_share(list(nearby)):
-            key = None if self.cache is None else self._key(name, nearby[name], config, picks)
-            known = None if self.cache is None or key is None else self.cache.get(key, len(nearby[name]))
+            key = self._key(name, nearby[name], config, picks)
+            known = self._lookup(key, len(nearby[name]))
             if known is None:
                 missing[name] = key
             else:
@@ -193,10 +252,7 @@ class Judge:
                 network.replace(name, self._weights(name, [pick])[0])
             for name in track(list(missing), "measuring layers together"):
                 found[name] = network.alone(self.inventory.layer(name), self._weights(name, nearby[name]))
-                self.measured += len(nearby[name])
-                key = missing[name]
-                if self.cache is not None and key is not None:
-                    self.cache.put(key, found[name])
+                self._keep(missing[name], found[name])
         finally:
             for name in picks if missing else ():
                 network.replace(name, layer_weight(self.model, name))
@@ -230,14 +286,20 @@ class Judge:
         candidates: Sequence[Candidate | None],
         config: ProxyConfig,
         picks: Mapping[str, Candidate | None] | None = None,
-    ) -> dict[str, Any]:
-        """Return all that the damages of a layer's candidates depend on; `picks` are applied to the other layers."""
+    ) -> dict[str, Any] | None:
+        """Return all that the damages of a layer's candidates depend on; `picks` are applied to the other layers.
+
+        None if there is no cache, or the data holds objects that cannot be looked into.
+        """
+        data = None if self.cache is None else self._data_hash(config)
+        if data is None:
+            return None
         key: dict[str, Any] = {
             "model": self._model_hash,
             "layer": name,
             "candidates": [_described(c) for c in candidates],
             "moments": self._moments_hash(name),
-            "inputs": self._inputs_hash(config),
+            "data": data,
             "proxy": self.proxy(config),
             "taps": list(config.taps),
             "versions": [__version__, str(torch.__version__)],
@@ -252,16 +314,51 @@ class Judge:
             self._seen[name] = tensor_hash({} if moments is None else moments.tensors())
         return self._seen[name]
 
-    def _inputs_hash(self, config: ProxyConfig) -> str:
+    def _data_hash(self, config: ProxyConfig) -> str | None:
+        """Return a hash of the samples and of what the original puts out on them; None if the samples cannot be hashed.
+
+        The outputs tell what no tensor of model and data shows: an attribute that selects another head, an option in a
+        closure, an object in a batch.
+        """
         if config not in self._hashes:
-            inputs = [tensors_of(split_batch(batch)[0]) for batch in self._samples(config)]
-            named = {f"{i}.{j}": t for i, batch in enumerate(inputs) for j, t in enumerate(batch)}
-            self._hashes[config] = tensor_hash(named)
+            self._hashes[config] = self._hash_data(config)
         return self._hashes[config]
+
+    def _hash_data(self, config: ProxyConfig) -> str | None:
+        check_taps(self.model, config.taps)
+        digest = hashlib.sha256()
+        for number, batch in enumerate(self._samples(config), 1):
+            inputs = split_batch(batch)[0]
+            found = content_hash(inputs)
+            if found is None:
+                warnings.warn(unseen_text("the calibration data", inputs), RankfoldWarning, stacklevel=2)
+                return None
+            inputs = to_device(inputs, model_device(self.model))
+            outputs = compared(self.model, inputs, f"calibration batch {number}", config.taps)
+            digest.update(f"{found} {content_hash(outputs)};".encode())
+        return digest.hexdigest()
 
     @cached_property
     def _model_hash(self) -> str:
-        return json_hash([repr(self.model), state_hash(self.model)])
+        return module_hash(self.model)
+
+
+def unmeasured_text(names: Sequence[str]) -> str:
+    """Return the sentence for layers of which nothing could be measured, without a full stop."""
+    shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return (
+        f"no change of {shown} changes what is compared on the calibration samples that the search looks at: judged by "
+        "the errors of the layers alone. Give samples that reach them (samples=...), or exclude them to keep them as "
+        "they are"
+    )
+
+
+def unseen_text(what: str, inputs: Any) -> str:
+    """Return the warning for data that no cache key can be made of."""
+    return (
+        f"nothing is kept in the cache: {what} holds objects whose content cannot be seen ({type(inputs).__name__}); "
+        "other data could not be told from it. Batches of tensors can be cached."
+    )
 
 
 def _described(candidate: Candidate | None) -> list[Any] | None:

@@ -10,11 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import batch_size, iterate, leading, model_device, split_batch, tensors_of, to_device
-from rankfold.calibration.replay import Memory, remembering, run_before
-from rankfold.candidates.outputs import check_taps, modules_of, nothing_put_out, tapped
+from rankfold._batches import (
+    batch_size,
+    distance_and_energy,
+    iterate,
+    leading,
+    model_device,
+    split_batch,
+    to_device,
+)
+from rankfold.calibration.replay import Memory, run_before
+from rankfold.candidates.outputs import check_comparable, check_taps, compared, modules_of, nothing_put_out
 from rankfold.errors import ModelError, RankfoldWarning
-from rankfold.inventory import layer_weight, run_batch, undisturbed
+from rankfold.inventory import layer_weight, undisturbed
 from rankfold.records import LayerInfo
 from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_
@@ -27,7 +35,8 @@ _COMPARABLE = "Name modules whose outputs can (taps=[...]), or choose proxy='out
 _REMEMBERED = 2**28
 """Bytes of the original's outputs that are kept for the next layer."""
 _WORST = 1e6
-"""The damage of outputs that overflow: as bad as a thousand times too large."""
+"""The damage of outputs that overflow, or are infinite elsewhere than the original's: as bad as a thousand times too
+large."""
 
 
 class NetworkProxy:
@@ -53,7 +62,7 @@ class NetworkProxy:
     UnknownNameError
         If a tap is no module of the model.
     ModelError
-        From `alone`: if the original's outputs are not finite, or hold no tensors that can be compared.
+        From `alone`: if the original's outputs hold NaN, or no tensors that can be compared.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Any], taps: Sequence[str] = ()) -> None:
@@ -104,8 +113,7 @@ class NetworkProxy:
         """Raise unless these outputs of the original are something to compare with."""
         if not reference:
             raise ModelError(f"{nothing_put_out(self.taps, what)} {_COMPARABLE}")
-        if not all(bool(t.isfinite().all()) for t in reference):
-            raise ModelError(f"the network's outputs on {what} are not all finite; check the data. {_COMPARABLE}")
+        check_comparable(reference, what, _COMPARABLE)
 
     def _before(self, modules: Collection[nn.Module], inputs: Any, what: str) -> Memory:
         """Return what the network computes before these modules."""
@@ -120,10 +128,7 @@ class NetworkProxy:
         if self._whole is None:
             self._whole = self._outputs(self.work, inputs, what)
         whole, replayed = self._whole, self._outputs(self.work, inputs, what, memory)
-        return len(whole) == len(replayed) and all(
-            a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()) if a.numel() else 0)
-            for a, b in zip(whole, replayed, strict=True)
-        )
+        return len(whole) == len(replayed) and all(map(_close, whole, replayed))
 
     def replace(self, name: str, weight: Tensor) -> None:
         """Let `work` have this weight in a layer."""
@@ -131,15 +136,23 @@ class NetworkProxy:
         layer_weight(self.work, name).copy_(weight)
 
     def _outputs(self, model: nn.Module, inputs: Any, what: str, memory: Memory | None = None) -> list[Tensor]:
-        """Return what is compared; each run begins with the same buffers and random state."""
-        with undisturbed(model), remembering(model, memory or {}), tapped(model, self.taps) as taken:
-            torch.default_generator.manual_seed(0)  # restored by `undisturbed`; a network that draws draws the same
-            output = run_batch(model, inputs, what)
-        return [t.float() for t in tensors_of(taken if self.taps else output) if t.is_floating_point()]
+        return compared(model, inputs, what, self.taps, memory)
+
+
+def _close(whole: Tensor, replayed: Tensor) -> bool:
+    """Whether two runs put out the same but for rounding."""
+    if whole.shape != replayed.shape:
+        return False
+    finite = whole[whole.isfinite()]
+    slack = 1e-5 * float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(whole, replayed, rtol=1e-4, atol=slack)
 
 
 class _Distance:
-    """A squared distance relative to the reference, of each output tensor by itself and then averaged."""
+    """A squared distance relative to the reference, of each output tensor by itself and then averaged.
+
+    Infinite values of the reference are left out; see `rankfold._batches.distance_and_energy`.
+    """
 
     def __init__(self) -> None:
         self.sums: list[list[float]] = []
@@ -154,8 +167,9 @@ class _Distance:
             )
         self.sums = self.sums or [[0.0, 0.0] for _ in reference]
         for sums, ours, theirs in zip(self.sums, outputs, reference, strict=True):
-            sums[0] += float((ours - theirs).square().sum())
-            sums[1] += float(theirs.square().sum())
+            distance, energy = distance_and_energy(ours, theirs)
+            sums[0] += distance
+            sums[1] += energy
 
     def value(self) -> float:
         """Return the mean of the relative squared distances; overflow counts as `_WORST`."""

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from rankfold._batches import copied
-from rankfold.errors import UnknownNameError
-from rankfold.inventory import find_layer
+from rankfold._batches import copied, tensors_of
+from rankfold.calibration.replay import Memory, remembering
+from rankfold.errors import ModelError, UnknownNameError
+from rankfold.inventory import find_layer, run_batch, undisturbed
 from rankfold.records import LayerInfo
 
 
@@ -32,6 +34,35 @@ def tapped(model: nn.Module, taps: Sequence[str]) -> Iterator[list[Any]]:
             hook = model.get_submodule(path).register_forward_hook(lambda m, a, out: taken.append(copied(out)))  # noqa: ARG005
             hooks.callback(hook.remove)
         yield taken
+
+
+def compared(
+    model: nn.Module, inputs: Any, what: str, taps: Sequence[str], memory: Memory | None = None
+) -> list[Tensor]:
+    """Return what is compared of one batch; each run begins with the same buffers and random state."""
+    with undisturbed(model), remembering(model, memory or {}), tapped(model, taps) as taken:
+        torch.default_generator.manual_seed(0)  # restored by `undisturbed`; a network that draws draws the same
+        output = run_batch(model, inputs, what)
+    return [t.float() for t in tensors_of(taken if taps else output) if t.is_floating_point()]
+
+
+def check_comparable(outputs: Sequence[Tensor], what: str, advice: str) -> None:
+    """Raise `ModelError` if outputs of the original hold NaN, or nothing finite.
+
+    Infinite values are fine: scores of classes or tokens that a network masks are -inf. They are left out of the
+    comparison, and have to stay what they are.
+    """
+    if all(bool(t.isfinite().all()) for t in outputs):
+        return
+    if any(bool(t.isnan().any()) for t in outputs):
+        raise ModelError(
+            f"the network's outputs on {what} are not all finite: they hold NaN, which cannot be compared. Does the "
+            f"data hold NaN, or does an attention mask all positions of a row? {advice}"
+        )
+    if not any(bool(t.isfinite().any()) for t in outputs):
+        raise ModelError(
+            f"the network's outputs on {what} are not all finite: no value is, so there is nothing to compare. {advice}"
+        )
 
 
 def nothing_put_out(taps: Sequence[str], what: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import rankfold as rf
 from rankfold.api.compressing import layer_costs
@@ -125,11 +124,3 @@ def earlier_values(report: Report | None, metric: Metric, source: Source, now: S
         if known.name == metric_name(metric):
             return {"dense": known.dense, "compressed": known.final}
     return {}
-
-
-def calibrated(model: nn.Module, loader: Iterable[Any] | None, renewed: bool) -> list[str]:
-    """Return the note on BatchNorm statistics, if there are any and data to judge by."""
-    if loader is None or not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return []
-    verdict = "replaced: they bring the outputs closer to the original's" if renewed else "kept as they were"
-    return [f"BatchNorm statistics were {verdict}"]

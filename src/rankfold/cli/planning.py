@@ -126,7 +126,7 @@ def apply(
         warn_untrained,
     )
     from rankfold.cli._parsing import reconstruction
-    from rankfold.cli._road import Finished, calibrated, finish
+    from rankfold.cli._road import Finished, finish
     from rankfold.cli._source import source_of
     from rankfold.cli._writing import artifact_files, check_folder, close
     from rankfold.storage.state import check_state
@@ -173,7 +173,7 @@ def apply(
                 metric=metric,
                 values=values,
                 errors=applied.errors or measured_errors(small, dense, moments),
-                notes=calibrated(dense, calibration, applied.renewed) + applied.notes,
+                notes=[*([applied.renewed.note] if applied.renewed is not None else []), *applied.notes],
                 timings={"apply": time.perf_counter() - start},
             ),
             source,

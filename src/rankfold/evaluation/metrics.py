@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from operator import length_hint
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rankfold._batches import (
     evaluating,
@@ -21,7 +20,7 @@ from rankfold._batches import (
 )
 from rankfold._config import require
 from rankfold._progress import track
-from rankfold.errors import DataError
+from rankfold.errors import DataError, MetricError
 from rankfold.evaluation.evaluate import Metric
 from rankfold.evaluation.predictions import as_targets, class_scores, hits, predictions
 from rankfold.inventory import run_batch
@@ -72,7 +71,8 @@ def output_error(reference: nn.Module, loader: Iterable[Any]) -> Metric:
     """Return the metric: mean squared difference from the reference's outputs, relative to theirs.
 
     ``sum ||y - y_ref||^2 / sum ||y_ref||^2`` over all floating output tensors; 0 means equal. It
-    needs no targets, nor classes.
+    needs no targets, nor classes. Where the reference's outputs are infinite (masked scores), the
+    model's have to be the same, and nothing is compared.
 
     Parameters
     ----------
@@ -147,17 +147,22 @@ class _OutputError:
         for output, wanted in _pairs(self.reference, self.loader, model, self.name):
             d, n = squared_distance(output, wanted)
             distance, norm = distance + d, norm + n
+        if math.isinf(distance):
+            raise MetricError(
+                "output error: the model's outputs are infinite or NaN in other places than the reference's, so they "
+                "cannot be compared. Does the model overflow, or mask other classes or positions?"
+            )
         if norm:
             return distance / norm
         return 0.0 if distance == 0 else math.inf
 
 
-def _batches(loader: Iterable[Any], model: nn.Module, name: str) -> Iterator[tuple[Any, Tensor | None]]:
+def _batches(loader: Iterable[Any], model: nn.Module, name: str) -> Iterator[tuple[Any, Any]]:
     device = model_device(model)
     items = track(iterate(loader, "evaluation"), name, length_hint(loader) or None)
     for batch in items:
         inputs, target = split_batch(batch)
-        yield to_device(inputs, device), None if target is None else torch.as_tensor(target)
+        yield to_device(inputs, device), target
 
 
 def _pairs(reference: nn.Module, loader: Iterable[Any], model: nn.Module, name: str) -> Iterator[tuple[Any, Any]]:

@@ -49,7 +49,12 @@ def as_targets(target: Any, scores: Tensor) -> Tensor:
     DataError
         If they are no class indices, or do not fit the scores' shape.
     """
-    target = torch.as_tensor(target).to(scores.device)
+    try:
+        target = torch.as_tensor(target).to(scores.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"targets must be class indices (a tensor of integers). Got {type(target).__name__} instead: {error}"
+        ) from error
     if target.is_floating_point() or target.is_complex():
         raise DataError(
             f"targets must be class indices (integers). Got {target.dtype} of shape "
@@ -86,7 +91,8 @@ def hits(scores: Tensor, target: Tensor, k: int) -> Tensor:
         raise ConfigError(f"k of topk must be at most the number of classes, {scores.shape[-1]}. Got {k} instead.")
     counts = target != IGNORED
     scores, target = scores[counts], target[counts]
-    found = (scores.topk(k, dim=-1).indices == target.unsqueeze(-1)).any(-1)
+    best = scores.topk(k, dim=-1)
+    found = ((best.indices == target.unsqueeze(-1)) & ~best.values.isneginf()).any(-1)  # a masked class is no guess
     return found & ~scores.isnan().any(-1)
 
 

@@ -26,6 +26,10 @@ class Judge(Protocol):
         """Return the damage of every candidate if only it is applied, by layer, method and ranks."""
         ...
 
+    def unmeasured(self, config: Any) -> Sequence[str]:
+        """Return the layers of which `alone` could measure nothing, as no sample reaches them."""
+        ...
+
     def around(
         self,
         config: Any,

@@ -117,8 +117,12 @@ class CompressNAS:
         """Correct the picks for what layers do to each other; return them and the damage together, round by round."""
         assert problem.judge is not None
         first, history, best = next(iter(picks)), [], picks
+        unmeasured = problem.judge.unmeasured(self.config.judging)  # measuring again would not tell more of them
         for number in range(self.config.rounds + 1):
-            nearby = {name: _neighbours(table, damages, limits, name, pick) for name, pick in picks.items()}
+            nearby = {
+                name: [pick] if name in unmeasured else _neighbours(table, damages, limits, name, pick)
+                for name, pick in picks.items()
+            }
             if number == self.config.rounds:  # the last picks are only measured
                 nearby = {first: nearby[first][:1]}
             found = problem.judge.around(self.config.judging, {**problem.fixed, **picks}, nearby)

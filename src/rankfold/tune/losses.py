@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
@@ -65,13 +66,37 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
                 f"{classes - 1}). Check the labels, or the model's last layer."
             )
     try:
-        return F.cross_entropy(scores, target)
+        loss = F.cross_entropy(scores, target)
     except (ValueError, RuntimeError) as error:
         raise DataError(
             f"cross_entropy cannot compare outputs of shape {tuple(scores.shape)} with targets of "
             f"shape {tuple(target.shape)} and type {target.dtype}: {error}. Give "
             "FineTune(task=callable(outputs, target)) for another task."
         ) from error
+    return loss if bool(loss.isfinite()) else _masked_cross_entropy(scores, target, loss)
+
+
+def _masked_cross_entropy(scores: Tensor, target: Tensor, loss: Tensor) -> Tensor:
+    """Return the cross-entropy of scores that are -inf where a class is masked, if that is why it is not finite."""
+    axis = 1 if scores.ndim > 1 else 0
+    masked = scores.isneginf()
+    if bool(scores.isnan().any()) or not bool(masked.any()):
+        return loss
+    if target.is_floating_point():
+        wrong = masked & (target > 0)
+    else:
+        counts = (target != -100).unsqueeze(axis)
+        index = target.clamp(min=0).unsqueeze(axis)
+        wrong = masked.gather(axis, index) & counts
+    if bool(wrong.any()):
+        raise DataError(
+            f"{int(wrong.sum())} target(s) are classes that the model masks (their scores are -inf), so the "
+            "cross-entropy is infinite. Check the labels, or the model's mask."
+        )
+    if not target.is_floating_point():
+        return loss
+    terms = scores.log_softmax(axis).masked_fill(masked, 0) * target  # 0 for a masked class of no probability
+    return -terms.sum(axis).mean()
 
 
 def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -> Tensor:
@@ -90,7 +115,11 @@ def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -
     Raises
     ------
     ModelError
-        If the outputs differ in shape.
+        If the outputs differ in shape, the teacher's hold NaN, or the two are infinite in different places.
+
+    Notes
+    -----
+    Where the teacher's outputs are infinite, as the scores of masked classes are, nothing is compared.
     """
     ours, theirs = logits(student).float(), logits(teacher).float()
     if ours.shape != theirs.shape:
@@ -98,6 +127,25 @@ def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -
             f"the model's outputs have shape {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}. "
             "The teacher must be the network that the model was compressed from."
         )
+    loss = _distillation(ours, theirs, kind, temperature)
+    if bool(loss.isfinite()):
+        return loss
+    finite = theirs.isfinite()
+    if bool(theirs.isnan().any()):
+        raise ModelError("the teacher's outputs hold NaN. Check the data and the teacher.")
+    if bool(finite.all()) or bool(ours.isnan().any()):
+        return loss
+    if not torch.equal(ours[~finite], theirs[~finite]) or not bool(ours[finite].isfinite().all()):
+        raise ModelError(
+            "the model's outputs are infinite in other places than the teacher's: it masks other classes, or overflows."
+        )
+    # A large negative score has probability 0, as -inf has, and no NaN in its gradient.
+    ours, theirs = (torch.where(finite, scores, -1e30) for scores in (ours, theirs))
+    loss = _distillation(ours, theirs, kind, temperature)
+    return loss * (finite.numel() / finite.sum()) if kind == "mse" else loss
+
+
+def _distillation(ours: Tensor, theirs: Tensor, kind: str, temperature: float) -> Tensor:
     if kind == "mse":
         return F.mse_loss(ours, theirs)
     axis = 1 if ours.ndim > 1 else 0

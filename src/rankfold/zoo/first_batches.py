@@ -16,7 +16,7 @@ class FirstBatches:
     Parameters
     ----------
     loader : iterable
-        Of batches: inputs, ``(inputs, target, ...)`` or a mapping of keyword inputs, with the
+        Of batches: inputs, ``(inputs, target)`` or a mapping of keyword inputs, with the
         samples along the first axis of every tensor and in every list.
     limit : int
         Number of samples.
@@ -37,7 +37,7 @@ class FirstBatches:
 
 
 def _cut_batch(batch: Any, count: int) -> Any:
-    if isinstance(batch, list):  # here a list is (inputs, target, ...), further inside it is samples
+    if isinstance(batch, list):  # here a list is (inputs, target), further inside it is samples
         return [_cut(part, count) for part in batch]
     return _cut(batch, count)
 
