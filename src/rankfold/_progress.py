@@ -1,12 +1,17 @@
-"""Progress with an estimate of the time left, on the terminal only and only where it matters."""
+"""Progress with an estimate of the time left, where it matters: bars in terminals and notebooks, else lines."""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from operator import length_hint
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +23,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DELAY_S = 2.0
+"""A bar appears after so long."""
+LINE_S = 60.0
+"""Where there are no bars, a line is written after so long and then as often."""
+
+_clock = time.monotonic
+_logger = logging.getLogger("rankfold")
 
 # The display while there is one: nested loops share it, because a terminal has only one.
 _display: Progress | None = None
@@ -38,9 +49,11 @@ def silenced() -> Iterator[None]:
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield the items and show how far the loop is.
 
-    The bar is written to the standard error stream if that is a terminal, appears with the first
-    item after `DELAY_S` seconds, and is erased when the loop ends, however it ends. Nested loops
-    share one display. Otherwise this is the plain loop.
+    In a terminal (the standard error stream) and in a notebook a bar appears with the first item
+    after `DELAY_S` seconds, and is erased when the loop ends, however it ends. Nested loops share
+    one display. Elsewhere one line a minute tells how far all loops are: it goes to the logger
+    ``rankfold`` at level INFO where that is enabled, and to the standard error stream otherwise. A
+    level that was set on that logger itself is kept to.
 
     Parameters
     ----------
@@ -51,16 +64,19 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     total : int or None
         How many items there are; by default the iterable's length where it has one.
     """
-    if _silent.get() or sys.stderr is None or not sys.stderr.isatty():
+    if _silent.get():
         yield from iterable
         return
     if total is None:
         total = length_hint(iterable) or None
-    start = time.monotonic()
+    if not _has_bars():
+        yield from _lines.follow(iterable, description, total)
+        return
+    start = _clock()
     task = None
     try:
         for done, item in enumerate(iterable):
-            if task is None and time.monotonic() - start >= DELAY_S:
+            if task is None and _clock() - start >= DELAY_S:
                 task = _show(description, total)
             if task is not None and _display is not None:
                 _display.update(task, completed=done)
@@ -68,6 +84,91 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     finally:
         if task is not None:
             _hide(task)
+
+
+def _has_bars() -> bool:
+    if sys.stderr is not None and sys.stderr.isatty():
+        return True
+    if "ipykernel" not in sys.modules and "google.colab" not in sys.modules:
+        return False
+    from rich import get_console  # imported here, as in `_new_display`
+
+    return get_console().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Loop:
+    """One loop that is running, and how far it is."""
+
+    description: str
+    total: int | None
+    start: float
+    done: int = 0
+
+    def text(self, now: float) -> str:
+        """Return how far the loop is, and how long it is going to take."""
+        seconds = now - self.start
+        text = f"{self.description}: {self.done:,}" + (f" of {self.total:,}" if self.total else "")
+        text += f", {_duration(seconds)}"
+        if self.total and 0 < self.done <= self.total:
+            text += f", about {_duration(seconds / self.done * (self.total - self.done))} left"
+        return text
+
+
+@dataclass(eq=False, slots=True)
+class _Lines:
+    """The lines of all loops together: no more than one in `LINE_S` seconds, however many loops there are."""
+
+    loops: dict[int, list[_Loop]] = field(default_factory=dict)  # of every thread, the outermost first
+    due: float = 0.0
+    seen: float = float("-inf")
+
+    def follow(self, iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+        """Yield the items and write a line whenever one is due."""
+        thread = threading.get_ident()
+        loop = _Loop(description=description, total=total, start=_clock())
+        if not self.loops and loop.start - self.seen >= LINE_S / 2:  # not the next step of the same work
+            self.due = loop.start + LINE_S
+        self.loops.setdefault(thread, []).append(loop)
+        try:
+            for done, item in enumerate(iterable):
+                loop.done = done
+                self._tick(thread)
+                yield item
+        finally:
+            self.seen = _clock()
+            mine = self.loops.get(thread, [])
+            if loop in mine:
+                mine.remove(loop)
+            if not mine:
+                self.loops.pop(thread, None)
+
+    def _tick(self, thread: int) -> None:
+        now = self.seen = _clock()
+        if now < self.due:
+            return
+        self.due = now + LINE_S
+        _say("; ".join(loop.text(now) for loop in self.loops.get(thread, [])))
+
+
+_lines = _Lines()
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") != "0":  # of the processes of one launch, the first one speaks
+        return
+    if _logger.isEnabledFor(logging.INFO) and _logger.hasHandlers():
+        _logger.info(text)
+    elif _logger.level == logging.NOTSET and not _logger.disabled and sys.stderr is not None:
+        print(f"rankfold: {text}", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _show(description: str, total: int | None) -> TaskID:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankfold.errors import RankfoldError
-from rankfold.strategies._stdout import prints_to_stderr
+from rankfold.strategies._stdout import without_c_prints
 
 # Choices whose damages differ by less than this part of them are equal: the cost shares may decide.
 TIE = 1e-9
@@ -207,7 +207,8 @@ def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[
 
     largest = float(table.damage.max())
     scale = largest or 1.0
-    relaxed = linprog(table.damage / scale, A_ub=rows, b_ub=most, A_eq=one_each, b_eq=np.ones(layers))
+    with without_c_prints():
+        relaxed = linprog(table.damage / scale, A_ub=rows, b_ub=most, A_eq=one_each, b_eq=np.ones(layers))
     if relaxed.status == 0:
         scale = max(table.base + relaxed.fun * scale, SMALLEST * largest) or 1.0
     # The cost shares of a choice within the limits add up to at most one for each resource.
@@ -217,7 +218,7 @@ def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[
     for _ in range(CUTS):
         # SciPy's stubs know only a float as the upper side.
         constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(rows, -np.inf, cast("float", most))]
-        with prints_to_stderr():
+        with without_c_prints():
             result = milp(
                 (table.damage + ties * shares) / unit,
                 integrality=np.ones(options),
