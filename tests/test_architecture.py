@@ -22,7 +22,7 @@ import rankfold
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("_printable",),
     ("_version", "errors", "_state"),
-    ("_registry", "_config", "_files", "_hashing", "_processes", "_batches", "_progress"),
+    ("_registry", "_config", "_files", "_grad_mode", "_hashing", "_processes", "_batches", "_progress"),
     ("_documents",),
     ("records", "factor"),
     ("methods",),

@@ -20,7 +20,6 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
 from operator import length_hint
 from typing import Any
 
@@ -199,32 +198,19 @@ def copied(tensors: Any) -> Any:
     return map_tensors(torch.clone, tensors)
 
 
+def detached(tensors: Any) -> Any:
+    """Return inputs or outputs without their graph, whatever they are nested in."""
+    return map_tensors(torch.detach, tensors)
+
+
+def ordinary(tensors: Any) -> Any:
+    """Return a batch whose tensors autograd can keep: those made in inference mode are copied."""
+    return map_tensors(lambda t: t.clone() if t.is_inference() else t, tensors)
+
+
 def to_device(obj: Any, device: torch.device | str | None) -> Any:
     """Return the object with every tensor inside it on the device; None leaves it as it is."""
     return obj if device is None else map_tensors(lambda tensor: tensor.to(device), obj)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the block with the model in evaluation mode, without gradients, leaving no trace.
-
-    Afterwards every module is in the mode that it was in, and torch's random state (that of the
-    CPU and of the model's device) is as before: a loader draws from it even without shuffling.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    device = model_device(model)
-    accelerators = [device] if device is not None and device.type not in ("cpu", "meta") else []
-    with (
-        torch.random.fork_rng(devices=accelerators, device_type=accelerators[0].type if accelerators else "cuda"),
-        torch.no_grad(),
-    ):
-        try:
-            for module, _ in modes:  # one by one: `eval()` may be overridden to do more, which nothing would undo
-                module.training = False
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
 
 def model_device(model: nn.Module) -> torch.device | None:

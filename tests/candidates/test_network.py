@@ -120,6 +120,7 @@ def naive(model: nn.Module, batches: Sequence[Any], name: str, weight: Tensor, t
                 one.get_submodule(tap).register_forward_hook(lambda m, a, out, seen=seen: seen.append(out.clone()))
             with torch.no_grad(), torch.random.fork_rng(), fused_attention_off():
                 torch.manual_seed(0)  # one noise for both
+                one.requires_grad_(False)  # as in the proxy: products with what requires them are folded otherwise
                 found = call_model(one, copy.deepcopy(split_batch(batch)[0]))
             outputs.append(tensors_of(seen if taps else found))
         for i, (ours, theirs) in enumerate(zip(*outputs, strict=True)):

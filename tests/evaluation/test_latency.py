@@ -16,12 +16,13 @@ from rankfold.evaluation import LatencyResult, compare_latency, latency
 class Sleeper(nn.Module):
     def __init__(self, name: str, seconds: float, log: list[str]) -> None:
         super().__init__()
-        self.name, self.seconds, self.log = name, seconds, log
+        self.weight = nn.Parameter(torch.ones(1))
+        self.name, self.seconds, self.note = name, seconds, log.append  # no list of the model's, which is restored
 
     def forward(self, x: Tensor) -> Tensor:
         assert not self.training
-        assert not torch.is_grad_enabled()
-        self.log.append(self.name)
+        assert not (self.weight * x).requires_grad
+        self.note(self.name)
         time.sleep(self.seconds)
         return x
 

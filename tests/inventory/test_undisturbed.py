@@ -95,8 +95,12 @@ def test_a_failing_forward_says_what_and_with_which_input() -> None:
 
 def test_the_model_runs_in_eval_mode_without_gradients() -> None:
     class Seen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
         def forward(self, x: Tensor) -> Tensor:
-            seen.append((self.training, torch.is_grad_enabled()))
+            seen.append((self.training, (self.weight * x).requires_grad))
             return x
 
     seen: list[tuple[bool, bool]] = []

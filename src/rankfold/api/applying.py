@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from rankfold._config import build_config
+from rankfold._grad_mode import trainable
 from rankfold._progress import track
 from rankfold.api.checks import reusable
 from rankfold.calibration import (
@@ -35,6 +36,7 @@ SequentialOptions = SequentialConfig | Mapping[str, Any]
 _RECONSTRUCT = ("weights", "data", "sequential")
 
 
+@trainable
 def apply(
     model: nn.Module,
     plan: Plan,
@@ -81,6 +83,7 @@ def apply(
     return apply_mode(model, plan, batches, mode, moments=moments, sequential=options, batchnorm=batchnorm).model
 
 
+@trainable
 def apply_(
     model: nn.Module,
     plan: Plan,
@@ -167,7 +170,8 @@ def apply_mode(
         errors = {name: error for name, error in made.errors.items() if name in plan.factored}
         notes = [f"{name}: {note}" for name, note in made.notes.items()]
     else:
-        new = _factored_(copy_model(model), plan, moments if mode == "data" else None)
+        twin = copy_model(model, instead="rankfold.apply_ with a plan")
+        new = _factored_(twin, plan, moments if mode == "data" else None)
     renewed = None
     if batchnorm and batches is not None and any(map(is_tracking_norm, new.modules())):
         renewed = reestimate_batchnorm(new, batches, model)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankfold._grad_mode import trainable
 from rankfold.api.applying import Applied, Reconstruct, SequentialOptions, apply_mode, check_reconstruct
 from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
 from rankfold.api.family import folder_name
@@ -86,6 +87,7 @@ class _Clock:
         self.start = now
 
 
+@trainable
 def compress(
     model: nn.Module,
     example_input: Any,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold._batches import evaluating, split_batch, tensors_of
+from rankfold._batches import split_batch, tensors_of
 from rankfold._hashing import state_hash, tensor_hash
 from rankfold._progress import track
 from rankfold.api.applying import apply_mode
@@ -19,6 +19,7 @@ from rankfold.candidates.cache import Cache
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
 from rankfold.factor.moments import Moments
+from rankfold.inventory import evaluating
 from rankfold.reporting.sweep import SweepPoint
 from rankfold.storage import save
 

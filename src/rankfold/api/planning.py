@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold import strategies
+from rankfold._grad_mode import trainable
 from rankfold._hashing import state_hash
 from rankfold._progress import track
 from rankfold._version import __version__
@@ -42,6 +43,7 @@ UNMEASURED = "no sample that the search looks at reaches it: judged by its own e
 """Notes on layers of which the data says nothing."""
 
 
+@trainable
 def plan(
     model: nn.Module,
     example_input: Any,

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from rankfold._config import is_integer, is_number, require
+from rankfold._grad_mode import trainable
 from rankfold._progress import track
 from rankfold.api.applying import Reconstruct, SequentialOptions, check_reconstruct
 from rankfold.api.checks import BudgetLike, check_compressible, check_measurable, check_options, reusable
@@ -36,6 +37,7 @@ FINEST = 100
 """Budgets are whole hundredths of a per cent, unless they lie closer together."""
 
 
+@trainable
 def sweep(
     model: nn.Module,
     example_input: Any,

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankfold._batches import (
-    evaluating,
     iterate,
     model_device,
     split_batch,
@@ -26,7 +25,7 @@ from rankfold._batches import (
 from rankfold._progress import track
 from rankfold.calibration.flow import first_tensor
 from rankfold.errors import DataError, ModelError, RankfoldWarning
-from rankfold.inventory import run_batch
+from rankfold.inventory import evaluating, run_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +233,7 @@ def _estimate(
         How many there are.
     """
     used, count, turn = set[int](), 0, True
-    with evaluating(model), estimate.averaging():
+    with evaluating(model, without=estimate.norms) as reset, estimate.averaging():
         for index, inputs in _inputs(model, batches, "re-estimating BatchNorm"):
             count = index + 1
             if not turn:
@@ -242,6 +241,7 @@ def _estimate(
                 continue
             before = estimate.updates.total()
             run_batch(model, inputs, f"calibration batch {count}")
+            reset()
             if estimate.updates.total() > before:
                 used.add(index)
                 turn = not alternating
@@ -258,16 +258,18 @@ def _compare(
 ) -> Renewal:
     """Compare old and new statistics against the reference; leave the new ones in place."""
     distances = [0.0, 0.0]
-    with evaluating(model), evaluating(reference):
+    with evaluating(model, without=norms) as reset, evaluating(reference) as reset_reference:
         device = model_device(reference)
         for index, inputs in _inputs(model, batches, "comparing BatchNorm statistics"):
             if index not in deciding:
                 continue
             what = f"calibration batch {index + 1}"
             target = run_batch(reference, to_device(inputs, device), what)
+            reset_reference()
             for i, state in enumerate(states):
                 _load(norms, state)
                 output = run_batch(model, inputs, what)
+                reset()
                 try:
                     distances[i] += squared_distance(output, target)[0]
                 except ModelError as error:

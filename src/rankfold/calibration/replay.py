@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold._batches import copied
+from rankfold._batches import copied, detached
 from rankfold.inventory import run_batch
 
 Memory = Mapping[nn.Module, list[Any]]
@@ -56,7 +56,7 @@ def run_before(
             start = len(finished)
             output = forward(*args, **kwargs)
             if module not in around:
-                finished[start:] = [(module, copied(output))]
+                finished[start:] = [(module, copied(detached(output)))]
             return output
 
         return record

@@ -49,9 +49,9 @@ def collect_moments(
 ) -> LayerMoments:
     """Return the second moments of the inputs of some layers, in one pass over the data.
 
-    The model runs in evaluation mode without gradients; afterwards it and torch's random state are
-    as before. A layer that shares its weight (`LayerInfo.ties`) gets the moments of all inputs that
-    meet this weight; one that is called several times, of all calls. Layers that no sample reaches, and those that
+    The model runs in evaluation mode without gradients, on each batch from the state that it is in; afterwards it and
+    the random states are as before. A layer that shares its weight (`LayerInfo.ties`) gets the moments of all inputs
+    that meet this weight; one that is called several times, of all calls. Layers that no sample reaches, and those that
     are given nothing but zeros, get no entry and are named in a warning: what is not known of them is left to their
     weights. Nor does the output projection of an `nn.MultiheadAttention` get one: its input cannot be seen from
     outside.
@@ -92,7 +92,7 @@ def collect_moments(
     require(max_positions > 0, "max_positions", max_positions, "at least 1")
     sums = _allocate(layers, max_patch, memory_limit, max_positions)
     device = model_device(model)
-    with undisturbed(model), ExitStack() as hooks:
+    with undisturbed(model) as reset, ExitStack() as hooks:
         for layer_sums in sums:
             for module, hook in _hooks(model, layer_sums):
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -101,6 +101,7 @@ def collect_moments(
         total = length_hint(batches) or None
         for number, batch in enumerate(track(items, "collecting second moments", total), 1):
             run_batch(model, to_device(split_batch(batch)[0], device), f"calibration batch {number}")
+            reset()
     found = {s.layer.name: s.moments() for s in sums}
     collected = LayerMoments({name: moments for name, moments in found.items() if moments is not None})
     collected.unreached = tuple(s.layer.name for s in sums if s.saw_nothing(found[s.layer.name]))

@@ -51,7 +51,7 @@ def collect_pairs(
         for name, layer in layers.items()
     }
     first = next(iter(layers))
-    with undisturbed(original), undisturbed(small):
+    with undisturbed(original) as reset, undisturbed(small) as reset_small:
         items = track(iterate(batches, "calibration"), f"layer {first}", length_hint(batches) or None)
         for number, batch in enumerate(items, 1):
             wanted, found = (
@@ -62,6 +62,8 @@ def collect_pairs(
                 total = sums[name]
                 if total is not None and not _add(total, wanted[name], found[name]):
                     sums[name] = None
+            reset()
+            reset_small()
     return sums
 
 

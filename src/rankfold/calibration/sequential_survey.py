@@ -63,10 +63,11 @@ def observe_layers(
     entries = scan(model).entries
     usage = Usage(entries)
     modules = {name: found for name, layer in layers.items() if (found := layer_modules(model, layer))}
-    with undisturbed(model):
+    with undisturbed(model) as reset:
         first = split_batch(next(iterate(batches, "calibration")))[0]
         run = partial(run_batch, model, to_device(first, model_device(model)), "calibration batch 1")
         uses = observe(model, modules, run)
+        reset()
         with usage.watching():
             run()
     return uses, {entries[i].info.name for i in usage.used_elsewhere}

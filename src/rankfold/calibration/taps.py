@@ -80,7 +80,7 @@ def _install(stack: ExitStack, tap: Tap, taps: Sequence[Tap]) -> None:
             return
         tap.taken.append(tensors)
         finish()
-        tap.taken[-1] = tuple(t.clone() for t in tensors)  # the pass goes on, and might change them in place
+        tap.taken[-1] = tuple(t.detach().clone() for t in tensors)  # the pass goes on, and might change them in place
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ARG001
         take(first_tensor(args, kwargs))
@@ -92,7 +92,7 @@ def _install(stack: ExitStack, tap: Tap, taps: Sequence[Tap]) -> None:
         mode.term = None
         tap.other = other
         finish()
-        tap.other = other.clone()
+        tap.other = other.detach().clone()
 
     def summed(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
         mode.term = output

@@ -161,7 +161,7 @@ class FisherProxy:
         generator = torch.Generator().manual_seed(self.seed)
         places = [_place(self.work, layer.name) for layer in layers]
         for number, batch in enumerate(self.batches):
-            with undisturbed(self.work), torch.enable_grad(), _wanting_gradients([leaf for leaf, _ in places]):
+            with undisturbed(self.work), _wanting_gradients([leaf for leaf, _ in places]):
                 outputs, called = self._outputs(batch, f"calibration batch {number + 1}", layers)
                 # Masked scores, which are infinite, are not compared: they get the sign 0.
                 scales = [t.detach().isfinite().to(t.dtype) * f for t, f in zip(outputs, factors, strict=True)]
@@ -194,7 +194,7 @@ class FisherProxy:
         for number, batch in enumerate(self.batches, 1):
             what = f"calibration batch {number}"
             leaves = [_place(self.work, name)[0] for name in self.layers] if number == 1 else []
-            with undisturbed(self.work), torch.set_grad_enabled(number == 1), _wanting_gradients(leaves):
+            with undisturbed(self.work), _wanting_gradients(leaves):
                 outputs, _ = self._outputs(batch, what)
                 if number == 1 and not any(t.requires_grad for t in outputs):
                     raise ModelError(
@@ -222,7 +222,7 @@ class FisherProxy:
                 for module in modules_of(self.work, layer):
                     hook = module.register_forward_hook(lambda m, a, out, name=layer.name: called.add(name))  # noqa: ARG005
                     hooks.callback(hook.remove)
-            output = run_batch(self.work, inputs, what)
+            output = run_batch(self.work, inputs, what, graph=True)
         outputs = [
             t.float() if t.dtype.itemsize < 4 else t
             for t in tensors_of(taken if self.taps else output)

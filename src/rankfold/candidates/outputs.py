@@ -43,7 +43,7 @@ def compared(
     with undisturbed(model), remembering(model, memory or {}), tapped(model, taps) as taken:
         torch.default_generator.manual_seed(0)  # restored by `undisturbed`; a network that draws draws the same
         output = run_batch(model, inputs, what)
-    return [t.float() for t in tensors_of(taken if taps else output) if t.is_floating_point()]
+    return [t.detach().float() for t in tensors_of(taken if taps else output) if t.is_floating_point()]
 
 
 def check_comparable(outputs: Sequence[Tensor], what: str, advice: str) -> None:

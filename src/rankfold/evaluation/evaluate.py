@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from rankfold._batches import evaluating
 from rankfold.errors import MetricError, ModelError
+from rankfold.inventory import evaluating
 
 
 @runtime_checkable
@@ -38,8 +38,8 @@ class Metric(Protocol):
 def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
     """Return the metric's value of the model.
 
-    The metric is called in evaluation mode without gradients; afterwards the modes of all modules
-    and torch's random state are as before.
+    The metric is called in evaluation mode without gradients (no parameter requires any); afterwards the model and the
+    random states are as before.
 
     Parameters
     ----------

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from rankfold._batches import call_model, evaluating, model_device, to_device
+from rankfold._batches import call_model, copied, detached, model_device, to_device
 from rankfold._config import require
 from rankfold._progress import track
+from rankfold.inventory import evaluating
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +94,14 @@ def compare_latency(
     require(threads is None or threads >= 1, "threads", threads, "at least 1, or None")
     names = list(models)
     runs: dict[str, list[float]] = {name: [] for name in names}
-    inputs = {name: to_device(example_input, model_device(models[name])) for name in names}
     with _threads(threads), ExitStack() as stack:
-        for model in models.values():
-            stack.enter_context(evaluating(model))
+        resets = {name: stack.enter_context(evaluating(model)) for name, model in models.items()}
+        inputs = {name: copied(detached(to_device(example_input, model_device(models[name])))) for name in names}
         for i in track(range(warmup + repeats), "measuring latency"):
             turn = i % len(names)
             for name in names[turn:] + names[:turn]:
                 elapsed = _time_ms(models[name], inputs[name])
+                resets[name]()
                 if i >= warmup:
                     runs[name].append(elapsed)
     return {name: LatencyResult.of(tuple(values)) for name, values in runs.items()}

@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from rankfold._batches import (
-    evaluating,
     iterate,
     model_device,
     split_batch,
@@ -23,7 +22,7 @@ from rankfold._progress import track
 from rankfold.errors import DataError, MetricError
 from rankfold.evaluation.evaluate import Metric
 from rankfold.evaluation.predictions import as_targets, class_scores, hits, predictions
-from rankfold.inventory import run_batch
+from rankfold.inventory import evaluating, run_batch
 
 
 def topk(loader: Iterable[Any], k: int = 1) -> Metric:
@@ -96,7 +95,7 @@ class _TopK:
 
     def __call__(self, model: nn.Module) -> float:
         right = total = 0
-        with evaluating(model):
+        with evaluating(model) as reset:
             for inputs, target in _batches(self.loader, model, self.name):
                 if target is None:
                     raise DataError(
@@ -108,6 +107,7 @@ class _TopK:
                 found = hits(scores, as_targets(target, scores), self.k)
                 right += int(found.sum())
                 total += found.numel()
+                reset()
         if not total:
             raise DataError(f"{self.name}: every target of the evaluation data is -100 (ignored).")
         return right / total
@@ -168,7 +168,10 @@ def _batches(loader: Iterable[Any], model: nn.Module, name: str) -> Iterator[tup
 def _pairs(reference: nn.Module, loader: Iterable[Any], model: nn.Module, name: str) -> Iterator[tuple[Any, Any]]:
     """Yield the outputs of the model and of the reference."""
     device = model_device(reference)
-    with evaluating(model), evaluating(reference):
+    with evaluating(model) as reset, evaluating(reference) as reset_reference:
         for inputs, _ in _batches(loader, model, name):
             ours = run_batch(model, inputs, "evaluation data")
-            yield ours, run_batch(reference, to_device(inputs, device), "evaluation data")
+            reset()
+            wanted = run_batch(reference, to_device(inputs, device), "evaluation data")
+            reset_reference()
+            yield ours, wanted

@@ -1,15 +1,19 @@
 """Model in, layers out: what there is to compress, found by hooks on an example input."""
 
+from rankfold.inventory.copying import copy_model as copy_model
 from rankfold.inventory.exported import ExportedGraph as ExportedGraph
 from rankfold.inventory.exported import export_graph as export_graph
 from rankfold.inventory.operations import OperationCounter as OperationCounter
 from rankfold.inventory.quiet import call_example as call_example
 from rankfold.inventory.quiet import describe as describe
+from rankfold.inventory.quiet import evaluating as evaluating
 from rankfold.inventory.quiet import fused_attention_off as fused_attention_off
 from rankfold.inventory.quiet import on_device_of as on_device_of
 from rankfold.inventory.quiet import run_batch as run_batch
 from rankfold.inventory.quiet import run_example as run_example
 from rankfold.inventory.quiet import undisturbed as undisturbed
+from rankfold.inventory.quiet import without_gradients as without_gradients
+from rankfold.inventory.state import KeptState as KeptState
 from rankfold.inventory.static import check_model as check_model
 from rankfold.inventory.static import static_inventory as static_inventory
 from rankfold.inventory.survey import inspect as inspect

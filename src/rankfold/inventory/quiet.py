@@ -2,34 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import call_model, copied, model_device, tensors_of, to_device
+from rankfold._batches import call_model, copied, detached, model_device, tensors_of, to_device
 from rankfold.errors import ModelError, RankfoldError
-from rankfold.inventory.kinds import hooked_names, is_lazy
+from rankfold.inventory.kinds import is_lazy
+from rankfold.inventory.state import KeptState
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode without gradients; afterwards everything is as it was.
+def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Put a model into the state in which its layers can be watched; afterwards everything is as it was.
 
-    Restored are training flags, ``requires_grad``, buffers, weights that a forward renormalises,
-    torch's random states, and the switch of the fused attention, which is off inside: it would
-    bypass the layers. The flags are set one by one, because ``train()`` may be overridden to do
-    more.
+    As `evaluating`; besides, ``module.compile()`` and the fused attention are off inside: they would bypass the layers
+    and the hooks there.
     """
-    with ExitStack() as stack:
-        stack.enter_context(_saved_attributes(model))
-        stack.enter_context(_saved_tensors(model))
-        stack.enter_context(_saved_random_state(model))
-        stack.enter_context(fused_attention_off())
-        stack.enter_context(torch.no_grad())
-        yield
+    compiled = [(m, vars(m)["_compiled_call_impl"]) for m in model.modules() if _is_compiled(m)]
+    try:
+        for module, _ in compiled:
+            vars(module)["_compiled_call_impl"] = None
+        with evaluating(model) as reset, fused_attention_off():
+            yield reset
+    finally:
+        for module, call in compiled:
+            vars(module)["_compiled_call_impl"] = call
+
+
+@contextmanager
+def evaluating(model: nn.Module, *, without: Sequence[nn.Module] = ()) -> Iterator[Callable[[], None]]:
+    """Run the block with the model in evaluation mode and without gradients, leaving no trace.
+
+    Afterwards the model is as before, in all that a forward pass can change (`KeptState`, training flags,
+    ``requires_grad``), and so are the random states of torch, Python and NumPy. The flags are set one by one, because
+    ``train()`` may be overridden to do more.
+
+    Every batch is to meet the model in the state that it was handed over with: recurrent state, caches and counters do
+    not pass from one batch to the next, and two models that are compared start equal. So call what the block gets after
+    each batch.
+
+    Parameters
+    ----------
+    model : Module
+        The model.
+    without : sequence of Module
+        Modules whose state may change.
+
+    Yields
+    ------
+    callable
+        Puts the model's state back.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        state = KeptState(model, without=without)
+        with _saved_random_state(model), without_gradients(state.parameters):
+            try:
+                yield state.reset
+            finally:
+                state.reset()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def without_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Let none of a model's parameters require gradients, so that its outputs have no graph; the flags are restored.
+
+    Unlike ``torch.no_grad`` this leaves a model the means to differentiate inside its forward (forces from energies).
+    What it returns may then have a graph of its own: detach it.
+    """
+    flags = [(p, p.requires_grad) for p in parameters if not is_lazy(p)]
+    made_in_inference = any(p.is_inference() for p, _ in flags)  # of these autograd can keep nothing
+    with torch.inference_mode(False), torch.set_grad_enabled(not made_in_inference):
+        try:
+            for parameter, flag in flags:
+                if flag and parameter.is_leaf and not parameter.is_inference():
+                    parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, flag in flags:
+                if parameter.requires_grad != flag:
+                    parameter.requires_grad_(flag)
 
 
 @contextmanager
@@ -43,59 +106,8 @@ def fused_attention_off() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-@contextmanager
-def _saved_attributes(model: nn.Module) -> Iterator[None]:
-    modules = list(model.modules())
-    training = [(module, module.training) for module in modules]
-    gradients = [(p, p.requires_grad) for p in model.parameters()]
-    # `module.compile()` would compile the hooks and the counter with the model.
-    compiled = [(m, vars(m)["_compiled_call_impl"]) for m in modules if _is_compiled(m)]
-    computed = [(m, name, vars(m)[name]) for m in modules for name in hooked_names(m) if name in vars(m)]
-    try:
-        for module, _ in training:
-            module.training = False
-        for module, _ in compiled:
-            vars(module)["_compiled_call_impl"] = None
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-        for parameter, flag in gradients:
-            if parameter.requires_grad != flag:
-                parameter.requires_grad_(flag)
-        for module, call in compiled:
-            vars(module)["_compiled_call_impl"] = call
-        for module, name, weight in computed:
-            vars(module)[name] = weight
-
-
 def _is_compiled(module: nn.Module) -> bool:
     return vars(module).get("_compiled_call_impl") is not None
-
-
-@contextmanager
-def _saved_tensors(model: nn.Module) -> Iterator[None]:
-    """Restore buffers, and the weights of embeddings that renormalise the rows they look up."""
-    held: list[tuple[nn.Module, str, Tensor | None]] = []
-    for module in model.modules():
-        held += [(module, name, buffer) for name, buffer in module._buffers.items()]
-    kept = [buffer for _, _, buffer in held if buffer is not None and not is_lazy(buffer)]
-    for module in model.modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
-            kept.append(module.weight)
-    # Nothing can write to an inference tensor here.
-    saved = [(tensor, tensor.detach().clone()) for tensor in kept if not tensor.is_inference()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, copy in saved:
-                # Versions do not tell: batch norm writes its statistics without counting it up.
-                # Writing regardless would spoil a backward pass that the user has still to run.
-                if not torch.equal(tensor, copy):
-                    tensor.copy_(copy)
-        for module, name, buffer in held:
-            module._buffers[name] = buffer
 
 
 @contextmanager
@@ -103,8 +115,13 @@ def _saved_random_state(model: nn.Module) -> Iterator[None]:
     devices = {p.device for p in (*model.parameters(), *model.buffers())}
     kind = next((d.type for d in devices if d.type in ("cuda", "xpu")), "cuda")
     indices = sorted({d.index for d in devices if d.type == kind})
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may draw from it
     with torch.random.fork_rng(indices, device_type=kind):
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 def run_example(model: nn.Module, example_input: Any) -> Any:
@@ -135,7 +152,7 @@ def run_example(model: nn.Module, example_input: Any) -> Any:
 def call_example(model: nn.Module, example_input: Any) -> Any:
     """Call a model as `run_example` does, as it is, on a copy of the input; a failure becomes a `ModelError`."""
     try:
-        return call_model(model, copied(on_device_of(model, example_input)))
+        return detached(call_model(model, copied(detached(on_device_of(model, example_input)))))
     except Exception as error:
         raise ModelError(
             f"the model cannot run on the example input, {describe(example_input)}. "
@@ -145,7 +162,7 @@ def call_example(model: nn.Module, example_input: Any) -> Any:
         ) from error
 
 
-def run_batch(model: nn.Module, inputs: Any, what: str) -> Any:
+def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False) -> Any:
     """Call a model as it is on a copy of one batch's inputs, which it may change; a failure becomes a `ModelError`.
 
     Parameters
@@ -156,9 +173,11 @@ def run_batch(model: nn.Module, inputs: Any, what: str) -> Any:
         As `call_model` takes them, on the model's device.
     what : str
         What the inputs are, in the user's words, such as ``"calibration batch 3"``.
+    graph : bool
+        Whether outputs keep the graph that they may have.
     """
     try:
-        return call_model(model, copied(inputs))
+        output = call_model(model, copied(detached(inputs)))
     except RankfoldError:
         raise
     except Exception as error:
@@ -166,6 +185,7 @@ def run_batch(model: nn.Module, inputs: Any, what: str) -> Any:
             f"the model cannot run on {what}, {describe(inputs)}. It raised {type(error).__name__}: {error}\n"
             "Give batches (inputs, target) or inputs alone, of inputs that the model takes."
         ) from error
+    return output if graph else detached(output)
 
 
 def on_device_of(model: nn.Module, example_input: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -14,9 +13,10 @@ from torch import nn
 
 from rankfold._batches import batch_size
 from rankfold.errors import ModelError, RankfoldWarning
+from rankfold.inventory.copying import copy_model
 from rankfold.inventory.kinds import dtype_name, is_lazy
 from rankfold.inventory.operations import OperationCounter
-from rankfold.inventory.quiet import call_example, describe, undisturbed
+from rankfold.inventory.quiet import call_example, describe, evaluating, undisturbed
 from rankfold.inventory.select import Selector, exclusions
 from rankfold.inventory.sharing import stored_params, stored_tensors
 from rankfold.inventory.static import Entry, check_model, scan, walk
@@ -77,8 +77,8 @@ def inspect(
     lazy = {path for module, paths in walk(model) if _is_lazy(module) for path in paths}
     if lazy:
         # The first run gives lazy modules their shapes, which must not happen to the user's model.
-        model = _copy(model)
-        with undisturbed(model):
+        model = copy_model(model)
+        with evaluating(model, without=list(model.modules())):
             call_example(model, example_input)
     found = scan(model)
     out = exclusions(found.entries, include, exclude)
@@ -127,16 +127,6 @@ def _check_not_meta(model: nn.Module) -> None:
 def _is_lazy(module: nn.Module) -> bool:
     own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
     return any(is_lazy(tensor) for tensor in own)
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy, of lazy buffers too, which torch cannot copy by itself."""
-    memo: dict[int, Any] = {}
-    for buffer in model.buffers():
-        if is_lazy(buffer):
-            cls: Any = type(buffer)
-            memo[id(buffer)] = cls(device=buffer.device, dtype=buffer.dtype)
-    return copy.deepcopy(model, memo)
 
 
 def _run(model: nn.Module, example_input: Any, usage: Usage) -> tuple[int, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rankfold import methods
 from rankfold._files import check_writable, write_atomic
+from rankfold._grad_mode import trainable
 from rankfold._hashing import tensor_hash
 from rankfold._state import extra_state, load_state_, own_state
 from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldError, RankfoldWarning
@@ -109,6 +110,7 @@ def check_output(path: str | Path) -> None:
         raise RankfoldError(f"cannot save to {str(path)!r}: {error} Give an empty or new folder.") from error
 
 
+@trainable
 def load(path: str | Path, model: nn.Module) -> nn.Module:
     """Rebuild a saved model on a fresh instance of the original architecture.
 

@@ -1,8 +1,8 @@
 """The only code that changes a model: build blueprints, swap modules, undo."""
 
+from rankfold.inventory.copying import copy_model as copy_model
 from rankfold.surgery.apply import apply_plan_ as apply_plan_
 from rankfold.surgery.apply import check_plan as check_plan
-from rankfold.surgery.apply import copy_model as copy_model
 from rankfold.surgery.apply import factored_layers as factored_layers
 from rankfold.surgery.apply import plan_of as plan_of
 from rankfold.surgery.factored import Factored as Factored

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankfold import methods
-from rankfold.errors import ConfigError, InvalidWeight, ModelError, PlanMismatch, RankfoldError
+from rankfold.errors import ConfigError, InvalidWeight, PlanMismatch, RankfoldError
 from rankfold.factor.moments import Moments
 from rankfold.inventory import find_module, layer_bias, layer_weight, static_inventory
 from rankfold.records import Choice, LayerInfo, Plan, Provenance
@@ -56,28 +56,6 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
     for name, choice in plan.factored.items():
         methods.check_choice(layers[name], choice)
     return layers
-
-
-def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy.
-
-    Tensors that a module computed and keeps (the weight of ``torch.nn.utils.weight_norm``) are copied without graph.
-
-    Raises
-    ------
-    ModelError
-        If it is no model, or something in it cannot be copied.
-    """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    kept = (value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor))
-    computed: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
-    try:
-        return copy.deepcopy(model, computed)
-    except Exception as error:  # a module's own __deepcopy__ or __reduce__ may raise anything
-        raise ModelError(
-            f"the model cannot be copied: {error}. Use the function with a trailing underscore, which works in place."
-        ) from error
 
 
 def apply_plan_(

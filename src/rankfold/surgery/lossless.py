@@ -8,19 +8,15 @@ import torch
 from torch import nn
 
 from rankfold import methods
+from rankfold._grad_mode import trainable
 from rankfold.cost import gauged_cost
+from rankfold.inventory import copy_model
 from rankfold.records import Choice
-from rankfold.surgery.apply import (
-    copy_model,
-    memory_format,
-    plan_of,
-    remember_plan,
-    swap_,
-    tied_twin,
-)
+from rankfold.surgery.apply import memory_format, plan_of, remember_plan, swap_, tied_twin
 from rankfold.surgery.factored import Factored, build, stage_factors
 
 
+@trainable
 def gauge(model: nn.Module) -> nn.Module:
     """Return a copy of a compressed model whose factors are gauged wherever that makes them smaller.
 

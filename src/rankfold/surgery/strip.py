@@ -7,7 +7,9 @@ from collections import OrderedDict
 import torch.fx
 from torch import nn
 
-from rankfold.surgery.apply import copy_model, factored_layers
+from rankfold._grad_mode import trainable
+from rankfold.inventory import copy_model
+from rankfold.surgery.apply import factored_layers
 from rankfold.surgery.carried import carry_attributes_, move_hooks_
 from rankfold.surgery.factored import Bias, Factored, Reshape
 from rankfold.surgery.gauged import Gauged
@@ -15,6 +17,7 @@ from rankfold.surgery.gauged import Gauged
 _OWN = frozenset({"info", "choice", "rankfold_plan"})
 
 
+@trainable
 def strip(model: nn.Module) -> nn.Module:
     """Return a copy in which every factored layer is a plain torch module.
 

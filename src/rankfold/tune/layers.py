@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rankfold.errors import ModelError
-from rankfold.inventory import layer_weight
+from rankfold.inventory import copy_model, layer_weight
 from rankfold.surgery import factored_layers
 from rankfold.surgery.attention import separate_attention_
 
@@ -189,7 +188,7 @@ def _with_projections(teacher: nn.Module, names: list[str]) -> nn.Module:
     ]
     if not packed:
         return teacher
-    twin = copy.deepcopy(teacher)
+    twin = copy_model(teacher)
     for path in packed:
         separate_attention_(twin, path)
     return twin

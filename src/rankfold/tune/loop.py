@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from rankfold._grad_mode import trainable
 from rankfold.errors import ConfigError, ModelError
 from rankfold.inventory.wrappers import unwrap
 from rankfold.surgery import copy_model
@@ -20,6 +21,7 @@ from rankfold.tune.result import TuneResult
 from rankfold.tune.run import Metric, Progress, Run
 
 
+@trainable
 def finetune(
     model: nn.Module,
     config: FineTune,
@@ -78,10 +80,11 @@ def finetune(
     CorruptArtifact
         If the checkpoint cannot be read.
     """
-    twin = copy_model(unwrap(model))
+    twin = copy_model(unwrap(model), instead="rankfold.finetune_")
     return finetune_(twin, config, teacher=teacher, metric=metric, progress=progress)
 
 
+@trainable
 def finetune_(
     model: nn.Module,
     config: FineTune,
@@ -120,6 +123,12 @@ def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric
         tensors = [*module.parameters(), *module.buffers()] if module is not None else []
         if any(nn.parameter.is_lazy(t) for t in tensors):
             raise ModelError(f"the {what} has lazy modules without weights. Run it once on an example input.")
+        made_in_inference = any(t.is_inference() for t in tensors)
+        if what == "model" and made_in_inference:
+            raise ModelError(
+                "the model was made inside torch.inference_mode(), and such parameters cannot be trained. Use "
+                "finetune, which trains an ordinary copy, or make the model outside."
+            )
         devices = {str(t.device) for t in tensors}
         if len(devices) > 1 or "meta" in devices:
             raise ModelError(

@@ -121,7 +121,7 @@ def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -
     -----
     Where the teacher's outputs are infinite, as the scores of masked classes are, nothing is compared.
     """
-    ours, theirs = logits(student).float(), logits(teacher).float()
+    ours, theirs = logits(student).float(), logits(teacher).detach().float()
     if ours.shape != theirs.shape:
         raise ModelError(
             f"the model's outputs have shape {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}. "

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import call_model, copied
+from rankfold._batches import call_model, copied, detached
 from rankfold.errors import ConfigError, DataError, ModelError
-from rankfold.inventory import fused_attention_off
+from rankfold.inventory import KeptState, fused_attention_off, without_gradients
 from rankfold.tune.config import TERMS, FineTune, Term
 from rankfold.tune.layers import LayerDistillation
 from rankfold.tune.losses import cross_entropy, distillation
@@ -90,6 +90,7 @@ class Objective(nn.Module):
             self._layers = LayerDistillation(student, teacher, scale=config.layer_scale, reduce=reduce)
             teacher = self._layers.teacher
         self._teacher = (teacher,)  # in a tuple: torch does not see it
+        self._kept = None if teacher is None else KeptState(teacher)
 
     def close(self) -> None:
         """Take the hooks off both networks."""
@@ -113,11 +114,12 @@ class Objective(nn.Module):
         theirs: Any = None
         if self._layers is not None:
             self._layers.begin(samples, total)
-        if teacher is not None and terms & {"distill", "layer"}:
+        if teacher is not None and self._kept is not None and terms & {"distill", "layer"}:
             # The fused path of torch's attention calls no layer that could be listened to.
             quiet = fused_attention_off() if self._layers is not None else nullcontext()
-            with torch.no_grad(), quiet:
-                theirs = call_model(teacher, copied(inputs))
+            with without_gradients(self._kept.parameters), quiet:
+                theirs = detached(call_model(teacher, copied(detached(inputs))))
+            self._kept.reset()
         if self._layers is not None:
             self._layers.after_teacher(active)
         outputs = call_model(self.student, inputs)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rankfold._batches import split_batch, tensors_of, to_device
+from rankfold._batches import ordinary, split_batch, tensors_of, to_device
 from rankfold._progress import track
 from rankfold._state import extra_state, load_state_, own_state
 from rankfold.errors import DataError, MetricError, ModelError, RankfoldError, RankfoldWarning
+from rankfold.inventory import evaluating
 from rankfold.tune import checkpoint
 from rankfold.tune.config import TERMS, FineTune
 from rankfold.tune.feed import Feed, Share, digest, require_batches
@@ -161,7 +162,7 @@ class Run:
 
     def _step(self, share: Share) -> None:
         state, config, accelerator = self.state, self.config, self.accelerator
-        inputs, target = split_batch(to_device(share.batch, accelerator.device))
+        inputs, target = split_batch(ordinary(to_device(share.batch, accelerator.device)))
         has_labels = target is not None
         if not self.started:
             self.objective.terms = resolve_terms(config.terms, has_labels=has_labels, has_teacher=self.has_teacher)
@@ -301,7 +302,7 @@ class Run:
         config, device = self.config, self.accelerator.device
         name = getattr(self.metric, "name", getattr(self.metric, "__name__", "metric"))
         try:
-            with Stream(device, config.seed, "metric", self.state.epoch), torch.no_grad():
+            with Stream(device, config.seed, "metric", self.state.epoch), evaluating(self.model):
                 found: Any = self.metric(self.model)
         except Exception as error:  # a metric is the user's code
             raise MetricError(

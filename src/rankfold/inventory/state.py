@@ -1,0 +1,188 @@
+"""The state of a model that a forward pass can change: kept, and put back."""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rankfold.inventory.kinds import hooked_names, is_lazy
+from rankfold.inventory.reach import attributes, base_container, is_record, reach, slots
+
+
+class KeptState:
+    """What a model holds, as it is now, to be put back after forward passes.
+
+    Kept are the attributes, buffers, parameters and children of every module, by identity; the contents of lists,
+    dicts, sets, deques and objects of the user's classes at any depth; the values of tensors and arrays that are no
+    parameters; and the states of random generators. Everything is restored in place, and only where it has changed:
+    writing regardless would spoil a backward pass that the user has still to run. Of parameters, only the weights of
+    embeddings that renormalise the rows they look up are kept by value.
+
+    Parameters
+    ----------
+    model : Module
+        The model.
+    without : iterable of Module
+        Modules whose state may change.
+
+    Attributes
+    ----------
+    parameters : list of Tensor
+        All parameters, those of modules in lists and objects too, and other leaves that require gradients.
+    """
+
+    def __init__(self, model: nn.Module, *, without: Iterable[nn.Module] = ()) -> None:
+        self._tables: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._tensors: list[tuple[Tensor, Tensor, int]] = []
+        self._leaves: list[Tensor] = []
+        self.parameters: list[Tensor] = [p for m in without for p in m._parameters.values() if p is not None]
+        self._others: list[Callable[[], object]] = []
+        computed: set[int] = set()
+        for value in reach(model, without=without):
+            if isinstance(value, nn.Module):
+                self.parameters += (p for p in value._parameters.values() if p is not None)
+                if value._forward_pre_hooks:
+                    computed.update(id(vars(value).get(name)) for name in hooked_names(value))
+                if isinstance(value, nn.Embedding | nn.EmbeddingBag) and value.max_norm is not None:
+                    self._keep_tensor(value.weight)
+                for table in (vars(value), value._parameters, value._buffers, value._modules):
+                    if type(table) is dict:  # TorchScript has its own
+                        self._keep_table(table)
+            elif type(value) is tuple:
+                continue
+            elif isinstance(value, Tensor):
+                if id(value) not in computed:  # replaced at each call, never written to
+                    self._keep_tensor(value)
+                if value.requires_grad and value.is_leaf:
+                    self.parameters.append(value)
+            else:
+                self._keep_other(value)
+
+    def _keep_table(self, table: dict[str, Any]) -> None:
+        self._tables.append((table, dict(table)))
+
+    def _keep_tensor(self, tensor: Tensor) -> None:
+        # Nothing can write to an inference tensor outside of inference mode.
+        if not is_lazy(tensor) and not tensor.is_inference() and not tensor.is_meta:
+            self._tensors.append((tensor, tensor.detach().clone(), tensor._version))
+            if tensor.grad_fn is None:
+                self._leaves.append(tensor)
+
+    def _keep_other(self, value: Any) -> None:
+        base = base_container(value)
+        if base in (dict, OrderedDict):
+            self._tables.append((value, base(value) if type(value) is base else OrderedDict(base.items(value))))
+        elif base is not None:
+            self._others.append(_restorer(value, base))
+        elif isinstance(value, np.ndarray):
+            if not value.dtype.hasobject:
+                self._others.append(_array_restorer(value))
+            return
+        elif (rewind := _rewinder(value)) is not None:
+            self._others.append(rewind)
+            return
+        if type(value) in (dict, OrderedDict, list, tuple, set, deque) or not (base or is_record(value)):
+            return
+        self._keep_table(attributes(value))
+        if not hasattr(value, "__dict__") or slots(value):
+            self._others.append(_slot_restorer(value))
+
+    def reset(self) -> None:
+        """Put everything back that has changed."""
+        for table, kept in self._tables:
+            same = len(table) == len(kept) and all(map(operator.is_, table.values(), kept.values()))
+            if not same or not all(map(operator.is_, table, kept)):
+                _refill(table, kept)
+        with torch.inference_mode(False), torch.no_grad():
+            for tensor, kept in _changed(self._tensors):
+                tensor.copy_(kept)
+            for tensor in self._leaves:
+                if tensor.grad_fn is not None:  # written to in place with what has a graph
+                    tensor.detach_()
+        for restore in self._others:
+            restore()
+
+
+def _refill(table: dict[str, Any], kept: dict[str, Any]) -> None:
+    base: Any = OrderedDict if isinstance(table, OrderedDict) else dict
+    if list(base.keys(table)) != list(kept):  # also the order: that of buffers and modules shows
+        base.clear(table)
+    for key, value in kept.items():
+        base.__setitem__(table, key, value)
+
+
+def _changed(held: Sequence[tuple[Tensor, Tensor, int]]) -> list[tuple[Tensor, Tensor]]:
+    """Return the tensors whose values have changed, with those that they had."""
+    found: list[tuple[Tensor, Tensor]] = []
+    away: list[tuple[Tensor, Tensor]] = []
+    for tensor, kept, version in held:
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:  # not all of them can be compared
+            found += [(tensor, kept)] if tensor._version != version else []
+        elif tensor.shape != kept.shape or tensor.dtype != kept.dtype or tensor.device != kept.device:
+            tensor.data = kept.clone()
+        elif tensor.device.type != "cpu":
+            away.append((tensor, kept))
+        # Versions do not tell: batch norm writes its statistics without counting it up.
+        elif not torch.equal(tensor, kept):
+            found.append((tensor, kept))
+    by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for pair in away:
+        by_device[pair[0].device].append(pair)
+    for pairs in by_device.values():  # an accelerator is asked once, not for each tensor
+        flags = torch.stack([(tensor != kept).any() for tensor, kept in pairs]).tolist()
+        found += [pair for pair, flag in zip(pairs, flags, strict=True) if flag]
+    return found
+
+
+def _restorer(value: Any, base: type[Any]) -> Callable[[], object]:
+    kept = list(base.__iter__(value))
+
+    def restore() -> None:
+        if base.__len__(value) == len(kept) and all(map(operator.is_, base.__iter__(value), kept)):
+            return
+        base.clear(value)
+        (base.update if base is set else base.extend)(value, kept)
+
+    return restore
+
+
+def _slot_restorer(value: Any) -> Callable[[], object]:
+    kept = slots(value)
+
+    def restore() -> None:
+        for name in slots(value).keys() - kept.keys():
+            object.__delattr__(value, name)
+        for name, content in kept.items():
+            object.__setattr__(value, name, content)
+
+    return restore
+
+
+def _array_restorer(value: np.ndarray) -> Callable[[], object]:
+    kept = value.copy()
+    return lambda: None if not value.flags.writeable else np.copyto(value, kept)
+
+
+def _rewinder(value: Any) -> Callable[[], object] | None:
+    """Return what sets a random generator back; None for anything else."""
+    if isinstance(value, torch.Generator):
+        state = value.get_state()
+        return lambda: value.set_state(state)
+    if isinstance(value, np.random.Generator):
+        bits = value.bit_generator
+        kept = bits.state
+        return lambda: setattr(bits, "state", kept)
+    if isinstance(value, np.random.RandomState):
+        legacy = value.get_state()
+        return lambda: value.set_state(legacy)
+    if isinstance(value, random.Random):
+        python = value.getstate()
+        return lambda: value.setstate(python)
+    return None
