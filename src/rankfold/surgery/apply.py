@@ -18,6 +18,7 @@ from rankfold.surgery.attention import disable_fused_path_, separate_attention_
 from rankfold.surgery.carried import carry_attributes_, move_hooks_
 from rankfold.surgery.factored import Factored, build
 from rankfold.surgery.gauged import Gauged
+from rankfold.surgery.saving import refuse_save_pretrained_
 
 _PLAN = "rankfold_plan"
 
@@ -190,8 +191,9 @@ def factored_layers(model: nn.Module) -> dict[str, Factored]:
 
 
 def remember_plan(model: nn.Module, plan: Plan) -> nn.Module:
-    """Note on a model which plan made it, for `plan_of`; return the model."""
+    """Note on a model which plan made it, for `plan_of`, and keep others from saving it; return the model."""
     object.__setattr__(model, _PLAN, plan)
+    refuse_save_pretrained_(model)
     return model
 
 

@@ -13,6 +13,7 @@ from rankfold.surgery.apply import factored_layers
 from rankfold.surgery.carried import carry_attributes_, move_hooks_
 from rankfold.surgery.factored import Bias, Factored, Reshape
 from rankfold.surgery.gauged import Gauged
+from rankfold.surgery.saving import refuse_stripped_
 
 _OWN = frozenset({"info", "choice", "rankfold_plan"})
 
@@ -23,7 +24,8 @@ def strip(model: nn.Module) -> nn.Module:
 
     A chain of convolutions or linear layers becomes an ``nn.Sequential``; a TT-matrix, which reshapes between its
     cores, and gauged factors, which copy channels, a ``torch.fx.GraphModule`` of the same stock layers. Outputs are the
-    same; `rankfold` is no longer needed to unpickle them. State-dict keys of the sequential ones stay as they are.
+    same; `rankfold` is no longer needed to unpickle them. State-dict keys of the sequential ones stay as they are. All
+    of them compile with ``torch.jit.script``.
 
     Parameters
     ----------
@@ -40,6 +42,7 @@ def strip(model: nn.Module) -> nn.Module:
             return plain[id(module)]
     for name, module in [(n, m) for n, m in new.named_modules(remove_duplicate=False) if isinstance(m, Factored)]:
         new.set_submodule(name, plain[id(module)])
+    refuse_stripped_(new)
     if hasattr(new, "rankfold_plan"):
         del new.rankfold_plan
     return new
