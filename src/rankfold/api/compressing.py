@@ -29,6 +29,7 @@ from rankfold.factor.moments import Moments, output_energy
 from rankfold.inventory import check_model, inspect, layer_weight, static_inventory
 from rankfold.methods import chosen_blueprint, to_canonical
 from rankfold.records import ACCURACY, Budget, Cost, Inventory, Plan
+from rankfold.records.display import Shown, show
 from rankfold.records.layer import LARGE_REST
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import load, save
@@ -41,8 +42,8 @@ LOW_COVERAGE = 0.5
 """Below this share of compressible parameters the report warns."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Result(Shown):
     """What `compress` returns.
 
     Parameters
@@ -61,6 +62,14 @@ class Result:
     plan: Plan
     report: Report = field(repr=False)
     tuned: TuneResult | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return f"<Result: {self.plan!r}, {self.report!r}>"
+
+
+@show.register
+def _(result: Result, console: Any) -> None:
+    result.report.print(console)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

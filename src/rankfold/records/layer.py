@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from rankfold._printable import printable
 from rankfold.records.cost import Cost
+from rankfold.records.display import Shown
 
 Ranks = tuple[int, ...]
 Size = tuple[int, ...]
@@ -222,8 +224,8 @@ class Holder:
         return f"{name} holds {self.params:,} parameters, {self.share:.0%} of all: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inventory:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Inventory(Shown):
     """All that `inspect` found in a model.
 
     Parameters
@@ -258,6 +260,9 @@ class Inventory:
 
     def __iter__(self) -> Iterator[LayerInfo]:
         return iter(self.layers)
+
+    def __repr__(self) -> str:
+        return f"<Inventory: {self.summary()}>"
 
     def layer(self, name: str) -> LayerInfo:
         """Return the layer with this name (or alias); raise ``KeyError`` otherwise."""
@@ -307,4 +312,4 @@ class Inventory:
         if largest is None or largest.share < LARGE_REST:
             return line
         reason = largest.reason.partition(": ")[0]
-        return f"{line}; largest rest: {largest.name or 'the model itself'} ({reason}) {largest.share:.0%}"
+        return printable(f"{line}; largest rest: {largest.name or 'the model itself'} ({reason}) {largest.share:.0%}")

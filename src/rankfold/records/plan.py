@@ -13,9 +13,10 @@ from typing import Any
 from rankfold._config import is_number
 from rankfold._documents import parse_document, read_text
 from rankfold._files import write_text
-from rankfold._printable import quoted
+from rankfold._printable import printable, quoted
 from rankfold.errors import CorruptArtifact, NoMatchingLayer
 from rankfold.records.candidates import Candidate
+from rankfold.records.display import Shown
 from rankfold.records.layer import Ranks
 from rankfold.records.storage import STORAGES
 
@@ -166,8 +167,8 @@ _PROVENANCE: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Plan(Shown):
     """A decision for every layer of one model.
 
     Parameters
@@ -183,6 +184,16 @@ class Plan:
     layers: Mapping[str, Choice]
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
+
+    def __repr__(self) -> str:
+        return f"<Plan: {self.headline()}>"
+
+    def headline(self) -> str:
+        """Return one line that says how many layers are factored, by which strategy and for which budget."""
+        made = self.provenance
+        bound = f", budget {made.budget}" if made.budget else ""
+        text = f"{len(self.factored)} of {len(self.layers)} layers factored, strategy {made.strategy}{bound}"
+        return printable(text)
 
     @property
     def factored(self) -> dict[str, Choice]:

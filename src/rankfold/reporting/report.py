@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankfold._documents import json_text, parse_document, read_text, write_by_suffix
+from rankfold.records.display import Shown
 from rankfold.reporting.codec import decode, encode
 from rankfold.reporting.html import to_html
 from rankfold.reporting.markdown import to_markdown
@@ -20,12 +21,16 @@ FORMAT = "rankfold-report"
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report(ReportRecord):
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Report(Shown, ReportRecord):
     """What a compression did: before and after, layer by layer, and where it comes from.
 
     The fields are those of `ReportRecord`; `build_report` fills them.
     """
+
+    def __repr__(self) -> str:
+        sizes = f"{self.before.params:,} -> {self.after.params:,} parameters"
+        return f"<Report: {len(self.factored)} of {len(self.layers)} layers factored, {sizes}>"
 
     def to_html(self) -> str:
         """Return one HTML document that needs nothing else: no network, no script, no font."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rankfold._documents import json_text, write_by_suffix
 from rankfold.cost.exploration import Extent, Space, scores
+from rankfold.records.display import Shown
 from rankfold.reporting.codec import encode
 from rankfold.reporting.exploration.page import to_html
 from rankfold.reporting.exploration.record import AnalysisRecord
@@ -21,12 +22,15 @@ FORMAT = "rankfold-analysis"
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Analysis(AnalysisRecord):
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Analysis(Shown, AnalysisRecord):
     """The exploration spaces of a network's layers, as Kokhazadeh et al. (2025), section 4, look at them.
 
     The fields are those of `AnalysisRecord`; `rankfold.analyze` fills them.
     """
+
+    def __repr__(self) -> str:
+        return f"<Analysis: {len(self.layers)} layers>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values, with reductions, coverage, scores and averages."""

@@ -14,6 +14,7 @@ from rankfold._documents import Limits, json_text, parse_document, read_text, wr
 from rankfold._printable import printable
 from rankfold.errors import CorruptArtifact
 from rankfold.records import Plan
+from rankfold.records.display import Shown
 from rankfold.reporting.codec import decode, encode
 from rankfold.reporting.markdown import table, text
 from rankfold.reporting.sweep.page import to_html
@@ -30,12 +31,16 @@ LIMITS = Limits(size=64 * 2**20, entries=2_000_000)
 """A sweep holds a plan for each of its points."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep(SweepRecord):
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Sweep(Shown, SweepRecord):
     """A family of plans for one model, one for each budget.
 
     The fields are those of `SweepRecord`; `rankfold.sweep` fills them.
     """
+
+    def __repr__(self) -> str:
+        planned = sum(point.plan is not None for point in self.points)
+        return f"<Sweep: {planned} of {len(self.points)} budgets of {self.resource} planned>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values; each plan is as `Plan.save` writes it."""
