@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rankfold import methods as factorizations
 from rankfold._config import require
 from rankfold._progress import track
+from rankfold._turns import in_turn
 from rankfold.api.checks import check_compressible
 from rankfold.candidates import resolve_methods
 from rankfold.cost.exploration import CORES, PAPER_STEPS, Space, Step, check_steps, explore, layer_of
@@ -32,6 +33,7 @@ UNUSED = "not called on the example input, so its MACs are not known"
 Weights = Callable[[LayerInfo], Tensor]
 
 
+@in_turn
 def analyze(
     model_or_layers: nn.Module | str | LayerInfo | Sequence[str | LayerInfo],
     example_input: Any = None,

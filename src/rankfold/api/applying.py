@@ -12,6 +12,7 @@ from torch import nn
 from rankfold._config import build_config
 from rankfold._grad_mode import trainable
 from rankfold._progress import track
+from rankfold._turns import in_turn
 from rankfold.api.checks import reusable
 from rankfold.calibration import (
     Renewal,
@@ -36,6 +37,7 @@ SequentialOptions = SequentialConfig | Mapping[str, Any]
 _RECONSTRUCT = ("weights", "data", "sequential")
 
 
+@in_turn
 @trainable
 def apply(
     model: nn.Module,
@@ -83,6 +85,7 @@ def apply(
     return apply_mode(model, plan, batches, mode, moments=moments, sequential=options, batchnorm=batchnorm).model
 
 
+@in_turn
 @trainable
 def apply_(
     model: nn.Module,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rankfold._grad_mode import trainable
+from rankfold._turns import in_turn
 from rankfold.api.applying import Applied, Reconstruct, SequentialOptions, apply_mode, check_reconstruct
 from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
 from rankfold.api.family import folder_name
@@ -96,6 +97,7 @@ class _Clock:
         self.start = now
 
 
+@in_turn
 @trainable
 def compress(
     model: nn.Module,

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from rankfold import methods
+from rankfold._turns import in_turn
 from rankfold.calibration import collect_moments
 from rankfold.errors import ConfigError
 from rankfold.factor.moments import Moments
@@ -18,6 +19,7 @@ from rankfold.surgery import Factored
 from rankfold.surgery.apply import factor_layer
 
 
+@in_turn
 def factorize(
     layer: nn.Module,
     method: str,

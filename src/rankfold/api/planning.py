@@ -17,6 +17,7 @@ from rankfold import strategies
 from rankfold._grad_mode import trainable
 from rankfold._hashing import state_hash
 from rankfold._progress import track
+from rankfold._turns import in_turn
 from rankfold._version import __version__
 from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
 from rankfold.calibration import LayerMoments, collect_moments
@@ -43,6 +44,7 @@ UNMEASURED = "no sample that the search looks at reaches it: judged by its own e
 """Notes on layers of which the data says nothing."""
 
 
+@in_turn
 @trainable
 def plan(
     model: nn.Module,

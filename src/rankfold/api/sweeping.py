@@ -14,6 +14,7 @@ from torch import nn
 from rankfold._config import is_integer, is_number, require
 from rankfold._grad_mode import trainable
 from rankfold._progress import track
+from rankfold._turns import in_turn
 from rankfold.api.applying import Reconstruct, SequentialOptions, check_reconstruct
 from rankfold.api.checks import BudgetLike, check_compressible, check_measurable, check_options, reusable
 from rankfold.api.family import Family
@@ -37,6 +38,7 @@ FINEST = 100
 """Budgets are whole hundredths of a per cent, unless they lie closer together."""
 
 
+@in_turn
 @trainable
 def sweep(
     model: nn.Module,

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from rankfold._turns import in_turn, resting
 from rankfold.errors import MetricError, ModelError
 from rankfold.inventory import evaluating
 
@@ -35,6 +36,7 @@ class Metric(Protocol):
         ...
 
 
+@in_turn
 def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
     """Return the metric's value of the model.
 
@@ -58,7 +60,7 @@ def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
         raise MetricError(f"the metric must be a callable of a model. Got {metric!r} instead.")
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    with evaluating(model):
+    with evaluating(model), resting():
         value = metric(model)
     try:
         number = float(value)

@@ -15,6 +15,7 @@ from torch import nn
 from rankfold._batches import call_model, copied, detached, model_device, to_device
 from rankfold._config import require
 from rankfold._progress import track
+from rankfold._turns import in_turn
 from rankfold.inventory import evaluating
 
 
@@ -43,6 +44,7 @@ class LatencyResult:
         return cls(median_ms=float(median), iqr_ms=float(high - low), runs_ms=runs_ms)
 
 
+@in_turn
 def latency(
     model: nn.Module,
     example_input: Any,
@@ -56,6 +58,7 @@ def latency(
     return compare_latency(models, example_input, repeats=repeats, warmup=warmup, threads=threads)["model"]
 
 
+@in_turn
 def compare_latency(
     models: Mapping[str, nn.Module],
     example_input: Any,

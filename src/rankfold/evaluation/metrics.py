@@ -19,6 +19,7 @@ from rankfold._batches import (
 )
 from rankfold._config import require
 from rankfold._progress import track
+from rankfold._turns import in_turn
 from rankfold.errors import DataError, MetricError
 from rankfold.evaluation.evaluate import Metric
 from rankfold.evaluation.predictions import as_targets, class_scores, hits, predictions
@@ -93,6 +94,7 @@ class _TopK:
     def name(self) -> str:
         return f"top-{self.k}"
 
+    @in_turn
     def __call__(self, model: nn.Module) -> float:
         right = total = 0
         with evaluating(model) as reset:
@@ -120,6 +122,7 @@ class _Agreement:
     higher_is_better: bool = True
     name: str = "agreement"
 
+    @in_turn
     def __call__(self, model: nn.Module) -> float:
         same = total = 0
         for output, wanted in _pairs(self.reference, self.loader, model, self.name):
@@ -142,6 +145,7 @@ class _OutputError:
     higher_is_better: bool = False
     name: str = "output error"
 
+    @in_turn
     def __call__(self, model: nn.Module) -> float:
         distance = norm = 0.0
         for output, wanted in _pairs(self.reference, self.loader, model, self.name):

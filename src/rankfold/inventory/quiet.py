@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold._batches import call_model, copied, detached, model_device, tensors_of, to_device
+from rankfold._turns import turn
 from rankfold.errors import ModelError, RankfoldError
 from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.state import KeptState
@@ -28,7 +29,7 @@ def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
     try:
         for module, _ in compiled:
             vars(module)["_compiled_call_impl"] = None
-        with evaluating(model) as reset, fused_attention_off():
+        with turn(firm=True), evaluating(model) as reset, fused_attention_off():
             yield reset
     finally:
         for module, call in compiled:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from rankfold._batches import batch_size
+from rankfold._turns import in_turn
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory.copying import copy_model
 from rankfold.inventory.kinds import dtype_name, is_lazy
@@ -25,6 +26,7 @@ from rankfold.records import Cost, Inventory, LayerInfo
 from rankfold.records.dense import dense_cost
 
 
+@in_turn
 def inspect(
     model: nn.Module,
     example_input: Any,
@@ -144,7 +146,7 @@ def _run(model: nn.Module, example_input: Any, usage: Usage) -> tuple[int, tuple
                 "the operations of the model could not be counted, so its MACs are the sum over "
                 f"its layers: {error.__cause__}",
                 RankfoldWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
             return 0, ("all operations outside of the layers",)
 

@@ -19,6 +19,7 @@ from rankfold._files import check_writable, write_atomic
 from rankfold._grad_mode import trainable
 from rankfold._hashing import tensor_hash
 from rankfold._state import extra_state, load_state_, own_state
+from rankfold._turns import in_turn
 from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldError, RankfoldWarning
 from rankfold.inventory.wrappers import unwrap
 from rankfold.records import Plan
@@ -35,6 +36,7 @@ _VERSION = 1
 _PREFIXES = ("module.", "_orig_mod.")
 
 
+@in_turn
 def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Path:
     """Write a compressed model to a folder.
 
@@ -110,6 +112,7 @@ def check_output(path: str | Path) -> None:
         raise RankfoldError(f"cannot save to {str(path)!r}: {error} Give an empty or new folder.") from error
 
 
+@in_turn
 @trainable
 def load(path: str | Path, model: nn.Module) -> nn.Module:
     """Rebuild a saved model on a fresh instance of the original architecture.
@@ -232,7 +235,7 @@ def _strip_prefixes(
     for prefix in _PREFIXES:
         if tensors and all(n.startswith(prefix) for n in tensors) and not any(n.startswith(prefix) for n in names):
             warnings.warn(
-                f"stripped the wrapper prefix {prefix!r} from every name of the artefact", RankfoldWarning, stacklevel=3
+                f"stripped the wrapper prefix {prefix!r} from every name of the artefact", RankfoldWarning, stacklevel=5
             )
             tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
             recorded = {n.removeprefix(prefix): settings for n, settings in recorded.items()}
@@ -263,6 +266,6 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> N
     differing = {f"{tensors[n].dtype} -> {t.dtype}" for n, t in expected.items() if tensors[n].dtype != t.dtype}
     if differing:
         warnings.warn(
-            f"data types are converted on loading: {', '.join(sorted(differing))}", RankfoldWarning, stacklevel=3
+            f"data types are converted on loading: {', '.join(sorted(differing))}", RankfoldWarning, stacklevel=5
         )
     load_state_(model, tensors)

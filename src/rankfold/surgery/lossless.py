@@ -9,6 +9,7 @@ from torch import nn
 
 from rankfold import methods
 from rankfold._grad_mode import trainable
+from rankfold._turns import in_turn
 from rankfold.cost import gauged_cost
 from rankfold.inventory import copy_model
 from rankfold.records import Choice
@@ -16,6 +17,7 @@ from rankfold.surgery.apply import memory_format, plan_of, remember_plan, swap_,
 from rankfold.surgery.factored import Factored, build, stage_factors
 
 
+@in_turn
 @trainable
 def gauge(model: nn.Module) -> nn.Module:
     """Return a copy of a compressed model whose factors are gauged wherever that makes them smaller.

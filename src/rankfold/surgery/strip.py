@@ -8,6 +8,7 @@ import torch.fx
 from torch import nn
 
 from rankfold._grad_mode import trainable
+from rankfold._turns import in_turn
 from rankfold.inventory import copy_model
 from rankfold.surgery.apply import factored_layers
 from rankfold.surgery.carried import carry_attributes_, move_hooks_
@@ -18,6 +19,7 @@ from rankfold.surgery.saving import refuse_stripped_
 _OWN = frozenset({"info", "choice", "rankfold_plan"})
 
 
+@in_turn
 @trainable
 def strip(model: nn.Module) -> nn.Module:
     """Return a copy in which every factored layer is a plain torch module.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rankfold._grad_mode import trainable
+from rankfold._turns import in_turn
 from rankfold.errors import ConfigError, ModelError
 from rankfold.inventory.wrappers import unwrap
 from rankfold.surgery import copy_model
@@ -21,6 +22,7 @@ from rankfold.tune.result import TuneResult
 from rankfold.tune.run import Metric, Progress, Run
 
 
+@in_turn
 @trainable
 def finetune(
     model: nn.Module,
@@ -84,6 +86,7 @@ def finetune(
     return finetune_(twin, config, teacher=teacher, metric=metric, progress=progress)
 
 
+@in_turn
 @trainable
 def finetune_(
     model: nn.Module,

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rankfold._batches import ordinary, split_batch, tensors_of, to_device
 from rankfold._progress import track
 from rankfold._state import extra_state, load_state_, own_state
+from rankfold._turns import resting
 from rankfold.errors import DataError, MetricError, ModelError, RankfoldError, RankfoldWarning
 from rankfold.inventory import evaluating
 from rankfold.tune import checkpoint
@@ -302,7 +303,7 @@ class Run:
         config, device = self.config, self.accelerator.device
         name = getattr(self.metric, "name", getattr(self.metric, "__name__", "metric"))
         try:
-            with Stream(device, config.seed, "metric", self.state.epoch), evaluating(self.model):
+            with Stream(device, config.seed, "metric", self.state.epoch), evaluating(self.model), resting():
                 found: Any = self.metric(self.model)
         except Exception as error:  # a metric is the user's code
             raise MetricError(
