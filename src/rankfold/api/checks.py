@@ -11,7 +11,7 @@ from rankfold._config import is_integer, require
 from rankfold.candidates import TableConfig, resolve_methods
 from rankfold.errors import BudgetError, ModelError
 from rankfold.methods import get as get_method
-from rankfold.records import ACCURACY, Budget, Inventory
+from rankfold.records import ACCURACY, Budget, Inventory, counted_in_part
 
 BudgetLike = str | Mapping[str, float | str] | Sequence[str] | Budget
 
@@ -63,6 +63,19 @@ def check_compressible(inventory: Inventory) -> None:
         "the model has no layer that can be compressed: it needs a convolution or linear layer that is not excluded."
         + (reasons + (f"\n  ... and {more} more" if more > 0 else "") if reasons else " It has neither.")
         + "".join(f"\n  {holder}" for holder in inventory.holders[:3] if not reasons)
+    )
+
+
+def check_counted(inventory: Inventory, *budgets: Budget | None) -> None:
+    """Raise `BudgetError` if a bound is on MACs, and those of the model are known in part only."""
+    bounded = next((budget for budget in budgets if budget is not None and budget.get("macs")), None)
+    if bounded is None or not inventory.uncounted:
+        return
+    own = all(name.partition("::")[0] not in ("aten", name) for name in inventory.uncounted)
+    raise BudgetError(
+        f"budget {str(bounded)!r} bounds macs, but the model's {counted_in_part(inventory.uncounted)}. "
+        "Bound params, flash, ram, fm or memory instead"
+        + (", or register a formula with torch.utils.flop_counter.register_flop_formula." if own else ".")
     )
 
 

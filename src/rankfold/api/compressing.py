@@ -16,7 +16,7 @@ from torch import nn
 from rankfold._grad_mode import trainable
 from rankfold._turns import in_turn
 from rankfold.api.applying import Applied, Reconstruct, SequentialOptions, apply_mode, check_reconstruct
-from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
+from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_options, reusable
 from rankfold.api.family import folder_name
 from rankfold.api.planning import Planner
 from rankfold.api.searching import check_searchable, smallest_within
@@ -186,6 +186,7 @@ def compress(
     found = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
     inventory = stored_inventory(found, storage)
     check_compressible(inventory)
+    check_counted(inventory, bounds)
     batches = reusable(calibration, example_input)
     clock.lap("inspect")
     values: dict[str, float] = {}
@@ -247,11 +248,11 @@ def compress(
         values["reloaded"] = measure(small, evaluate)
         clock.lap("evaluate")
     plan = plan_of(small)
-    after = stored_inventory(inspect(small, example_input), storage).total
+    rest = stored_inventory(inspect(small, example_input), storage)
     report = build_report(
-        inventory,
+        replace(inventory, uncounted=tuple(sorted({*inventory.uncounted, *rest.uncounted}))),
         plan,
-        after,
+        rest.total,
         layer_costs(small, inventory, storage),
         metrics=[_metric(evaluate, values)] if evaluate is not None else [],
         history=history_rows(tuned),

@@ -19,7 +19,7 @@ from rankfold._hashing import state_hash
 from rankfold._progress import track
 from rankfold._turns import in_turn
 from rankfold._version import __version__
-from rankfold.api.checks import BudgetLike, check_compressible, check_options, reusable
+from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_options, reusable
 from rankfold.calibration import LayerMoments, collect_moments
 from rankfold.candidates import Judge, TableConfig, build_table, plan_ram, resolve_methods, with_ram, within_ram
 from rankfold.cost import activation_profile, stored_inventory
@@ -141,6 +141,7 @@ def plan(
     )  # fmt: skip
     inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
     check_compressible(inventory)
+    check_counted(inventory, None if budget is None else Budget.parse(budget))
     batches = reusable(calibration, example_input)
     moments = None
     if batches is not None and data_aware:

@@ -16,7 +16,7 @@ from rankfold._grad_mode import trainable
 from rankfold._progress import track
 from rankfold._turns import in_turn
 from rankfold.api.applying import Reconstruct, SequentialOptions, check_reconstruct
-from rankfold.api.checks import BudgetLike, check_compressible, check_measurable, check_options, reusable
+from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_measurable, check_options, reusable
 from rankfold.api.family import Family
 from rankfold.api.planning import Planner
 from rankfold.calibration import collect_moments
@@ -150,6 +150,8 @@ def sweep(
     found = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
     inventory = stored_inventory(found, storage)
     check_compressible(inventory)
+    varied = Budget((Bound(resource=resource, value=1.0, relative=True),)) if asked is None else None
+    check_counted(inventory, fixed, varied, *(asked or ()))
     batches = reusable(calibration, example_input)
     dense = None if evaluate is None else measure(model, evaluate)
     moments = None
@@ -179,6 +181,7 @@ def sweep(
     return Sweep(
         resource=resource,
         dense=inventory.total,
+        uncounted=inventory.uncounted,
         points=tuple(found),
         model_name=name or type(model).__name__,
         coverage=inventory.summary(),

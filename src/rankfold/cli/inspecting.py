@@ -59,6 +59,7 @@ def _as_json(inventory: Inventory) -> dict[str, Any]:
     return {
         "summary": inventory.summary(),
         "coverage": {"params": params, "macs": macs},
+        "uncounted": list(inventory.uncounted),
         "example": inventory.example,
         "total": cost_as_json(inventory.total),
         "layers": [

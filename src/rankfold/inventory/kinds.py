@@ -58,7 +58,8 @@ def conv1d_base(module: nn.Module) -> type[nn.Module] | None:
 
 def conv1d_sizes(module: nn.Module) -> tuple[int, int] | None:
     """Return the input and output features that a ``Conv1D`` names; None if its weight is of another shape."""
-    weight = module._parameters.get("weight")  # not read: a parametrisation may change its state then
+    # The attribute is not read: a parametrisation may change its state then. TorchScript has no dictionary.
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
     shape = None if weight is None or weight.ndim != 2 else tuple(weight.shape)
     inn, out = getattr(module, "nx", shape[0] if shape else None), getattr(module, "nf", None)
     if not isinstance(inn, int) or not isinstance(out, int):

@@ -26,6 +26,7 @@ from rankfold.records.layer import LayerInfo as LayerInfo
 from rankfold.records.layer import OtherModule as OtherModule
 from rankfold.records.layer import Ranks as Ranks
 from rankfold.records.layer import Size as Size
+from rankfold.records.layer import counted_in_part as counted_in_part
 from rankfold.records.plan import Choice as Choice
 from rankfold.records.plan import Plan as Plan
 from rankfold.records.plan import Provenance as Provenance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,6 +13,9 @@ from rankfold.records.display import Shown
 
 Ranks = tuple[int, ...]
 Size = tuple[int, ...]
+
+# So many operations are named in a message.
+_NAMED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,13 +280,16 @@ class Inventory(Shown):
         return tuple(layer for layer in self.layers if layer.skip is None)
 
     @property
-    def coverage(self) -> tuple[float, float]:
-        """Shares of the parameters and of the MACs that lie in compressible layers, 0..1."""
+    def coverage(self) -> tuple[float, float | None]:
+        """Shares of the parameters and of the MACs that lie in compressible layers, 0..1.
+
+        The second is None if the MACs of the whole are known in part only.
+        """
         inside = sum((self.costs[layer.name] for layer in self.compressible), Cost())
-        return (
-            inside.params / self.total.params if self.total.params else 0.0,
-            inside.macs / self.total.macs if self.total.macs else 0.0,
-        )
+        params = inside.params / self.total.params if self.total.params else 0.0
+        if self.uncounted:
+            return params, None
+        return params, inside.macs / self.total.macs if self.total.macs else 0.0
 
     @property
     def holders(self) -> tuple[Holder, ...]:
@@ -304,12 +310,19 @@ class Inventory(Shown):
     def summary(self) -> str:
         """Return the coverage line that every inspection and report starts with."""
         params, macs = self.coverage
-        line = (
-            f"compressible: {params:.0%} of parameters, {macs:.0%} of MACs "
-            f"({len(self.compressible)} of {len(self.layers)} layers)"
-        )
+        layers = f"({len(self.compressible)} of {len(self.layers)} layers)"
+        if macs is None:
+            line = f"compressible: {params:.0%} of parameters {layers}; {counted_in_part(self.uncounted)}"
+        else:
+            line = f"compressible: {params:.0%} of parameters, {macs:.0%} of MACs {layers}"
         largest = next(iter(self.holders), None)
         if largest is None or largest.share < LARGE_REST:
             return line
         reason = largest.reason.partition(": ")[0]
         return printable(f"{line}; largest rest: {largest.name or 'the model itself'} ({reason}) {largest.share:.0%}")
+
+
+def counted_in_part(uncounted: Sequence[str]) -> str:
+    """Return what a reader of MACs must know: ``MACs counted in part (not counted: mylib::product)``."""
+    more = f" and {len(uncounted) - _NAMED} more" if len(uncounted) > _NAMED else ""
+    return f"MACs counted in part (not counted: {', '.join(uncounted[:_NAMED])}{more})"

@@ -113,12 +113,16 @@ def build_report(
         example=inventory.example,
         before=inventory.total,
         after=after,
+        uncounted=inventory.uncounted,
         layers=tuple(_row(layer, inventory, plan, layer_costs, measured) for layer in inventory),
         others=inventory.others,
         disk_bytes=disk_bytes,
         latency=None if latency is None else (float(latency[0]), float(latency[1])),
         metrics=tuple(metrics),
-        bounds=_bounds(plan.provenance, budget, after, inventory.total, metrics),
+        bounds=tuple(
+            replace(row, value=None) if row.resource == "macs" and inventory.uncounted else row
+            for row in _bounds(plan.provenance, budget, after, inventory.total, metrics)
+        ),
         provenance=_plain(plan.provenance),
         notes=tuple(notes),
         history=tuple(_epoch(row) for row in history),

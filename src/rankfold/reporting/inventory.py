@@ -65,7 +65,7 @@ def _row(inventory: Inventory, layer: LayerInfo, show: words.Show) -> list[str]:
         show(cost.params),
         _share(cost.params, total.params),
         show(cost.macs),
-        _share(cost.macs, total.macs),
+        words.NONE if inventory.uncounted else _share(cost.macs, total.macs),
         show(cost.fm),
         str(sum(call.count for call in layer.calls)),
     ]
@@ -78,7 +78,8 @@ def _verdict(layer: LayerInfo, skip: str) -> str:
 
 def _total(inventory: Inventory, show: words.Show) -> list[str]:
     total = inventory.total
-    return [show(total.params), "", show(total.macs), "", show(total.fm), "", ""]
+    macs = words.at_least(show(total.macs)) if inventory.uncounted else show(total.macs)
+    return [show(total.params), "", macs, "", show(total.fm), "", ""]
 
 
 def _share(part: float, whole: float) -> str:

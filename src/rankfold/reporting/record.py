@@ -178,6 +178,8 @@ class ReportRecord:
         The example input in words; MACs and feature maps belong to it.
     before, after : Cost
         Of the whole dense and the whole compressed model.
+    uncounted : tuple of str
+        Operations whose MACs are not known. If there are any, the MACs of both models are lower bounds.
     layers : tuple of LayerRow
         In order of definition.
     others : tuple of OtherModule
@@ -205,6 +207,7 @@ class ReportRecord:
     coverage: str
     before: Cost
     after: Cost
+    uncounted: tuple[str, ...] = ()
     model_name: str = ""
     example: str = ""
     layers: tuple[LayerRow, ...] = ()

@@ -14,34 +14,40 @@ from rankfold.reporting.record import BoundRow, LayerRow, MetricValue, ReportRec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TotalRow:
-    """One line of the before/after table; `before` and `after` are None where not known."""
+    """One line of the before/after table; `before` and `after` are None where not known, lower bounds if `partial`."""
 
     name: str
     before: float | None
     after: float | None
     show: words.Show
+    partial: bool = False
 
     @property
     def before_text(self) -> str:
         """The dense model's amount."""
-        return words.NONE if self.before is None else self.show(self.before)
+        return self._text(self.before)
 
     @property
     def after_text(self) -> str:
         """The compressed model's amount."""
-        return words.NONE if self.after is None else self.show(self.after)
+        return self._text(self.after)
+
+    def _text(self, amount: float | None) -> str:
+        if amount is None:
+            return words.NONE
+        return words.at_least(self.show(amount)) if self.partial else self.show(amount)
 
     @property
     def ratio(self) -> str:
         """Original over compressed."""
-        if self.before is None or self.after is None:
+        if self.before is None or self.after is None or self.partial:
             return words.NONE
         return words.ratio(self.before, self.after)
 
     @property
     def reduction(self) -> str:
         """One minus compressed over original."""
-        if self.before is None or self.after is None:
+        if self.before is None or self.after is None or self.partial:
             return words.NONE
         return words.reduction(self.before, self.after)
 
@@ -51,7 +57,7 @@ def totals(record: ReportRecord) -> list[TotalRow]:
     before, after = record.before, record.after
     rows = [
         TotalRow(name="parameters", before=before.params, after=after.params, show=words.count),
-        TotalRow(name="MACs", before=before.macs, after=after.macs, show=words.count),
+        TotalRow(name="MACs", before=before.macs, after=after.macs, show=words.count, partial=bool(record.uncounted)),
         TotalRow(name="weights", before=before.weight_bytes, after=after.weight_bytes, show=words.size),
         TotalRow(name="feature-map elements", before=before.fm, after=after.fm, show=words.count),
         TotalRow(

@@ -11,11 +11,10 @@ from rankfold.reporting.summary import bound_text
 def tiles(record: ReportRecord) -> Markup:
     """Return the section of tiles."""
     before, after = record.before, record.after
-    shown = [
-        _cost_tile("parameters", before.params, after.params, words.compact, "fewer", "more"),
-        _cost_tile("MACs", before.macs, after.macs, words.compact, "fewer", "more"),
-        _cost_tile("weights", before.weight_bytes, after.weight_bytes, words.size, "smaller", "larger"),
-    ]
+    shown = [_cost_tile("parameters", before.params, after.params, words.compact, "fewer", "more")]
+    if not record.uncounted:
+        shown.append(_cost_tile("MACs", before.macs, after.macs, words.compact, "fewer", "more"))
+    shown.append(_cost_tile("weights", before.weight_bytes, after.weight_bytes, words.size, "smaller", "larger"))
     if record.latency is not None:
         dense, compressed = record.latency
         shown.append(_cost_tile("latency", dense, compressed, words.milliseconds, "faster", "slower"))

@@ -19,6 +19,11 @@ def count(n: float) -> str:
     return f"{n:,.0f}"
 
 
+def at_least(amount: str) -> str:
+    """Return a lower bound in words."""
+    return f"≥ {amount}"
+
+
 def compact(n: float) -> str:
     """Return a number with three significant digits and a decimal suffix: ``1.18M``."""
     for suffix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -99,10 +99,13 @@ def tip(sweep: SweepRecord, point: SweepPoint) -> str:
     """Return what a point says under the pointer and to a screen reader."""
     cost, dense = point.cost, sweep.dense
     assert cost is not None
+    macs = f"{words.count(cost.macs)}, {words.reduction(dense.macs, cost.macs)} fewer"
+    if sweep.uncounted:
+        macs = words.at_least(words.count(cost.macs))
     lines = [
         point.budget,
         f"parameters {words.count(cost.params)}, {words.reduction(dense.params, cost.params)} fewer",
-        f"MACs {words.count(cost.macs)}, {words.reduction(dense.macs, cost.macs)} fewer",
+        f"MACs {macs}",
         f"weights {words.size(cost.weight_bytes)}",
         f"predicted damage {damage(point.damage)}",
     ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rankfold.errors import BudgetError, InfeasibleBudget
-from rankfold.records import RESOURCES, Budget, Cost, Plan
+from rankfold.records import RESOURCES, Budget, Cost, Plan, counted_in_part
 from rankfold.reporting.record import MetricValue
 
 
@@ -52,6 +52,8 @@ class SweepRecord:
         What is varied, by its name in budgets.
     dense : Cost
         Of the model as it is.
+    uncounted : tuple of str
+        Operations of the model whose MACs are not known. If there are any, all MACs are lower bounds.
     points : tuple of SweepPoint
         In the order of the budgets.
     model_name : str
@@ -83,6 +85,7 @@ class SweepRecord:
     measured: int = 0
     timings: Mapping[str, float] = field(default_factory=dict)
     created: str = ""
+    uncounted: tuple[str, ...] = ()
 
     @property
     def feasible(self) -> tuple[SweepPoint, ...]:
@@ -123,6 +126,8 @@ class SweepRecord:
                 f"budget {str(asked)!r} bounds {other.resource}, which a sweep does not count. Bound one of "
                 f"{', '.join(RESOURCES)}, or plan anew."
             )
+        if self.uncounted and asked.get("macs"):
+            raise BudgetError(f"budget {str(asked)!r} bounds macs, but the model's {counted_in_part(self.uncounted)}.")
         known = [(p.plan, p.cost, _damage(p)) for p in self.points if p.plan is not None and p.cost is not None]
         fitting = [(damage, plan) for plan, cost, damage in known if not asked.exceeded(cost, self.dense)]
         if not fitting:

@@ -42,7 +42,7 @@ def rows(sweep: SweepRecord) -> list[list[str]]:
 
 
 def _row(sweep: SweepRecord, point: SweepPoint, cost: Cost, mark: str) -> list[str]:
-    cells = [_spaced(point.budget), _amount(cost.params, sweep.dense.params), _amount(cost.macs, sweep.dense.macs)]
+    cells = [_spaced(point.budget), _amount(cost.params, sweep.dense.params), _macs(sweep, cost)]
     if sweep.resource in ("fm", "memory"):
         cells.append(_amount(cost.get(sweep.resource), sweep.dense.get(sweep.resource)))
     cells += [words.size(cost.weight_bytes), damage(point.damage)]
@@ -50,6 +50,12 @@ def _row(sweep: SweepRecord, point: SweepPoint, cost: Cost, mark: str) -> list[s
         cells.append(words.metric(sweep.metric, point.metric))
         cells.append(change(sweep, point))
     return [*cells, mark]
+
+
+def _macs(sweep: SweepRecord, cost: Cost) -> str:
+    if sweep.uncounted:
+        return words.at_least(words.compact(cost.macs))
+    return _amount(cost.macs, sweep.dense.macs)
 
 
 def change(sweep: SweepRecord, point: SweepPoint) -> str:
