@@ -208,6 +208,7 @@ def test_compile_and_export() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # of torch 2.11's own exporter
 def test_onnx(tmp_path: Path) -> None:
     import onnx
     import onnxruntime

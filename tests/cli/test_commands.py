@@ -67,6 +67,7 @@ def test_compress_needs_no_data(run: Run, tmp_path: Path) -> None:
 def test_a_search_keeps_what_it_measures(run: Run, small: tuple[str, ...], tmp_path: Path) -> None:
     cache, plans = tmp_path / "cache", (tmp_path / "a.json", tmp_path / "b.json")
     options = (*small[:5], "--calibration-images", "16", "--methods", "svd", "--option", "points=3", "--cache", cache)
+    options += ("--device", "cpu")  # where ranks are multiples of 1 by default
     said = run("plan", *options, "-b", "params<=50%", "--out", plans[0], "--json").document
     assert said["plan"]["provenance"]["search"]["proxy"] == "network"
     files = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
@@ -225,7 +226,7 @@ def test_bench_measures_both(run: Run, artifact: Path) -> None:
     assert found["dense"]["median_ms"] > 0
     assert found["compressed"]["median_ms"] > 0
     assert found["time_ratio"] == found["dense"]["median_ms"] / found["compressed"]["median_ms"]
-    shown = run("bench", artifact, "--repeats", "3").out
+    shown = run("bench", artifact, "--repeats", "3", "--device", "cpu").out
     assert "batch 1, cpu, 1 thread, 3 runs each" in shown
     assert "MAC" not in shown, "time is measured, not counted"
 

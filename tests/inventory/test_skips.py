@@ -242,7 +242,8 @@ def test_quantised_layers_are_listed() -> None:
 
 def test_torchscript_inside_a_model_is_listed() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is
+        for category in (FutureWarning, DeprecationWarning):  # torch.jit is, which of the two depends on Python
+            warnings.simplefilter("ignore", category)
         script = torch.jit.script(nn.Linear(4, 4))
     net = nn.Sequential(script, nn.Linear(4, 2))
     inventory = inspect(net, torch.zeros(1, 4))

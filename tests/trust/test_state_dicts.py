@@ -306,7 +306,7 @@ def named(name: str, attribute: str) -> Callable[[nn.Module], nn.Module]:
 
 WRAPPERS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "averaged": (AveragedModel, "in AveragedModel.*`model.module`"),
-    "averaged twice": (lambda m: AveragedModel(nn.DataParallel(m)), "in AveragedModel.*`model.module`"),
+    "averaged twice": (lambda m: AveragedModel(nn.DataParallel(m).cpu()), "in AveragedModel.*`model.module`"),
     "subclass": (lambda m: type("Mine", (AveragedModel,), {})(m), "in Mine.*`model.module`"),
     "compiled": (lambda m: torch.compile(m, backend="eager"), "by torch.compile.*`model._orig_mod`"),
     "timm": (named("ModelEmaV3", "module"), "in ModelEmaV3.*`model.module`"),

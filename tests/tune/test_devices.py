@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from rankfold.errors import MetricError
@@ -28,6 +29,7 @@ def test_a_failing_metric_is_named_with_the_device() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_model_trains_on_the_gpu_and_comes_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setattr(PartialState, "_shared_state", {})  # it remembers the device of the first run of a process
     places = []
 
     def loss(model: nn.Module) -> float:

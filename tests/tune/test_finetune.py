@@ -252,7 +252,7 @@ def test_frozen_parameters_stay(dense: nn.Sequential, loader: Loader) -> None:
 
 def test_wrappers_are_taken_off(dense: nn.Sequential, loader: Loader, same: Same) -> None:
     plain = finetune(dense, FineTune(data=loader, epochs=1)).model
-    wrapped = finetune(nn.DataParallel(dense), FineTune(data=loader, epochs=1)).model
+    wrapped = finetune(nn.DataParallel(dense).cpu(), FineTune(data=loader, epochs=1)).model
     assert type(wrapped) is nn.Sequential
     assert same(plain, wrapped)
 
