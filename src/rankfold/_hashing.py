@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from rankfold._state import extra_state, own_state
 
+DEEPEST = 50
+"""How far containers are followed; what lies deeper, or holds itself, cannot be seen."""
+
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of named tensors: names, data types, shapes and bytes, in order of name."""
@@ -67,7 +70,7 @@ def content_hash(value: Any) -> str | None:
     return None if hidden and not tensors else digest.hexdigest()
 
 
-def _read(value: Any, digest: Any) -> tuple[int, int]:
+def _read(value: Any, digest: Any, depth: int = 0) -> tuple[int, int]:
     """Feed a value to a hash; return how many tensors it holds, and how many objects that cannot be looked into."""
     parts: list[Any]
     if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
@@ -79,6 +82,8 @@ def _read(value: Any, digest: Any) -> tuple[int, int]:
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | enum.Enum | torch.dtype):
         digest.update(f"{type(value).__name__} {value!r};".encode(errors="surrogatepass"))
         return 0, 0
+    if depth > DEEPEST:
+        return 0, 1
     if isinstance(value, Mapping):
         parts = [part for item in value.items() for part in item]
     elif isinstance(value, tuple | list):
@@ -89,7 +94,7 @@ def _read(value: Any, digest: Any) -> tuple[int, int]:
         digest.update(f"{type(value).__module__}.{type(value).__qualname__};".encode())
         return 0, 1
     digest.update(f"{type(value).__name__} {len(parts)};".encode())
-    counts = [_read(part, digest) for part in parts]
+    counts = [_read(part, digest, depth + 1) for part in parts]
     return sum(tensors for tensors, _ in counts), sum(hidden for _, hidden in counts)
 
 

@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from rankfold._batches import split_batch, tensors_of
-from rankfold._hashing import state_hash, tensor_hash
+from rankfold._hashing import json_hash, module_hash, tensor_hash
 from rankfold._progress import track
+from rankfold._version import __version__
 from rankfold.api.applying import apply_mode
+from rankfold.api.identity import metric_identity
 from rankfold.calibration import SequentialConfig
 from rankfold.candidates.cache import Cache
+from rankfold.candidates.outputs import data_hash
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
 from rankfold.factor.moments import Moments
@@ -78,15 +81,16 @@ class Family:
         feasible = [i for i, point in enumerate(points) if point.plan is not None]
         measured = set(feasible if number is None else _evenly(feasible, number)) if self.evaluate else set[int]()
         found = list(points)
-        context = self._context() if self.cache is not None and measured else {}
+        context = self._context() if self.cache is not None and measured else None
+        cache = self.cache if context is not None else None
         values: dict[str, float] = {}
         for i in track([i for i in feasible if i in measured or self.output is not None], "applying and measuring"):
             plan = found[i].plan
             assert plan is not None
-            key = {**context, "plan": {name: choice.to_dict() for name, choice in plan.layers.items()}}
+            key = {**(context or {}), "plan": {name: choice.to_dict() for name, choice in plan.layers.items()}}
             same = str(key["plan"])  # budgets that do not bind share a plan
-            if i in measured and same not in values and self.cache is not None:
-                known = self.cache.get(key, 2)
+            if i in measured and same not in values and cache is not None:
+                known = cache.get(key, 2)
                 values |= {} if known is None else {same: known[0] - known[1]}
             fresh = i in measured and same not in values
             if fresh or self.output is not None:
@@ -95,8 +99,8 @@ class Family:
                 ).model
                 if fresh and self.evaluate is not None:
                     values[same] = measure(small, self.evaluate)
-                    if self.cache is not None:
-                        self.cache.put(key, [max(values[same], 0.0), max(-values[same], 0.0)])  # it keeps no negatives
+                    if cache is not None:
+                        cache.put(key, [max(values[same], 0.0), max(-values[same], 0.0)])  # it keeps no negatives
                 if self.output is not None:
                     folder = save(small, Path(self.output) / folder_name(found[i].budget))
                     found[i] = replace(found[i], folder=str(folder))
@@ -105,37 +109,27 @@ class Family:
                 found[i] = replace(found[i], metric=values[same])
         return found
 
-    def _context(self) -> dict[str, Any]:
-        """Return all that a metric depends on besides the plan, as far as it can be told."""
+    def _context(self) -> dict[str, Any] | None:
+        """Return all that a metric depends on besides the plan, as far as it can be seen; None if too little can."""
+        loader = getattr(self.evaluate, "loader", None)
+        data: list[str | None] = []
         with evaluating(self.model):  # data may draw from torch's random state
-            data = [_first_batch(getattr(self.evaluate, "loader", None)), self._calibration()]
+            for batches, purpose in ((loader, "evaluation"), (self.batches, "calibration")):
+                found = None if batches is None else data_hash(self.model, batches, purpose=purpose)
+                if batches is not None and found is None:
+                    return None
+                data.append(found)
+        moments = self.moments or {}
+        named = {f"{name}.{k}": t for name, of_layer in moments.items() for k, t in of_layer.tensors().items()}
         return {
             "what": "metric of a plan",
-            "model": [repr(self.model), state_hash(self.model)],
-            "metric": [metric_name(self.evaluate), self.dense],
+            "model": module_hash(self.model),
+            "metric": [metric_name(self.evaluate), self.dense, json_hash(metric_identity(self.evaluate))],
             "data": data,
+            "moments": tensor_hash(named),
             "reconstruct": [self.mode, repr(self.sequential)],
+            "versions": [__version__, str(torch.__version__)],
         }
-
-    def _calibration(self) -> str | None:
-        if self.batches is None:
-            return None
-        if self.moments is not None:
-            named = {f"{name}.{k}": t for name, of_layer in self.moments.items() for k, t in of_layer.tensors().items()}
-            return tensor_hash(named)
-        return _hash_of(self.batches)
-
-
-def _first_batch(loader: Any) -> str | None:
-    if loader is None:
-        return None
-    batch = next(iter(loader), None)
-    return None if batch is None else _hash_of([batch])
-
-
-def _hash_of(batches: Iterable[Any]) -> str:
-    tensors = [t for batch in batches for part in split_batch(batch) if part is not None for t in tensors_of(part)]
-    return tensor_hash({str(i): tensor for i, tensor in enumerate(tensors)})
 
 
 def _evenly(items: Sequence[int], number: int) -> list[int]:

@@ -109,8 +109,9 @@ def plan(
         The data type in which weights and activations are going to be stored on the device: bounds on flash and ram
         count bytes of it. By default the model's own. Nothing is converted.
     cache : str or Path, optional
-        Folder that keeps what a strategy measures, keyed by model, data and options: a search that was killed, or that
-        is run again with another budget, measures nothing twice.
+        Folder that keeps what a strategy measures, keyed by model, data, options and the model's outputs on the data: a
+        search that was killed, or that is run again with another budget, measures nothing twice. Data of objects that
+        cannot be looked into is not cached.
     seed : int
         The one seed for everything random.
 

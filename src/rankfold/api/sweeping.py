@@ -95,9 +95,9 @@ def sweep(
     reconstruct, sequential
         As for `compress`: how factors are found where a plan is applied, for `evaluate` and `output`.
     cache : str or Path, optional
-        As for `plan`. The metrics of the points are kept there too, so that a sweep that was killed goes on; they are
-        known by model, plan, calibration data, the metric's name, its value of the dense model, and the first batch of
-        its data if it is a metric of rankfold's.
+        As for `plan`. The metrics of the points are kept there too, so that a sweep that was killed resumes. They are
+        known by model, plan, calibration data, the metric's name, code and attributes, its value of the dense model,
+        and all of its data if it is a metric of rankfold's.
     evaluate : callable, optional
         A metric, ``metric(model) -> float``. Plans are then applied one at a time and measured.
     evaluate_points : int, optional

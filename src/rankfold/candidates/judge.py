@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import model_device, split_batch, to_device
-from rankfold._hashing import content_hash, module_hash, tensor_hash
+from rankfold._hashing import module_hash, tensor_hash
 from rankfold._processes import merged, own_share
 from rankfold._progress import track
 from rankfold._version import __version__
@@ -22,7 +20,7 @@ from rankfold.candidates.cache import Cache
 from rankfold.candidates.curves import read_off, representatives
 from rankfold.candidates.fisher import FisherProxy
 from rankfold.candidates.network import NetworkProxy, first_samples
-from rankfold.candidates.outputs import check_taps, compared
+from rankfold.candidates.outputs import check_taps, data_hash
 from rankfold.candidates.proxies import MEASURED, ProxyConfig
 from rankfold.errors import ConfigError, RankfoldWarning
 from rankfold.factor.moments import Moments
@@ -315,28 +313,11 @@ class Judge:
         return self._seen[name]
 
     def _data_hash(self, config: ProxyConfig) -> str | None:
-        """Return a hash of the samples and of what the original puts out on them; None if the samples cannot be hashed.
-
-        The outputs tell what no tensor of model and data shows: an attribute that selects another head, an option in a
-        closure, an object in a batch.
-        """
+        """Return a hash of the samples; None if they cannot be hashed."""
         if config not in self._hashes:
-            self._hashes[config] = self._hash_data(config)
+            check_taps(self.model, config.taps)
+            self._hashes[config] = data_hash(self.model, self._samples(config), config.taps)
         return self._hashes[config]
-
-    def _hash_data(self, config: ProxyConfig) -> str | None:
-        check_taps(self.model, config.taps)
-        digest = hashlib.sha256()
-        for number, batch in enumerate(self._samples(config), 1):
-            inputs = split_batch(batch)[0]
-            found = content_hash(inputs)
-            if found is None:
-                warnings.warn(unseen_text("the calibration data", inputs), RankfoldWarning, stacklevel=2)
-                return None
-            inputs = to_device(inputs, model_device(self.model))
-            outputs = compared(self.model, inputs, f"calibration batch {number}", config.taps)
-            digest.update(f"{found} {content_hash(outputs)};".encode())
-        return digest.hexdigest()
 
     @cached_property
     def _model_hash(self) -> str:
@@ -350,14 +331,6 @@ def unmeasured_text(names: Sequence[str]) -> str:
         f"no change of {shown} changes what is compared on the calibration samples that the search looks at: judged by "
         "the errors of the layers alone. Give samples that reach them (samples=...), or exclude them to keep them as "
         "they are"
-    )
-
-
-def unseen_text(what: str, inputs: Any) -> str:
-    """Return the warning for data that no cache key can be made of."""
-    return (
-        f"nothing is kept in the cache: {what} holds objects whose content cannot be seen ({type(inputs).__name__}); "
-        "other data could not be told from it. Batches of tensors can be cached."
     )
 
 

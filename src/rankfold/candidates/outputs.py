@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import copied, tensors_of
+from rankfold._batches import copied, iterate, model_device, split_batch, tensors_of, to_device
+from rankfold._hashing import content_hash
 from rankfold.calibration.replay import Memory, remembering
-from rankfold.errors import ModelError, UnknownNameError
+from rankfold.errors import ModelError, RankfoldWarning, UnknownNameError
 from rankfold.inventory import find_layer, run_batch, undisturbed
 from rankfold.records import LayerInfo
 
@@ -44,6 +47,33 @@ def compared(
         torch.default_generator.manual_seed(0)  # restored by `undisturbed`; a network that draws draws the same
         output = run_batch(model, inputs, what)
     return [t.detach().float() for t in tensors_of(taken if taps else output) if t.is_floating_point()]
+
+
+def data_hash(
+    model: nn.Module, batches: Iterable[Any], taps: Sequence[str] = (), *, purpose: str = "calibration"
+) -> str | None:
+    """Return a hash of batches, and of what the original puts out on them.
+
+    The outputs tell what no tensor of model and data shows: an attribute that selects another head, an option in a
+    closure, an object in a batch. None, after a warning, if batches hold objects that cannot be looked into and no
+    tensors: too little would be known of them.
+    """
+    digest = hashlib.sha256()
+    for number, batch in enumerate(iterate(batches, purpose), 1):
+        inputs, target = split_batch(batch)
+        seen = content_hash(inputs)
+        if seen is None:
+            warnings.warn(
+                f"nothing is kept in the cache: the {purpose} data holds objects whose content cannot be seen "
+                f"({type(inputs).__name__}); other data could not be told from it. Batches of tensors can be cached.",
+                RankfoldWarning,
+                stacklevel=2,
+            )
+            return None
+        inputs = to_device(inputs, model_device(model))
+        outputs = content_hash(compared(model, inputs, f"{purpose} batch {number}", taps))
+        digest.update(f"{seen} {content_hash(target)} {outputs};".encode())
+    return digest.hexdigest()
 
 
 def check_comparable(outputs: Sequence[Tensor], what: str, advice: str) -> None:

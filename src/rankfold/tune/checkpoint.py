@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from rankfold import _files
+from rankfold._batches import split_batch, tensors_of
 from rankfold._files import write_atomic
 from rankfold._state import own_state
-from rankfold.errors import ConfigError, CorruptArtifact, RankfoldError
+from rankfold.errors import ConfigError, CorruptArtifact, ModelError, RankfoldError, RankfoldWarning
+from rankfold.inventory import run_batch, undisturbed
 from rankfold.tune.config import FineTune
+from rankfold.tune.feed import digest
 
 FORMAT = "rankfold-finetune"
 VERSION = 1
@@ -128,6 +132,53 @@ def require_same(file: Path, stored: Any, now: Mapping[str, Any]) -> None:
             "model to continue it, another checkpoint path, or FineTune(resume=False) to start anew "
             "and overwrite it."
         )
+
+
+def probe(model: nn.Module, teacher: nn.Module | None, batch: Any) -> dict[str, Any]:
+    """Return what the run's first batch is, and what the networks make of it before any training, as plain values."""
+    inputs = split_batch(batch)[0]
+    outputs = {"model": _outputs(model, inputs), "teacher": None if teacher is None else _outputs(teacher, inputs)}
+    return {"data": digest(batch), "outputs": outputs}
+
+
+def require_same_probe(file: Path, stored: Any, now: Mapping[str, Any] | None, *, warn: bool) -> None:
+    """Warn if a checkpoint's run had another first batch; raise if its networks put out something else on the same one.
+
+    Raises
+    ------
+    ConfigError
+        If model or teacher have the same weights as then and other outputs: an attribute selects another head, say.
+    """
+    if not isinstance(stored, Mapping) or now is None:  # an earlier version, or data that comes only once
+        return
+    if stored["data"] != now["data"]:
+        if warn:
+            warnings.warn(
+                f"the first batch differs from that of the run of checkpoint {str(file)!r}: what was trained so far "
+                "was trained on other data, or the data draws random numbers that cannot be repeated. Use another "
+                "checkpoint path, or FineTune(resume=False), to train on this data from the start.",
+                RankfoldWarning,
+                stacklevel=2,
+            )
+        return
+    for what in ("model", "teacher"):
+        found = _moved(f"outputs of the {what}", stored["outputs"][what], now["outputs"][what])
+        if found:
+            raise ConfigError(
+                f"the checkpoint {str(file)!r} is of another run ({found[0]}): with the same weights and the same "
+                f"batch, the {what} computes something else. Use another checkpoint path, or FineTune(resume=False) to "
+                "start again and overwrite it."
+            )
+
+
+def _outputs(model: nn.Module, inputs: Any) -> dict[str, list[float]] | None:
+    """Return sketches of a network's outputs in evaluation mode; None if it does not run so."""
+    try:
+        with undisturbed(model):
+            outputs = run_batch(model, inputs, "the first batch")
+    except ModelError:  # training will say what is wrong
+        return None
+    return {str(i): _sketch(t.float().nan_to_num()) for i, t in enumerate(tensors_of(outputs)) if t.is_floating_point()}
 
 
 def _moved(what: str, old: Any, new: Any) -> list[str]:

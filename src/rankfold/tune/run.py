@@ -26,7 +26,7 @@ from rankfold.tune.config import TERMS, FineTune
 from rankfold.tune.feed import Feed, Share, digest, require_batches
 from rankfold.tune.objective import Objective, resolve_terms
 from rankfold.tune.optimizers import build_optimizer, lr_at
-from rankfold.tune.randomness import Stream
+from rankfold.tune.randomness import Stream, preserved
 from rankfold.tune.result import Epoch, StepInfo, TuneResult
 
 if TYPE_CHECKING:
@@ -85,9 +85,11 @@ class Run:
         self.total = self._total_steps()
         self.file: Path | None = None
         self.identity: dict[str, Any] = {}
+        self.probe: dict[str, Any] | None = None
         if config.checkpoint is not None:
             self.file = checkpoint.checkpoint_file(config.checkpoint)
             self.identity = checkpoint.identity(model, teacher, config, self.total)
+            self.probe = self._probe(teacher)
         optimizer = build_optimizer(model, config)
         self.objective = Objective(model, teacher, config, self._sum)
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
@@ -105,6 +107,15 @@ class Run:
             return config.max_steps
         total = config.epochs * (length if length is not None else feed.count())
         return min(total, config.max_steps or total)
+
+    def _probe(self, teacher: nn.Module | None) -> dict[str, Any] | None:
+        """Return what tells this run's data and networks from another's; None if the data comes only once."""
+        if self.feed.once or not self.main:
+            return None
+        device = self.accelerator.device
+        with preserved(device), closing(self.feed.epoch(0)) as shares:
+            share = next(shares, None)
+        return None if share is None else checkpoint.probe(self.model, teacher, to_device(share.batch, device))
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return cast(Tensor, self.accelerator.reduce(tensor, "sum"))
@@ -339,6 +350,7 @@ class Run:
             self.file,
             {
                 "identity": self.identity,
+                "probe": self.probe,
                 "state": asdict(self.state),
                 "model": own_state(self.model) | extra_state(self.model),
                 "optimizer": self.optimizer.state_dict(),
@@ -377,6 +389,9 @@ class Run:
             found = checkpoint.read(self.file)
             if found is not None:
                 checkpoint.require_same(self.file, found.get("identity"), self.identity)
+                if found["processes"] == self.accelerator.num_processes:  # or the shares differ
+                    # Within an epoch the batches that are replayed tell other data.
+                    checkpoint.require_same_probe(self.file, found.get("probe"), self.probe, warn=not found["replay"])
         except RankfoldError as error:  # every process has to hear of it
             return error
         return found
