@@ -28,6 +28,10 @@ from torch import Tensor, nn
 
 from rankfold.errors import DataError, ModelError, RankfoldWarning
 
+MASKED = 1e18
+"""Magnitude of values that only a mask has (the least float, say): their squares leave the range of float32."""
+FAR = 1e8
+"""Magnitude of values that a mask may have (-1e9, say), and few outputs."""
 TARGET_KEYS = ("labels", "label", "target")
 
 
@@ -260,19 +264,23 @@ def squared_distance(output: Any, reference: Any) -> tuple[float, float]:
 
 
 def distance_and_energy(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """Return ``||ours - theirs||^2`` and ``||theirs||^2`` of two tensors of one shape, where `theirs` is finite.
+    """Return ``||ours - theirs||^2`` and ``||theirs||^2`` of two tensors of one shape, where nothing is masked.
 
-    Infinite values are taken for masked: they have to be the same infinities in the same places, or the distance is
-    infinite. NaN is equal to nothing, so it makes the distance infinite, too.
+    Infinite values, and finite ones of `MASKED` and beyond, are taken for masked scores: they have to be the same
+    values in the same places, or the distance is infinite. So is it if there is NaN, which is equal to nothing.
+    Values of `FAR` and beyond count as masked, too, if every one of them is the same in both.
     """
     distance, energy = float((ours - theirs).square().sum()), float(theirs.square().sum())
-    if math.isfinite(distance) and math.isfinite(energy):
+    if math.isfinite(distance) and energy < FAR**2:
         return distance, energy
-    finite = theirs.isfinite()
-    energy = float(theirs[finite].square().sum())
-    if not torch.equal(ours[~finite], theirs[~finite]):
-        return math.inf, energy
-    distance = float((ours[finite] - theirs[finite]).square().sum())
+    size = theirs.abs()
+    masked = ~(size < MASKED)
+    if not torch.equal(ours[masked], theirs[masked]):
+        return math.inf, float(theirs[~masked].square().sum())
+    far = size >= FAR
+    if torch.equal(ours[far], theirs[far]) and not bool(far.all()):
+        masked |= far
+    distance, energy = (float(t[~masked].square().sum()) for t in (ours - theirs, theirs))
     return math.inf if math.isnan(distance) else distance, energy
 
 

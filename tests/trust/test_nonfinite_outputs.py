@@ -34,6 +34,8 @@ class Masked(nn.Module):
             return y.masked_fill(torch.arange(6) > 3, INF)
         if self.how == "add":
             return y + self.mask
+        if self.how in ("least", "far"):  # masks that are finite
+            return y.masked_fill(torch.arange(6) > 3, torch.finfo(y.dtype).min if self.how == "least" else -1e9)
         if self.how == "log_softmax":
             return (y + self.mask).log_softmax(-1)
         if self.how == "rows":  # other classes in each sample
@@ -52,7 +54,7 @@ def gap(model: nn.Module, reference: nn.Module) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("proxy", ["network", "fisher"])
-@pytest.mark.parametrize("how", ["fill", "add", "log_softmax", "rows", "dict"])
+@pytest.mark.parametrize("how", ["fill", "add", "least", "far", "log_softmax", "rows", "dict"])
 def test_a_search(how: str, proxy: str) -> None:
     net = Masked(how).eval()
     small = rf.compress(net, data()[0][:2], budget="params<=60%", calibration=data(), config={"proxy": proxy}).model
@@ -66,10 +68,16 @@ def test_damages_are_those_without_the_masked_classes() -> None:
             return super().forward(x)[:, :4]
 
     found = [
-        rf.plan(kind().eval(), data()[0][:2], budget="params<=60%", calibration=data()).provenance.search["damage"]
-        for kind in (Masked, Rest)
+        rf.plan(net.eval(), data()[0][:2], budget="params<=60%", calibration=data()).provenance.search["damage"]
+        for net in (Rest(), Masked("fill"), Masked("add"), Masked("least"), Masked("far"))
     ]
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert found[1:] == pytest.approx(found[:1] * 4, rel=1e-6)
+
+
+def test_large_values_that_differ_are_values() -> None:
+    large = torch.tensor([1e9, 2e9])
+    assert distance_and_energy(large * 2, large) == pytest.approx((5e18, 5e18))
+    assert distance_and_energy(large, large) == pytest.approx((0.0, 5e18))
 
 
 def test_distances() -> None:

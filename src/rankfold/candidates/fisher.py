@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import distance_and_energy, model_device, split_batch, tensors_of, to_device
+from rankfold._batches import MASKED, distance_and_energy, model_device, split_batch, tensors_of, to_device
 from rankfold.candidates.outputs import check_comparable, check_taps, modules_of, nothing_put_out, tapped
 from rankfold.errors import ModelError
 from rankfold.inventory import find_layer, layer_weight, run_batch, undisturbed
@@ -163,8 +163,8 @@ class FisherProxy:
         for number, batch in enumerate(self.batches):
             with undisturbed(self.work), _wanting_gradients([leaf for leaf, _ in places]):
                 outputs, called = self._outputs(batch, f"calibration batch {number + 1}", layers)
-                # Masked scores, which are infinite, are not compared: they get the sign 0.
-                scales = [t.detach().isfinite().to(t.dtype) * f for t, f in zip(outputs, factors, strict=True)]
+                # Masked scores are not compared: they get the sign 0.
+                scales = [(t.detach().abs() < MASKED).to(t.dtype) * f for t, f in zip(outputs, factors, strict=True)]
                 for draw in range(self.draws):
                     signs = [weights * _signs(t, generator) for t, weights in zip(outputs, scales, strict=True)]
                     found = self._backward(outputs, signs, [leaf for leaf, _ in places], draw + 1 < self.draws)
