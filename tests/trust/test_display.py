@@ -121,9 +121,9 @@ def test_long_tables_are_cut_with_a_count() -> None:
 
 
 def test_a_table_that_fits_is_whole() -> None:
-    inventory = rf.inspect(deep(45), torch.zeros(1, 8))
-    assert "left out" not in str(inventory)
-    assert all(f"\n {i} " in str(inventory) for i in range(45))
+    text = str(rf.inspect(deep(45), torch.zeros(1, 8)))
+    assert "left out" not in text
+    assert all(f"\n {i} " in text for i in range(45))
 
 
 def test_an_empty_plan_and_a_kept_layer() -> None:
