@@ -15,9 +15,9 @@ from torch.nn.utils import parametrizations
 from rankfold.errors import ModelError, NoMatchingLayer
 from rankfold.surgery.attention import (
     SeparatedAttention,
-    disable_fused_path_,
     separate_attention_,
 )
+from rankfold.surgery.exchange import disable_fused_paths_
 
 HEADS, EMBED, TARGET, SOURCE, BATCH = 2, 8, 3, 5, 4
 
@@ -305,7 +305,7 @@ def test_a_replaced_linear_is_called_once_the_fused_path_is_off(disable: bool) -
     assert isinstance(layer, nn.TransformerEncoderLayer)
     layer.linear1 = counted
     if disable:
-        disable_fused_path_(model, "layers.1.linear1")
+        disable_fused_paths_(model, {counted})
     run(model)
     assert counted.calls == (1 if disable else 0)
     first = model.layers[0]

@@ -33,11 +33,16 @@ from rankfold.inventory import layer_weight
 from rankfold.inventory.kinds import reparametrization
 from rankfold.records import Plan
 from rankfold.surgery import Factored, check_plan, copy_model
-from rankfold.surgery.apply import factor_layer, remember_plan, replace_layer, swap_, tied_paths
+from rankfold.surgery.apply import Swap, factor_layer, remember_plan, replace_layers, swap_, tied_paths
 
 
 def reconstruct_sequentially(
-    model: nn.Module, plan: Plan, batches: Iterable[Any], config: SequentialConfig | None = None
+    model: nn.Module,
+    plan: Plan,
+    batches: Iterable[Any],
+    config: SequentialConfig | None = None,
+    *,
+    suspects: list[str] | None = None,
 ) -> Reconstruction:
     """Return a copy of the model with the plan applied, its layers fitted one after the other.
 
@@ -54,6 +59,8 @@ def reconstruct_sequentially(
         Batches with or without targets, iterated over many times, so no iterator; targets are not used.
     config : SequentialConfig, optional
         Options.
+    suspects : list of str, optional
+        As for `rankfold.surgery.exchange.exchange_`.
 
     Raises
     ------
@@ -62,13 +69,22 @@ def reconstruct_sequentially(
     DataError
         If there is no batch, or a layer's input holds NaN or infinity.
     """
-    return _Walk(model, plan, batches, config or SequentialConfig()).run()
+    return _Walk(model, plan, batches, config or SequentialConfig(), suspects).run()
 
 
 class _Walk:
     """One walk through the layers."""
 
-    def __init__(self, model: nn.Module, plan: Plan, batches: Iterable[Any], config: SequentialConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        batches: Iterable[Any],
+        config: SequentialConfig,
+        suspects: list[str] | None,
+    ) -> None:
+        self.given = model
+        self.suspects = suspects
         self.layers = check_plan(model, plan)
         self.plan = plan
         self.batches = batches
@@ -136,7 +152,7 @@ class _Walk:
         with torch.no_grad():
             if self._is_factored(name):
                 module = factor_layer(self.work, layer, self.plan.layers[name], fit.moments, weight=weight)
-                self.work = replace_layer(self.work, layer, module)
+                self._replace(name, module)
                 weight = module.dense_weight()
             else:
                 layer_weight(self.work, name).copy_(weight)
@@ -174,7 +190,10 @@ class _Walk:
         for name in self.later:
             layer = self.layers[name]
             module = factor_layer(self.work, layer, self.plan.layers[name], moments.get(name))
-            self.work = replace_layer(self.work, layer, module)
+            self._replace(name, module)
+
+    def _replace(self, name: str, module: Factored) -> None:
+        self.work = replace_layers(self.work, self.layers, {name: module}, original=self.given, suspects=self.suspects)
 
     def _finished(self) -> nn.Module:
         """Return the model, which remembers its plan with the notes."""
@@ -191,14 +210,13 @@ class _Walk:
 def adopt_(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
     """Change a model in place into what `reconstruct_sequentially` made of a copy of it; return it."""
     layers = check_plan(model, plan)
+    swaps: list[Swap] = []
     for name in plan.factored:
         layer = layers[name]
-        module = small.get_submodule(name)
-        assert isinstance(module, Factored)
-        model = swap_(model, (name, *layer.aliases), module)
-        for paths in tied_paths(model, layer):
-            twin = small.get_submodule(paths[0])
-            assert isinstance(twin, Factored)
-            model = swap_(model, paths, twin)
+        for paths in ((name, *layer.aliases), *tied_paths(model, layer)):
+            module = small.get_submodule(paths[0])
+            assert isinstance(module, Factored)
+            swaps.append((paths, module))
+    model = swap_(model, swaps)
     load_state_(model, own_state(small) | extra_state(small))
     return model

@@ -26,7 +26,7 @@ from rankfold.records import Plan
 from rankfold.storage.architecture import Settings, check_architecture, read_architecture, write_architecture
 from rankfold.storage.state import stored_state
 from rankfold.surgery import build, check_plan, copy_model, plan_of
-from rankfold.surgery.apply import remember_plan, replace_layer
+from rankfold.surgery.apply import remember_plan, replace_layers
 from rankfold.surgery.gauged import Gauged
 
 PLAN_FILE = "plan.json"
@@ -163,21 +163,21 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     return new
 
 
-def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
-    """Give a model the structure of a plan in place, with uninitialised factors."""
+def rebuild(
+    model: nn.Module, plan: Plan, *, original: nn.Module | None = None, suspects: list[str] | None = None
+) -> nn.Module:
+    """Give a model the structure of a plan in place, with uninitialised factors.
+
+    `original` and `suspects` are those of `rankfold.surgery.exchange.exchange_`.
+    """
     layers = check_plan(model, plan)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    modules = {}
     for name, choice in plan.factored.items():
         layer = layers[name]
-        parameter = next(model.parameters())
-        module = build(
-            methods.chosen_blueprint(layer, choice),
-            layer,
-            choice,
-            dtype=getattr(torch, layer.dtype),
-            device=parameter.device,
-        )
-        model = replace_layer(model, layer, module)
-    return remember_plan(model, plan)
+        blueprint = methods.chosen_blueprint(layer, choice)
+        modules[name] = build(blueprint, layer, choice, dtype=getattr(torch, layer.dtype), device=device)
+    return remember_plan(replace_layers(model, layers, modules, original=original, suspects=suspects), plan)
 
 
 def _read_tensors(file: Path, plan_text: str) -> tuple[dict[str, Tensor], dict[str, Settings]]:

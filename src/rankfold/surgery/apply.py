@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,17 @@ from rankfold.errors import ConfigError, InvalidWeight, PlanMismatch, RankfoldEr
 from rankfold.factor.moments import Moments
 from rankfold.inventory import find_module, layer_bias, layer_weight, static_inventory
 from rankfold.records import Choice, LayerInfo, Plan, Provenance
-from rankfold.surgery.attention import disable_fused_path_, separate_attention_
+from rankfold.surgery.attention import separated
 from rankfold.surgery.carried import carry_attributes_, move_hooks_
+from rankfold.surgery.exchange import exchange_
 from rankfold.surgery.factored import Factored, build
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.saving import refuse_save_pretrained_
 
 _PLAN = "rankfold_plan"
+
+Swap = tuple[tuple[str, ...], Factored]
+"""The names of one module, and what replaces it."""
 
 
 def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
@@ -65,6 +69,8 @@ def apply_plan_(
     moments: Mapping[str, Moments] | None = None,
     *,
     progress: Callable[[Iterable[str]], Iterable[str]] = iter,
+    original: nn.Module | None = None,
+    suspects: list[str] | None = None,
 ) -> nn.Module:
     """Replace the planned layers in place.
 
@@ -81,15 +87,22 @@ def apply_plan_(
         alone.
     progress : callable
         Wraps the iteration over the layer names.
+    original, suspects
+        As for `exchange_`.
+
+    Raises
+    ------
+    ModelError
+        If a layer is also held where it cannot be replaced, such as by a function.
+    RankfoldError
+        As for `check_plan`.
     """
     layers = check_plan(model, plan)
     new: dict[str, Factored] = {}
     for name in progress(list(plan.factored)):
         choice = plan.layers[name]
         new[name] = factor_layer(model, layers[name], choice, (moments or {}).get(name))
-    for name, module in new.items():
-        model = replace_layer(model, layers[name], module)
-    return remember_plan(model, plan)
+    return remember_plan(replace_layers(model, layers, new, original=original, suspects=suspects), plan)
 
 
 def factor_layer(
@@ -119,13 +132,36 @@ def memory_format(weight: torch.Tensor) -> torch.memory_format:
     return torch.preserve_format
 
 
-def replace_layer(model: nn.Module, layer: LayerInfo, module: Factored) -> nn.Module:
-    """Put a factored layer in the place of a layer, its aliases and (sharing the factors) the layers tied to it."""
-    own = _stored_bias(model, layer.name)
-    for paths in tied_paths(model, layer):
-        one_bias = own is not None and own is _stored_bias(model, paths[0])
-        model = swap_(model, paths, tied_twin(module, layer_bias(model, paths[0]), one_bias=one_bias))
-    return swap_(model, (layer.name, *layer.aliases), module)
+def replace_layers(
+    model: nn.Module,
+    layers: Mapping[str, LayerInfo],
+    modules: Mapping[str, Factored],
+    *,
+    original: nn.Module | None = None,
+    suspects: list[str] | None = None,
+) -> nn.Module:
+    """Put factored layers in the place of layers, their aliases and (sharing the factors) the layers tied to them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place and returned; a model that is itself the layer cannot be, so its replacement is.
+    layers : mapping of str to LayerInfo
+        The model's layers by name.
+    modules : mapping of str to Factored
+        The replacements by the name of the layer.
+    original, suspects
+        As for `exchange_`.
+    """
+    swaps: list[Swap] = []
+    for name, module in modules.items():
+        layer = layers[name]
+        own = _stored_bias(model, name)
+        for paths in tied_paths(model, layer):
+            one_bias = own is not None and own is _stored_bias(model, paths[0])
+            swaps.append((paths, tied_twin(module, layer_bias(model, paths[0]), one_bias=one_bias)))
+        swaps.append(((name, *layer.aliases), module))
+    return swap_(model, swaps, original=original, suspects=suspects)
 
 
 def _stored_bias(model: nn.Module, path: str) -> nn.Parameter | None:
@@ -161,28 +197,59 @@ def tied_twin(module: Factored, bias: torch.Tensor | None, *, one_bias: bool) ->
     return twin
 
 
-def swap_(model: nn.Module, names: tuple[str, ...], module: Factored) -> nn.Module:
-    """Put a factored layer in the place of a module in place, under all of its names; return the model."""
-    separated: set[str] = set()
-    for name in names:
-        parent = name.rpartition(".")[0]
-        if isinstance(find_module(model, parent), nn.MultiheadAttention) and parent not in separated:
-            twin = separate_attention_(model, parent)
-            model = twin if parent == "" else model
-            separated.add(parent)
-    old = model.get_submodule(names[0])
+def swap_(
+    model: nn.Module,
+    swaps: Sequence[Swap],
+    *,
+    original: nn.Module | None = None,
+    suspects: list[str] | None = None,
+) -> nn.Module:
+    """Put factored layers in the place of modules in place, each under all of its names; return the model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place; nothing is changed if this raises.
+    swaps : sequence of (tuple of str, Factored)
+        The names of a module, and what replaces it.
+    original, suspects
+        As for `exchange_`.
+    """
+    new: dict[nn.Module, nn.Module] = {}
+    inside: list[tuple[nn.Module, str, Factored]] = []
+    for names, module in swaps:
+        for name in names:
+            parent, _, role = name.rpartition(".")
+            attention = find_module(model, parent)
+            if isinstance(attention, nn.MultiheadAttention):
+                if attention not in new:
+                    new[attention] = separated(attention)
+                twin = new[attention]
+                inside.append((twin, role, module))
+                old = twin.get_submodule(role)
+                if role == "out_proj":  # the attention's own was never called, but others may refer to it
+                    new[attention.out_proj] = module
+            else:
+                old = model.get_submodule(name)
+                new[old] = module
+            if name == names[0]:
+                carry_(old, module)
+    root = new.get(model, model)
+    for twin, role, module in inside:
+        twin.set_submodule(role, module)
+    if root is model:
+        exchange_(model, new, original=original, suspects=suspects)
+    return root
+
+
+def carry_(old: nn.Module, module: Factored) -> None:
+    """Give a factored layer the flags, hooks and attributes of the module that it replaces."""
     module.train(old.training)
     parameters = list(old.parameters())
     if parameters and not any(p.requires_grad for p in parameters):
         module.requires_grad_(False)
     move_hooks_(old, module)
     carry_attributes_(old, module)
-    if names[0] == "":
-        return module
-    for name in names:
-        model.set_submodule(name, module)
-        disable_fused_path_(model, name)
-    return model
 
 
 def factored_layers(model: nn.Module) -> dict[str, Factored]:

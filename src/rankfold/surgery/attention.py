@@ -14,6 +14,9 @@ from rankfold.inventory import find_layer
 from rankfold.inventory.kinds import ROLES, is_attention, stored_parameters
 from rankfold.inventory.weights import projection
 from rankfold.surgery.carried import carry_attributes_, move_hooks_
+from rankfold.surgery.exchange import exchange_
+
+_OWN = frozenset(vars(nn.MultiheadAttention(1, 1, device="meta")))
 
 
 class SeparatedAttention(nn.Module):
@@ -237,36 +240,14 @@ def separate_attention_(model: nn.Module, path: str) -> SeparatedAttention:
             f"{path!r} is a {type(attention).__name__}, not a plain nn.MultiheadAttention; its "
             f"projections ({', '.join(ROLES)}) cannot be separated."
         )
-    disable_fused_path_(model, path)
-    twin = SeparatedAttention(attention)
-    move_hooks_(attention, twin)
-    carry_attributes_(attention, twin, without=frozenset(vars(nn.MultiheadAttention(1, 1, device="meta"))))
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            if child is attention:
-                parent._modules[name] = twin
+    twin = separated(attention)
+    exchange_(model, {attention: twin})
     return twin
 
 
-def disable_fused_path_(model: nn.Module, path: str) -> None:
-    """Make the transformer layers around a module call it, also at inference.
-
-    In eval mode ``nn.TransformerEncoderLayer`` hands all of its weights to one fused kernel, and
-    ``nn.TransformerEncoder`` packs a padded batch into nested tensors for it: factors would be
-    multiplied out there, or the kernel would fail. Both have switches of their own, which this
-    turns off for the layers that contain the module. What the encoder returns at padded positions
-    is then, as in training mode, what the layers compute there and not zero.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Changed in place; only the switches.
-    path : str
-        The replaced module's dotted path.
-    """
-    inside, _ = find_layer(model, path)
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and inside in set(module.modules()):
-            module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder) and inside in set(module.modules()):
-            module.use_nested_tensor = False
+def separated(attention: nn.MultiheadAttention) -> SeparatedAttention:
+    """Return the twin of an attention, with its hooks and what model code has set on it."""
+    twin = SeparatedAttention(attention)
+    move_hooks_(attention, twin)
+    carry_attributes_(attention, twin, without=_OWN)
+    return twin

@@ -28,6 +28,7 @@ from rankfold.records import (
 from rankfold.surgery.gauged import Gauged, GaugedInput, GaugedOutput
 from rankfold.surgery.gauging import check_gauge, gauge_factors
 from rankfold.surgery.rescaling import output_scales, scale_outputs_, set_bias_
+from rankfold.surgery.stock import uninitialised
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -281,10 +282,10 @@ def build_stage(spec: Stage, dtype: torch.dtype, device: torch.device) -> nn.Mod
 def _(spec: ConvSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
     kinds = _TRANSPOSED if spec.transposed else _CONVS
     options = {"output_padding": spec.output_padding} if spec.transposed else {"padding_mode": spec.padding_mode}
-    return _skip_init(
+    return uninitialised(
         kinds[len(spec.kernel)],
-        dtype,
-        device,
+        dtype=dtype,
+        device=device,
         in_channels=spec.in_channels,
         out_channels=spec.out_channels,
         kernel_size=spec.kernel,
@@ -299,8 +300,13 @@ def _(spec: ConvSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
 
 @build_stage.register
 def _(spec: LinearSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    return _skip_init(
-        nn.Linear, dtype, device, in_features=spec.in_features, out_features=spec.out_features, bias=spec.bias
+    return uninitialised(
+        nn.Linear,
+        dtype=dtype,
+        device=device,
+        in_features=spec.in_features,
+        out_features=spec.out_features,
+        bias=spec.bias,
     )
 
 
@@ -317,11 +323,6 @@ def _(spec: ReshapeSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
 @build_stage.register
 def _(spec: BiasSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
     return Bias(spec.features, dtype=dtype, device=device)
-
-
-def _skip_init(kind: type[nn.Module], dtype: torch.dtype, device: torch.device, **options: object) -> nn.Module:
-    """Construct without drawing random numbers: the library never touches the global generator."""
-    return nn.utils.skip_init(kind, dtype=dtype, device=device, **options)
 
 
 def build(

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from rankfold.factor.gauge import Gauge
 from rankfold.records import ConvSpec, GaugedSpec, LinearSpec, Size
+from rankfold.surgery.stock import uninitialised
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -229,8 +230,9 @@ def _pointwise(inn: int, out: int, groups: int, dims: int, dtype: torch.dtype, d
     """Return a stock layer without kernel or bias; `inn` and `out` are those of a group."""
     options: dict[str, object] = {"bias": False, "dtype": dtype, "device": device}
     if dims == 0:
-        return nn.utils.skip_init(nn.Linear, inn, out, **options)
-    return nn.utils.skip_init(_CONVS[dims], inn * groups, out * groups, 1, groups=groups, **options)
+        return uninitialised(nn.Linear, in_features=inn, out_features=out, **options)
+    channels = {"in_channels": inn * groups, "out_channels": out * groups, "groups": groups}
+    return uninitialised(_CONVS[dims], kernel_size=1, **channels, **options)
 
 
 def _pads(spec: ConvSpec) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from rankfold._turns import in_turn
 from rankfold.cost import gauged_cost
 from rankfold.inventory import copy_model
 from rankfold.records import Choice
-from rankfold.surgery.apply import memory_format, plan_of, remember_plan, swap_, tied_twin
+from rankfold.surgery.apply import Swap, memory_format, plan_of, remember_plan, swap_, tied_twin
 from rankfold.surgery.factored import Factored, build, stage_factors
 
 
@@ -58,7 +58,7 @@ def gauge(model: nn.Module) -> nn.Module:
         if isinstance(module, Factored):
             names.setdefault(module, []).append(name)
     made: dict[tuple[int, ...], tuple[Factored, Factored]] = {}
-    twins: list[tuple[list[str], Factored]] = []
+    twins: list[Swap] = []
     for module, places in names.items():
         key = tuple(id(p) for n, p in module.named_parameters() if n.endswith("weight"))
         if key in made:  # tied to a layer that is gauged already
@@ -70,10 +70,9 @@ def gauge(model: nn.Module) -> nn.Module:
             if twin is None:
                 continue
             made[key] = module, twin
-        twins.append((places, twin))
+        twins.append((tuple(places), twin))
     # Only now: a twin that has been swapped in holds the hooks of its own place.
-    for places, twin in twins:
-        new = swap_(new, tuple(places), twin)
+    new = swap_(new, twins, original=model)
     gauged = {place for places, _ in twins for place in places}
     choices = {n: replace(c, gauge=c.gauge or n in gauged) for n, c in plan.layers.items()}
     return remember_plan(new, replace(plan, layers=choices))

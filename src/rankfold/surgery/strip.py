@@ -12,6 +12,7 @@ from rankfold._turns import in_turn
 from rankfold.inventory import copy_model
 from rankfold.surgery.apply import factored_layers
 from rankfold.surgery.carried import carry_attributes_, move_hooks_
+from rankfold.surgery.exchange import exchange_
 from rankfold.surgery.factored import Bias, Factored, Reshape
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.saving import refuse_stripped_
@@ -35,15 +36,14 @@ def strip(model: nn.Module) -> nn.Module:
         A compressed model; left untouched.
     """
     new = copy_model(model)
-    plain: dict[int, nn.Module] = {}
+    plain: dict[nn.Module, nn.Module] = {}
     for name, module in factored_layers(new).items():
-        plain[id(module)] = _plain(module)
-        move_hooks_(module, plain[id(module)])
-        carry_attributes_(module, plain[id(module)], without=_OWN)
+        plain[module] = _plain(module)
+        move_hooks_(module, plain[module])
+        carry_attributes_(module, plain[module], without=_OWN)
         if name == "":
-            return plain[id(module)]
-    for name, module in [(n, m) for n, m in new.named_modules(remove_duplicate=False) if isinstance(m, Factored)]:
-        new.set_submodule(name, plain[id(module)])
+            return plain[module]
+    exchange_(new, plain, original=model)
     refuse_stripped_(new)
     if hasattr(new, "rankfold_plan"):
         del new.rankfold_plan

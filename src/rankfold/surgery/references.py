@@ -1,0 +1,282 @@
+"""References to layers that are not children of a module: lists, tuples, dictionaries, objects, partials, functions."""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+MOST = 300_000
+"""How many objects are visited; what lies beyond is left to the check that runs the model."""
+
+_DEPTH = 8
+_ATOMS = frozenset(
+    {
+        bool, int, float, complex, str, bytes, bytearray, type(None), type(Ellipsis), type, range, slice, property,
+        types.ModuleType, types.CodeType, types.BuiltinFunctionType, types.GeneratorType,
+        Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator,
+    }
+)  # fmt: skip
+_SKIPPED = frozenset({"training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_compiled_call_impl"})
+_HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith("_hooks"))
+_WEAK = (weakref.WeakValueDictionary, weakref.WeakKeyDictionary, weakref.WeakSet)
+
+_Where = tuple[Any, str] | None
+
+
+class References:
+    """Where the objects of a model refer to modules that are to be replaced.
+
+    One walk visits everything that can be reached from the attributes of the model's modules. What is held in a
+    mutable container or an attribute can be changed (`change`); what a function holds (closure, default, global name)
+    or what is referred to weakly cannot, and is listed in `fixed`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    new : mapping of Module to Module
+        The replacements.
+    foreign : iterable of Module
+        Modules of the model that `model` is a copy of. A deep copy does not copy functions or weak references: what
+        they hold are modules of the original.
+    """
+
+    def __init__(self, model: nn.Module, new: Mapping[nn.Module, nn.Module], foreign: Iterable[nn.Module] = ()) -> None:
+        self.fixed: list[str] = []
+        self._new = new
+        self._own = {id(module) for module in model.modules()}
+        self._foreign = {id(module) for module in foreign} - self._own
+        self._edits: list[Callable[[], object]] = []
+        self._seen: dict[int, object] = {}
+        self._open: list[tuple[Any, _Where]] = []
+        self._shut: list[tuple[Any, _Where, int]] = []
+        self._shut_seen: dict[int, object] = {}
+        for path, module in model.named_modules():
+            self._push(module, (None, f"module {path!r}" if path else "the model"))
+        while self._open and len(self._seen) < MOST:
+            self._visit(*self._open.pop())
+        while self._shut and len(self._shut_seen) < MOST:
+            self._visit_shut(*self._shut.pop())
+
+    def change(self) -> None:
+        """Put the new modules in the place of the old ones."""
+        for edit in self._edits:
+            edit()
+
+    # What can be changed.
+
+    def _push(self, value: Any, where: _Where) -> None:
+        if type(value) not in _ATOMS and id(value) not in self._seen and not isinstance(value, Tensor | type):
+            self._seen[id(value)] = value  # kept, so that the number is not given to another object
+            self._open.append((value, where))
+
+    def _visit(self, value: Any, where: _Where) -> None:
+        if isinstance(value, torch.jit.ScriptModule):
+            return
+        match value:
+            case dict():
+                self._mapping(value, where)
+            case list() | deque():
+                self._items(enumerate(value), value.__setitem__, where)
+            case set():
+                self._set(value, where)
+            case partial():
+                self._partial(value, where)
+            case np.ndarray():
+                if value.dtype == object:
+                    self._items(enumerate(value.flat), value.flat.__setitem__, where)
+                return
+            case weakref.WeakValueDictionary() | weakref.WeakKeyDictionary() | weakref.WeakSet():
+                self._close(value, where)
+                return
+        self._attributes(value, where)
+
+    def _attributes(self, value: Any, where: _Where) -> None:
+        inside = getattr(value, "__dict__", None)
+        if isinstance(inside, dict) and inside:
+            held = inside.items()
+            if isinstance(value, nn.Module):
+                held = [(k, v) for k, v in held if k not in _SKIPPED and (k not in _HOOKS or v)]
+                for name in [k for k, v in held if k in _HOOKS and id(v) not in self._seen]:
+                    self._hooks(inside[name], where)
+                held = [(k, v) for k, v in held if k not in _HOOKS]
+            self._items(held, inside.__setitem__, where, "attribute ")
+        for name in _slots(type(value)):
+            if hasattr(value, name):
+                self._items([(name, getattr(value, name))], partial(object.__setattr__, value), where, "attribute ")
+
+    def _items(
+        self, items: Iterable[tuple[Any, Any]], put: Callable[[Any, Any], object], where: _Where, kind: str = "item "
+    ) -> None:
+        for key, value in items:
+            if type(value) not in _ATOMS:
+                new = self._replaced(value, (where, f"{kind}{key!r}"))
+                if new is not value:
+                    self._edits.append(partial(put, key, new))
+
+    def _mapping(self, value: dict[Any, Any], where: _Where) -> None:
+        self._items(value.items(), value.__setitem__, where)
+        keys = {key: self._replaced(key, (where, "a key")) for key in value if type(key) not in _ATOMS}
+        if any(new is not key for key, new in keys.items()):
+
+            def rename() -> None:
+                items = [(keys.get(key, key), held) for key, held in value.items()]
+                value.clear()
+                value.update(items)
+
+            self._edits.append(rename)
+
+    def _set(self, value: set[Any], where: _Where) -> None:
+        for item in value:
+            new = self._replaced(item, (where, "a member"))
+            if new is not item:
+                self._edits += [partial(value.discard, item), partial(value.add, new)]
+
+    def _partial(self, value: partial[Any], where: _Where) -> None:
+        parts = (value.func, value.args, value.keywords)
+        new = [self._replaced(part, (where, "partial")) for part in parts[:2]]
+        self._push(value.keywords, (where, "partial"))
+        if new[0] is not parts[0] or new[1] is not parts[1]:
+            self._edits.append(lambda: value.__setstate__((*new, value.keywords, vars(value))))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _hooks(self, table: Mapping[Any, Any], where: _Where) -> None:
+        """A hook that is a function often knows its model without running it; objects and partials are visited."""
+        self._seen[id(table)] = table
+        for hook in table.values():
+            if not isinstance(hook, types.FunctionType):
+                self._replaced(hook, (where, "hook"))
+
+    def _replaced(self, value: Any, where: _Where) -> Any:
+        """Return what is to stand in the place of a value: itself, if nothing in it is replaced."""
+        if isinstance(value, nn.Module):
+            if value in self._new:
+                return self._new[value]
+        elif isinstance(value, tuple):
+            return self._rebuilt(value, where)
+        elif isinstance(value, frozenset):
+            items = {item: self._replaced(item, (where, "a member")) for item in value}
+            return value if all(k is v for k, v in items.items()) else type(value)(items.values())
+        elif isinstance(value, types.MethodType):
+            return self._method(value, where)
+        elif isinstance(value, weakref.ref):
+            return self._weak(value, where)
+        elif isinstance(value, types.FunctionType):
+            self._close(value, where)
+            return value
+        elif type(value) not in _ATOMS and "__wrapped__" in getattr(value, "__dict__", {}):
+            self._close(value.__wrapped__, where)
+        self._push(value, where)
+        return value
+
+    def _rebuilt(self, value: tuple[Any, ...], where: _Where) -> tuple[Any, ...]:
+        items = [self._replaced(item, (where, f"item {i}")) for i, item in enumerate(value)]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)._make(items) if hasattr(type(value), "_make") else type(value)(items)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _method(self, value: types.MethodType, where: _Where) -> Any:
+        holder, name = value.__self__, value.__func__.__name__
+        if not isinstance(holder, nn.Module) or holder not in self._new:
+            self._push(holder, where)
+            self._close(value.__func__, where)
+            return value
+        if name == "forward" or getattr(nn.Module, name, None) is value.__func__:
+            return getattr(self._new[holder], name)
+        self._refuse(holder, (where, f"method {name!r}"))
+        return value
+
+    def _weak(self, value: weakref.ref[Any], where: _Where) -> Any:
+        target = value()
+        if isinstance(target, nn.Module) and target in self._new and value.__callback__ is None:
+            return weakref.ref(self._new[target])
+        self._close(value, where)
+        return value
+
+    # What cannot be changed.
+
+    def _close(self, value: Any, where: _Where, depth: int = 0) -> None:
+        if depth < _DEPTH and id(value) not in self._shut_seen:
+            self._shut_seen[id(value)] = value
+            self._shut.append((value, where, depth))
+
+    def _visit_shut(self, value: Any, where: _Where, depth: int) -> None:
+        if id(value) in self._seen:
+            return
+        for label, held in _parts(value):
+            if type(held) in _ATOMS or isinstance(held, Tensor | type):
+                continue
+            inside = (where, label)
+            if isinstance(held, nn.Module) and (held in self._new or id(held) in self._foreign):
+                self._refuse(held, inside)
+            elif id(held) not in self._own:
+                self._close(held, inside, depth + 1)
+
+    def _refuse(self, module: nn.Module, where: _Where) -> None:
+        labels: list[str] = []
+        while where is not None:
+            where, label = where
+            labels.append(label)
+        text = f"{', '.join(reversed(labels))} (a {type(module).__name__})"
+        if text not in self.fixed:
+            self.fixed.append(text)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object that is not to be changed holds, each with a label."""
+    if isinstance(value, types.FunctionType):
+        yield from _held_by(value)
+    elif isinstance(value, types.MethodType):
+        yield f"method {value.__func__.__name__!r}", value.__self__
+        yield f"method {value.__func__.__name__!r}", value.__func__
+    elif isinstance(value, weakref.ref):
+        yield "weak reference", value()
+    elif isinstance(value, partial):
+        yield from (("partial", held) for held in (value.func, *value.args, *value.keywords.values()))
+    elif isinstance(value, Mapping | weakref.WeakValueDictionary | weakref.WeakKeyDictionary):
+        for key, held in list(value.items()):
+            yield "a key", key
+            yield f"item {key!r}" if isinstance(key, str | int) else "an item", held
+    elif isinstance(value, Sequence | set | frozenset | deque | weakref.WeakSet):
+        yield from (("an item", held) for held in list(value))
+    else:
+        inside = getattr(value, "__dict__", None)
+        if isinstance(inside, dict):
+            yield from ((f"attribute {name!r}", held) for name, held in list(inside.items()))
+
+
+def _held_by(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    name = f"function {function.__qualname__!r}"
+    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield f"{name}, variable {variable!r}", cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    for held in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        yield f"{name}, default value", held
+    for attribute, held in vars(function).items():
+        yield f"{name}, attribute {attribute!r}", held
+    for variable in _names(function.__code__):
+        held = function.__globals__.get(variable)
+        if isinstance(held, nn.Module | types.MethodType | partial):
+            yield f"{name}, global {variable!r}", held
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _slots(kind: type) -> list[str]:
+    found = [vars(base).get("__slots__", ()) for base in kind.__mro__[:-1]]
+    names = [name for slots in found for name in ((slots,) if isinstance(slots, str) else slots)]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
