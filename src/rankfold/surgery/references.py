@@ -26,7 +26,6 @@ _ATOMS = frozenset(
 )  # fmt: skip
 _SKIPPED = frozenset({"training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_compiled_call_impl"})
 _HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith("_hooks"))
-_WEAK = (weakref.WeakValueDictionary, weakref.WeakKeyDictionary, weakref.WeakSet)
 
 _Where = tuple[Any, str] | None
 
@@ -97,6 +96,8 @@ class References:
             case weakref.WeakValueDictionary() | weakref.WeakKeyDictionary() | weakref.WeakSet():
                 self._close(value, where)
                 return
+            case _:
+                pass
         self._attributes(value, where)
 
     def _attributes(self, value: Any, where: _Where) -> None:
