@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from rankfold._batches import evaluating, iterate, split_batch
 from rankfold._config import build_config
 from rankfold._grad_mode import trainable
 from rankfold._progress import track
@@ -26,7 +27,7 @@ from rankfold.calibration import (
 from rankfold.errors import ConfigError, UnknownNameError
 from rankfold.factor.moments import Moments
 from rankfold.records import Plan
-from rankfold.surgery import apply_plan_, check_plan, copy_model, plan_of
+from rankfold.surgery import Proof, apply_plan_, check_plan, copy_model, plan_of
 from rankfold.surgery.apply import remember_plan
 
 Reconstruct = Literal["weights", "data", "sequential"]
@@ -47,6 +48,7 @@ def apply(
     reconstruct: Reconstruct | None = None,
     sequential: SequentialOptions | None = None,
     batchnorm: bool = True,
+    example_input: Any = None,
 ) -> nn.Module:
     """Return a copy of the model with the plan applied.
 
@@ -68,11 +70,17 @@ def apply(
         Options of "sequential".
     batchnorm : bool
         With calibration data: re-estimate BatchNorm statistics where that brings the outputs closer to the original's.
+    example_input : object, optional
+        What the model is called with, to prove that the compressed model runs what was swapped (`Proof`); by default
+        the inputs of the first calibration batch. Without either, only references that can be seen are checked.
 
     Raises
     ------
     PlanMismatch
         If the plan does not fit; every mismatch is named, and nothing has been changed.
+    ModelError
+        If the compressed model would still run layers of the original, such as by a `forward` that was set on the
+        instance.
     ConfigError
         If the reconstruction needs calibration data and there is none.
     """
@@ -82,7 +90,10 @@ def apply(
     moments = None
     if mode == "data" and batches is not None:
         moments = collect_moments(model, batches, [layers[name] for name in plan.factored])
-    return apply_mode(model, plan, batches, mode, moments=moments, sequential=options, batchnorm=batchnorm).model
+    return apply_mode(
+        model, plan, batches, mode, moments=moments, sequential=options, batchnorm=batchnorm,
+        example_input=example_input,
+    ).model  # fmt: skip
 
 
 @in_turn
@@ -94,23 +105,30 @@ def apply_(
     *,
     reconstruct: Reconstruct | None = None,
     sequential: SequentialOptions | None = None,
+    example_input: Any = None,
 ) -> nn.Module:
     """Apply a plan in place and return the model.
 
     As `apply`, but BatchNorm statistics are not estimated anew (there is no original to compare with). Only
     "sequential" needs a copy of the model, and holds it until the end. A model that is itself one layer cannot be
-    changed in place: its replacement is returned.
+    changed in place: its replacement is returned. Nothing is changed if a check fails, except for the proof by a run
+    (`example_input`, or the first calibration batch), which comes after the change.
     """
     mode, options = check_reconstruct(reconstruct, calibration is not None, sequential)
     layers = check_plan(model, plan)
     batches = reusable(calibration)
+    proof = _proof(model, plan, batches, example_input)
     if mode == "sequential" and batches is not None:
         small = reconstruct_sequentially(model, plan, batches, options).model
-        return remember_plan(adopt_(model, small, plan), plan_of(small))
-    moments = None
-    if mode == "data" and batches is not None:
-        moments = collect_moments(model, batches, [layers[name] for name in plan.factored])
-    return _factored_(model, plan, moments)
+        new = remember_plan(adopt_(model, small, plan), plan_of(small))
+    else:
+        moments = None
+        if mode == "data" and batches is not None:
+            moments = collect_moments(model, batches, [layers[name] for name in plan.factored])
+        new = _factored_(model, plan, moments)
+    if proof is not None:
+        proof.check(new)
+    return new
 
 
 def check_reconstruct(
@@ -163,24 +181,46 @@ def apply_mode(
     moments: Mapping[str, Moments] | None,
     sequential: SequentialConfig,
     batchnorm: bool = True,
+    example_input: Any = None,
 ) -> Applied:
-    """Apply a plan to a copy, options checked and moments (for mode "data") collected already."""
+    """Apply a plan to a copy, options checked and moments (for mode "data") collected already, and prove it."""
     errors: dict[str, float] = {}
     notes: list[str] = []
+    proof = _proof(model, plan, batches, example_input)
+    suspects: list[str] | None = None if proof is None else []
     if mode == "sequential" and batches is not None:
-        made = reconstruct_sequentially(model, plan, batches, sequential)
+        made = reconstruct_sequentially(model, plan, batches, sequential, suspects=suspects)
         new = made.model
         errors = {name: error for name, error in made.errors.items() if name in plan.factored}
         notes = [f"{name}: {note}" for name, note in made.notes.items()]
     else:
         twin = copy_model(model, instead="rankfold.apply_ with a plan")
-        new = _factored_(twin, plan, moments if mode == "data" else None)
+        found = moments if mode == "data" else None
+        new = _factored_(twin, plan, found, original=model, suspects=suspects)
+    if proof is not None:
+        proof.check(new, suspects or ())
     renewed = None
     if batchnorm and batches is not None and any(map(is_tracking_norm, new.modules())):
         renewed = reestimate_batchnorm(new, batches, model)
     return Applied(model=new, renewed=renewed, errors=errors, notes=notes)
 
 
-def _factored_(model: nn.Module, plan: Plan, moments: Mapping[str, Moments] | None) -> nn.Module:
+def _factored_(
+    model: nn.Module,
+    plan: Plan,
+    moments: Mapping[str, Moments] | None,
+    *,
+    original: nn.Module | None = None,
+    suspects: list[str] | None = None,
+) -> nn.Module:
     plan = replace(plan, provenance=replace(plan.provenance, reconstruct="data" if moments else "weights"))
-    return apply_plan_(model, plan, moments, progress=partial(track, description="factoring"))
+    progress = partial(track, description="factoring")
+    return apply_plan_(model, plan, moments, progress=progress, original=original, suspects=suspects)
+
+
+def _proof(model: nn.Module, plan: Plan, batches: Iterable[Any] | None, example_input: Any) -> Proof | None:
+    """Return the proof on the example input, or on the first calibration batch; None if there is neither."""
+    if example_input is None and batches is not None:
+        with evaluating(model):  # data may draw from torch's random state
+            example_input = split_batch(next(iterate(batches, "calibration")))[0]
+    return None if example_input is None else Proof(model, plan.factored, example_input)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from rankfold.api.applying import Applied, Reconstruct, SequentialOptions, apply
 from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_options, reusable
 from rankfold.api.family import folder_name
 from rankfold.api.planning import Planner
+from rankfold.api.proving import check_kept, reloaded
 from rankfold.api.searching import check_searchable, smallest_within
 from rankfold.calibration import Renewal, collect_moments
 from rankfold.cost import blueprint_cost, stored_inventory
@@ -27,16 +27,16 @@ from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
 from rankfold.factor.linalg import double
 from rankfold.factor.moments import Moments, output_energy
-from rankfold.inventory import check_model, inspect, layer_weight, static_inventory
+from rankfold.inventory import check_model, copy_model, inspect, layer_weight, static_inventory
 from rankfold.methods import chosen_blueprint, to_canonical
 from rankfold.records import ACCURACY, Budget, Cost, Inventory, Plan
 from rankfold.records.display import Shown, show
 from rankfold.records.layer import LARGE_REST
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
-from rankfold.storage import load, save
+from rankfold.storage import save
 from rankfold.storage.artifact import check_output
 from rankfold.storage.state import check_state
-from rankfold.surgery import factored_layers, plan_of
+from rankfold.surgery import Proof, factored_layers, plan_of
 from rankfold.tune import FineTune, TuneResult, finetune_
 
 LOW_COVERAGE = 0.5
@@ -187,6 +187,8 @@ def compress(
     inventory = stored_inventory(found, storage)
     check_compressible(inventory)
     check_counted(inventory, bounds)
+    # A model whose copy runs the original is refused early.
+    Proof(model, (), example_input).check(copy_model(model, instead="rankfold.apply_ with a plan"))
     batches = reusable(calibration, example_input)
     clock.lap("inspect")
     values: dict[str, float] = {}
@@ -209,7 +211,9 @@ def compress(
         if mode == "data" and moments is None and batches is not None:  # the plan was made without
             wanted = inventory.compressible if searched else [inventory.layer(name) for name in plan.factored]
             moments = collect_moments(model, batches, wanted)
-        applied = apply_mode(model, plan, batches, mode, moments=moments, sequential=options)
+        applied = apply_mode(
+            model, plan, batches, mode, moments=moments, sequential=options, example_input=example_input
+        )
         small, found = applied.model, dict[str, float]()
         errors = applied.errors or measured_errors(small, model, moments if mode == "data" else None)
         clock.lap("apply")
@@ -239,16 +243,16 @@ def compress(
     applied, small, tuned = made.applied, made.model, made.tuned
     values |= made.values
     moments = None
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = save(small, output if output is not None else Path(temporary) / "artifact")
-        disk_bytes = sum(f.stat().st_size for f in folder.iterdir() if f.suffix in {".json", ".safetensors"})
-        small = load(folder, model)
+    small, disk_bytes = reloaded(small, model, example_input)
+    rest = stored_inventory(inspect(small, example_input), storage)
+    check_kept(bounds, rest.total, inventory.total)
+    if output is not None:
+        save(small, output)
     clock.lap("save and load")
     if evaluate is not None:
         values["reloaded"] = measure(small, evaluate)
         clock.lap("evaluate")
     plan = plan_of(small)
-    rest = stored_inventory(inspect(small, example_input), storage)
     report = build_report(
         replace(inventory, uncounted=tuple(sorted({*inventory.uncounted, *rest.uncounted}))),
         plan,

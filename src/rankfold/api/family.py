@@ -16,13 +16,16 @@ from rankfold._progress import track
 from rankfold._version import __version__
 from rankfold.api.applying import apply_mode
 from rankfold.api.identity import metric_identity
+from rankfold.api.proving import check_kept, reloaded
 from rankfold.calibration import SequentialConfig
 from rankfold.candidates.cache import Cache
 from rankfold.candidates.outputs import data_hash
+from rankfold.cost import stored_inventory
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
 from rankfold.factor.moments import Moments
-from rankfold.inventory import evaluating
+from rankfold.inventory import evaluating, inspect
+from rankfold.records import Budget, Inventory, Plan
 from rankfold.reporting.sweep import SweepPoint
 from rankfold.storage import save
 
@@ -54,6 +57,12 @@ class Family:
         Its value of the original.
     output : str, Path or None
         Folder of the artefacts.
+    example_input : object
+        What the models are proved on.
+    inventory : Inventory
+        Of the original.
+    storage : str or None
+        The data type that bytes are counted in.
     cache : Cache or None
         Keeps what was measured.
     """
@@ -66,6 +75,9 @@ class Family:
     evaluate: Callable[[nn.Module], float] | None
     dense: float | None
     output: str | Path | None
+    example_input: Any
+    inventory: Inventory
+    storage: str | None
     cache: Cache | None
 
     def realized(self, points: Sequence[SweepPoint], number: int | None) -> list[SweepPoint]:
@@ -94,9 +106,7 @@ class Family:
                 values |= {} if known is None else {same: known[0] - known[1]}
             fresh = i in measured and same not in values
             if fresh or self.output is not None:
-                small = apply_mode(
-                    self.model, plan, self.batches, self.mode, moments=self.moments, sequential=self.sequential
-                ).model
+                small = self._made(plan)
                 if fresh and self.evaluate is not None:
                     values[same] = measure(small, self.evaluate)
                     if cache is not None:
@@ -108,6 +118,19 @@ class Family:
             if i in measured:
                 found[i] = replace(found[i], metric=values[same])
         return found
+
+    def _made(self, plan: Plan) -> nn.Module:
+        """Return the model of a plan as its artefact gives it; it is proved, and keeps the plan's budget."""
+        small = apply_mode(
+            self.model, plan, self.batches, self.mode, moments=self.moments, sequential=self.sequential,
+            example_input=self.example_input,
+        ).model  # fmt: skip
+        small, _ = reloaded(small, self.model, self.example_input)
+        budget = plan.provenance.budget
+        if budget is not None:
+            built = stored_inventory(inspect(small, self.example_input), self.storage).total
+            check_kept(Budget.parse(budget), built, self.inventory.total)
+        return small
 
     def _context(self) -> dict[str, Any] | None:
         """Return all that a metric depends on besides the plan, as far as it can be seen; None if too little can."""

@@ -25,13 +25,14 @@ from rankfold.cost import blueprint_cost, stored_inventory
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, UnknownNameError
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
-from rankfold.inventory import inspect
+from rankfold.inventory import copy_model, inspect
 from rankfold.methods import chosen_blueprint
 from rankfold.records import RESOURCES, Bound, Budget, CandidateTable, Cost, Inventory, Plan
 from rankfold.reporting import MetricValue
 from rankfold.reporting.sweep import Sweep, SweepPoint
 from rankfold.storage.artifact import check_output
 from rankfold.storage.state import check_state
+from rankfold.surgery import Proof
 
 MOST_POINTS = 1000
 FINEST = 100
@@ -143,6 +144,7 @@ def sweep(
     mode, options = check_reconstruct(reconstruct, calibration is not None, sequential)
     if reconstruct is None and not data_aware:
         mode = "weights"
+    realizing = evaluate is not None or output is not None
     if output is not None:
         check_output(Path(output) / "point")
         check_state(model)
@@ -152,6 +154,8 @@ def sweep(
     check_compressible(inventory)
     varied = Budget((Bound(resource=resource, value=1.0, relative=True),)) if asked is None else None
     check_counted(inventory, fixed, varied, *(asked or ()))
+    if realizing:  # a model whose copy runs the original is refused early
+        Proof(model, (), example_input).check(copy_model(model, instead="rankfold.apply_ with a plan"))
     batches = reusable(calibration, example_input)
     dense = None if evaluate is None else measure(model, evaluate)
     moments = None
@@ -169,12 +173,13 @@ def sweep(
     if not plans:
         raise InfeasibleBudget(f"not one of {len(found)} budgets has a plan. The last one: {found[-1].reason}")
     timings = {"plans": time.perf_counter() - started}
-    if evaluate is not None or output is not None:
+    if realizing:
         if mode == "data" and moments is None and batches is not None:  # the plans were made without
             moments = collect_moments(model, batches, inventory.compressible)
         family = Family(
             model=model, batches=batches, moments=moments, mode=mode, sequential=options, evaluate=evaluate,
-            dense=dense, output=output, cache=None if cache is None else Cache(cache),
+            dense=dense, output=output, example_input=example_input, inventory=inventory, storage=storage,
+            cache=None if cache is None else Cache(cache),
         )  # fmt: skip
         found = family.realized(found, evaluate_points)
         timings["models"] = time.perf_counter() - started - timings["plans"]

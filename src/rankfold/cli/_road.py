@@ -11,14 +11,16 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.api.compressing import layer_costs
+from rankfold.api.proving import check_kept, reloaded
+from rankfold.api.sweeping import plan_cost
 from rankfold.cli._source import Source
 from rankfold.cost import blueprint_cost, stored_inventory
 from rankfold.errors import CorruptArtifact
 from rankfold.evaluation import metric_name
 from rankfold.methods import chosen_blueprint
-from rankfold.records import Inventory, Plan
+from rankfold.records import Budget, Inventory, Plan
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
-from rankfold.storage.artifact import PLAN_FILE, WEIGHTS_FILE
+from rankfold.storage.artifact import PLAN_FILE
 
 Metric = Callable[[nn.Module], float]
 
@@ -66,26 +68,31 @@ class Finished:
 
 def finish(done: Finished, source: Source, folder: Path) -> Report:
     """Write artefact, ``source.json`` and report; the last value in the report is the reloaded model's."""
+    loaded, disk_bytes = reloaded(done.small, done.dense, done.example, plan=done.plan)
+    storage = done.plan.provenance.storage
+    inventory = stored_inventory(done.inventory, storage)
+    after = stored_inventory(rf.inspect(loaded, done.example), storage).total
+    budget = None if done.plan.provenance.budget is None else Budget.parse(done.plan.provenance.budget)
+    if budget is not None and not budget.exceeded(plan_cost(inventory, done.plan), inventory.total):
+        check_kept(budget, after, inventory.total)  # an edited plan may exceed its budget, and says so in the report
     # A folder that holds a plan is one that `save` knows for its own, a checkpoint in it or not.
     done.plan.save(folder / PLAN_FILE)
-    rf.save(done.small, folder, plan=done.plan)
+    rf.save(loaded, folder, plan=done.plan)
     source.save(folder)
-    loaded = rf.load(folder, done.dense)
     metrics: list[MetricValue] = []
     if done.metric is not None:
         higher = bool(getattr(done.metric, "higher_is_better", True))
         values: dict[str, Any] = {**done.values, "reloaded": rf.evaluate(loaded, done.metric)}
         metrics.append(MetricValue(name=metric_name(done.metric), higher_is_better=higher, **values))
-    storage = done.plan.provenance.storage
     report = build_report(
-        stored_inventory(done.inventory, storage),
+        inventory,
         done.plan,
-        stored_inventory(rf.inspect(loaded, done.example), storage).total,
+        after,
         layer_costs(loaded, done.inventory, storage),
         metrics=metrics,
         history=done.history,
         notes=done.notes,
-        disk_bytes=sum((folder / name).stat().st_size for name in (PLAN_FILE, WEIGHTS_FILE)),
+        disk_bytes=disk_bytes,
         measured_errors=done.errors,
         model_name=source.model,
         timings=done.timings,

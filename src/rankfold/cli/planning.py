@@ -159,7 +159,9 @@ def apply(
         moments = None
         if calibration is not None and mode == "data":
             moments = collect_moments(dense, calibration, [layers[name] for name in chosen.factored])
-        applied = apply_mode(dense, chosen, calibration, mode, moments=moments, sequential=options)
+        applied = apply_mode(
+            dense, chosen, calibration, mode, moments=moments, sequential=options, example_input=example
+        )
         small = applied.model
         if metric is not None:
             values["compressed"] = rf.evaluate(small, metric)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,7 +62,7 @@ class Usage:
                 before = module.register_forward_pre_hook(self._enter([i for i, _ in members]), prepend=True)
                 after = module.register_forward_hook(self._leave(members), prepend=True, with_kwargs=True)
                 handles += [before, after]
-            with _WeightWatch(self):
+            with MemoryWatch(_weights(self.entries), self.touched):
                 yield
         finally:
             for handle in handles:
@@ -118,19 +118,34 @@ def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: 
     return args[index] if len(args) > index else kwargs.get(name)
 
 
-class _WeightWatch(TorchDispatchMode):
-    """Reports every operation that reads a watched weight, or a part of it, or a view of it."""
+class MemoryWatch(TorchDispatchMode):
+    """Reports every operation that reads watched memory, or a part of it, or a view of it.
 
-    def __init__(self, usage: Usage) -> None:
+    Parameters
+    ----------
+    tensors : iterable of (Tensor, object)
+        What is watched, each with what it is called.
+    touched : callable
+        Is given the name of a tensor whenever an operation reads it.
+    """
+
+    def __init__(self, tensors: Iterable[tuple[Tensor, Any]], touched: Callable[[Any], object]) -> None:
         super().__init__()
-        self._usage = usage
-        self._ranges: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-        for i, entry in enumerate(usage.entries):
-            for member in entry.members:
-                tensors = member.stored if member.weight is None else (member.weight,)
-                for tensor in tensors:
-                    if pointer := storage_pointer(tensor):
-                        self._ranges[pointer].append((*memory_range(tensor), i))
+        self._touched = touched
+        self._watching = True
+        self._ranges: dict[int, list[tuple[int, int, Any]]] = defaultdict(list)
+        for tensor, name in tensors:
+            if pointer := storage_pointer(tensor):
+                self._ranges[pointer].append((*memory_range(tensor), name))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Report nothing inside."""
+        self._watching = False
+        try:
+            yield
+        finally:
+            self._watching = True
 
     def __torch_dispatch__(
         self,
@@ -141,13 +156,20 @@ class _WeightWatch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         # Making a view reads nothing; what then reads the view is seen by its memory.
-        if not getattr(func, "is_view", False):
+        if self._watching and not getattr(func, "is_view", False):
             for tensor in _tensors((*args, *kwargs.values())):
-                for low, high, entry in self._ranges.get(storage_pointer(tensor), ()):
+                for low, high, name in self._ranges.get(storage_pointer(tensor), ()):
                     start, stop = memory_range(tensor)
                     if start < high and low < stop:
-                        self._usage.touched(entry)
+                        self._touched(name)
         return func(*args, **kwargs)
+
+
+def _weights(entries: Sequence[Entry]) -> Iterator[tuple[Tensor, int]]:
+    for i, entry in enumerate(entries):
+        for member in entry.members:
+            for tensor in member.stored if member.weight is None else (member.weight,):
+                yield tensor, i
 
 
 def _tensors(items: Iterable[Any]) -> Iterator[Tensor]:

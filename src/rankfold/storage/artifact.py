@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +26,7 @@ from rankfold.inventory.wrappers import unwrap
 from rankfold.records import Plan
 from rankfold.storage.architecture import Settings, check_architecture, read_architecture, write_architecture
 from rankfold.storage.state import stored_state
-from rankfold.surgery import build, check_plan, copy_model, plan_of
+from rankfold.surgery import Proof, build, check_plan, copy_model, plan_of
 from rankfold.surgery.apply import remember_plan, replace_layers
 from rankfold.surgery.gauged import Gauged
 
@@ -114,7 +115,7 @@ def check_output(path: str | Path) -> None:
 
 @in_turn
 @trainable
-def load(path: str | Path, model: nn.Module) -> nn.Module:
+def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> nn.Module:
     """Rebuild a saved model on a fresh instance of the original architecture.
 
     Parameters
@@ -123,6 +124,9 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
         A folder written by `save`.
     model : Module
         The original architecture; its weights do not matter and it is left untouched.
+    example_input : object, optional
+        What the model is called with: a run then proves that the loaded layers are the ones that run
+        (`rankfold.surgery.Proof`). Without it, only references that can be seen are checked.
 
     Returns
     -------
@@ -136,7 +140,8 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     PlanMismatch
         If `model` is another architecture; every difference is named.
     ModelError
-        If `model` is on the meta device, where nothing can be loaded to.
+        If `model` is on the meta device, where nothing can be loaded to; or if the result would still run layers of
+        `model`, such as by a `forward` that was set on the instance.
     """
     path = Path(path)
     for name, tensor in (*unwrap(model).named_parameters(), *unwrap(model).named_buffers()):
@@ -157,7 +162,13 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     plan = Plan.from_json(text, source=str(path / PLAN_FILE))
     tensors, recorded = _read_tensors(path / WEIGHTS_FILE, text)
     plan, tensors, recorded = _strip_prefixes(plan, tensors, recorded, model)
-    new = rebuild(copy_model(unwrap(model)), plan)
+    original = unwrap(model)
+    # Before the weights are loaded: the layers that are not factored decide as those of the original do.
+    proof = None if example_input is None else Proof(original, plan.factored, example_input)
+    suspects: list[str] | None = None if proof is None else []
+    new = rebuild(copy_model(original), plan, original=original, suspects=suspects)
+    if proof is not None:
+        proof.check(new, suspects or ())
     _load_tensors(new, tensors, path / WEIGHTS_FILE)
     check_architecture(new, recorded)
     return new

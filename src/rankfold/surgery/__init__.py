@@ -10,4 +10,5 @@ from rankfold.surgery.factored import FactoredConv as FactoredConv
 from rankfold.surgery.factored import FactoredLinear as FactoredLinear
 from rankfold.surgery.factored import build as build
 from rankfold.surgery.lossless import gauge as gauge
+from rankfold.surgery.proof import Proof as Proof
 from rankfold.surgery.strip import strip as strip

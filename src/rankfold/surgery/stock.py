@@ -6,6 +6,11 @@ from functools import cache
 
 from torch import nn
 
+from rankfold.records import LayerInfo
+
+_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
 
 def uninitialised(kind: type[nn.Module], **options: object) -> nn.Module:
     """Construct a layer without drawing random numbers: the library never touches the global generator.
@@ -20,3 +25,26 @@ def uninitialised(kind: type[nn.Module], **options: object) -> nn.Module:
 @cache
 def _bare(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})  # noqa: ARG005 - torch's signature
+
+
+def stock_layer(info: LayerInfo, *, bias: bool) -> nn.Module:
+    """Return the stock layer of these settings on the meta device, to be called with tensors from elsewhere."""
+    if info.kind == "linear":
+        return uninitialised(
+            nn.Linear, in_features=info.in_channels, out_features=info.out_channels, bias=bias, device="meta"
+        )
+    kinds = _TRANSPOSED if info.transposed else _CONVS
+    options = {"output_padding": info.output_padding} if info.transposed else {"padding_mode": info.padding_mode}
+    return uninitialised(
+        kinds[len(info.kernel)],
+        in_channels=info.in_channels,
+        out_channels=info.out_channels,
+        kernel_size=info.kernel,
+        stride=info.stride,
+        padding=info.padding,
+        dilation=info.dilation,
+        groups=info.groups,
+        bias=bias,
+        device="meta",
+        **options,
+    )

@@ -1,0 +1,65 @@
+"""Figures are reported of the model that an artefact gives, after a proof that its layers run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankfold.errors import InfeasibleBudget
+from rankfold.records import Budget, Cost, Plan
+from rankfold.storage import load, save
+
+
+def reloaded(
+    small: nn.Module, dense: nn.Module, example_input: Any, *, plan: Plan | None = None
+) -> tuple[nn.Module, int]:
+    """Save a compressed model to a temporary folder and load it again.
+
+    Nothing is written where the user will look: what is refused leaves nothing behind.
+
+    Parameters
+    ----------
+    small, dense : Module
+        The compressed model and its original.
+    example_input : object
+        What the loaded model is proved on (`rankfold.surgery.Proof`).
+    plan : Plan, optional
+        As for `save`.
+
+    Returns
+    -------
+    Module
+        The loaded model.
+    int
+        The size of its plan and weights in bytes.
+
+    Raises
+    ------
+    ModelError
+        If the loaded model does not run the loaded layers.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save(small, Path(temporary) / "artifact", plan=plan)
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.suffix in {".json", ".safetensors"})
+        return load(folder, dense, example_input=example_input), size
+
+
+def check_kept(budget: Budget | None, built: Cost, dense: Cost) -> None:
+    """Raise `InfeasibleBudget` if a built model exceeds a bound that its plan was to keep.
+
+    Parameters
+    ----------
+    budget : Budget or None
+        Its bounds on resources that add up over layers are checked.
+    built, dense : Cost
+        Of the compressed model, measured, and of the original.
+    """
+    for bound in () if budget is None else budget.exceeded(built, dense):
+        raise InfeasibleBudget(
+            f"the compressed model does not keep {str(bound)!r}: it has {built.get(bound.resource):,} "
+            f"{bound.resource} where {bound.limit(dense):,} are allowed, although the plan predicts fewer. "
+            "What the model does beside its layers may depend on them. Ask for less, or bound other resources."
+        )
