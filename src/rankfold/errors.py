@@ -89,6 +89,14 @@ class GaugeError(RankfoldError, ValueError):
     """A layer whose factors cannot be gauged: nothing is there to gauge, or rounding would change what it computes."""
 
 
+class ComputedWeightError(RankfoldError, RuntimeError):
+    """A write to a weight that is computed from factors whenever it is read: it would be lost.
+
+    A `RuntimeError`, as torch raises for other writes in place; as a `TypeError`, Python would try ``a + b`` for
+    ``a += b``.
+    """
+
+
 class InvalidWeight(RankfoldError, ValueError):
     """A weight that holds NaN or infinity, or is not initialised."""
 

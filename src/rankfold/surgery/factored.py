@@ -25,6 +25,7 @@ from rankfold.records import (
     ReshapeSpec,
     Stage,
 )
+from rankfold.surgery.composed import guarded
 from rankfold.surgery.gauged import Gauged, GaugedInput, GaugedOutput
 from rankfold.surgery.gauging import check_gauge, gauge_factors
 from rankfold.surgery.rescaling import output_scales, scale_outputs_, set_bias_
@@ -105,8 +106,11 @@ class Factored(nn.Sequential):
 
     @property
     def weight(self) -> Tensor:
-        """The approximated weight in the original layout, computed from the factors at every read; differentiable."""
-        return self.dense_weight()
+        """The approximated weight in the original layout, computed from the factors at every read; differentiable.
+
+        Writing to it raises `ComputedWeightError`, for it would be lost.
+        """
+        return guarded(self.dense_weight(), self.info.title)
 
     def dense_weight(self) -> Tensor:
         """Return the approximated weight in torch's layout, as `rankfold.inventory.layer_weight` has it."""
@@ -141,7 +145,7 @@ class FactoredLinear(Factored):
         out = identity
         for stage in self:
             if isinstance(stage, nn.Linear | Gauged):
-                out = nn.functional.linear(out, stage.weight)
+                out = nn.functional.linear(out, stage_weight(stage))
             elif not isinstance(stage, Bias):
                 out = stage(out)
         return out.reshape(self.in_features, self.out_features).mT.contiguous()
@@ -172,7 +176,7 @@ class _InputFirst(FactoredLinear):
     @property
     def weight(self) -> Tensor:
         """The approximated weight, ``(in, out)``."""
-        return self.dense_weight().mT.contiguous()
+        return guarded(self.dense_weight().mT.contiguous(), self.info.title)
 
     @property
     def nx(self) -> int:
@@ -259,17 +263,22 @@ class FactoredConv(Factored):
 
 def _canonical(stage: nn.Module) -> Tensor:
     assert isinstance(stage, nn.modules.conv._ConvNd | Gauged)
-    weight = stage.weight
+    weight = stage_weight(stage)
     if isinstance(stage, nn.modules.conv._ConvNd) and stage.transposed:
         return weight.unflatten(0, (stage.groups, -1)).movedim(2, 1)
     return weight.unflatten(0, (stage.groups, -1))
+
+
+def stage_weight(stage: nn.Linear | nn.modules.conv._ConvNd | Gauged) -> Tensor:
+    """Return the weight of a stage: a parameter, or what its gauged factors compose to."""
+    return stage.dense_weight() if isinstance(stage, Gauged) else stage.weight
 
 
 def stage_factors(module: Factored) -> list[Tensor]:
     """Return the factors of a layer as `build` takes them: canonical, of the stages that have any, in their order."""
     stages = [stage for stage in module if isinstance(stage, nn.Linear | nn.modules.conv._ConvNd | Gauged)]
     linear = [isinstance(stage, nn.Linear) or (isinstance(stage, Gauged) and stage.linear) for stage in stages]
-    return [s.weight if flat else _canonical(s) for s, flat in zip(stages, linear, strict=True)]
+    return [stage_weight(s) if flat else _canonical(s) for s, flat in zip(stages, linear, strict=True)]
 
 
 @singledispatch
@@ -375,7 +384,7 @@ def build(
         made = gauge_factors(blueprint, exact)
         _fill(module, blueprint, made.factors, bias)
         rounded = copy.deepcopy(module).to(place, torch.float64)
-        check_gauge(rounded.weight, plain.weight, made.condition, info, choice, dtype)
+        check_gauge(rounded.dense_weight(), plain.dense_weight(), made.condition, info, choice, dtype)
     return module
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from rankfold.factor.gauge import Gauge
 from rankfold.records import ConvSpec, GaugedSpec, LinearSpec, Size
+from rankfold.surgery.composed import guarded
 from rankfold.surgery.stock import uninitialised
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -72,7 +73,14 @@ class Gauged(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the stage with its identity block, as the stock layer would hold it; differentiable."""
+        """The weight of the stage with its identity block, as the stock layer would hold it; differentiable.
+
+        Writing to it raises `ComputedWeightError`, for it would be lost.
+        """
+        return guarded(self.dense_weight(), "the gauged stage")
+
+    def dense_weight(self) -> Tensor:
+        """Return the weight, to be written to at will."""
         raise NotImplementedError
 
     def fill(self, made: Gauge) -> None:
@@ -158,9 +166,8 @@ class GaugedInput(Gauged):
             copies.append(x[tuple(window)])
         return torch.cat(copies, self.channel)
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight of the stage with its identity block, as the stock layer would hold it; differentiable."""
+    def dense_weight(self) -> Tensor:
+        """Return the weight with its identity block, composed."""
         identity = self._identity()
         parts = [identity] if self.rest is None else [identity, self._rest(identity)]
         count = self.groups * self.rank
@@ -203,9 +210,8 @@ class GaugedOutput(Gauged):
             x = _select(torch.cat([x.to(out.dtype), out], self.channel), self.channel, self.order)
         return x if self.bias is None else x + self.bias.to(x.dtype).reshape(-1, *[1] * self.dims)
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight of the stage with its identity block, as the stock layer would hold it; differentiable."""
+    def dense_weight(self) -> Tensor:
+        """Return the weight with its identity block, composed."""
         identity, count = self._identity(), self.groups * self.rank
         if self.rest is None:
             return self._shaped(identity)

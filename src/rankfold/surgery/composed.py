@@ -1,0 +1,143 @@
+"""A weight that is computed when it is read: what is written to it is refused, for it would be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rankfold.errors import ComputedWeightError
+
+# Writes that leave a tensor's version as it is, or act on the tensor object and not on its elements.
+_WRITES = frozenset({"__set__", "__delete__", "register_hook", "register_post_accumulate_grad_hook"})
+_FLAG = "requires_grad_"
+
+
+def guarded(weight: Tensor, title: str) -> Tensor:
+    """Return a weight that was just computed as one that refuses to be written to.
+
+    Where torch records what is done (compiling, exporting, tracing, function transforms), the plain tensor is returned.
+
+    Parameters
+    ----------
+    weight : Tensor
+        The weight.
+    title : str
+        Of the layer, for the message.
+    """
+    if (
+        type(weight) is not Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._functorch.is_functorch_wrapped_tensor(weight)  # pyright: ignore[reportAttributeAccessIssue]
+    ):
+        return weight
+    out = weight.as_subclass(ComposedWeight)
+    out._title = title
+    return out
+
+
+class ComposedWeight(Tensor):
+    """The weight of a factored layer, as model code reads it.
+
+    Reading gives plain tensors; what shares the memory of the weight (``.data``, ``.detach()``, views) is guarded, too.
+    Writing raises `ComputedWeightError`: the layer computes with its factors and would not see it.
+    """
+
+    _title: str
+    _derived = False
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a function on plain tensors; raise if it writes to a composed weight."""
+        kwargs = kwargs or {}
+        composed = list(_composed((*args, *kwargs.values())))
+        name = getattr(func, "__name__", "")
+        targets = list(_composed((args[:1], kwargs.get("out"))))
+        if targets and (name in _WRITES or (name == _FLAG and not targets[0]._derived) or _composed_in(kwargs, "out")):
+            _refuse(targets[0], name)
+        with torch._C.DisableTorchFunctionSubclass():
+            before = [_version(tensor) for tensor in composed]
+            out = func(*args, **kwargs)
+            for tensor, version in zip(composed, before, strict=True):
+                if _version(tensor) != version:  # it was a temporary: nothing is spoilt
+                    _refuse(tensor, name)
+            return out if name == _FLAG else _guarded_like(out, composed)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; ``nn.Parameter(layer.weight)`` marks its copy as a parameter and gets one of its own."""
+        if name == "_is_param":
+            self.__class__ = nn.Parameter  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            super().__setattr__(name, value)
+
+    def set_(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - torch does not ask `__torch_function__`
+        """Refuse."""
+        _refuse(self, "set_")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """Return a plain copy without graph."""
+        with torch._C.DisableTorchFunctionSubclass():
+            copy = self.as_subclass(Tensor).detach().clone()
+        memo[id(self)] = copy
+        return copy
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as a plain tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+
+def _composed(values: Any) -> Iterator[ComposedWeight]:
+    for value in values:
+        if isinstance(value, ComposedWeight):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _composed(value)
+
+
+def _composed_in(kwargs: dict[str, Any], name: str) -> bool:
+    return any(True for _ in _composed((kwargs.get(name),)))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _guarded_like(out: Any, composed: list[ComposedWeight]) -> Any:
+    """Return a result in which all that shares memory with a composed weight is guarded."""
+    if isinstance(out, Tensor):
+        source = next((t for t in composed if _shares(out, t)), None)
+        if source is None:
+            return out
+        view = out if isinstance(out, ComposedWeight) else out.as_subclass(ComposedWeight)
+        if view is not source:
+            view._title, view._derived = source._title, True
+        return view
+    if isinstance(out, tuple) and hasattr(out, "_fields"):
+        return type(out)(*(_guarded_like(item, composed) for item in out))
+    if type(out) in (list, tuple):
+        return type(out)(_guarded_like(item, composed) for item in out)
+    if isinstance(out, np.ndarray) and out.base is not None:
+        out.setflags(write=False)  # it is the memory of the weight
+    return out
+
+
+def _shares(a: Tensor, b: Tensor) -> bool:
+    try:
+        return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # sparse: not the same memory
+        return False
+
+
+def _refuse(weight: ComposedWeight, name: str) -> None:
+    raise ComputedWeightError(
+        f"{weight._title} is factored: its weight is computed from the factors whenever it is read, so what {name!r} "
+        "writes to it would be lost. Merge adapters, prune, tie or initialise before compressing and plan again; or "
+        "change the factors, which are the parameters of the layer (requires_grad_() of the layer freezes them)."
+    )
