@@ -112,6 +112,12 @@ def test_a_write_raises(kind: str, write: str) -> None:
     assert all(map(torch.equal, before, layer.parameters()))
 
 
+@pytest.mark.parametrize("write", ["add_", "+=", "item", "out="])
+def test_a_write_in_inference_mode_raises(write: str) -> None:
+    with torch.inference_mode(), pytest.raises(ComputedWeightError):
+        WRITES[write](factored())
+
+
 @pytest.mark.parametrize("write", ["add_", "xavier", "data +="])
 def test_a_write_to_a_gauged_stage_raises(write: str) -> None:
     stage = next(stage for stage in factored("gauged") if isinstance(stage, Gauged))

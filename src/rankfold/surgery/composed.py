@@ -11,8 +11,14 @@ from torch import Tensor, nn
 
 from rankfold.errors import ComputedWeightError
 
-# Writes that leave a tensor's version as it is, or act on the tensor object and not on its elements.
-_WRITES = frozenset({"__set__", "__delete__", "register_hook", "register_post_accumulate_grad_hook"})
+# Writes by name: versions, which tell all others, do not count in inference mode and where the tensor object is meant.
+_WRITES = frozenset(
+    {
+        "__set__", "__delete__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__",
+        "__ifloordiv__", "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+        "register_hook", "register_post_accumulate_grad_hook",
+    }
+)  # fmt: skip
 _FLAG = "requires_grad_"
 
 
@@ -59,7 +65,7 @@ class ComposedWeight(Tensor):
         composed = list(_composed((*args, *kwargs.values())))
         name = getattr(func, "__name__", "")
         targets = list(_composed((args[:1], kwargs.get("out"))))
-        if targets and (name in _WRITES or (name == _FLAG and not targets[0]._derived) or _composed_in(kwargs, "out")):
+        if targets and (_composed_in(kwargs, "out") or _writes(name, targets[0])):
             _refuse(targets[0], name)
         with torch._C.DisableTorchFunctionSubclass():
             before = [_version(tensor) for tensor in composed]
@@ -91,6 +97,12 @@ class ComposedWeight(Tensor):
         """Pickle as a plain tensor."""
         with torch._C.DisableTorchFunctionSubclass():
             return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+
+def _writes(name: str, target: ComposedWeight) -> bool:
+    if name == _FLAG:
+        return not target._derived  # a flag of what was detached is its own
+    return name in _WRITES or (name.endswith("_") and not name.endswith("__"))
 
 
 def _composed(values: Any) -> Iterator[ComposedWeight]:
