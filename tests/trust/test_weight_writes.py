@@ -68,7 +68,7 @@ def gradient(layer: Any) -> None:
 
 def adamw(layer: Any) -> None:
     weights = [layer.weight.detach()]
-    torch._foreach_add_(weights, 1.0)
+    torch._foreach_add_(weights, 1.0)  # pyright: ignore[reportPrivateImportUsage]
 
 
 WRITES: dict[str, Callable[[Any], object]] = {

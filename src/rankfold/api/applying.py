@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from rankfold._batches import evaluating, iterate, split_batch
+from rankfold._batches import iterate, split_batch
 from rankfold._config import build_config
 from rankfold._grad_mode import trainable
 from rankfold._progress import track
@@ -26,6 +26,7 @@ from rankfold.calibration import (
 )
 from rankfold.errors import ConfigError, UnknownNameError
 from rankfold.factor.moments import Moments
+from rankfold.inventory import evaluating
 from rankfold.records import Plan
 from rankfold.surgery import Proof, apply_plan_, check_plan, copy_model, plan_of
 from rankfold.surgery.apply import remember_plan
