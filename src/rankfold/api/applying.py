@@ -30,6 +30,7 @@ from rankfold.inventory import evaluating
 from rankfold.records import Plan
 from rankfold.surgery import Proof, apply_plan_, check_plan, copy_model, plan_of
 from rankfold.surgery.apply import remember_plan
+from rankfold.surgery.carried import report_parameters
 
 Reconstruct = Literal["weights", "data", "sequential"]
 """How factors are found; see `apply`."""
@@ -187,6 +188,7 @@ def apply_mode(
     """Apply a plan to a copy, options checked and moments (for mode "data") collected already, and prove it."""
     errors: dict[str, float] = {}
     notes: list[str] = []
+    report_parameters(model)
     proof = _proof(model, plan, batches, example_input)
     suspects: list[str] | None = None if proof is None else []
     if mode == "sequential" and batches is not None:

@@ -15,7 +15,7 @@ from rankfold.factor.moments import Moments
 from rankfold.inventory import find_module, layer_bias, layer_weight, static_inventory
 from rankfold.records import Choice, LayerInfo, Plan, Provenance
 from rankfold.surgery.attention import separated
-from rankfold.surgery.carried import carry_attributes_, move_hooks_
+from rankfold.surgery.carried import carry_attributes_, carry_gradient_flags_, move_hooks_
 from rankfold.surgery.exchange import exchange_
 from rankfold.surgery.factored import Factored, build
 from rankfold.surgery.gauged import Gauged
@@ -245,9 +245,7 @@ def swap_(
 def carry_(old: nn.Module, module: Factored) -> None:
     """Give a factored layer the flags, hooks and attributes of the module that it replaces."""
     module.train(old.training)
-    parameters = list(old.parameters())
-    if parameters and not any(p.requires_grad for p in parameters):
-        module.requires_grad_(False)
+    carry_gradient_flags_(old, module)
     move_hooks_(old, module)
     carry_attributes_(old, module)
 

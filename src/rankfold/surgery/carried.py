@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import nn
+
+from rankfold.errors import RankfoldWarning
+
+_MOVED = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks",
+    "_backward_pre_hooks",
+)  # fmt: skip
+_LEFT = {
+    "_state_dict_hooks": "state-dict hooks",
+    "_state_dict_pre_hooks": "state-dict pre-hooks",
+    "_load_state_dict_pre_hooks": "load_state_dict pre-hooks",
+    "_load_state_dict_post_hooks": "load_state_dict post-hooks",
+}
 
 # What torch's own layers set on themselves; a factored layer answers for these itself.
 _STOCK = frozenset(
@@ -50,9 +65,67 @@ def carry_attributes_(old: nn.Module, new: nn.Module, *, without: frozenset[str]
 
 
 def move_hooks_(old: nn.Module, new: nn.Module) -> None:
-    """Register the user's forward hooks on the new module; torch's own (weight norm, pruning) ended in the factors."""
-    theirs = {k for k, hook in old._forward_pre_hooks.items() if not type(hook).__module__.startswith("torch.nn.utils")}
-    for table in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+    """Register the user's hooks on the new module; torch's own (weight norm, pruning) ended in the factors.
+
+    What belongs to a parameter or a state dictionary that the new module does not have cannot be moved; a
+    `RankfoldWarning` names it.
+    """
+    theirs = {k for k, hook in old._forward_pre_hooks.items() if not _is_torchs(hook)}
+    for table in _MOVED:
         getattr(new, table).update(getattr(old, table))
     for table in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
         getattr(new, table).update({k: hook for k, hook in getattr(old, table).items() if k in theirs})
+    if old._backward_hooks:
+        new._is_full_backward_hook = old._is_full_backward_hook
+    lost = [words for table, words in _LEFT.items() if any(not _is_torchs(h) for h in getattr(old, table).values())]
+    if old._is_full_backward_hook is False and old._backward_hooks:
+        lost.append("backward hooks of the older kind (they see the last factor's gradients)")
+    lost += _on_parameters(old, recurse=False)
+    if lost:
+        info = getattr(new, "info", None)
+        title = type(old).__name__ if info is None else info.title
+        warnings.warn(
+            f"{title} is replaced, and what was set on it cannot be carried over: {'; '.join(lost)}. Set it on the "
+            "factors of the compressed model.",
+            RankfoldWarning,
+            stacklevel=2,
+        )
+
+
+def report_parameters(model: nn.Module) -> None:
+    """Name in a `RankfoldWarning` the hooks and attributes of parameters: a deep copy of a model has none of them."""
+    if lost := _on_parameters(model, recurse=True):
+        shown = "; ".join(lost[:5]) + (f"; and {len(lost) - 5} more" if len(lost) > 5 else "")
+        warnings.warn(
+            f"a copy of a model loses {shown}. Set them on the parameters of the compressed model.",
+            RankfoldWarning,
+            stacklevel=2,
+        )
+
+
+def _on_parameters(module: nn.Module, *, recurse: bool) -> list[str]:
+    found: list[str] = []
+    for name, parameter in module.named_parameters(recurse=recurse):
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            found.append(f"hooks of the parameter {name!r}")
+        noted = [key for key in vars(parameter) if not key.startswith("_")] if type(parameter) is nn.Parameter else []
+        if noted:  # libraries' own marks begin with an underscore
+            found.append(f"attributes of the parameter {name!r} ({', '.join(noted)})")
+    return found
+
+
+def _is_torchs(hook: object) -> bool:
+    return type(getattr(hook, "hook", hook)).__module__.startswith("torch.nn.utils")
+
+
+def carry_gradient_flags_(old: nn.Module, new: nn.Module) -> None:
+    """Let the factors be trained if the weight was, and the bias if the bias was."""
+    flags: dict[bool, bool] = {}
+    for name, parameter in old.named_parameters():
+        flags[_is_bias(name)] = flags.get(_is_bias(name), False) or parameter.requires_grad
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(flags.get(_is_bias(name), parameter.requires_grad))
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition(".")[2] in ("bias", "bias_orig", "bias_g", "bias_v") or "parametrizations.bias." in name
