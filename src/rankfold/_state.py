@@ -35,6 +35,41 @@ def extra_state(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def buffer_owners(model: nn.Module) -> dict[str, str]:
+    """Return the class of the module that holds it for each persistent buffer, where that is no class of torch's.
+
+    Such a module may register a buffer, or fill one that is None, in its first forward pass; a new instance has not.
+    """
+    return {
+        path + name: type(module).__qualname__
+        for path, module in _modules(model, "", frozenset())
+        if not type(module).__module__.startswith("torch.")
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    }
+
+
+def register_late_buffers_(model: nn.Module, state: Mapping[str, Any], owners: Mapping[str, str]) -> None:
+    """Give a model the buffers of a state that its modules register in their first forward pass, in place.
+
+    Parameters
+    ----------
+    model : Module
+        A new instance.
+    state : mapping
+        Values by name.
+    owners : mapping
+        As `buffer_owners` gives them for the model that the state is of.
+    """
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+    for path, module in list(_modules(model, "", frozenset())):
+        for name in (n.removeprefix(path) for n in owners if n in state and n.rpartition(".")[0] == path[:-1]):
+            if type(module).__qualname__ != owners[path + name] or getattr(module, name, None) is not None:
+                continue
+            if name in module._buffers or not hasattr(module, name):
+                module.register_buffer(name, state[path + name].detach().to(device, copy=True))
+
+
 def load_state_(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Give a model the values of `own_state` and `extra_state` of one like it, in place.
 

@@ -28,8 +28,8 @@ from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_
 
 _ANEW = (
-    "what the network computes before layer {!r} cannot be remembered (it changes from run to run, or in place); it is "
-    "computed anew for each candidate, which takes longer."
+    "what the network computes before layer {!r} cannot be remembered (it changes from run to run or in place, "
+    "or is differentiated); it is computed anew for each candidate, which takes longer."
 )
 _COMPARABLE = "Name modules whose outputs can (taps=[...]), or choose proxy='output'."
 _REMEMBERED = 2**28

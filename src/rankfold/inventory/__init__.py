@@ -14,6 +14,7 @@ from rankfold.inventory.quiet import run_example as run_example
 from rankfold.inventory.quiet import undisturbed as undisturbed
 from rankfold.inventory.quiet import without_gradients as without_gradients
 from rankfold.inventory.state import KeptState as KeptState
+from rankfold.inventory.state import holds_graph as holds_graph
 from rankfold.inventory.static import check_model as check_model
 from rankfold.inventory.static import static_inventory as static_inventory
 from rankfold.inventory.survey import inspect as inspect

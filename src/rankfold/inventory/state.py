@@ -16,6 +16,11 @@ from rankfold.inventory.kinds import hooked_names, is_lazy
 from rankfold.inventory.reach import attributes, base_container, is_record, reach, slots
 
 
+def holds_graph(model: nn.Module) -> bool:
+    """Whether a model keeps a tensor with its graph: state of the last batch."""
+    return any(isinstance(value, Tensor) and value.grad_fn is not None for value in reach(model))
+
+
 class KeptState:
     """What a model holds, as it is now, to be put back after forward passes.
 
@@ -31,6 +36,8 @@ class KeptState:
         The model.
     without : iterable of Module
         Modules whose state may change.
+    buffers : bool
+        Whether to keep buffers, and the weights of embeddings; training changes them.
 
     Attributes
     ----------
@@ -38,7 +45,7 @@ class KeptState:
         All parameters, those of modules in lists and objects too, and other leaves that require gradients.
     """
 
-    def __init__(self, model: nn.Module, *, without: Iterable[nn.Module] = ()) -> None:
+    def __init__(self, model: nn.Module, *, without: Iterable[nn.Module] = (), buffers: bool = True) -> None:
         self._tables: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._tensors: list[tuple[Tensor, Tensor, int]] = []
         self._leaves: list[Tensor] = []
@@ -50,9 +57,12 @@ class KeptState:
                 self.parameters += (p for p in value._parameters.values() if p is not None)
                 if value._forward_pre_hooks:
                     computed.update(id(vars(value).get(name)) for name in hooked_names(value))
-                if isinstance(value, nn.Embedding | nn.EmbeddingBag) and value.max_norm is not None:
+                if not buffers:
+                    computed.update(map(id, value._buffers.values()))
+                elif isinstance(value, nn.Embedding | nn.EmbeddingBag) and value.max_norm is not None:
                     self._keep_tensor(value.weight)
-                for table in (vars(value), value._parameters, value._buffers, value._modules):
+                tables = (vars(value), value._parameters, value._modules, *([value._buffers] if buffers else ()))
+                for table in tables:
                     if type(table) is dict:  # TorchScript has its own
                         self._keep_table(table)
             elif type(value) is tuple:

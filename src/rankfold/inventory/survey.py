@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rankfold._batches import batch_size
 from rankfold._turns import in_turn
@@ -24,6 +26,9 @@ from rankfold.inventory.static import Entry, check_model, scan, walk
 from rankfold.inventory.watch import Usage
 from rankfold.records import Cost, Inventory, LayerInfo
 from rankfold.records.dense import dense_cost
+
+_KEPT = 2**28
+"""Bytes of parameters that are copied to see whether a forward pass changes them; above, their versions tell."""
 
 
 @in_turn
@@ -133,7 +138,7 @@ def _is_lazy(module: nn.Module) -> bool:
 
 def _run(model: nn.Module, example_input: Any, usage: Usage) -> tuple[int, tuple[str, ...]]:
     """Run the model once, watched; return its multiply-accumulates, and the operations that are not counted."""
-    with undisturbed(model), usage.watching():
+    with undisturbed(model), _complete(model), usage.watching():
         try:
             with OperationCounter() as counter:
                 call_example(model, example_input)
@@ -149,6 +154,43 @@ def _run(model: nn.Module, example_input: Any, usage: Usage) -> tuple[int, tuple
                 stacklevel=4,
             )
             return 0, ("all operations outside of the layers",)
+
+
+@contextmanager
+def _complete(model: nn.Module) -> Iterator[None]:
+    """Raise `ModelError` if the pass inside the block builds layers or changes parameters; small ones are put back."""
+    names = {name for name, _ in model.named_parameters()}
+    normed = {m.weight for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm}
+    plain = {n: p for n, p in model.named_parameters() if not is_lazy(p) and p.layout == torch.strided}
+    watched = {n: p for n, p in plain.items() if p not in normed and type(p) is nn.Parameter and not p.is_inference()}
+    small = sum(p.numel() * p.element_size() for p in watched.values()) <= _KEPT
+    values = {n: p.detach().clone() for n, p in watched.items()} if small else {}
+    versions = {n: p._version for n, p in watched.items()}
+    yield
+    late = [name for name, _ in model.named_parameters() if name not in names]
+    if late:
+        raise ModelError(
+            f"the model makes {late[0]!r} in its first forward pass, so it is not known yet what there is to compress. "
+            "Run the model once before."
+        )
+    changed = [n for n, p in watched.items() if (not _same(p, values[n]) if small else p._version != versions[n])]
+    with torch.no_grad():
+        for name in changed if small else ():
+            if watched[name].shape == values[name].shape:
+                watched[name].copy_(values[name])
+            else:
+                watched[name].data = values[name]
+    if changed:
+        raise ModelError(
+            f"the model changes its parameter {changed[0]!r} in forward, in evaluation mode too, so that each call "
+            "makes another model. Do that outside of forward, or only if self.training."
+        )
+
+
+def _same(tensor: Tensor, before: Tensor) -> bool:
+    if tensor.shape != before.shape or tensor.dtype != before.dtype:
+        return False
+    return torch.equal(tensor, before) or bool(((tensor == before) | (tensor.isnan() & before.isnan())).all())
 
 
 def _first_and_last(entries: Sequence[Entry], usage: Usage) -> dict[int, str]:

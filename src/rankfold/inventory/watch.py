@@ -156,7 +156,9 @@ class MemoryWatch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         # Making a view reads nothing; what then reads the view is seen by its memory.
-        if self._watching and not getattr(func, "is_view", False):
+        # A model that differentiates in its forward reads weights on the way back, too; that is the layer's own use.
+        node: Any = torch._C._current_autograd_node()
+        if self._watching and node is None and not getattr(func, "is_view", False):
             for tensor in _tensors((*args, *kwargs.values())):
                 for low, high, name in self._ranges.get(storage_pointer(tensor), ()):
                     start, stop = memory_range(tensor)

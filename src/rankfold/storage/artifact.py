@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankfold import methods
+from rankfold._documents import parse_json
 from rankfold._files import check_writable, write_atomic
 from rankfold._grad_mode import trainable
 from rankfold._hashing import tensor_hash
-from rankfold._state import extra_state, load_state_, own_state
+from rankfold._state import buffer_owners, extra_state, load_state_, own_state, register_late_buffers_
 from rankfold._turns import in_turn
 from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldError, RankfoldWarning
 from rankfold.inventory.wrappers import unwrap
@@ -34,6 +35,7 @@ PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "model.safetensors"
 _FORMAT = "rankfold"
 _VERSION = 1
+_LATE = "If the network builds layers in its first forward pass, run the new instance once before loading."
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -79,6 +81,7 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
         "plan_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "tensors_sha256": tensor_hash(_with_aliases(tensors, aliases)),
         "aliases": json.dumps(aliases),
+        "buffers": json.dumps(buffer_owners(model)),
         **write_architecture(model),
     }
 
@@ -160,15 +163,19 @@ def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> nn
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptArtifact(f"{str(path / PLAN_FILE)!r} cannot be read: {error}.") from error
     plan = Plan.from_json(text, source=str(path / PLAN_FILE))
-    tensors, recorded = _read_tensors(path / WEIGHTS_FILE, text)
+    tensors, recorded, owners = _read_tensors(path / WEIGHTS_FILE, text)
     plan, tensors, recorded = _strip_prefixes(plan, tensors, recorded, model)
     original = unwrap(model)
     # Before the weights are loaded: the layers that are not factored decide as those of the original do.
     proof = None if example_input is None else Proof(original, plan.factored, example_input)
     suspects: list[str] | None = None if proof is None else []
-    new = rebuild(copy_model(original), plan, original=original, suspects=suspects)
+    try:
+        new = rebuild(copy_model(original), plan, original=original, suspects=suspects)
+    except PlanMismatch as error:
+        raise PlanMismatch(f"{error}\n{_LATE}") from error
     if proof is not None:
         proof.check(new, suspects or ())
+    register_late_buffers_(new, tensors, owners)
     _load_tensors(new, tensors, path / WEIGHTS_FILE)
     check_architecture(new, recorded)
     return new
@@ -191,8 +198,8 @@ def rebuild(
     return remember_plan(replace_layers(model, layers, modules, original=original, suspects=suspects), plan)
 
 
-def _read_tensors(file: Path, plan_text: str) -> tuple[dict[str, Tensor], dict[str, Settings]]:
-    """Return the tensors of an artefact and what it records of the architecture."""
+def _read_tensors(file: Path, plan_text: str) -> tuple[dict[str, Tensor], dict[str, Settings], dict[str, str]]:
+    """Return the tensors of an artefact, what it records of the architecture, and the owners of its buffers."""
     if not file.is_file():
         raise CorruptArtifact(f"the artefact has no {file.name}; it is incomplete.")
     try:
@@ -221,7 +228,10 @@ def _read_tensors(file: Path, plan_text: str) -> tuple[dict[str, Tensor], dict[s
         raise CorruptArtifact(
             f"{str(file)!r} is damaged: its checksum does not match. Copy or save the artefact again."
         )
-    return tensors, read_architecture(metadata, str(file))
+    owners = parse_json(metadata.get("buffers", "{}"), source=f"the record of the buffers in {str(file)!r}")
+    if not isinstance(owners, dict) or not all(isinstance(value, str) for value in owners.values()):
+        raise CorruptArtifact(f"{str(file)!r} is damaged: its record of the buffers is malformed.")
+    return tensors, read_architecture(metadata, str(file)), owners
 
 
 def check_orders(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -271,7 +281,7 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> N
         shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise PlanMismatch(  # the file itself is sound: its checksum has been compared
             f"{str(file)!r} does not fit the model that its plan describes:\n  " + "\n  ".join(shown) + "\n"
-            "Load it into a fresh instance of the architecture that was compressed."
+            f"Load it into a fresh instance of the architecture that was compressed. {_LATE}"
         )
     check_orders(model, tensors, str(file))
     differing = {f"{tensors[n].dtype} -> {t.dtype}" for n, t in expected.items() if tensors[n].dtype != t.dtype}

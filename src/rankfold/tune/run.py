@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankfold._batches import ordinary, split_batch, tensors_of, to_device
 from rankfold._progress import track
-from rankfold._state import extra_state, load_state_, own_state
+from rankfold._state import buffer_owners, extra_state, load_state_, own_state, register_late_buffers_
 from rankfold._turns import resting
 from rankfold.errors import DataError, MetricError, ModelError, RankfoldError, RankfoldWarning
-from rankfold.inventory import evaluating
+from rankfold.inventory import KeptState, evaluating, holds_graph
 from rankfold.tune import checkpoint
 from rankfold.tune.config import TERMS, FineTune
 from rankfold.tune.feed import Feed, Share, digest, require_batches
@@ -82,6 +82,7 @@ class Run:
         self.accelerator, self.feed, self.has_teacher = accelerator, feed, teacher is not None
         self.main = accelerator.is_main_process
         self.state, self.started = State(), False
+        self.kept, self.stateful = KeptState(model, buffers=False), None
         self.total = self._total_steps()
         self.file: Path | None = None
         self.identity: dict[str, Any] = {}
@@ -147,6 +148,7 @@ class Run:
     def _epoch(self, replay: str | None) -> None:
         state, config = self.state, self.config
         self._train_mode()
+        self.kept = KeptState(self.model, buffers=False)
         start, before, done = time.monotonic(), state.seconds, state.batch
         with closing(self.feed.epoch(state.epoch)) as shares:
             for position, share in enumerate(self._tracked(shares)):
@@ -201,6 +203,10 @@ class Run:
                 accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
+        if self.stateful is None:
+            self.stateful = holds_graph(self.model)
+        if self.stateful:  # recurrent state of one batch: the next could not go back through its graph
+            self.kept.reset()
         self.started = True
         state.loss += numbers[0] * share.total
         for name, value in zip(TERMS, numbers[1:], strict=True):
@@ -353,6 +359,7 @@ class Run:
                 "probe": self.probe,
                 "state": asdict(self.state),
                 "model": own_state(self.model) | extra_state(self.model),
+                "buffers": buffer_owners(self.model),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "replay": digest(share.batch) if share is not None else "",
@@ -374,6 +381,7 @@ class Run:
             raise found
         if found is None:
             return None
+        register_late_buffers_(self.model, found["model"], found.get("buffers", {}))
         load_state_(self.model, found["model"])
         self.optimizer.load_state_dict(found["optimizer"])
         if self.accelerator.scaler is not None and found["scaler"]:
