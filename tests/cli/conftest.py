@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 
 from rankfold.cli import app
 
+# Before click 8.2, which the oldest typer is installed with, the two streams were one unless told otherwise.
+_APART: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
 SMALL = ("--weights", "bundled", "--data", "mnist5k", "--limit-test", "200", "--calibration-images", "64")
 
 
@@ -30,7 +33,8 @@ class Done:
 
 
 def _invoke(*args: str | Path) -> Done:
-    return Done(CliRunner(env={"COLUMNS": "100"}).invoke(app, [str(a) for a in args], prog_name="rankfold"))
+    runner = CliRunner(env={"COLUMNS": "100"}, **_APART)
+    return Done(runner.invoke(app, [str(a) for a in args], prog_name="rankfold"))
 
 
 @pytest.fixture
