@@ -9,6 +9,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rankfold.errors import CorruptArtifact, RankfoldError
@@ -20,6 +21,9 @@ except ImportError:  # a system without POSIX locks: nothing is locked, and noth
 
 LOCK_S = 120.0
 """How long one process waits for another one that writes to the same folder."""
+
+_KEPT = 150
+"""Characters of a file's name in that of its temporary file; a name may have 255 bytes."""
 
 _UNUSABLE = (OSError, ValueError)
 """What a path raises: ValueError for one with a NUL in it."""
@@ -49,18 +53,16 @@ def write_atomic(path: str | Path, write: Callable[[Path], object], *, sweeping:
     path = Path(path)
     made: list[Path] = []
     try:
+        _refuse_special(path)
         made = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         if sweeping:
-            sweep(path.parent, _prefix(path))
+            sweep(path.parent, path.name)
         return _write(path, write)
-    except _UNUSABLE as error:
+    except BaseException as error:
         _remove_folders(made)
-        if isinstance(error, RankfoldError) or (isinstance(error, ValueError) and "\0" not in str(path)):
-            raise
-        raise _cannot_write(path, error) from error
-    except BaseException:
-        _remove_folders(made)
+        if isinstance(error, OSError) or (isinstance(error, ValueError) and "\0" in str(path)):
+            raise _cannot_write(path, error) from error
         raise
 
 
@@ -84,13 +86,19 @@ def check_writable(folder: str | Path) -> None:
         raise _cannot_write(folder, error) from error
 
 
-def sweep(folder: Path, prefix: str = ".") -> None:
-    """Remove the temporary files that killed processes left in a folder; those of the living are locked and stay."""
+def sweep(folder: Path, *names: str) -> None:
+    """Remove what killed processes left of files that they were writing; temporary files of the living are locked.
+
+    Parameters
+    ----------
+    names : str
+        The files' names; ``*`` and ``?`` are placeholders in names that no user gives.
+    """
     if fcntl is None:
         return
+    patterns = [f".{name[:_KEPT]}.*.tmp" for name in names]
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        stale = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(".tmp")]
-        for path in stale:
+        for path in [entry.path for entry in entries if any(fnmatchcase(entry.name, one) for one in patterns)]:
             with contextlib.suppress(OSError):
                 handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
                 try:
@@ -182,6 +190,12 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a special file")
 
 
+def _refuse_special(path: Path) -> None:
+    """Raise `RankfoldError` if a path is a device, a FIFO or a folder: a rename would put a file in its place."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise RankfoldError(f"cannot write {str(path)!r}: it is {_kind(os.stat(path).st_mode)}. Choose another place.")
+
+
 def _remove_folders(made: list[Path]) -> None:
     for folder in made:  # the deepest first; one that somebody has put something into stays
         with contextlib.suppress(OSError):
@@ -197,7 +211,8 @@ def _write(path: Path, write: Callable[[Path], object]) -> Path:
     temporary, handle = _locked_temporary(path)
     try:
         write(temporary)
-        publish(temporary, path)
+        to_disk(temporary)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
         if handle is not None:
@@ -205,20 +220,19 @@ def _write(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Rename a finished file into place: on the disk before it appears, and as public as any other output."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
+def to_disk(file: Path) -> None:
+    """Make sure that a finished file is on the disk, and as public as any other output."""
+    with open(file, "rb+") as stream:
+        os.fsync(stream.fileno())
     umask = os.umask(0)
     os.umask(umask)
-    temporary.chmod(0o666 & ~umask)  # temporary files are private
-    os.replace(temporary, path)
+    file.chmod(0o666 & ~umask)  # temporary files are private
 
 
 def _locked_temporary(path: Path) -> tuple[Path, int | None]:
     """Return a new temporary file and the handle that keeps it locked."""
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:_KEPT]}.", suffix=".tmp")
         if fcntl is None:
             os.close(handle)
             return Path(name), None
@@ -227,7 +241,3 @@ def _locked_temporary(path: Path) -> tuple[Path, int | None]:
         if Path(name).exists():  # else it was swept before it was locked
             return Path(name), handle
         os.close(handle)
-
-
-def _prefix(path: Path) -> str:
-    return f".{path.name[:150]}."  # a name may have 255 bytes

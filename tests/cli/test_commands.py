@@ -140,7 +140,7 @@ def test_data_without_labels(run: Run, tmp_path: Path) -> None:
     found = run("compress", "lenet5_mnist5k", *options, "--json").document
     (metric,) = found["report"]["metrics"]
     assert (metric["name"], metric["dense"]) == ("agreement", 1.0)
-    assert run("evaluate", tmp_path / "out", "--json").document["value"] == metric["reloaded"]
+    assert run("evaluate", tmp_path / "out", "--trust-source", "--json").document["value"] == metric["reloaded"]
 
 
 def test_artefact_remembers_its_source(artifact: Path) -> None:
@@ -155,7 +155,8 @@ def test_paths_are_remembered_absolute(run: Run, tmp_path: Path, monkeypatch: py
     options = ("--weights", "dense.safetensors", "--input-size", "1,1,28,28", "-b", "params/2", "--out", "out")
     run("compress", "nets.py:make", *options)
     monkeypatch.chdir("/")
-    found = run("evaluate", tmp_path / "out", "--data", "mnist5k", "--limit-test", "50", "--agreement", "--json")
+    options = ("--data", "mnist5k", "--limit-test", "50", "--agreement", "--trust-source", "--json")
+    found = run("evaluate", tmp_path / "out", *options)
     assert found.document["value"] > 0
     source = Source.load(tmp_path / "out")
     assert source is not None

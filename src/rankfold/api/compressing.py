@@ -33,8 +33,7 @@ from rankfold.records import ACCURACY, Budget, Cost, Inventory, Plan
 from rankfold.records.display import Shown, show
 from rankfold.records.layer import LARGE_REST
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
-from rankfold.storage import save
-from rankfold.storage.artifact import check_output
+from rankfold.storage import check_output, save_described
 from rankfold.storage.state import check_state
 from rankfold.surgery import Proof, factored_layers, plan_of
 from rankfold.tune import FineTune, TuneResult, finetune_
@@ -246,8 +245,9 @@ def compress(
     small, disk_bytes = reloaded(small, model, example_input)
     rest = stored_inventory(inspect(small, example_input), storage)
     check_kept(bounds, rest.total, inventory.total)
+    identity = ""
     if output is not None:
-        save(small, output)
+        identity = save_described(small, output)
     clock.lap("save and load")
     if evaluate is not None:
         values["reloaded"] = measure(small, evaluate)
@@ -273,8 +273,7 @@ def compress(
         budget=bounds,
     )
     if output is not None:
-        report.save(Path(output) / "report.html")
-        report.save(Path(output) / "report.json")
+        report = report.attach(output, identity)
     return Result(model=small, plan=plan, report=report, tuned=tuned)
 
 

@@ -30,7 +30,7 @@ from rankfold.methods import chosen_blueprint
 from rankfold.records import RESOURCES, Bound, Budget, CandidateTable, Cost, Inventory, Plan
 from rankfold.reporting import MetricValue
 from rankfold.reporting.sweep import Sweep, SweepPoint
-from rankfold.storage.artifact import check_output
+from rankfold.storage import check_output
 from rankfold.storage.state import check_state
 from rankfold.surgery import Proof
 

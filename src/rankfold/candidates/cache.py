@@ -15,6 +15,8 @@ from rankfold._hashing import json_hash
 from rankfold.errors import CorruptArtifact
 
 _VERSION = 1
+_DIGITS = 32
+"""Of a key's hash, which is the name of its file."""
 
 
 class Cache:
@@ -34,7 +36,7 @@ class Cache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         check_writable(self.folder)
-        sweep(self.folder)
+        sweep(self.folder, f"{'?' * _DIGITS}.json")
 
     def get(self, key: Mapping[str, Any], count: int) -> list[float] | None:
         """Return the numbers stored under a key; None if there are none, or the file is not ours or damaged."""
@@ -58,7 +60,7 @@ class Cache:
         write_text(self._file(key), text, sweeping=False)
 
     def _file(self, key: Mapping[str, Any]) -> Path:
-        return self.folder / f"{json_hash(dict(key))[:32]}.json"
+        return self.folder / f"{json_hash(dict(key))[:_DIGITS]}.json"
 
 
 def _plain(key: Mapping[str, Any]) -> Any:

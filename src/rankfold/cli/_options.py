@@ -37,6 +37,11 @@ Classes = Annotated[
                  rich_help_panel=_SOURCE),
 ]  # fmt: skip
 Data = Annotated[str | None, typer.Option("--data", help=DATA_HELP, metavar="SPEC", rich_help_panel=_SOURCE)]
+TrustSource = Annotated[
+    bool,
+    typer.Option("--trust-source", help="Run the Python code (factories) that the artefact's source.json names.",
+                 rich_help_panel=_SOURCE),
+]  # fmt: skip
 InputSize = Annotated[
     str | None,
     typer.Option("--input-size", help="Shape of an input, batch included, such as 1,3,224,224.", metavar="SIZES",

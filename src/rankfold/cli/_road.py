@@ -20,7 +20,7 @@ from rankfold.evaluation import metric_name
 from rankfold.methods import chosen_blueprint
 from rankfold.records import Budget, Inventory, Plan
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
-from rankfold.storage.artifact import PLAN_FILE
+from rankfold.storage import save_described
 
 Metric = Callable[[nn.Module], float]
 
@@ -75,10 +75,7 @@ def finish(done: Finished, source: Source, folder: Path) -> Report:
     budget = None if done.plan.provenance.budget is None else Budget.parse(done.plan.provenance.budget)
     if budget is not None and not budget.exceeded(plan_cost(inventory, done.plan), inventory.total):
         check_kept(budget, after, inventory.total)  # an edited plan may exceed its budget, and says so in the report
-    # A folder that holds a plan is one that `save` knows for its own, a checkpoint in it or not.
-    done.plan.save(folder / PLAN_FILE)
-    rf.save(loaded, folder, plan=done.plan)
-    source.save(folder)
+    identity = save_described(loaded, folder, plan=done.plan, describe=source.texts)
     metrics: list[MetricValue] = []
     if done.metric is not None:
         higher = bool(getattr(done.metric, "higher_is_better", True))
@@ -97,9 +94,7 @@ def finish(done: Finished, source: Source, folder: Path) -> Report:
         model_name=source.model,
         timings=done.timings,
     )
-    report.save(folder / "report.html")
-    report.save(folder / "report.json")
-    return report
+    return report.attach(folder, identity)
 
 
 def predict(inventory: Inventory, plan: Plan, name: str) -> Report:

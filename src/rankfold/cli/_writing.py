@@ -11,10 +11,7 @@ from rankfold._files import check_writable
 from rankfold.cli._session import Output
 from rankfold.errors import ConfigError, RankfoldError
 from rankfold.reporting import Report
-from rankfold.storage.artifact import PLAN_FILE
-
-LEFT_OVER = {"finetune.pt", "source.json"}
-"""Files of a run that was killed before its artefact was written."""
+from rankfold.storage.folder import PLAN_FILE, check_output
 
 
 def check_folder(path: str) -> Path:
@@ -23,16 +20,13 @@ def check_folder(path: str) -> Path:
     Raises
     ------
     RankfoldError
-        If it is a file, holds other files, or cannot be written to. Nothing is left behind.
+        If it is a file, holds other files or a damaged artefact, or cannot be written to. Nothing is written.
     """
     folder = Path(path).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise RankfoldError(f"--out {path!r} is a file. Give a folder.")
-    if folder.is_dir() and not (folder / PLAN_FILE).exists():
-        other = sorted(f.name for f in folder.iterdir() if f.name not in LEFT_OVER and not f.name.endswith(".tmp"))
-        if other:
-            raise RankfoldError(f"--out {path!r} holds other files ({other[0]!r}). Give an empty or new folder.")
-    check_writable(folder)
+    try:
+        check_output(folder)
+    except RankfoldError as error:
+        raise RankfoldError(f"--out: {error}") from error
     return folder
 
 

@@ -23,6 +23,7 @@ Repeats = Annotated[int, typer.Option("--repeats", help="Measured runs of each m
 def bench(
     artifact: o.Artifact,
     model: o.ModelOption = None,
+    trust_source: o.TrustSource = False,
     batch_size: BenchBatch = 1,
     threads: Threads = None,
     repeats: Repeats = 50,
@@ -46,7 +47,10 @@ def bench(
     from rankfold.reporting.words import milliseconds
 
     with session(as_json=as_json, quiet=quiet) as printer:
-        source = artifact_source(artifact, model=model, num_classes=num_classes, input_size=input_size, data=data)
+        source = artifact_source(
+            artifact, model=model, num_classes=num_classes, input_size=input_size, data=data,
+            trust=trust_source, reads_data=input_size is None,
+        )  # fmt: skip
         place = pick_device(device)
         check_name(source)
         example = open_example(source, open_test(source) if input_size is None else None)

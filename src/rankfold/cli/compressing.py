@@ -110,5 +110,5 @@ def compress(
             name=model,
             **planning,
         )
-        source.save(folder)
+        source.attach(folder, result.report.artifact)
         close(printer, "compress", result.report, artifact_files(folder))

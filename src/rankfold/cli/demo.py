@@ -63,7 +63,7 @@ def demo(out: DemoOut = "rankfold-demo", seed: o.Seed = 0, as_json: o.Json = Fal
             name="LeNet-5",
             seed=seed,
         )
-        source.save(folder)
+        source.attach(folder, result.report.artifact)
         close(printer, "demo", result.report, artifact_files(folder))
         printer.say()
         printer.say("Next:")

@@ -35,6 +35,7 @@ def evaluate(
     model: o.ModelOption = None,
     weights: o.Weights = None,
     data: o.Data = None,
+    trust_source: o.TrustSource = False,
     top: TopK = 1,
     with_original: Agreement = False,
     num_classes: o.Classes = None,
@@ -47,8 +48,8 @@ def evaluate(
 ) -> None:
     """Measure a compressed model, or a dense one, on the test images.
 
-    An artefact remembers its network and its data, so its folder is all that is needed; options go before what it
-    remembers.
+    An artefact remembers its network and its data, so its folder is all that is needed; options take precedence over
+    what it remembers. Python code that it names is not run unless you name it again or pass --trust-source.
     """
     import rankfold as rf
     from rankfold.cli._loading import check_name, open_data, open_model, pick_device, pick_metric, warn_untrained
@@ -66,7 +67,10 @@ def evaluate(
         }  # fmt: skip
         if not artifact and model is not None:
             raise ConfigError(f"--model goes with an artefact, but there is no folder {target!r}.")
-        source = artifact_source(target, model=model, **options) if artifact else source_of(target, **options)
+        if artifact:
+            source = artifact_source(target, model=model, trust=trust_source, **options)
+        else:
+            source = source_of(target, **options)
         place = pick_device(device)
         check_name(source)
         if not artifact:

@@ -165,7 +165,7 @@ def sweep(
         if models is not None:
             for point in found.points:
                 if point.folder is not None:
-                    source.save(point.folder)
+                    source.attach(point.folder)
             printer.say(f"models: {models}")
         for file in files:
             found.save(file)

@@ -28,6 +28,7 @@ def finetune(
     model: o.ModelOption = None,
     weights: o.Weights = None,
     data: o.Data = None,
+    trust_source: o.TrustSource = False,
     epochs: Epochs = 5,
     loss: o.Loss = "auto",
     lr: o.Lr = None,
@@ -76,7 +77,7 @@ def finetune(
         start = time.perf_counter()
         source = artifact_source(
             artifact, model=model, weights=weights, num_classes=num_classes, data=data, input_size=input_size,
-            batch_size=batch_size, limit_test=limit_test,
+            batch_size=batch_size, limit_test=limit_test, trust=trust_source,
         )  # fmt: skip
         if Path(out).expanduser().resolve() == Path(artifact).expanduser().resolve():
             raise ConfigError(f"--out {out!r} is the artefact itself, which is kept as it is. Give another folder.")

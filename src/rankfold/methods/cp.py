@@ -51,7 +51,7 @@ class CPConfig:
             is_number(self.target) and 0 <= self.target < 1, "target", self.target, "a relative error, 0 <= target < 1"
         )
         require(is_number(self.norm_limit) and self.norm_limit >= 1, "norm_limit", self.norm_limit, "a number >= 1")
-        require(is_integer(self.starts) and self.starts >= 1, "starts", self.starts, "an integer >= 1")
+        require(is_integer(self.starts) and 1 <= self.starts <= 100, "starts", self.starts, "an integer in 1..100")
 
     @property
     def effort(self) -> Effort:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -260,7 +261,7 @@ class Plan(Shown):
     def load(cls, path: str | Path) -> Plan:
         """Read a plan from a JSON file, or from an artefact folder that holds a ``plan.json``."""
         path = Path(path)
-        file = path / "plan.json" if path.is_dir() else path
+        file = path / "plan.json" if os.path.isdir(path) else path
         hint = "Give a file that Plan.save wrote, or an artefact's folder."
         text = read_text(file, kind="plan", hint=hint)
         return cls.from_json(text, source=str(file))

@@ -202,6 +202,8 @@ class ReportRecord:
         Wall-clock seconds by stage.
     created : str
         Date and time (UTC, ISO 8601).
+    artifact : str or None
+        Checksum of the artefact that the report describes, if it was written next to one.
     """
 
     coverage: str
@@ -221,6 +223,7 @@ class ReportRecord:
     history: tuple[EpochRow, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     created: str = ""
+    artifact: str | None = None
 
     @property
     def factored(self) -> tuple[LayerRow, ...]:

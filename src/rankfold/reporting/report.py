@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankfold._documents import json_text, parse_document, read_text, write_by_suffix
+from rankfold.errors import CorruptArtifact
 from rankfold.records.display import Shown
 from rankfold.reporting.codec import decode, encode
 from rankfold.reporting.html import to_html
 from rankfold.reporting.markdown import to_markdown
 from rankfold.reporting.record import ReportRecord
 from rankfold.reporting.terminal import print_report
+from rankfold.storage import artifact_identity, attach, beside_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,10 +89,28 @@ class Report(Shown, ReportRecord):
         Raises
         ------
         CorruptArtifact
-            If there is no such file, or it cannot be read.
+            If there is no such file, it cannot be read, or it describes another artefact than the folder's.
         """
         path = Path(path)
-        file = path / "report.json" if path.is_dir() else path
+        folder = os.path.isdir(path)
+        file = beside_file(path, "report.json") if folder else path
         hint = "Give an artefact's folder or its report.json."
         text = read_text(file, kind="report", hint=hint)
-        return cls.from_json(text, source=str(file))
+        report = cls.from_json(text, source=str(file))
+        if folder and report.artifact not in (None, artifact_identity(path) or report.artifact):
+            raise CorruptArtifact(
+                f"{str(file)!r} describes an artefact that is no longer there. Run the command that wrote it again."
+            )
+        return report
+
+    def attach(self, folder: str | Path, artifact: str) -> Report:
+        """Write ``report.html`` and ``report.json`` next to the artefact with this checksum, and return the report.
+
+        Raises
+        ------
+        RankfoldError
+            If another artefact has taken its place, or the folder cannot be written to.
+        """
+        report = replace(self, artifact=artifact)
+        attach(Path(folder), artifact, {"report.html": report.to_html(), "report.json": report.to_json()})
+        return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -11,30 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankfold import methods
-from rankfold._documents import parse_json
-from rankfold._files import check_writable, write_atomic
 from rankfold._grad_mode import trainable
-from rankfold._hashing import tensor_hash
 from rankfold._state import buffer_owners, extra_state, load_state_, own_state, register_late_buffers_
 from rankfold._turns import in_turn
-from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldError, RankfoldWarning
+from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldWarning
 from rankfold.inventory.wrappers import unwrap
 from rankfold.records import Plan
 from rankfold.storage.architecture import Settings, check_architecture, read_architecture, write_architecture
+from rankfold.storage.folder import PLAN_FILE, Describe, check_output, find, replace_artifact
 from rankfold.storage.state import stored_state
+from rankfold.storage.weights import Weights, weights_metadata
 from rankfold.surgery import Proof, build, check_plan, copy_model, plan_of
 from rankfold.surgery.apply import remember_plan, replace_layers
 from rankfold.surgery.gauged import Gauged
 
-PLAN_FILE = "plan.json"
-WEIGHTS_FILE = "model.safetensors"
-_FORMAT = "rankfold"
-_VERSION = 1
+_SLACK, _MOST_BYTES = 16 * 2**20, 64  # factors in float64 may be several times as many as the layer's weights
 _LATE = "If the network builds layers in its first forward pass, run the new instance once before loading."
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -67,53 +60,29 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
     Notes
     -----
     ``plan.json`` is the plan; ``model.safetensors`` holds every parameter and persistent buffer once (tied ones are
-    recorded as aliases), a checksum of its tensors and the checksum of the plan it belongs to.
+    recorded as aliases), a checksum of its tensors and the checksum of the plan it belongs to. Both are replaced in one
+    step: a process that is killed leaves the old or the new artefact whole, processes that save to one folder wait for
+    each other, and `load` can read meanwhile (`rankfold.storage.folder` says how). ``source.json``, ``report.json`` and
+    ``report.html`` of rankfold's that describe another artefact are removed.
     """
+    save_described(model, path, plan=plan)
+    return Path(path)
+
+
+@in_turn
+def save_described(
+    model: nn.Module, path: str | Path, *, plan: Plan | None = None, describe: Describe | None = None
+) -> str:
+    """Save as `save` does, together with files that describe the artefact, and return its checksum."""
     path = Path(path)
     model = unwrap(model)
     plan = plan_of(model) if plan is None else plan
     check_output(path)
     tensors, aliases = stored_state(model)
     text = plan.to_json()
-    metadata = {
-        "format": _FORMAT,
-        "version": str(_VERSION),
-        "plan_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "tensors_sha256": tensor_hash(_with_aliases(tensors, aliases)),
-        "aliases": json.dumps(aliases),
-        "buffers": json.dumps(buffer_owners(model)),
-        **write_architecture(model),
-    }
-
-    def write_weights(temporary: Path) -> None:
-        try:
-            save_file(tensors, str(temporary), metadata=metadata)
-        except SafetensorError as error:  # its way to report that a disk is full
-            raise OSError(str(error)) from error
-
-    def write_plan(temporary: Path) -> None:
-        # The weights take their place when the plan is on the disk already: an artefact that is there stays whole.
-        temporary.write_text(text, encoding="utf-8")
-        write_atomic(path / WEIGHTS_FILE, write_weights)
-
-    write_atomic(path / PLAN_FILE, write_plan)
-    return path
-
-
-def check_output(path: str | Path) -> None:
-    """Raise `RankfoldError` unless an artefact can be saved to a folder; nothing is written."""
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise RankfoldError(f"cannot save to {str(path)!r}: it is a file. Give a folder.")
-    check_writable(path)
-    if not path.is_dir() or all(file.name.startswith(".") for file in path.iterdir()):
-        return
-    if not (path / PLAN_FILE).exists():
-        raise RankfoldError(f"cannot save to {str(path)!r}: the folder holds other files. Give an empty or new folder.")
-    try:
-        Plan.load(path)
-    except CorruptArtifact as error:
-        raise RankfoldError(f"cannot save to {str(path)!r}: {error} Give an empty or new folder.") from error
+    more = {"buffers": json.dumps(buffer_owners(model)), **write_architecture(model)}
+    metadata = weights_metadata(tensors, aliases, text, more)
+    return replace_artifact(path, text, tensors, metadata, describe)
 
 
 @in_turn
@@ -152,18 +121,11 @@ def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> nn
             raise ModelError(
                 f"{name!r} of the model is on the meta device. Build the model on the CPU or an accelerator."
             )
-    if not path.is_dir():
-        raise CorruptArtifact(
-            f"there is no artefact folder at {str(path)!r}. Give a folder that `rankfold compress` or rf.save wrote."
-        )
-    try:
-        text = (path / PLAN_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise CorruptArtifact(f"{str(path)!r} is no rankfold artefact: it has no {PLAN_FILE}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptArtifact(f"{str(path / PLAN_FILE)!r} cannot be read: {error}.") from error
+    text, weights = find(path)
     plan = Plan.from_json(text, source=str(path / PLAN_FILE))
-    tensors, recorded, owners = _read_tensors(path / WEIGHTS_FILE, text)
+    _check_size(weights, model)
+    tensors, recorded = weights.tensors(), read_architecture(weights.metadata, str(weights.file))
+    owners = weights.buffer_owners()
     plan, tensors, recorded = _strip_prefixes(plan, tensors, recorded, model)
     original = unwrap(model)
     # Before the weights are loaded: the layers that are not factored decide as those of the original do.
@@ -176,7 +138,7 @@ def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> nn
     if proof is not None:
         proof.check(new, suspects or ())
     register_late_buffers_(new, tensors, owners)
-    _load_tensors(new, tensors, path / WEIGHTS_FILE)
+    _load_tensors(new, tensors, weights.file)
     check_architecture(new, recorded)
     return new
 
@@ -198,40 +160,15 @@ def rebuild(
     return remember_plan(replace_layers(model, layers, modules, original=original, suspects=suspects), plan)
 
 
-def _read_tensors(file: Path, plan_text: str) -> tuple[dict[str, Tensor], dict[str, Settings], dict[str, str]]:
-    """Return the tensors of an artefact, what it records of the architecture, and the owners of its buffers."""
-    if not file.is_file():
-        raise CorruptArtifact(f"the artefact has no {file.name}; it is incomplete.")
-    try:
-        with safe_open(str(file), framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise CorruptArtifact(f"{str(file)!r} was not written by rankfold.save.")
-            if not metadata.get("version", "").isdigit() or int(metadata["version"]) > _VERSION:
-                raise CorruptArtifact(
-                    f"{str(file)!r} has version {metadata.get('version')!r}; this rankfold reads up to {_VERSION}. "
-                    "Upgrade rankfold."
-                )
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no iterator
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CorruptArtifact(f"{str(file)!r} is damaged: {error}. Copy or save the artefact again.") from error
-    if metadata.get("plan_sha256") != hashlib.sha256(plan_text.encode()).hexdigest():
-        raise CorruptArtifact(
-            f"{PLAN_FILE} and {WEIGHTS_FILE} in {str(file.parent)!r} do not belong together; was the plan edited? "
-            "An edited plan goes to `apply` with the original model."
+def _check_size(weights: Weights, model: nn.Module) -> None:
+    """Raise `PlanMismatch` for weights that are far too many for a model, before they are read."""
+    elements = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if weights.size > _SLACK + _MOST_BYTES * elements:
+        raise PlanMismatch(
+            f"{str(weights.file)!r} has {weights.size:,} bytes, far more than any compressed form of a model of "
+            f"{elements:,} elements. "
+            "Load it into a fresh instance of the architecture that was compressed."
         )
-    try:
-        tensors = _with_aliases(tensors, json.loads(metadata.get("aliases", "{}")))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CorruptArtifact(f"{str(file)!r} is damaged: {error}. Copy or save the artefact again.") from error
-    if metadata.get("tensors_sha256") != tensor_hash(tensors):
-        raise CorruptArtifact(
-            f"{str(file)!r} is damaged: its checksum does not match. Copy or save the artefact again."
-        )
-    owners = parse_json(metadata.get("buffers", "{}"), source=f"the record of the buffers in {str(file)!r}")
-    if not isinstance(owners, dict) or not all(isinstance(value, str) for value in owners.values()):
-        raise CorruptArtifact(f"{str(file)!r} is damaged: its record of the buffers is malformed.")
-    return tensors, read_architecture(metadata, str(file)), owners
 
 
 def check_orders(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -242,10 +179,6 @@ def check_orders(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             raise CorruptArtifact(
                 f"{source!r} is damaged: {name!r} does not name every channel once. Copy or save the artefact again."
             )
-
-
-def _with_aliases(tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    return {**tensors, **{name: tensors[source] for name, source in aliases.items()}}
 
 
 def _strip_prefixes(
@@ -284,6 +217,12 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> N
             f"Load it into a fresh instance of the architecture that was compressed. {_LATE}"
         )
     check_orders(model, tensors, str(file))
+    for name, tensor in expected.items():
+        if not torch.can_cast(tensors[name].dtype, tensor.dtype):
+            raise PlanMismatch(
+                f"{name!r} in {str(file)!r} is {tensors[name].dtype}, which cannot become {tensor.dtype}. "
+                "Load it into a fresh instance of the architecture that was compressed."
+            )
     differing = {f"{tensors[n].dtype} -> {t.dtype}" for n, t in expected.items() if tensors[n].dtype != t.dtype}
     if differing:
         warnings.warn(

@@ -76,6 +76,8 @@ def _fault(name: str, tensor: Tensor) -> str | None:
     """Return why a tensor cannot be stored, and what to do; None if it can."""
     if name == _RESERVED:
         return "has a name that the file format reserves. Rename it."
+    if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+        return "has a name with half a surrogate pair, which is not text. Rename it."
     if is_lazy(tensor):
         return "is not initialised. Run the model once before compressing it."
     if type(tensor) not in (Tensor, nn.Parameter):

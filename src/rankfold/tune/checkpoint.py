@@ -55,7 +55,7 @@ def save(file: Path, payload: Mapping[str, Any]) -> None:
 
 def sweep(file: Path) -> None:
     """Remove what a killed process left of a checkpoint that it was writing."""
-    _files.sweep(file.parent, f".{file.name}.")
+    _files.sweep(file.parent, file.name)
 
 
 def read(file: Path) -> dict[str, Any] | None:

@@ -129,7 +129,7 @@ def data(
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=workers, generator=generator)
 
 
-_KINDS = ("mnist5k", "cifar10", "imagefolder", "npz")
+KINDS = ("mnist5k", "cifar10", "imagefolder", "npz")
 
 
 def _dataset(
@@ -139,7 +139,7 @@ def _dataset(
     prepare: Preparation,
     image_size: tuple[int, int] | None,
 ) -> Dataset[Sample]:
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise UnknownNameError("data set", kind, DATA_SPECS)
     if kind == "mnist5k":
         if path:
@@ -155,7 +155,7 @@ def _dataset(
 
 
 def _names_factory(spec: str, kind: str) -> bool:
-    if kind in _KINDS or not is_factory(spec):
+    if kind in KINDS or not is_factory(spec):
         return False
     # "cifar100:folder" looks like a factory of a module "cifar100", too.
     return not kind.isidentifier() or module_exists(kind)
