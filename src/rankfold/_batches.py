@@ -323,7 +323,7 @@ def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:
     Raises
     ------
     DataError
-        If there is no batch at all, or the object cannot be iterated over.
+        If there is no batch at all, the object cannot be iterated over, or a worker process of a DataLoader died.
     """
     if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
         raise DataError(
@@ -331,9 +331,17 @@ def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:
             f"Got {type(batches).__name__} instead; put a single batch into a list."
         )
     empty = True
-    for batch in batches:
-        empty = False
-        yield batch
+    try:
+        for batch in batches:
+            empty = False
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise DataError(
+            f"a worker process of the {purpose} data's loader died or hung: {error}. It may have run out of memory or "
+            "been killed. Use fewer workers, or num_workers=0 to see its error."
+        ) from error
     if empty:
         raise DataError(
             f"{purpose} data is empty: there was no batch. Was the iterator used up before, or is "

@@ -16,6 +16,9 @@ from rankfold.zoo.external import build_external
 from rankfold.zoo.factories import call_factory, is_factory, load_factory
 from rankfold.zoo.weight_files import load_weights
 
+MOST_CLASSES = 10**6
+"""Of a network of the zoo; more than any data set has."""
+
 
 def create(
     name: str,
@@ -58,8 +61,8 @@ def create(
         If torchvision or timm is needed and not installed.
     """
     info = entry(name)
-    if num_classes is not None and num_classes < 1:
-        raise ConfigError(f"num_classes must be at least 1. Got {num_classes} instead.")
+    if num_classes is not None and not 1 <= num_classes <= MOST_CLASSES:
+        raise ConfigError(f"num_classes must be at least 1 and at most {MOST_CLASSES:,}. Got {num_classes} instead.")
     # With weights the random ones do not matter, and need not advance the global generator.
     fixed = seed if seed is not None else (0 if weights is not None else None)
     if is_factory(name):

@@ -64,8 +64,14 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         If the file is truncated, holds pickled objects or no state dict.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
+    if not os.path.isfile(file):
+        what = (
+            "is a folder"
+            if os.path.isdir(file)
+            else "is not a regular file"
+            if os.path.exists(file)
+            else "does not exist"
+        )
         raise RankfoldError(f"the weights file {str(file)!r} {what}. Give a .safetensors or .pt file.")
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
