@@ -74,6 +74,7 @@ def test_compile(method: str) -> None:
 
 def test_export(method: str) -> None:
     small = compressed(method)
+    torch._dynamo.reset()  # torch 2.6 counts the models that went before as compilations of one function
     program = torch.export.export(small, (X,))
     assert torch.allclose(program.module()(X), small(X), atol=1e-6)
 

@@ -214,7 +214,9 @@ def test_onnx(tmp_path: Path) -> None:
     import onnxruntime
 
     small = by_hand(True)
-    program = torch.onnx.export(small, (X,), dynamo=True, verbose=False, dynamic_shapes=({0: "batch"},))
+    program = torch.onnx.export(
+        small, (X,), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
     assert program is not None
     program.save(str(tmp_path / "small.onnx"))
     tensors = onnx.load(str(tmp_path / "small.onnx")).graph.initializer
