@@ -72,3 +72,22 @@ def test_factors_and_bias_train_as_weight_and_bias_did(weight: bool, bias: bool,
     flags = {n: p.requires_grad for n, p in rf.apply(net, plan).get_submodule("0").named_parameters()}
     assert len(flags) >= 3
     assert flags == {name: bias if name.endswith("bias") else weight for name in flags}
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.parametrizations.orthogonal,
+        nn.utils.spectral_norm,
+    ],
+    ids=["weight_norm", "spectral_norm", "orthogonal", "older spectral_norm"],
+)
+def test_hooks_of_torchs_own_norms_end_in_the_factors(norm: Callable[[nn.Module], nn.Module]) -> None:
+    net = network()
+    norm(net[0])
+    net.eval()
+    x = torch.randn(2, 16)
+    small = rf.apply(net, Plan(layers={"0": Choice(method="svd", ranks=(16,))}))  # warnings are errors
+    torch.testing.assert_close(small(x), net(x), rtol=1e-4, atol=1e-5)

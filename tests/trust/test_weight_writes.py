@@ -221,7 +221,7 @@ def tie(layer: Any) -> None:
     ("change", "error"),
     [
         (tie, TypeError),
-        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), (TypeError, KeyError)),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), ComputedWeightError),
         (lambda layer: parametrize.register_parametrization(layer, "weight", nn.Identity()), ValueError),
         (lambda layer: nn.utils.parametrizations.weight_norm(layer), ValueError),
         (lambda layer: nn.utils.spectral_norm(layer), (KeyError, ValueError)),
@@ -248,3 +248,13 @@ def test_folding_a_batch_norm_still_works() -> None:
         layer.weight = nn.Parameter(layer.weight * scale.view(-1, 1, 1, 1))
         layer.bias = nn.Parameter((layer.bias - norm.running_mean) * scale + norm.bias)
     torch.testing.assert_close(layer(x), want)
+
+
+@pytest.mark.parametrize("other", [lambda w: nn.Parameter(w), lambda w: w.clone(), lambda w: w.detach()])
+def test_a_weight_is_compared_like_any_tensor(other: Callable[[Tensor], Tensor]) -> None:
+    layer = factored()
+    expected = other(layer.dense_weight())
+    torch.testing.assert_close(layer.weight, expected)
+    torch.testing.assert_close(expected, layer.weight)
+    with pytest.raises(AssertionError, match="not close"):
+        torch.testing.assert_close(layer.weight, nn.Parameter(expected.detach() + 1))

@@ -115,7 +115,8 @@ def _on_parameters(module: nn.Module, *, recurse: bool) -> list[str]:
 
 
 def _is_torchs(hook: object) -> bool:
-    return type(getattr(hook, "hook", hook)).__module__.startswith("torch.nn.utils")
+    """Whether a hook, an object or a function, is one of weight norm, spectral norm or pruning."""
+    return str(getattr(getattr(hook, "hook", hook), "__module__", "")).startswith("torch.nn.utils.")
 
 
 def carry_gradient_flags_(old: nn.Module, new: nn.Module) -> None:

