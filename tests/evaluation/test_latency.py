@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankfold.errors import ConfigError
+from rankfold.errors import ConfigError, ModelError
 from rankfold.evaluation import LatencyResult, compare_latency, latency
 
 
@@ -82,3 +82,9 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 def test_no_models() -> None:
     with pytest.raises(ConfigError, match="at least one model"):
         compare_latency({}, torch.zeros(1))
+
+
+def test_a_model_that_fails_is_named() -> None:
+    models = {"good": nn.Linear(3, 3), "bad": nn.Linear(4, 3)}
+    with pytest.raises(ModelError, match="model 'bad' cannot run on the example input, 2x3 float32. It raised Runtime"):
+        compare_latency(models, torch.zeros(2, 3), repeats=1)

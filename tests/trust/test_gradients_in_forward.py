@@ -66,6 +66,50 @@ STEPS: dict[str, Callable[[nn.Module], object]] = {
 }
 
 
+def test_a_metric_runs_other_networks_without_gradients() -> None:
+    """In an evaluation and after an epoch of training, whether or not the model differentiates."""
+    reference = nn.Linear(12, 1)
+    seen: list[bool] = []
+
+    def metric(model: nn.Module) -> float:
+        seen.append(reference(X).requires_grad or not all(p.requires_grad for p in model.parameters()))
+        return float(_first(model(X)).sum())
+
+    net = plain()
+    rf.evaluate(net, metric)
+    small = rf.apply(net, rf.plan(net, X, budget="params<=60%"))
+    rf.finetune(small, rf.FineTune(data=DATA, epochs=1), teacher=net, metric=metric)
+    assert seen == [False, False]
+
+
+@pytest.mark.parametrize("kind", [Potential, Inside])
+def test_a_metric_of_forces(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = kind().eval()
+
+    def metric(model: nn.Module) -> float:
+        return float(_first(model(X)).detach().sum())
+
+    expected = metric(net)
+    assert rf.evaluate(net, metric) == expected
+    small = rf.apply(net, rf.plan(net, X, budget="params<=60%"))
+    tuned = rf.finetune(small, rf.FineTune(data=DATA, epochs=1, distill="mse"), teacher=net, metric=metric)
+    assert tuned.history[0].metric == metric(tuned.model.eval())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no data"), ValueError("x does not require grad")])
+def test_a_metric_that_fails_is_called_once(error: Exception) -> None:
+    calls: list[int] = []
+
+    def metric(model: nn.Module) -> float:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        rf.evaluate(plain(), metric)
+    assert calls == [1]
+
+
 def _first(output: Any) -> Tensor:
     while not isinstance(output, Tensor):
         output = next(iter(output.values())) if isinstance(output, dict) else output[0]

@@ -8,9 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from rankfold._turns import in_turn, resting
+from rankfold._turns import in_turn
 from rankfold.errors import MetricError, ModelError
-from rankfold.inventory import evaluating
+from rankfold.inventory import measure
 
 
 @runtime_checkable
@@ -40,8 +40,8 @@ class Metric(Protocol):
 def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
     """Return the metric's value of the model.
 
-    The metric is called in evaluation mode without gradients (no parameter requires any); afterwards the model and the
-    random states are as before.
+    The metric is called in evaluation mode under ``torch.no_grad``; afterwards the model and the random states are as
+    before. For a model that differentiates in its forward it is called again with gradients on.
 
     Parameters
     ----------
@@ -60,8 +60,7 @@ def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
         raise MetricError(f"the metric must be a callable of a model. Got {metric!r} instead.")
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    with evaluating(model), resting():
-        value = metric(model)
+    value = measure(model, metric)
     try:
         number = float(value)
     except (TypeError, ValueError, RuntimeError) as error:

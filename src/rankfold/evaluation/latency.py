@@ -16,7 +16,8 @@ from rankfold._batches import call_model, copied, detached, model_device, to_dev
 from rankfold._config import require
 from rankfold._progress import track
 from rankfold._turns import in_turn
-from rankfold.inventory import evaluating
+from rankfold.errors import RankfoldError
+from rankfold.inventory import evaluating, example_failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,8 @@ def compare_latency(
     ------
     ConfigError
         If a number is out of range or there is no model.
+    ModelError
+        If a model fails on the example input.
     """
     require(len(models) > 0, "models", list(models), "at least one model by name")
     require(repeats >= 1, "repeats", repeats, "at least 1")
@@ -103,7 +106,12 @@ def compare_latency(
         for i in track(range(warmup + repeats), "measuring latency"):
             turn = i % len(names)
             for name in names[turn:] + names[:turn]:
-                elapsed = _time_ms(models[name], inputs[name])
+                try:
+                    elapsed = _time_ms(models[name], inputs[name])
+                except RankfoldError:
+                    raise
+                except Exception as error:
+                    raise example_failure(f"model {name!r}", example_input, error) from error
                 resets[name]()
                 if i >= warmup:
                     runs[name].append(elapsed)

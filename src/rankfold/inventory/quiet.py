@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold._batches import call_model, copied, detached, model_device, tensors_of, to_device
-from rankfold._turns import turn
+from rankfold._turns import resting, turn
 from rankfold.errors import ModelError, RankfoldError
 from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.state import KeptState
@@ -37,7 +37,9 @@ def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def evaluating(model: nn.Module, *, without: Sequence[nn.Module] = ()) -> Iterator[Callable[[], None]]:
+def evaluating(
+    model: nn.Module, *, without: Sequence[nn.Module] = (), differentiable: bool = True
+) -> Iterator[Callable[[], None]]:
     """Run the block with the model in evaluation mode and without gradients, leaving no trace.
 
     Afterwards the model is as before, in all that a forward pass can change (`KeptState`, training flags,
@@ -54,6 +56,9 @@ def evaluating(model: nn.Module, *, without: Sequence[nn.Module] = ()) -> Iterat
         The model.
     without : sequence of Module
         Modules whose state may change.
+    differentiable : bool
+        Whether the model may differentiate in its forward (`without_gradients`); False is ``torch.no_grad``, which
+        leaves the parameters' flags alone and holds for everything else that runs.
 
     Yields
     ------
@@ -65,7 +70,8 @@ def evaluating(model: nn.Module, *, without: Sequence[nn.Module] = ()) -> Iterat
         for module, _ in modes:
             module.training = False
         state = KeptState(model, without=without)
-        with _saved_random_state(model), without_gradients(state.parameters):
+        off = without_gradients(state.parameters) if differentiable else _no_grad()
+        with _saved_random_state(model), off:
             try:
                 yield state.reset
             finally:
@@ -94,6 +100,29 @@ def without_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
             for parameter, flag in flags:
                 if parameter.requires_grad != flag:
                     parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _no_grad() -> Iterator[None]:
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def measure(model: nn.Module, metric: Callable[[nn.Module], Any]) -> Any:
+    """Return what a metric returns for a model, in evaluation mode and without gradients, leaving no trace.
+
+    The metric runs under ``torch.no_grad``, as other networks that it calls should. If torch says that there was
+    nothing to differentiate, the model does so in its forward (forces from energies), and the metric is called again
+    with gradients on.
+    """
+    try:
+        with evaluating(model, differentiable=False), resting():
+            return metric(model)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with evaluating(model), resting():
+        return metric(model)
 
 
 @contextmanager
@@ -155,12 +184,17 @@ def call_example(model: nn.Module, example_input: Any) -> Any:
     try:
         return detached(call_model(model, copied(detached(on_device_of(model, example_input)))))
     except Exception as error:
-        raise ModelError(
-            f"the model cannot run on the example input, {describe(example_input)}. "
-            f"It raised {type(error).__name__}: {error}\n"
-            "Give an example input that the model takes: a tuple holds positional arguments, a "
-            "dict keyword arguments, anything else is the one argument."
-        ) from error
+        raise example_failure("the model", example_input, error) from error
+
+
+def example_failure(which: str, example_input: Any, error: Exception) -> ModelError:
+    """Return what says that a model failed on an example input."""
+    return ModelError(
+        f"{which} cannot run on the example input, {describe(example_input)}. "
+        f"It raised {type(error).__name__}: {error}\n"
+        "Give an example input that the model takes: a tuple holds positional arguments, a "
+        "dict keyword arguments, anything else is the one argument."
+    )
 
 
 def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False) -> Any:

@@ -79,7 +79,7 @@ def _fault(name: str, tensor: Tensor) -> str | None:
     if not name.isascii() and name != name.encode("utf-8", "replace").decode():
         return "has a name with half a surrogate pair, which is not text. Rename it."
     if is_lazy(tensor):
-        return "is not initialised. Run the model once before compressing it."
+        return "belongs to a lazy module that is not initialised. Run the model once before compressing it."
     if type(tensor) not in (Tensor, nn.Parameter):
         return f"is a {type(tensor).__name__}, which is not stored. Replace it by a plain tensor of its values."
     if tensor.is_meta:

@@ -18,9 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rankfold._batches import ordinary, split_batch, tensors_of, to_device
 from rankfold._progress import track
 from rankfold._state import buffer_owners, extra_state, load_state_, own_state, register_late_buffers_
-from rankfold._turns import resting
 from rankfold.errors import DataError, MetricError, ModelError, RankfoldError, RankfoldWarning
-from rankfold.inventory import KeptState, evaluating, holds_graph
+from rankfold.inventory import KeptState, holds_graph, measure
 from rankfold.tune import checkpoint
 from rankfold.tune.config import TERMS, FineTune
 from rankfold.tune.feed import Feed, Share, digest, require_batches
@@ -320,8 +319,8 @@ class Run:
         config, device = self.config, self.accelerator.device
         name = getattr(self.metric, "name", getattr(self.metric, "__name__", "metric"))
         try:
-            with Stream(device, config.seed, "metric", self.state.epoch), evaluating(self.model), resting():
-                found: Any = self.metric(self.model)
+            with Stream(device, config.seed, "metric", self.state.epoch):
+                found: Any = measure(self.model, self.metric)
         except Exception as error:  # a metric is the user's code
             raise MetricError(
                 f"the metric {name!r} failed after epoch {self.state.epoch + 1} with {type(error).__name__}: {error}\n"
