@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,49 @@ def test_an_order_stays_within_its_groups(tmp_path: Path) -> None:
 
     with pytest.raises(CorruptArtifact, match="does not name every channel once"):
         rf.load(tampered(folder, change), model)
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * nn.Conv2d.forward(self, input)
+
+
+def doubled_instance() -> nn.Module:
+    layer = nn.Conv2d(8, 8, 3, padding=1)
+    layer.forward = types.MethodType(Doubled.forward, layer)  # type: ignore[method-assign]
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("extra", "last"),
+    [
+        (nn.Softmax(1), None),
+        (nn.GELU(), None),
+        (nn.MaxPool2d(2), None),
+        (None, lambda: Doubled(8, 8, 3, padding=1)),
+        (None, doubled_instance),
+    ],
+    ids=["softmax", "gelu", "pool", "own forward", "forward of the instance"],
+)
+def test_what_is_added_to_the_network(
+    extra: nn.Module | None, last: Callable[[], nn.Module] | None, tmp_path: Path
+) -> None:
+    folder = artifact(network(conv()), tmp_path / "a", **{"0": FACTORED})
+    other = network(conv())
+    if last is not None:
+        other[2] = last()
+    if extra is not None:
+        other.append(extra)
+    with pytest.raises(PlanMismatch, match="computes something else"):
+        rf.load(folder, other)
+    passing = network(conv()).append(nn.Dropout(0.5)).append(nn.Identity()).eval()
+    torch.testing.assert_close(rf.load(folder, passing)(X), rf.load(folder, network(conv()))(X))
+
+
+def test_the_activation_of_a_transformer_layer_as_a_module(tmp_path: Path) -> None:
+    def encoder(activation: Any) -> nn.Module:
+        return nn.TransformerEncoderLayer(8, 2, 16, activation=activation, batch_first=True).eval()
+
+    folder = artifact(encoder("relu"), tmp_path / "a", linear1=FACTORED)
+    with pytest.raises(PlanMismatch, match="activation"):
+        rf.load(folder, encoder(nn.GELU()))

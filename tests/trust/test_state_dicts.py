@@ -45,6 +45,11 @@ class TakesNoArguments(Net):
         return super().state_dict()
 
 
+class ReturnsNothing(Net):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return None
+
+
 class Renames(Net):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return {f"net.{k}": v.clone() for k, v in super().state_dict(*args, **kwargs).items()}
@@ -130,7 +135,8 @@ class Derives(Net):
 
 
 MODELS = [
-    Net, Drops, TakesNoArguments, Renames, LoadsLoosely, LoadsNothingElse, Hooked, Halved, HasAPart, KeepsMore, Derives,
+    Net, Drops, TakesNoArguments, ReturnsNothing, Renames, LoadsLoosely, LoadsNothingElse, Hooked, Halved, HasAPart,
+    KeepsMore, Derives,
 ]  # fmt: skip
 
 

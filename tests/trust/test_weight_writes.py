@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize, prune
 
 import rankfold as rf
-from rankfold.errors import ComputedWeightError
+from rankfold.errors import ComputedWeightError, GaugeError
 from rankfold.records import Choice, Plan
 from rankfold.surgery import Factored
 from rankfold.surgery.gauged import Gauged
@@ -258,3 +258,40 @@ def test_a_weight_is_compared_like_any_tensor(other: Callable[[Tensor], Tensor])
     torch.testing.assert_close(expected, layer.weight)
     with pytest.raises(AssertionError, match="not close"):
         torch.testing.assert_close(layer.weight, nn.Parameter(expected.detach() + 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: setattr(layer.weight, "no_decay", True),
+        lambda layer: setattr(layer, "weight", None),
+        lambda layer: setattr(layer, "weight", 3.0),
+    ],
+    ids=["mark", "none", "number"],
+)
+def test_what_would_be_set_on_the_weight_is_refused(change: Callable[[Any], object]) -> None:
+    with pytest.raises(ComputedWeightError, match="layer '0'"):
+        change(factored())
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv", "gauged"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_checkpoint_of_the_dense_model_is_refused(kind: str, strict: bool) -> None:
+    layer = factored(kind)
+    dense = nn.Sequential(KINDS[kind][0]()).state_dict()
+    model = nn.Sequential(layer)
+    with pytest.raises(ComputedWeightError, match="load_state_dict"):
+        model.load_state_dict(dense, strict=strict)
+    own = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    model.load_state_dict(own)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in own.items())
+
+
+@pytest.mark.parametrize("index", [-1, 10**6, None])
+def test_an_order_that_is_none_is_refused(index: int | None) -> None:
+    layer = factored("gauged")
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    name = next(name for name in state if name.endswith("order"))
+    state[name][0] = state[name][1] if index is None else index
+    with pytest.raises(GaugeError, match="every channel once"):
+        layer.load_state_dict(state)

@@ -10,7 +10,14 @@ from torch import nn
 
 from rankfold._documents import parse_json
 from rankfold.errors import CorruptArtifact, PlanMismatch
-from rankfold.inventory.kinds import attention_settings, is_attention, original_class
+from rankfold.inventory.kinds import (
+    attention_settings,
+    conv1d_base,
+    is_attention,
+    original_class,
+    own_forward,
+    stock_base,
+)
 from rankfold.inventory.members import members_of
 from rankfold.surgery import Factored
 from rankfold.surgery.attention import SeparatedAttention
@@ -83,6 +90,13 @@ def check_architecture(model: nn.Module, expected: Mapping[str, Settings]) -> No
     """
     found = architecture(model)
     problems = [p for path, settings in expected.items() for p in _differences(path, settings, found.get(path))]
+    if expected:
+        added = {path: found[path]["type"] for path in found if path not in expected}
+        problems += [
+            f"module {path!r} ({kind}) was not in the saved one"
+            for path, kind in added.items()
+            if kind != nn.Identity.__name__
+        ]
     if problems:
         shown = problems[:_SHOWN] + ([f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])
         raise PlanMismatch(
@@ -116,7 +130,8 @@ def _settings(module: nn.Module) -> Settings | None:
         return {"type": "attention", "settings": attention_settings(module)}
     members = members_of(module, ("",))
     if members:
-        return {"type": "layer", "fingerprint": members[0].info.fingerprint}
+        forward = members[0].info.skip if _has_own_forward(module) else "of torch"
+        return {"type": "layer", "fingerprint": members[0].info.fingerprint, "forward": str(forward)}
     base = _stock_class(module)
     if base is None:
         return None
@@ -133,6 +148,11 @@ def _settings(module: nn.Module) -> Settings | None:
     if callable(function) and not isinstance(function, nn.Module) and hasattr(function, "__name__"):
         settings["activation"] = str(function.__name__)
     return settings
+
+
+def _has_own_forward(layer: nn.Module) -> bool:
+    base = stock_base(layer) or conv1d_base(layer)
+    return base is not None and own_forward(layer, base) is not None
 
 
 def _stock_class(module: nn.Module) -> type[nn.Module] | None:

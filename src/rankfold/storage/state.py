@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,13 +99,15 @@ def _fault(name: str, tensor: Tensor) -> str | None:
 
 def _state_dict(model: nn.Module) -> Mapping[str, Any]:
     """Return the state dict; what its modules alone write into one where it cannot be called as usual."""
-    try:
-        return model.state_dict()
-    except Exception:  # its own signature, or anything else: what the modules hold is stored regardless
-        found: dict[str, Any] = {}
-        for path, module in model.named_modules():
-            module._save_to_state_dict(found, f"{path}." if path else "", False)
-        return found
+    # It may have another signature, raise or return anything: what the modules hold is stored regardless.
+    with contextlib.suppress(Exception):
+        state = model.state_dict()
+        if isinstance(state, Mapping):
+            return state
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        module._save_to_state_dict(found, f"{path}." if path else "", False)
+    return found
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -86,6 +86,8 @@ class ComposedWeight(Tensor, metaclass=_LikeParameters):
         """Set an attribute; ``nn.Parameter(layer.weight)`` marks its copy as a parameter and gets one of its own."""
         if name == "_is_param":
             self.__class__ = nn.Parameter  # pyright: ignore[reportAttributeAccessIssue]
+        elif not (self._derived or name.startswith("_") or hasattr(Tensor, name)):
+            _refuse(self, name)  # a mark such as `no_decay` would be on this one copy
         else:
             super().__setattr__(name, value)
 
@@ -110,6 +112,15 @@ def refuse_computed(value: object, name: str) -> None:
     """Raise `ComputedWeightError` if a value is a composed weight, which is to be registered under a name."""
     if type(value) is ComposedWeight:
         _refuse(value, name)
+
+
+def refuse_write(title: str, name: str) -> None:
+    """Raise `ComputedWeightError` for what would write the weight of a layer."""
+    raise ComputedWeightError(
+        f"{title} is factored: its weight is computed from the factors whenever it is read, so what {name!r} "
+        "writes to it would be lost. Merge adapters, prune, tie or initialise before compressing and plan again; or "
+        "change the factors, which are the parameters of the layer (requires_grad_() of the layer freezes them)."
+    )
 
 
 def _writes(name: str, target: ComposedWeight) -> bool:
@@ -161,8 +172,4 @@ def _shares(a: Tensor, b: Tensor) -> bool:
 
 
 def _refuse(weight: ComposedWeight, name: str) -> None:
-    raise ComputedWeightError(
-        f"{weight._title} is factored: its weight is computed from the factors whenever it is read, so what {name!r} "
-        "writes to it would be lost. Merge adapters, prune, tie or initialise before compressing and plan again; or "
-        "change the factors, which are the parameters of the layer (requires_grad_() of the layer freezes them)."
-    )
+    refuse_write(weight._title, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -25,7 +25,7 @@ from rankfold.records import (
     ReshapeSpec,
     Stage,
 )
-from rankfold.surgery.composed import guarded, refuse_computed
+from rankfold.surgery.composed import guarded, refuse_computed, refuse_write
 from rankfold.surgery.gauged import Gauged, GaugedInput, GaugedOutput
 from rankfold.surgery.gauging import check_gauge, gauge_factors
 from rankfold.surgery.rescaling import output_scales, scale_outputs_, set_bias_
@@ -90,6 +90,8 @@ class Factored(nn.Sequential):
         if name == "weight" and isinstance(value, Tensor):
             value = value.mT if self.info.input_first else value
             scale_outputs_(self._last, output_scales(self.dense_weight(), value, self.info), self.info)
+        elif name == "weight":
+            refuse_write(self.info.title, f"weight = {value!r}")
         elif name == "bias" and (value is None or isinstance(value, nn.Parameter)):
             set_bias_(self._last, value, self.info)
         else:
@@ -99,6 +101,12 @@ class Factored(nn.Sequential):
         """Register a parameter, but not the weight under another name, which is how ``torch.nn.utils.prune`` starts."""
         refuse_computed(param, name)
         super().register_parameter(name, param)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Refuse a checkpoint of the dense model, which ``strict=False`` would skip without a word."""
+        if f"{prefix}weight" in state_dict:
+            refuse_write(self.info.title, f"load_state_dict: {prefix}weight")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def _last(self) -> nn.Module:

@@ -7,6 +7,7 @@ compile, export and quantise like any other module.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rankfold.errors import GaugeError
 from rankfold.factor.gauge import Gauge
 from rankfold.records import ConvSpec, GaugedSpec, LinearSpec, Size
 from rankfold.surgery.composed import guarded
@@ -102,6 +104,13 @@ class Gauged(nn.Module):
             return False
         ours, theirs = (self._by_group(x).sort(1).values for x in (order.to(first.device), first))
         return torch.equal(ours, theirs)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Refuse indices that would fail in forward, or compute something else."""
+        order = state_dict.get(f"{prefix}order")
+        if isinstance(order, Tensor) and order.shape == self.order.shape and not self.is_order(order):
+            raise GaugeError(f"the state dict holds {f'{prefix}order'!r}, which does not name every channel once.")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _by_group(self, order: Tensor) -> Tensor:
         """Return the entries of `order` that belong to each group, ``(groups, size)``."""
