@@ -58,7 +58,7 @@ def evaluating(
         Modules whose state may change.
     differentiable : bool
         Whether the model may differentiate in its forward (`without_gradients`); False is ``torch.no_grad``, which
-        leaves the parameters' flags alone and holds for everything else that runs.
+        also holds for everything else that runs.
 
     Yields
     ------
@@ -70,7 +70,7 @@ def evaluating(
         for module, _ in modes:
             module.training = False
         state = KeptState(model, without=without)
-        off = without_gradients(state.parameters) if differentiable else _no_grad()
+        off = without_gradients(state.parameters) if differentiable else _no_grad(state.parameters)
         with _saved_random_state(model), off:
             try:
                 yield state.reset
@@ -88,24 +88,31 @@ def without_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
     Unlike ``torch.no_grad`` this leaves a model the means to differentiate inside its forward (forces from energies).
     What it returns may then have a graph of its own: detach it.
     """
-    flags = [(p, p.requires_grad) for p in parameters if not is_lazy(p)]
-    made_in_inference = any(p.is_inference() for p, _ in flags)  # of these autograd can keep nothing
-    with torch.inference_mode(False), torch.set_grad_enabled(not made_in_inference):
-        try:
-            for parameter, flag in flags:
-                if flag and parameter.is_leaf and not parameter.is_inference():
-                    parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter, flag in flags:
-                if parameter.requires_grad != flag:
-                    parameter.requires_grad_(flag)
+    parameters = [p for p in parameters if not is_lazy(p)]
+    made_in_inference = any(p.is_inference() for p in parameters)  # of these autograd can keep nothing
+    with torch.inference_mode(False), torch.set_grad_enabled(not made_in_inference), _kept_flags(parameters):
+        for parameter in parameters:
+            if parameter.requires_grad and parameter.is_leaf and not parameter.is_inference():
+                parameter.requires_grad_(False)
+        yield
 
 
 @contextmanager
-def _no_grad() -> Iterator[None]:
-    with torch.inference_mode(False), torch.no_grad():
+def _no_grad(parameters: Iterable[Tensor]) -> Iterator[None]:
+    with torch.inference_mode(False), torch.no_grad(), _kept_flags(parameters):
         yield
+
+
+@contextmanager
+def _kept_flags(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Restore which parameters require gradients."""
+    flags = [(p, p.requires_grad) for p in parameters if not is_lazy(p)]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
 
 
 def measure(model: nn.Module, metric: Callable[[nn.Module], Any]) -> Any:
