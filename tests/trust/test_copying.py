@@ -69,6 +69,7 @@ HELD: dict[str, Callable[[], Any]] = {
     "generator": lambda: (n for n in range(3)),
     "pool": lambda: ThreadPoolExecutor(1),
     "view": lambda: memoryview(b"abc"),
+    "Python module": lambda: io,
 }
 
 

@@ -97,6 +97,29 @@ def test_a_metric_of_forces(kind: type[nn.Module]) -> None:
     assert tuned.history[0].metric == metric(tuned.model.eval())
 
 
+class Functional(Potential):
+    """Differentiates by a transform, in which the layers' inputs cannot be kept."""
+
+    def forward(self, position: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: self.net(x).sum())(position)
+
+
+class Mapped(Potential):
+    def forward(self, position: Tensor) -> Tensor:
+        return torch.func.vmap(self.net)(position)
+
+
+@pytest.mark.filterwarnings("ignore:what the network computes before")
+@pytest.mark.parametrize("kind", [Functional, Mapped])
+def test_layers_inside_of_a_transform_are_named_where_data_is_to_be_taken(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = kind().eval()
+    for data in (DATA[:1], DATA):
+        with pytest.raises(ModelError, match=r"layer 'net\.0' runs inside a transform of torch\.func"):
+            rf.compress(net, X, budget="params<=60%", calibration=data)
+    assert rf.compress(net, X, budget="params<=60%", calibration=DATA, data_aware=False).report.factored
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no data"), ValueError("x does not require grad")])
 def test_a_metric_that_fails_is_called_once(error: Exception) -> None:
     calls: list[int] = []

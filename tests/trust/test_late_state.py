@@ -127,6 +127,49 @@ def test_an_artefact_of_late_layers_loads_onto_an_instance_that_has_run(tmp_path
     assert torch.equal(rf.load(tmp_path / "out", new)(X), result.model(X))
 
 
+def test_an_artefact_of_lazy_modules_asks_for_an_instance_that_has_run(tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(32), nn.ReLU(), nn.Linear(32, 8)).eval()
+
+    net, new = network(), network()
+    with pytest.raises(ModelError, match=r"'0\.weight' of the model belongs to a lazy module"):
+        rf.compress(net, X, budget=BUDGET, output=tmp_path / "out")
+    net(X)
+    result = rf.compress(net, X, budget=BUDGET, output=tmp_path / "out")
+    with pytest.raises(PlanMismatch, match="lazy modules that are not initialised.*run the new instance once"):
+        rf.load(tmp_path / "out", new)
+    new(X)
+    assert torch.equal(rf.load(tmp_path / "out", new)(X), result.model(X))
+
+
+class Membrane(nn.Module):
+    """A buffer that has a row for each sample of the last batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(32, 32), nn.Linear(32, 8)
+        self.register_buffer("charge", torch.zeros(1, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        old = self.charge if len(self.charge) == len(x) else torch.zeros_like(x)
+        self.charge = old * 0.9 + torch.relu(self.a(x)).detach()
+        return self.b(self.charge)
+
+
+def test_a_buffer_of_the_last_batch_loads_onto_an_instance_that_has_had_one(tmp_path: Path) -> None:
+    net, new = Membrane().eval(), Membrane().eval()
+    net(X)
+    charge = net.charge.clone()
+    result = rf.compress(net, X, budget=BUDGET, calibration=[X[:4]], output=tmp_path / "out")
+    assert torch.equal(net.charge, charge)
+    with pytest.raises(PlanMismatch, match=r"(?s)charge has shape.*resizes buffers in its forward pass, run the new"):
+        rf.load(tmp_path / "out", new)
+    new(X)
+    again = rf.load(tmp_path / "out", new)
+    assert torch.equal(again.get_buffer("charge"), charge)
+    assert torch.equal(again(X), result.model(X))
+
+
 class Renormalised(nn.Module):
     def __init__(self, *, decay: float, data: bool) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rankfold.errors import DataError
+from rankfold.errors import DataError, ModelError
 from rankfold.factor.linalg import NO_DOUBLE, double, single_is_whole
 
 # Elements of the vectors that are multiplied at once: what stays in a CPU's caches, and short
@@ -54,7 +54,15 @@ class GramSum:
         ------
         DataError
             If `x` holds NaN or infinity.
+        ModelError
+            If `x` belongs to a transform of torch.func: nothing of it may be kept.
         """
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            raise ModelError(
+                f"layer {self.name!r} runs inside a transform of torch.func (grad, jacrev, vmap), where its input "
+                "cannot be watched. Exclude the layer, give no calibration data, or set data_aware=False; a network "
+                "that calls torch.autograd.grad can be watched."
+            )
         if not x.numel():
             return
         x = x.detach()

@@ -118,15 +118,14 @@ def _kept_flags(parameters: Iterable[Tensor]) -> Iterator[None]:
 def measure(model: nn.Module, metric: Callable[[nn.Module], Any]) -> Any:
     """Return what a metric returns for a model, in evaluation mode and without gradients, leaving no trace.
 
-    The metric runs under ``torch.no_grad``, as other networks that it calls should. If torch says that there was
-    nothing to differentiate, the model does so in its forward (forces from energies), and the metric is called again
-    with gradients on.
+    The metric runs under ``torch.no_grad``, as other networks that it calls should. If it fails for want of gradients,
+    the model differentiates in its forward (forces from energies), and the metric is called again with gradients on.
     """
     try:
         with evaluating(model, differentiable=False), resting():
             return metric(model)
-    except RuntimeError as error:
-        if "does not require grad" not in str(error):
+    except (RuntimeError, AssertionError) as error:
+        if "grad" not in str(error):  # "... does not require grad", in torch's words
             raise
     with evaluating(model), resting():
         return metric(model)

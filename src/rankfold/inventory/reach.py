@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 ATOMS = frozenset(
     {type(None), bool, int, float, complex, str, bytes, range, slice, type, type(Ellipsis), type(NotImplemented)}
-    | {types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType}
+    | {types.FunctionType, types.BuiltinFunctionType, types.MethodType}
 )
 """Types of values that hold nothing of the model's."""
 
 # Torch's own attributes in every module: hooks, flags and the three tables.
 _OWN = frozenset(vars(nn.Module()))
 # An object of these packages is a tool (a logger, an optimizer, a graph), and no state of the model.
-_TOOLS = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "rankfold"}
+_TOOLS = frozenset(sys.stdlib_module_names) - {"types"} | {"torch", "numpy", "rankfold"}  # types: made at run time
 _RECORDS = (nn.Module, types.SimpleNamespace, UserDict, UserList, queue.Queue)
 _BASES: tuple[type[Any], ...] = (OrderedDict, dict, deque, list, set)
 

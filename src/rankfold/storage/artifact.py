@@ -17,6 +17,7 @@ from rankfold._grad_mode import trainable
 from rankfold._state import buffer_owners, extra_state, load_state_, own_state, register_late_buffers_
 from rankfold._turns import in_turn
 from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldWarning
+from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.wrappers import unwrap
 from rankfold.records import Plan
 from rankfold.storage.architecture import Settings, check_architecture, read_architecture, write_architecture
@@ -28,7 +29,10 @@ from rankfold.surgery.apply import remember_plan, replace_layers
 from rankfold.surgery.gauged import Gauged
 
 _SLACK, _MOST_BYTES = 16 * 2**20, 64  # factors in float64 may be several times as many as the layer's weights
-_LATE = "If the network builds layers in its first forward pass, run the new instance once before loading."
+_LATE = (
+    "If the network builds layers or resizes buffers in its forward pass, run the new instance once before loading, on "
+    "an input of the same size."
+)
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -162,7 +166,10 @@ def rebuild(
 
 def _check_size(weights: Weights, model: nn.Module) -> None:
     """Raise `PlanMismatch` for weights that are far too many for a model, before they are read."""
-    elements = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    tensors = (*model.parameters(), *model.buffers())
+    if any(map(is_lazy, tensors)):
+        raise PlanMismatch(f"the model has lazy modules that are not initialised. {_LATE}")
+    elements = sum(tensor.numel() for tensor in tensors)
     if weights.size > _SLACK + _MOST_BYTES * elements:
         raise PlanMismatch(
             f"{str(weights.file)!r} has {weights.size:,} bytes, far more than any compressed form of a model of "
