@@ -215,6 +215,8 @@ def _finished(info: LayerInfo, usage: Usage, entry: int, lazy: set[str], asked: 
         skip = skip or "its weight is used without calling the layer (fused or functional code)"
     elif elsewhere:
         notes.append("its weight is also used outside the layer, where it stays full")
+    elif any(0 in call.out_size for call in calls):
+        skip = skip or "its output is empty on the example input: factors of it would not run"
     elif not calls:
         notes.append("not called on the example input; factored by its weight alone")
     skip = skip or next((reason for reason in asked if reason), None)
