@@ -107,15 +107,10 @@ def refine(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[T
         ``(batch, n_j, rank)``, columns of even norm, in the data type of `tensor`. The error of each tensor is the
         least that any sweep from any start had within `Effort.norm_limit`; the first start where there was none.
     """
-    norms = tensor.flatten(1).norm(dim=1)
-    share = norms.double().square() / norms.double().square().sum()
-    scale = torch.where(norms > 0, norms, torch.ones_like(norms))
     single = tensor.dtype == torch.float64 and tensor.numel() >= SINGLE and single_is_whole()
-    work = torch.float32 if single else tensor.dtype
-    unit = (tensor / _columns(scale, tensor)).to(work)
+    scale, share = _scale(tensor)
     root = scale ** (1 / (tensor.ndim - 1))
-    factors = [torch.cat([f / _columns(root, f) for f in mode]).to(work) for mode in zip(*starts, strict=True)]
-    members = _Members(unit, even_out(factors), len(starts), effort.norm_limit)
+    members = _members(tensor, starts, effort, torch.float32 if single else tensor.dtype)
     history: list[float] = []
     for sweep in range(1, effort.iterations + 1):
         members.step()
@@ -133,6 +128,39 @@ def refine(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[T
             break
     members.keep_best(1)
     return [f.to(tensor.dtype) * _columns(root, f) for f in members.best]
+
+
+def sweep_each(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[list[Tensor]]:
+    """Return what some sweeps make of each start, each tensor's best within the limit.
+
+    They end when the last ten lowered the relative error by less than `Effort.tolerance`, averaged over the starts.
+    """
+    members, (_, share) = _members(tensor, starts, effort, tensor.dtype), _scale(tensor)
+    error = math.inf
+    for sweep in range(1, effort.iterations + 1):
+        members.step()
+        if sweep % 10 == 0:
+            before, error = error, members.typical(share)
+            if before - error < effort.tolerance:
+                break
+    root = _scale(tensor)[0] ** (1 / (tensor.ndim - 1))
+    found = zip(*(f.chunk(len(starts)) for f in members.best), strict=True)
+    return [[f * _columns(root, f) for f in factors] for factors in found]
+
+
+def _scale(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each tensor is divided by, its norm if that is not 0, and its share of the squared norm of all."""
+    norms = tensor.flatten(1).norm(dim=1)
+    share = norms.double().square() / norms.double().square().sum()
+    return torch.where(norms > 0, norms, torch.ones_like(norms)), share
+
+
+def _members(tensor: Tensor, starts: list[list[Tensor]], effort: Effort, work: torch.dtype) -> _Members:
+    """Return the iterations of tensors of norm 1 in the data type `work`."""
+    scale, _ = _scale(tensor)
+    root = scale ** (1 / (tensor.ndim - 1))
+    factors = [torch.cat([f / _columns(root, f) for f in mode]).to(work) for mode in zip(*starts, strict=True)]
+    return _Members((tensor / _columns(scale, tensor)).to(work), even_out(factors), len(starts), effort.norm_limit)
 
 
 class _Members:

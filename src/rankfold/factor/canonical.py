@@ -2,70 +2,213 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from rankfold.factor.als import Effort, even_out, reconstruct, refine, terms_energy
+from rankfold.factor.als import Effort, even_out, reconstruct, refine, sweep_each, terms_energy
 from rankfold.factor.linalg import eigh_descending, gram, unfold
 from rankfold.factor.pencil import pencil
 
 # As many starts as make up so many elements.
 STARTED = 2**16
+# Small tensors are fitted beforehand: at up to KNOTS ranks, from up to TRIES starts, by up to SWEEPS sweeps, until ten
+# of them lower the relative error by less than PROGRESS. WORK limits the number of fits times the square of the largest
+# rank; where not even FEWEST ranks fit in it, the tensor is not small.
+KNOTS, FEWEST, TRIES, SWEEPS, PROGRESS, WORK = 12, 4, 8, 100, 0.005, 2**14
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """A decomposition that others of higher rank extend by the largest terms of the slices of its residual."""
+
+    rank: int
+    factors: list[Tensor]
+    residual: Tensor
+    left_out: list[float]
+
+    def error(self, rank: int) -> float:
+        """Return the squared error of the extension to `rank`."""
+        return self.left_out[min(rank - self.rank, len(self.left_out) - 1)] if rank >= self.rank else math.inf
+
+    def extended(self, rank: int) -> list[Tensor]:
+        """Return the factors of the extension to `rank`."""
+        more = _Slices(self.residual).largest(rank - self.rank)
+        pairs = zip(self.factors, more, strict=True)
+        return [torch.cat([one, other], dim=2) for one, other in pairs] if self.rank else more
 
 
 class Canonical:
-    """Tensors cut into matrix slices along their trailing modes: a CP decomposition of every rank for free.
+    """CP decompositions of tensors, with a bound of the error that is known before: that of the start.
 
-    Rotate the trailing modes into their eigenbases; every singular triple of every slice ``tensor[..., t]`` is a
-    rank-one term, all of them are mutually orthogonal, and the R largest make a CP decomposition of rank R whose error
-    is known at once. It bounds the best error from above and is where the iterations start.
+    Small tensors are fitted at some ranks first, by a few sweeps. Every other rank starts from one of these fits,
+    extended by the largest terms of the slices of its residual; a large tensor from the slices of itself. No more than
+    the start's error is promised, and the iterations can only lower it.
 
-    A mode larger than the product of all others is compressed to that product first, which loses nothing (CANDELINC;
+    A mode larger than the product of all others is compressed to that product, which loses nothing (CANDELINC;
     Carroll, Pruzansky & Kruskal 1980): the filters of a convolution, of thousands of elements, become tensors of a few
-    dozen.
+    dozen. Modes of size 1 are left out, and the others sorted: slices that span the two largest modes are the fewest.
 
     Parameters
     ----------
     tensor : Tensor
-        ``(batch, n_0, n_1, n_2, ...)``, at least two modes; the two large ones first.
+        ``(batch, n_0, n_1, n_2, ...)``, at least two modes.
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self._spans = _compress(tensor)
+        self._shape = tensor.shape[1:]
+        order = sorted(range(tensor.ndim - 1), key=lambda mode: -self._shape[mode])
+        self._modes = [mode for place, mode in enumerate(order) if place < 2 or self._shape[mode] > 1]
+        left_out = [mode + 1 for mode in order if mode not in self._modes]
+        sizes = [tensor.shape[0], *(self._shape[mode] for mode in self._modes)]
+        permuted = tensor.permute(0, *(mode + 1 for mode in self._modes), *left_out)
+        self.tensor, self._spans = _compress(permuted.reshape(sizes))
         self.total = float(tensor.square().sum())
+        self._fits: dict[Effort, list[_Fit]] = {}
+
+    @cached_property
+    def _plain(self) -> _Fit:
+        """No terms at all: its extensions are the slices' own terms."""
+        return _Fit(0, [], self.tensor, _Slices(self.tensor).left_out.sum(0).tolist())
 
     @property
     def max_rank(self) -> int:
-        """The rank from which on the decomposition is exact."""
-        return self._slices.shape[1] * min(self._slices.shape[2:])
+        """The rank from which on the slices are exact."""
+        return len(self._plain.left_out) - 1
 
-    def relative_error(self, rank: int) -> float:
-        """Return an upper bound of the relative error of `rank`, 0..1: that of the start, before any iteration."""
+    def relative_error(self, rank: int, effort: Effort | None = None) -> float:
+        """Return the relative error of the start of `rank`, 0..1, which bounds that of `factors` with this effort.
+
+        It never grows with the rank. Without an effort it is that of the slices alone.
+        """
         if self.total <= 0:
             return 0.0
-        return min(1.0, max(0.0, self._left_out[min(rank, self.max_rank)] / self.total)) ** 0.5
+        fits = [self._plain] if effort is None else self._known(effort)
+        return min(1.0, max(0.0, min(fit.error(rank) for fit in fits) / self.total)) ** 0.5
 
     def factors(self, rank: int, effort: Effort) -> list[Tensor]:
         """Return factors ``(batch, n_j, rank)`` by alternating least squares, columns of even norm in all modes.
 
-        Never worse than `relative_error` says. Small tensors are iterated from several starts, the pooled slices and
-        (seeded) random ones.
+        Never worse than `relative_error` says. Small tensors are iterated from several starts: the one that
+        `relative_error` measures, the slices and (seeded) random ones.
         """
-        start, residue = self._start(rank)
-        start = even_out(start)
+        plain = self._plain.extended(rank)
+        best = min(self._known(effort), key=lambda fit: fit.error(rank))
+        residue = self.relative_error(rank, effort)
+        start = even_out(best.extended(rank))
         exact = self.tensor.ndim == 3 or residue <= 1e-10
         if not exact and effort.iterations > 0 and residue > effort.target:
+            others = [even_out(plain)] if best.rank else []
             algebraic = pencil(self.tensor, rank, residue=min(0.1, residue / 2))
             if algebraic is not None:
                 start = self._better(even_out(algebraic), start, effort.norm_limit)
             count = max(1, min(effort.starts, STARTED // self.tensor.numel()))
-            others = [self._random_start(start, number) for number in range(1, count)]
-            found = refine(self.tensor, [start, *others], effort)
+            others += [_random_start(self.tensor, plain, number) for number in range(1, count)]
+            found = refine(self.tensor, [start, *others[: count - 1]], effort)
             start = self._better(found, start, effort.norm_limit)
         large = [f if span is None else span @ f for span, f in zip(self._spans, start[:2], strict=True)]
-        return even_out([*large, *start[2:]])
+        return even_out(self._restored([*large, *start[2:]]))
+
+    def _restored(self, factors: list[Tensor]) -> list[Tensor]:
+        """Return factors in the order of the given tensor's modes, with ones for those that were left out."""
+        batch, _, rank = factors[0].shape
+        found = dict(zip(self._modes, factors, strict=True))
+        return [found.get(mode, factors[0].new_ones(batch, 1, rank)) for mode in range(len(self._shape))]
+
+    def _known(self, effort: Effort) -> list[_Fit]:
+        """Return the fits that start the factors of some rank: of matrices and of large tensors only the plain one.
+
+        With a target, the plain one alone as well: fits beforehand would go beyond it.
+        """
+        if (
+            self.total <= 0
+            or self.tensor.ndim == 3
+            or effort.iterations == 0
+            or effort.norm_limit < 2
+            or effort.target > 0
+        ):
+            return [self._plain]
+        if effort not in self._fits:
+            self._fits[effort] = [self._plain, *self._fitted(effort)]
+        return self._fits[effort]
+
+    def _fitted(self, effort: Effort) -> list[_Fit]:
+        """Return the best of some fits at evenly spaced ranks, none of large tensors."""
+        shape = self.tensor.shape[1:]
+        exact = next(r for r in range(self.max_rank + 1) if self.relative_error(r) <= 1e-6)
+        # Nearly all tensors are of the rank that gives them as many free parameters as elements.
+        generic = min(exact, 1 + math.ceil(shape.numel() / (sum(shape) - len(shape) + 1)))
+        affordable = WORK // (self.tensor.shape[0] * generic * max(generic, 20))
+        if affordable < min(FEWEST, generic - 1):
+            return []
+        knots = min(KNOTS, affordable)
+        ranks = sorted({round(generic * k / knots) for k in range(1, knots + 1)} - {0, exact})
+        if not ranks:
+            return []
+        tries = min(TRIES, effort.starts, affordable // len(ranks))
+        starts = list[list[Tensor]]()
+        for rank in ranks:
+            plain = self._plain.extended(rank)
+            several = [plain, *(_random_start(self.tensor, plain, number) for number in range(1, tries))]
+            algebraic = pencil(self.tensor, rank, residue=0.1)
+            if algebraic is not None:
+                several[-1] = algebraic
+            # Columns of zeros up to the largest rank: they stay zeros in every sweep.
+            starts += [[pad(f, (0, ranks[-1] - rank)) for f in even_out(start)] for start in several]
+        # Terms of the residual add at most the energy of the tensor to that of a fit.
+        limit, sweeps = effort.norm_limit - 1, min(SWEEPS, effort.iterations)
+        found = sweep_each(self.tensor, starts, Effort(iterations=sweeps, tolerance=PROGRESS, norm_limit=limit))
+        fits = list[_Fit]()
+        for number, rank in enumerate(ranks):
+            several = found[number * tries : (number + 1) * tries]
+            best = several[0]
+            for other in several[1:]:
+                best = self._better(other, best, limit)
+            factors = [f[..., :rank] for f in best]
+            residual = self.tensor - reconstruct(factors)
+            fits.append(_Fit(rank, factors, residual, _Slices(residual).left_out.sum(0).tolist()))
+        return fits
+
+    def _better(self, one: list[Tensor], other: list[Tensor], norm_limit: float) -> list[Tensor]:
+        """Return for each tensor the factors of less error; the other ones where the first break the limit."""
+        energy = self.tensor.flatten(1).square().sum(1)
+        bounded = terms_energy(one) <= 1.001 * norm_limit * energy  # False for NaN
+        better = (_squared_errors(self.tensor, one) < _squared_errors(self.tensor, other)) & bounded
+        return [torch.where(better[:, None, None], a, b) for a, b in zip(one, other, strict=True)]
+
+
+class _Slices:
+    """Tensors cut into matrix slices along their trailing modes: a CP decomposition of every rank for free.
+
+    Rotate the trailing modes into their eigenbases; every singular triple of every slice ``tensor[..., t]`` is a
+    rank-one term, all of them are mutually orthogonal, and the R largest make a CP decomposition of rank R whose error
+    is known at once.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @cached_property
+    def left_out(self) -> Tensor:
+        """Squared error of the largest terms of every number 0..all, ``(batch, all + 1)``."""
+        energies = torch.linalg.eigvalsh(self._grams).clamp_min(0).flatten(1)
+        return pad(energies.sort(dim=-1).values.cumsum(-1), (1, 0)).flip(1)
+
+    def largest(self, rank: int) -> list[Tensor]:
+        """Return the `rank` largest singular triples of all slices as factors."""
+        first, second, energies = self._triples
+        chosen = energies.argsort(dim=-1, descending=True, stable=True)[:, :rank]
+        factors = [side.gather(2, chosen.unsqueeze(1).expand(-1, side.shape[1], -1)) for side in (first, second)]
+        index = chosen // min(self._slices.shape[2:])
+        for basis in reversed(self._bases):
+            size = basis.shape[-1]
+            factors.insert(2, basis.gather(2, (index % size).unsqueeze(1).expand(-1, size, -1)))
+            index = index // size
+        return [pad(f, (0, rank - f.shape[-1])) for f in factors]
 
     @cached_property
     def _bases(self) -> list[Tensor]:
@@ -87,12 +230,6 @@ class Canonical:
         return gram(self._slices if self._slices.shape[2] <= self._slices.shape[3] else self._slices.mT)
 
     @cached_property
-    def _left_out(self) -> list[float]:
-        """Squared error of the start of every rank 0..max_rank, summed over the batch."""
-        energies = torch.linalg.eigvalsh(self._grams).clamp_min(0).flatten(1)
-        return [*energies.sort(dim=-1).values.cumsum(-1).sum(0).flip(0).tolist(), 0.0]
-
-    @cached_property
     def _triples(self) -> tuple[Tensor, Tensor, Tensor]:
         """Singular triples of all slices: vectors ``(batch, n, S * m)`` of both sides, energies ``(batch, S * m)``."""
         energies, vectors = eigh_descending(self._grams)
@@ -101,38 +238,16 @@ class Canonical:
         first, second = (vectors, others) if small_first else (others, vectors)
         return first.movedim(1, 2).flatten(2), second.movedim(1, 2).flatten(2), energies.flatten(1)
 
-    def _better(self, one: list[Tensor], other: list[Tensor], norm_limit: float) -> list[Tensor]:
-        """Return for each tensor the factors of less error; the other ones where the first break the limit."""
-        energy = self.tensor.flatten(1).square().sum(1)
-        bounded = terms_energy(one) <= 1.001 * norm_limit * energy  # False for NaN
-        better = (_squared_errors(self.tensor, one) < _squared_errors(self.tensor, other)) & bounded
-        return [torch.where(better[:, None, None], a, b) for a, b in zip(one, other, strict=True)]
 
-    def _start(self, rank: int) -> tuple[list[Tensor], float]:
-        """Return the `rank` largest singular triples of all slices as factors, and their relative error."""
-        first, second, energies = self._triples
-        order = energies.argsort(dim=-1, descending=True, stable=True)
-        chosen = order[:, :rank]
-        left_out = float(energies.gather(1, order[:, rank:]).sum())
-        factors = [side.gather(2, chosen.unsqueeze(1).expand(-1, side.shape[1], -1)) for side in (first, second)]
-        index = chosen // min(self._slices.shape[2:])
-        for basis in reversed(self._bases):
-            size = basis.shape[-1]
-            factors.insert(2, basis.gather(2, (index % size).unsqueeze(1).expand(-1, size, -1)))
-            index = index // size
-        padded = [torch.nn.functional.pad(f, (0, rank - f.shape[-1])) for f in factors]
-        return padded, (left_out / self.total) ** 0.5 if self.total > 0 else 0.0
-
-    def _random_start(self, start: list[Tensor], number: int) -> list[Tensor]:
-        """Return the start with its trailing factors disturbed by as much as they are (odd numbers), or all random."""
-        generator = torch.Generator().manual_seed(number)
-        noise = [torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f) for f in start]
-        if number % 2:
-            shaken = [
-                f + f.norm(dim=1, keepdim=True) * e / f.shape[1] ** 0.5 for f, e in zip(start, noise, strict=True)
-            ]
-            return [*start[:2], *shaken[2:]]
-        return [e * (self.total / self.tensor.numel()) ** (0.5 / len(noise)) for e in noise]
+def _random_start(tensor: Tensor, start: list[Tensor], number: int) -> list[Tensor]:
+    """Return a start with its trailing factors disturbed by as much as they are (odd numbers), or all random."""
+    generator = torch.Generator().manual_seed(number)
+    noise = [torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f) for f in start]
+    if number % 2:
+        shaken = [f + f.norm(dim=1, keepdim=True) * e / f.shape[1] ** 0.5 for f, e in zip(start, noise, strict=True)]
+        return [*start[:2], *shaken[2:]]
+    size = float(tensor.square().mean()) ** (0.5 / len(noise))
+    return [e * size for e in noise]
 
 
 def _compress(tensor: Tensor) -> tuple[Tensor, list[Tensor | None]]:

@@ -76,7 +76,7 @@ class PreparedCP:
 
     def error(self, ranks: Ranks) -> float:
         """Return the error of the start, an upper bound of the factors' error."""
-        return self.canonical.relative_error(ranks[0])
+        return self.canonical.relative_error(ranks[0], self.config.effort)
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """Return 1x1 ``I -> R``, a depthwise 1-D convolution for each axis, 1x1 ``R -> O``."""

@@ -35,7 +35,7 @@ class PreparedFilters:
 
     def error(self, ranks: Ranks) -> float:
         """Return the error of the start over all filters together, an upper bound of the factors' error."""
-        return self.canonical.relative_error(ranks[0])
+        return self.canonical.relative_error(ranks[0], self.config.effort)
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """Return 1x1 ``I -> R * O``, depthwise 1-D convolutions, and a last one that sums each filter's copies."""
