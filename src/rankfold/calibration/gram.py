@@ -57,7 +57,7 @@ class GramSum:
         ModelError
             If `x` belongs to a transform of torch.func: nothing of it may be kept.
         """
-        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):  # pyright: ignore[reportAttributeAccessIssue]
             raise ModelError(
                 f"layer {self.name!r} runs inside a transform of torch.func (grad, jacrev, vmap), where its input "
                 "cannot be watched. Exclude the layer, give no calibration data, or set data_aware=False; a network "
