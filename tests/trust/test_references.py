@@ -8,7 +8,7 @@ from collections import OrderedDict, deque, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MethodType, SimpleNamespace
+from types import MappingProxyType, MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -175,7 +175,36 @@ def weak() -> nn.Module:
     return Net(lambda a, b: [weakref.ref(a), weakref.ref(b)], lambda held: [ref() for ref in held])
 
 
-SHUT = [decorated, autocast, compiled, method_with_closure, block, lambda_attribute, weak]
+def proxies() -> nn.Module:
+    return Net(lambda a, b: [weakref.proxy(a), weakref.proxy(b)], lambda held: held)
+
+
+def weak_values() -> nn.Module:
+    return Net(lambda a, b: weakref.WeakValueDictionary({0: a, 1: b}), lambda held: [held[0], held[1]])
+
+
+def frozen_mapping() -> nn.Module:
+    return Net(lambda a, b: MappingProxyType({0: a, 1: b}), lambda held: held.values())
+
+
+def class_attribute() -> nn.Module:
+    class Registered(Chain):
+        layers: tuple[nn.Module, ...]
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    net = Registered()
+    Registered.layers = (net.a, net.b)
+    return net
+
+
+SHUT = [
+    decorated, autocast, compiled, method_with_closure, block, lambda_attribute, weak, proxies, weak_values,
+    frozen_mapping, class_attribute,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", SHUT)
@@ -190,6 +219,10 @@ def test_what_cannot_be_swapped_is_refused(make: Callable[[], nn.Module], tmp_pa
         rf.apply(net, plan)
     with pytest.raises(ModelError, match="original"):
         rf.apply(net, plan, example_input=X)
+    folder = rf.save(rf.apply(Chain(), PLAN), tmp_path / "saved")
+    if set(names) == {"a", "b"}:
+        with pytest.raises(ModelError, match="original"):
+            rf.load(folder, make())
     with pytest.raises(ModelError, match="original"):
         rf.compress(net, X, budget="params<=60%", output=tmp_path / "artefact")
     assert not (tmp_path / "artefact").exists()
@@ -204,7 +237,11 @@ class Global(Chain):
     """Its layers are attributes, its forward takes them from a global variable."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return HIDDEN["b"](HIDDEN["a"](x))
+        return hidden("b")(hidden("a")(x))
+
+
+def hidden(name: str) -> nn.Module:
+    return HIDDEN[name]
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -217,6 +254,39 @@ def test_a_route_that_no_search_sees_is_refused_by_the_run(in_place: bool) -> No
             apply(net, PLAN, example_input=X)
     finally:
         HIDDEN.clear()
+
+
+class Reads(Chain):
+    """Its forward computes with a weight that it holds, besides calling the layer."""
+
+    def __init__(self, hold: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.held = hold(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.held["w"] if isinstance(self.held, dict) else self.held[0]
+        return super().forward(x) + x @ weight.T
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [lambda w: [w], lambda w: (w,), lambda w: {"w": w}, lambda w: [w.detach()], lambda w: (w.data.T.T,)],
+    ids=["list", "tuple", "dict", "detached", "view"],
+)
+def test_a_weight_that_is_held_and_read_is_refused(hold: Callable[[Tensor], Any], tmp_path: Path) -> None:
+    net = Reads(hold).eval()
+    with pytest.raises(ModelError, match="held by|shares its memory"):
+        rf.compress(net, X, overrides={"a": ("svd", 4), "b": ("svd", 4)}, strategy="uniform", output=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_weights_that_are_held_and_not_read_do_no_harm() -> None:
+    net: Any = Chain().eval()
+    net.everything = list(net.parameters())
+    net.optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net.views = [parameter.detach() for parameter in net.parameters()]
+    for example in (None, X):
+        assert calls(rf.apply(net, PLAN, example_input=example)) == {"a": 1, "b": 1}
 
 
 def test_calibration_data_serves_as_the_example() -> None:

@@ -42,7 +42,7 @@ def exchange_(
     """
     found = References(model, new, () if original is None else original.modules())
     if suspects is not None:
-        suspects.extend(found.fixed)
+        suspects.extend((*found.fixed, *found.tensors))
     elif found.fixed:
         raise ModelError(
             "layers would be replaced, but the compressed model would still run the original ones, which are held by\n"

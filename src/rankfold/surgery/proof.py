@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from rankfold.errors import ModelError
 from rankfold.inventory import call_example, layer_bias, layer_weight, undisturbed
+from rankfold.inventory.reach import reach
 from rankfold.inventory.sharing import storage_pointer
 from rankfold.inventory.static import scan
 from rankfold.inventory.watch import MemoryWatch, Usage
 from rankfold.records import LayerInfo
 from rankfold.surgery.apply import factored_layers
 from rankfold.surgery.exchange import listed
+from rankfold.surgery.references import HeldTensor
 from rankfold.surgery.stock import stock_layer
 
 
@@ -26,7 +28,8 @@ class Proof:
     """Proves compressed models of one original on one example input.
 
     A compressed model is believed if, on the example, each of its factored layers is called as often as the layer that
-    it replaces, and no operation reads memory of the original's parameters and buffers. Whatever keeps the original
+    it replaces, and no operation reads memory of the original's parameters and buffers, or a replaced weight that the
+    compressed model still holds. Whatever keeps the original
     running is found that way: functions, closures, globals, references that no search sees.
 
     While it is proved, a factored layer answers with the output of the layer that it replaces. So the model decides
@@ -56,11 +59,15 @@ class Proof:
         wanted = set(names)
         self._calls: dict[str, int] = {}
         self._originals: dict[str, _Original] = {}
+        self._views: list[str] = []
         outside: set[int] = set()
         for i, entry in enumerate(entries):
             info = entry.info
             if i in usage.used_elsewhere:
-                outside |= {storage_pointer(tensor) for member in entry.members for tensor in member.stored}
+                pointers = {storage_pointer(tensor) for member in entry.members for tensor in member.stored}
+                outside |= pointers
+                if info.name in wanted and _held_view(model, pointers):
+                    self._views.append(info.name)
             if info.name in wanted:
                 self._calls[info.name] = counts[i]
                 for path in (info.name, *info.aliases, *info.ties):
@@ -79,9 +86,9 @@ class Proof:
         """
         own = {storage_pointer(tensor) for _, tensor in _tensors(small)}
         read: dict[str, None] = {}
-        watch = MemoryWatch(
-            [(tensor, name) for name, tensor in self._memory if storage_pointer(tensor) not in own], read.setdefault
-        )
+        memory = [(tensor, f"{name!r} of the original model") for name, tensor in self._memory]
+        memory += [(held.tensor, f"a weight held by {held}") for held in suspects if isinstance(held, HeldTensor)]
+        watch = MemoryWatch([(t, name) for t, name in memory if storage_pointer(t) not in own], read.setdefault)
         counts: Counter[str] = Counter()
         fused = torch.backends.mha.get_fastpath_enabled()
         with ExitStack() as stack:
@@ -99,14 +106,19 @@ class Proof:
             for name, calls in self._calls.items()
             if counts[name] != calls
         ]
-        problems += [f"{name!r} of the original model is read" for name in read]
+        problems += [f"{name} is read" for name in read]
+        problems += [
+            f"the weight of layer {name!r} is read outside of the layer, and the model holds a tensor that shares its "
+            "memory (a view, .data, .detach()), of which an artefact would know nothing"
+            for name in self._views
+        ]
         if problems:
             raise ModelError(_message(problems, suspects))
 
 
 def _message(problems: list[str], suspects: Sequence[str]) -> str:
     reasons = (
-        f"These hold the original layers and cannot be changed:\n{listed(list(suspects))}"
+        f"These hold the original layers or their weights and cannot be changed:\n{listed(list(suspects))}"
         if suspects
         else "The model reaches its layers by another way than its attributes, such as a function that was set on an "
         "instance, a global variable, a hook or a cache."
@@ -117,6 +129,13 @@ def _message(problems: list[str], suspects: Sequence[str]) -> str:
         "that they were made for. Call the layers as attributes of the model in a method of its class; take off a "
         "`forward` that was set on an instance (`del model.forward`) and set it on the result again."
     )
+
+
+def _held_view(model: nn.Module, pointers: set[int]) -> bool:
+    """Whether a model holds a tensor that shares memory with a weight, but is neither a parameter nor a buffer."""
+    buffers = {id(buffer) for buffer in model.buffers()}
+    tensors = (value for value in reach(model) if isinstance(value, Tensor) and id(value) not in buffers)
+    return any(storage_pointer(tensor) in pointers for tensor in tensors)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 import weakref
 from collections import deque
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from rankfold.inventory.sharing import storage_pointer
 
 MOST = 300_000
 """How many objects are visited; what lies beyond is left to the check that runs the model."""
@@ -27,7 +30,25 @@ _ATOMS = frozenset(
 _SKIPPED = frozenset({"training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_compiled_call_impl"})
 _HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
+_PROXIES = weakref.ProxyTypes
+_CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+_SHUT = (
+    types.FunctionType, types.MappingProxyType, weakref.WeakValueDictionary, weakref.WeakKeyDictionary, weakref.WeakSet
+)  # fmt: skip
+
 _Where = tuple[Any, str] | None
+
+
+class HeldTensor(str):
+    """Where a tensor of a replaced layer is held, outside of the modules' parameters; and the tensor."""
+
+    __slots__ = ("tensor",)
+
+    def __new__(cls, label: str, tensor: Tensor) -> HeldTensor:
+        """Return the label with the tensor."""
+        held = super().__new__(cls, label)
+        held.tensor = tensor
+        return held
 
 
 class References:
@@ -35,7 +56,8 @@ class References:
 
     One walk visits everything that can be reached from the attributes of the model's modules. What is held in a
     mutable container or an attribute can be changed (`change`); what a function holds (closure, default, global name)
-    or what is referred to weakly cannot, and is listed in `fixed`.
+    or what is referred to weakly cannot, and is listed in `fixed`. Tensors of the modules are listed in `tensors`: only
+    a run can tell whether the model computes with them.
 
     Parameters
     ----------
@@ -50,7 +72,11 @@ class References:
 
     def __init__(self, model: nn.Module, new: Mapping[nn.Module, nn.Module], foreign: Iterable[nn.Module] = ()) -> None:
         self.fixed: list[str] = []
+        self.tensors: list[HeldTensor] = []
         self._new = new
+        weights = [parameter for module in new for parameter in module.parameters()]
+        self._weights = {id(parameter) for parameter in weights}
+        self._memory = {storage_pointer(parameter) for parameter in weights} - {0}
         self._own = {id(module) for module in model.modules()}
         self._foreign = {id(module) for module in foreign} - self._own
         self._edits: list[Callable[[], object]] = []
@@ -58,8 +84,13 @@ class References:
         self._open: list[tuple[Any, _Where]] = []
         self._shut: list[tuple[Any, _Where, int]] = []
         self._shut_seen: dict[int, object] = {}
+        classes: dict[type, _Where] = {}
         for path, module in model.named_modules():
-            self._push(module, (None, f"module {path!r}" if path else "the model"))
+            where = (None, f"module {path!r}" if path else "the model")
+            self._push(module, where)
+            classes.setdefault(type(module), where)
+        for cls, where in classes.items():
+            self._class(cls, where)
         while self._open and len(self._seen) < MOST:
             self._visit(*self._open.pop())
         while self._shut and len(self._shut_seen) < MOST:
@@ -93,9 +124,6 @@ class References:
                 if value.dtype == object:
                     self._items(enumerate(value.flat), value.flat.__setitem__, where)
                 return
-            case weakref.WeakValueDictionary() | weakref.WeakKeyDictionary() | weakref.WeakSet():
-                self._close(value, where)
-                return
             case _:
                 pass
         self._attributes(value, where)
@@ -118,7 +146,7 @@ class References:
         self, items: Iterable[tuple[Any, Any]], put: Callable[[Any, Any], object], where: _Where, kind: str = "item "
     ) -> None:
         for key, value in items:
-            if type(value) not in _ATOMS:
+            if type(value) not in _ATOMS or isinstance(value, Tensor):
                 new = self._replaced(value, (where, f"{kind}{key!r}"))
                 if new is not value:
                     self._edits.append(partial(put, key, new))
@@ -157,9 +185,19 @@ class References:
 
     def _replaced(self, value: Any, where: _Where) -> Any:
         """Return what is to stand in the place of a value: itself, if nothing in it is replaced."""
+        if isinstance(value, Tensor):
+            if storage_pointer(value) in self._memory:
+                self.tensors.append(HeldTensor(_text(where), value))
+            return value
+        if type(value) in _PROXIES:
+            self._close(value, where)
+            return value
         if isinstance(value, nn.Module):
             if value in self._new:
                 return self._new[value]
+            if id(value) not in self._own and self._is_twin(value):
+                self._refuse(value, where)
+                return value
         elif isinstance(value, tuple):
             return self._rebuilt(value, where)
         elif isinstance(value, frozenset):
@@ -169,7 +207,7 @@ class References:
             return self._method(value, where)
         elif isinstance(value, weakref.ref):
             return self._weak(value, where)
-        elif isinstance(value, types.FunctionType):
+        elif isinstance(value, _SHUT):
             self._close(value, where)
             return value
         elif type(value) not in _ATOMS and "__wrapped__" in getattr(value, "__dict__", {}):
@@ -201,7 +239,20 @@ class References:
         self._close(value, where)
         return value
 
+    def _is_twin(self, module: nn.Module) -> bool:
+        """Whether a module computes with the parameters of one that is replaced, as the copy of a weak proxy does."""
+        return any(id(parameter) in self._weights for parameter in vars(module).get("_parameters", {}).values())
+
     # What cannot be changed.
+
+    def _class(self, cls: type, where: _Where) -> None:
+        """Look at what the class of a module holds for all of its instances, and what its forward finds by name."""
+        for base in cls.__mro__:
+            if base.__module__.startswith("torch."):
+                continue
+            for name, value in vars(base).items():
+                if name == "forward" or isinstance(value, (nn.Module, *_CONTAINERS)):
+                    self._close(value, (where, f"class {base.__qualname__!r}, attribute {name!r}"))
 
     def _close(self, value: Any, where: _Where, depth: int = 0) -> None:
         if depth < _DEPTH and id(value) not in self._shut_seen:
@@ -221,18 +272,25 @@ class References:
                 self._close(held, inside, depth + 1)
 
     def _refuse(self, module: nn.Module, where: _Where) -> None:
-        labels: list[str] = []
-        while where is not None:
-            where, label = where
-            labels.append(label)
-        text = f"{', '.join(reversed(labels))} (a {type(module).__name__})"
+        text = f"{_text(where)} (a {type(module).__name__})"
         if text not in self.fixed:
             self.fixed.append(text)
 
 
+def _text(where: _Where) -> str:
+    labels: list[str] = []
+    while where is not None:
+        where, label = where
+        labels.append(label)
+    return ", ".join(reversed(labels))
+
+
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what an object that is not to be changed holds, each with a label."""
-    if isinstance(value, types.FunctionType):
+    if type(value) in _PROXIES:
+        with contextlib.suppress(ReferenceError):
+            yield "weak proxy", value.__init__.__self__
+    elif isinstance(value, types.FunctionType):
         yield from _held_by(value)
     elif isinstance(value, types.MethodType):
         yield f"method {value.__func__.__name__!r}", value.__self__
@@ -266,7 +324,7 @@ def _held_by(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         yield f"{name}, attribute {attribute!r}", held
     for variable in _names(function.__code__):
         held = function.__globals__.get(variable)
-        if isinstance(held, nn.Module | types.MethodType | partial):
+        if isinstance(held, (nn.Module, types.MethodType, partial, *_CONTAINERS)):
             yield f"{name}, global {variable!r}", held
 
 
