@@ -26,7 +26,7 @@ _KEPT = 150
 """Characters of a file's name in that of its temporary file; a name may have 255 bytes."""
 
 _UNUSABLE = (OSError, ValueError)
-"""What a path raises: ValueError for one with a NUL in it."""
+"""What a path raises: ValueError for one with a NUL or half a surrogate pair in it."""
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], object], *, sweeping: bool = True) -> Path:
@@ -51,6 +51,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], object], *, sweeping:
         If the folder cannot be written to; nothing is left behind.
     """
     path = Path(path)
+    require_usable(path)
     made: list[Path] = []
     try:
         _refuse_special(path)
@@ -61,15 +62,20 @@ def write_atomic(path: str | Path, write: Callable[[Path], object], *, sweeping:
         return _write(path, write)
     except BaseException as error:
         _remove_folders(made)
-        if isinstance(error, OSError) or (isinstance(error, ValueError) and "\0" in str(path)):
+        if isinstance(error, OSError):
             raise _cannot_write(path, error) from error
         raise
 
 
 def write_text(path: str | Path, text: str, *, sweeping: bool = True) -> Path:
-    """Write text to a file, whole or not at all; half a surrogate pair, which UTF-8 cannot hold, is written out."""
-    data = text.encode("utf-8", "backslashreplace")
+    """Write text to a file, whole or not at all, as `as_utf8` gives it."""
+    data = as_utf8(text)
     return write_atomic(path, lambda temporary: temporary.write_bytes(data), sweeping=sweeping)
+
+
+def as_utf8(text: str) -> bytes:
+    """Return text as a file holds it; half a surrogate pair is written out."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def check_writable(folder: str | Path) -> None:
@@ -86,6 +92,17 @@ def check_writable(folder: str | Path) -> None:
         raise _cannot_write(folder, error) from error
 
 
+def require_usable(path: Path) -> None:
+    """Raise `RankfoldError` for a path that the system cannot have, such as one that is too long or has a NUL."""
+    try:
+        os.lstat(path)
+    except ValueError as error:
+        raise _cannot_write(path, error) from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise _cannot_write(path, error) from error
+
+
 def sweep(folder: Path, *names: str) -> None:
     """Remove what killed processes left of files that they were writing; temporary files of the living are locked.
 
@@ -97,7 +114,7 @@ def sweep(folder: Path, *names: str) -> None:
     if fcntl is None:
         return
     patterns = [f".{name[:_KEPT]}.*.tmp" for name in names]
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+    with contextlib.suppress(*_UNUSABLE), os.scandir(folder) as entries:
         for path in [entry.path for entry in entries if any(fnmatchcase(entry.name, one) for one in patterns)]:
             with contextlib.suppress(OSError):
                 handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)

@@ -3,7 +3,8 @@
 Bits, lengths, JSON structure and headers are changed, with checksums that no longer fit and (as a forger would) with
 checksums made to fit again. Each case must give the right model, or a `RankfoldError` whose message is short and holds
 no control character, in less than 2 s of processor time and 100 MB of memory; the model that is passed in stays as it
-was. A few cases are part of the tests; ``python tests/trust/fuzz.py --count 3000 --seed 0`` runs more.
+was. A few cases are part of the tests; ``python tests/trust/fuzz.py --count 3000 --seed 0`` runs more, each in a
+process of its own: its memory is told from that of the others, and crashes and endless waits are found, too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -44,7 +46,9 @@ from rankfold.reporting import Report
 from rankfold.reporting.sweep import Sweep
 
 SECONDS, MEGABYTES, CHARACTERS = 2.0, 100.0, 2000
+WAIT_S = 30
 KEY, VALUES = {"what": "a key"}, [0.5, 0.25]
+BUDGET = "params<=90%"
 
 
 class Net(nn.Module):
@@ -63,7 +67,7 @@ class Net(nn.Module):
 
 def net() -> nn.Module:
     """Return the network; always with the same weights."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Net().eval()
 
@@ -92,6 +96,7 @@ class Ground:
     plan: str
     report: str
     sweep: str
+    searched: rf.Plan
 
     @classmethod
     def prepare(cls, root: Path) -> Ground:
@@ -103,7 +108,13 @@ class Ground:
         found = rf.sweep(net(), X, points=2, strategy="energy")
         plan = (root / "good" / "plan.json").read_text()
         report = (root / "good" / "report.json").read_text()
-        return cls(root, net(), result.model(X).detach(), plan, report, found.to_json())
+        searched = search(root / "searches")
+        return cls(root, net(), result.model(X).detach(), plan, report, found.to_json(), searched)
+
+
+def search(cache: Path) -> rf.Plan:
+    """Search for a plan with a cache."""
+    return rf.plan(net(), X, budget=BUDGET, include="head", calibration=[X], cache=cache, config={"points": 3})
 
 
 # --- changes ---
@@ -317,23 +328,55 @@ def source_file(_ground: Ground, folder: Path, chance: random.Random) -> str:
     return "read" if artifact_source(str(folder)) else "none"
 
 
+def mutated_entry(text: str, chance: random.Random) -> tuple[bytes, str]:
+    """Return a cache entry that says the same in another way, has other numbers, or is damaged; and which of these."""
+    kind = chance.choice(("same", "numbers", "damaged", "damaged"))
+    if kind == "damaged":
+        return mutated_json(text, chance).encode() if chance.random() < 0.6 else mutated_bytes(
+            text.encode(), chance
+        ), kind
+    data = json.loads(text)
+    if kind == "numbers":
+        data["values"] = [chance.choice((0, 1e-308, 0.5, 1, 1e308, 10**30)) for _ in data["values"]]
+    data = dict(chance.sample(sorted(data.items()), len(data)))
+    if chance.random() < 0.3:
+        data["more"] = chance.choice(("\x1b[2J", {"values": [9]}, [1] * 100))
+    out = json.dumps(
+        data, indent=chance.choice((None, 0, 3)), separators=chance.choice((None, (",", ":"), (" , ", " : ")))
+    )
+    return (" " * chance.randrange(3) + out + "\n" * chance.randrange(3)).encode(), kind
+
+
 def cache_file(ground: Ground, _folder: Path, chance: random.Random) -> str:
-    """Attack a cache entry: it is measured again or gives numbers that can be."""
+    """Attack a cache entry: it is measured again or gives numbers that can be; one that says the same is used."""
     shutil.copytree(ground.root / "cache", ground.root / "case" / "cache")
     cache = Cache(ground.root / "case" / "cache")
     (file,) = cache.folder.iterdir()
-    if chance.random() < 0.6:
-        file.write_text(mutated_json(file.read_text(), chance))
-    else:
-        file.write_bytes(mutated_bytes(file.read_bytes(), chance))
+    data, kind = mutated_entry(file.read_text(), chance)
+    file.write_bytes(data)
     found = cache.get(KEY, len(VALUES))
     assert found is None or all(math.isfinite(value) and value >= 0 for value in found)
-    return "measured again" if found is None else "numbers"
+    assert kind != "same" or found == VALUES, "an entry that says the same is not used"
+    return f"{kind}, {'measured again' if found is None else 'used'}"
+
+
+def searched_again(ground: Ground, _folder: Path, chance: random.Random) -> str:
+    """Attack an entry of a search: the plan is the same unless a forger's numbers are used, and within the budget."""
+    cache = ground.root / "case" / "cache"
+    shutil.copytree(ground.root / "searches", cache)
+    file = chance.choice(sorted(cache.iterdir()))
+    data, kind = mutated_entry(file.read_text(), chance)
+    file.write_bytes(data)
+    found = search(cache)
+    same = found.layers == ground.searched.layers
+    assert same or kind != "same", "an entry that says the same gives another plan"
+    assert rf.inspect(rf.apply(net(), found), X).total.params <= 0.9 * rf.inspect(net(), X).total.params
+    return f"{kind}, {'the same plan' if same else 'another plan'}"
 
 
 ATTACKS: list[Callable[[Ground, Path, random.Random], str]] = [
     plan_file, plan_file, weights_file, weights_file, weights_file, special_file, plan_text, plan_text, report_text,
-    sweep_text, source_file, cache_file,
+    sweep_text, source_file, cache_file, searched_again,
 ]  # fmt: skip
 
 
@@ -377,15 +420,38 @@ def run_case(ground: Ground, seed: int, number: int) -> tuple[str, str | None]:
     return f"{attack.__name__}: {found}", None if fault is None else f"case {seed}:{number}, {attack.__name__}: {fault}"
 
 
-def run(count: int, seed: int, first: int = 0) -> tuple[collections.Counter[str], list[str]]:
-    """Run cases and return how often each thing came of them, and the faults."""
+def isolated(ground: Ground, seed: int, number: int) -> tuple[str, str | None]:
+    """Run one case in a process of its own."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(WAIT_S)
+        try:
+            os.write(writer, json.dumps(run_case(ground, seed, number)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        answer = stream.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if not answer:
+        how = f"no answer in {WAIT_S} s" if code == -signal.SIGALRM else f"the process ended with {code}"
+        return "fault", f"case {seed}:{number}: {how}"
+    found, fault = json.loads(answer)
+    return found, fault
+
+
+def run(
+    count: int, seed: int, first: int = 0, one: Callable[[Ground, int, int], tuple[str, str | None]] = run_case
+) -> tuple[collections.Counter[str], list[str]]:
+    """Run cases, each by `one`, and return how often each thing came of them, and the faults."""
     counts: collections.Counter[str] = collections.Counter()
     faults: list[str] = []
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ground = Ground.prepare(Path(name))
         for number in range(first, first + count):
-            found, fault = run_case(ground, seed, number)
+            found, fault = one(ground, seed, number)
             counts[found] += 1
             if fault is not None:
                 faults.append(fault)
@@ -400,7 +466,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case, to repeat one")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    counts, faults = run(options.count, options.seed, options.first)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the processes are forks, which CUDA does not survive
+    one = isolated if hasattr(os, "fork") else run_case
+    counts, faults = run(options.count, options.seed, options.first, one)
     for found, number in sorted(counts.items()):
         print(f"{number:6} {found}")
     print(*faults[:50], sep="\n")

@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import rankfold as rf
 from rankfold._files import locked, sweep, write_text
+from rankfold.cli import app
+from rankfold.cli._source import Source
 from rankfold.errors import CorruptArtifact, RankfoldError
 from rankfold.reporting import Report
-from rankfold.storage import artifact_bytes, artifact_identity, attach, check_output
+from rankfold.storage import artifact_bytes, artifact_identity, attach, check_output, folder
 
 
 def _script(name: str) -> ModuleType:
@@ -59,6 +62,7 @@ def _killed_at(step: int, folder: Path, work: Any) -> bool:
 
 
 @forks
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["old", "same plan", "empty"])
 def test_killed_before_each_file_operation(tmp_path: Path, start: str) -> None:
     old, new = kills.by_hand(6 if start == "old" else 4), kills.by_hand(4)
@@ -85,6 +89,7 @@ def test_killed_before_each_file_operation(tmp_path: Path, start: str) -> None:
 
 
 @forks
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["save", "compress", "finetune"])
 def test_killed_at_random_instants(tmp_path: Path, name: str) -> None:
     tally = kills.kill_often(name, 2, random.Random(1), tmp_path)
@@ -139,6 +144,76 @@ def test_what_describes_another_artefact_is_removed_or_ignored(tmp_path: Path) -
         report.attach(place, report.artifact or "")
     with pytest.raises(RankfoldError, match="another process"):
         attach(place, "0" * 64, {"report.json": "{}"})
+
+
+def test_report_and_source_are_part_of_the_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete = folder._complete
+
+    def killed(place: Path, identity: str) -> None:
+        if place.name in ("python", "shell"):  # and not where compress loads its result for the proof
+            raise KeyboardInterrupt
+        complete(place, identity)
+
+    def python(out: Path) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            rf.compress(kills.net(), kills.X, budget="params<=60%", strategy="uniform", output=out)
+
+    def shell(out: Path) -> None:
+        arguments = ["compress", "lenet5_mnist5k", "-b", "params<=60%", "-s", "uniform", "-o", str(out)]
+        assert CliRunner().invoke(app, arguments).exit_code == 130
+
+    for call in (python, shell):
+        place = tmp_path / call.__name__
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "_complete", killed)
+            call(place)
+        assert kills.names(place / ".rankfold-next"), "it was killed in the middle"
+        assert Report.load(place).artifact == artifact_identity(place)
+    source = Source.load(tmp_path / "shell")
+    assert source is not None
+    assert source.model == "lenet5_mnist5k"
+    rf.save(rf.load(tmp_path / "python", kills.net()), tmp_path / "python")
+    assert kills.names(tmp_path / "python") == ["model.safetensors", "plan.json", "report.html", "report.json"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "file", "link to a folder", "link to a file", "dangling link"])
+def test_what_is_no_folder_of_a_save_is_removed(tmp_path: Path, kind: str) -> None:
+    place, stage, other = tmp_path / "a", tmp_path / "a" / ".rankfold-next", tmp_path / "other"
+    rf.save(kills.by_hand(6), place)
+    other.mkdir()
+    (other / "file").touch()
+    if kind == "fifo":
+        os.mkfifo(stage)
+    elif kind == "file":
+        stage.touch()
+    else:
+        stage.symlink_to({"link to a folder": other, "link to a file": other / "file"}.get(kind, tmp_path / "none"))
+    rf.load(place, kills.net())
+    rf.save(kills.by_hand(4), place)
+    assert kills.names(tmp_path) == ["a", "a/model.safetensors", "a/plan.json", "other", "other/file"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "source.json", "report.html"])
+def test_folders_in_the_place_of_files_are_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    rf.save(kills.by_hand(6), tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    with pytest.raises(RankfoldError, match=f"'{name}' in it is a folder"):
+        check_output(tmp_path)
+
+
+def test_links_to_artefacts(tmp_path: Path) -> None:
+    rf.save(kills.by_hand(6), tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    rf.save(kills.by_hand(4), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert kills.equal(dict(rf.load(tmp_path / "real", kills.net()).state_dict()), dict(kills.by_hand(4).state_dict()))
+    (tmp_path / "real" / "plan.json").rename(tmp_path / "plan.json")
+    (tmp_path / "real" / "plan.json").symlink_to(tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    rf.save(kills.by_hand(6), tmp_path / "real")
+    assert kills.equal(dict(rf.load(tmp_path / "link", kills.net()).state_dict()), dict(kills.by_hand(6).state_dict()))
+    assert (tmp_path / "plan.json").read_text() == text, "what a link in the folder names stays"
 
 
 def test_artefacts_can_be_copied_and_renamed(tmp_path: Path) -> None:

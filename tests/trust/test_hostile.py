@@ -105,11 +105,46 @@ def test_what_is_no_file_of_data(tmp_path: Path, reader: str, kind: str) -> None
     assert len(str(caught.value)) <= 2000
 
 
-@pytest.mark.parametrize("path", [Path("a\0b"), Path("x" * 5000)])
-def test_paths_that_cannot_be_written(path: Path) -> None:
-    for write in (rf.Plan(layers={}).save, Cache, lambda path: rf.save(fuzz.net(), path, plan=rf.Plan(layers={}))):
+IMPOSSIBLE = {
+    "NUL": Path("a\0b"), "long": Path("x" * 5000), "surrogate": Path("\ud800"), "NUL above": Path("a\0b/c"),
+    "long above": Path("y" * 300, "c"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_paths_that_cannot_be_written(tmp_path: Path, kind: str) -> None:
+    path, plan = tmp_path / IMPOSSIBLE[kind], rf.Plan(layers={})
+    for write in (plan.save, Cache, lambda path: rf.save(fuzz.net(), path, plan=plan), checkpoint):
         with pytest.raises(RankfoldError, match="cannot write"):
             write(path)
+    assert not list(tmp_path.iterdir())
+
+
+def checkpoint(path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 4))
+    recipe = rf.FineTune(data=[(torch.zeros(1, 4), torch.tensor([0]))], epochs=1, checkpoint=path)
+    rf.finetune(rf.apply(net, rf.Plan(layers={"0": Choice(method="svd", ranks=(1,))})), recipe)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_checkpoints_that_are_no_files(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "finetune.pt"
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        (place / "finetune.pt").mkdir(parents=True)  # the name of a folder is that of the file's folder
+    with pytest.raises(RankfoldError, match="not a regular file"):
+        checkpoint(place)
+
+
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+@pytest.mark.parametrize("data", ["npz", "imagefolder", "cifar10"])
+def test_data_at_paths_that_cannot_be(tmp_path: Path, data: str, kind: str) -> None:
+    with pytest.raises(RankfoldError) as caught:
+        rf.zoo.data(f"{data}:{tmp_path / IMPOSSIBLE[kind]}", split="test")
+    assert len(str(caught.value)) <= 2000
 
 
 def test_a_symbolic_link_to_a_file_is_fine(tmp_path: Path) -> None:
@@ -168,6 +203,7 @@ def test_a_dead_worker_is_named() -> None:
         rf.apply(model, plan, calibration=loader)
 
 
+@pytest.mark.slow
 def test_a_seeded_sample_of_attacks() -> None:
     counts, faults = fuzz.run(120, seed=random.Random(0).randrange(100))
     assert faults == []

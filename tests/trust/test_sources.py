@@ -137,6 +137,15 @@ def test_pickled_weights_are_not_run(artefact: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.parametrize("name", ["plan.json", "model.safetensors"])
+def test_a_source_next_to_a_damaged_artefact(artefact: Path, name: str) -> None:
+    remember(artefact)
+    (artefact / name).write_text("{")
+    code, said = command("evaluate", artefact)
+    assert code == 2, said
+    assert name in said
+
+
 def test_a_source_of_another_artefact_is_not_used(artefact: Path) -> None:
     source = Source(model="lenet5_mnist5k", weights="bundled")
     source.attach(artefact)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -245,9 +246,6 @@ def compress(
     small, disk_bytes = reloaded(small, model, example_input)
     rest = stored_inventory(inspect(small, example_input), storage)
     check_kept(bounds, rest.total, inventory.total)
-    identity = ""
-    if output is not None:
-        identity = save_described(small, output)
     clock.lap("save and load")
     if evaluate is not None:
         values["reloaded"] = measure(small, evaluate)
@@ -273,7 +271,7 @@ def compress(
         budget=bounds,
     )
     if output is not None:
-        report = report.attach(output, identity)
+        report = replace(report, artifact=save_described(small, output, describe=report.texts))
     return Result(model=small, plan=plan, report=report, tuned=tuned)
 
 
@@ -286,7 +284,7 @@ def _own_checkpoint(finetune: FineTune, plan: Plan) -> FineTune:
     if finetune.checkpoint is None:
         return finetune
     path, own = Path(finetune.checkpoint), folder_name(plan.provenance.budget or "").replace(".", "_")
-    if path.suffix and not path.is_dir():
+    if path.suffix and not os.path.isdir(path):
         return replace(finetune, checkpoint=path.with_name(f"{path.stem}-{own}{path.suffix}"))
     return replace(finetune, checkpoint=path / own)
 

@@ -75,7 +75,6 @@ def finish(done: Finished, source: Source, folder: Path) -> Report:
     budget = None if done.plan.provenance.budget is None else Budget.parse(done.plan.provenance.budget)
     if budget is not None and not budget.exceeded(plan_cost(inventory, done.plan), inventory.total):
         check_kept(budget, after, inventory.total)  # an edited plan may exceed its budget, and says so in the report
-    identity = save_described(loaded, folder, plan=done.plan, describe=source.texts)
     metrics: list[MetricValue] = []
     if done.metric is not None:
         higher = bool(getattr(done.metric, "higher_is_better", True))
@@ -94,7 +93,13 @@ def finish(done: Finished, source: Source, folder: Path) -> Report:
         model_name=source.model,
         timings=done.timings,
     )
-    return report.attach(folder, identity)
+    return write(loaded, report, source, folder, plan=done.plan)
+
+
+def write(model: nn.Module, report: Report, source: Source, folder: Path, *, plan: Plan | None = None) -> Report:
+    """Write an artefact with ``source.json`` and its report in one step, and return the report as it was written."""
+    identity = save_described(model, folder, plan=plan, describe=lambda one: {**source.texts(one), **report.texts(one)})
+    return replace(report, artifact=identity)
 
 
 def predict(inventory: Inventory, plan: Plan, name: str) -> Report:

@@ -124,7 +124,8 @@ class Source:
                 raise CorruptArtifact(f"{str(file)!r}: {key!r} cannot be {quoted(value)}. {advice}")
         if "model" not in known:
             raise CorruptArtifact(f"{str(file)!r}: 'model' is missing. {advice}")
-        if data.get("artifact") not in (None, artifact_identity(folder) or data["artifact"]):
+        described = data.get("artifact")
+        if described not in (None, artifact_identity(folder) or described):
             warnings.warn(
                 f"{str(file)!r} describes an artefact that is no longer there, and is not used", RankfoldWarning,
                 stacklevel=2,

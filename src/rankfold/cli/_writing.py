@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def check_folder(path: str) -> Path:
 def check_file(path: str, suffixes: tuple[str, ...], flag: str = "--out") -> Path:
     """Return the file to write to, or say why that will not work."""
     file = Path(path).expanduser()
-    if file.is_dir():
+    if os.path.isdir(file):
         raise RankfoldError(f"{flag} {path!r} is a folder. Give a file ending in {' or '.join(suffixes)}.")
     if file.suffix.lower() not in suffixes:
         raise ConfigError(f"{flag} must end in {' or '.join(suffixes)}. Got {path!r} instead.")

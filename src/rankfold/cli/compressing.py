@@ -70,6 +70,7 @@ def compress(
         warn_untrained,
     )
     from rankfold.cli._parsing import planning_options, reconstruction
+    from rankfold.cli._road import write
     from rankfold.cli._source import source_of
     from rankfold.cli._tuning import tuning_options, with_data
     from rankfold.cli._writing import artifact_files, check_folder, close
@@ -106,9 +107,8 @@ def compress(
             reconstruct=how,
             evaluate=pick_metric(test, lambda: dense),
             finetune=tuning,
-            output=folder,
             name=model,
             **planning,
         )
-        source.attach(folder, result.report.artifact)
-        close(printer, "compress", result.report, artifact_files(folder))
+        report = write(result.model, result.report, source, folder)
+        close(printer, "compress", report, artifact_files(folder))

@@ -42,6 +42,7 @@ def demo(out: DemoOut = "rankfold-demo", seed: o.Seed = 0, as_json: o.Json = Fal
     """
     import rankfold as rf
     from rankfold.cli._loading import open_data, open_model, open_test
+    from rankfold.cli._road import write
     from rankfold.cli._source import source_of
     from rankfold.cli._writing import artifact_files, check_folder, close
 
@@ -59,12 +60,11 @@ def demo(out: DemoOut = "rankfold-demo", seed: o.Seed = 0, as_json: o.Json = Fal
             calibration=open_data(source, "calibration"),
             evaluate=rf.top1(test),
             finetune=rf.FineTune(data=training, epochs=EPOCHS, optimizer="adamw", lr=LR, seed=seed),
-            output=folder,
             name="LeNet-5",
             seed=seed,
         )
-        source.attach(folder, result.report.artifact)
-        close(printer, "demo", result.report, artifact_files(folder))
+        report = write(result.model, result.report, source, folder)
+        close(printer, "demo", report, artifact_files(folder))
         printer.say()
         printer.say("Next:")
         printer.say(f"  open {folder / 'report.html'} in a browser")

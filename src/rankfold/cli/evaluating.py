@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,7 +60,7 @@ def evaluate(
     from rankfold.reporting.words import metric as in_words
 
     with session(as_json=as_json, quiet=quiet) as printer:
-        artifact = Path(target).exists() or target.endswith(("/", "\\"))
+        artifact = os.path.exists(target) or target.endswith(("/", "\\"))
         options: dict[str, Any] = {
             "weights": weights, "num_classes": num_classes, "data": data, "input_size": input_size,
             "batch_size": batch_size, "limit_test": limit_test,

@@ -103,6 +103,11 @@ class Report(Shown, ReportRecord):
             )
         return report
 
+    def texts(self, artifact: str) -> dict[str, str]:
+        """Return ``report.html`` and ``report.json`` of the artefact with this checksum, by name."""
+        report = replace(self, artifact=artifact)
+        return {"report.html": report.to_html(), "report.json": report.to_json()}
+
     def attach(self, folder: str | Path, artifact: str) -> Report:
         """Write ``report.html`` and ``report.json`` next to the artefact with this checksum, and return the report.
 
@@ -111,6 +116,5 @@ class Report(Shown, ReportRecord):
         RankfoldError
             If another artefact has taken its place, or the folder cannot be written to.
         """
-        report = replace(self, artifact=artifact)
-        attach(Path(folder), artifact, {"report.html": report.to_html(), "report.json": report.to_json()})
-        return report
+        attach(Path(folder), artifact, self.texts(artifact))
+        return replace(self, artifact=artifact)

@@ -27,7 +27,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rankfold._documents import parse_json, read_text
-from rankfold._files import check_writable, locked, sweep, to_disk, write_text
+from rankfold._files import as_utf8, check_writable, locked, sweep, to_disk, write_text
 from rankfold.errors import CorruptArtifact, RankfoldError
 from rankfold.records import Plan
 from rankfold.storage.weights import Weights, file_state, identity_of, text_hash, write_weights
@@ -80,13 +80,14 @@ def replace_artifact(
             to_disk(stage / WEIGHTS_FILE)
             texts = describe(identity) if describe is not None else {}
             for name, text in {**texts, PLAN_FILE: plan_text}.items():
-                (stage / name).write_text(text, encoding="utf-8")
+                (stage / name).write_bytes(as_utf8(text))
                 to_disk(stage / name)
             os.replace(stage / PLAN_FILE, folder / PLAN_FILE)
             _complete(folder, identity)
         except BaseException:
             if not _is_switched(folder):  # else the staged files are the artefact, and the next save moves them
-                shutil.rmtree(stage, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    _discard(stage)
             raise
     return identity
 
@@ -179,6 +180,11 @@ def check_output(path: str | Path) -> None:
     check_writable(path)
     if not path.is_dir():
         return
+    for name in (WEIGHTS_FILE, *_BESIDE):
+        if (path / name).is_dir():
+            raise RankfoldError(
+                f"cannot save to {str(path)!r}: {name!r} in it is a folder. Give an empty or new folder."
+            )
     if not os.path.lexists(path / PLAN_FILE):
         others = sorted(entry.name for entry in path.iterdir() if not _is_left_over(entry))
         if others:
@@ -215,18 +221,20 @@ def _writing(folder: Path) -> Iterator[None]:
 def _settle(folder: Path) -> None:
     """Complete or discard what killed processes left of their saves; the folder is locked."""
     stage = folder / _STAGE
-    if stage.exists():
+    if os.path.lexists(stage):
         if _is_switched(folder):
             weights = _open_whole(stage / WEIGHTS_FILE) or _open_whole(folder / WEIGHTS_FILE)
             _complete(folder, "" if weights is None else weights.identity)
         else:
-            shutil.rmtree(stage)
+            _discard(stage)
     sweep(folder, PLAN_FILE, WEIGHTS_FILE, *_BESIDE)
 
 
 def _is_switched(folder: Path) -> bool:
     """Whether what is staged belongs to the artefact in the folder: its save was beyond the switch."""
     stage = folder / _STAGE
+    if not _is_own(stage):
+        return False
     try:
         plan = text_hash(_plan_text(folder))
     except CorruptArtifact:
@@ -235,6 +243,18 @@ def _is_switched(folder: Path) -> bool:
     if staged is None:  # not written yet, or in its place already: then only what belongs next to it is left
         return not (stage / WEIGHTS_FILE).exists() and any((stage / name).exists() for name in _BESIDE)
     return staged.plan_hash == plan and (current is None or current.plan_hash != plan)
+
+
+def _is_own(stage: Path) -> bool:
+    """Whether a stage is a folder, as saves make it, and no link, file or FIFO that somebody has put there."""
+    return stage.is_dir() and not stage.is_symlink()
+
+
+def _discard(stage: Path) -> None:
+    if _is_own(stage):
+        shutil.rmtree(stage)
+    else:
+        stage.unlink(missing_ok=True)
 
 
 def _complete(folder: Path, identity: str) -> None:

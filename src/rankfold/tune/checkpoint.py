@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ _NEAR = 1e-3
 def checkpoint_file(path: str | Path) -> Path:
     """Return the file that a checkpoint option means: itself if it has a suffix, else one inside."""
     path = Path(path)
-    return path if path.suffix and not path.is_dir() else path / NAME
+    return path if path.suffix and not os.path.isdir(path) else path / NAME
 
 
 def save(file: Path, payload: Mapping[str, Any]) -> None:
@@ -54,7 +55,14 @@ def save(file: Path, payload: Mapping[str, Any]) -> None:
 
 
 def sweep(file: Path) -> None:
-    """Remove what a killed process left of a checkpoint that it was writing."""
+    """Remove what a killed process left of a checkpoint that it was writing.
+
+    Raises
+    ------
+    RankfoldError
+        If there can be no file with this path.
+    """
+    _files.require_usable(file)
     _files.sweep(file.parent, file.name)
 
 
@@ -64,13 +72,16 @@ def read(file: Path) -> dict[str, Any] | None:
     Raises
     ------
     CorruptArtifact
-        If the file is truncated, of another program, or of a newer version.
+        If the file is truncated, of another program, of a newer version, or no regular file.
     """
     advice = "Delete it, or start anew with FineTune(resume=False)."
     try:
+        _files.require_regular(file, os.stat(file))
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except CorruptArtifact:
+        raise
     except Exception as error:  # a damaged file can raise anything in the unpickler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorruptArtifact(

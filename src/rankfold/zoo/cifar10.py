@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,8 +60,8 @@ def cifar10(path: str, split: str) -> ImageArray:
     A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
     root = Path(path).expanduser()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
+    if not os.path.isdir(root):
+        what = "is not a folder" if os.path.exists(root) else "does not exist"
         raise DataError(f"the CIFAR-10 folder {path!r} {what}. Give it as 'cifar10:PATH'.")
     zips = sorted(root.glob(f"{split}*.zip"))
     if zips:

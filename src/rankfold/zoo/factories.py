@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ def _import(name: str) -> ModuleType:
 
 def _import_file(name: str) -> ModuleType:
     path = Path(name).expanduser().resolve()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RankfoldError(f"there is no file {name!r}. Check the path before ':'.")
     # Under a name of its own, which changes with the file, so that classes keep their identity
     # and an edited file is read again.

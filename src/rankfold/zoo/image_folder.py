@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -90,8 +91,8 @@ class ImageFolder(Dataset[Sample]):
 def _folders(path: str, split: str) -> tuple[Path, Path]:
     """Return the folder of the split, and the one whose class folders number the labels."""
     root = Path(path).expanduser()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
+    if not os.path.isdir(root):
+        what = "is not a folder" if os.path.exists(root) else "does not exist"
         raise DataError(f"{path!r} {what}. Give a folder of pictures as 'imagefolder:PATH'.")
     found = {
         name: root / folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -33,7 +34,7 @@ def npz_arrays(path: str, split: str) -> ImageArray:
         If the file or an array is missing or has another form.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise DataError(f"there is no file {path!r}. Give it as 'npz:PATH'.")
     try:
         with file.open("rb") as stream:  # np.load leaves a damaged file open
