@@ -148,4 +148,4 @@ def _spelled(message: str) -> str:
 
 
 def _tell(text: str) -> None:
-    print(printable(text), file=sys.stderr)
+    print(printable(text), file=sys.stderr, flush=True)
