@@ -11,13 +11,19 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+from rankfold.errors import RankfoldWarning
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+PATIENCE = 60.0
+"""Seconds after which a thread that waits says so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +48,21 @@ class _Turns:
     def take(self) -> None:
         me = threading.current_thread()
         with self.free:
-            while not self._admits(me):
-                self.free.wait()
+            if not self.free.wait_for(lambda: self._admits(me), PATIENCE):
+                self._tell_of_waiting()
+                self.free.wait_for(lambda: self._admits(me))
             self.owner = me
             self.depth += 1
+
+    def _tell_of_waiting(self) -> None:
+        owner = self.owner or self.rests[-1].owner
+        warnings.warn(
+            f"this thread waits for the thread {owner.name!r}, which has been working on models for {PATIENCE} s or "
+            "more: one thread at a time does. If that thread waits for this one (a data loader, a metric or a callback "
+            "that hands work to another thread), neither will end: call rankfold in the same thread there.",
+            RankfoldWarning,
+            stacklevel=5,
+        )
 
     def give(self) -> None:
         with self.free:

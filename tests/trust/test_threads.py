@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold._turns import in_turn, resting, turn
-from rankfold.errors import RankfoldError
+from rankfold.errors import RankfoldError, RankfoldWarning
 from rankfold.records import Choice
 from rankfold.surgery import factored_layers
 
@@ -212,3 +212,20 @@ def test_nobody_enters_a_firm_turn() -> None:
         order.append("first")
     thread.join(SECONDS)
     assert order == ["first", "other"]
+
+
+def test_a_thread_that_waits_for_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankfold._turns.PATIENCE", 0.05)
+    told: list[str] = []
+
+    def other() -> None:
+        with pytest.warns(RankfoldWarning, match="this thread waits for the thread 'MainThread'") as caught, turn():
+            told.extend(str(w.message) for w in caught)
+
+    thread = threading.Thread(target=other)
+    with turn():
+        thread.start()
+        thread.join(0.3)
+        assert not told
+    thread.join(SECONDS)
+    assert len(told) == 1

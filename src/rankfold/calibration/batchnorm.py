@@ -56,8 +56,8 @@ CLOSER = "new ones bring the outputs closer to the original's"
 NO_HELP = "new ones would not help"
 NOT_CALLED = "no BatchNorm runs on the calibration data"
 TOO_SMALL = (
-    "each calibration batch gives a BatchNorm one value per channel (one sample), which has no variance; give larger "
-    "batches"
+    "each calibration batch gives a BatchNorm one value per channel (one sample) or none, which has no variance; give "
+    "larger batches"
 )
 
 
