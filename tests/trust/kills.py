@@ -9,6 +9,8 @@ resume, end with the result of a run that was never killed, and leave no other f
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import os
 import random
 import signal
@@ -131,6 +133,30 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def import_what_it_imports(work: Callable[[], object]) -> None:
+    """Import scipy, accelerate and more once, instead of in each child.
+
+    The work itself is done in a child, too: HiGHS starts threads, without which its solver waits for ever in a fork.
+    """
+    reader, writer = os.pipe()
+
+    def report() -> None:
+        work()
+        with os.fdopen(writer, "w") as stream:
+            stream.write("\n".join(sys.modules))
+
+    pid = child(report)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        modules = stream.read().split()
+    assert ended(pid) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in modules:
+            with contextlib.suppress(Exception):  # some are no modules that can be imported by name
+                importlib.import_module(module)
+
+
 @dataclass(kw_only=True)
 class Tally:
     """What came of the kills of one operation."""
@@ -154,7 +180,7 @@ def kill_often(name: str, count: int, chance: random.Random, root: Path) -> Tall
     straight, warm = root / f"{name}-straight", root / f"{name}-warm"
     straight.mkdir()
     warm.mkdir()
-    operation(warm)  # imports scipy, accelerate and more once, instead of in each child
+    import_what_it_imports(lambda: operation(warm))
     start = time.monotonic()
     assert ended(child(lambda: operation(straight))) == 0
     duration = time.monotonic() - start
@@ -255,19 +281,20 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=40, help="kills of each operation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=20, help="of the reader beside two writers")
+    parser.add_argument("--operations", nargs="*", default=list(OPERATIONS), choices=list(OPERATIONS))
     options = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the processes are forks, which CUDA does not survive
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", RankfoldWarning)
     faults = 0
     with tempfile.TemporaryDirectory() as name:
-        for operation in OPERATIONS:
+        for operation in options.operations:
             tally = kill_often(operation, options.count, random.Random(options.seed), Path(name))
             faults += len(tally.faults) + (tally.kills < options.count)
             print(f"{operation}: {tally.kills} kills left {tally.old} old, {tally.new} new artefacts, "
                   f"{tally.nothing} times nothing yet; {len(tally.faults)} faults",
                   *tally.faults[:5], sep="\n  ")  # fmt: skip
-        counts = read_beside_writers(Path(name), options.seconds)
+        counts = read_beside_writers(Path(name), options.seconds) if options.seconds else {}
         print(f"a reader beside 2 writers for {options.seconds:g} s: {counts}")
         faults += sum(count for what, count in counts.items() if not what.startswith("model "))
     print(f"{faults} faults")

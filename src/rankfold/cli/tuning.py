@@ -79,7 +79,8 @@ def finetune(
             artifact, model=model, weights=weights, num_classes=num_classes, data=data, input_size=input_size,
             batch_size=batch_size, limit_test=limit_test, trust=trust_source,
         )  # fmt: skip
-        if Path(out).expanduser().resolve() == Path(artifact).expanduser().resolve():
+        folder = check_folder(out)
+        if folder.resolve() == Path(artifact).expanduser().resolve():
             raise ConfigError(f"--out {out!r} is the artefact itself, which is kept as it is. Give another folder.")
         config = tuning_options(
             epochs=epochs, loss=loss, lr=lr, optimizer=optimizer, max_steps=max_steps, checkpoint=checkpoint or out,
@@ -87,7 +88,6 @@ def finetune(
             extra=finetune_option,
         )  # fmt: skip
         place = pick_device(device)
-        folder = check_folder(out)
         check_name(source)
         test = open_test(source)
         config = with_data(config, source, batch_size=train_batch_size, limit=limit_train, augment=augment)
