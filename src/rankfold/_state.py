@@ -76,9 +76,11 @@ def load_state_(model: nn.Module, state: Mapping[str, Any]) -> None:
     The model's own ``load_state_dict`` runs first, as it may derive more from the values; whatever it skips, changes
     or refuses is then written directly. Values are converted to the data type and device that the model has.
     """
-    # It may expect other names, or refuse memory that overlaps: then nothing is derived, and nothing is lost.
-    with contextlib.suppress(Exception):
-        model.load_state_dict(dict(state))
+    # It may expect other names, or refuse memory that overlaps: then nothing is derived, and nothing is lost. Torch's
+    # own, which takes time that grows with the square of the number of modules in one container, derives nothing.
+    if any(map(_loads_by_itself, model.modules())):
+        with contextlib.suppress(Exception):
+            model.load_state_dict(dict(state))
     with torch.no_grad():
         for path, module in _modules(model, "", frozenset()):
             for table in (module._parameters, module._buffers):
@@ -87,6 +89,14 @@ def load_state_(model: nn.Module, state: Mapping[str, Any]) -> None:
                         table[name] = _written(tensor, state[path + name])
             if path + EXTRA in state and type(module).set_extra_state is not nn.Module.set_extra_state:
                 module.set_extra_state(state[path + EXTRA])
+
+
+def _loads_by_itself(module: nn.Module) -> bool:
+    """Whether loading a state dict may do more to a module than to copy values."""
+    if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
+        return True
+    methods = (module.load_state_dict, module._load_from_state_dict)
+    return not all(method.__module__.startswith(("torch.nn.modules.", "rankfold.")) for method in methods)
 
 
 def _written(tensor: Tensor, value: Tensor) -> Any:

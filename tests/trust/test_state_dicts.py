@@ -134,9 +134,23 @@ class Derives(Net):
         return self.total * super().forward(x)
 
 
+class SetsItsOwn(Derives):
+    """Loading is replaced on the instance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._load_state_dict_post_hooks.clear()
+        self.load_state_dict = self._load_and_derive  # type: ignore[method-assign]
+
+    def _load_and_derive(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        found = nn.Module.load_state_dict(self, state, *args, **kwargs)
+        self._derive()
+        return found
+
+
 MODELS = [
     Net, Drops, TakesNoArguments, ReturnsNothing, Renames, LoadsLoosely, LoadsNothingElse, Hooked, Halved, HasAPart,
-    KeepsMore, Derives,
+    KeepsMore, Derives, SetsItsOwn,
 ]  # fmt: skip
 
 
