@@ -131,7 +131,7 @@ def test_pickled_weights_are_not_run(artefact: Path, tmp_path: Path) -> None:
 
     torch.save({"a": Evil()}, artefact / "w.pt")
     remember(artefact, weights=str(artefact / "w.pt"))
-    code, said = command("evaluate", artefact)
+    code, said = command("bench", artefact)
     assert code == 2
     assert "w.pt" in said
     assert not (tmp_path / "mark").exists()
@@ -141,7 +141,10 @@ def test_pickled_weights_are_not_run(artefact: Path, tmp_path: Path) -> None:
 def test_a_source_next_to_a_damaged_artefact(artefact: Path, name: str) -> None:
     remember(artefact)
     (artefact / name).write_text("{")
-    code, said = command("evaluate", artefact)
+    source = Source.load(artefact)
+    assert source is not None
+    assert source.model == "lenet5_mnist5k"
+    code, said = command("bench", artefact)
     assert code == 2, said
     assert name in said
 
