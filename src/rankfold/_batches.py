@@ -15,6 +15,7 @@ anything else, such as a tensor, a list or a dataclass: the single positional ar
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -331,10 +332,22 @@ def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:
             f"Got {type(batches).__name__} instead; put a single batch into a list."
         )
     empty = True
-    try:
+    with naming_dead_workers(purpose):
         for batch in batches:
             empty = False
             yield batch
+    if empty:
+        raise DataError(
+            f"{purpose} data is empty: there was no batch. Was the iterator used up before, or is "
+            "the data set smaller than the batch size with drop_last?"
+        )
+
+
+@contextlib.contextmanager
+def naming_dead_workers(purpose: str) -> Iterator[None]:
+    """Turn torch's error of a DataLoader whose worker process died into a `DataError`."""
+    try:
+        yield
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise
@@ -342,8 +355,3 @@ def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:
             f"a worker process of the {purpose} data's loader died or hung: {error}. It may have run out of memory or "
             "been killed. Use fewer workers, or num_workers=0 to see its error."
         ) from error
-    if empty:
-        raise DataError(
-            f"{purpose} data is empty: there was no batch. Was the iterator used up before, or is "
-            "the data set smaller than the batch size with drop_last?"
-        )

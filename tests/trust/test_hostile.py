@@ -201,6 +201,11 @@ def test_a_dead_worker_is_named() -> None:
     plan = rf.Plan(layers={"0": Choice(method="svd", ranks=(4,))})
     with pytest.raises(rf.DataError if hasattr(rf, "DataError") else RankfoldError, match="worker"):
         rf.apply(model, plan, calibration=loader)
+    small = rf.apply(model, plan)
+    with pytest.raises(RankfoldError, match="worker process of the training data's loader died"):
+        rf.finetune(small, rf.FineTune(data=loader, epochs=1), teacher=model)
+    with pytest.raises(RankfoldError, match="worker process of the evaluation data's loader died"):
+        rf.evaluate(small, rf.top1(loader))
 
 
 @pytest.mark.slow

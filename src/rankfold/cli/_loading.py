@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankfold import zoo
-from rankfold._batches import split_batch
+from rankfold._batches import iterate, split_batch
 from rankfold.cli._source import Source
 from rankfold.errors import ConfigError, DataError, RankfoldWarning, UnknownNameError
 from rankfold.evaluation import agreement, topk
@@ -91,7 +91,7 @@ def open_example(source: Source, test: Iterable[Any] | None) -> Any:
         return torch.randn(source.input_size, generator=torch.Generator().manual_seed(0))
     example = zoo.example_input(source.model)
     if example is None and test is not None:
-        inputs, _ = split_batch(next(iter(test)))
+        inputs, _ = split_batch(next(iterate(test, "test")))
         example = inputs[:1] if isinstance(inputs, torch.Tensor) else inputs
     if example is None:
         raise ConfigError(f"no example input is known for {source.model!r}. Give --input-size, such as 1,3,224,224.")

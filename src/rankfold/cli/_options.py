@@ -61,7 +61,9 @@ Device = Annotated[
         "--device", help="Where models run: auto (cuda if there is one), cpu, cuda, cuda:1.", rich_help_panel=_SOURCE
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.", min=0, rich_help_panel=_SOURCE)]
+Seed = Annotated[
+    int, typer.Option("--seed", help="Of everything random.", min=0, max=2**63 - 1, rich_help_panel=_SOURCE)
+]
 
 Budget = Annotated[
     list[str] | None,

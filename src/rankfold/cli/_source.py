@@ -26,6 +26,7 @@ FORMAT = "rankfold-source"
 VERSION = 1
 BATCH_SIZE = 128
 
+_MOST_DIMENSIONS = 64
 _MOST_CLASSES, _MOST_BATCH, _MOST_IMAGES, _MOST_ELEMENTS, _MOST_SEED = 10**6, 10**6, 10**9, 10**8, 2**63 - 1
 
 
@@ -39,7 +40,10 @@ def _whole(least: int, most: int) -> Callable[[object], bool]:
 
 def _shape(value: object) -> bool:
     return (
-        isinstance(value, list) and all(is_integer(n) and n >= 1 for n in value) and math.prod(value) <= _MOST_ELEMENTS
+        isinstance(value, list)
+        and 0 < len(value) <= _MOST_DIMENSIONS
+        and all(is_integer(n) and n >= 1 for n in value)
+        and math.prod(value) <= _MOST_ELEMENTS
     )
 
 
@@ -243,9 +247,14 @@ def parse_sizes(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = text.replace("x", ",").split(",")
-    if not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
-        raise ConfigError(f"--input-size must be positive integers such as 1,3,224,224. Got {text!r} instead.")
-    return tuple(int(p) for p in parts)
+    known = all(p.strip().isdecimal() and len(p) < 20 for p in parts) and len(parts) <= _MOST_DIMENSIONS
+    sizes = [int(p) for p in parts] if known else [0]
+    if not _shape(sizes):
+        raise ConfigError(
+            f"--input-size must be positive integers such as 1,3,224,224, of at most {_MOST_ELEMENTS:,} elements. "
+            f"Got {quoted(text)} instead."
+        )
+    return tuple(sizes)
 
 
 def _absolute_weights(weights: str | None) -> str | None:

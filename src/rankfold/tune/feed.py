@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 
-from rankfold._batches import batch_size, split_batch, tensors_of
+from rankfold._batches import batch_size, naming_dead_workers, split_batch, tensors_of
 from rankfold.errors import DataError
 from rankfold.tune.randomness import Stream, entropy, preserved
 
@@ -163,7 +163,8 @@ class Feed:
         while True:
             with stream:
                 try:
-                    batch = next(iterator)
+                    with naming_dead_workers("training"):
+                        batch = next(iterator)
                 except StopIteration:
                     return
             if self._sharded:
