@@ -100,6 +100,8 @@ class Tuned(nn.Module):
 class Late(nn.Module):
     """Fills a buffer at its first call."""
 
+    scale: Tensor | None
+
     def __init__(self) -> None:
         super().__init__()
         self.net = mlp()
