@@ -29,6 +29,7 @@ from rankfold.records import Choice, Cost, OtherModule
 from rankfold.reporting import LayerRow, MetricValue, Report, inventory_markdown
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2066\u200e\u2028\x00\r\x85\ud800x"
+USAGE = "\x1b[2J\u202eevil"
 SPACES = "\n\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}"
 
 
@@ -118,7 +119,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     for arguments, code in ((("report", tmp_path / "r.json"), 0), (("report", tmp_path / "r.json", "--json"), 0),
                             (("evaluate", f"{EVIL[:-2]}"), 2), (("evaluate", tmp_path / "artefact"), 2),
                             (("compress", EVIL[:-2]), 2),
-                            (("compress", "lenet5_mnist5k", "-b", EVIL[:-2]), 2)):  # fmt: skip
+                            (("compress", "lenet5_mnist5k", "-b", EVIL[:-2]), 2),
+                            ((f"re{USAGE}",), 2), (("report", "a", f"b{USAGE}"), 2), (("report", f"--{USAGE}"), 2),
+                            ((f"--{USAGE}",), 2), (("plan", "a", "--seed", USAGE), 2)):  # fmt: skip
         done = CliRunner(env={"COLUMNS": "100"}).invoke(app, [str(a) for a in arguments], prog_name="rankfold")
         assert done.exit_code == code, done.output
         assert clean(done.output), arguments

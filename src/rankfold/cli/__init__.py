@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from rankfold._printable import printable
 from rankfold._version import __version__
 from rankfold.cli import (
     analyzing,
@@ -23,7 +26,32 @@ from rankfold.cli import (
 )
 from rankfold.cli._session import show_traceback
 
+
+@contextmanager
+def _safe_to_show() -> Iterator[None]:
+    """Write out control characters in what is said of a wrong argument, which it quotes."""
+    try:
+        yield
+    except Exception as error:
+        # Usage errors are click's or typer's own, depending on the version; only these have a message.
+        message = getattr(error, "message", None)
+        if isinstance(message, str):
+            error.message = printable(message)  # pyright: ignore[reportAttributeAccessIssue]
+        raise
+
+
+class _Group(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _safe_to_show():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _safe_to_show():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Group,
     name="rankfold",
     help="Make a trained PyTorch network smaller with low-rank factors, chosen layer by layer.",
     epilog="Start with: rankfold demo",
