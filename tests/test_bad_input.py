@@ -980,7 +980,7 @@ def _(s: Scene) -> Act:
     def refuse(self: Path, *_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    s.monkeypatch.setattr(Path, "write_text", refuse)
+    s.monkeypatch.setattr(Path, "write_bytes", refuse)
     return lambda: rf.save(small, s.folder / "artifact")
 
 
