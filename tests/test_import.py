@@ -43,7 +43,7 @@ HEAVY = (
 
 PROBE = """
 import json, logging, os, random, sys, warnings
-import numpy, torch
+import numpy, torch, torch.fx.experimental.symbolic_shapes  # with torch 2.6 it brings SymPy, which adds a filter
 
 def state():
     return {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -212,6 +213,8 @@ def bits(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("build", STORED.values(), ids=STORED)
 def test_odd_tensors_are_stored(build: Callable[[], nn.Module], tmp_path: Path) -> None:
     model = build()
+    if any(b.is_complex() for b in model.buffers()) and torch.complex64 not in safetensors.torch._TYPES.values():
+        pytest.skip("this safetensors stores no complex numbers; they are refused by name")
     folder = rf.save(rf.apply(model, FACTORED), tmp_path / "a")
     loaded = rf.load(folder, build())
     for name in ("odd", "other"):

@@ -157,7 +157,7 @@ class FactoredLinear(Factored):
         identity = torch.eye(self.in_features, dtype=self.dtype, device=self.device)
         out = identity
         for stage in self:
-            if isinstance(stage, nn.Linear | Gauged):
+            if isinstance(stage, (nn.Linear, Gauged)):  # torch 2.6 compiles no union
                 out = nn.functional.linear(out, stage_weight(stage))
             elif not isinstance(stage, Bias):
                 out = stage(out)
@@ -275,7 +275,7 @@ class FactoredConv(Factored):
 
 
 def _canonical(stage: nn.Module) -> Tensor:
-    assert isinstance(stage, nn.modules.conv._ConvNd | Gauged)
+    assert isinstance(stage, (nn.modules.conv._ConvNd, Gauged))
     weight = stage_weight(stage)
     if isinstance(stage, nn.modules.conv._ConvNd) and stage.transposed:
         return weight.unflatten(0, (stage.groups, -1)).movedim(2, 1)
