@@ -63,7 +63,7 @@ def module_hash(model: nn.Module) -> str:
 def content_hash(value: Any) -> str | None:
     """Return the SHA-256 of what data holds: nested tensors, arrays, numbers and text.
 
-    None if there is an object whose content cannot be seen (an image, a batch class) and not one tensor beside it.
+    None if there is an object whose content cannot be seen (an image, a batch class) and it holds no tensor.
     """
     digest = hashlib.sha256()
     tensors, hidden = _read(value, digest)

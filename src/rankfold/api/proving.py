@@ -10,7 +10,7 @@ from torch import nn
 
 from rankfold.errors import InfeasibleBudget
 from rankfold.records import Budget, Cost, Plan
-from rankfold.storage import load, save
+from rankfold.storage import artifact_bytes, load, save
 
 
 def reloaded(
@@ -43,8 +43,7 @@ def reloaded(
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = save(small, Path(temporary) / "artifact", plan=plan)
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.suffix in {".json", ".safetensors"})
-        return load(folder, dense, example_input=example_input), size
+        return load(folder, dense, example_input=example_input), artifact_bytes(folder)
 
 
 def check_kept(budget: Budget | None, built: Cost, dense: Cost) -> None:

@@ -29,10 +29,7 @@ from rankfold.surgery.composed import guarded, refuse_computed, refuse_write
 from rankfold.surgery.gauged import Gauged, GaugedInput, GaugedOutput
 from rankfold.surgery.gauging import check_gauge, gauge_factors
 from rankfold.surgery.rescaling import output_scales, scale_outputs_, set_bias_
-from rankfold.surgery.stock import uninitialised
-
-_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+from rankfold.surgery.stock import uninitialised, uninitialised_conv
 
 
 class Reshape(nn.Module):
@@ -302,22 +299,7 @@ def build_stage(spec: Stage, dtype: torch.dtype, device: torch.device) -> nn.Mod
 
 @build_stage.register
 def _(spec: ConvSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    kinds = _TRANSPOSED if spec.transposed else _CONVS
-    options = {"output_padding": spec.output_padding} if spec.transposed else {"padding_mode": spec.padding_mode}
-    return uninitialised(
-        kinds[len(spec.kernel)],
-        dtype=dtype,
-        device=device,
-        in_channels=spec.in_channels,
-        out_channels=spec.out_channels,
-        kernel_size=spec.kernel,
-        stride=spec.stride,
-        padding=spec.padding,
-        dilation=spec.dilation,
-        groups=spec.groups,
-        bias=spec.bias,
-        **options,
-    )
+    return uninitialised_conv(spec, bias=spec.bias, dtype=dtype, device=device)
 
 
 @build_stage.register

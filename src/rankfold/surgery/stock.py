@@ -6,7 +6,7 @@ from functools import cache
 
 from torch import nn
 
-from rankfold.records import LayerInfo
+from rankfold.records import ConvSpec, LayerInfo
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -33,18 +33,23 @@ def stock_layer(info: LayerInfo, *, bias: bool) -> nn.Module:
         return uninitialised(
             nn.Linear, in_features=info.in_channels, out_features=info.out_channels, bias=bias, device="meta"
         )
-    kinds = _TRANSPOSED if info.transposed else _CONVS
-    options = {"output_padding": info.output_padding} if info.transposed else {"padding_mode": info.padding_mode}
+    return uninitialised_conv(info, bias=bias, device="meta")
+
+
+def uninitialised_conv(settings: ConvSpec | LayerInfo, *, bias: bool, **place: object) -> nn.Module:
+    """Return the stock convolution of these settings; `place` is its data type and device."""
+    kinds = _TRANSPOSED if settings.transposed else _CONVS
+    own = "output_padding" if settings.transposed else "padding_mode"
     return uninitialised(
-        kinds[len(info.kernel)],
-        in_channels=info.in_channels,
-        out_channels=info.out_channels,
-        kernel_size=info.kernel,
-        stride=info.stride,
-        padding=info.padding,
-        dilation=info.dilation,
-        groups=info.groups,
+        kinds[len(settings.kernel)],
+        in_channels=settings.in_channels,
+        out_channels=settings.out_channels,
+        kernel_size=settings.kernel,
+        stride=settings.stride,
+        padding=settings.padding,
+        dilation=settings.dilation,
+        groups=settings.groups,
         bias=bias,
-        device="meta",
-        **options,
+        **{own: getattr(settings, own)},
+        **place,
     )
