@@ -54,6 +54,21 @@ def test_predictions_of_small_weights(conv: nn.Module, method: str) -> None:
         assert error - 1e-4 <= predicted[rank] <= error + 0.05
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "kernel"), [(16, 16, 3), (8, 8, (4, 7)), (12, 12, 5), (24, 32, 3)], ids=str
+)
+def test_predictions_of_larger_weights(inputs: int, outputs: int, kernel: Any) -> None:
+    """The slices alone promise up to 0.4 more than the factors have."""
+    conv = seeded(0, nn.Conv2d, inputs, outputs, kernel)
+    prepared, ranks, _ = prepared_of(conv, "cp")
+    parameters = inputs + outputs + sum(conv.weight.shape[2:])
+    for share in (0.25, 0.6):
+        rank = int(share * conv.weight.numel() / parameters)
+        assert rank in ranks
+        error = measured(conv, "cp", rank)
+        assert error - 1e-4 <= prepared.error((rank,)) <= error + 0.12
+
+
 def test_a_matrix_in_disguise_has_the_error_of_its_svd() -> None:
     """All modes but two are of size 1."""
     conv = seeded(0, nn.Conv2d, 1, 7, (1, 5))

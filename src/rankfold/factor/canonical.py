@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -16,10 +16,13 @@ from rankfold.factor.pencil import pencil
 
 # As many starts as make up so many elements.
 STARTED = 2**16
-# Small tensors are fitted beforehand: at up to KNOTS ranks, from up to TRIES starts, by up to SWEEPS sweeps, until ten
-# of them lower the relative error by less than PROGRESS. WORK limits the number of fits times the square of the largest
+# Small tensors are fitted beforehand at up to KNOTS ranks from up to TRIES starts, by up to SWEEPS sweeps, until ten of
+# them lower the relative error by less than PROGRESS. WORK limits the number of fits times the square of the largest
 # rank; where not even FEWEST ranks fit in it, the tensor is not small.
 KNOTS, FEWEST, TRIES, SWEEPS, PROGRESS, WORK = 12, 4, 8, 100, 0.005, 2**14
+# Where WORK does not suffice for all ranks, they are fitted by CLIMB sweeps, each from the fit of the rank before.
+# PRODUCTS limits the multiplications in all.
+CLIMB, PRODUCTS = 8, 2**33
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +48,10 @@ class _Fit:
 class Canonical:
     """CP decompositions of tensors, with a bound of the error that is known before: that of the start.
 
-    Small tensors are fitted at some ranks first, by a few sweeps. Every other rank starts from one of these fits,
-    extended by the largest terms of the slices of its residual; a large tensor from the slices of itself. No more than
-    the start's error is promised, and the iterations can only lower it.
+    Tensors are fitted at some ranks first, by a few sweeps. Every other rank starts from one of these fits, extended by
+    the largest terms of the slices of its residual. Of a tensor too large for that, the low ranks are fitted, or none:
+    then it starts from its own slices. No more than the start's error is promised, and the iterations can only lower
+    it.
 
     A mode larger than the product of all others is compressed to that product, which loses nothing (CANDELINC;
     Carroll, Pruzansky & Kruskal 1980): the filters of a convolution, of thousands of elements, become tensors of a few
@@ -65,8 +69,9 @@ class Canonical:
         self._modes = [mode for place, mode in enumerate(order) if place < 2 or self._shape[mode] > 1]
         left_out = [mode + 1 for mode in order if mode not in self._modes]
         sizes = [tensor.shape[0], *(self._shape[mode] for mode in self._modes)]
-        permuted = tensor.permute(0, *(mode + 1 for mode in self._modes), *left_out)
-        self.tensor, self._spans = _compress(permuted.reshape(sizes))
+        permuted = tensor.permute(0, *(mode + 1 for mode in self._modes), *left_out).reshape(sizes)
+        self._places, permuted = _sorted_by_norm(permuted)
+        self.tensor, self._spans = _compress(permuted)
         self.total = float(tensor.square().sum())
         self._fits: dict[Effort, list[_Fit]] = {}
 
@@ -116,7 +121,8 @@ class Canonical:
     def _restored(self, factors: list[Tensor]) -> list[Tensor]:
         """Return factors in the order of the given tensor's modes, with ones for those that were left out."""
         batch, _, rank = factors[0].shape
-        found = dict(zip(self._modes, factors, strict=True))
+        unsorted = [f[:, place] for f, place in zip(factors, self._places, strict=True)]
+        found = dict(zip(self._modes, unsorted, strict=True))
         return [found.get(mode, factors[0].new_ones(batch, 1, rank)) for mode in range(len(self._shape))]
 
     def _known(self, effort: Effort) -> list[_Fit]:
@@ -137,19 +143,40 @@ class Canonical:
         return self._fits[effort]
 
     def _fitted(self, effort: Effort) -> list[_Fit]:
-        """Return the best of some fits at evenly spaced ranks, none of large tensors."""
+        """Return fits at evenly spaced ranks, from the lowest up to where the work becomes too much."""
         shape = self.tensor.shape[1:]
         exact = next(r for r in range(self.max_rank + 1) if self.relative_error(r) <= 1e-6)
         # Nearly all tensors are of the rank that gives them as many free parameters as elements.
         generic = min(exact, 1 + math.ceil(shape.numel() / (sum(shape) - len(shape) + 1)))
+        # Terms of the residual add at most the energy of the tensor to that of a fit.
+        effort = replace(effort, norm_limit=effort.norm_limit - 1)
         affordable = WORK // (self.tensor.shape[0] * generic * max(generic, 20))
-        if affordable < min(FEWEST, generic - 1):
-            return []
-        knots = min(KNOTS, affordable)
-        ranks = sorted({round(generic * k / knots) for k in range(1, knots + 1)} - {0, exact})
+        fits = list[_Fit]()
+        if affordable < min(KNOTS, generic - 1):
+            climb = replace(effort, iterations=min(CLIMB, effort.iterations), tolerance=0)
+            fits += self._climb(_spaced(generic, KNOTS, exact), climb)
+        if affordable >= min(FEWEST, generic - 1):
+            compare = replace(effort, iterations=min(SWEEPS, effort.iterations), tolerance=PROGRESS)
+            fits += self._compared(_spaced(generic, min(KNOTS, affordable), exact), affordable, compare)
+        return fits
+
+    def _climb(self, ranks: list[int], effort: Effort) -> list[_Fit]:
+        """Return fits that start each from the one before, extended: as many as `PRODUCTS` allows."""
+        fits, products = [self._plain], 0
+        for rank in ranks:
+            products += 4 * self.tensor.numel() * rank * effort.iterations
+            if products > PRODUCTS:
+                break
+            extended, plain = (even_out(fit.extended(rank)) for fit in (fits[-1], self._plain))
+            start = self._better(extended, plain, effort.norm_limit)
+            fits.append(self._fit(sweep_each(self.tensor, [start], effort)[0]))
+        return fits[1:]
+
+    def _compared(self, ranks: list[int], most: int, effort: Effort) -> list[_Fit]:
+        """Return the best fits of several starts, `most` of them over all ranks."""
         if not ranks:
             return []
-        tries = min(TRIES, effort.starts, affordable // len(ranks))
+        tries = min(TRIES, effort.starts, most // len(ranks))
         starts = list[list[Tensor]]()
         for rank in ranks:
             plain = self._plain.extended(rank)
@@ -159,19 +186,19 @@ class Canonical:
                 several[-1] = algebraic
             # Columns of zeros up to the largest rank: they stay zeros in every sweep.
             starts += [[pad(f, (0, ranks[-1] - rank)) for f in even_out(start)] for start in several]
-        # Terms of the residual add at most the energy of the tensor to that of a fit.
-        limit, sweeps = effort.norm_limit - 1, min(SWEEPS, effort.iterations)
-        found = sweep_each(self.tensor, starts, Effort(iterations=sweeps, tolerance=PROGRESS, norm_limit=limit))
+        found = sweep_each(self.tensor, starts, effort)
         fits = list[_Fit]()
         for number, rank in enumerate(ranks):
             several = found[number * tries : (number + 1) * tries]
             best = several[0]
             for other in several[1:]:
-                best = self._better(other, best, limit)
-            factors = [f[..., :rank] for f in best]
-            residual = self.tensor - reconstruct(factors)
-            fits.append(_Fit(rank, factors, residual, _Slices(residual).left_out.sum(0).tolist()))
+                best = self._better(other, best, effort.norm_limit)
+            fits.append(self._fit([f[..., :rank] for f in best]))
         return fits
+
+    def _fit(self, factors: list[Tensor]) -> _Fit:
+        residual = self.tensor - reconstruct(factors)
+        return _Fit(factors[0].shape[-1], factors, residual, _Slices(residual).left_out.sum(0).tolist())
 
     def _better(self, one: list[Tensor], other: list[Tensor], norm_limit: float) -> list[Tensor]:
         """Return for each tensor the factors of less error; the other ones where the first break the limit."""
@@ -239,15 +266,34 @@ class _Slices:
         return first.movedim(1, 2).flatten(2), second.movedim(1, 2).flatten(2), energies.flatten(1)
 
 
+def _spaced(most: int, count: int, exact: int) -> list[int]:
+    """Return up to `count` evenly spaced ranks up to `most`, without that of an exact decomposition."""
+    return sorted({round(most * k / count) for k in range(1, count + 1)} - {0, exact})
+
+
 def _random_start(tensor: Tensor, start: list[Tensor], number: int) -> list[Tensor]:
     """Return a start with its trailing factors disturbed by as much as they are (odd numbers), or all random."""
     generator = torch.Generator().manual_seed(number)
-    noise = [torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f) for f in start]
+    noise = [torch.randn(f.shape[1:], generator=generator, dtype=torch.float64).to(f) for f in start]
     if number % 2:
         shaken = [f + f.norm(dim=1, keepdim=True) * e / f.shape[1] ** 0.5 for f, e in zip(start, noise, strict=True)]
         return [*start[:2], *shaken[2:]]
     size = float(tensor.square().mean()) ** (0.5 / len(noise))
-    return [e * size for e in noise]
+    return [(e * size).expand_as(f) for f, e in zip(start, noise, strict=True)]
+
+
+def _sorted_by_norm(tensor: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Return the place of every index of every mode, and the tensor in that order: largest slices first.
+
+    Fits with seeded starts then do not depend on the order of channels.
+    """
+    places = list[Tensor]()
+    for mode in range(1, tensor.ndim):
+        others = [m for m in range(tensor.ndim) if m != mode]
+        order = tensor.square().sum(others).argsort(descending=True, stable=True)
+        tensor = tensor.index_select(mode, order)
+        places.append(order.argsort())
+    return places, tensor
 
 
 def _compress(tensor: Tensor) -> tuple[Tensor, list[Tensor | None]]:
