@@ -42,7 +42,7 @@ from rankfold.candidates import ProxyConfig
 from rankfold.candidates.network import first_samples
 from rankfold.inventory import inspect
 from rankfold.records import Budget, Candidate, CandidateTable
-from rankfold.strategies._base import make_plan
+from rankfold.strategies.contract import make_plan
 from rankfold.surgery import apply_plan_, copy_model
 
 METHODS = ("svd", "tucker", "spatial_svd", "tt")

@@ -97,7 +97,7 @@ def test_weights_of_a_device_without_float64_are_factored_on_the_cpu(name: str) 
 @pytest.mark.parametrize("name", methods.registry.names())
 def test_where_a_device_has_no_float64_nothing_else_is_asked_of_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The door takes one copy of the weight, to the CPU, and that is all (meta tensors cannot be computed with)."""
-    monkeypatch.setattr("rankfold.methods._base.NO_DOUBLE", ("meta",))
+    monkeypatch.setattr("rankfold.methods.contract.NO_DOUBLE", ("meta",))
     case, method = subject(name, torch.float32), methods.get(name)
     copied: list[torch.device] = []
 

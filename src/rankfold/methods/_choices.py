@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rankfold.errors import GaugeError
-from rankfold.methods._base import Method, check_ranks, check_supported, get
+from rankfold.methods.contract import Method, check_ranks, check_supported, get
 from rankfold.records import Blueprint, Choice, LayerInfo, Ranks, gauge_blueprint, gauge_obstacle
 
 

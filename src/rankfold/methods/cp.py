@@ -12,8 +12,8 @@ from rankfold.factor.als import Effort, even_out
 from rankfold.factor.canonical import Canonical
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
-from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.methods._stages import conv_reason, pointwise, spatial
+from rankfold.methods.contract import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
 _USUAL = Effort()

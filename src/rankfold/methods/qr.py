@@ -10,7 +10,7 @@ from torch import Tensor
 from rankfold._config import require
 from rankfold.factor.matrix import PlainQRProjection, QRProjection
 from rankfold.factor.moments import Moments
-from rankfold.methods._base import rank_values, registry
+from rankfold.methods.contract import rank_values, registry
 from rankfold.methods.svd import PreparedMatrix, in_metric, matrix_blueprint
 from rankfold.records import Blueprint, LayerInfo, Ranks
 

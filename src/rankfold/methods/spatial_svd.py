@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rankfold.factor.matrix import Projection, SVDProjection
 from rankfold.factor.moments import Moments
-from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.methods._stages import conv_reason, spatial
+from rankfold.methods.contract import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
 

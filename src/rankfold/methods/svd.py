@@ -11,8 +11,8 @@ from torch import Tensor
 from rankfold.factor.linalg import Metric, eigh_descending, mean_share
 from rankfold.factor.matrix import Projection, SVDProjection
 from rankfold.factor.moments import Moments
-from rankfold.methods._base import rank_values, registry, whiten_inputs
 from rankfold.methods._stages import pointwise, spatial
+from rankfold.methods.contract import rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, LinearSpec, Ranks
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
 from rankfold.factor.tensor_train import TensorTrain, orthonormalized
-from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.methods._stages import conv_reason, pointwise, spatial
+from rankfold.methods.contract import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rankfold.factor.moments import Moments
 from rankfold.factor.tucker import Sequential, Tucker2
-from rankfold.methods._base import channel_metric, registry, whiten_inputs
+from rankfold.methods.contract import channel_metric, registry, whiten_inputs
 from rankfold.methods.tucker import PreparedTucker, TuckerShape
 from rankfold.records import LayerInfo
 

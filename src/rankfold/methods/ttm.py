@@ -15,7 +15,7 @@ from rankfold.errors import ConfigError
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
 from rankfold.factor.tensor_train import TensorTrain, orthonormalized
-from rankfold.methods._base import rank_values, registry
+from rankfold.methods.contract import rank_values, registry
 from rankfold.records import BiasSpec, Blueprint, ConvSpec, LayerInfo, Ranks, ReshapeSpec, Size, Stage
 
 MOST_CORES = 32

@@ -13,8 +13,8 @@ from rankfold._config import is_integer, is_number, require
 from rankfold.factor.moments import Moments
 from rankfold.factor.regression import TuckerRegression
 from rankfold.factor.tucker import HOOI, Tucker2
-from rankfold.methods._base import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.methods._stages import conv_reason, pointwise, spatial
+from rankfold.methods.contract import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks, Stage
 
 

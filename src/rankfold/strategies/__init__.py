@@ -5,6 +5,6 @@ from rankfold.strategies import energy as energy
 from rankfold.strategies import manual as manual
 from rankfold.strategies import uniform as uniform
 from rankfold.strategies import vbmf as vbmf
-from rankfold.strategies._base import Strategy as Strategy
-from rankfold.strategies._base import get as get
-from rankfold.strategies._base import registry as registry
+from rankfold.strategies.contract import Strategy as Strategy
+from rankfold.strategies.contract import get as get
+from rankfold.strategies.contract import registry as registry

@@ -14,7 +14,7 @@ from rankfold._documents import parse_json, read_text
 from rankfold.cost import blueprint_cost, gauged_cost
 from rankfold.errors import ConfigError, CorruptArtifact, DataError, InfeasibleBudget, NoMatchingLayer
 from rankfold.records import Candidate, Choice, Cost, LayerInfo, Plan, Problem
-from rankfold.strategies._base import make_plan, registry
+from rankfold.strategies.contract import make_plan, registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rankfold._config import is_number, require
 from rankfold.records import Candidate, Plan, Problem
-from rankfold.strategies._base import make_plan, mildest, registry, resources_of, with_required, worthwhile
+from rankfold.strategies.contract import make_plan, mildest, registry, resources_of, with_required, worthwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

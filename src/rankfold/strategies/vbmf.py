@@ -13,7 +13,7 @@ from rankfold.factor.linalg import double
 from rankfold.factor.vbmf import evbmf_rank
 from rankfold.methods import Method
 from rankfold.records import Candidate, CandidateTable, LayerInfo, Plan, Problem, Ranks
-from rankfold.strategies._base import make_plan, mildest, registry
+from rankfold.strategies.contract import make_plan, mildest, registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
