@@ -30,6 +30,8 @@ class MetricValue:
     percent : bool or None
         Whether the values are fractions, shown in per cent. None: they are if they lie in 0..1 and
         higher is better.
+    samples : int or None
+        The number of samples that each value was measured on; None if the metric does not count them.
     """
 
     name: str
@@ -39,6 +41,7 @@ class MetricValue:
     reloaded: float | None = None
     higher_is_better: bool = True
     percent: bool | None = None
+    samples: int | None = None
 
     @property
     def values(self) -> tuple[float, ...]:
