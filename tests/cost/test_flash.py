@@ -1,4 +1,4 @@
-"""Bytes at a storage data type: by hand, and against what a built model stores."""
+"""Bytes at a deployment data type: by hand, and against what a built model stores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rankfold.cost import blueprint_cost, gauged_cost, stored_inventory
 from rankfold.errors import UnknownNameError
 from rankfold.inventory import inspect, layer_weight
 from rankfold.records import Blueprint, Choice, LayerInfo, Plan, gauge_blueprint
-from rankfold.records.storage import STORAGES
+from rankfold.records.deploy import DEPLOY_DTYPES
 from rankfold.surgery.factored import build
 
 X = torch.zeros(1, 3, 8, 8)
@@ -30,7 +30,7 @@ def layer_of(layer: nn.Module, *shape: int) -> LayerInfo:
 
 
 @pytest.mark.parametrize(
-    ("storage", "conv", "linear", "outside"),
+    ("deploy_dtype", "conv", "linear", "outside"),
     [
         # Weights 216 and 2,880, one bias of 10; 32 numbers of the normalisation, and its counter of 64 bits.
         ("float32", 4 * 216, 4 * 2890, 4 * 32 + 8),
@@ -39,9 +39,9 @@ def layer_of(layer: nn.Module, *shape: int) -> LayerInfo:
         ("int8", 216 + 4 * 8, 2880 + 4 * 10 + 4 * 10, 4 * 32 + 8),
     ],
 )
-def test_a_model_by_hand(storage: str, conv: int, linear: int, outside: int) -> None:
+def test_a_model_by_hand(deploy_dtype: str, conv: int, linear: int, outside: int) -> None:
     found = inspect(network(), X)
-    priced = stored_inventory(found, storage)
+    priced = stored_inventory(found, deploy_dtype)
     assert priced.costs["0"].weight_bytes == conv
     assert priced.costs["4"].weight_bytes == linear
     assert priced.total.weight_bytes == conv + linear + outside
@@ -106,22 +106,24 @@ def test_blueprints_are_priced_as_they_are_built(case: int) -> None:
     layer, name, blueprint = blueprints()[case]
     module = build(blueprint, layer, Choice(method=name), dtype=torch.float32, device=torch.device("cpu"))
     sizes = {"float32": (4, 4, 0), "float16": (2, 2, 0), "bfloat16": (2, 2, 0), "int8": (1, 4, 4)}
-    for storage, (weight, bias, scale) in sizes.items():
-        assert blueprint_cost(blueprint, layer, storage=storage).weight_bytes == stored(module, weight, bias, scale)
-    assert blueprint_cost(blueprint, layer, storage="float32") == blueprint_cost(blueprint, layer)
+    for deploy_dtype, (weight, bias, scale) in sizes.items():
+        assert blueprint_cost(blueprint, layer, deploy_dtype=deploy_dtype).weight_bytes == stored(
+            module, weight, bias, scale
+        )
+    assert blueprint_cost(blueprint, layer, deploy_dtype="float32") == blueprint_cost(blueprint, layer)
 
 
 def test_a_gauge_may_not_pay_in_int8() -> None:
     """At rank 4 it saves 16 weights and takes an index of 4 bytes for each of 24 inputs; at rank 20, 400 weights."""
     layer = layer_of(nn.Linear(24, 30), 1, 24)
     plain = methods.get("svd").blueprint(layer, (4,))
-    assert gauged_cost(plain, layer, storage="int8")[1] is False
+    assert gauged_cost(plain, layer, deploy_dtype="int8")[1] is False
     assert gauged_cost(plain, layer)[1] is False
     middle = methods.get("svd").blueprint(layer, (7,))  # 49 weights
-    assert gauged_cost(middle, layer, storage="int8")[1] is False
+    assert gauged_cost(middle, layer, deploy_dtype="int8")[1] is False
     assert gauged_cost(middle, layer)[1] is True
     wide = methods.get("svd").blueprint(layer, (20,))
-    assert gauged_cost(wide, layer, storage="int8")[1] is True
+    assert gauged_cost(wide, layer, deploy_dtype="int8")[1] is True
 
 
 def test_unknown_types_are_refused() -> None:
@@ -130,18 +132,18 @@ def test_unknown_types_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'int8'"):
         stored_inventory(found, "int4")
     with pytest.raises(UnknownNameError, match="float64"):
-        blueprint_cost(methods.get("svd").blueprint(layer, (2,)), layer, storage="float64")
-    assert "int4" not in STORAGES
+        blueprint_cost(methods.get("svd").blueprint(layer, (2,)), layer, deploy_dtype="float64")
+    assert "int4" not in DEPLOY_DTYPES
 
 
-@pytest.mark.parametrize("storage", STORAGES)
-def test_a_table_counts_flash_at_the_storage_type(storage: str) -> None:
+@pytest.mark.parametrize("deploy_dtype", DEPLOY_DTYPES)
+def test_a_table_counts_flash_at_the_deployment_type(deploy_dtype: str) -> None:
     net = network()
-    found = stored_inventory(inspect(net, X), storage)
-    config = TableConfig(methods=("svd",), storage=storage)
+    found = stored_inventory(inspect(net, X), deploy_dtype)
+    config = TableConfig(methods=("svd",), deploy_dtype=deploy_dtype)
     table = build_table(found, lambda name: layer_weight(net, name), config)
     (candidate,) = [c for c in table.rows["4"] if c.ranks == (3,)]
     small = rf.apply(net, Plan(layers={"4": Choice(method="svd", ranks=(3,))}), reconstruct="weights")
-    assert table.cost([candidate]).get("flash") == stored_inventory(inspect(small, X), storage).total.weight_bytes
+    assert table.cost([candidate]).get("flash") == stored_inventory(inspect(small, X), deploy_dtype).total.weight_bytes
     with pytest.raises(UnknownNameError):
-        TableConfig(storage="int4")
+        TableConfig(deploy_dtype="int4")

@@ -22,14 +22,16 @@ from rankfold.inventory import export_graph, inspect
 from rankfold.records import ActivationProfile, Blueprint, Choice, Inventory, LayerInfo, Plan, gauge_blueprint
 
 
-def profile_of(model: nn.Module, x: Any, *, storage: str | None = None) -> tuple[Inventory, ActivationProfile]:
+def profile_of(model: nn.Module, x: Any, *, deploy_dtype: str | None = None) -> tuple[Inventory, ActivationProfile]:
     found, graph = inspect(model, x), export_graph(model, x)
-    profile = activation_profile(graph.graph, graph.constants, graph.users, found.compressible, storage=storage)
+    profile = activation_profile(
+        graph.graph, graph.constants, graph.users, found.compressible, deploy_dtype=deploy_dtype
+    )
     return found, profile
 
 
-def peak_of(model: nn.Module, x: Any, *, storage: str | None = None) -> int:
-    return profile_of(model, x, storage=storage)[1].peak
+def peak_of(model: nn.Module, x: Any, *, deploy_dtype: str | None = None) -> int:
+    return profile_of(model, x, deploy_dtype=deploy_dtype)[1].peak
 
 
 # ---- the accounting, on numbered memory
@@ -203,10 +205,12 @@ def test_a_dense_block_by_hand() -> None:
 
 def test_the_type_of_activations() -> None:
     net = Residual().eval()
-    assert peak_of(net, X, storage="int8") * 4 == peak_of(net, X, storage="float16") * 2 == peak_of(net, X)
-    assert peak_of(Residual().eval().to(torch.bfloat16), X.to(torch.bfloat16)) == peak_of(net, X, storage="bfloat16")
+    assert peak_of(net, X, deploy_dtype="int8") * 4 == peak_of(net, X, deploy_dtype="float16") * 2 == peak_of(net, X)
+    assert peak_of(Residual().eval().to(torch.bfloat16), X.to(torch.bfloat16)) == peak_of(
+        net, X, deploy_dtype="bfloat16"
+    )
     with pytest.raises(UnknownNameError):
-        peak_of(net, X, storage="int4")
+        peak_of(net, X, deploy_dtype="int4")
 
 
 def test_integers_keep_their_size() -> None:
@@ -214,7 +218,7 @@ def test_integers_keep_their_size() -> None:
     tokens = torch.zeros(1, 16, dtype=torch.int64)
     # The tokens, eight bytes each, are gone when the linear layer runs.
     assert peak_of(net, tokens) == max(16 * 8 + 16 * 6 * 4, 2 * 16 * 6 * 4)
-    assert peak_of(net, tokens, storage="int8") == max(16 * 8 + 16 * 6, 2 * 16 * 6)
+    assert peak_of(net, tokens, deploy_dtype="int8") == max(16 * 8 + 16 * 6, 2 * 16 * 6)
 
 
 def test_the_batch_is_the_example_s() -> None:

@@ -36,7 +36,7 @@ def check_options(
     multiple = 1 if rank_multiple is None else rank_multiple
     options = {} if method_options is None else method_options
     table = TableConfig(
-        methods=resolve_methods(methods), options=options, rank_multiple=multiple, gauge=gauge, storage=storage
+        methods=resolve_methods(methods), options=options, rank_multiple=multiple, gauge=gauge, deploy_dtype=storage
     )
     for name in table.options:
         get_method(name, table.options[name])

@@ -302,13 +302,13 @@ def _check_finetune(finetune: FineTune | None, evaluate: Callable[[nn.Module], f
 
 
 def layer_costs(small: nn.Module, inventory: Inventory, storage: str | None = None) -> dict[str, Cost]:
-    """Return the cost of every factored layer on the calls that the inventory saw, in bytes of a storage data type."""
+    """Return the cost of every factored layer on the calls that the inventory saw, at a deployment data type."""
     factored = factored_layers(small)
     out = {}
     for layer in inventory:  # a tied layer has a module of its own, but its cost is part of the decision's
         if layer.name in factored:
             blueprint = chosen_blueprint(layer, factored[layer.name].choice)
-            out[layer.name] = blueprint_cost(blueprint, layer, storage=storage)
+            out[layer.name] = blueprint_cost(blueprint, layer, deploy_dtype=storage)
     return out
 
 

@@ -202,7 +202,7 @@ class Planner:
             options=method_options or {},
             rank_multiple=_default_multiple(model) if rank_multiple is None else rank_multiple,
             gauge=gauge,
-            storage=storage,
+            deploy_dtype=storage,
         )
         inventory = stored_inventory(inventory, storage)
         weight = partial(layer_weight, model)
@@ -228,7 +228,7 @@ class Planner:
             options=table_config.options,
             rank_multiple=table_config.rank_multiple,
             gauge=table_config.gauge,
-            storage=table_config.storage,
+            deploy_dtype=table_config.deploy_dtype,
             fixed=fixed,
             judge=self.judge,
         )  # fmt: skip
@@ -251,7 +251,7 @@ class Planner:
         provenance = replace(
             made.provenance,
             reconstruct="data" if self.moments else "weights",
-            storage=self.problem.storage,
+            deploy_dtype=self.problem.deploy_dtype,
             weights_hash=self._weights_hash,
             versions={"rankfold": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
@@ -280,8 +280,8 @@ class Planner:
         if self.example_input is None:
             raise BudgetError("a bound on ram needs the example input, on which the model's graph is exported.")
         found = export_graph(self.model, self.example_input)
-        layers, storage = self.problem.inventory.compressible, self.problem.storage
-        return activation_profile(found.graph, found.constants, found.users, layers, storage=storage)
+        layers, dtype = self.problem.inventory.compressible, self.problem.deploy_dtype
+        return activation_profile(found.graph, found.constants, found.users, layers, deploy_dtype=dtype)
 
     @functools.cached_property
     def _table_with_ram(self) -> CandidateTable:
@@ -323,7 +323,7 @@ def _fix(
         options=config.options,
         rank_multiple=config.rank_multiple,
         gauge=config.gauge,
-        storage=config.storage,
+        deploy_dtype=config.deploy_dtype,
     )
     chosen = resolve(problem, overrides, owner="'overrides'")
     layers = tuple(

@@ -267,9 +267,11 @@ def _planned(planner: Planner, inventory: Inventory, budget: Budget) -> SweepPoi
 
 
 def plan_cost(inventory: Inventory, plan: Plan) -> Cost:
-    """Return what the whole model costs with a plan applied; the inventory is of the plan's storage data type."""
-    total, storage = inventory.total, plan.provenance.storage
+    """Return what the whole model costs with a plan applied; the inventory is of the plan's deployment data type."""
+    total, storage = inventory.total, plan.provenance.deploy_dtype
     for name, choice in plan.factored.items():
         layer = inventory.layer(name)
-        total = total - inventory.costs[name] + blueprint_cost(chosen_blueprint(layer, choice), layer, storage=storage)
+        total = (
+            total - inventory.costs[name] + blueprint_cost(chosen_blueprint(layer, choice), layer, deploy_dtype=storage)
+        )
     return total

@@ -13,7 +13,7 @@ from rankfold._config import require
 from rankfold.cost import gauged_cost
 from rankfold.factor.moments import Moments
 from rankfold.records import Candidate, CandidateTable, Cost, Inventory, LayerInfo
-from rankfold.records.storage import check_storage
+from rankfold.records.deploy import check_deploy_dtype
 
 DEFAULT_METHODS = ("svd", "tucker", "spatial_svd")
 """Methods with an exact error for every rank; chosen from when the user names none."""
@@ -35,7 +35,7 @@ class TableConfig:
         About how many values each rank takes.
     gauge : bool
         Price every candidate gauged as well, and offer it so where that wins.
-    storage : str or None
+    deploy_dtype : str or None
         The data type that bytes are counted at, by default each layer's own. The inventory has to be priced at the same
         (`rankfold.cost.stored_inventory`).
     """
@@ -45,7 +45,7 @@ class TableConfig:
     rank_multiple: int = 1
     points: int = 64
     gauge: bool = False
-    storage: str | None = None
+    deploy_dtype: str | None = None
 
     def __post_init__(self) -> None:
         require(len(self.methods) > 0, "methods", self.methods, "at least one name")
@@ -62,7 +62,7 @@ class TableConfig:
         )
         require(isinstance(self.points, int) and self.points >= 2, "points", self.points, "an integer >= 2")
         require(isinstance(self.gauge, bool), "gauge", self.gauge, "true or false")
-        check_storage(self.storage)
+        check_deploy_dtype(self.deploy_dtype)
 
 
 def resolve_methods(names: str | Sequence[str] | None, default: tuple[str, ...] = DEFAULT_METHODS) -> tuple[str, ...]:
@@ -137,7 +137,9 @@ def _candidates(
 ) -> list[Candidate]:
     priced = []
     for ranks in method.rank_grid(layer, multiple=config.rank_multiple, points=config.points):
-        cost, gauged = gauged_cost(method.blueprint(layer, ranks), layer, gauge=config.gauge, storage=config.storage)
+        cost, gauged = gauged_cost(
+            method.blueprint(layer, ranks), layer, gauge=config.gauge, deploy_dtype=config.deploy_dtype
+        )
         if cost.params < dense.params and cost.macs <= dense.macs:
             priced.append((ranks, cost, gauged))
     if not priced:

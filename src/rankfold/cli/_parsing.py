@@ -94,7 +94,7 @@ def planning_options(
     """
     config = parse_options(option) or None
     strategies.get(strategy, config)
-    TableConfig(methods=resolve_methods(methods), storage=storage)
+    TableConfig(methods=resolve_methods(methods), deploy_dtype=storage)
     bounds = None if not budget else Budget(tuple(b for text in budget for b in Budget.parse(text).bounds))
     return {
         "budget": bounds,

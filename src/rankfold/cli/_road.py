@@ -69,7 +69,7 @@ class Finished:
 def finish(done: Finished, source: Source, folder: Path) -> Report:
     """Write artefact, ``source.json`` and report; the last value in the report is the reloaded model's."""
     loaded, disk_bytes = reloaded(done.small, done.dense, done.example, plan=done.plan)
-    storage = done.plan.provenance.storage
+    storage = done.plan.provenance.deploy_dtype
     inventory = stored_inventory(done.inventory, storage)
     after = stored_inventory(rf.inspect(loaded, done.example), storage).total
     budget = None if done.plan.provenance.budget is None else Budget.parse(done.plan.provenance.budget)
@@ -104,13 +104,13 @@ def write(model: nn.Module, report: Report, source: Source, folder: Path, *, pla
 
 def predict(inventory: Inventory, plan: Plan, name: str) -> Report:
     """Return the report of a plan that has not been applied: costs by the methods' formulas, predicted errors."""
-    storage = plan.provenance.storage
+    storage = plan.provenance.deploy_dtype
     inventory = stored_inventory(inventory, storage)
     costs = {}
     after = inventory.total
     for layer_name, choice in plan.factored.items():
         layer = inventory.layer(layer_name)
-        costs[layer_name] = blueprint_cost(chosen_blueprint(layer, choice), layer, storage=storage)
+        costs[layer_name] = blueprint_cost(chosen_blueprint(layer, choice), layer, deploy_dtype=storage)
         after = after + costs[layer_name] - inventory.costs[layer_name]
     return build_report(inventory, plan, after, costs, model_name=name, notes=["planned, not applied yet"])
 

@@ -20,7 +20,7 @@ from rankfold.records import (
     Stage,
     gauge_blueprint,
 )
-from rankfold.records.storage import check_storage, stage_bytes
+from rankfold.records.deploy import check_deploy_dtype, stage_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Flow:
         return self.batch * self.channels * math.prod(self.size)
 
 
-def blueprint_cost(blueprint: Blueprint, layer: LayerInfo, *, storage: str | None = None) -> Cost:
+def blueprint_cost(blueprint: Blueprint, layer: LayerInfo, *, deploy_dtype: str | None = None) -> Cost:
     """Return the cost of a factored layer on the layer's calls.
 
     MACs count what `rankfold.inventory.operations.OperationCounter` counts: products with weights; biases and reshapes
@@ -50,40 +50,40 @@ def blueprint_cost(blueprint: Blueprint, layer: LayerInfo, *, storage: str | Non
         The factored layer's stages.
     layer : LayerInfo
         The layer that they replace.
-    storage : str or None
+    deploy_dtype : str or None
         The data type that weights are stored in: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"``; by default
-        the layer's own. See `rankfold.records.storage.stage_bytes` for the rule.
+        the layer's own. See `rankfold.records.deploy.stage_bytes` for the rule.
 
     Raises
     ------
     UnknownNameError
-        If there is no such storage data type.
+        If there is no such deployment data type.
     """
-    check_storage(storage)
+    check_deploy_dtype(deploy_dtype)
     macs = fm = 0
     for call in layer.calls:
         stage_macs, stage_fm = _one_call(blueprint, layer, call)
         macs += stage_macs * call.count
         fm += stage_fm * call.count
-    size = sum(stage_bytes(stage, layer.dtype, storage) for stage in blueprint.stages)
+    size = sum(stage_bytes(stage, layer.dtype, deploy_dtype) for stage in blueprint.stages)
     return Cost(params=blueprint.params, macs=macs, fm=fm, weight_bytes=size)
 
 
 def gauged_cost(
-    blueprint: Blueprint, layer: LayerInfo, *, gauge: bool = True, storage: str | None = None
+    blueprint: Blueprint, layer: LayerInfo, *, gauge: bool = True, deploy_dtype: str | None = None
 ) -> tuple[Cost, bool]:
     """Return the cost of a factored layer, gauged if that is allowed and wins, and whether it is.
 
-    It wins with fewer parameters, no more MACs and no more bytes (indices of the pivots included) at the storage data
-    type, which is by default the layer's own.
+    It wins with fewer parameters, no more MACs and no more bytes (indices of the pivots included) at the deployment
+    data type, which is by default the layer's own.
     """
-    plain = blueprint_cost(blueprint, layer, storage=storage)
+    plain = blueprint_cost(blueprint, layer, deploy_dtype=deploy_dtype)
     if not gauge:
         return plain, False
     fixed = gauge_blueprint(blueprint)
     if not fixed.gauged:
         return plain, False
-    cost = blueprint_cost(fixed, layer, storage=storage)
+    cost = blueprint_cost(fixed, layer, deploy_dtype=deploy_dtype)
     wins = cost.params < plain.params and cost.macs <= plain.macs and cost.weight_bytes <= plain.weight_bytes
     return (cost, True) if wins else (plain, False)
 

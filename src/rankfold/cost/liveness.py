@@ -27,7 +27,7 @@ from torch import Tensor, fx
 from rankfold.errors import ModelError
 from rankfold.records import Call, LayerInfo
 from rankfold.records.activations import ActivationProfile, LayerRun
-from rankfold.records.storage import check_storage, item_bytes
+from rankfold.records.deploy import check_deploy_dtype, item_bytes
 
 # Elementwise, but without torch's tag for that.
 _ELEMENTWISE = frozenset({"aten::batch_norm", "aten::hardswish", "aten::prelu", "aten::log_sigmoid", "aten::rsub"})
@@ -134,7 +134,7 @@ def activation_profile(
     users: Mapping[str, Sequence[str]],
     layers: Iterable[LayerInfo],
     *,
-    storage: str | None = None,
+    deploy_dtype: str | None = None,
 ) -> ActivationProfile:
     """Return the peak activation memory of an exported graph and what each layer decides of it.
 
@@ -148,7 +148,7 @@ def activation_profile(
         By node name, the layers that the node computes: one, or the several input projections of an attention.
     layers : iterable of LayerInfo
         The layers that may be factored.
-    storage : str or None
+    deploy_dtype : str or None
         The data type of floating-point activations: ``"int8"`` counts each as one byte. By default their own.
 
     Raises
@@ -156,8 +156,8 @@ def activation_profile(
     ModelError
         If the size of a tensor depends on the data, or the graph has control flow.
     """
-    check_storage(storage)
-    item = None if storage is None else item_bytes(storage)
+    check_deploy_dtype(deploy_dtype)
+    item = None if deploy_dtype is None else item_bytes(deploy_dtype)
     fixed = _constant_nodes(graph, frozenset(constants))
     program = _read(graph, fixed, item)
     time = timeline(program.steps, program.sizes)

@@ -18,7 +18,7 @@ class Cost:
     fm : int
         Feature-map elements written, intermediate ones included.
     weight_bytes : int
-        Bytes of the parameters at their storage data type.
+        Bytes of the parameters at their deployment data type.
     """
 
     params: int = 0

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 from rankfold.records.cost import Cost
+from rankfold.records.deploy import layer_bytes
 from rankfold.records.layer import LayerInfo
-from rankfold.records.storage import layer_bytes
 
 
-def dense_cost(layer: LayerInfo, *, storage: str | None = None) -> Cost:
+def dense_cost(layer: LayerInfo, *, deploy_dtype: str | None = None) -> Cost:
     """Return what a layer costs before it is factored.
 
     A convolution multiplies every weight once for each output position, a transposed one once for
-    each input position, a linear layer once for each input vector. Bytes are those at the storage
+    each input position, a linear layer once for each input vector. Bytes are those at the deploy_dtype
     data type, by default the layer's own.
     """
     weight = math.prod(layer.weight_shape)
@@ -27,5 +27,5 @@ def dense_cost(layer: LayerInfo, *, storage: str | None = None) -> Cost:
         params=params,
         macs=weight * uses,
         fm=layer.out_channels * positions,
-        weight_bytes=layer_bytes(layer, storage),
+        weight_bytes=layer_bytes(layer, deploy_dtype),
     )

@@ -17,9 +17,9 @@ from rankfold._files import write_text
 from rankfold._printable import printable, quoted
 from rankfold.errors import CorruptArtifact, NoMatchingLayer
 from rankfold.records.candidates import Candidate
+from rankfold.records.deploy import DEPLOY_DTYPES
 from rankfold.records.display import Shown
 from rankfold.records.layer import Ranks
-from rankfold.records.storage import STORAGES
 
 FORMAT = "rankfold-plan"
 VERSION = 1
@@ -129,7 +129,7 @@ class Provenance:
     methods: tuple[str, ...] = ()
     seed: int = 0
     reconstruct: str | None = None
-    storage: str | None = None
+    deploy_dtype: str | None = None
     weights_hash: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
@@ -139,7 +139,7 @@ class Provenance:
         return {
             "strategy": self.strategy, "config": dict(self.config), "budget": self.budget,
             "methods": list(self.methods), "seed": self.seed, "reconstruct": self.reconstruct,
-            "storage": self.storage,
+            "deploy_dtype": self.deploy_dtype,
             "weights_hash": self.weights_hash, "versions": dict(self.versions), "search": dict(self.search),
         }  # fmt: skip
 
@@ -153,10 +153,10 @@ class Provenance:
             if key in known and (not isinstance(known[key], kinds) or isinstance(known[key], bool)):
                 wanted = " or ".join(kind.__name__ for kind in kinds)
                 raise CorruptArtifact(f"plan, provenance: {key!r} must be {wanted}. Got {quoted(known[key])} instead.")
-        if known.get("storage", STORAGES[0]) not in STORAGES:
+        if known.get("deploy_dtype", DEPLOY_DTYPES[0]) not in DEPLOY_DTYPES:
             raise CorruptArtifact(
-                f"plan, provenance: 'storage' must be one of {', '.join(STORAGES)}. "
-                f"Got {quoted(known['storage'])} instead."
+                f"plan, provenance: 'deploy_dtype' must be one of {', '.join(DEPLOY_DTYPES)}. "
+                f"Got {quoted(known['deploy_dtype'])} instead."
             )
         known["methods"] = tuple(map(str, known.get("methods", ())))
         return cls(**known)
@@ -164,7 +164,7 @@ class Provenance:
 
 _PROVENANCE: dict[str, tuple[type, ...]] = {
     "strategy": (str,), "config": (dict,), "budget": (str,), "methods": (list, tuple), "seed": (int,),
-    "reconstruct": (str,), "storage": (str,), "weights_hash": (str,), "versions": (dict,), "search": (dict,),
+    "reconstruct": (str,), "deploy_dtype": (str,), "weights_hash": (str,), "versions": (dict,), "search": (dict,),
 }  # fmt: skip
 
 

@@ -62,7 +62,7 @@ class Problem:
         Ranks are to be multiples of this.
     gauge : bool
         Whether factors are gauged where that makes them smaller.
-    storage : str or None
+    deploy_dtype : str or None
         Data type in which weights are going to be stored, which bytes count; None is the model's own.
     weight : callable
         ``weight(layer_name)`` returns the layer's weight in torch's layout, detached.
@@ -83,7 +83,7 @@ class Problem:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rank_multiple: int = 1
     gauge: bool = False
-    storage: str | None = None
+    deploy_dtype: str | None = None
     fixed: Mapping[str, Candidate] = field(default_factory=dict)
     judge: Judge | None = None
     apply: Callable[..., Any] | None = None

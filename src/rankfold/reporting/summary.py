@@ -182,7 +182,7 @@ def provenance_rows(record: ReportRecord) -> list[tuple[str, str]]:
         ("methods", ", ".join(p.methods)),
         ("seed", str(p.seed)),
         ("search", ", ".join(f"{k} {_found(v)}" for k, v in p.search.items())),
-        ("storage", p.storage or ""),
+        ("deployment data type", p.deploy_dtype or ""),
         ("reconstruction", p.reconstruct or ""),
         ("example input", record.example),
         ("source weights", p.weights_hash or ""),

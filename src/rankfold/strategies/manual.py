@@ -144,7 +144,7 @@ def _candidate(
         known = prepared = methods.prepare(method, problem.weight(layer.name), layer)
         grid = method.rank_grid(layer, multiple=problem.rank_multiple)
         costs = {
-            r: gauged_cost(method.blueprint(layer, r), layer, gauge=problem.gauge, storage=problem.storage)[0]
+            r: gauged_cost(method.blueprint(layer, r), layer, gauge=problem.gauge, deploy_dtype=problem.deploy_dtype)[0]
             for r in grid
         }
         fitting = [r for r, cost in costs.items() if cost.params <= ranks * dense.params]
@@ -156,12 +156,14 @@ def _candidate(
         ranks = min(fitting, key=lambda r: (known.error(r), r))
     methods.check_ranks(method, layer, ranks)
     prepared = prepared or methods.prepare(method, problem.weight(layer.name), layer)
-    cost, gauged = gauged_cost(method.blueprint(layer, ranks), layer, gauge=problem.gauge, storage=problem.storage)
+    cost, gauged = gauged_cost(
+        method.blueprint(layer, ranks), layer, gauge=problem.gauge, deploy_dtype=problem.deploy_dtype
+    )
     if gauge and not gauged:
         choice = Choice(method=name, ranks=ranks, options=options, gauge=True)
         methods.check_choice(layer, choice)
         blueprint = methods.chosen_blueprint(layer, choice)
-        cost, gauged = blueprint_cost(blueprint, layer, storage=problem.storage), True
+        cost, gauged = blueprint_cost(blueprint, layer, deploy_dtype=problem.deploy_dtype), True
     return Candidate(
         layer=layer.name, method=name, ranks=ranks, cost=cost, error=prepared.error(ranks), options=options,
         gauge=gauged,

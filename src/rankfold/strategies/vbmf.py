@@ -140,7 +140,9 @@ class VBMF:
             return tuple(self._rounded(problem, scale * rank, limit) for rank, limit in pairs)
 
         def cheaper(ranks: Ranks) -> bool:
-            cost, _ = gauged_cost(method.blueprint(layer, ranks), layer, gauge=problem.gauge, storage=problem.storage)
+            cost, _ = gauged_cost(
+                method.blueprint(layer, ranks), layer, gauge=problem.gauge, deploy_dtype=problem.deploy_dtype
+            )
             return cost.params < dense.params and cost.macs <= dense.macs
 
         if cheaper(at(1.0)):
@@ -168,7 +170,9 @@ def _method(problem: Problem, layer: LayerInfo) -> tuple[Method | None, str]:
 
 
 def _candidate(problem: Problem, layer: LayerInfo, method: Method, ranks: Ranks) -> Candidate:
-    cost, gauged = gauged_cost(method.blueprint(layer, ranks), layer, gauge=problem.gauge, storage=problem.storage)
+    cost, gauged = gauged_cost(
+        method.blueprint(layer, ranks), layer, gauge=problem.gauge, deploy_dtype=problem.deploy_dtype
+    )
     return Candidate(
         layer=layer.name,
         method=method.name,

@@ -25,7 +25,7 @@ EXAMPLE = torch.zeros(1, 3, 8, 8)
 PLAIN = {"methods": "svd", "strategy": "compressnas"}
 
 
-def test_flash_is_counted_at_the_storage_type(model: nn.Module) -> None:
+def test_flash_is_counted_at_the_deployment_type(model: nn.Module) -> None:
     """The bytes of the built model at one byte a weight keep a bound that four bytes a weight would break."""
     result = rf.compress(model, EXAMPLE, budget="flash<=9KiB", storage="int8", **PLAIN)
     weights = sum(p.numel() for name, p in result.model.named_parameters() if name.endswith("weight"))
@@ -34,7 +34,7 @@ def test_flash_is_counted_at_the_storage_type(model: nn.Module) -> None:
     assert result.report.after.weight_bytes == weights + 4 * biases + 4 * scales <= 9 * 1024
     assert 4 * (weights + biases) > 9 * 1024  # the same bound at the model's own type would have been broken
     assert result.report.before.weight_bytes == 15_200 + 4 * (74 + 74)
-    assert result.plan.provenance.storage == "int8"
+    assert result.plan.provenance.deploy_dtype == "int8"
 
 
 def test_half_the_bytes_need_half_the_reduction(model: nn.Module) -> None:
@@ -45,7 +45,7 @@ def test_half_the_bytes_need_half_the_reduction(model: nn.Module) -> None:
     assert rf.plan(model, EXAMPLE, budget=f"flash<={dense // 2}", **PLAIN).factored
 
 
-def test_ram_is_counted_at_the_storage_type(model: nn.Module) -> None:
+def test_ram_is_counted_at_the_deployment_type(model: nn.Module) -> None:
     """The least peak that can be reached is a quarter at one byte an activation."""
     with pytest.raises(rf.RankfoldError) as own:
         rf.plan(model, EXAMPLE, budget="ram<=10", **PLAIN)
@@ -59,6 +59,6 @@ def test_unknown_type_is_refused(model: nn.Module) -> None:
         rf.compress(model, EXAMPLE, budget="flash<=9KiB", storage="int7", **PLAIN)
 
 
-def test_plan_keeps_its_storage_type_on_disk(model: nn.Module, tmp_path: Path) -> None:
+def test_plan_keeps_its_deployment_type_on_disk(model: nn.Module, tmp_path: Path) -> None:
     plan = rf.plan(model, EXAMPLE, budget="flash<=9KiB", storage="int8", **PLAIN)
     assert rf.Plan.load(plan.save(tmp_path / "plan.json")).provenance == plan.provenance

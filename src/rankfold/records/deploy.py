@@ -10,17 +10,17 @@ from rankfold.errors import UnknownNameError
 from rankfold.records.blueprint import BiasSpec, ConvSpec, GaugedSpec, LinearSpec, ReshapeSpec, Stage
 from rankfold.records.layer import LayerInfo
 
-STORAGES = ("float32", "float16", "bfloat16", "int8")
+DEPLOY_DTYPES = ("float32", "float16", "bfloat16", "int8")
 """Data types that a model can be priced at, whatever its own."""
 
 INDEX_BYTES = 4
 WORD_BYTES = 4  # what int8 leaves wide: scales are float32, biases int32, everything else that is no layer float32
 
 
-def check_storage(storage: str | None) -> None:
-    """Raise `UnknownNameError` if there is no such storage data type; None is the model's own."""
-    if storage is not None and storage not in STORAGES:
-        raise UnknownNameError("storage data type", str(storage), STORAGES)
+def check_deploy_dtype(deploy_dtype: str | None) -> None:
+    """Raise `UnknownNameError` if there is no such deployment data type; None is the model's own."""
+    if deploy_dtype is not None and deploy_dtype not in DEPLOY_DTYPES:
+        raise UnknownNameError("deployment data type", str(deploy_dtype), DEPLOY_DTYPES)
 
 
 def item_bytes(dtype: str) -> int:
@@ -28,7 +28,7 @@ def item_bytes(dtype: str) -> int:
     return getattr(torch, dtype).itemsize
 
 
-def stage_bytes(stage: Stage, own: str, storage: str | None = None) -> int:
+def stage_bytes(stage: Stage, own: str, deploy_dtype: str | None = None) -> int:
     """Return the bytes of one stage of a blueprint, with the indices of a gauged one (32 bits each, as they are).
 
     Parameters
@@ -37,34 +37,34 @@ def stage_bytes(stage: Stage, own: str, storage: str | None = None) -> int:
         The stage.
     own : str
         The layer's own data type.
-    storage : str or None
+    deploy_dtype : str or None
         What the weights are stored in, by default that. With ``"int8"`` a weight takes one byte, the scale of each
         output channel of the stage four (float32) and a bias four (int32).
     """
     biases = stage.params - stage.weights
-    return _bytes(stage.weights, biases, _scaled_channels(stage), own, storage) + stage.indices * INDEX_BYTES
+    return _bytes(stage.weights, biases, _scaled_channels(stage), own, deploy_dtype) + stage.indices * INDEX_BYTES
 
 
-def layer_bytes(layer: LayerInfo, storage: str | None = None) -> int:
+def layer_bytes(layer: LayerInfo, deploy_dtype: str | None = None) -> int:
     """Return the bytes of a layer that is not factored, by the rule of `stage_bytes`."""
     biases = layer.out_channels if layer.bias else 0
-    return _bytes(math.prod(layer.weight_shape), biases, layer.out_channels, layer.dtype, storage)
+    return _bytes(math.prod(layer.weight_shape), biases, layer.out_channels, layer.dtype, deploy_dtype)
 
 
-def outside_bytes(elements: int, dtype: str, storage: str | None = None) -> int:
+def outside_bytes(elements: int, dtype: str, deploy_dtype: str | None = None) -> int:
     """Return the bytes of parameters and buffers that belong to no layer.
 
-    Floats take the storage's size, or four bytes where that is int8; integers stay as they are.
+    Floats take the size of the deployment data type, or four bytes where that is int8; integers stay as they are.
     """
-    if storage is None or not getattr(torch, dtype).is_floating_point:
+    if deploy_dtype is None or not getattr(torch, dtype).is_floating_point:
         return elements * item_bytes(dtype)
-    return elements * (WORD_BYTES if storage == "int8" else item_bytes(storage))
+    return elements * (WORD_BYTES if deploy_dtype == "int8" else item_bytes(deploy_dtype))
 
 
-def _bytes(weights: int, biases: int, channels: int, own: str, storage: str | None) -> int:
-    if storage == "int8":
+def _bytes(weights: int, biases: int, channels: int, own: str, deploy_dtype: str | None) -> int:
+    if deploy_dtype == "int8":
         return weights + WORD_BYTES * (channels + biases)
-    return (weights + biases) * item_bytes(storage or own)
+    return (weights + biases) * item_bytes(deploy_dtype or own)
 
 
 def _scaled_channels(stage: Stage) -> int:
