@@ -24,7 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import _harness
 import rankfold as rf
-from rankfold._batches import call_model, tensors_of
+from rankfold._tensors import tensors_of
+from rankfold.batches import call_model
 from rankfold.surgery import factored_layers
 
 NETWORKS = [

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import _harness
 import rankfold as rf
-from rankfold._batches import split_batch
 from rankfold.api.planning import Planner
+from rankfold.batches import split_batch
 from rankfold.calibration import collect_moments
 from rankfold.inventory import layer_weight
 from rankfold.surgery import copy_model

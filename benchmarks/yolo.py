@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import _harness
 import rankfold as rf
-from rankfold._batches import tensors_of
+from rankfold._tensors import tensors_of
 from rankfold.surgery import factored_layers
 
 NETWORKS = ["ultralytics/yolov5n", "ultralytics/yolov5s", "yolov5/yolov5n", "yolov5/yolov5s"]

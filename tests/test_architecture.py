@@ -21,9 +21,20 @@ import rankfold
 # Each package may import the groups above its own, never its own group or one below.
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("_printable",),
-    ("_version", "errors", "_state"),
-    ("_registry", "_config", "_files", "_grad_mode", "_hashing", "_processes", "_batches", "_progress", "_turns"),
-    ("_documents",),
+    ("_version", "errors", "_state", "_tensors"),
+    (
+        "_registry",
+        "_config",
+        "_files",
+        "_grad_mode",
+        "_hashing",
+        "_processes",
+        "_progress",
+        "_turns",
+        "batches",
+        "outputs",
+    ),
+    ("_documents", "outputs"),
     ("records", "factor"),
     ("methods",),
     ("inventory", "cost"),

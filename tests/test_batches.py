@@ -10,19 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import (
-    batch_size,
-    call_model,
-    iterate,
-    leading,
-    model_device,
-    split_batch,
-    squared_distance,
-    tensors_of,
-    to_device,
-)
+from rankfold._tensors import model_device, tensors_of, to_device
+from rankfold.batches import batch_size, call_model, iterate, leading, split_batch
 from rankfold.errors import DataError, ModelError
 from rankfold.inventory import evaluating
+from rankfold.outputs import squared_distance
 
 X, Y, Z = torch.zeros(4, 2), torch.ones(4), torch.full((4, 3), 2.0)
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
-from rankfold._batches import call_model, tensors_of
+from rankfold._tensors import tensors_of
+from rankfold.batches import call_model
 from rankfold.inventory import inspect
 from rankfold.records import Budget
 from rankfold.surgery import factored_layers

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import call_model, tensors_of
+from rankfold._tensors import tensors_of
+from rankfold.batches import call_model
 from rankfold.calibration.replay import remembering, run_before
 from rankfold.errors import ModelError
 from rankfold.inventory import fused_attention_off

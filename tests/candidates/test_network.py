@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import call_model, split_batch, tensors_of
+from rankfold._tensors import tensors_of
+from rankfold.batches import call_model, split_batch
 from rankfold.candidates.network import NetworkProxy, first_samples
 from rankfold.errors import DataError, ModelError, RankfoldWarning, UnknownNameError
 from rankfold.inventory import fused_attention_off, inspect, layer_weight

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
 import rankfold as rf
-from rankfold._batches import tensors_of
+from rankfold._tensors import tensors_of
 from rankfold.errors import UnsupportedLayer
 from rankfold.surgery import Factored, factored_layers, strip
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rankfold as rf
-from rankfold._batches import copied, leading, split_batch, to_device
+from rankfold._tensors import copied, to_device
+from rankfold.batches import leading, split_batch
 from rankfold.errors import DataError, RankfoldWarning
 
 IDS, MASK, LABELS = torch.arange(24).reshape(8, 3), (torch.arange(24).reshape(8, 3) % 2).float(), torch.arange(8) % 4

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
-from rankfold._batches import distance_and_energy, squared_distance
 from rankfold.calibration import reestimate_batchnorm
 from rankfold.errors import DataError, MetricError, ModelError
 from rankfold.evaluation import output_error, topk
+from rankfold.outputs import distance_and_energy, squared_distance
 from rankfold.tune.losses import cross_entropy, distillation
 
 INF = -math.inf

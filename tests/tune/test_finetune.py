@@ -257,18 +257,21 @@ def test_wrappers_are_taken_off(dense: nn.Sequential, loader: Loader, same: Same
     assert same(plain, wrapped)
 
 
-def test_keyword_batches(loader: Loader) -> None:
+@pytest.mark.parametrize("key", ["logits", "out"])
+def test_keyword_batches(loader: Loader, key: str) -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(6, 3)
 
         def forward(self, features: Tensor) -> dict[str, Tensor]:
-            return {"logits": self.linear(features)}
+            return {key: self.linear(features)}
 
     batches = [{"features": x, "labels": y} for x, y in loader]
-    history = finetune(Named(), FineTune(data=batches, epochs=10, lr=0.1)).history
-    assert history[-1].loss < 0.8 * history[0].loss
+    teacher = Named()
+    history = finetune(Named(), FineTune(data=batches, epochs=10, lr=0.1), teacher=teacher).history
+    assert history[-1].terms["task"] < 0.9 * history[0].terms["task"]
+    assert set(history[0].terms) == {"task", "distill"}
 
 
 class Stream(IterableDataset[tuple[Tensor, Tensor]]):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rankfold.errors import DataError, ModelError
-from rankfold.tune.losses import cross_entropy, distillation, logits
+from rankfold.outputs import class_scores
+from rankfold.tune.losses import cross_entropy, distillation
 
 
 class Outputs(NamedTuple):
@@ -75,17 +76,19 @@ def test_the_gradient_does_not_shrink_with_the_temperature() -> None:
         lambda x: SimpleNamespace(logits=x),
         lambda x: (x, x + 1),
         lambda x: [x],
+        lambda x: {"out": x, "aux": x + 1},
+        lambda x: SimpleNamespace(out=x),
     ],
 )
-def test_logits_are_found(wrap: Any) -> None:
+def test_class_scores_are_found(wrap: Any) -> None:
     x = torch.ones(2, 3)
-    assert logits(wrap(x)) is x
+    assert class_scores(wrap(x)) is x
 
 
 @pytest.mark.parametrize("outputs", [{"boxes": torch.ones(2)}, "x", (), torch.ones(2).long()])
-def test_no_logits(outputs: Any) -> None:
-    with pytest.raises(ModelError, match="no tensor of logits"):
-        logits(outputs)
+def test_no_class_scores(outputs: Any) -> None:
+    with pytest.raises(ModelError, match="no class scores"):
+        class_scores(outputs)
 
 
 def test_other_shapes_are_refused() -> None:

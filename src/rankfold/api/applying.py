@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from rankfold._batches import iterate, split_batch
 from rankfold._config import build_config
 from rankfold._grad_mode import trainable
 from rankfold._progress import track
 from rankfold._turns import in_turn
 from rankfold.api.checks import reusable
+from rankfold.batches import iterate, split_batch
 from rankfold.calibration import (
     Renewal,
     SequentialConfig,

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rankfold import strategies
-from rankfold._batches import MatchedBatches
 from rankfold._config import is_integer, require
+from rankfold.batches import MatchedBatches
 from rankfold.candidates import TableConfig, resolve_methods
 from rankfold.errors import BudgetError, ModelError
 from rankfold.methods import get as get_method
@@ -82,7 +82,7 @@ def check_counted(inventory: Inventory, *budgets: Budget | None) -> None:
 def reusable(batches: Iterable[Any] | None, example_input: Any = None) -> Iterable[Any] | None:
     """Return data that can be gone through more than once: an iterator's items, anything else as it is.
 
-    With an example input every batch is held against it (`rankfold._batches.MatchedBatches`).
+    With an example input every batch is held against it (`rankfold.batches.MatchedBatches`).
     """
     if batches is None:
         return None

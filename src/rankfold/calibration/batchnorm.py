@@ -15,17 +15,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rankfold._batches import (
-    iterate,
-    model_device,
-    split_batch,
-    squared_distance,
-    to_device,
-)
 from rankfold._progress import track
+from rankfold._tensors import model_device, to_device
+from rankfold.batches import iterate, split_batch
 from rankfold.calibration.flow import first_tensor
 from rankfold.errors import DataError, ModelError, RankfoldWarning
 from rankfold.inventory import evaluating, run_batch
+from rankfold.outputs import squared_distance
 
 
 @dataclass(frozen=True, slots=True)

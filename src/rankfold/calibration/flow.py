@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rankfold._batches import tensors_of
+from rankfold._tensors import tensors_of
 
 SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold._batches import copied, detached
+from rankfold._tensors import copied, detached
 from rankfold.inventory import run_batch
 
 Memory = Mapping[nn.Module, list[Any]]

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankfold._batches import iterate, model_device, split_batch, to_device
 from rankfold._config import require
 from rankfold._progress import track
+from rankfold._tensors import model_device, to_device
+from rankfold.batches import iterate, split_batch
 from rankfold.calibration.gram import GramSum
 from rankfold.calibration.patches import channel_vectors, patch_vectors
 from rankfold.errors import ModelError, RankfoldWarning
@@ -61,7 +62,7 @@ def collect_moments(
     model : Module
         The model, on the device where it is to run.
     batches : iterable
-        Batches with or without targets (`rankfold._batches`); targets are not used.
+        Batches with or without targets (`rankfold.batches`); targets are not used.
     layers : sequence of LayerInfo
         The layers, from an inventory of this model.
     max_patch : int

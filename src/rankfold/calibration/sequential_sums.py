@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import iterate, model_device, split_batch, to_device
 from rankfold._progress import track
+from rankfold._tensors import model_device, to_device
+from rankfold.batches import iterate, split_batch
 from rankfold.calibration.flow import Use
 from rankfold.calibration.pairs import PairSums
 from rankfold.calibration.sequential_config import SequentialConfig

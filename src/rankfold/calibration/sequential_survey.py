@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from rankfold._batches import iterate, model_device, split_batch, to_device
+from rankfold._tensors import model_device, to_device
+from rankfold.batches import iterate, split_batch
 from rankfold.calibration.flow import Use, observe
 from rankfold.calibration.sequential_sums import layer_modules
 from rankfold.inventory import find_module, run_batch, undisturbed

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import MASKED, distance_and_energy, model_device, split_batch, tensors_of, to_device
+from rankfold._tensors import float_tensors, model_device, to_device
+from rankfold.batches import split_batch
 from rankfold.candidates.outputs import check_comparable, check_taps, modules_of, nothing_put_out, tapped
 from rankfold.errors import ModelError
 from rankfold.inventory import find_layer, layer_weight, run_batch, undisturbed
 from rankfold.inventory.kinds import ROLES, conv1d_base
+from rankfold.outputs import MASKED, distance_and_energy
 from rankfold.records import LayerInfo
 from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_
@@ -223,11 +225,8 @@ class FisherProxy:
                     hook = module.register_forward_hook(lambda m, a, out, name=layer.name: called.add(name))  # noqa: ARG005
                     hooks.callback(hook.remove)
             output = run_batch(self.work, inputs, what, graph=True)
-        outputs = [
-            t.float() if t.dtype.itemsize < 4 else t
-            for t in tensors_of(taken if self.taps else output)
-            if t.is_floating_point()
-        ]
+        tensors = float_tensors(taken if self.taps else output)
+        outputs = [t.float() if t.dtype.itemsize < 4 else t for t in tensors]
         if not outputs:
             raise ModelError(f"{nothing_put_out(self.taps, what)} {_OTHERWISE}")
         return outputs, called

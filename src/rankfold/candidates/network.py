@@ -10,19 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import (
-    batch_size,
-    distance_and_energy,
-    iterate,
-    leading,
-    model_device,
-    split_batch,
-    to_device,
-)
+from rankfold._tensors import model_device, to_device
+from rankfold.batches import batch_size, iterate, leading, split_batch
 from rankfold.calibration.replay import Memory, run_before
 from rankfold.candidates.outputs import check_comparable, check_taps, compared, modules_of, nothing_put_out
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory import layer_weight, undisturbed
+from rankfold.outputs import distance_and_energy
 from rankfold.records import LayerInfo
 from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_
@@ -155,7 +149,7 @@ def _close(whole: Tensor, replayed: Tensor) -> bool:
 class _Distance:
     """A squared distance relative to the reference, of each output tensor by itself and then averaged.
 
-    Infinite values of the reference are left out; see `rankfold._batches.distance_and_energy`.
+    Infinite values of the reference are left out; see `rankfold.outputs.distance_and_energy`.
     """
 
     def __init__(self) -> None:
@@ -185,7 +179,7 @@ class _Distance:
 def first_samples(batches: Any, samples: int) -> list[Any]:
     """Return the first batches without targets, as far as so many samples (fewer if there are no more).
 
-    The last batch is cut where it can be (`rankfold._batches.leading`).
+    The last batch is cut where it can be (`rankfold.batches.leading`).
     """
     found: list[Any] = []
     missing = samples

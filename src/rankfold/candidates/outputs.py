@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import copied, iterate, model_device, split_batch, tensors_of, to_device
 from rankfold._hashing import content_hash
+from rankfold._tensors import copied, float_tensors, model_device, to_device
+from rankfold.batches import iterate, split_batch
 from rankfold.calibration.replay import Memory, remembering
 from rankfold.errors import ModelError, RankfoldWarning, UnknownNameError
 from rankfold.inventory import find_layer, run_batch, undisturbed
@@ -46,7 +47,7 @@ def compared(
     with undisturbed(model), remembering(model, memory or {}), tapped(model, taps) as taken:
         torch.default_generator.manual_seed(0)  # restored by `undisturbed`; a network that draws draws the same
         output = run_batch(model, inputs, what)
-    return [t.detach().float() for t in tensors_of(taken if taps else output) if t.is_floating_point()]
+    return [t.detach().float() for t in float_tensors(taken if taps else output)]
 
 
 def data_hash(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankfold import zoo
-from rankfold._batches import iterate, split_batch
+from rankfold.batches import iterate, split_batch
 from rankfold.cli._source import Source
 from rankfold.errors import ConfigError, DataError, RankfoldWarning, UnknownNameError
 from rankfold.evaluation import agreement, topk

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from rankfold._batches import call_model, copied, detached, model_device, to_device
 from rankfold._config import require
 from rankfold._progress import track
+from rankfold._tensors import copied, detached, model_device, to_device
 from rankfold._turns import in_turn
+from rankfold.batches import call_model
 from rankfold.errors import RankfoldError
 from rankfold.inventory import evaluating, example_failure
 

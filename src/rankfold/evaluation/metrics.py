@@ -10,20 +10,16 @@ from typing import Any
 
 from torch import nn
 
-from rankfold._batches import (
-    iterate,
-    model_device,
-    split_batch,
-    squared_distance,
-    to_device,
-)
 from rankfold._config import require
 from rankfold._progress import track
+from rankfold._tensors import model_device, to_device
 from rankfold._turns import in_turn
+from rankfold.batches import iterate, split_batch
 from rankfold.errors import DataError, MetricError
 from rankfold.evaluation.evaluate import Metric
-from rankfold.evaluation.predictions import as_targets, class_scores, hits, predictions
+from rankfold.evaluation.predictions import as_targets, hits, predictions
 from rankfold.inventory import evaluating, run_batch
+from rankfold.outputs import class_scores, squared_distance
 
 
 def topk(loader: Iterable[Any], k: int = 1) -> Metric:
@@ -32,7 +28,7 @@ def topk(loader: Iterable[Any], k: int = 1) -> Metric:
     Parameters
     ----------
     loader : iterable
-        Batches ``(inputs, target)``, or dicts with a target; see `rankfold._batches`. Targets are
+        Batches ``(inputs, target)``, or dicts with a target; see `rankfold.batches`. Targets are
         class indices; -100 (as in cross-entropy) is left out.
     k : int
         How many classes count.

@@ -1,53 +1,24 @@
-"""What a classifier's output says: scores, predicted classes, hits."""
+"""What class scores say: predicted classes, hits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rankfold._batches import tensors_of
-from rankfold.errors import ConfigError, DataError, ModelError
+from rankfold.errors import ConfigError, DataError
 
 IGNORED = -100
 
 
-def class_scores(output: Any) -> Tensor:
-    """Return the scores within a model's output: ``logits`` or ``out``, else the first tensor.
-
-    Raises
-    ------
-    ModelError
-        If there is no tensor of floating type with at least two dimensions.
-    """
-    found = output
-    for name in ("logits", "out"):
-        if isinstance(output, Mapping) and name in output:
-            found = output[name]
-        elif isinstance(value := getattr(output, name, None), Tensor):
-            found = value
-        else:
-            continue
-        break
-    tensors = tensors_of(found)
-    if not tensors or not tensors[0].is_floating_point() or tensors[0].ndim < 2:
-        what = f"{tuple(tensors[0].shape)}, {tensors[0].dtype}" if tensors else type(output)
-        raise ModelError(
-            f"the model's output holds no class scores (batch, classes, ...). Got {what} instead; "
-            "use a metric of your own: any function of the model that returns a number."
-        )
-    return tensors[0]
-
-
 def as_targets(target: Any, scores: Tensor) -> Tensor:
-    """Return targets as class indices beside the scores.
+    """Return targets as class indices on the device of the scores.
 
     Raises
     ------
     DataError
-        If they are no class indices, or do not fit the scores' shape.
+        If they are not class indices, or do not fit the shape of the scores.
     """
     try:
         target = torch.as_tensor(target).to(scores.device)
@@ -68,8 +39,8 @@ def as_targets(target: Any, scores: Tensor) -> Tensor:
     wrong = (target != IGNORED) & ((target < 0) | (target >= classes))
     if bool(wrong.any()):
         raise DataError(
-            f"target {int(target[wrong][0])} is no class of this model, which has {classes} "
-            f"(0 to {classes - 1}). Do the targets start at 1, or belong to another data set?"
+            f"target {int(target[wrong][0])} is out of range: the model has {classes} classes (0 to {classes - 1}). "
+            "Do the targets start at 1, or belong to another data set?"
         )
     return target
 
@@ -92,8 +63,8 @@ def hits(scores: Tensor, target: Tensor, k: int) -> Tensor:
     counts = target != IGNORED
     scores, target = scores[counts], target[counts]
     best = scores.topk(k, dim=-1)
-    found = ((best.indices == target.unsqueeze(-1)) & ~best.values.isneginf()).any(-1)  # a masked class is no guess
-    return found & ~scores.isnan().any(-1)
+    among = ((best.indices == target.unsqueeze(-1)) & ~best.values.isneginf()).any(-1)  # a masked class is not a guess
+    return among & ~scores.isnan().any(-1)
 
 
 def predictions(scores: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import call_model, copied, detached, model_device, tensors_of, to_device
+from rankfold._tensors import copied, detached, model_device, tensors_of, to_device
 from rankfold._turns import resting, turn
+from rankfold.batches import call_model
 from rankfold.errors import ModelError, RankfoldError
 from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.state import KeptState

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import batch_size
 from rankfold._turns import in_turn
+from rankfold.batches import batch_size
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory.copying import copy_model
 from rankfold.inventory.kinds import dtype_name, is_lazy

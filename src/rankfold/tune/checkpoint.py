@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from rankfold import _files
-from rankfold._batches import split_batch, tensors_of
 from rankfold._files import write_atomic
 from rankfold._state import own_state
+from rankfold._tensors import tensors_of
+from rankfold.batches import split_batch
 from rankfold.errors import ConfigError, CorruptArtifact, ModelError, RankfoldError, RankfoldWarning
 from rankfold.inventory import run_batch, undisturbed
 from rankfold.tune.config import FineTune

@@ -33,7 +33,7 @@ class FineTune:
     Parameters
     ----------
     data : iterable
-        Batches (see `rankfold._batches`): a DataLoader, a list, or anything that can be iterated
+        Batches (see `rankfold.batches`): a DataLoader, a list, or anything that can be iterated
         over once per epoch. Its batches are the *global* batches, on any number of processes. If it
         (or a DataLoader's sampler or data set) has ``set_epoch``, that is called with each epoch.
         Iterables without a length are counted once before the training, unless `max_steps` is

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 
-from rankfold._batches import batch_size, naming_dead_workers, split_batch, tensors_of
+from rankfold._tensors import tensors_of
+from rankfold.batches import batch_size, naming_dead_workers, slice_batch, split_batch
 from rankfold.errors import DataError
 from rankfold.tune.randomness import Stream, entropy, preserved
 
@@ -216,31 +217,13 @@ def bounds(total: int, rank: int, world: int) -> tuple[int, int]:
 
 def cut(batch: Any, rank: int, world: int) -> Share:
     """Return a process's slice of a batch that has been loaded whole."""
-    inputs, target = split_batch(batch)
-    total = batch_size(inputs)
+    total = batch_size(split_batch(batch)[0])
     if total < 1:
         raise DataError("a batch of the fine-tuning data holds no samples. Remove it.")
     start, stop = bounds(total, rank, world)
     if world == 1 or stop == start:
         return Share(batch, total, total, stop > start)
-    if isinstance(batch, Mapping):
-        return Share(_sliced(batch, start, stop, total), stop - start, total)
-    pair = (_sliced(inputs, start, stop, total), _sliced(target, start, stop, total))
-    return Share(pair, stop - start, total)
-
-
-def _sliced(value: Any, start: int, stop: int, total: int) -> Any:
-    if isinstance(value, Tensor):
-        return value[start:stop] if value.ndim and value.shape[0] == total else value
-    if isinstance(value, Mapping):
-        return {key: _sliced(item, start, stop, total) for key, item in value.items()}
-    if isinstance(value, list) and len(value) == total:
-        return value[start:stop]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_sliced(item, start, stop, total) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(_sliced(item, start, stop, total) for item in value)
-    return value
+    return Share(slice_batch(batch, start, stop), stop - start, total)
 
 
 def digest(batch: Any) -> str:

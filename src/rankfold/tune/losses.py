@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,32 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from rankfold.errors import DataError, ModelError
-
-
-def logits(outputs: Any) -> Tensor:
-    """Return the tensor of class scores out of a model's outputs.
-
-    That is the tensor itself, the entry or attribute ``logits`` of a mapping or record, or the
-    first item of a tuple or list.
-
-    Raises
-    ------
-    ModelError
-        If there is none.
-    """
-    found = outputs
-    if isinstance(found, Mapping):
-        found = found.get("logits")
-    elif hasattr(found, "logits"):
-        found = found.logits
-    elif isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 1:
-        raise ModelError(
-            f"the model's outputs ({type(outputs).__name__}) hold no tensor of logits. Fine-tune it "
-            "with loss='task' and your own task=callable(outputs, target), or with loss='layer'."
-        )
-    return found
+from rankfold.outputs import class_scores
 
 
 def cross_entropy(outputs: Any, target: Any) -> Tensor:
@@ -46,7 +20,7 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
     DataError
         If the target does not fit the logits.
     """
-    scores = logits(outputs).float()
+    scores = class_scores(outputs, dims=1).float()
     if not isinstance(target, Tensor):
         raise DataError(
             f"cross_entropy needs targets in one tensor. Got {type(target).__name__} instead; give "
@@ -105,7 +79,7 @@ def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -
     Parameters
     ----------
     student, teacher : object
-        The outputs of both networks; see `logits`. Classes lie along dimension 1.
+        The outputs of both networks; see `rankfold.outputs.class_scores`. Classes lie along dimension 1.
     kind : {"kl", "mse"}
         ``"kl"`` is T² · KL(softmax(teacher / T) ‖ softmax(student / T)), which is zero for equal
         outputs, and whose gradient does not shrink with the temperature T (Hinton et al. 2015,
@@ -121,7 +95,7 @@ def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -
     -----
     Where the teacher's outputs are infinite, as the scores of masked classes are, nothing is compared.
     """
-    ours, theirs = logits(student).float(), logits(teacher).detach().float()
+    ours, theirs = class_scores(student, dims=1).float(), class_scores(teacher, dims=1).detach().float()
     if ours.shape != theirs.shape:
         raise ModelError(
             f"the model's outputs have shape {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}. "

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._batches import call_model, copied, detached
+from rankfold._tensors import copied, detached
+from rankfold.batches import call_model
 from rankfold.errors import ConfigError, DataError, ModelError
 from rankfold.inventory import KeptState, fused_attention_off, without_gradients
 from rankfold.tune.config import TERMS, FineTune, Term

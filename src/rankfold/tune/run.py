@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rankfold._batches import ordinary, split_batch, tensors_of, to_device
 from rankfold._progress import track
 from rankfold._state import buffer_owners, extra_state, load_state_, own_state, register_late_buffers_
+from rankfold._tensors import float_tensors, ordinary, to_device
+from rankfold.batches import split_batch
 from rankfold.errors import DataError, MetricError, ModelError, RankfoldError, RankfoldWarning
 from rankfold.inventory import KeptState, holds_graph, measure
 from rankfold.tune import checkpoint
@@ -247,8 +248,7 @@ class Run:
         state = self.state
         guilty = [t for t, v in zip(TERMS, numbers[1:], strict=True) if not math.isfinite(v)]
         where = f"step {state.step + 1} (epoch {state.epoch + 1}, batch {state.batch + 1})"
-        floats = [t for t in tensors_of(inputs) if t.is_floating_point()]
-        if all(bool(t.isfinite().all()) for t in floats):
+        if all(bool(t.isfinite().all()) for t in float_tensors(inputs)):
             advice = (
                 f"Lower lr (it is {self.config.peak_lr:.3g}), set max_grad_norm=1.0, lengthen "
                 "warmup, or use mixed_precision='bf16' if it is 'fp16'."

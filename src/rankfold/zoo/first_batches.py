@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from operator import length_hint
 from typing import Any
 
-from torch import Tensor
-
-from rankfold._batches import batch_size, iterate, split_batch
+from rankfold.batches import batch_size, iterate, slice_batch, split_batch
 
 
 class FirstBatches:
@@ -16,8 +15,7 @@ class FirstBatches:
     Parameters
     ----------
     loader : iterable
-        Of batches: inputs, ``(inputs, target)`` or a mapping of keyword inputs, with the
-        samples along the first axis of every tensor and in every list.
+        Of batches (`rankfold.batches`).
     limit : int
         Number of samples.
     """
@@ -26,31 +24,16 @@ class FirstBatches:
         self.loader = loader
         self.limit = limit
 
+    def __length_hint__(self) -> int:
+        size = getattr(self.loader, "batch_size", None)
+        known = length_hint(self.loader, 0)
+        return min(known or self.limit, -(-self.limit // size)) if isinstance(size, int) and size > 0 else 0
+
     def __iter__(self) -> Iterator[Any]:
         left = self.limit
         for batch in iterate(self.loader, "the factory's"):
             count = batch_size(split_batch(batch)[0])
-            yield batch if count <= left else _cut_batch(batch, left)
+            yield batch if count <= left else slice_batch(batch, 0, left)
             left -= count
             if left <= 0:
                 return
-
-
-def _cut_batch(batch: Any, count: int) -> Any:
-    if isinstance(batch, list):  # here a list is (inputs, target), further inside it is samples
-        return [_cut(part, count) for part in batch]
-    return _cut(batch, count)
-
-
-def _cut(part: Any, count: int) -> Any:
-    if isinstance(part, Tensor):
-        return part[:count] if part.ndim else part
-    if isinstance(part, list):
-        return part[:count]
-    if isinstance(part, Mapping):
-        return {key: _cut(value, count) for key, value in part.items()}
-    if isinstance(part, tuple) and hasattr(part, "_fields"):  # a named tuple takes them one by one
-        return type(part)(*(_cut(value, count) for value in part))
-    if isinstance(part, tuple):
-        return tuple(_cut(value, count) for value in part)
-    return part

@@ -1,38 +1,40 @@
-"""What a batch is: the one convention by which data reaches a model, everywhere in the library.
+"""Batches: what a loader may yield, and how a batch reaches a model. The same rules hold wherever rankfold takes data.
 
-A loader yields batches. A batch is one of these:
+Data is an iterable of batches, such as a DataLoader or a list. One batch is:
 
-- a tuple or list ``(inputs,)`` or ``(inputs, target)``; with more elements it is refused, since nothing tells which of
-  them are inputs;
-- a mapping of keyword inputs, in which ``"labels"``, ``"label"`` or ``"target"`` is the target;
-- a named tuple with a field of one of these names, which is the target: the other fields are the inputs, in order
-  (a named tuple without such a field is a tuple);
-- anything else: the inputs alone.
+| batch | inputs of the model | target |
+|---|---|---|
+| a tensor, or any object that is none of the below | the one argument | none |
+| `(inputs,)`, `(inputs, target)`, the same as a list | see below | the second element |
+| a mapping (dict, `BatchEncoding`) | keyword arguments | `"labels"`, `"label"` or `"target"`, if there is one |
+| a named tuple with a field `labels`, `label` or `target` | the other fields, in order | that field |
 
-Inputs (and example inputs) are a tuple of positional arguments, a mapping of keyword arguments, or
-anything else, such as a tensor, a list or a dataclass: the single positional argument.
+`inputs` that are a tuple are several positional arguments, a mapping is keyword arguments, and anything else is the one
+argument: a tensor, a list of samples, a dataclass. A model of two inputs therefore takes `((ids, mask), labels)` or
+`{"ids": ..., "mask": ..., "labels": ...}`. Example inputs follow the same rule as `inputs`.
+
+A tuple or list of three or more elements, such as `(ids, mask, labels)`, is refused, because it does not say which of
+them are inputs. So is `(ids, mask)` where the example input is `(ids, mask)`; write `((ids, mask),)`. A list of samples
+needs a tuple, too: `(samples,)`. None is a valid input, and as a target it stands for none. Calibration data that gives
+the model fewer arguments than the example input does leads to a warning.
+
+Samples lie along the first dimension of every tensor, or are the items of a list. `rankfold.outputs` describes what a
+model may return.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
-import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import length_hint
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from rankfold.errors import DataError, ModelError, RankfoldWarning
+from rankfold._tensors import map_items, tensors_of
+from rankfold.errors import DataError, RankfoldWarning
 
-MASKED = 1e18
-"""Magnitude of values that only a mask has (the least float, say): their squares leave the range of float32."""
-FAR = 1e8
-"""Magnitude of values that a mask may have (-1e9, say), and few outputs."""
 TARGET_KEYS = ("labels", "label", "target")
 
 
@@ -171,122 +173,8 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
-def map_tensors(change: Callable[[Tensor], Any], obj: Any) -> Any:
-    """Return an object like this one with every tensor inside it changed; the object itself is left as it is.
-
-    Tensors are found where `tensors_of` finds them. Whatever holds none is shared, not copied.
-    """
-    if isinstance(obj, Tensor):
-        return change(obj)
-    if isinstance(obj, Mapping):
-        items = {key: map_tensors(change, value) for key, value in obj.items()}
-        if type(obj) is dict or not isinstance(obj, MutableMapping):
-            return items
-        twin = copy.copy(obj)  # its class may have more to it, as the encodings of tokenizers do
-        for key, value in items.items():
-            twin[key] = value
-        return twin
-    if isinstance(obj, tuple) and hasattr(obj, "_fields"):  # a named tuple takes them one by one
-        return type(obj)(*(map_tensors(change, value) for value in obj))
-    if isinstance(obj, tuple | list):
-        return (tuple if isinstance(obj, tuple) else list)(map_tensors(change, value) for value in obj)
-    if dataclasses.is_dataclass(obj) and not isinstance(obj, type) and tensors_of(obj):
-        twin = copy.copy(obj)
-        for f in dataclasses.fields(obj):
-            object.__setattr__(twin, f.name, map_tensors(change, getattr(obj, f.name)))
-        return twin
-    return obj
-
-
-def copied(tensors: Any) -> Any:
-    """Return inputs or outputs that may be changed in place without harm to those given."""
-    return map_tensors(torch.clone, tensors)
-
-
-def detached(tensors: Any) -> Any:
-    """Return inputs or outputs without their graph, whatever they are nested in."""
-    return map_tensors(torch.detach, tensors)
-
-
-def ordinary(tensors: Any) -> Any:
-    """Return a batch whose tensors autograd can keep: those made in inference mode are copied."""
-    return map_tensors(lambda t: t.clone() if t.is_inference() else t, tensors)
-
-
-def to_device(obj: Any, device: torch.device | str | None) -> Any:
-    """Return the object with every tensor inside it on the device; None leaves it as it is."""
-    return obj if device is None else map_tensors(lambda tensor: tensor.to(device), obj)
-
-
-def model_device(model: nn.Module) -> torch.device | None:
-    """Return the device of the model's first parameter or buffer; None if it has neither."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return None
-
-
-def tensors_of(obj: Any) -> list[Tensor]:
-    """Return every tensor inside nested tuples, lists, mappings and dataclasses, in order.
-
-    A mapping is read in the order of its keys as they were put in.
-    """
-    if isinstance(obj, Tensor):
-        return [obj]
-    if isinstance(obj, Mapping):
-        return [tensor for value in obj.values() for tensor in tensors_of(value)]
-    if isinstance(obj, tuple | list):
-        return [tensor for value in obj for tensor in tensors_of(value)]
-    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return [t for f in dataclasses.fields(obj) for t in tensors_of(getattr(obj, f.name))]
-    return []
-
-
-def squared_distance(output: Any, reference: Any) -> tuple[float, float]:
-    """Return ``(||output - reference||^2, ||reference||^2)`` over all floating tensors inside.
-
-    Where the reference is infinite, as masked scores are, nothing is compared; see `distance_and_energy`.
-
-    Raises
-    ------
-    ModelError
-        If the two hold different numbers or shapes of tensors.
-    """
-    ours = [t for t in tensors_of(output) if t.is_floating_point()]
-    theirs = [t for t in tensors_of(reference) if t.is_floating_point()]
-    shapes = [[tuple(t.shape) for t in tensors] for tensors in (ours, theirs)]
-    if shapes[0] != shapes[1] or not ours:
-        raise ModelError(f"outputs of shapes {shapes[0]} cannot be compared with the reference's {shapes[1]}.")
-    distance = norm = 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        # float32 sums of squares are exact enough for a comparison, and every device has them.
-        found = distance_and_energy(a.float(), b.to(a.device).float())
-        distance, norm = distance + found[0], norm + found[1]
-    return distance, norm
-
-
-def distance_and_energy(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """Return ``||ours - theirs||^2`` and ``||theirs||^2`` of two tensors of one shape, where nothing is masked.
-
-    Infinite values, and finite ones of `MASKED` and beyond, are taken for masked scores: they have to be the same
-    values in the same places, or the distance is infinite. So is it if there is NaN, which is equal to nothing.
-    Values of `FAR` and beyond count as masked, too, if every one of them is the same in both.
-    """
-    distance, energy = float((ours - theirs).square().sum()), float(theirs.square().sum())
-    if math.isfinite(distance) and energy < FAR**2:
-        return distance, energy
-    size = theirs.abs()
-    masked = ~(size < MASKED)
-    if not torch.equal(ours[masked], theirs[masked]):
-        return math.inf, float(theirs[~masked].square().sum())
-    far = size >= FAR
-    if torch.equal(ours[far], theirs[far]) and not bool(far.all()):
-        masked |= far
-    distance, energy = (float(t[~masked].square().sum()) for t in (ours - theirs, theirs))
-    return math.inf if math.isnan(distance) else distance, energy
-
-
 def batch_size(inputs: Any) -> int:
-    """Return how many samples there are: a list's length, else the first tensor's first size."""
+    """Return the number of samples: a list's length, else the first tensor's first size."""
     if isinstance(inputs, list):
         return len(inputs)
     if isinstance(inputs, tuple) and inputs and isinstance(inputs[0], list):
@@ -295,20 +183,33 @@ def batch_size(inputs: Any) -> int:
     return tensors[0].shape[0] if tensors and tensors[0].ndim else 1
 
 
-def leading(inputs: Any, count: int) -> Any:
-    """Return the first `count` samples of one batch's inputs.
+def slice_batch(batch: Any, start: int, stop: int) -> Any:
+    """Return some samples of a batch, as a batch of the same form."""
+    inputs, target = split_batch(batch)
+    size = batch_size(inputs)
+    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
+        parts = [_sliced(part, start, stop, size) for part in (inputs, target)[: len(batch)]]
+        return parts if isinstance(batch, list) else tuple(parts)
+    return _sliced(batch, start, stop, size)
 
-    All of them, where it is not plain which dimension counts samples: a list is cut, and tensors if every one has as
-    many entries as there are samples in its first dimension.
+
+def leading(inputs: Any, count: int) -> Any:
+    """Return the first `count` samples of one batch's inputs; all of them if some tensor has another first dimension.
+
+    Such a tensor (the edges of a graph, say) may refer to samples by their number.
     """
     size = batch_size(inputs)
-    if count >= size:
-        return inputs
-    if isinstance(inputs, list):
-        return inputs[:count]
-    if not tensors_of(inputs) or not all(t.ndim and t.shape[0] == size for t in tensors_of(inputs)):
-        return inputs
-    return map_tensors(lambda tensor: tensor[:count], inputs)
+    cuttable = isinstance(inputs, list) or all(t.ndim and t.shape[0] == size for t in tensors_of(inputs))
+    return _sliced(inputs, 0, count, size) if count < size and cuttable else inputs
+
+
+def _sliced(value: Any, start: int, stop: int, size: int) -> Any:
+    """Return an object like this one; tensors and lists inside of it that have `size` entries are sliced."""
+    if (isinstance(value, Tensor) and value.ndim and value.shape[0] == size) or (
+        isinstance(value, list) and len(value) == size
+    ):
+        return value[start:stop]
+    return map_items(lambda item: _sliced(item, start, stop, size), value)
 
 
 def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:

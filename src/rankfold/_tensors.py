@@ -1,0 +1,83 @@
+"""The tensors inside nested tuples, lists, mappings and dataclasses."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def tensors_of(obj: Any) -> list[Tensor]:
+    """Return every tensor inside an object, in order; a mapping is read in the order of its keys."""
+    if isinstance(obj, Tensor):
+        return [obj]
+    if isinstance(obj, Mapping):
+        return [tensor for value in obj.values() for tensor in tensors_of(value)]
+    if isinstance(obj, tuple | list):
+        return [tensor for value in obj for tensor in tensors_of(value)]
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return [t for f in dataclasses.fields(obj) for t in tensors_of(getattr(obj, f.name))]
+    return []
+
+
+def float_tensors(obj: Any) -> list[Tensor]:
+    """Return every tensor of floating type inside an object, in order."""
+    return [tensor for tensor in tensors_of(obj) if tensor.is_floating_point()]
+
+
+def map_tensors(change: Callable[[Tensor], Any], obj: Any) -> Any:
+    """Return an object like this one with every tensor inside it changed; the object itself stays as it is."""
+    return change(obj) if isinstance(obj, Tensor) else map_items(lambda item: map_tensors(change, item), obj)
+
+
+def map_items(change: Callable[[Any], Any], obj: Any) -> Any:
+    """Return a container like this one with every item changed; what `tensors_of` does not look into is shared."""
+    if isinstance(obj, Mapping):
+        items = {key: change(value) for key, value in obj.items()}
+        if type(obj) is dict or not isinstance(obj, MutableMapping):
+            return items
+        twin = copy.copy(obj)  # its class may have more to it, as the encodings of tokenizers do
+        for key, value in items.items():
+            twin[key] = value
+        return twin
+    if isinstance(obj, tuple) and hasattr(obj, "_fields"):  # a named tuple takes them one by one
+        return type(obj)(*map(change, obj))
+    if isinstance(obj, tuple | list):
+        return (tuple if isinstance(obj, tuple) else list)(map(change, obj))
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type) and tensors_of(obj):
+        twin = copy.copy(obj)
+        for f in dataclasses.fields(obj):
+            object.__setattr__(twin, f.name, change(getattr(obj, f.name)))
+        return twin
+    return obj
+
+
+def copied(tensors: Any) -> Any:
+    """Return inputs or outputs that may be changed in place without harm to those given."""
+    return map_tensors(torch.clone, tensors)
+
+
+def detached(tensors: Any) -> Any:
+    """Return inputs or outputs without their graph."""
+    return map_tensors(torch.detach, tensors)
+
+
+def ordinary(tensors: Any) -> Any:
+    """Return a batch whose tensors autograd can keep: those made in inference mode are copied."""
+    return map_tensors(lambda t: t.clone() if t.is_inference() else t, tensors)
+
+
+def to_device(obj: Any, device: torch.device | str | None) -> Any:
+    """Return the object with every tensor inside it on the device; None leaves it as it is."""
+    return obj if device is None else map_tensors(lambda tensor: tensor.to(device), obj)
+
+
+def model_device(model: nn.Module) -> torch.device | None:
+    """Return the device of the model's first parameter or buffer; None if it has neither."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return None

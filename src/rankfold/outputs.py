@@ -1,0 +1,103 @@
+"""Outputs: what a model may return. The same rules hold for metrics, fine-tuning, proxies and checks of BatchNorm.
+
+A model may return a tensor, or tensors nested in tuples, lists, mappings and dataclasses (a `ModelOutput` of
+transformers is a mapping). Networks are compared by all floating tensors inside (`squared_distance`); metrics and
+losses of classifiers take one of them (`class_scores`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankfold._tensors import float_tensors, tensors_of
+from rankfold.errors import ModelError
+
+MASKED = 1e18
+"""Magnitude of values that only a mask has (the least float, say): their squares leave the range of float32."""
+FAR = 1e8
+"""Magnitude of values that a mask may have (-1e9, say), and few outputs."""
+
+
+def class_scores(output: Any, *, dims: int = 2) -> Tensor:
+    """Return the class scores in a model's output: its ``logits`` or ``out``, else its first tensor.
+
+    Both are looked up as a key of a mapping and as an attribute of anything else.
+
+    Parameters
+    ----------
+    output : object
+        What the model returned.
+    dims : int
+        The fewest dimensions that scores have: 2 for ``(batch, classes)``, 1 where a model may return one number per
+        sample.
+
+    Raises
+    ------
+    ModelError
+        If there is no floating tensor with that many dimensions.
+    """
+    scores = output
+    for name in ("logits", "out"):
+        if isinstance(output, Mapping) and name in output:
+            scores = output[name]
+            break
+        if isinstance(value := getattr(output, name, None), Tensor):
+            scores = value
+            break
+    tensors = tensors_of(scores)
+    if not tensors or not tensors[0].is_floating_point() or tensors[0].ndim < dims:
+        what = f"{tuple(tensors[0].shape)}, {tensors[0].dtype}" if tensors else type(output).__name__
+        raise ModelError(
+            f"the model's output holds no class scores (batch, classes, ...). Got {what} instead. Measure it by a "
+            "function of the model that returns a number, and fine-tune it with loss='layer', or with loss='task' and "
+            "task=callable(outputs, target)."
+        )
+    return tensors[0]
+
+
+def squared_distance(output: Any, reference: Any) -> tuple[float, float]:
+    """Return ``(||output - reference||^2, ||reference||^2)`` over all floating tensors inside.
+
+    Where the reference is infinite, as masked scores are, nothing is compared; see `distance_and_energy`.
+
+    Raises
+    ------
+    ModelError
+        If the two hold different numbers or shapes of tensors.
+    """
+    ours, theirs = float_tensors(output), float_tensors(reference)
+    shapes = [[tuple(t.shape) for t in tensors] for tensors in (ours, theirs)]
+    if shapes[0] != shapes[1] or not ours:
+        raise ModelError(f"outputs of shapes {shapes[0]} cannot be compared with the reference's {shapes[1]}.")
+    distance = norm = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        # float32 sums of squares are exact enough for a comparison, and every device has them.
+        squares = distance_and_energy(a.float(), b.to(a.device).float())
+        distance, norm = distance + squares[0], norm + squares[1]
+    return distance, norm
+
+
+def distance_and_energy(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """Return ``||ours - theirs||^2`` and ``||theirs||^2`` of two tensors of one shape, where nothing is masked.
+
+    Infinite values, and finite ones of `MASKED` and beyond, are taken for masked scores: they have to be the same
+    values in the same places, or the distance is infinite. So is it if there is NaN, which is equal to nothing.
+    Values of `FAR` and beyond count as masked, too, if every one of them is the same in both.
+    """
+    distance, energy = float((ours - theirs).square().sum()), float(theirs.square().sum())
+    if math.isfinite(distance) and energy < FAR**2:
+        return distance, energy
+    size = theirs.abs()
+    masked = ~(size < MASKED)
+    if not torch.equal(ours[masked], theirs[masked]):
+        return math.inf, float(theirs[~masked].square().sum())
+    far = size >= FAR
+    if torch.equal(ours[far], theirs[far]) and not bool(far.all()):
+        masked |= far
+    distance, energy = (float(t[~masked].square().sum()) for t in (ours - theirs, theirs))
+    return math.inf if math.isnan(distance) else distance, energy
