@@ -127,8 +127,8 @@ def test_slices_of_all_kinds_of_batches() -> None:
     image = [torch.full((2,), float(i)) for i in range(4)]
     constant = torch.ones(3)
     cases: list[tuple[Any, Any]] = [
-        (x, (x[2:], None)),
-        ([x, y], (x[2:], y[2:])),
+        (x, x[2:]),
+        ([x, y], [x[2:], y[2:]]),
         (((x, y), x), ((x[2:], y[2:]), x[2:])),
         ((Pair(x, y), x), (Pair(x[2:], y[2:]), x[2:])),
         ((image, y), (image[2:], y[2:])),
