@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankfold.errors import BudgetError, UnknownNameError
-from rankfold.records import RESOURCES, Bound, Budget, Cost
+from rankfold.records import Bound, Budget, Cost, resource_names
 
 DENSE = Cost(params=1000, macs=8000, fm=500, weight_bytes=4000)
 
 RAM = 4096
 
-resources = st.sampled_from([*sorted(RESOURCES), "ram"])
+resources = st.sampled_from([*sorted(resource_names("additive")), "ram"])
 shares = st.one_of(
     st.floats(min_value=0, max_value=1, exclude_min=True),
     st.integers(1, 1000).map(lambda n: 1 / n),

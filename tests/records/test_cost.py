@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankfold.records import RESOURCES, Candidate, CandidateTable, Cost
+from rankfold.records import Candidate, CandidateTable, Cost, resource_names
 
 amounts = st.integers(0, 10**15)
 costs = st.builds(Cost, params=amounts, macs=amounts, fm=amounts, weight_bytes=amounts)
@@ -18,7 +18,7 @@ def test_arithmetic(a: Cost, b: Cost, c: Cost) -> None:
     assert (a + b) + c == a + (b + c)
     assert a + b - b == a
     assert a + Cost() == a
-    for resource in RESOURCES:
+    for resource in resource_names("additive"):
         assert (a + b).get(resource) == a.get(resource) + b.get(resource)
     assert a.memory == a.params + a.fm == a.get("memory")
     assert a.get("flash") == a.weight_bytes

@@ -15,7 +15,7 @@ import rankfold as rf
 from rankfold.candidates import TableConfig, build_table
 from rankfold.errors import InfeasibleBudget
 from rankfold.inventory import inspect, layer_weight
-from rankfold.records import RESOURCES, Budget, CandidateTable, Cost, Plan
+from rankfold.records import Budget, CandidateTable, Cost, Plan, resource_names
 
 STRATEGIES = ("energy", "uniform", "vbmf")
 
@@ -65,7 +65,7 @@ def test_the_built_model_meets_the_budget(strategy: str, budget: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@given(percent=st.integers(1, 99), resource=st.sampled_from(sorted(RESOURCES)))
+@given(percent=st.integers(1, 99), resource=st.sampled_from(sorted(resource_names("additive"))))
 def test_met_or_infeasible(strategy: str, percent: int, resource: str) -> None:
     net = small_cnn()
     text = f"{resource}<={percent}%"
@@ -108,7 +108,7 @@ def test_least_is_the_least_by_brute_force(methods: tuple[str, ...]) -> None:
     net, x = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 6, 3)), torch.zeros(1, 4, 6, 6)
     table = table_of(net, x, *methods, points=4)
     assert math.prod(1 + len(row) for row in table.rows.values()) > 8
-    for resource in RESOURCES:
+    for resource in resource_names("additive"):
         assert table.least(resource) == min(cost.get(resource) for cost in all_costs(table))
 
 

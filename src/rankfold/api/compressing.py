@@ -32,7 +32,7 @@ from rankfold.inventory import check_model, copy_model, inspect, layer_weight, s
 from rankfold.methods import chosen_blueprint, to_canonical
 from rankfold.records import ACCURACY, Budget, Cost, Inventory, Plan
 from rankfold.records.display import Shown, show
-from rankfold.records.layer import LARGE_REST
+from rankfold.records.inventory import LARGE_REST
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import check_output, save_described
 from rankfold.storage.state import check_state

@@ -27,7 +27,7 @@ from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
 from rankfold.inventory import copy_model, inspect
 from rankfold.methods import chosen_blueprint
-from rankfold.records import RESOURCES, Bound, Budget, CandidateTable, Cost, Inventory, Plan
+from rankfold.records import Bound, Budget, CandidateTable, Cost, Inventory, Plan, resource_names
 from rankfold.reporting import MetricValue
 from rankfold.reporting.sweep import Sweep, SweepPoint
 from rankfold.storage import check_output
@@ -205,8 +205,8 @@ def sweep(
 
 def check_range(resource: str, points: int, limits: tuple[float, float] | None) -> None:
     """Raise for a range of budgets that cannot be, whatever the model."""
-    if resource not in RESOURCES:
-        raise UnknownNameError("resource of a sweep", resource, RESOURCES)
+    if resource not in resource_names("additive"):
+        raise UnknownNameError("resource of a sweep", resource, resource_names("additive"))
     require(is_integer(points) and 2 <= points <= MOST_POINTS, "points", points, f"an integer in 2..{MOST_POINTS}")
     if limits is None:
         return

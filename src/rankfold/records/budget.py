@@ -10,24 +10,10 @@ from fractions import Fraction
 from typing import Literal
 
 from rankfold.errors import BudgetError, UnknownNameError
-from rankfold.records.cost import RESOURCES, Cost
+from rankfold.records.cost import ACCURACY, RESOURCES, Cost, Resource, find_resource
 
-_UNITS = {
-    "": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9,
-    "kib": 2**10, "mib": 2**20, "gib": 2**30,
-}  # fmt: skip
-PEAK = "ram"
-"""The resource that is a peak: it does not add up over layers. In bytes."""
-
-ACCURACY = "accuracy_drop"
-"""The bound on what compression costs in accuracy: a difference of the metric, not a share of it."""
-
-BOUNDED = (*RESOURCES, PEAK, ACCURACY)
-"""Everything that a budget may bound."""
-
-_IN_BYTES = ("flash", PEAK)
+_COUNTS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 _BOUND = re.compile(r"^\s*([a-z_]+)\s*(<=|/)\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*|%)\s*$", re.I)
-_ALIASES = {"parameters": "params", "bytes": "flash"}
 _EXAMPLES = 'such as "params<=25%", "params/4", "macs<=0.5" or "flash<=512KiB"'
 _DROPS = 'such as "accuracy_drop<=1%" (0.92 may become 0.91) or "accuracy_drop<=0.01", which is the same'
 
@@ -44,8 +30,8 @@ class Bound:
     relative: bool
 
     def __post_init__(self) -> None:
-        if self.resource not in BOUNDED:
-            raise UnknownNameError("budget resource", self.resource, BOUNDED)
+        if self.resource not in RESOURCES:
+            raise UnknownNameError("budget resource", self.resource, RESOURCES)
         if not math.isfinite(self.value):
             raise BudgetError(
                 f"budget {self.resource}<={self.value:g}: the bound must be a finite number, {_EXAMPLES}."
@@ -73,9 +59,7 @@ class Bound:
     @property
     def kind(self) -> Literal["additive", "peak", "accuracy"]:
         """How the resource of a model follows from its layers: as a sum, as a maximum, or only by measurement."""
-        if self.resource in RESOURCES:
-            return "additive"
-        return "peak" if self.resource == PEAK else "accuracy"
+        return RESOURCES[self.resource].kind
 
     def limit(self, dense: Cost | int) -> int:
         """Return the absolute amount, rounded down.
@@ -162,7 +146,7 @@ class Budget:
 
     @property
     def additive(self) -> tuple[Bound, ...]:
-        """The bounds on resources that add up over layers (`RESOURCES`), which `Cost` counts."""
+        """The bounds on resources that add up over layers, which `Cost` counts."""
         return tuple(b for b in self.bounds if b.kind == "additive")
 
     def get(self, resource: str) -> tuple[Bound, ...]:
@@ -205,23 +189,27 @@ def _parse_bound(text: str) -> Bound:
     if match is None:
         raise BudgetError(f"budget {text!r} cannot be read; write it as RESOURCE<=AMOUNT or RESOURCE/N, {_EXAMPLES}.")
     name, operator, digits, unit = match.groups()
-    resource = _ALIASES.get(name.lower(), name.lower())
+    resource = find_resource(name.lower())
     number = float(digits.replace(",", "").replace("_", ""))
-    if resource == ACCURACY:
+    if resource.name == ACCURACY:
         if operator == "/" or unit not in ("", "%"):
             raise BudgetError(f"budget {text!r}: the drop is a difference of the metric, {_DROPS}.")
-        return Bound(resource=resource, value=number / 100 if unit else number, relative=False)
+        return Bound(resource=resource.name, value=number / 100 if unit else number, relative=False)
     if operator == "/":
         if unit or number < 1:
             raise BudgetError(f"budget {text!r}: the divisor must be a plain number of at least 1, {_EXAMPLES}.")
-        return Bound(resource=resource, value=1 / number, relative=True)
+        return Bound(resource=resource.name, value=1 / number, relative=True)
     if unit == "%":
-        return Bound(resource=resource, value=number / 100, relative=True)
-    if unit.lower() not in _UNITS:
-        raise BudgetError(f"budget {text!r}: unknown unit {unit!r}; use %, k, M, G, kB, MB, KiB, MiB or none.")
-    if unit.lower().endswith("b") and resource not in _IN_BYTES:
-        raise BudgetError(
-            f"budget {text!r}: {unit} counts bytes, {resource} does not. Bound flash or ram, or use k, M, G or no unit."
-        )
+        return Bound(resource=resource.name, value=number / 100, relative=True)
+    units = {name.lower(): factor for name, factor in {**_COUNTS, **resource.units}.items()}
+    if unit.lower() not in units:
+        raise BudgetError(f"budget {text!r}: {resource.name} has no unit {unit!r}. {_units_advice(unit, resource)}")
     relative = unit == "" and number <= 1
-    return Bound(resource=resource, value=number * _UNITS[unit.lower()], relative=relative)
+    return Bound(resource=resource.name, value=number * units[unit.lower()], relative=relative)
+
+
+def _units_advice(unit: str, resource: Resource) -> str:
+    """Return the units that a resource has, and which resources have the unit."""
+    others = [r.name for r in RESOURCES.values() if unit.lower() in map(str.lower, r.units)]
+    instead = f", or bound {' or '.join(others)}" if others else ""
+    return f"Use %, {', '.join(filter(None, (*_COUNTS, *resource.units)))} or no unit{instead}."

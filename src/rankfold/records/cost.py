@@ -1,8 +1,17 @@
-"""What a layer or a model costs."""
+"""What a layer or a model costs, and the resources that a budget can bound."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Literal
+
+from rankfold.errors import BudgetError, UnknownNameError
+from rankfold.records.amounts import count, size
+from rankfold.records.blueprint import Blueprint
+from rankfold.records.layer import LayerInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +28,15 @@ class Cost:
         Feature-map elements written, intermediate ones included.
     weight_bytes : int
         Bytes of the parameters at their deployment data type.
+    more : mapping of str to int
+        Amounts of further resources (those with a `Resource.layer`), by name.
     """
 
     params: int = 0
     macs: int = 0
     fm: int = 0
     weight_bytes: int = 0
+    more: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def memory(self) -> int:
@@ -32,21 +44,143 @@ class Cost:
         return self.params + self.fm
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        return self._plus(other, 1)
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(**{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)})
+        return self._plus(other, -1)
+
+    def _plus(self, other: Cost, sign: int) -> Cost:
+        return Cost(
+            params=self.params + sign * other.params,
+            macs=self.macs + sign * other.macs,
+            fm=self.fm + sign * other.fm,
+            weight_bytes=self.weight_bytes + sign * other.weight_bytes,
+            more={r: self.more.get(r, 0) + sign * other.more.get(r, 0) for r in {**self.more, **other.more}},
+        )
 
     def get(self, resource: str) -> int:
-        """Return the amount of one resource, by its name in budgets (see `RESOURCES`)."""
-        return getattr(self, RESOURCES[resource])
+        """Return the amount of one additive resource, by its name in budgets."""
+        return RESOURCES[resource].of(self)
 
 
-RESOURCES: dict[str, str] = {
-    "params": "params",
-    "macs": "macs",
-    "fm": "fm",
-    "memory": "memory",
-    "flash": "weight_bytes",
-}
-"""Resource names a budget may bound, and the field of `Cost` that holds each. ``flash`` is in bytes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """Something that a budget can bound: budgets, candidates, reports and the command line know it from here.
+
+    Parameters
+    ----------
+    name : str
+        In budgets and on the command line.
+    title : str
+        In reports.
+    summary : str
+        What it is, in a few words.
+    kind : {"additive", "peak", "accuracy"}
+        How the amount of a model follows from its layers: as a sum, as a maximum, or only by measuring a metric.
+    aliases : tuple of str
+        Other names in budgets.
+    units : mapping of str to float
+        Suffixes of amounts in budgets, with their sizes; case does not matter. ``k``, ``M`` and ``G`` always exist.
+    show : callable
+        Writes an amount.
+    amount : callable or None
+        Returns the amount in a `Cost`, for what is counted from shapes.
+    layer : callable or None
+        ``layer(layer, blueprint)`` returns the amount of one layer as a whole number from 0; `blueprint` is None for
+        the layer as it is. Called for every candidate where a budget bounds the resource. What lies outside of layers
+        counts as nothing.
+    """
+
+    name: str
+    title: str
+    summary: str
+    kind: Literal["additive", "peak", "accuracy"] = "additive"
+    aliases: tuple[str, ...] = ()
+    units: Mapping[str, float] = field(default_factory=dict)
+    show: Callable[[float], str] = count
+    amount: Callable[[Cost], int] | None = None
+    layer: Callable[[LayerInfo, Blueprint | None], int] | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z_]+", self.name):
+            raise ValueError(f"a resource's name consists of lower-case letters and _, got {self.name!r}")
+        if (self.kind == "additive") != ((self.amount is None) != (self.layer is None)):
+            raise ValueError(f"resource {self.name!r}: an additive one has either 'amount' or 'layer', others neither")
+
+    def of(self, cost: Cost) -> int:
+        """Return the amount in a cost.
+
+        Raises
+        ------
+        BudgetError
+            If the cost was counted without this resource.
+        """
+        if self.amount is not None:
+            return self.amount(cost)
+        if self.name not in cost.more:
+            raise BudgetError(
+                f"{self.name} was not priced. Name it in the budget, or in resources=... of rankfold.cost.Pricing."
+            )
+        return cost.more[self.name]
+
+
+PEAK = "ram"
+"""The resource that is a peak: it does not add up over layers. In bytes."""
+
+ACCURACY = "accuracy_drop"
+"""The bound on what compression costs in accuracy: a difference of the metric, not a share of it."""
+
+_BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+RESOURCES: dict[str, Resource] = {
+    resource.name: resource
+    for resource in (
+        Resource(
+            name="params", title="parameters", summary="parameters", aliases=("parameters",),
+            amount=attrgetter("params"),
+        ),
+        Resource(
+            name="macs", title="MACs", summary="multiply-accumulates of one forward pass on the example input",
+            amount=attrgetter("macs"),
+        ),
+        Resource(
+            name="flash", title="weights", summary="bytes of parameters, persistent buffers and gauge indices",
+            aliases=("bytes",), units=_BYTES, show=size, amount=attrgetter("weight_bytes"),
+        ),
+        Resource(
+            name="fm", title="feature-map elements", summary="elements of the feature maps that layers write",
+            amount=attrgetter("fm"),
+        ),
+        Resource(name="memory", title="overall memory", summary="params + fm", amount=attrgetter("memory")),
+        Resource(
+            name=PEAK, title="peak RAM", summary="bytes of the activations in memory at one time", kind="peak",
+            units=_BYTES, show=size,
+        ),
+        Resource(
+            name=ACCURACY, title="accuracy drop", summary="metric of the dense model minus that of the compressed one",
+            kind="accuracy", show="{:.4g}".format,
+        ),
+    )
+}  # fmt: skip
+"""Every resource by its name, in the order in which reports show them."""
+
+
+def register_resource(resource: Resource) -> None:
+    """Add a resource; a name that is taken raises ``ValueError`` (nothing is overwritten)."""
+    taken = {name for known in RESOURCES.values() for name in (known.name, *known.aliases)}
+    if taken & {resource.name, *resource.aliases}:
+        raise ValueError(f"resource {resource.name!r} is registered already")
+    RESOURCES[resource.name] = resource
+
+
+def find_resource(name: str) -> Resource:
+    """Return a resource by its name or an alias; raise `UnknownNameError` with the nearest name otherwise."""
+    for resource in RESOURCES.values():
+        if name in (resource.name, *resource.aliases):
+            return resource
+    raise UnknownNameError("budget resource", name, RESOURCES)
+
+
+def resource_names(*kinds: str) -> list[str]:
+    """Return the names of the resources of some kinds, by default of all, in their order."""
+    return [r.name for r in RESOURCES.values() if not kinds or r.kind in kinds]

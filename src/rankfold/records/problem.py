@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from rankfold.records.budget import Budget
 from rankfold.records.candidates import Candidate, CandidateTable
-from rankfold.records.layer import Inventory, Ranks
+from rankfold.records.inventory import Inventory
+from rankfold.records.layer import Ranks
 
 
 class Judge(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rankfold.records import ACCURACY, RESOURCES, OtherModule
+from rankfold.records import RESOURCES, OtherModule, resource_names
 from rankfold.reporting import words
 from rankfold.reporting.record import BoundRow, LayerRow, MetricValue, ReportRecord
 
@@ -54,18 +54,16 @@ class TotalRow:
 
 def totals(record: ReportRecord) -> list[TotalRow]:
     """Return the before/after table; what was not measured has no row."""
-    before, after = record.before, record.after
     rows = [
-        TotalRow(name="parameters", before=before.params, after=after.params, show=words.count),
-        TotalRow(name="MACs", before=before.macs, after=after.macs, show=words.count, partial=bool(record.uncounted)),
-        TotalRow(name="weights", before=before.weight_bytes, after=after.weight_bytes, show=words.size),
-        TotalRow(name="feature-map elements", before=before.fm, after=after.fm, show=words.count),
         TotalRow(
-            name="overall memory",
-            before=before.memory,
-            after=after.memory,
-            show=words.count,
-        ),
+            name=resource.title,
+            before=resource.of(record.before),
+            after=resource.of(record.after),
+            show=resource.show,
+            partial=resource.name == "macs" and bool(record.uncounted),
+        )
+        for resource in RESOURCES.values()
+        if resource.amount is not None or resource.name in record.before.more
     ]
     if record.disk_bytes is not None:
         rows.insert(3, TotalRow(name="on disk", before=None, after=record.disk_bytes, show=words.size))
@@ -78,7 +76,7 @@ def totals(record: ReportRecord) -> list[TotalRow]:
 def bound_text(bound: BoundRow) -> str:
     """Return a bound as a person writes it: ``params ≤ 25 %``, ``flash ≤ 512 KiB``."""
     relative = "%" in bound.text
-    if bound.limit is None or bound.resource not in RESOURCES:
+    if bound.limit is None or bound.resource not in resource_names("additive"):
         return bound.text
     if relative:
         return bound.text.replace("<=", " ≤ ").replace("%", " %")
@@ -99,9 +97,8 @@ def verdict(bound: BoundRow) -> str:
 
 
 def _amount(bound: BoundRow, value: float) -> str:
-    if bound.resource == ACCURACY:
-        return f"{value:.4g}"
-    return words.size(value) if bound.resource in ("flash", "ram") else words.count(value)
+    show = RESOURCES[bound.resource].show if bound.resource in RESOURCES else words.count
+    return show(value)
 
 
 def metric_columns(record: ReportRecord) -> list[tuple[str, Callable[[MetricValue], float | None]]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from rankfold.records.amounts import count as count
+from rankfold.records.amounts import size as size
+from rankfold.records.amounts import three_digits
 from rankfold.reporting.record import MetricValue
 
 Show = Callable[[float], str]
@@ -14,11 +17,6 @@ NONE = "–"
 """Shown where a number is not known."""
 
 
-def count(n: float) -> str:
-    """Return a whole number with thousands separators: ``1,180,160``."""
-    return f"{n:,.0f}"
-
-
 def at_least(amount: str) -> str:
     """Return a lower bound in words."""
     return f"≥ {amount}"
@@ -26,10 +24,10 @@ def at_least(amount: str) -> str:
 
 def compact(n: float) -> str:
     """Return a number with three significant digits and a decimal suffix: ``1.18M``."""
-    for suffix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(n) >= size * 0.9995:
-            return _three_digits(n / size) + suffix
-    return f"{n:.0f}" if n == int(n) else _three_digits(n)
+    for suffix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(n) >= factor * 0.9995:
+            return three_digits(n / factor) + suffix
+    return f"{n:.0f}" if n == int(n) else three_digits(n)
 
 
 def tick(n: float) -> str:
@@ -40,17 +38,9 @@ def tick(n: float) -> str:
     return bare + text[len(digits) :]
 
 
-def size(n: float) -> str:
-    """Return bytes in binary units: ``1.06 MiB``."""
-    for suffix, unit in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(n) >= unit:
-            return f"{_three_digits(n / unit)} {suffix}"
-    return f"{n:.0f} B"
-
-
 def milliseconds(ms: float) -> str:
     """Return a duration measured in milliseconds: ``12.3 ms``."""
-    return f"{_three_digits(ms)} ms"
+    return f"{three_digits(ms)} ms"
 
 
 def seconds(s: float) -> str:
@@ -128,14 +118,3 @@ def metric_change(of: MetricValue) -> str:
 def ranks(values: tuple[int, ...]) -> str:
     """Return ranks as they are written: ``(64, 32)``; a single one without brackets."""
     return str(values[0]) if len(values) == 1 else f"({', '.join(map(str, values))})"
-
-
-def _three_digits(x: float) -> str:
-    """Never in exponent form; trailing zeros are kept, so that widths are steady."""
-    if x == 0 or not math.isfinite(x):
-        return f"{x:.0f}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(x)) + 1e-12))
-    text = f"{x:.{decimals}f}"
-    digits = len(text.lstrip("-0.").replace(".", ""))
-    # 9.996 has become 10.00: one digit too many.
-    return f"{x:.{decimals - 1}f}" if decimals and digits > 3 else text

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rankfold.errors import BudgetError, InfeasibleBudget
-from rankfold.records import RESOURCES, Budget, Cost, Plan, counted_in_part
+from rankfold.records import Budget, Cost, Plan, counted_in_part, resource_names
 from rankfold.reporting.record import MetricValue
 
 
@@ -110,7 +110,7 @@ class SweepRecord:
         Parameters
         ----------
         budget : str, mapping, sequence or Budget
-            As for `rankfold.plan`; on params, macs, fm, memory or flash.
+            As for `rankfold.plan`; on additive resources such as params, macs, fm, memory or flash.
 
         Raises
         ------
@@ -124,7 +124,7 @@ class SweepRecord:
         if other is not None:
             raise BudgetError(
                 f"budget {str(asked)!r} bounds {other.resource}, which a sweep does not count. Bound one of "
-                f"{', '.join(RESOURCES)}, or plan anew."
+                f"{', '.join(resource_names('additive'))}, or plan again."
             )
         if self.uncounted and asked.get("macs"):
             raise BudgetError(f"budget {str(asked)!r} bounds macs, but the model's {counted_in_part(self.uncounted)}.")

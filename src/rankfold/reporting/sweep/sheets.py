@@ -8,6 +8,9 @@ from rankfold.records import Cost
 from rankfold.reporting import words
 from rankfold.reporting.sweep.record import SweepPoint, SweepRecord
 
+SHOWN = ("params", "macs", "flash")
+"""Resources with a column, whatever is varied."""
+
 FRONT = "front"
 """Marks a point that no other one beats."""
 
@@ -30,7 +33,7 @@ def headline(sweep: SweepRecord) -> str:
 
 def heads(sweep: SweepRecord) -> list[str]:
     """Return the titles of the columns; one that starts with ``>`` is of numbers."""
-    extra = [f">{sweep.resource}"] if sweep.resource in ("fm", "memory") else []
+    extra = [f">{sweep.resource}"] if sweep.resource not in SHOWN else []
     metric = [f">{sweep.metric.name}", ">change"] if _measured(sweep) and sweep.metric is not None else []
     return ["budget", ">params", ">MACs", *extra, ">weights", ">damage", *metric, ""]
 
@@ -43,7 +46,7 @@ def rows(sweep: SweepRecord) -> list[list[str]]:
 
 def _row(sweep: SweepRecord, point: SweepPoint, cost: Cost, mark: str) -> list[str]:
     cells = [_spaced(point.budget), _amount(cost.params, sweep.dense.params), _macs(sweep, cost)]
-    if sweep.resource in ("fm", "memory"):
+    if sweep.resource not in SHOWN:
         cells.append(_amount(cost.get(sweep.resource), sweep.dense.get(sweep.resource)))
     cells += [words.size(cost.weight_bytes), damage(point.damage)]
     if _measured(sweep) and sweep.metric is not None:

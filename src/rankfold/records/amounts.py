@@ -1,0 +1,29 @@
+"""Amounts in words: the same in every report and message."""
+
+from __future__ import annotations
+
+import math
+
+
+def count(n: float) -> str:
+    """Return a whole number with thousands separators: ``1,180,160``."""
+    return f"{n:,.0f}"
+
+
+def size(n: float) -> str:
+    """Return bytes in binary units: ``1.06 MiB``."""
+    for suffix, unit in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(n) >= unit:
+            return f"{three_digits(n / unit)} {suffix}"
+    return f"{n:.0f} B"
+
+
+def three_digits(x: float) -> str:
+    """Return three significant digits, never in exponent form; trailing zeros are kept, so that widths are steady."""
+    if x == 0 or not math.isfinite(x):
+        return f"{x:.0f}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(x)) + 1e-12))
+    text = f"{x:.{decimals}f}"
+    digits = len(text.lstrip("-0.").replace(".", ""))
+    # 9.996 has become 10.00: one digit too many.
+    return f"{x:.{decimals - 1}f}" if decimals and digits > 3 else text

@@ -1,0 +1,158 @@
+"""What is known of a whole model, without any weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rankfold._printable import printable
+from rankfold.records.cost import Cost
+from rankfold.records.display import Shown
+from rankfold.records.layer import LayerInfo
+
+_NAMED = 4
+"""Operations that a message names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherModule:
+    """A module with parameters of its own that is no layer rankfold can factor."""
+
+    name: str
+    type_name: str
+    params: int
+    reason: str
+
+
+LARGE_REST = 0.25
+"""A single module that is not compressed is named in the coverage line from this share of the parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A layer or other module whose parameters stay as they are.
+
+    Parameters
+    ----------
+    name : str
+        Dotted path in the model; empty if it is the model itself.
+    what : str
+        The layer in words, or the module's class.
+    params : int
+        Its parameters.
+    share : float
+        Of the model's parameters, 0..1.
+    reason : str
+        Why it cannot be compressed.
+    """
+
+    name: str
+    what: str
+    params: int
+    share: float
+    reason: str
+
+    def __str__(self) -> str:
+        name = f"{self.name!r} ({self.what})" if self.name else f"the model itself ({self.what})"
+        return f"{name} holds {self.params:,} parameters, {self.share:.0%} of all: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Inventory(Shown):
+    """All that `inspect` found in a model.
+
+    Parameters
+    ----------
+    layers : tuple of LayerInfo
+        Every convolution and linear layer in order of definition, once each, with their skip reasons.
+    others : tuple of OtherModule
+        Every other module that owns parameters, with the reason why it is not compressed.
+    total : Cost
+        Of the whole model on the example input: unique parameters, MACs of every operation, bytes of all parameters
+        and buffers, feature maps of the listed layers.
+    costs : dict of str to Cost
+        The dense cost of each layer, by name.
+    example : str
+        The example input in words.
+    batch : int
+        Samples in the example input.
+    outside : dict of str to int
+        By data type, the elements of parameters and persistent buffers that belong to no listed layer.
+    uncounted : tuple of str
+        Operations whose multiply-accumulates are not known. If there are any, the total's MACs are a lower bound.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    others: tuple[OtherModule, ...] = ()
+    total: Cost = field(default_factory=Cost)
+    costs: dict[str, Cost] = field(default_factory=dict)
+    example: str = ""
+    batch: int = 1
+    outside: dict[str, int] = field(default_factory=dict)
+    uncounted: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[LayerInfo]:
+        return iter(self.layers)
+
+    def __repr__(self) -> str:
+        return f"<Inventory: {self.summary()}>"
+
+    def layer(self, name: str) -> LayerInfo:
+        """Return the layer with this name (or alias); raise ``KeyError`` otherwise."""
+        for layer in self.layers:
+            if name == layer.name or name in layer.aliases:
+                return layer
+        raise KeyError(name)
+
+    @property
+    def compressible(self) -> tuple[LayerInfo, ...]:
+        """The layers without a skip reason."""
+        return tuple(layer for layer in self.layers if layer.skip is None)
+
+    @property
+    def coverage(self) -> tuple[float, float | None]:
+        """Shares of the parameters and of the MACs that lie in compressible layers, 0..1.
+
+        The second is None if the MACs of the whole are known in part only.
+        """
+        inside = sum((self.costs[layer.name] for layer in self.compressible), Cost())
+        params = inside.params / self.total.params if self.total.params else 0.0
+        if self.uncounted:
+            return params, None
+        return params, inside.macs / self.total.macs if self.total.macs else 0.0
+
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """The layers and other modules whose parameters cannot be compressed, the largest first."""
+        rest = [
+            (layer.name, layer.describe(), self.costs.get(layer.name, Cost()).params, layer.skip)
+            for layer in self.layers
+        ]
+        rest += [(other.name, other.type_name, other.params, other.reason) for other in self.others]
+        total = max(self.total.params, 1)
+        found = [
+            Holder(name=name, what=what, params=params, share=params / total, reason=reason)
+            for name, what, params, reason in rest
+            if reason is not None
+        ]
+        return tuple(sorted(found, key=lambda holder: -holder.params))
+
+    def summary(self) -> str:
+        """Return the coverage line that every inspection and report starts with."""
+        params, macs = self.coverage
+        layers = f"({len(self.compressible)} of {len(self.layers)} layers)"
+        if macs is None:
+            line = f"compressible: {params:.0%} of parameters {layers}; {counted_in_part(self.uncounted)}"
+        else:
+            line = f"compressible: {params:.0%} of parameters, {macs:.0%} of MACs {layers}"
+        largest = next(iter(self.holders), None)
+        if largest is None or largest.share < LARGE_REST:
+            return line
+        reason = largest.reason.partition(": ")[0]
+        return printable(f"{line}; largest rest: {largest.name or 'the model itself'} ({reason}) {largest.share:.0%}")
+
+
+def counted_in_part(uncounted: Sequence[str]) -> str:
+    """Return what a reader of MACs must know: ``MACs counted in part (not counted: mylib::product)``."""
+    more = f" and {len(uncounted) - _NAMED} more" if len(uncounted) > _NAMED else ""
+    return f"MACs counted in part (not counted: {', '.join(uncounted[:_NAMED])}{more})"
