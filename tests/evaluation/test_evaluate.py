@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rankfold.errors import MetricError
-from rankfold.evaluation import evaluate, metric_name
+from rankfold.evaluation import as_metric, evaluate
 
 
 @pytest.mark.parametrize("value", [0.5, 1, np.float32(0.5), torch.tensor(0.5), torch.tensor([2]), True])
@@ -71,13 +71,26 @@ def test_the_metric_runs_in_evaluation_mode_without_gradients() -> None:
     assert [m.training for m in model.modules()] == [True, False, True]
 
 
-def test_metric_name() -> None:
+def test_any_callable_is_a_metric() -> None:
     def accuracy(model: nn.Module) -> float:
         return 1.0
+
+    class Error:
+        name, higher_is_better, samples = "error", False, 7
+
+        def __call__(self, model: nn.Module) -> float:
+            return 1.0
+
+    metric = as_metric(Error())
+    assert metric(nn.ReLU()) == 1.0
+    assert (metric.name, metric.higher_is_better, metric.samples, metric.drop(0.5, 0.75)) == ("error", False, 7, 0.25)
 
     class Callable:
         def __call__(self, model: nn.Module) -> float:
             return 1.0
 
-    assert metric_name(accuracy) == "accuracy"
-    assert metric_name(Callable()) == "Callable"
+    assert as_metric(accuracy).name == "accuracy"
+    assert as_metric(Callable()).name == "Callable"
+    metric = as_metric(Callable())
+    assert as_metric(metric) is metric
+    assert (metric.higher_is_better, metric.samples, metric.drop(0.9, 0.7)) == (True, None, pytest.approx(0.2))

@@ -37,7 +37,10 @@ TARGET = torch.tensor([0, 2, 2, 2])  # places: first, second, first, third
 def test_topk_counts(k: int, share: float) -> None:
     loader = [(SCORES[:3], TARGET[:3]), (SCORES[3:], TARGET[3:])]
     metric = topk(loader, k)
+    assert metric.samples is None
     assert metric(Scores()) == share
+    assert metric(Scores()) == share
+    assert metric.samples == 4
     assert metric.name == f"top-{k}"
     assert metric.higher_is_better
     assert isinstance(metric, Metric)

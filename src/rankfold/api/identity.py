@@ -48,7 +48,7 @@ def metric_identity(metric: Any) -> Any:
     """Return the identity of a metric but for its ``loader``, whose batches `rankfold.candidates` hashes."""
     if getattr(metric, "loader", None) is None:
         return identity(metric)
-    parts = {name: identity(item, 1) for name, item in _attributes(metric).items() if name != "loader"}
+    parts = {name: identity(item, 1) for name, item in _attributes(metric).items() if name not in ("loader", "samples")}
     return [type(metric).__qualname__, parts]
 
 

@@ -1,6 +1,7 @@
 """How good a model is: metrics, agreement with the original, latency."""
 
 from rankfold.evaluation.evaluate import Metric as Metric
+from rankfold.evaluation.evaluate import as_metric as as_metric
 from rankfold.evaluation.evaluate import evaluate as evaluate
 from rankfold.evaluation.evaluate import metric_name as metric_name
 from rankfold.evaluation.latency import LatencyResult as LatencyResult

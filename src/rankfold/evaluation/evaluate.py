@@ -4,36 +4,75 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import nn
 
 from rankfold._turns import in_turn
-from rankfold.errors import MetricError, ModelError
+from rankfold.errors import MetricError
 from rankfold.inventory import measure
+from rankfold.inventory.wrappers import require_module
 
 
-@runtime_checkable
-class Metric(Protocol):
-    """A callable that measures a model, with what a report needs to know of it.
+class Metric:
+    """A callable that measures a model, with what a report needs to know about it.
 
-    Any callable will do where a metric is asked for; without these attributes its own name is shown
-    and higher values count as better.
+    Any callable will do where a metric is asked for; see `as_metric`.
+
+    Attributes
+    ----------
+    name : str
+        The name in reports, such as ``"top-1"``.
+    higher_is_better : bool
+        Whether a better model has a higher value.
+    samples : int or None
+        The number of samples that the last measurement took; None if they are not counted.
     """
 
-    @property
-    def name(self) -> str:
-        """The name in reports, such as ``"top-1"``."""
-        ...
+    name: str
+    higher_is_better: bool = True
+    samples: int | None = None
 
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a better model has a higher value."""
-        ...
-
-    def __call__(self, model: nn.Module, /) -> float:
+    def __call__(self, model: nn.Module, /) -> Any:
         """Return the value of the model."""
-        ...
+        raise NotImplementedError
+
+    def drop(self, before: float, after: float) -> float:
+        """Return by how much a value is worse than another one, in the metric's unit; negative if it is better."""
+        return before - after if self.higher_is_better else after - before
+
+
+class _Function(Metric):
+    """A metric made of any callable."""
+
+    def __init__(self, function: Callable[[nn.Module], Any]) -> None:
+        name = getattr(function, "name", None) or getattr(function, "__name__", None)
+        self.function = function
+        self.name = name if isinstance(name, str) else type(function).__name__
+        self.higher_is_better = bool(getattr(function, "higher_is_better", True))
+
+    def __call__(self, model: nn.Module, /) -> Any:
+        value = self.function(model)
+        self.samples = getattr(self.function, "samples", None)
+        return value
+
+
+def as_metric(metric: Callable[[nn.Module], Any]) -> Metric:
+    """Return any callable of a model as a `Metric`.
+
+    Its attributes ``name``, ``higher_is_better`` and ``samples`` are respected. Without them it has its own name,
+    higher values are better, and samples are not counted.
+
+    Raises
+    ------
+    MetricError
+        If it is not callable.
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if not callable(metric):
+        raise MetricError(f"the metric must be a callable of a model. Got {metric!r} instead.")
+    return _Function(metric)
 
 
 @in_turn
@@ -55,25 +94,22 @@ def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
     MetricError
         If the metric is not callable, or its value is not a finite number.
     """
-    name = metric_name(metric)
-    if not callable(metric):
-        raise MetricError(f"the metric must be a callable of a model. Got {metric!r} instead.")
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    value = measure(model, metric)
+    metric = as_metric(metric)
+    value = measure(require_module(model), metric)
     try:
         number = float(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise MetricError(f"metric {name!r} must return a number. Got {type(value).__name__} instead.") from error
+        raise MetricError(
+            f"metric {metric.name!r} must return a number. Got {type(value).__name__} instead."
+        ) from error
     if not math.isfinite(number):
         raise MetricError(
-            f"metric {name!r} returned {number}. It must be a finite number: does the model's "
+            f"metric {metric.name!r} returned {number}. It must be a finite number: does the model's "
             "output, or the data, hold NaN?"
         )
     return number
 
 
-def metric_name(metric: object) -> str:
+def metric_name(metric: Callable[[nn.Module], Any]) -> str:
     """Return the metric's name for messages and reports."""
-    name = getattr(metric, "name", None) or getattr(metric, "__name__", None)
-    return name if isinstance(name, str) else type(metric).__name__
+    return as_metric(metric).name

@@ -1,4 +1,4 @@
-"""How long a model takes, measured fairly."""
+"""The time of a forward pass, of several models alternately."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LatencyResult:
     median_ms : float
         Median of the runs, milliseconds.
     iqr_ms : float
-        Interquartile range of the runs, milliseconds: how far to trust the median.
+        Interquartile range of the runs, milliseconds.
     runs_ms : tuple of float
         Every run, in order, milliseconds.
     """
@@ -69,11 +69,11 @@ def compare_latency(
     warmup: int = 5,
     threads: int | None = None,
 ) -> dict[str, LatencyResult]:
-    """Return the time of a forward pass of several models, measured by turns.
+    """Return the time of a forward pass of several models, which are timed alternately.
 
-    In each round every model runs once and the order rotates, so that a machine that slows down or
-    is busy for a while does so to all of them. Inside the timer: the forward pass alone, in
-    evaluation mode without gradients, with the device's queue empty before and after it.
+    In each round every model runs once and the order rotates, so that a machine that slows down for a while affects
+    all of them. Only the forward pass is timed, in evaluation mode without gradients, with the device's queue empty
+    before and after it.
 
     Parameters
     ----------

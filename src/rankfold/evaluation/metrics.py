@@ -1,10 +1,9 @@
-"""Metrics that need no code: accuracy, agreement with the original, output error."""
+"""Ready-made metrics: accuracy, agreement with the original, output error."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from operator import length_hint
 from typing import Any
 
@@ -14,7 +13,7 @@ from rankfold._config import require
 from rankfold._progress import track
 from rankfold._tensors import model_device, to_device
 from rankfold._turns import in_turn
-from rankfold.batches import iterate, split_batch
+from rankfold.batches import batch_size, iterate, split_batch
 from rankfold.errors import DataError, MetricError
 from rankfold.evaluation.evaluate import Metric
 from rankfold.evaluation.predictions import as_targets, hits, predictions
@@ -28,16 +27,14 @@ def topk(loader: Iterable[Any], k: int = 1) -> Metric:
     Parameters
     ----------
     loader : iterable
-        Batches ``(inputs, target)``, or dicts with a target; see `rankfold.batches`. Targets are
-        class indices; -100 (as in cross-entropy) is left out.
+        Batches with targets (`rankfold.batches`), which are class indices; -100 (as in cross-entropy) is left out.
     k : int
         How many classes count.
 
     Notes
     -----
-    The scores are the model's output, or within it ``"logits"``, ``"out"`` or the first tensor, of
-    shape ``(batch, classes)``, ``(batch, positions, classes)`` or ``(batch, classes, *size)``.
-    Scores that hold NaN count as a miss.
+    The scores (`rankfold.outputs.class_scores`) have the shape ``(batch, classes)``, ``(batch, positions, classes)`` or
+    ``(batch, classes, *size)``. Scores that hold NaN count as a miss.
     """
     require(isinstance(k, int) and k >= 1, "k of topk", k, "an integer of at least 1")
     return _TopK(loader, k)
@@ -67,7 +64,7 @@ def output_error(reference: nn.Module, loader: Iterable[Any]) -> Metric:
     """Return the metric: mean squared difference from the reference's outputs, relative to theirs.
 
     ``sum ||y - y_ref||^2 / sum ||y_ref||^2`` over all floating output tensors; 0 means equal. It
-    needs no targets, nor classes. Where the reference's outputs are infinite (masked scores), the
+    needs neither targets nor classes. Where the reference's outputs are infinite (masked scores), the
     model's have to be the same, and nothing is compared.
 
     Parameters
@@ -80,21 +77,40 @@ def output_error(reference: nn.Module, loader: Iterable[Any]) -> Metric:
     return _OutputError(reference, loader)
 
 
-@dataclass(frozen=True, slots=True)
-class _TopK:
-    loader: Iterable[Any]
-    k: int
-    higher_is_better: bool = True
+class _OfBatches(Metric):
+    """A metric that runs the model on every batch of a loader, and counts the samples."""
 
-    @property
-    def name(self) -> str:
-        return f"top-{self.k}"
+    loader: Iterable[Any]
+
+    def _batches(self, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+        """Yield the inputs of every batch, on the model's device, and its target."""
+        device, self.samples = model_device(model), 0
+        for batch in track(iterate(self.loader, "evaluation"), self.name, length_hint(self.loader) or None):
+            inputs, target = split_batch(batch)
+            self.samples += batch_size(inputs)
+            yield to_device(inputs, device), target
+
+    def _pairs(self, reference: nn.Module, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+        """Yield the outputs of the model and of the reference."""
+        device = model_device(reference)
+        with evaluating(model) as reset, evaluating(reference) as reset_reference:
+            for inputs, _ in self._batches(model):
+                ours = run_batch(model, inputs, "evaluation data")
+                reset()
+                wanted = run_batch(reference, to_device(inputs, device), "evaluation data")
+                reset_reference()
+                yield ours, wanted
+
+
+class _TopK(_OfBatches):
+    def __init__(self, loader: Iterable[Any], k: int) -> None:
+        self.loader, self.k, self.name = loader, k, f"top-{k}"
 
     @in_turn
-    def __call__(self, model: nn.Module) -> float:
+    def __call__(self, model: nn.Module, /) -> float:
         right = total = 0
         with evaluating(model) as reset:
-            for inputs, target in _batches(self.loader, model, self.name):
+            for inputs, target in self._batches(model):
                 if target is None:
                     raise DataError(
                         f"{self.name} needs labels, but the batches have none. Expected batches "
@@ -102,26 +118,25 @@ class _TopK:
                         "labels use agreement(reference, loader)."
                     )
                 scores = class_scores(run_batch(model, inputs, "evaluation data"))
-                found = hits(scores, as_targets(target, scores), self.k)
-                right += int(found.sum())
-                total += found.numel()
+                counted = hits(scores, as_targets(target, scores), self.k)
+                right += int(counted.sum())
+                total += counted.numel()
                 reset()
         if not total:
             raise DataError(f"{self.name}: every target of the evaluation data is -100 (ignored).")
         return right / total
 
 
-@dataclass(frozen=True, slots=True)
-class _Agreement:
-    reference: nn.Module
-    loader: Iterable[Any]
-    higher_is_better: bool = True
-    name: str = "agreement"
+class _Agreement(_OfBatches):
+    name = "agreement"
+
+    def __init__(self, reference: nn.Module, loader: Iterable[Any]) -> None:
+        self.reference, self.loader = reference, loader
 
     @in_turn
-    def __call__(self, model: nn.Module) -> float:
+    def __call__(self, model: nn.Module, /) -> float:
         same = total = 0
-        for output, wanted in _pairs(self.reference, self.loader, model, self.name):
+        for output, wanted in self._pairs(self.reference, model):
             ours, theirs = predictions(class_scores(output)), predictions(class_scores(wanted))
             if ours.shape != theirs.shape:
                 raise DataError(
@@ -134,17 +149,17 @@ class _Agreement:
         return same / total
 
 
-@dataclass(frozen=True, slots=True)
-class _OutputError:
-    reference: nn.Module
-    loader: Iterable[Any]
-    higher_is_better: bool = False
-    name: str = "output error"
+class _OutputError(_OfBatches):
+    name = "output error"
+    higher_is_better = False
+
+    def __init__(self, reference: nn.Module, loader: Iterable[Any]) -> None:
+        self.reference, self.loader = reference, loader
 
     @in_turn
-    def __call__(self, model: nn.Module) -> float:
+    def __call__(self, model: nn.Module, /) -> float:
         distance = norm = 0.0
-        for output, wanted in _pairs(self.reference, self.loader, model, self.name):
+        for output, wanted in self._pairs(self.reference, model):
             d, n = squared_distance(output, wanted)
             distance, norm = distance + d, norm + n
         if math.isinf(distance):
@@ -155,23 +170,3 @@ class _OutputError:
         if norm:
             return distance / norm
         return 0.0 if distance == 0 else math.inf
-
-
-def _batches(loader: Iterable[Any], model: nn.Module, name: str) -> Iterator[tuple[Any, Any]]:
-    device = model_device(model)
-    items = track(iterate(loader, "evaluation"), name, length_hint(loader) or None)
-    for batch in items:
-        inputs, target = split_batch(batch)
-        yield to_device(inputs, device), target
-
-
-def _pairs(reference: nn.Module, loader: Iterable[Any], model: nn.Module, name: str) -> Iterator[tuple[Any, Any]]:
-    """Yield the outputs of the model and of the reference."""
-    device = model_device(reference)
-    with evaluating(model) as reset, evaluating(reference) as reset_reference:
-        for inputs, _ in _batches(loader, model, name):
-            ours = run_batch(model, inputs, "evaluation data")
-            reset()
-            wanted = run_batch(reference, to_device(inputs, device), "evaluation data")
-            reset_reference()
-            yield ours, wanted

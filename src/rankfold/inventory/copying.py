@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rankfold.errors import ModelError
 from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.reach import base_container, is_record, reach
+from rankfold.inventory.wrappers import require_module
 
 _CUSTOM = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
 
@@ -34,8 +35,7 @@ def copy_model(model: nn.Module, *, instead: str | None = None) -> nn.Module:
     ModelError
         If it is no model, or a module in it cannot be copied.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    require_module(model)
     with torch.inference_mode(False):
         made = {id(value): twin for value in reach(model) if (twin := _tensor_by_hand(value)) is not None}
         try:

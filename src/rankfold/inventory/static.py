@@ -20,7 +20,7 @@ from rankfold.inventory.kinds import (
 )
 from rankfold.inventory.members import Member, members_of
 from rankfold.inventory.sharing import tensor_key, unique
-from rankfold.inventory.wrappers import check_unwrapped
+from rankfold.inventory.wrappers import check_unwrapped, require_module
 from rankfold.records import LayerInfo, OtherModule
 
 # Every module once, with all of its paths.
@@ -73,8 +73,7 @@ def scan(model: nn.Module) -> Scan:
 
 def check_model(model: nn.Module) -> None:
     """Raise `ModelError` if this is no plain model whose modules can be swapped."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    require_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "the model is TorchScript, whose modules cannot be swapped. Pass the Python model that it was made from."

@@ -48,17 +48,22 @@ def check_whole(module: nn.Module, where: str = "the model") -> None:
             )
 
 
+def require_module(model: object) -> nn.Module:
+    """Return the model; raise `ModelError` if it is something else."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    return model
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside of wrappers such as DistributedDataParallel, torch.compile's and AveragedModel.
+    """Return the model inside wrappers such as DistributedDataParallel, torch.compile's and AveragedModel.
 
     Raises
     ------
     ModelError
-        If it is no model, or a sharded one.
+        If it is not a module, or a sharded one.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model must be a torch.nn.Module. Got {type(model).__name__} instead.")
-    check_whole(model)
+    check_whole(require_module(model))
     attribute = _inside(model)
     return model if attribute is None else unwrap(getattr(model, attribute))
 

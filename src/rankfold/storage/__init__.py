@@ -3,7 +3,6 @@
 from rankfold.storage.artifact import load as load
 from rankfold.storage.artifact import save as save
 from rankfold.storage.artifact import save_described as save_described
-from rankfold.storage.artifact import unwrap as unwrap
 from rankfold.storage.folder import SOURCE_FILE as SOURCE_FILE
 from rankfold.storage.folder import artifact_bytes as artifact_bytes
 from rankfold.storage.folder import artifact_identity as artifact_identity
