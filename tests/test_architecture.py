@@ -22,9 +22,9 @@ import rankfold
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("_printable",),
     ("_version", "errors", "_state", "_tensors"),
+    ("_config",),
     (
         "_registry",
-        "_config",
         "_files",
         "_grad_mode",
         "_hashing",

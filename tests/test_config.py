@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from rankfold._config import build_config, config_to_dict, is_integer, is_number, require
+from rankfold._config import build_config, changed, config_to_dict, is_integer, is_number, require
 from rankfold._registry import Registry
 from rankfold.errors import ConfigError, UnknownNameError
 
@@ -18,6 +19,18 @@ class Wheels:
 
     def __post_init__(self) -> None:
         require(is_integer(self.count) and self.count > 0, "count", self.count, "an integer above 0")
+
+
+class Car(Wheels):
+    name = "car"
+
+
+class OtherCar(Wheels):
+    name = "car"
+
+
+class Cart(Wheels):
+    name = "cart"
 
 
 def test_defaults_mappings_and_instances() -> None:
@@ -50,18 +63,44 @@ def test_numbers() -> None:
 
 
 def test_registry() -> None:
-    registry: Registry[str] = Registry("vehicle")
-    registry.register("car", "CAR", config=Wheels, summary="four wheels")
-    registry.register("cart", "CART", config=Wheels, summary="two wheels")
-    assert registry.get("car").value == "CAR"
+    registry: Registry[Any] = Registry("vehicle")
+    registry.register(Car, summary="four wheels")
+    registry.register(Cart, summary="two wheels")
+    assert registry.entry("car").plugin is Car
     assert registry.names() == ["car", "cart"]
     assert registry.names("*t") == ["cart"]
     assert [entry.summary for entry in registry] == ["four wheels", "two wheels"]
     with pytest.raises(ValueError, match="vehicle 'car' is registered already"):
-        registry.register("car", "OTHER", config=Wheels, summary="")
-    assert registry.get("car").value == "CAR"
+        registry.register(OtherCar, summary="")
+    assert registry.entry("car").plugin is Car
     with pytest.raises(UnknownNameError, match="unknown vehicle 'crt'. Did you mean 'cart'.*Choose from: car, cart"):
         registry.get("crt")
+    with pytest.raises(UnknownNameError, match="Did you mean 'cart'"):
+        registry.entry("crt")
     for name in (None, 3, ["car"], {"car": 1}):
         with pytest.raises(UnknownNameError, match="Choose from: car, cart"):
             registry.get(name)
+
+
+def test_plugins_by_name_or_object() -> None:
+    registry: Registry[Any] = Registry("vehicle")
+    registry.register(Car, summary="four wheels")
+    assert type(registry.get("car")) is Car
+    assert registry.get("car", {"count": 3}) == Car(count=3) != registry.get("car")
+    own = Car(count=3)
+    assert registry.get(own) is registry.get("car", own) is own
+    with pytest.raises(UnknownNameError, match="unknown option of vehicle 'car' 'cuont'"):
+        registry.get("car", {"cuont": 3})
+    with pytest.raises(ConfigError, match="vehicle 'car' is given as an object: set its options there"):
+        registry.get(own, {"count": 3})
+    with pytest.raises(ConfigError, match=r"by its name or an object: 'car' or Car\(\)"):
+        registry.get(Car)
+    for stranger in (Cart(), Wheels(), Cart):  # not registered
+        with pytest.raises(UnknownNameError, match="Choose from: car"):
+            registry.get(stranger)
+
+
+def test_changed_options() -> None:
+    assert changed(Wheels()) == changed(Wheels(count=4)) == {}
+    assert changed(Wheels(sizes=(1, 2))) == {"sizes": [1, 2]}
+    assert build_config(Wheels, changed(Wheels(count=2)), owner="cars") == Wheels(count=2)

@@ -23,11 +23,25 @@ from rankfold.evaluation import compare_latency as compare_latency
 from rankfold.evaluation import evaluate as evaluate
 from rankfold.evaluation import top1 as top1
 from rankfold.inventory import inspect as inspect
+from rankfold.methods import CP as CP
+from rankfold.methods import QR as QR
+from rankfold.methods import SVD as SVD
+from rankfold.methods import TT as TT
+from rankfold.methods import TT3 as TT3
+from rankfold.methods import TTM as TTM
+from rankfold.methods import FilterwiseCP as FilterwiseCP
+from rankfold.methods import SpatialSVD as SpatialSVD
+from rankfold.methods import Tucker as Tucker
 from rankfold.records import Budget as Budget
 from rankfold.records import Plan as Plan
 from rankfold.reporting import Report as Report
 from rankfold.storage import load as load
 from rankfold.storage import save as save
+from rankfold.strategies import VBMF as VBMF
+from rankfold.strategies import CompressNAS as CompressNAS
+from rankfold.strategies import Energy as Energy
+from rankfold.strategies import Manual as Manual
+from rankfold.strategies import Uniform as Uniform
 from rankfold.surgery import gauge as gauge
 from rankfold.surgery import strip as strip
 from rankfold.tune import FineTune as FineTune
@@ -35,12 +49,26 @@ from rankfold.tune import finetune as finetune
 from rankfold.tune import finetune_ as finetune_
 
 __all__ = [
+    "CP",
+    "QR",
+    "SVD",
+    "TT",
+    "TT3",
+    "TTM",
+    "VBMF",
     "Budget",
+    "CompressNAS",
+    "Energy",
+    "FilterwiseCP",
     "FineTune",
+    "Manual",
     "Plan",
     "RankfoldError",
     "Report",
     "Result",
+    "SpatialSVD",
+    "Tucker",
+    "Uniform",
     "agreement",
     "analyze",
     "apply",

@@ -53,6 +53,12 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return {f.name: _lists(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
+def changed(config: Any) -> dict[str, Any]:
+    """Return the fields that differ from their defaults as JSON-ready values; every field must have a default."""
+    default = config_to_dict(type(config)())
+    return {name: value for name, value in config_to_dict(config).items() if value != default[name]}
+
+
 def require(condition: bool, option: str, value: object, wanted: str) -> None:
     """Raise `ConfigError` in the library's one sentence form unless the condition holds."""
     if not condition:

@@ -1,24 +1,30 @@
-"""One registry for every kind of plug-in: methods, strategies, networks, data sets."""
+"""One registry for every kind of plug-in: methods and strategies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
-from rankfold.errors import UnknownNameError
+from rankfold._config import build_config
+from rankfold.errors import ConfigError, UnknownNameError
 
-T = TypeVar("T")
+
+class Plugin(Protocol):
+    """A frozen dataclass whose fields are its options."""
+
+    name: str
+
+
+T = TypeVar("T", bound=Plugin)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[T]):
-    """What is registered under one name."""
+    """A registered class, with one line on what it does."""
 
-    name: str
-    value: T
-    config: type
+    plugin: type[T]
     summary: str
 
 
@@ -35,17 +41,44 @@ class Registry(Generic[T]):
         self.kind = kind
         self._entries: dict[str, Entry[T]] = {}
 
-    def register(self, name: str, value: T, *, config: type, summary: str) -> None:
-        """Add a plug-in; a name that is taken raises ``ValueError`` (nothing is overwritten)."""
-        if name in self._entries:
-            raise ValueError(f"{self.kind} {name!r} is registered already")
-        self._entries[name] = Entry(name, value, config, summary)
+    def register(self, plugin: type[T], *, summary: str) -> None:
+        """Add a class under its `name`; a name that is taken raises ``ValueError`` (nothing is overwritten)."""
+        if plugin.name in self._entries:
+            raise ValueError(f"{self.kind} {plugin.name!r} is registered already")
+        self._entries[plugin.name] = Entry(plugin, summary)
 
-    def get(self, name: str) -> Entry[T]:
+    def entry(self, name: str) -> Entry[T]:
         """Return the entry of `name`; raise `UnknownNameError` with the nearest name otherwise."""
         if not isinstance(name, str) or name not in self._entries:
             raise UnknownNameError(self.kind, name, self.names())
         return self._entries[name]
+
+    def get(self, spec: str | T, options: Mapping[str, Any] | T | None = None) -> T:
+        """Return a plug-in by name, with options, or a plug-in object as it is.
+
+        Parameters
+        ----------
+        spec : str or object
+            A name such as ``"qr"``, or an object of a registered class such as ``QR(pivoting=False)``.
+        options : mapping, object or None
+            Options of a name; None gives the defaults.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such plug-in or option.
+        ConfigError
+            If an option has a value that is not allowed, or an object is given with further options.
+        """
+        for entry in self:
+            if spec is entry.plugin:
+                example = f"{entry.plugin.name!r} or {entry.plugin.__name__}()"
+                raise ConfigError(f"a {self.kind} is given by its name or an object: {example}.")
+        if isinstance(spec, str) or all(type(spec) is not entry.plugin for entry in self):
+            return build_config(self.entry(cast("str", spec)).plugin, options, owner=f"{self.kind} {spec!r}")
+        if options is not None:
+            raise ConfigError(f"{self.kind} {spec.name!r} is given as an object: set its options there.")
+        return spec
 
     def names(self, pattern: str = "*") -> list[str]:
         """Return the registered names that match a shell pattern, sorted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -38,7 +38,7 @@ from rankfold.testing.gauge import GaugedMethod, gauge_changes_only_the_numbers
 CASES = {case.id: case for case in layer_zoo()}
 
 
-class Broken:
+class Broken(Method):
     """A registered method, handed through; subclasses break one thing."""
 
     name = "broken"
@@ -382,14 +382,14 @@ def test_a_crash_is_a_failure() -> None:
         check_method(Crashes(), cases=[CASES["linear"]])
 
 
-class BrokenStrategy:
+@dataclass(init=False)
+class BrokenStrategy(Strategy):
     """``energy``, handed through; subclasses break one thing."""
 
     name = "broken"
 
     def __init__(self) -> None:
         self.inner: Strategy = strategies.get("energy")
-        self.config = self.inner.config
         self.calls = 0
 
     def plan(self, problem: Problem) -> Plan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -48,11 +50,8 @@ def given(
             seen.append(weight)
             return Nothing()
 
-    spy = Spy()
-    if adaptive:
-        spy.adaptive = True
-    if balanced:
-        spy.balanced = True
+    spy: Any = Spy()
+    spy.adaptive, spy.balanced = adaptive, balanced
     methods.prepare(spy, weight, layer, moments)
     return seen[0]
 

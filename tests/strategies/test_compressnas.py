@@ -20,7 +20,7 @@ from rankfold.candidates.network import NetworkProxy
 from rankfold.errors import ConfigError, InfeasibleBudget, UnknownNameError
 from rankfold.inventory import inspect, layer_weight
 from rankfold.records import Budget, Candidate, CandidateTable, Cost, LayerInfo, Plan, Problem
-from rankfold.strategies.compressnas import CompressNASConfig
+from rankfold.strategies.compressnas import CompressNAS
 
 
 class Net(nn.Module):
@@ -286,7 +286,7 @@ def test_without_a_judge() -> None:
 
 
 def test_options_are_those_of_the_proxy_and_more() -> None:
-    config = CompressNASConfig(proxy="network", samples=3, points=4, taps=("a",), rounds=2)
+    config = CompressNAS(proxy="network", samples=3, points=4, taps=("a",), rounds=2)
     assert config.judging == ProxyConfig(proxy="network", samples=3, points=4, taps=("a",))
 
 

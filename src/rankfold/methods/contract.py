@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from itertools import product
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from rankfold._config import build_config
 from rankfold._registry import Registry
 from rankfold.errors import InvalidWeight, RankError, UnsupportedLayer
 from rankfold.factor.linalg import NO_DOUBLE, Metric, single_is_whole, wide_dtype
@@ -30,65 +31,100 @@ class Prepared(Protocol):
         ...
 
 
-class Method(Protocol):
+class Method(ABC):
     """A factorization: what it supports, what it is made of, and how to find the factors.
 
-    One file each in this package, registered by name. An instance holds its options (a frozen config dataclass). A
-    class with ``adaptive = True`` is given weights of at most single precision in float32, and widens them where its
-    result needs it; others are given float64. One with ``balanced = True`` shares a weight's scale evenly among its
-    factors, which are in memory of their own: the door does not scale for it but where the weight is huge or tiny.
+    A subclass is a frozen dataclass whose fields are the method's options, one file each in this package, registered
+    under its `name`.
+
+    Attributes
+    ----------
+    name : str
+        The name that users give and plans record.
+    adaptive : bool
+        Whether weights of at most single precision are given in float32, which the method widens where its result needs
+        it. By default they are given in float64.
+    balanced : bool
+        Whether the factors share the weight's scale evenly and own their memory. `prepare` then scales only weights
+        that are huge or tiny; by default it scales all of them.
+    flexibility : int or None
+        Score in table 6 of Kokhazadeh et al. (2025): 5 for shape and ranks, 4 for a rank for each dimension, which may
+        be left whole, 3 for several ranks, 2 for one rank for all dimensions, 1 for a matrix with one rank. None is 1
+        for a single rank and 3 for several.
     """
 
-    name: str
+    __slots__ = ()
 
+    name: str
+    adaptive: bool = False
+    balanced: bool = False
+    flexibility: int | None = None
+
+    @abstractmethod
     def supports(self, layer: LayerInfo) -> str | None:
         """Return None if the layer can be factored, else the reason in words for the user."""
-        ...
 
+    @abstractmethod
     def max_ranks(self, layer: LayerInfo) -> Ranks:
         """Return the largest sensible rank in each position; with all of them the layer is reproduced."""
-        ...
 
     def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
-        """Return rank settings to choose from: multiples of `multiple`, about `points` of them for each rank."""
-        ...
+        """Return rank settings to choose from: multiples of `multiple`, about `points` of them for a single rank.
 
+        By default the product of evenly spaced ranks in each position, about ``points ** 2 / 4`` settings for several.
+        """
+        limits = self.max_ranks(layer)
+        side = points if len(limits) == 1 else max(3, round((points * points / 4) ** (1 / len(limits))))
+        return list(product(*(rank_values(limit, multiple=multiple, points=side) for limit in limits)))
+
+    @abstractmethod
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
         """Return the stages of the factored layer."""
-        ...
 
+    def variants(self, layer: LayerInfo, cores: int) -> Iterator[Mapping[str, Any]]:
+        """Yield the options that an analysis of the whole rank space adds, one mapping for each shape of the factors.
+
+        By default the factors have one shape and nothing is added.
+
+        Parameters
+        ----------
+        layer : LayerInfo
+            The layer.
+        cores : int
+            Most cores of a tensor shape.
+        """
+        yield {}
+
+    @abstractmethod
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> Prepared:
         """Do the expensive part once.
 
         Parameters
         ----------
         weight : Tensor
-            Canonical: ``(groups, out / groups, in / groups, *kernel)``, finite. Not to be written to: it may be the
+            Canonical: ``(groups, out / groups, in / groups, *kernel)``, finite. Do not write to it: it may be the
             layer's own memory. Its largest magnitude is 1, of a balanced method within `HARMLESS` (or 0).
         layer : LayerInfo
             The layer.
         moments : Moments or None
             Second moments of the layer's input; None minimises the error of the weight instead of the output's.
         """
+
+
+@runtime_checkable
+class Unfolds(Protocol):
+    """A method each of whose ranks is the rank of a matrix; strategies that find ranks analytically ask for it."""
+
+    def unfoldings(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return the matrices ``(groups, rows, columns)`` of a canonical weight, one for each rank."""
         ...
 
 
-registry: Registry[type] = Registry("method")
-"""All factorizations by name; the value is the class, constructed with its config."""
+registry: Registry[Method] = Registry("method")
+"""All factorizations by name."""
 
-
-def get(name: str, options: Mapping[str, Any] | None = None) -> Method:
-    """Return a method by name, with options.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such method or option.
-    ConfigError
-        If an option has a value it cannot have.
-    """
-    entry = registry.get(name)
-    return entry.value(build_config(entry.config, options, owner=f"method {name!r}"))
+get = registry.get
+"""Return a method by name, with options, or a method object as it is; see `Registry.get`."""
 
 
 def check_supported(method: Method, layer: LayerInfo) -> None:
@@ -199,8 +235,8 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
     weight, device = weight.detach(), weight.device.type
     if device in NO_DOUBLE:
         weight, device = weight.cpu(), "cpu"
-    scale = None if getattr(method, "balanced", False) and _is_harmless(weight) else _largest(weight, layer)
-    adaptive = getattr(method, "adaptive", False) and single_is_whole()
+    scale = None if method.balanced and _is_harmless(weight) else _largest(weight, layer)
+    adaptive = method.adaptive and single_is_whole()
     single = adaptive and moments is None and weight.dtype != torch.float64
     dtype = torch.float32 if single else wide_dtype(weight)
     with without_autocast(device):

@@ -13,15 +13,49 @@ from rankfold.factor.canonical import Canonical
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
 from rankfold.methods._stages import conv_reason, pointwise, spatial
-from rankfold.methods.contract import channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods.contract import Method, Prepared, channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
 _USUAL = Effort()
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedCP:
+    """The weight ``(groups, o, i, *kernel)`` in the metric, cut into slices."""
+
+    canonical: Canonical
+    layer: LayerInfo
+    metric: Metric | None
+    effort: Effort
+
+    def error(self, ranks: Ranks) -> float:
+        """Return the error of the start, an upper bound of the factors' error."""
+        return self.canonical.relative_error(ranks[0], self.effort)
+
+    def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
+        """Return 1x1 ``I -> R``, a depthwise 1-D convolution for each axis, 1x1 ``R -> O``."""
+        layer, (rank,) = self.layer, ranks
+        factors = self.canonical.factors(rank, self.effort)
+        if self.metric is not None:
+            factors = even_out([factors[0], self.metric.inverse @ factors[1], *factors[2:]])
+        out, inn, *kernels = factors
+        dims = len(layer.kernel)
+        stages = [inn.mT.reshape(layer.groups, rank, layer.group_in, *(1,) * dims)]
+        for axis, kernel in enumerate(kernels):
+            shape = [1] * dims
+            shape[axis] = kernel.shape[1]
+            stages.append(kernel.mT.reshape(layer.groups * rank, 1, 1, *shape))
+        stages.append(out.reshape(layer.groups, layer.group_out, rank, *(1,) * dims))
+        return tuple(stages)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CPConfig:
-    """Options of ``cp`` and ``filterwise_cp``.
+class CP(Method):
+    """Canonical polyadic decomposition; ranks ``(R,)``.
+
+    Lebedev et al. (2015), "Speeding-up convolutional neural networks using fine-tuned CP-decomposition", section 3.2.
+    Started from the singular triples of the kernel slices and iterated with norm control, so it is deterministic and
+    cannot diverge.
 
     Parameters
     ----------
@@ -37,6 +71,9 @@ class CPConfig:
     starts : int
         Most starts of the iterations; small weights get several, up to this number, and the best result is taken.
     """
+
+    name = "cp"
+    flexibility = 2
 
     iterations: int = _USUAL.iterations
     tolerance: float = _USUAL.tolerance
@@ -63,50 +100,6 @@ class CPConfig:
             norm_limit=self.norm_limit,
             starts=self.starts,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedCP:
-    """The weight ``(groups, o, i, *kernel)`` in the metric, cut into slices."""
-
-    canonical: Canonical
-    layer: LayerInfo
-    metric: Metric | None
-    config: CPConfig
-
-    def error(self, ranks: Ranks) -> float:
-        """Return the error of the start, an upper bound of the factors' error."""
-        return self.canonical.relative_error(ranks[0], self.config.effort)
-
-    def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
-        """Return 1x1 ``I -> R``, a depthwise 1-D convolution for each axis, 1x1 ``R -> O``."""
-        layer, (rank,) = self.layer, ranks
-        factors = self.canonical.factors(rank, self.config.effort)
-        if self.metric is not None:
-            factors = even_out([factors[0], self.metric.inverse @ factors[1], *factors[2:]])
-        out, inn, *kernels = factors
-        dims = len(layer.kernel)
-        stages = [inn.mT.reshape(layer.groups, rank, layer.group_in, *(1,) * dims)]
-        for axis, kernel in enumerate(kernels):
-            shape = [1] * dims
-            shape[axis] = kernel.shape[1]
-            stages.append(kernel.mT.reshape(layer.groups * rank, 1, 1, *shape))
-        stages.append(out.reshape(layer.groups, layer.group_out, rank, *(1,) * dims))
-        return tuple(stages)
-
-
-class CP:
-    """Canonical polyadic decomposition; ranks ``(R,)``.
-
-    Lebedev et al. (2015), "Speeding-up convolutional neural networks using fine-tuned CP-decomposition", section 3.2.
-    Started from the singular triples of the kernel slices and iterated with norm control, so it is deterministic and
-    cannot diverge.
-    """
-
-    name = "cp"
-
-    def __init__(self, config: CPConfig) -> None:
-        self.config = config
 
     def supports(self, layer: LayerInfo) -> str | None:
         """Convolutions of any dimension with a spatial extent."""
@@ -135,10 +128,10 @@ class CP:
             )
         )
 
-    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedCP:
+    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> Prepared:
         """Decompose the kernel slices."""
         metric = channel_metric(moments)
-        return PreparedCP(Canonical(whiten_inputs(weight, metric)), layer, metric, self.config)
+        return PreparedCP(Canonical(whiten_inputs(weight, metric)), layer, metric, self.effort)
 
 
-registry.register("cp", CP, config=CPConfig, summary="canonical polyadic decomposition")
+registry.register(CP, summary="canonical polyadic decomposition")

@@ -7,21 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rankfold.factor.als import even_out
+from rankfold.factor.als import Effort, even_out
 from rankfold.factor.canonical import Canonical
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
-from rankfold.methods._stages import conv_reason, pointwise, spatial
-from rankfold.methods.contract import channel_metric, rank_values, registry, whiten_inputs
-from rankfold.methods.cp import CPConfig
+from rankfold.methods._stages import pointwise, spatial
+from rankfold.methods.contract import Prepared, channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods.cp import CP
 from rankfold.records import Blueprint, LayerInfo, Ranks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilterwiseCPConfig(CPConfig):
-    """Options of ``filterwise_cp``: those of ``cp``, but from one start, as what one filter loses another gains."""
-
-    starts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +24,16 @@ class PreparedFilters:
     canonical: Canonical
     layer: LayerInfo
     metric: Metric | None
-    config: CPConfig
+    effort: Effort
 
     def error(self, ranks: Ranks) -> float:
         """Return the error of the start over all filters together, an upper bound of the factors' error."""
-        return self.canonical.relative_error(ranks[0], self.config.effort)
+        return self.canonical.relative_error(ranks[0], self.effort)
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """Return 1x1 ``I -> R * O``, depthwise 1-D convolutions, and a last one that sums each filter's copies."""
         layer, (rank,) = self.layer, ranks
-        inn, *kernels = self.canonical.factors(rank, self.config.effort)
+        inn, *kernels = self.canonical.factors(rank, self.effort)
         if self.metric is not None:
             inn = (self.metric.inverse.unsqueeze(1) @ inn.unflatten(0, (layer.groups, -1))).flatten(0, 1)
             inn, *kernels = even_out([inn, *kernels])
@@ -57,22 +50,18 @@ class PreparedFilters:
         return tuple(stages)
 
 
-class FilterwiseCP:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterwiseCP(CP):
     """Filter-wise CP; ranks ``(R,)``, the same for every filter.
 
     Pham, Zniyed & Nguyen (2024), NORTON: each filter ``(I, K1, ..., Kd)`` is a sum of R rank-one terms. The sum over
     the R copies is done by the last 1-D convolution, which is grouped by filter: no extra layer, same parameters and
-    MACs.
+    MACs. The options are those of `cp`, with one start by default: what one filter loses another gains.
     """
 
     name = "filterwise_cp"
 
-    def __init__(self, config: FilterwiseCPConfig) -> None:
-        self.config = config
-
-    def supports(self, layer: LayerInfo) -> str | None:
-        """Convolutions of any dimension with a spatial extent."""
-        return conv_reason(layer)
+    starts: int = 1
 
     def max_ranks(self, layer: LayerInfo) -> Ranks:
         """Return the rank from which on every filter is exact."""
@@ -99,13 +88,11 @@ class FilterwiseCP:
         )
         return Blueprint((pointwise(layer, "input", layer.group_in, ranks[0] * layer.group_out), *axes, last))
 
-    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedFilters:
+    def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> Prepared:
         """Decompose the kernel slices of all filters in one batch."""
         metric = channel_metric(moments)
         filters = whiten_inputs(weight, metric).reshape(layer.out_channels, layer.group_in, *layer.kernel)
-        return PreparedFilters(Canonical(filters), layer, metric, self.config)
+        return PreparedFilters(Canonical(filters), layer, metric, self.effort)
 
 
-registry.register(
-    "filterwise_cp", FilterwiseCP, config=FilterwiseCPConfig, summary="one CP decomposition a filter (NORTON)"
-)
+registry.register(FilterwiseCP, summary="one CP decomposition a filter (NORTON)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,14 +9,18 @@ from torch import Tensor
 from rankfold._config import require
 from rankfold.factor.matrix import PlainQRProjection, QRProjection
 from rankfold.factor.moments import Moments
-from rankfold.methods.contract import rank_values, registry
+from rankfold.methods.contract import Method, registry
 from rankfold.methods.svd import PreparedMatrix, in_metric, matrix_blueprint
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QRConfig:
-    """Options of ``qr``.
+class QR(Method):
+    """Truncated column-pivoted QR; ranks ``(r,)``.
+
+    The output is built from r actual columns of the weight (the inputs that matter most), orthonormalised. Never better
+    than `svd` at equal rank; one of the three factorizations of fully connected layers in Kokhazadeh et al. (2025),
+    section 2.1.
 
     Parameters
     ----------
@@ -27,26 +30,14 @@ class QRConfig:
         practice.
     """
 
-    pivoting: bool = True
-
-    def __post_init__(self) -> None:
-        require(isinstance(self.pivoting, bool), "pivoting", self.pivoting, "true or false")
-
-
-class QR:
-    """Truncated column-pivoted QR; ranks ``(r,)``.
-
-    The output is built from r actual columns of the weight (the inputs that matter most), orthonormalised. Never better
-    than `svd` at equal rank; one of the three factorizations of fully connected layers in Kokhazadeh et al. (2025),
-    section 2.1.
-    """
-
     name = "qr"
     adaptive = True
     balanced = True
 
-    def __init__(self, config: QRConfig) -> None:
-        self.config = config
+    pivoting: bool = True
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.pivoting, bool), "pivoting", self.pivoting, "true or false")
 
     def supports(self, layer: LayerInfo) -> str | None:
         """Linear layers and 1x1 convolutions."""
@@ -60,18 +51,14 @@ class QR:
         """Return the smaller side of the matrix."""
         return (min(layer.group_out, layer.group_in),)
 
-    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
-        """Return evenly spaced ranks."""
-        return [(r,) for r in rank_values(self.max_ranks(layer)[0], multiple=multiple, points=points)]
-
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
         """Return ``I -> r`` and ``r -> O``."""
         return matrix_blueprint(layer, ranks[0])
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
         """Take the matrix; pivots are chosen when errors or factors are asked for."""
-        project = QRProjection if self.config.pivoting else PlainQRProjection
+        project = QRProjection if self.pivoting else PlainQRProjection
         return PreparedMatrix(project(weight.flatten(2), in_metric(weight, moments)), layer)
 
 
-registry.register("qr", QR, config=QRConfig, summary="truncated column-pivoted QR of linear layers")
+registry.register(QR, summary="truncated column-pivoted QR of linear layers")

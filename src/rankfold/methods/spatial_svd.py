@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,13 +9,8 @@ from torch import Tensor
 from rankfold.factor.matrix import Projection, SVDProjection
 from rankfold.factor.moments import Moments
 from rankfold.methods._stages import conv_reason, spatial
-from rankfold.methods.contract import channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods.contract import Method, channel_metric, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpatialSVDConfig:
-    """``spatial_svd`` has no options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +34,8 @@ class PreparedSpatial:
         return vertical, horizontal
 
 
-class SpatialSVD:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpatialSVD(Method):
     """A (K1 x 1) convolution I -> r, then a (1 x K2) convolution r -> O; ranks ``(r,)``.
 
     Jaderberg, Vedaldi & Zisserman (2014), section 2, scheme 2, by SVD of the ``(O K2) x (I K1)`` matrix, which is
@@ -49,9 +44,6 @@ class SpatialSVD:
 
     name = "spatial_svd"
     adaptive = True
-
-    def __init__(self, config: SpatialSVDConfig) -> None:
-        self.config = config
 
     def supports(self, layer: LayerInfo) -> str | None:
         """Two-dimensional convolutions whose kernel extends along both axes."""
@@ -65,10 +57,6 @@ class SpatialSVD:
     def max_ranks(self, layer: LayerInfo) -> Ranks:
         """Return the smaller side of the matrix."""
         return (min(layer.group_out * layer.kernel[1], layer.group_in * layer.kernel[0]),)
-
-    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
-        """Return evenly spaced ranks."""
-        return [(r,) for r in rank_values(self.max_ranks(layer)[0], multiple=multiple, points=points)]
 
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
         """Return the vertical and the horizontal convolution."""
@@ -93,4 +81,4 @@ def _as_matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 1, 4, 2, 3).reshape(groups, o * k2, i * k1)
 
 
-registry.register("spatial_svd", SpatialSVD, config=SpatialSVDConfig, summary="vertical then horizontal convolution")
+registry.register(SpatialSVD, summary="vertical then horizontal convolution")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +11,8 @@ from rankfold.factor.linalg import Metric, eigh_descending, mean_share
 from rankfold.factor.matrix import Projection, SVDProjection
 from rankfold.factor.moments import Moments
 from rankfold.methods._stages import pointwise, spatial
-from rankfold.methods.contract import rank_values, registry, whiten_inputs
+from rankfold.methods.contract import Method, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, LinearSpec, Ranks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SVDConfig:
-    """``svd`` has no options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +88,8 @@ def short_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
     return vectors * energies.sqrt().unsqueeze(-2)
 
 
-class SVD:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SVD(Method):
     """Truncated SVD; ranks ``(r,)``.
 
     For a convolution: a convolution I -> r with the layer's kernel, then a 1x1 convolution r -> O (channel SVD; Zhang,
@@ -106,9 +101,6 @@ class SVD:
     adaptive = True
     balanced = True
 
-    def __init__(self, config: SVDConfig) -> None:
-        self.config = config
-
     def supports(self, layer: LayerInfo) -> str | None:
         """Every linear layer and every convolution that is not depthwise."""
         if layer.depthwise:
@@ -119,17 +111,17 @@ class SVD:
         """Return the smaller side of the channel matrix."""
         return (min(layer.group_out, layer.group_in * layer.kernel_numel),)
 
-    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
-        """Return evenly spaced ranks."""
-        return [(r,) for r in rank_values(self.max_ranks(layer)[0], multiple=multiple, points=points)]
-
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
         """Return ``I -> r`` and ``r -> O``."""
         return matrix_blueprint(layer, ranks[0])
+
+    def unfoldings(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return the channel matrix, whose rank the rank is."""
+        return (weight.flatten(2),)
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
         """Take the matrix; singular vectors are found when errors or factors are asked for."""
         return PreparedMatrix(SVDProjection(weight.flatten(2), short_metric(weight, moments)), layer)
 
 
-registry.register("svd", SVD, config=SVDConfig, summary="truncated SVD; channel SVD for convolutions")
+registry.register(SVD, summary="truncated SVD; channel SVD for convolutions")

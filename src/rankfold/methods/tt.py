@@ -12,13 +12,8 @@ from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
 from rankfold.factor.tensor_train import TensorTrain, orthonormalized
 from rankfold.methods._stages import conv_reason, pointwise, spatial
-from rankfold.methods.contract import channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods.contract import Method, channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TTConfig:
-    """``tt`` has no options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +44,8 @@ class PreparedTT:
         return tuple(stages)
 
 
-class TT:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TT(Method):
     """Tensor train; ranks ``(r1, ..., r_{d+1})`` for a d-dimensional convolution, in order of execution.
 
     Oseledets (2011), section 2 and algorithm 1; Kokhazadeh et al. (2025), section 2.2. Stages: 1x1 I -> r1; a 1-D
@@ -58,9 +54,6 @@ class TT:
 
     name = "tt"
     adaptive = True
-
-    def __init__(self, config: TTConfig) -> None:
-        self.config = config
 
     def supports(self, layer: LayerInfo) -> str | None:
         """Convolutions of any dimension with a spatial extent."""
@@ -111,4 +104,4 @@ class TT:
         return PreparedTT(TensorTrain.of(tensor), layer, metric)
 
 
-registry.register("tt", TT, config=TTConfig, summary="tensor train over channels and kernel axes")
+registry.register(TT, summary="tensor train over channels and kernel axes")

@@ -14,10 +14,6 @@ from rankfold.records import LayerInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TT3Config:
-    """``tt3`` has no options."""
-
-
 class TT3(TuckerShape):
     """Cores ``G_t (O, R1)``, ``G_y (R1, K1 K2, R2)``, ``G_s (R2, I)``; ranks ``(R1, R2)``, the output side first.
 
@@ -26,9 +22,7 @@ class TT3(TuckerShape):
 
     name = "tt3"
     adaptive = True
-
-    def __init__(self, config: TT3Config) -> None:
-        self.config = config
+    flexibility = 4
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTucker:
         """Take the weight; bases are found when errors or factors are asked for."""
@@ -37,4 +31,4 @@ class TT3(TuckerShape):
         return PreparedTucker(Sequential(tucker), layer)
 
 
-registry.register("tt3", TT3, config=TT3Config, summary="three-core tensor train (RENE, eq. 3)")
+registry.register(TT3, summary="three-core tensor train (RENE, eq. 3)")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,38 +15,11 @@ from rankfold.errors import ConfigError
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
 from rankfold.factor.tensor_train import TensorTrain, orthonormalized
-from rankfold.methods.contract import rank_values, registry
+from rankfold.methods.contract import Method, registry
 from rankfold.records import BiasSpec, Blueprint, ConvSpec, LayerInfo, Ranks, ReshapeSpec, Size, Stage
 
 MOST_CORES = 32
 """No layer has so many factors that this is a limit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TTMConfig:
-    """Options of ``ttm``.
-
-    Parameters
-    ----------
-    cores : int
-        Number of cores d; inputs and outputs are split into d factors each, as even as their divisors allow.
-    out_shape, in_shape : tuple of int or None
-        The factors by hand, ``O = prod(out_shape)`` and ``I = prod(in_shape)``; both of length `cores`.
-    """
-
-    cores: int = 2
-    out_shape: Size | None = None
-    in_shape: Size | None = None
-
-    def __post_init__(self) -> None:
-        most = f"an integer in 2..{MOST_CORES}"
-        require(is_integer(self.cores) and 2 <= self.cores <= MOST_CORES, "cores", self.cores, most)
-        for option in ("out_shape", "in_shape"):
-            shape = getattr(self, option)
-            whole = (
-                isinstance(shape, tuple) and len(shape) == self.cores and all(is_integer(n) and n > 0 for n in shape)
-            )
-            require(shape is None or whole, option, shape, f"{self.cores} positive integers (as many as 'cores')")
 
 
 def even_factors(n: int, count: int) -> Size:
@@ -84,6 +57,20 @@ def even_factors_below(n: int, count: int, limit: int) -> Size | None:
     return None
 
 
+def ordered_factors(n: int, count: int) -> list[Size]:
+    """Return every way to write n as a product of `count` factors of at least 2, order mattering.
+
+    Examples
+    --------
+    >>> ordered_factors(12, 2)
+    [(2, 6), (3, 4), (4, 3), (6, 2)]
+    """
+    if count == 1:
+        return [(n,)] if n >= 2 else []
+    divisors = [d for d in range(2, n // 2 + 1) if n % d == 0]
+    return [(d, *rest) for d in divisors for rest in ordered_factors(n // d, count - 1)]
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedTTM:
     """The weight as ``(1, o1 i1, ..., od id)`` in the metric."""
@@ -115,7 +102,8 @@ class PreparedTTM:
         return torch.einsum("gaoib,ij->gaojb", split, self.metrics[j].inverse[0]).reshape(core.shape)
 
 
-class TTM:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TTM(Method):
     """TT-matrix; ranks ``(r_1, ..., r_{d-1})``, cores ``(r_{j-1}, o_j, i_j, r_j)``.
 
     Novikov et al. (2015), "Tensorizing neural networks", sections 3.1 and 4. The input is viewed as ``i_1 x ... x
@@ -124,18 +112,37 @@ class TTM:
 
     With moments, each mode is whitened by its marginal: the second moment is approximated by the Kronecker product of
     its partial traces, which is what a TT-matrix can undo.
+
+    Parameters
+    ----------
+    cores : int or None
+        Number of cores d; inputs and outputs are split into d factors each, as even as their divisors allow. None is 2;
+        an analysis of the rank space then counts every tensor shape.
+    out_shape, in_shape : tuple of int or None
+        The factors by hand, ``O = prod(out_shape)`` and ``I = prod(in_shape)``; both of length `cores`.
     """
 
     name = "ttm"
     adaptive = True
+    flexibility = 5
 
-    def __init__(self, config: TTMConfig) -> None:
-        self.config = config
+    cores: int | None = None
+    out_shape: Size | None = None
+    in_shape: Size | None = None
+
+    def __post_init__(self) -> None:
+        cores = 2 if self.cores is None else self.cores
+        most = f"an integer in 2..{MOST_CORES}"
+        require(is_integer(cores) and 2 <= cores <= MOST_CORES, "cores", self.cores, most)
+        for option in ("out_shape", "in_shape"):
+            shape = getattr(self, option)
+            whole = isinstance(shape, tuple) and len(shape) == cores and all(is_integer(n) and n > 0 for n in shape)
+            require(shape is None or whole, option, shape, f"{cores} positive integers (as many as 'cores')")
 
     def shapes(self, layer: LayerInfo) -> tuple[Size, Size]:
         """Return the factors of the outputs and of the inputs."""
-        outs = self.config.out_shape or even_factors(layer.out_channels, self.config.cores)
-        ins = self.config.in_shape or even_factors(layer.in_channels, self.config.cores)
+        outs = self.out_shape or even_factors(layer.out_channels, self.cores or 2)
+        ins = self.in_shape or even_factors(layer.in_channels, self.cores or 2)
         for option, shape, n in (("out_shape", outs, layer.out_channels), ("in_shape", ins, layer.in_channels)):
             if math.prod(shape) != n:
                 raise ConfigError(
@@ -158,12 +165,6 @@ class TTM:
         sizes = [o * i for o, i in zip(outs, ins, strict=True)]
         return tuple(min(math.prod(sizes[:j]), math.prod(sizes[j:])) for j in range(1, len(sizes)))
 
-    def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
-        """Return the product of evenly spaced ranks of every bond."""
-        limits = self.max_ranks(layer)
-        side = points if len(limits) == 1 else max(3, round((points * points / 4) ** (1 / len(limits))))
-        return list(product(*(rank_values(limit, multiple=multiple, points=side) for limit in limits)))
-
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
         """Return a reshape and a pointwise convolution for each core, a last reshape, and the bias."""
         outs, ins = self.shapes(layer)
@@ -181,6 +182,20 @@ class TTM:
         if layer.bias:
             stages.append(BiasSpec(name="offset", features=layer.out_channels))
         return Blueprint(tuple(stages))
+
+    def variants(self, layer: LayerInfo, cores: int) -> Iterator[Mapping[str, Any]]:
+        """Yield every tensor shape, unless the options say which one.
+
+        The shapes are every pair of an ordered factorization of the outputs and one of the inputs into d factors of at
+        least 2, for d from 2 to `cores`: another order is another shape, since it has other rank limits and MACs.
+        """
+        if self.cores is not None or self.out_shape or self.in_shape:
+            yield {}
+            return
+        for d in range(2, cores + 1):
+            for outs in ordered_factors(layer.out_channels, d):
+                for ins in ordered_factors(layer.in_channels, d):
+                    yield {"cores": d, "out_shape": outs, "in_shape": ins}
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTTM:
         """Take the weight; spectra and cores are found when errors or factors are asked for."""
@@ -203,4 +218,4 @@ def _marginal(moment: Tensor, shape: Size, mode: int) -> Tensor:
     return torch.einsum("aibajb->ij", moment.reshape(before, size, after, before, size, after))
 
 
-registry.register("ttm", TTM, config=TTMConfig, summary="TT-matrix of linear layers (T3F)")
+registry.register(TTM, summary="TT-matrix of linear layers (T3F)")

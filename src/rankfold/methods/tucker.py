@@ -14,28 +14,8 @@ from rankfold.factor.moments import Moments
 from rankfold.factor.regression import TuckerRegression
 from rankfold.factor.tucker import HOOI, Tucker2
 from rankfold.methods._stages import conv_reason, pointwise, spatial
-from rankfold.methods.contract import channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods.contract import Method, channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks, Stage
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TuckerConfig:
-    """Options of ``tucker``.
-
-    Parameters
-    ----------
-    iterations : int
-        Most sweeps of higher-order orthogonal iteration after the truncated HOSVD; 0 keeps the HOSVD.
-    tolerance : float
-        Stop when the update of one mode lowers the relative error by less than this.
-    """
-
-    iterations: int = 20
-    tolerance: float = 2e-4
-
-    def __post_init__(self) -> None:
-        require(is_integer(self.iterations) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0")
-        require(is_number(self.tolerance) and self.tolerance >= 0, "tolerance", self.tolerance, "a number >= 0")
 
 
 class Decomposition(Protocol):
@@ -80,8 +60,10 @@ class PreparedTucker:
         return (*stages, *tail)
 
 
-class TuckerShape:
+class TuckerShape(Method):
     """What all Tucker-2 methods share: input projection, kernel, output projection."""
+
+    __slots__ = ()
 
     def supports(self, layer: LayerInfo) -> str | None:
         """Convolutions of any dimension with a spatial extent."""
@@ -111,18 +93,35 @@ class TuckerShape:
         return Blueprint(tuple(stages))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tucker(TuckerShape):
     """Tucker-2 by HOSVD and HOOI; ranks ``(r_o, r_i)``, either may be full (partial Tucker).
 
     Kim et al. (2016), "Compression of deep convolutional neural networks for fast and low power mobile applications",
     section 3.1; the factors by De Lathauwer, De Moor & Vandewalle (2000).
+
+    Parameters
+    ----------
+    iterations : int
+        Most sweeps of higher-order orthogonal iteration after the truncated HOSVD; 0 keeps the HOSVD.
+    tolerance : float
+        Stop when the update of one mode lowers the relative error by less than this.
     """
 
     name = "tucker"
     adaptive = True
+    flexibility = 4
 
-    def __init__(self, config: TuckerConfig) -> None:
-        self.config = config
+    iterations: int = 20
+    tolerance: float = 2e-4
+
+    def __post_init__(self) -> None:
+        require(is_integer(self.iterations) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0")
+        require(is_number(self.tolerance) and self.tolerance >= 0, "tolerance", self.tolerance, "a number >= 0")
+
+    def unfoldings(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return the weight unfolded by output and by input channels."""
+        return weight.flatten(2), weight.movedim(2, 1).flatten(2)
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTucker:
         """Take the weight; bases are found when errors or factors are asked for.
@@ -133,7 +132,7 @@ class Tucker(TuckerShape):
             return PreparedTucker(TuckerRegression.of(weight, moments.channel, moments.patch), layer)
         metric = channel_metric(moments)
         tucker = Tucker2.of(whiten_inputs(weight, metric), metric)
-        return PreparedTucker(HOOI(tucker, self.config.iterations, self.config.tolerance), layer)
+        return PreparedTucker(HOOI(tucker, self.iterations, self.tolerance), layer)
 
 
-registry.register("tucker", Tucker, config=TuckerConfig, summary="Tucker-2 of the channel modes, both or one")
+registry.register(Tucker, summary="Tucker-2 of the channel modes, both or one")

@@ -1,10 +1,10 @@
 """Strategies, one file each: a problem in, a plan out; importing the package registers them all."""
 
-from rankfold.strategies import compressnas as compressnas
-from rankfold.strategies import energy as energy
-from rankfold.strategies import manual as manual
-from rankfold.strategies import uniform as uniform
-from rankfold.strategies import vbmf as vbmf
+from rankfold.strategies.compressnas import CompressNAS as CompressNAS
 from rankfold.strategies.contract import Strategy as Strategy
 from rankfold.strategies.contract import get as get
 from rankfold.strategies.contract import registry as registry
+from rankfold.strategies.energy import Energy as Energy
+from rankfold.strategies.manual import Manual as Manual
+from rankfold.strategies.uniform import Uniform as Uniform
+from rankfold.strategies.vbmf import VBMF as VBMF

@@ -13,7 +13,7 @@ from rankfold.candidates.proxies import ProxyConfig
 from rankfold.errors import ConfigError, InfeasibleBudget
 from rankfold.records import Candidate, CandidateTable, Plan, Problem, Ranks
 from rankfold.strategies._knapsack import Options, Solution, solve
-from rankfold.strategies.contract import check_reachable, make_plan, registry
+from rankfold.strategies.contract import Strategy, check_reachable, make_plan, registry
 
 Damages = Mapping[str, Mapping[tuple[str, Ranks], float]]
 Picks = dict[str, Candidate | None]
@@ -23,8 +23,14 @@ NEARBY = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompressNASConfig(ProxyConfig):
-    """Options of ``compressnas``: those of the proxy (`rankfold.candidates.ProxyConfig`) and these.
+class CompressNAS(ProxyConfig, Strategy):
+    """Rank selection as one global search (Sah et al. 2026, "CompressNAS").
+
+    Every candidate has a cost in each budgeted resource and a damage, which a proxy tells (the paper's: the squared
+    error of the network's output when only this layer is replaced). To choose one candidate, or none, for each layer so
+    that the sum of damages is least within the budget is a multiple-choice knapsack; it is solved exactly, as an
+    integer program. One table of damages serves every budget. The options
+    of the proxy (`rankfold.candidates.ProxyConfig`) are options of the strategy, too.
 
     Parameters
     ----------
@@ -35,6 +41,8 @@ class CompressNASConfig(ProxyConfig):
     tolerance : float
         Without a budget: the fewest parameters whose predicted damage is at most this.
     """
+
+    name = "compressnas"
 
     rounds: int = 0
     tolerance: float = 0.01
@@ -48,21 +56,6 @@ class CompressNASConfig(ProxyConfig):
     def judging(self) -> ProxyConfig:
         """The options of the proxy alone."""
         return ProxyConfig(**{f.name: getattr(self, f.name) for f in fields(ProxyConfig)})
-
-
-class CompressNAS:
-    """Rank selection as one global search (Sah et al. 2026, "CompressNAS").
-
-    Every candidate has a cost in each budgeted resource and a damage, which a proxy tells (the paper's: the squared
-    error of the network's output when only this layer is replaced). To choose one candidate, or none, for each layer so
-    that the sum of damages is least within the budget is a multiple-choice knapsack; it is solved exactly, as an
-    integer program. One table of damages serves every budget.
-    """
-
-    name = "compressnas"
-
-    def __init__(self, config: CompressNASConfig) -> None:
-        self.config = config
 
     def plan(self, problem: Problem) -> Plan:
         """Return the plan of least damage within the budget.
@@ -78,21 +71,21 @@ class CompressNAS:
             raise ConfigError(
                 "strategy 'compressnas' needs a judge of candidates: plan with rankfold.plan or compress."
             )
-        problem.judge.check(self.config.judging, together=self.config.rounds > 0)
+        problem.judge.check(self.judging, together=self.rounds > 0)
         table = problem.table()
         check_reachable(problem, table)
-        damages = problem.judge.alone(self.config.judging)
+        damages = problem.judge.alone(self.judging)
         limits = _limits(problem, table) if problem.budget is not None else self._least_params(table, damages)
         found = _solved(table, damages, limits)
         if found is None:
             raise _infeasible(problem, table)
         picks, solution = found
         search: dict[str, Any] = {
-            "proxy": problem.judge.proxy(self.config.judging),
+            "proxy": problem.judge.proxy(self.judging),
             "damage": solution.damage,
             "bound": solution.bound,
         }
-        if self.config.rounds and picks:
+        if self.rounds and picks:
             picks, search["together"] = self._rounds(problem, table, damages, limits, picks)
         reasons = dict.fromkeys(table.rows, "the budget is better spent here") | dict(table.reasons)
         chosen = {name: pick for name, pick in picks.items() if pick is not None}
@@ -105,7 +98,7 @@ class CompressNAS:
         while high - low > max(1, table.total.params // 1000):
             middle = (low + high) // 2
             found = _solved(table, damages, {"params": middle})
-            if found is not None and found[1].damage <= self.config.tolerance:
+            if found is not None and found[1].damage <= self.tolerance:
                 high = middle
             else:
                 low = middle
@@ -117,21 +110,21 @@ class CompressNAS:
         """Correct the picks for what layers do to each other; return them and the damage together, round by round."""
         assert problem.judge is not None
         first, history, best = next(iter(picks)), [], picks
-        unmeasured = problem.judge.unmeasured(self.config.judging)  # measuring again would not tell more of them
-        for number in range(self.config.rounds + 1):
+        unmeasured = problem.judge.unmeasured(self.judging)  # measuring again would not tell more of them
+        for number in range(self.rounds + 1):
             nearby = {
                 name: [pick] if name in unmeasured else _neighbours(table, damages, limits, name, pick)
                 for name, pick in picks.items()
             }
-            if number == self.config.rounds:  # the last picks are only measured
+            if number == self.rounds:  # the last picks are only measured
                 nearby = {first: nearby[first][:1]}
-            found = problem.judge.around(self.config.judging, {**problem.fixed, **picks}, nearby)
+            found = problem.judge.around(self.judging, {**problem.fixed, **picks}, nearby)
             together = found[first][0]  # the first of the neighbours is the pick itself
             if history and together >= history[-1]:
                 break
             history.append(together)
             best = picks
-            if number == self.config.rounds:
+            if number == self.rounds:
                 break
             # Differences from the least keep the damages nonnegative; a constant changes no choice.
             local = {
@@ -224,6 +217,4 @@ def _infeasible(problem: Problem, table: CandidateTable) -> InfeasibleBudget:
     )
 
 
-registry.register(
-    "compressnas", CompressNAS, config=CompressNASConfig, summary="methods and ranks of all layers in one exact search"
-)
+registry.register(CompressNAS, summary="methods and ranks of all layers in one exact search")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
 
-from rankfold._config import build_config, config_to_dict
+from rankfold._config import config_to_dict
 from rankfold._registry import Registry
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.records import PEAK, Candidate, CandidateTable, Choice, Cost, Plan, Problem, Provenance
@@ -15,28 +15,27 @@ SHOWN = 0.05
 MOST_SHOWN = 3
 
 
-class Strategy(Protocol):
-    """Chooses method and ranks of every layer. One file each in this package, registered by name.
+class Strategy(ABC):
+    """Chooses method and ranks of every layer.
 
-    An instance holds its options (a frozen config dataclass). It only returns a plan; it never changes a model.
+    A subclass is a frozen dataclass whose fields are the strategy's options, one file each in this package, registered
+    under its `name`. It only returns a plan; it never changes a model.
     """
 
-    name: str
-    config: Any
+    __slots__ = ()
 
+    name: str
+
+    @abstractmethod
     def plan(self, problem: Problem) -> Plan:
         """Return a plan that meets the problem's budget, or raise `InfeasibleBudget`."""
-        ...
 
 
-registry: Registry[type] = Registry("strategy")
-"""All strategies by name; the value is the class, constructed with its config."""
+registry: Registry[Strategy] = Registry("strategy")
+"""All strategies by name."""
 
-
-def get(name: str, options: Mapping[str, Any] | None = None) -> Strategy:
-    """Return a strategy by name, with options; unknown names and options raise."""
-    entry = registry.get(name)
-    return entry.value(build_config(entry.config, options, owner=f"strategy {name!r}"))
+get = registry.get
+"""Return a strategy by name, with options, or a strategy object as it is; see `Registry.get`."""
 
 
 def check_reachable(problem: Problem, table: CandidateTable) -> None:
@@ -187,7 +186,7 @@ def make_plan(
         fingerprint={layer.name: layer.fingerprint for layer in problem.inventory},
         provenance=Provenance(
             strategy=strategy.name,
-            config=config_to_dict(strategy.config),
+            config=config_to_dict(strategy),
             budget=str(problem.budget) if problem.budget else None,
             methods=problem.methods,
             seed=problem.seed,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankfold._config import is_number, require
 from rankfold.records import Candidate, Plan, Problem
-from rankfold.strategies.contract import make_plan, mildest, registry, with_required, worthwhile
+from rankfold.strategies.contract import Strategy, make_plan, mildest, registry, with_required, worthwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnergyConfig:
-    """Options of ``energy``.
+class Energy(Strategy):
+    """Every layer keeps the same share of its energy at the least cost.
+
+    The energy is that of the weight, or of the layer's output where calibration data is given. With a budget the share
+    is the largest that meets it. Cost is the sum of the layer's shares in the budget's resources.
 
     Parameters
     ----------
@@ -20,23 +23,12 @@ class EnergyConfig:
         plan says to what.
     """
 
+    name = "energy"
+
     keep: float = 0.9
 
     def __post_init__(self) -> None:
         require(is_number(self.keep) and 0 <= self.keep <= 1, "keep", self.keep, "in [0, 1]")
-
-
-class Energy:
-    """Every layer keeps the same share of its energy at the least cost.
-
-    The energy is that of the weight, or of the layer's output where calibration data is given. With a budget the share
-    is the largest that meets it. Cost is the sum of the layer's shares in the budget's resources.
-    """
-
-    name = "energy"
-
-    def __init__(self, config: EnergyConfig) -> None:
-        self.config = config
 
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with one share of energy for all layers."""
@@ -52,11 +44,11 @@ class Energy:
                     chosen[layer] = candidate
             return with_required(table, chosen)
 
-        level = 1 - self.config.keep if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
+        level = 1 - self.keep if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
         reasons = dict(table.reasons)
         for layer in table.rows:
             reasons.setdefault(layer, "no cheaper candidate keeps the share of energy that the others keep")
-        return make_plan(problem, Energy(EnergyConfig(keep=1 - level)), pick(level), reasons=reasons)
+        return make_plan(problem, replace(self, keep=1 - level), pick(level), reasons=reasons)
 
 
-registry.register("energy", Energy, config=EnergyConfig, summary="the same share of energy for every layer")
+registry.register(Energy, summary="the same share of energy for every layer")

@@ -14,12 +14,12 @@ from rankfold._documents import parse_json, read_text
 from rankfold.cost import blueprint_cost, gauged_cost
 from rankfold.errors import ConfigError, CorruptArtifact, DataError, InfeasibleBudget, NoMatchingLayer
 from rankfold.records import Candidate, Choice, Cost, LayerInfo, Plan, Problem
-from rankfold.strategies.contract import make_plan, registry
+from rankfold.strategies.contract import Strategy, make_plan, registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ManualConfig:
-    """Options of ``manual``.
+class Manual(Strategy):
+    """What the user says, checked: unknown layers and ranks out of range raise; a budget is held against it.
 
     Parameters
     ----------
@@ -30,6 +30,8 @@ class ManualConfig:
         A JSON file with such a mapping (or a whole plan); `layers` wins over it.
     """
 
+    name = "manual"
+
     layers: Mapping[str, Any] = field(default_factory=dict)
     file: str | None = None
 
@@ -38,18 +40,9 @@ class ManualConfig:
         require(self.file is None or isinstance(self.file, str), "file", self.file, "a path as a string")
         require(bool(self.layers) or self.file is not None, "layers", self.layers, "given, or 'file' instead")
 
-
-class Manual:
-    """What the user says, checked: unknown layers and ranks out of range raise; a budget is held against it."""
-
-    name = "manual"
-
-    def __init__(self, config: ManualConfig) -> None:
-        self.config = config
-
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with the given choices; layers that none of them names are kept."""
-        wanted = {**self.config.layers, **{k: v for k, v in self._from_file().items() if k not in self.config.layers}}
+        wanted = {**self.layers, **{k: v for k, v in self._from_file().items() if k not in self.layers}}
         chosen = resolve(problem, wanted, owner="strategy 'manual'")
         reasons = {
             layer.name: layer.skip or ("by hand" if layer.name in chosen else "not named")
@@ -60,9 +53,9 @@ class Manual:
         return make_plan(problem, self, factored, reasons=reasons)
 
     def _from_file(self) -> dict[str, Any]:
-        if self.config.file is None:
+        if self.file is None:
             return {}
-        path = Path(self.config.file)
+        path = Path(self.file)
         try:
             data = parse_json(read_text(path, kind="rank file", hint="Check the path."), source=str(path))
         except CorruptArtifact as error:
@@ -70,7 +63,7 @@ class Manual:
         if isinstance(data, dict) and isinstance(data.get("layers"), dict):
             data = data["layers"]
         if not isinstance(data, dict):
-            raise DataError(f"the rank file {self.config.file!r} must hold an object of layer names to choices.")
+            raise DataError(f"the rank file {self.file!r} must hold an object of layer names to choices.")
         return data
 
 
@@ -80,7 +73,7 @@ def resolve(problem: Problem, wanted: Mapping[str, Any], *, owner: str) -> dict[
     Parameters
     ----------
     wanted : mapping of str to choice
-        As `ManualConfig.layers`; the first matching pattern wins.
+        As `Manual.layers`; the first matching pattern wins.
     owner : str
         Whose choices these are, for the messages.
 
@@ -185,4 +178,4 @@ def _check_budget(problem: Problem, chosen: Mapping[str, Candidate]) -> None:
         )
 
 
-registry.register("manual", Manual, config=ManualConfig, summary="methods and ranks given by hand or from a file")
+registry.register(Manual, summary="methods and ranks given by hand or from a file")

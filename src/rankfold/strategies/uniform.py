@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankfold._config import is_number, require
 from rankfold.records import Candidate, Plan, Problem
-from rankfold.strategies.contract import make_plan, mildest, registry, resources_of, with_required, worthwhile
+from rankfold.strategies.contract import Strategy, make_plan, mildest, registry, resources_of, with_required, worthwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UniformConfig:
-    """Options of ``uniform``.
+class Uniform(Strategy):
+    """Every layer keeps the same share of its cost; within it, the candidate of least error.
+
+    With a budget the share is the largest that meets it, for all of the budget's resources at once. A layer that cannot
+    be made that small takes its cheapest candidate.
 
     Parameters
     ----------
@@ -20,23 +23,12 @@ class UniformConfig:
         plan says to what.
     """
 
+    name = "uniform"
+
     keep: float = 0.5
 
     def __post_init__(self) -> None:
         require(is_number(self.keep) and 0 <= self.keep <= 1, "keep", self.keep, "in [0, 1]")
-
-
-class Uniform:
-    """Every layer keeps the same share of its cost; within it, the candidate of least error.
-
-    With a budget the share is the largest that meets it, for all of the budget's resources at once. A layer that cannot
-    be made that small takes its cheapest candidate.
-    """
-
-    name = "uniform"
-
-    def __init__(self, config: UniformConfig) -> None:
-        self.config = config
 
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with one share for all layers."""
@@ -61,8 +53,8 @@ class Uniform:
                     chosen[layer] = min(row, key=lambda pair: (pair[0], pair[1].error, pair[1].ranks))[1]
             return with_required(table, chosen)
 
-        level = 1 - self.config.keep if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
-        return make_plan(problem, Uniform(UniformConfig(keep=1 - level)), pick(level), reasons=table.reasons)
+        level = 1 - self.keep if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
+        return make_plan(problem, replace(self, keep=1 - level), pick(level), reasons=table.reasons)
 
 
-registry.register("uniform", Uniform, config=UniformConfig, summary="the same reduction for every layer")
+registry.register(Uniform, summary="the same reduction for every layer")

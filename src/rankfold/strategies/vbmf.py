@@ -13,12 +13,19 @@ from rankfold.factor.linalg import double
 from rankfold.factor.vbmf import evbmf_rank
 from rankfold.methods import Method
 from rankfold.records import Candidate, CandidateTable, LayerInfo, Plan, Problem, Ranks
-from rankfold.strategies.contract import make_plan, mildest, registry
+from rankfold.strategies.contract import Strategy, make_plan, mildest, registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VBMFConfig:
-    """Options of ``vbmf``.
+class VBMF(Strategy):
+    """EVBMF on a method's unfoldings gives its ranks: two for ``tucker``, one for ``svd``.
+
+    Each layer is factored by the method with most ranks that fits it: ``tucker`` for kernels larger than 1, else
+    ``svd``.
+
+    Nakajima et al. (2013); Kim et al. (2016), section 3.2; the baseline of Kokhazadeh et al. (2025). Ranks are clamped
+    to 1..break-even and the plan's notes say where. A budget that the analytic ranks exceed scales all of them down
+    evenly.
 
     Parameters
     ----------
@@ -29,6 +36,8 @@ class VBMFConfig:
         No rank falls below this.
     """
 
+    name = "vbmf"
+
     weaken: float = 1.0
     min_rank: int = 1
 
@@ -36,30 +45,15 @@ class VBMFConfig:
         require(is_number(self.weaken) and 0 <= self.weaken <= 1, "weaken", self.weaken, "in [0, 1]")
         require(isinstance(self.min_rank, int) and self.min_rank >= 1, "min_rank", self.min_rank, "an integer >= 1")
 
-
-class VBMF:
-    """EVBMF on the two mode unfoldings gives the ranks of ``tucker``, on the matrix that of ``svd``.
-
-    Kernels larger than 1 are factored by ``tucker`` where it is among the methods, everything else by ``svd``.
-
-    Nakajima et al. (2013); Kim et al. (2016), section 3.2; the baseline of Kokhazadeh et al. (2025). Ranks are clamped
-    to 1..break-even and the plan's notes say where. A budget that the analytic ranks exceed scales all of them down
-    evenly.
-    """
-
-    name = "vbmf"
-
-    def __init__(self, config: VBMFConfig) -> None:
-        self.config = config
-
     def plan(self, problem: Problem) -> Plan:
         """Return a plan of analytic ranks, clamped and, if a budget asks for it, scaled down."""
-        if not {"svd", "tucker"} & set(problem.methods):
+        known = [entry.plugin.name for entry in methods.registry if issubclass(entry.plugin, methods.Unfolds)]
+        if not set(known) & set(problem.methods):
             raise ConfigError(
-                "strategy 'vbmf' finds ranks for the methods svd and tucker. "
+                f"strategy 'vbmf' finds ranks for the methods {' and '.join(known)}. "
                 f"Got methods {', '.join(problem.methods)} instead."
             )
-        problem = replace(problem, methods=tuple(m for m in problem.methods if m in ("svd", "tucker")))
+        problem = replace(problem, methods=tuple(m for m in problem.methods if m in known))
         ranks: dict[str, tuple[Method, Ranks]] = {}
         notes: dict[str, str] = {}
         reasons: dict[str, str] = {}
@@ -103,14 +97,9 @@ class VBMF:
         methods.check_finite(stored, layer)
         weight = double(methods.to_canonical(stored, layer))
         limits = method.max_ranks(layer)
-        if method.name == "svd":
-            found: Ranks = (max(evbmf_rank(group) for group in weight.flatten(2)),)
-        else:
-            outs = weight.flatten(2)
-            ins = weight.movedim(2, 1).flatten(2)
-            found = (max(map(evbmf_rank, outs)), max(map(evbmf_rank, ins)))
-        keep = self.config.weaken
-        return tuple(round(limit - keep * (limit - rank)) for limit, rank in zip(limits, found, strict=True))
+        assert isinstance(method, methods.Unfolds)
+        ranks = [max(map(evbmf_rank, matrix)) for matrix in method.unfoldings(weight)]
+        return tuple(round(limit - self.weaken * (limit - rank)) for limit, rank in zip(limits, ranks, strict=True))
 
     def _with_errors(self, problem: Problem, chosen: Mapping[str, Candidate]) -> dict[str, Candidate]:
         out = {}
@@ -123,7 +112,7 @@ class VBMF:
     def _rounded(self, problem: Problem, rank: float, limit: int) -> int:
         """Return the nearest multiple of `rank_multiple` from `min_rank` to the limit, which need not be one itself."""
         multiple = problem.rank_multiple
-        least = -(-self.config.min_rank // multiple) * multiple
+        least = -(-self.min_rank // multiple) * multiple
         return limit if rank >= limit else min(max(least, round(rank / multiple) * multiple), limit)
 
     def _scaled(self, problem: Problem, ranks: Ranks, scale: float) -> Ranks:
@@ -156,17 +145,12 @@ class VBMF:
 
 
 def _method(problem: Problem, layer: LayerInfo) -> tuple[Method | None, str]:
-    """Return the method whose ranks VBMF is to find, or None and why there is none."""
-    reasons = []
-    for name in ("svd",) if layer.kernel_numel == 1 else ("tucker", "svd"):
-        if name not in problem.methods:
-            continue
-        method = methods.get(name, problem.options.get(name))
-        reason = method.supports(layer)
-        if reason is None:
-            return method, ""
-        reasons.append(reason)
-    return None, "; ".join(reasons) or f"VBMF needs svd here, the methods are {', '.join(problem.methods)}"
+    """Return the method with most ranks among those that fit the layer, or None and why none does."""
+    given = [methods.get(name, problem.options.get(name)) for name in problem.methods]
+    fitting = [method for method in given if method.supports(layer) is None]
+    if fitting:
+        return max(fitting, key=lambda method: len(method.max_ranks(layer))), ""
+    return None, "; ".join(sorted({method.supports(layer) or "" for method in given}))
 
 
 def _candidate(problem: Problem, layer: LayerInfo, method: Method, ranks: Ranks) -> Candidate:
@@ -184,4 +168,4 @@ def _candidate(problem: Problem, layer: LayerInfo, method: Method, ranks: Ranks)
     )
 
 
-registry.register("vbmf", VBMF, config=VBMFConfig, summary="analytic ranks by empirical variational Bayes (EVBMF)")
+registry.register(VBMF, summary="analytic ranks by empirical variational Bayes (EVBMF)")

@@ -17,13 +17,13 @@ from rankfold.testing.subject import Subject, count_macs, expect, relative_error
 from rankfold.testing.tolerances import OUTPUT_TOLERANCE
 
 
-class GaugedMethod:
+class GaugedMethod(Method):
     """A method whose blueprints are gauged wherever they can be; everything else is the method's own."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
         self.name = method.name
-        self.adaptive = getattr(method, "adaptive", False)
+        self.adaptive = method.adaptive
 
     def supports(self, layer: LayerInfo) -> str | None:
         """As the method."""

@@ -132,7 +132,7 @@ def same_plan_twice(strategy: Strategy, case: ModelCase) -> None:
 
 
 def plan_round_trips(strategy: Strategy, case: ModelCase) -> None:
-    """Through JSON and back a plan says the same and builds the same model; so does the strategy's config."""
+    """Through JSON and back a plan says the same and builds the same model; the strategy's options stay, too."""
     model = case.model()
     plan = strategy.plan(make_problem(case, model))
     again = Plan.from_json(plan.to_json())
@@ -140,10 +140,9 @@ def plan_round_trips(strategy: Strategy, case: ModelCase) -> None:
     with torch.no_grad():
         outputs = [applied(model, p)(case.input()) for p in (plan, again)]
     expect(torch.equal(*outputs), "the plan read from JSON builds another model")
-    options = json.loads(json.dumps(config_to_dict(strategy.config)))
-    config = build_config(type(strategy.config), options, owner=f"strategy {strategy.name!r}")
-    # As JSON, which has lists for tuples.
-    expect(json.loads(json.dumps(config_to_dict(config))) == options, "the config changes when read from JSON")
+    options = json.loads(json.dumps(config_to_dict(strategy)))  # JSON has lists for tuples
+    again = build_config(type(strategy), options, owner=f"strategy {strategy.name!r}")
+    expect(json.loads(json.dumps(config_to_dict(again))) == options, "the options change when read from JSON")
 
 
 def predictions_are_kept(strategy: Strategy, case: ModelCase) -> None:

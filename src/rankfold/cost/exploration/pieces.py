@@ -12,8 +12,7 @@ from rankfold import methods
 from rankfold.cost.count import blueprint_cost
 from rankfold.cost.exploration.polynomial import Multilinear, fit
 from rankfold.errors import RankfoldError
-from rankfold.methods.ttm import TTM
-from rankfold.records import ConvSpec, Cost, LayerInfo, LinearSpec, Ranks, Size
+from rankfold.records import ConvSpec, Cost, LayerInfo, LinearSpec, Ranks
 
 LARGEST = 2**62
 """Costs are counted in 64-bit integers; no layer comes near this."""
@@ -59,41 +58,12 @@ def pieces(
 
     If `useful`, the boxes come with the bonds that tell useless settings.
     """
-    for variant in variants(name, layer, options, cores):
+    for added in methods.get(name, options).variants(layer, cores):
+        variant = {**options, **added}
         method = methods.get(name, variant)
         for lows, highs in _boxes(method, layer):
             piece = _piece(method, layer, variant, lows, highs)
             yield replace(piece, bonds=_bonds(method, layer, lows, highs)) if useful else piece
-
-
-def variants(name: str, layer: LayerInfo, options: Mapping[str, Any], cores: int) -> Iterator[Mapping[str, Any]]:
-    """Yield the method's options: as they are, or for a ``ttm`` without shapes one for each tensor shape.
-
-    The shapes are every pair of an ordered factorization of the outputs and one of the inputs into d factors of at
-    least 2, for d from 2 to `cores`: another order is another shape, since it has other rank limits and MACs.
-    """
-    method = methods.get(name, options)
-    if not isinstance(method, TTM) or options.get("out_shape") or options.get("in_shape") or "cores" in options:
-        yield dict(options)
-        return
-    for d in range(2, cores + 1):
-        for outs in ordered_factors(layer.out_channels, d):
-            for ins in ordered_factors(layer.in_channels, d):
-                yield {**options, "cores": d, "out_shape": outs, "in_shape": ins}
-
-
-def ordered_factors(n: int, count: int) -> list[Size]:
-    """Return every way to write n as a product of `count` factors of at least 2, order mattering.
-
-    Examples
-    --------
-    >>> ordered_factors(12, 2)
-    [(2, 6), (3, 4), (4, 3), (6, 2)]
-    """
-    if count == 1:
-        return [(n,)] if n >= 2 else []
-    divisors = [d for d in range(2, n // 2 + 1) if n % d == 0]
-    return [(d, *rest) for d in divisors for rest in ordered_factors(n // d, count - 1)]
 
 
 def _boxes(method: methods.Method, layer: LayerInfo) -> Iterator[tuple[Ranks, Ranks]]:

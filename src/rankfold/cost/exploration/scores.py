@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rankfold import methods
 from rankfold.cost.exploration.record import Space
 
 METRICS = (
@@ -22,10 +23,6 @@ METRICS = (
 )
 """In the order of the paper's table; higher is better."""
 
-# 5: shape and ranks; 4: a rank for each dimension, which may be left whole; 3: several ranks; 2: one rank for all
-# dimensions; 1: a matrix with one rank.
-_FLEXIBILITY = {"ttm": 5, "tucker": 4, "tt3": 4, "tt": 3, "cp": 2, "filterwise_cp": 2}
-
 
 def scores(space: Space) -> dict[str, int | None]:
     """Return the score of each of `METRICS`; None where it is not known (no valid setting, no time measured).
@@ -37,7 +34,8 @@ def scores(space: Space) -> dict[str, int | None]:
     ranks = len(space.limits)
     found["rank configurations"] = 2 if ranks == 1 else 3 if ranks <= 3 else 4 if ranks == 4 else 5
     found["exploration space"] = _grade(space.size, (100, 1_000, 10_000, 1_000_001))
-    found["flexibility"] = _FLEXIBILITY.get(space.method, 1 if ranks == 1 else 3)
+    flexibility = methods.registry.entry(space.method).plugin.flexibility
+    found["flexibility"] = (1 if ranks == 1 else 3) if flexibility is None else flexibility
     times = [s.prepare_s + s.factorize_s for s in space.steps if s.prepare_s is not None and s.factorize_s is not None]
     if times:
         found["decomposition time"] = 6 - _grade(sum(times) / len(times), (5, 30, 60, 300))
