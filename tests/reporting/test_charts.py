@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankfold.reporting.charts import Series, columns, groups, line, ticks
+from rankfold.reporting.charts import Dot, Series, columns, groups, linear, logarithmic, plot, ticks
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9))
@@ -83,12 +83,22 @@ def test_bars_stay_inside_and_apart(number: int) -> None:
 
 
 def test_a_line_goes_through_every_point_once() -> None:
-    chart = line([(1, 0.5), (2, 0.7), (3, 0.6)], label="x", css="loss", unit="loss")
+    points = [(1.0, 0.5), (2.0, 0.7), (3.0, 0.6)]
+    dots = [Dot(x=x, y=y, tip="t", css="loss") for x, y in points]
+    axes = [linear([point[i] for point in points], str) for i in (0, 1)]
+    chart = plot("x", dots, points, *axes, css="loss", below="epoch")
     assert chart.count("<circle") == 3
     path = re.search(r'd="([^"]*)"', chart)
     assert path is not None
     assert len(re.findall("[ML]", path[1])) == 3
-    assert "<circle" in line([(1, 0.5)], label="x", css="loss", unit="loss")
+    assert "<path" not in plot("x", dots, [], *axes, css="loss", below="epoch")
+
+
+def test_an_axis_of_powers_of_ten() -> None:
+    axis = logarithmic([0.002, 30.0])
+    assert axis.steps == pytest.approx([0.001, 0.01, 0.1, 1, 10, 100])
+    assert [axis.place(v) for v in (0.0, 0.001, 100.0)] == [0, 0, 1]
+    assert axis.place(1.0) == pytest.approx(0.6)
 
 
 def test_nothing_to_draw_is_no_error() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 import rankfold as rf
 from rankfold.cost.exploration import METRICS, Extent, Space, Step, explore, layer_of, scores
-from rankfold.errors import ConfigError
+from rankfold.errors import ConfigError, CorruptArtifact
 from rankfold.reporting.exploration import Analysis
 
 LAYERS = ["conv:3x3x16x24,stride=2", "linear:60x40"]
@@ -112,9 +115,42 @@ def test_many_layers_have_one_map_of_their_means() -> None:
 def test_saving(analysis: Analysis, tmp_path: Path) -> None:
     assert analysis.save(tmp_path / "a.html").read_text("utf-8") == analysis.to_html()
     assert analysis.save(tmp_path / "a.json").read_text("utf-8") == analysis.to_json()
-    with pytest.raises(ConfigError, match=r"an analysis must be one of \.html, \.json\."):
+    again = Analysis.load(tmp_path / "a.json")
+    assert again.to_json() == analysis.to_json()
+    assert again.layers[0].space("tt").steps == analysis.layers[0].space("tt").steps
+    assert replace(again, title="other").to_json() != analysis.to_json()
+    assert printed(again) == printed(analysis)
+    with pytest.raises(ConfigError, match=r"an analysis must be one of \.html, \.md, \.json\."):
         analysis.save(tmp_path / "a.pdf")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["layers"][0].update(group="filters"), "group must be one of convolutions, matrices"),
+        (lambda data: data["layers"][1]["spaces"][0].update(size="many"), r"spaces\[0\].size must be a whole number"),
+        (lambda data: data.update(format="rankfold-report"), "is not a rankfold analysis"),
+        (lambda data: data.update(later=1), None),
+    ],
+)
+def test_malformed_analyses_are_refused(
+    analysis: Analysis, change: Callable[[dict[str, Any]], object], message: str | None
+) -> None:
+    data = analysis.to_dict()
+    change(data)
+    if message is None:  # the control
+        assert Analysis.from_json(json.dumps(data)).to_json() == analysis.to_json()
+        return
+    with pytest.raises(CorruptArtifact, match=message):
+        Analysis.from_json(json.dumps(data))
+
+
+def test_markdown_has_the_tables(analysis: Analysis) -> None:
+    text = analysis.to_markdown()
+    assert "## Scores of convolutions (Table 6)" in text
+    assert "&lt;layers> &amp; more" in text
+    assert "svg" not in text
 
 
 def space_of(**changes: object) -> Space:

@@ -36,7 +36,7 @@ def sweep() -> Sweep:
     points[1] = replace(points[1], damage=3.0)
     points[2] = replace(points[2], metric=None, folder="models/one")
     lost = SweepPoint(budget="params<=0.1%", reason="budget 'params<=0.1%' cannot be met.\n  resource asked")
-    return replace(found, points=(lost, *points), metric=MetricValue(name="top-1", dense=0.92))
+    return replace(found, points=(lost, *points), metric=MetricValue(name="top-1", dense=0.92, samples=500))
 
 
 def printed(sweep: Sweep, width: int = 100) -> str:
@@ -53,7 +53,7 @@ def test_the_table(sweep: Sweep) -> None:
     text = printed(sweep)
     assert max(map(len, text.splitlines())) <= 100
     assert HOSTILE in text
-    assert "dense top-1 92.00 %" in text
+    assert "dense top-1 92.00 % on 500 samples" in " ".join(text.split())
     lines = [line for line in text.splitlines() if line.strip().startswith("params ≤") and " ≤ 0.1 %" not in line]
     assert len(lines) == 6
     assert [line.rstrip().endswith("front") for line in lines] == [True, False, True, True, True, True]
@@ -83,14 +83,14 @@ def test_feature_maps_have_a_column_where_they_are_swept(sweep: Sweep) -> None:
 def test_the_page_shows_the_front_and_needs_nothing_else(sweep: Sweep) -> None:
     html = sweep.to_html()
     damage, metric = drawings(html)
-    assert damage.get("aria-label") == "Predicted damage by params left"
+    assert damage.get("aria-label") == "Predicted loss by params left"
     assert metric.get("aria-label") == "Measured top-1 by params left"
     tips = ["".join(title.itertext()) for title in damage.iter("title")]
     assert len(tips) == 6
     assert tips[0].startswith(sweep.points[1].budget)
-    assert f"predicted damage {sweep.points[1].damage:.3g}" in tips[0]
+    assert f"predicted loss {sweep.points[1].damage:.3g}" in tips[0]
     assert "top-1 80.00 %" in tips[0]
-    dots = [dot.get("class") for dot in damage.iter("circle") if dot.get("class") != "hit"]
+    dots = [dot.get("class") for dot in damage.iter("circle")]
     assert dots == ["dot loss", "dot kept", *["dot loss"] * 4]
     assert len([dot for dot in metric.iter("circle") if dot.get("class") == "dot metric"]) == 5
     assert "dense 92.00 %" in "".join(metric.itertext())
@@ -101,7 +101,7 @@ def test_the_page_shows_the_front_and_needs_nothing_else(sweep: Sweep) -> None:
 
 def test_points_lie_where_their_numbers_say(sweep: Sweep) -> None:
     (damage, _) = drawings(sweep.to_html())
-    dots = [(float(d.get("cx", 0)), float(d.get("cy", 0))) for d in damage.iter("circle") if d.get("class") != "hit"]
+    dots = [(float(d.get("cx", 0)), float(d.get("cy", 0))) for d in damage.iter("circle")]
     shares = [sweep.share(p) for p in sweep.feasible]
     steps = zip(itertools.pairwise(dots), itertools.pairwise(shares), strict=True)
     slopes = [(b[0] - a[0]) / (t - s) for (a, b), (s, t) in steps]
@@ -181,7 +181,7 @@ def test_files(sweep: Sweep, tmp_path: Path) -> None:
     for suffix, start in ((".html", "<!doctype"), (".md", "# "), (".json", "{"), (".csv", "budget,")):
         assert sweep.save(tmp_path / f"s{suffix}").read_text("utf-8").startswith(start)
     assert len(list(tmp_path.iterdir())) == 4
-    with pytest.raises(ConfigError, match=r"\.html, \.json, \.md, \.csv"):
+    with pytest.raises(ConfigError, match=r"\.html, \.md, \.json, \.csv"):
         sweep.save(tmp_path / "s.pdf")
     with pytest.raises(CorruptArtifact, match="there is no sweep"):
         Sweep.load(tmp_path / "none.json")

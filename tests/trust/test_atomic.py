@@ -142,7 +142,7 @@ def test_what_describes_another_artefact_is_removed_or_ignored(tmp_path: Path) -
     with pytest.raises(CorruptArtifact, match="no longer there"):
         Report.load(place)
     with pytest.raises(RankfoldError, match="another process has saved another artefact"):
-        report.attach(place, report.artifact or "")
+        attach(place, report.artifact or "", report.texts(report.artifact or ""))
     with pytest.raises(RankfoldError, match="another process"):
         attach(place, "0" * 64, {"report.json": "{}"})
 

@@ -14,7 +14,7 @@ from torch import nn
 import rankfold as rf
 from rankfold.errors import CorruptArtifact
 from rankfold.records import Choice, Provenance
-from rankfold.reporting import inventory_table
+from rankfold.reporting.terminal import print_record
 
 MOST = 60
 
@@ -102,7 +102,7 @@ def test_the_coverage_line_comes_first(kind: str) -> None:
 def test_print_is_the_command_lines_table() -> None:
     inventory = rf.inspect(net(), X)
     stream = io.StringIO()
-    inventory_table(inventory, Console(file=stream, width=100))
+    print_record(inventory, Console(file=stream, width=100))
     assert [line.rstrip() for line in stream.getvalue().splitlines()] == str(inventory).splitlines()
 
 

@@ -43,7 +43,8 @@ def bench(
     import rankfold as rf
     from rankfold.cli._loading import check_name, open_example, open_model, open_test, pick_device, resized
     from rankfold.cli._source import artifact_source
-    from rankfold.reporting.terminal import make_table
+    from rankfold.reporting.sections import Content, Section
+    from rankfold.reporting.terminal import draw
     from rankfold.reporting.words import milliseconds
 
     with session(as_json=as_json, quiet=quiet) as printer:
@@ -63,7 +64,8 @@ def bench(
         cores = threads or torch.get_num_threads()
         where = f"{place}, {cores} thread{'s' if cores > 1 else ''}" if place.type == "cpu" else str(place)
         rows = [(name, milliseconds(r.median_ms), milliseconds(r.iqr_ms)) for name, r in found.items()]
-        printer.show(lambda console: console.print(make_table("", ("model", ">median", ">spread (IQR)"), rows)))
+        table = Section(heads=("model", ">median", ">spread (IQR)"), rows=rows)
+        printer.show(lambda console: draw(Content(sections=[table]), console))
         printer.result(f"{_verdict(found, ratio)} (batch {batch_size}, {where}, {repeats} runs each)")
         printer.document(
             {

@@ -35,7 +35,7 @@ def inspect(
     import rankfold as rf
     from rankfold.cli._loading import check_name, open_example, open_model, open_test, pick_device
     from rankfold.cli._source import source_of
-    from rankfold.reporting import inventory_table
+    from rankfold.reporting.terminal import print_record
 
     with session(as_json=as_json, quiet=quiet) as printer:
         source = source_of(model, weights=weights, num_classes=num_classes, data=data, input_size=input_size, seed=seed)
@@ -48,7 +48,7 @@ def inspect(
         )  # fmt: skip
         if quiet:
             printer.result(inventory.summary())
-        printer.show(lambda console: inventory_table(inventory, console))
+        printer.show(lambda console: print_record(inventory, console))
         printer.document({"command": "inspect", "model": model, **_as_json(inventory)})
 
 

@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any
 
 from rankfold.errors import BudgetError, ConfigError, PlanMismatch, UnknownNameError
-from rankfold.records import Bound, Budget, Cost, Inventory, LayerInfo, Plan, Provenance
+from rankfold.records import Bound, Budget, Choice, Cost, Inventory, LayerInfo, Plan, Provenance
+from rankfold.reporting.layers import layer_note
 from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue
 from rankfold.reporting.report import Report
-
-
-class EpochLike(Protocol):
-    """What a report takes from an epoch of fine-tuning."""
-
-    @property
-    def epoch(self) -> int:
-        """From 1."""
-        ...
-
-    @property
-    def loss(self) -> float:
-        """Mean training loss."""
-        ...
-
-    @property
-    def lr(self) -> float | None:
-        """Learning rate of the last step."""
-        ...
-
-    @property
-    def metric(self) -> float | None:
-        """The metric after the epoch."""
-        ...
-
-    @property
-    def seconds(self) -> float | None:
-        """Wall-clock time of the epoch."""
-        ...
 
 
 def build_report(
@@ -50,12 +22,11 @@ def build_report(
     after: Cost,
     layer_costs: Mapping[str, Cost],
     metrics: Sequence[MetricValue] = (),
-    history: Sequence[EpochLike] = (),
+    history: Iterable[Any] = (),
     notes: Sequence[str] = (),
     disk_bytes: int | None = None,
     measured_errors: Mapping[str, float] | None = None,
     model_name: str = "",
-    latency: tuple[float, float] | None = None,
     timings: Mapping[str, float] | None = None,
     *,
     budget: Budget | None = None,
@@ -74,8 +45,8 @@ def build_report(
         The cost of each factored layer as it is now, by layer name.
     metrics : sequence of MetricValue
         The most important one first.
-    history : sequence of EpochRow
-        Fine-tuning, epoch by epoch; any records with the same fields do, such as a tuning result's.
+    history : iterable of EpochRow
+        Fine-tuning, epoch by epoch; any records with the same fields do, such as those of a tuning result.
     notes : sequence of str
         Notes and warnings for the user.
     disk_bytes : int or None
@@ -84,8 +55,6 @@ def build_report(
         Relative error of each factored layer as measured, 0..1.
     model_name : str
         Title of the report.
-    latency : (float, float) or None
-        Measured milliseconds of one forward pass, dense and compressed.
     timings : mapping of str to float
         Wall-clock seconds by stage, in order.
     budget : Budget or None
@@ -117,7 +86,6 @@ def build_report(
         layers=tuple(_row(layer, inventory, plan, layer_costs, measured) for layer in inventory),
         others=inventory.others,
         disk_bytes=disk_bytes,
-        latency=None if latency is None else (float(latency[0]), float(latency[1])),
         metrics=tuple(metrics),
         bounds=tuple(
             replace(row, value=None) if row.resource == "macs" and inventory.uncounted else row
@@ -125,14 +93,12 @@ def build_report(
         ),
         provenance=_plain(plan.provenance),
         notes=tuple(notes),
-        history=tuple(_epoch(row) for row in history),
+        history=tuple(
+            EpochRow(epoch=e.epoch, loss=e.loss, lr=e.lr, metric=e.metric, seconds=e.seconds) for e in history
+        ),
         timings=dict(timings or {}),
         created=datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
     )
-
-
-def _epoch(row: EpochLike) -> EpochRow:
-    return EpochRow(epoch=row.epoch, loss=row.loss, lr=row.lr, metric=row.metric, seconds=row.seconds)
 
 
 def _row(
@@ -143,41 +109,28 @@ def _row(
     measured: Mapping[str, float],
 ) -> LayerRow:
     before = inventory.costs.get(layer.name, Cost())
-    choice = plan.layers.get(layer.name)
-    if choice is None or choice.method is None:
-        planned = choice.reason if choice is not None else None
-        return LayerRow(
-            name=layer.name,
-            layer=layer.describe(),
-            before=before,
-            after=layer_costs.get(layer.name, before),
-            reason=planned or layer.skip or "not in the plan",
-            note=layer_note(layer),
-        )
-    if layer.name not in layer_costs:
-        raise ConfigError(f"layer_costs must hold every factored layer. Got none for {layer.name!r} instead.")
-    return LayerRow(
+    choice = plan.layers.get(layer.name, Choice())
+    kept = LayerRow(
         name=layer.name,
         layer=layer.describe(),
         before=before,
-        after=layer_costs[layer.name],
+        after=layer_costs.get(layer.name, before),
+        reason=choice.reason or layer.skip or "not in the plan",
+        note=layer_note(layer),
+    )
+    if choice.method is None:
+        return kept
+    if layer.name not in layer_costs:
+        raise ConfigError(f"layer_costs must hold every factored layer. Got none for {layer.name!r} instead.")
+    return replace(
+        kept,
         method=choice.method,
         ranks=choice.ranks,
         error=choice.error,
         measured_error=measured.get(layer.name),
         reason=choice.reason,
-        note="; ".join(filter(None, ("gauged" if choice.gauge else None, layer_note(layer)))) or None,
+        note="; ".join(filter(None, ("gauged" if choice.gauge else None, kept.note))) or None,
     )
-
-
-def layer_note(layer: LayerInfo) -> str | None:
-    """Return a layer's own note, where else it is used, and what it is tied to."""
-    parts = [layer.note] if layer.note else []
-    if layer.aliases:
-        parts.append(f"also used as {', '.join(layer.aliases)}")
-    if layer.ties:
-        parts.append(f"weight tied to {', '.join(layer.ties)}")
-    return "; ".join(parts) or None
 
 
 def _bounds(

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: coloured by the page's style sheet, with a title on every mark."""
+"""Charts as inline SVG figures: coloured by the page's style sheet, with a title on every mark."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from rankfold.reporting import words
-from rankfold.reporting.markup import Markup, el, join
+from rankfold.reporting.markup import Child, Markup, el, join
 
 WIDTH, HEIGHT = 1040.0, 190.0
 LEFT, RIGHT, TOP = 56.0, 6.0, 12.0
 MAX_NAMED = 28
-"""Up to so many columns each one has its name below; beyond, groups of layers have."""
+"""Up to this many columns, each has its name below it; beyond, groups of layers have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,57 @@ class Series:
     values: Sequence[float | None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """Round numbers at an axis, and where a value lies on it, 0..1."""
+
+    steps: Sequence[float]
+    place: Callable[[float], float]
+    show: Callable[[float], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dot:
+    """A point of a plot; `tip` is what it says under the pointer, `css` its class, `label` stands next to it."""
+
+    x: float
+    y: float
+    tip: str
+    css: str
+    label: str = ""
+
+
+def linear(values: Sequence[float], show: Callable[[float], str], number: int = 4) -> Axis:
+    """Return an axis that encloses the values."""
+    steps = ticks(min(values), max(values), number)
+    low, high = steps[0], steps[-1]
+    return Axis(steps=steps, place=lambda v: (v - low) / (high - low), show=show)
+
+
+def logarithmic(values: Sequence[float]) -> Axis:
+    """Return an axis of powers of ten that encloses positive values; zero lies at its bottom."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    high = max(high, low + 1)
+    steps = [10.0**k for k in range(low, high + 1, -(-(high - low) // 8))]
+
+    def place(value: float) -> float:
+        return 0.0 if value <= 0 else max(0.0, (math.log10(value) - low) / (high - low))
+
+    return Axis(steps=steps, place=place, show=lambda v: f"{v:g}")
+
+
+def figure(title: str, chart: Markup, *caption: Child) -> Markup:
+    """Return a chart under its title; it scrolls where the page is narrower."""
+    heading = el("figcaption", el("b", title), *caption)
+    return el("figure", heading, el("div", chart, class_="scroll", tabindex="0"))
+
+
+def svg(width: float, height: float, *marks: Child, label: str, css: str, top: float = 0.0) -> Markup:
+    """Return a drawing of this size with a label for screen readers."""
+    box = f"0 {top:g} {width:g} {height:g}"
+    return el("svg", *marks, viewBox=box, role="img", aria_label=label, class_=css)
+
+
 def columns(
     names: Sequence[str],
     tips: Sequence[str],
@@ -34,30 +85,25 @@ def columns(
     overlay: bool = True,
     show: Callable[[float], str] = words.tick,
 ) -> Markup:
-    """Return a column chart, one slot a layer, in network order.
+    """Return a column chart with a legend, one slot for each name.
 
     Parameters
     ----------
     names : sequence of str
-        Of the layers.
+        Of the slots, such as the layers in network order.
     tips : sequence of str
         What a slot says under the pointer and to a screen reader.
     series : sequence of Series
         Drawn one over the other in this order if `overlay`, else side by side.
     label : str
-        What the chart shows, for a screen reader.
+        The title.
     show : callable
         Writes the numbers at the axis.
     """
     values = [v for s in series for v in s.values if v is not None and math.isfinite(v)]
-    steps = ticks(0.0, max(values, default=0.0) or 1.0)
-    top = steps[-1]
+    axis = linear([0.0, max(values, default=0.0) or 1.0], show)
     slot = (WIDTH - LEFT - RIGHT) / max(1, len(names))
     width = min(0.8 * slot if slot > 4 else slot - 0.5, 52.0)
-
-    def y(value: float) -> float:
-        return TOP + (HEIGHT - TOP) * (1 - value / top)
-
     marks: list[Markup] = []
     for i, tip in enumerate(tips):
         start = LEFT + i * slot + (slot - width) / 2
@@ -65,58 +111,75 @@ def columns(
         shown = [(s, v) for s in series if (v := s.values[i]) is not None and math.isfinite(v)]
         each = width if overlay else width / max(1, len(shown))
         for j, (s, value) in enumerate(shown):
-            height = max(1.0, HEIGHT - y(value)) if value > 0 else 0.0
+            height = max(1.0, (HEIGHT - TOP) * axis.place(value)) if value > 0 else 0.0
             x = start if overlay else start + j * each
             bars.append(el("rect", x=x, y=HEIGHT - height, width=each, height=height, class_=s.css))
         hit = el("rect", x=LEFT + i * slot, y=TOP, width=slot, height=HEIGHT - TOP, class_="hit")
         marks.append(el("g", el("title", tip), hit, bars, class_="col"))
-    below, depth = _axis(names, slot)
-    return el(
-        "svg",
-        _grid(steps, y, show),
-        marks,
-        below,
-        viewBox=f"0 0 {WIDTH:g} {HEIGHT + depth:g}",
-        role="img",
-        aria_label=label,
-        class_="columns",
-    )
+    below, depth = _names(names, slot) if len(names) <= MAX_NAMED else (_bands(names, slot), 26.0)
+    used = [s for s in series if any(v is not None for v in s.values)]
+    keys = [el("span", el("i", class_=f"key {s.css}"), s.name) for s in used]
+    chart = svg(WIDTH, HEIGHT + depth, _grid(axis, LEFT, WIDTH, HEIGHT), marks, below, label=label, css="columns")
+    return figure(label, chart, el("span", keys, class_="legend"))
 
 
-def line(points: Sequence[tuple[float, float]], *, label: str, css: str, unit: str) -> Markup:
-    """Return a small line chart of (x, y) points, both finite; the last one is labelled."""
-    width, height, left = 500.0, 150.0, 56.0
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    steps = ticks(min(ys), max(ys))
-    low, high = steps[0], steps[-1]
-    span = (max(xs) - min(xs)) or 1.0
+def plot(
+    label: str,
+    dots: Sequence[Dot],
+    curve: Sequence[tuple[float, float]],
+    across: Axis,
+    up: Axis,
+    *,
+    css: str,
+    below: str,
+    level: tuple[float, str] | None = None,
+    size: tuple[float, float] = (WIDTH, 300.0),
+) -> Markup:
+    """Return dots and a line through some points.
 
-    def x(value: float) -> float:
-        return left + 10 + (width - left - 70) * (value - min(xs)) / span
+    Parameters
+    ----------
+    label : str
+        The title.
+    curve : sequence of (x, y)
+        Points of the line.
+    across, up : Axis
+        The axes.
+    css : str
+        Class of the line.
+    below : str
+        Title of the axis `across`.
+    level : (float, str) or None
+        A dashed line across at this height, and its name.
+    size : (float, float)
+        Width and height.
+    """
+    (width, height), left, right = size, 66.0, 24.0
 
-    def y(value: float) -> float:
-        return TOP + (height - TOP) * (1 - (value - low) / ((high - low) or 1.0))
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + (width - left - right) * across.place(x), TOP + (height - TOP) * (1 - up.place(y))
 
-    path = " ".join(f"{'ML'[i > 0]}{x(a):.1f} {y(b):.1f}" for i, (a, b) in enumerate(points))
-    radius = 3.0 if len(points) <= 40 else 1.5
-    dots = [el("g", el("title", f"epoch {a:g}: {unit} {b:.4g}"), _dot(x(a), y(b), radius, css)) for a, b in points]
-    end = points[-1]
-    last = el("text", f"{end[1]:.4g}", x=x(end[0]) + 8, y=y(end[1]) + 4, class_="value")
-    first_x = el("text", f"epoch {xs[0]:g}", x=x(xs[0]), y=height + 16, class_="tick start")
-    last_x = el("text", f"{xs[-1]:g}", x=x(xs[-1]), y=height + 16, class_="tick end")
-    return el(
-        "svg",
-        _grid(steps, y, lambda v: f"{v:.4g}", left=left, width=width),
-        el("path", d=path, class_=f"curve {css}"),
-        dots,
-        last,
-        first_x,
-        last_x if len(points) > 1 else None,
-        viewBox=f"0 0 {width:g} {height + 22:g}",
-        role="img",
-        aria_label=label,
-        class_="line",
-    )
+    marks: list[Markup] = [_grid(up, left, width - right + RIGHT, height)]
+    for value in across.steps:
+        x, _ = at(value, 0.0)
+        marks.append(el("line", x1=x, x2=x, y1=TOP, y2=height, class_="grid"))
+        marks.append(el("text", across.show(value), x=x, y=height + 18, class_="tick mid"))
+    marks.append(el("text", below, x=(left + width - right) / 2, y=height + 38, class_="tick mid"))
+    if level is not None:
+        _, y = at(0.0, level[0])
+        marks.append(el("line", x1=left, x2=width - right, y1=y, y2=y, class_="base", stroke_dasharray="5 4"))
+        beside = y + 16 if up.place(level[0]) > 0.5 else y - 6
+        marks.append(el("text", level[1], x=left + 8, y=beside, class_="value"))
+    points = [at(*point) for point in curve]
+    path = " ".join(f"{'ML'[i > 0]}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(points))
+    marks += [el("path", d=path, class_=f"curve {css}")] if path else []
+    for dot in dots:
+        x, y = at(dot.x, dot.y)
+        circle = el("circle", cx=x, cy=y, r=4.5 if len(dots) <= 40 else 2.0, class_=f"dot {dot.css}")
+        name = el("text", dot.label, x=x, y=y - 10, class_="value end") if dot.label else None
+        marks.append(el("g", el("title", dot.tip), circle, name))
+    css = "columns" if width == WIDTH else "small"
+    return figure(label, svg(width, height + 44, marks, label=label, css=f"plot {css}"))
 
 
 def ticks(low: float, high: float, number: int = 4) -> list[float]:
@@ -149,31 +212,21 @@ def groups(names: Sequence[str]) -> list[tuple[str, int]]:
     return runs
 
 
-def _dot(x: float, y: float, radius: float, css: str) -> Markup:
-    return el("circle", cx=x, cy=y, r=radius, class_=f"dot {css}")
-
-
-def _grid(
-    steps: Sequence[float],
-    y: Callable[[float], float],
-    show: Callable[[float], str],
-    left: float = LEFT,
-    width: float = WIDTH,
-) -> Markup:
+def _grid(axis: Axis, left: float, width: float, height: float) -> Markup:
+    """Return lines across with their numbers; the lowest one is the base."""
     out: list[Markup] = []
-    for value in steps:
-        css = "base" if value == steps[0] else "grid"
-        out.append(el("line", x1=left, x2=width - RIGHT, y1=y(value), y2=y(value), class_=css))
-        out.append(el("text", show(value), x=left - 8, y=y(value) + 4, class_="tick end"))
+    for value in axis.steps:
+        y = TOP + (height - TOP) * (1 - axis.place(value))
+        css = "base" if value == axis.steps[0] else "grid"
+        out.append(el("line", x1=left, x2=width - RIGHT, y1=y, y2=y, class_=css))
+        out.append(el("text", axis.show(value), x=left - 8, y=y + 4, class_="tick end"))
     return join(out)
 
 
-def _axis(names: Sequence[str], slot: float) -> tuple[Markup, float]:
-    """Return the names below the columns, and how deep they reach."""
-    if len(names) <= MAX_NAMED:
-        return _names(names, slot)
+def _bands(names: Sequence[str], slot: float) -> Markup:
+    """Return bands below the columns, each with the name of a group of layers."""
     runs = groups(names)
-    if len(runs) > len(names) / 2:  # no structure in the names: every so many
+    if len(runs) > len(names) / 2:  # no structure in the names: twelve bands
         step = math.ceil(len(names) / 12)
         runs = [(names[i], min(step, len(names) - i)) for i in range(0, len(names), step)]
     out: list[Markup] = []
@@ -187,10 +240,11 @@ def _axis(names: Sequence[str], slot: float) -> tuple[Markup, float]:
             text = el("text", _short(name, room), x=x + wide / 2, y=HEIGHT + 17, class_="tick mid")
         out.append(el("g", el("title", f"{name}: {length} layers"), band, text))
         x += wide
-    return join(out), 26.0
+    return join(out)
 
 
 def _names(names: Sequence[str], slot: float) -> tuple[Markup, float]:
+    """Return the names below the columns, and the depth that they reach."""
     longest = max((min(len(n), 20) for n in names), default=0)
     flat = longest * 7 <= slot - 4
     out: list[Markup] = []

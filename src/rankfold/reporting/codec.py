@@ -6,7 +6,7 @@ import dataclasses
 import math
 import types
 from collections.abc import Mapping
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rankfold.errors import CorruptArtifact
 
@@ -34,10 +34,10 @@ def decode(wanted: Any, value: Any, where: str) -> Any:
     Parameters
     ----------
     wanted : type
-        A dataclass, ``int``, ``float``, ``str``, ``bool``, ``None``, ``Any``, or a tuple, mapping
-        or union of these.
+        A dataclass, ``int``, ``float``, ``str``, ``bool``, ``None``, ``Any``, a literal of texts, or a tuple,
+        mapping or union of these.
     value : object
-        What `json.loads` made of it.
+        What `json.loads` returned.
     where : str
         The path of the value, for the message.
 
@@ -53,6 +53,9 @@ def decode(wanted: Any, value: Any, where: str) -> Any:
         if value is None and types.NoneType in arguments:
             return None
         return decode(next(a for a in arguments if a is not types.NoneType), value, where)
+    if origin is Literal:
+        _require(value in arguments, where, f"one of {', '.join(arguments)}", value)
+        return value
     if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
         return _decode_record(wanted, value, where)
     if origin is tuple:

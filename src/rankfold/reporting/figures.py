@@ -1,67 +1,74 @@
-"""The report's figures: which numbers of the layers and of fine-tuning are drawn, and how."""
+"""The charts of a report: layer by layer, and epoch by epoch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 
 from rankfold.reporting import words
-from rankfold.reporting.charts import Series, columns, line
-from rankfold.reporting.markup import Markup, el
-from rankfold.reporting.record import LayerRow, ReportRecord
-from rankfold.reporting.summary import has_measured_errors, remark
+from rankfold.reporting.charts import Dot, Series, columns, linear, plot
+from rankfold.reporting.layers import remark
+from rankfold.reporting.markup import Markup
+from rankfold.reporting.report import Report
 
 
-def layer_figures(record: ReportRecord) -> list[Markup]:
+def layer_figures(report: Report) -> list[Markup]:
     """Return parameters, MACs, ranks and errors of every layer; what is not known has no figure."""
-    names = [row.label for row in record.layers]
-    figures = [
-        _cost_chart(record, names, "Parameters", "params"),
-        _cost_chart(record, names, "MACs", "macs"),
-        _rank_chart(record.layers, names),
-        _error_chart(record, names),
-    ]
-    return [figure for figure in figures if figure is not None]
-
-
-def history_figures(record: ReportRecord) -> list[Markup]:
-    """Return loss and metric over the epochs of fine-tuning."""
-    rows = record.history
-    curves = [
-        ("Training loss", "loss", [(e.epoch, e.loss) for e in rows]),
-        ("Metric", "metric", [(e.epoch, e.metric) for e in rows if e.metric is not None]),
-    ]
-    figures: list[Markup] = []
-    for title, kind, values in curves:
-        points = [(float(a), float(b)) for a, b in values if math.isfinite(b)]
-        if points:
-            chart = line(points, label=f"{title} by epoch", css=kind, unit=kind)
-            figures.append(el("figure", el("figcaption", el("b", title)), chart))
+    rows = report.layers
+    if not rows:
+        return []
+    figures = [_cost_chart(report, "params", "parameters"), _cost_chart(report, "macs", "MACs")]
+    if any(row.ranks for row in rows):
+        figures.append(_rank_chart(report))
+    if any(row.error is not None or row.measured_error is not None for row in rows):
+        figures.append(_error_chart(report))
     return figures
 
 
-def _cost_chart(record: ReportRecord, names: Sequence[str], title: str, resource: str) -> Markup:
-    before = [row.before.get(resource) for row in record.layers]
-    after = [row.after.get(resource) for row in record.layers]
-    pairs = list(zip(record.layers, after, strict=True))
+def history_figures(report: Report) -> list[Markup]:
+    """Return loss and metric over the epochs of fine-tuning; one epoch makes no curve."""
+    curves = {
+        "loss": ("Training loss", [(float(e.epoch), e.loss) for e in report.history]),
+        "metric": ("Metric", [(float(e.epoch), e.metric) for e in report.history if e.metric is not None]),
+    }
+    figures: list[Markup] = []
+    for css, (title, values) in curves.items():
+        points = [(epoch, value) for epoch, value in values if math.isfinite(value)]
+        if len(points) < 2:
+            continue
+        across = linear([x for x, _ in points], lambda v: f"{v:g}" if v == int(v) else "", number=6)
+        dots = [Dot(x=x, y=y, tip=f"epoch {x:g}: {css} {y:.4g}", css=css) for x, y in points]
+        dots[-1] = replace(dots[-1], label=f"{points[-1][1]:.4g}")
+        up = linear([y for _, y in points], lambda v: f"{v:.4g}")
+        figures.append(plot(title, dots, points, across, up, css=css, below="epoch", size=(500.0, 150.0)))
+    return figures
+
+
+def _cost_chart(report: Report, resource: str, title: str) -> Markup:
+    names: list[str] = []
+    tips: list[str] = []
+    before: list[float | None] = []
+    after: list[float | None] = []
+    kept: list[float | None] = []
+    for row in report.layers:
+        old, new = row.before.get(resource), row.after.get(resource)
+        change = remark(row) if row.kept else f"now {words.count(new)} ({words.reduction(old, new)} less)"
+        tips.append(f"{row.label}\n{row.layer}\n{words.count(old)} {title}, {change}")
+        names.append(row.label)
+        before.append(old)
+        after.append(None if row.kept else new)
+        kept.append(new if row.kept else None)
     series = [
         Series(name="before", css="before", values=before),
-        Series(name="after", css="after", values=[None if r.kept else a for r, a in pairs]),
-        Series(name="kept as it was", css="kept", values=[a if r.kept else None for r, a in pairs]),
+        Series(name="after", css="after", values=after),
+        Series(name="kept", css="kept", values=kept),
     ]
-    tips = [
-        f"{row.label}\n{row.layer}\n{words.count(b)} {title if title == 'MACs' else 'parameters'}, "
-        + (remark(row) if row.kept else f"now {words.count(a)} ({words.reduction(b, a)} less)")
-        for row, b, a in zip(record.layers, before, after, strict=True)
-    ]
-    chart = columns(names, tips, series, label=f"{title} of each layer, before and after")
-    return _figure(f"{title} per layer", chart, series)
+    return columns(names, tips, series, label=f"{title[0].upper()}{title[1:]} per layer")
 
 
-def _rank_chart(rows: Sequence[LayerRow], names: Sequence[str]) -> Markup | None:
-    most = max((len(row.ranks) for row in rows), default=0)
-    if not most:
-        return None
+def _rank_chart(report: Report) -> Markup:
+    rows = report.layers
+    most = max(len(row.ranks) for row in rows)
     series = [
         Series(
             name="rank" if most == 1 else f"rank {i + 1}",
@@ -70,38 +77,21 @@ def _rank_chart(rows: Sequence[LayerRow], names: Sequence[str]) -> Markup | None
         )
         for i in range(most)
     ]
-    tips = [
-        f"{row.label}\n{row.layer}\n"
-        + (f"{row.method} {words.ranks(row.ranks)}" if row.ranks else row.method or remark(row))
-        for row in rows
+    what = [f"{row.method} {words.ranks(row.ranks)}" if row.ranks else row.method or remark(row) for row in rows]
+    tips = [f"{row.label}\n{row.layer}\n{text}" for row, text in zip(rows, what, strict=True)]
+    return columns([row.label for row in rows], tips, series, label="Ranks per layer", overlay=False)
+
+
+def _error_chart(report: Report) -> Markup:
+    rows = report.layers
+    series = [
+        Series(name="predicted", css="error", values=[row.error for row in rows]),
+        Series(name="measured", css="measured", values=[row.measured_error for row in rows]),
     ]
-    chart = columns(names, tips, series, label="Ranks of each factored layer", overlay=False)
-    return _figure("Ranks per layer", chart, series)
-
-
-def _error_chart(record: ReportRecord, names: Sequence[str]) -> Markup | None:
-    rows = record.layers
-    if all(row.error is None and row.measured_error is None for row in rows):
-        return None
-    series = [Series(name="predicted", css="error", values=[row.error for row in rows])]
-    if has_measured_errors(record):
-        values = [row.measured_error for row in rows]
-        series.append(Series(name="measured", css="measured", values=values))
-    tips = [f"{row.label}\n{remark(row) if row.kept else _errors(row)}" for row in rows]
-    label = "Relative error of each factored layer"
-    chart = columns(names, tips, series, label=label, overlay=False, show=lambda v: f"{v:.3g}")
-    return _figure("Relative error per layer", chart, series)
-
-
-def _errors(row: LayerRow) -> str:
-    text = f"predicted error {words.error(row.error)}"
-    if row.measured_error is None:
-        return text
-    return f"{text}, measured {words.error(row.measured_error)}"
-
-
-def _figure(title: str, chart: Markup, series: Sequence[Series]) -> Markup:
-    used = [s for s in series if any(v is not None for v in s.values)]
-    keys = [el("span", el("i", class_=f"key {s.css}"), s.name) for s in used]
-    caption = el("figcaption", el("b", title), el("span", keys, class_="legend"))
-    return el("figure", caption, el("div", chart, class_="scroll", tabindex="0"))
+    tips: list[str] = []
+    for row in rows:
+        measured = "" if row.measured_error is None else f", measured {words.error(row.measured_error)}"
+        errors = f"predicted error {words.error(row.error)}{measured}"
+        tips.append(f"{row.label}\n{remark(row) if row.kept else errors}")
+    names, title = [row.label for row in rows], "Relative error per layer"
+    return columns(names, tips, series, label=title, overlay=False, show=lambda v: f"{v:.3g}")

@@ -1,184 +1,110 @@
-"""The report as one HTML document that needs nothing else: no network, no script, no font."""
+"""Sections as one HTML document that needs nothing else: no network, no script, no font."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from importlib.resources import files
+from itertools import groupby
 
-from rankfold.reporting import words
-from rankfold.reporting.figures import history_figures, layer_figures
 from rankfold.reporting.markup import Markup, el, join
-from rankfold.reporting.page import page, section, table
-from rankfold.reporting.record import LayerRow, ReportRecord
-from rankfold.reporting.summary import (
-    bound_result,
-    bound_text,
-    has_measured_errors,
-    headline,
-    metric_columns,
-    other_groups,
-    other_text,
-    provenance_rows,
-    remark,
-    totals,
-    verdict,
-)
-from rankfold.reporting.tiles import minus, tiles
+from rankfold.reporting.sections import Cell, Column, Content, Section, Text, Tile, plain
+
+TALL = 30
+"""A table of more rows scrolls under its head."""
 
 
-def to_html(record: ReportRecord) -> str:
-    """Return the document."""
-    name = record.model_name or "Compressed model"
-    facts = (_metrics(record), _budget(record), _notes(record))
-    return page(
-        f"{name} · rankfold report",
-        _header(record, name),
-        tiles(record),
-        el("div", _totals(record), el("div", facts) if any(facts) else None, class_="two"),
-        section("Layer by layer", layer_figures(record)) if record.layers else None,
-        _layers(record),
-        _history(record),
-        _provenance(record),
+def draw(shown: Content) -> str:
+    """Return content as the text of a document."""
+    style = (files("rankfold.reporting") / "style.css").read_text(encoding="utf-8")
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("title", f"{shown.title} · {shown.kind}"),
+        el("style", Markup(style)),
     )
-
-
-def _header(record: ReportRecord, name: str) -> Markup:
-    return el(
+    header = el(
         "header",
-        el("p", "rankfold report", class_="eyebrow"),
-        el("h1", name),
-        el("p", record.coverage, class_="coverage"),
-        el("p", headline(record), class_="muted"),
+        el("p", shown.kind, class_="eyebrow"),
+        el("h1", shown.title),
+        el("p", shown.lead, class_="lead") if shown.lead else None,
+        [el("p", detail, class_="muted") for detail in shown.details],
+    )
+    tiles = el("section", map(_tile, shown.tiles), class_="tiles", aria_label="At a glance") if shown.tiles else None
+    body: list[Markup] = []
+    for narrow, run in groupby(shown.shown, lambda section: section.narrow):
+        drawn = [_section(section) for section in run]
+        body += [el("div", drawn, class_="two")] if narrow else drawn
+    document = el("html", head, el("body", el("main", header, tiles, body)), lang="en")
+    return f"<!doctype html>\n{document}\n"
+
+
+def _section(section: Section) -> Markup:
+    return el(
+        "section",
+        el("h2", section.title) if section.title else None,
+        section.figures,
+        _table(section) if section.rows else None,
+        el("ul", [el("li", _text(line)) for line in section.lines]) if section.lines else None,
+        [el("p", _text(note), class_="small") for note in section.notes],
     )
 
 
-def _totals(record: ReportRecord) -> Markup:
-    rows = [(r.name, r.before_text, r.after_text, r.ratio.replace("x", "×"), r.reduction) for r in totals(record)]
-    grid = table(("", ">before", ">after", ">ratio", ">reduction"), rows)
-    note = el(
-        "p",
-        "MACs and feature maps are those of one forward pass on the example input; fewer MACs are "
-        "not by themselves less time. Overall memory is parameters plus feature-map elements. "
-        "The ratio is before ÷ after.",
-        class_="muted small",
-    )
-    return section("Before and after", grid, note)
-
-
-def _metrics(record: ReportRecord) -> Markup | None:
-    if not record.metrics:
-        return None
-    shown = metric_columns(record)
-    rows: list[list[str]] = []
-    for m in record.metrics:
-        css = "worse" if m.worse else None
-        change = el("span", minus(words.metric_change(m)), class_=css)
-        rows.append([m.name, *(words.metric(m, get(m)) for _, get in shown), change])
-    differing = [m.name for m in record.metrics if m.reload_differs]
-    warning = None
-    if differing:
-        text = f"Measured again after saving and loading, {', '.join(differing)} changed."
-        warning = el("p", text, class_="warning")
-    heads = ["metric", *(f">{title}" for title, _ in shown), ">change"]
-    return section("Metrics", table(heads, rows), warning)
-
-
-def _budget(record: ReportRecord) -> Markup | None:
-    if not record.bounds:
-        return None
-    css = {True: "pill good", False: "pill bad", None: "pill"}
-    rows = [
-        (
-            bound_text(b).replace(" ", "\N{NO-BREAK SPACE}"),
-            el("span", verdict(b), class_=css[b.met]),
-            bound_result(b),
-        )
-        for b in record.bounds
+def _table(section: Section) -> Markup:
+    columns = section.columns
+    titles = [
+        el("th", column.title, class_="num" if column.number else None, scope="col")
+        for column in columns
+        if column.mark != "+"
     ]
-    return section("Budget", table(("bound", "verdict", "result"), rows))
+    rows = [*section.rows, *([section.footer] if section.footer else [])]
+    grid = el("table", el("thead", el("tr", titles)), el("tbody", [_row(columns, row) for row in rows]))
+    return el("div", grid, class_="scroll tall" if len(rows) > TALL else "scroll", tabindex="0")
 
 
-def _notes(record: ReportRecord) -> Markup | None:
-    if not record.notes:
-        return None
-    return section("Notes", el("ul", (el("li", note) for note in record.notes), class_="notes"))
-
-
-def _history(record: ReportRecord) -> Markup | None:
-    rows = record.history
-    if not rows:
-        return None
-    cells = [
-        (
-            str(e.epoch),
-            words.number(e.loss),
-            words.number(e.metric),
-            words.rate(e.lr),
-            words.NONE if e.seconds is None else words.seconds(e.seconds),
+def _row(columns: Sequence[Column], row: Sequence[Text]) -> Markup:
+    cells: list[Markup] = []
+    for i, (column, text) in enumerate(zip(columns, row, strict=True)):
+        if column.mark == "+":
+            continue
+        below = row[i + 1] if columns[i + 1 : i + 2] and columns[i + 1].mark == "+" else ""
+        cells.append(
+            el(
+                "td" if i else "th",
+                _cell(column, text),
+                el("span", _text(below), class_="sub") if plain(below) else None,
+                class_="num" if column.number else None,
+                scope=None if i else "row",
+            )
         )
-        for e in rows
-    ]
-    grid = table((">epoch", ">loss", ">metric", ">learning rate", ">time"), cells, tall=len(rows) > 12)
-    return section("Fine-tuning", el("div", history_figures(record), class_="pair"), grid)
+    return el("tr", cells)
 
 
-def _layers(record: ReportRecord) -> Markup:
-    measured = has_measured_errors(record)
-    errors = ["predicted"] + (["measured"] if measured else [])
-    heads = ["layer", "method", "ranks", *([">before", ">after", ">left"] * 2)]
-    heads += [f">{name}" for name in errors]
-    top = el(
-        "tr",
-        el("th", colspan="3"),
-        el("th", "parameters", colspan="3", class_="group"),
-        el("th", "MACs", colspan="3", class_="group"),
-        el("th", "relative error", colspan=str(len(errors)), class_="group"),
+def _cell(column: Column, text: Text) -> Markup:
+    if column.mark == "`":  # a long path may break after a dot
+        return el("code", Markup(el("wbr").join(join(part) for part in re.split(r"(?<=\.)", plain(text)))))
+    return _text(text, re.sub(r"^-(?=\d)", "\N{MINUS SIGN}", plain(text)) if column.number else None)
+
+
+def _text(text: Text, shown: str | None = None) -> Markup:
+    words = join(plain(text) if shown is None else shown)
+    if not isinstance(text, Cell):
+        return words
+    bar = None if text.share is None else f"--left:{100 * min(1.0, text.share):.1f}%"
+    kinds = " ".join(filter(None, (text.tone, "left" if bar else "")))
+    return el("span", words, class_=kinds or None, style=bar)
+
+
+def _tile(tile: Tile) -> Markup:
+    width = None if tile.share is None else f"width:{100 * min(1.0, tile.share):.1f}%"
+    details = [join(el("br") if i else None, _text(detail)) for i, detail in enumerate(tile.details)]
+    return el(
+        "div",
+        el("p", tile.name, class_="name"),
+        el("p", tile.value, el("small", f" {tile.unit}") if tile.unit else None, class_="big"),
+        el("div", el("i", style=width), class_="meter") if width else None,
+        el("p", details, class_="detail"),
+        class_=f"tile {tile.tone}".strip(),
     )
-    rows = [_layer(row, measured) for row in record.layers]
-    grid = table(heads, rows, tall=len(rows) > 30, top=top, css="layers")
-    others = [el("li", other_text(group)) for group in other_groups(record.others)]
-    rest = None
-    if others:
-        heading = el("h3", "Other modules with parameters")
-        rest = join(heading, el("ul", others, class_="notes"))
-    return section("Every layer", grid, rest)
-
-
-def _layer(row: LayerRow, measured: bool) -> list[str]:
-    name = join(el("code", _breakable(row.label)), el("span", row.layer, class_="sub words"))
-    text = remark(row)
-    note = el("span", text, class_="sub") if text else None
-    if row.kept:
-        cells = [name, el("span", words.NONE, class_="muted"), join(note)]
-    else:
-        cells = [name, el("b", row.method or ""), join(words.ranks(row.ranks), note)]
-    for before, after in (
-        (row.before.params, row.after.params),
-        (row.before.macs, row.after.macs),
-    ):
-        if row.kept and before == after:
-            cells += [words.count(before), el("span", "same", class_="muted"), ""]
-        else:
-            cells += [words.count(before), words.count(after), _left(before, after)]
-    cells.append("" if row.kept else words.error(row.error))
-    if measured:
-        cells.append("" if row.kept else words.error(row.measured_error))
-    return cells
-
-
-def _breakable(name: str) -> Markup:
-    """A long path may break after a dot."""
-    return Markup(el("wbr").join(join(part) for part in re.split(r"(?<=\.)", name)))
-
-
-def _left(before: float, after: float) -> Markup:
-    """What is left, in per cent, over a bar of that length."""
-    if before <= 0:
-        return el("span", words.NONE, class_="muted")
-    share = after / before
-    width = f"--left:{100 * min(1.0, share):.1f}%"
-    return el("span", words.percent(share), class_="left", style=width)
-
-
-def _provenance(record: ReportRecord) -> Markup:
-    pairs = [(el("dt", what), el("dd", value)) for what, value in provenance_rows(record)]
-    return section("Where this comes from", el("dl", (join(*pair) for pair in pairs)))

@@ -1,12 +1,11 @@
-"""The data of a report: plain frozen records, without any way of showing them."""
+"""The rows of a report, as plain frozen records."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from rankfold.records import Cost, OtherModule, Provenance, Ranks
+from rankfold.records import Cost, Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,70 +164,3 @@ class BoundRow:
         if self.limit is None or self.value is None:
             return None
         return self.value <= self.limit
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportRecord:
-    """All that a report says.
-
-    Parameters
-    ----------
-    model_name : str
-        The model's name; may be empty.
-    coverage : str
-        The inventory's coverage line; every report starts with it.
-    example : str
-        The example input in words; MACs and feature maps belong to it.
-    before, after : Cost
-        Of the whole dense and the whole compressed model.
-    uncounted : tuple of str
-        Operations whose MACs are not known. If there are any, the MACs of both models are lower bounds.
-    layers : tuple of LayerRow
-        In order of definition.
-    others : tuple of OtherModule
-        Modules with parameters that are no layers.
-    disk_bytes : int or None
-        Size of the saved artefact.
-    latency : (float, float) or None
-        Measured milliseconds of one forward pass, dense and compressed.
-    metrics : tuple of MetricValue
-        The first is the one that the report shows on top.
-    bounds : tuple of BoundRow
-        The budget, bound by bound.
-    provenance : Provenance
-        Of the plan.
-    notes : tuple of str
-        Notes and warnings, in the order in which they arose.
-    history : tuple of EpochRow
-        Fine-tuning, epoch by epoch.
-    timings : mapping of str to float
-        Wall-clock seconds by stage.
-    created : str
-        Date and time (UTC, ISO 8601).
-    artifact : str or None
-        Checksum of the artefact that the report describes, if it was written next to one.
-    """
-
-    coverage: str
-    before: Cost
-    after: Cost
-    uncounted: tuple[str, ...] = ()
-    model_name: str = ""
-    example: str = ""
-    layers: tuple[LayerRow, ...] = ()
-    others: tuple[OtherModule, ...] = ()
-    disk_bytes: int | None = None
-    latency: tuple[float, float] | None = None
-    metrics: tuple[MetricValue, ...] = ()
-    bounds: tuple[BoundRow, ...] = ()
-    provenance: Provenance = field(default_factory=Provenance)
-    notes: tuple[str, ...] = ()
-    history: tuple[EpochRow, ...] = ()
-    timings: Mapping[str, float] = field(default_factory=dict)
-    created: str = ""
-    artifact: str | None = None
-
-    @property
-    def factored(self) -> tuple[LayerRow, ...]:
-        """The layers that were factored."""
-        return tuple(row for row in self.layers if not row.kept)

@@ -1,101 +1,106 @@
-"""The report: one record, shown in the terminal, as Markdown, JSON or one HTML file."""
+"""The report of a compression."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar, Self
 
-from rankfold._documents import json_text, parse_document, read_text, write_by_suffix
+from rankfold._documents import read_text
 from rankfold.errors import CorruptArtifact
-from rankfold.records.display import Shown
-from rankfold.reporting.codec import decode, encode
-from rankfold.reporting.html import to_html
-from rankfold.reporting.markdown import to_markdown
-from rankfold.reporting.record import ReportRecord
-from rankfold.reporting.terminal import print_report
-from rankfold.storage import artifact_identity, attach, beside_file
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-FORMAT = "rankfold-report"
-VERSION = 1
+from rankfold.records import Cost, OtherModule, Provenance
+from rankfold.reporting.document import Document
+from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue
+from rankfold.storage import artifact_identity, beside_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Report(Shown, ReportRecord):
-    """What a compression did: before and after, layer by layer, and where it comes from.
+class Report(Document):
+    """The result of a compression: before and after, layer by layer, and the plan's origin. `build_report` fills it.
 
-    The fields are those of `ReportRecord`; `build_report` fills them.
+    Parameters
+    ----------
+    model_name : str
+        The model's name; may be empty.
+    coverage : str
+        The inventory's coverage line; every report starts with it.
+    example : str
+        The example input in words; MACs and feature maps belong to it.
+    before, after : Cost
+        Of the whole dense and the whole compressed model.
+    uncounted : tuple of str
+        Operations whose MACs are not known. If there are any, the MACs of both models are lower bounds.
+    layers : tuple of LayerRow
+        In order of definition.
+    others : tuple of OtherModule
+        Modules with parameters that are no layers.
+    disk_bytes : int or None
+        Size of the saved artefact.
+    latency : (float, float) or None
+        Measured milliseconds of one forward pass, dense and compressed.
+    metrics : tuple of MetricValue
+        The first is the one that the report shows on top.
+    bounds : tuple of BoundRow
+        The budget, bound by bound.
+    provenance : Provenance
+        Of the plan.
+    notes : tuple of str
+        Notes and warnings, in the order in which they arose.
+    history : tuple of EpochRow
+        Fine-tuning, epoch by epoch.
+    timings : mapping of str to float
+        Wall-clock seconds by stage.
+    created : str
+        Date and time (UTC, ISO 8601).
+    artifact : str or None
+        Checksum of the artefact that the report describes, if it was written next to one.
     """
+
+    KIND: ClassVar[str] = "report"
+
+    coverage: str
+    before: Cost
+    after: Cost
+    uncounted: tuple[str, ...] = ()
+    model_name: str = ""
+    example: str = ""
+    layers: tuple[LayerRow, ...] = ()
+    others: tuple[OtherModule, ...] = ()
+    disk_bytes: int | None = None
+    latency: tuple[float, float] | None = None
+    metrics: tuple[MetricValue, ...] = ()
+    bounds: tuple[BoundRow, ...] = ()
+    provenance: Provenance = field(default_factory=Provenance)
+    notes: tuple[str, ...] = ()
+    history: tuple[EpochRow, ...] = ()
+    timings: Mapping[str, float] = field(default_factory=dict)
+    created: str = ""
+    artifact: str | None = None
+
+    @property
+    def factored(self) -> tuple[LayerRow, ...]:
+        """The layers that were factored."""
+        return tuple(row for row in self.layers if not row.kept)
 
     def __repr__(self) -> str:
         sizes = f"{self.before.params:,} -> {self.after.params:,} parameters"
         return f"<Report: {len(self.factored)} of {len(self.layers)} layers factored, {sizes}>"
 
-    def to_html(self) -> str:
-        """Return one HTML document that needs nothing else: no network, no script, no font."""
-        return to_html(self)
-
-    def to_markdown(self) -> str:
-        """Return the report as GitHub-flavoured Markdown."""
-        return to_markdown(self)
-
-    def to_json(self) -> str:
-        """Return the report as JSON text; `from_json` reads it back without loss."""
-        data = {"format": FORMAT, "version": VERSION, **encode(self)}
-        return json_text(data, indent=1) + "\n"
-
-    def print(self, console: Console | None = None) -> None:
-        """Print the report; `console` is rich's, by default one on standard output."""
-        print_report(self, console)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the report to a file, whole or not at all, in the form that the suffix names.
-
-        Parameters
-        ----------
-        path : str or Path
-            Ends in ``.html``, ``.md`` or ``.json``.
-
-        Raises
-        ------
-        ConfigError
-            If the suffix is another one.
-        RankfoldError
-            If the file cannot be written.
-        """
-        writers = {".html": self.to_html, ".md": self.to_markdown, ".json": self.to_json}
-        return write_by_suffix(path, writers, what="a report")
-
     @classmethod
-    def from_json(cls, text: str, *, source: str = "report") -> Report:
-        """Read a report from JSON text.
+    def load(cls, path: str | Path) -> Self:
+        """Read a report from a JSON file, or from an artefact's folder that holds a ``report.json``.
 
         Raises
         ------
         CorruptArtifact
-            If the text is no JSON, no report, of a newer version, or has a malformed field.
-        """
-        data = parse_document(text, kind="report", format=FORMAT, version=VERSION, source=source)
-        return decode(cls, data, source)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Report:
-        """Read a report from a JSON file, or from an artefact folder that holds a ``report.json``.
-
-        Raises
-        ------
-        CorruptArtifact
-            If there is no such file, it cannot be read, or it describes another artefact than the folder's.
+            If the file does not exist, cannot be read, or describes another artefact than the folder's.
         """
         path = Path(path)
         folder = os.path.isdir(path)
         file = beside_file(path, "report.json") if folder else path
-        hint = "Give an artefact's folder or its report.json."
-        text = read_text(file, kind="report", hint=hint)
+        text = read_text(file, kind=cls.KIND, hint="Give an artefact's folder or its report.json.")
         report = cls.from_json(text, source=str(file))
         if folder and report.artifact not in (None, artifact_identity(path) or report.artifact):
             raise CorruptArtifact(
@@ -107,14 +112,3 @@ class Report(Shown, ReportRecord):
         """Return ``report.html`` and ``report.json`` of the artefact with this checksum, by name."""
         report = replace(self, artifact=artifact)
         return {"report.html": report.to_html(), "report.json": report.to_json()}
-
-    def attach(self, folder: str | Path, artifact: str) -> Report:
-        """Write ``report.html`` and ``report.json`` next to the artefact with this checksum, and return the report.
-
-        Raises
-        ------
-        RankfoldError
-            If another artefact has taken its place, or the folder cannot be written to.
-        """
-        attach(Path(folder), artifact, self.texts(artifact))
-        return replace(self, artifact=artifact)

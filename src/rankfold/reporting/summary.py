@@ -1,89 +1,115 @@
-"""What every form of the report tells in the same words: totals, budget, provenance."""
+"""The sections of a report."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rankfold.records import RESOURCES, OtherModule, resource_names
+from rankfold.records import RESOURCES, resource_names
 from rankfold.reporting import words
-from rankfold.reporting.record import BoundRow, LayerRow, MetricValue, ReportRecord
+from rankfold.reporting.figures import history_figures, layer_figures
+from rankfold.reporting.layers import explanations, other_modules, remark, short
+from rankfold.reporting.record import BoundRow, LayerRow, MetricValue
+from rankfold.reporting.report import Report
+from rankfold.reporting.sections import Cell, Content, Section, Text, Tile, content
+
+MOST_EPOCHS = 12
+"""The terminal shows about this many epochs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TotalRow:
-    """One line of the before/after table; `before` and `after` are None where not known, lower bounds if `partial`."""
-
-    name: str
-    before: float | None
-    after: float | None
-    show: words.Show
-    partial: bool = False
-
-    @property
-    def before_text(self) -> str:
-        """The dense model's amount."""
-        return self._text(self.before)
-
-    @property
-    def after_text(self) -> str:
-        """The compressed model's amount."""
-        return self._text(self.after)
-
-    def _text(self, amount: float | None) -> str:
-        if amount is None:
-            return words.NONE
-        return words.at_least(self.show(amount)) if self.partial else self.show(amount)
-
-    @property
-    def ratio(self) -> str:
-        """Original over compressed."""
-        if self.before is None or self.after is None or self.partial:
-            return words.NONE
-        return words.ratio(self.before, self.after)
-
-    @property
-    def reduction(self) -> str:
-        """One minus compressed over original."""
-        if self.before is None or self.after is None or self.partial:
-            return words.NONE
-        return words.reduction(self.before, self.after)
-
-
-def totals(record: ReportRecord) -> list[TotalRow]:
-    """Return the before/after table; what was not measured has no row."""
-    rows = [
-        TotalRow(
-            name=resource.title,
-            before=resource.of(record.before),
-            after=resource.of(record.after),
-            show=resource.show,
-            partial=resource.name == "macs" and bool(record.uncounted),
-        )
-        for resource in RESOURCES.values()
-        if resource.amount is not None or resource.name in record.before.more
+@content.register
+def _(report: Report, *, brief: bool) -> Content:
+    results = [
+        _totals(report),
+        _metrics(report),
+        _budget(report),
+        Section(title="Notes", lines=report.notes, narrow=True),
     ]
-    if record.disk_bytes is not None:
-        rows.insert(3, TotalRow(name="on disk", before=None, after=record.disk_bytes, show=words.size))
-    if record.latency is not None:
-        dense, compressed = record.latency
-        rows.append(TotalRow(name="latency", before=dense, after=compressed, show=words.milliseconds))
-    return rows
+    layers, others, history = _layers(report, brief=brief), other_modules(report.others), _history(report, brief=brief)
+    origin = provenance_rows(report)
+    sections = (
+        [layers, others, history, *results, Section(notes=["; ".join(f"{what}: {value}" for what, value in origin)])]
+        if brief
+        else [*results, layers, others, history, Section(title="Provenance", heads=("", ""), rows=origin)]
+    )
+    return Content(
+        title=report.model_name or "Compressed model",
+        kind="rankfold report",
+        lead=report.coverage,
+        details=(_headline(report),),
+        sections=sections,
+        tiles=_tiles(report),
+    )
 
 
-def bound_text(bound: BoundRow) -> str:
+def _headline(report: Report) -> str:
+    """Say what was done: strategy, layers factored, budget."""
+    provenance = report.provenance
+    parts = [f"strategy {provenance.strategy}", f"{len(report.factored)} of {len(report.layers)} layers factored"]
+    if provenance.budget:
+        parts.append("budget " + (", ".join(map(_bound_text, report.bounds)) or provenance.budget))
+    return " · ".join(parts)
+
+
+def _totals(report: Report) -> Section:
+    rows: list[list[str]] = []
+    for resource in RESOURCES.values():
+        if resource.amount is not None or resource.name in report.before.more:
+            before, after = resource.of(report.before), resource.of(report.after)
+            row = _total(resource.title, before, after, resource.show)
+            if resource.name == "macs" and report.uncounted:
+                row[1:] = [*map(words.at_least, row[1:3]), words.NONE, words.NONE]
+            rows.append(row)
+    if report.disk_bytes is not None:
+        rows.insert(3, ["on disk", words.NONE, words.size(report.disk_bytes), words.NONE, words.NONE])
+    if report.latency is not None:
+        rows.append(_total("latency", *report.latency, words.milliseconds))
+    note = (
+        "MACs and feature maps are those of one forward pass on the example input; fewer MACs do not always take less "
+        "time. Overall memory is parameters plus feature-map elements. The ratio is before ÷ after."
+    )
+    heads = ("", ">before", ">after", ">ratio", ">reduction")
+    return Section(title="Before and after", heads=heads, rows=rows, notes=[note], narrow=True)
+
+
+def _total(name: str, before: float, after: float, show: words.Show) -> list[str]:
+    return [name, show(before), show(after), words.ratio(before, after), words.reduction(before, after)]
+
+
+def _metrics(report: Report) -> Section:
+    fields = {"dense": "dense", "compressed": "compressed", "tuned": "fine-tuned", "reloaded": "reloaded"}
+    measured = [name for name in fields if any(getattr(m, name) is not None for m in report.metrics)]
+    counted = any(m.samples is not None for m in report.metrics)
+    rows = [
+        [
+            m.name,
+            *(words.metric(m, getattr(m, name)) for name in measured),
+            Cell(words.metric_change(m), tone="bad" if m.worse else ""),
+            *([words.NONE if m.samples is None else words.count(m.samples)] if counted else []),
+        ]
+        for m in report.metrics
+    ]
+    heads = ["metric", *(f">{fields[name]}" for name in measured), ">change", *([">samples"] if counted else [])]
+    differing = ", ".join(m.name for m in report.metrics if m.reload_differs)
+    warning = Cell(f"Measured again after saving and loading, {differing} changed.", tone="bad")
+    return Section(title="Metrics", heads=heads, rows=rows, notes=[warning] if differing else [], narrow=True)
+
+
+def _budget(report: Report) -> Section:
+    verdicts = {True: Cell("met", tone="good"), False: Cell("NOT met", tone="bad"), None: Cell("unknown")}
+    rows = [(_bound_text(bound), verdicts[bound.met], _bound_result(bound)) for bound in report.bounds]
+    return Section(title="Budget", heads=("bound", "verdict", "result"), rows=rows, narrow=True)
+
+
+def _bound_text(bound: BoundRow) -> str:
     """Return a bound as a person writes it: ``params ≤ 25 %``, ``flash ≤ 512 KiB``."""
-    relative = "%" in bound.text
     if bound.limit is None or bound.resource not in resource_names("additive"):
         return bound.text
-    if relative:
+    if "%" in bound.text:
         return bound.text.replace("<=", " ≤ ").replace("%", " %")
     return f"{bound.resource} ≤ {_amount(bound, bound.limit)}"
 
 
-def bound_result(bound: BoundRow) -> str:
+def _bound_result(bound: BoundRow) -> str:
     """Return what came out, with the numbers: ``67,400 of at most 67,430 (25 % of dense)``."""
     if bound.value is None or bound.limit is None:
         return "not checked here"
@@ -91,86 +117,83 @@ def bound_result(bound: BoundRow) -> str:
     return f"{text} ({words.percent(bound.value / bound.dense)} of dense)" if bound.dense else text
 
 
-def verdict(bound: BoundRow) -> str:
-    """Return whether the bound holds, in one or two words."""
-    return {True: "met", False: "NOT met", None: "unknown"}[bound.met]
-
-
 def _amount(bound: BoundRow, value: float) -> str:
     show = RESOURCES[bound.resource].show if bound.resource in RESOURCES else words.count
     return show(value)
 
 
-def metric_columns(record: ReportRecord) -> list[tuple[str, Callable[[MetricValue], float | None]]]:
-    """Return the columns of the metrics table that hold anything: title and value of a metric."""
-    columns: list[tuple[str, Callable[[MetricValue], float | None]]] = [
-        ("dense", lambda m: m.dense),
-        ("compressed", lambda m: m.compressed),
-        ("fine-tuned", lambda m: m.tuned),
-        ("reloaded", lambda m: m.reloaded),
-    ]
-    return [(t, get) for t, get in columns if any(get(m) is not None for m in record.metrics)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OtherGroup:
-    """Modules of one type with parameters that are no layers."""
-
-    type_name: str
-    number: int
-    params: int
-    reason: str
-
-
-def other_groups(others: Sequence[OtherModule]) -> list[OtherGroup]:
-    """Return the modules that are no layers, grouped by type and reason, the largest first."""
-    groups: dict[tuple[str, str], tuple[int, int]] = {}
-    for other in others:
-        number, params = groups.get((other.type_name, other.reason), (0, 0))
-        groups[other.type_name, other.reason] = (number + 1, params + other.params)
-    rows = [OtherGroup(type_name=t, number=n, params=p, reason=r) for (t, r), (n, p) in groups.items()]
-    return sorted(rows, key=lambda g: -g.params)
-
-
-def other_text(group: OtherGroup) -> str:
-    """Return a group in words: ``20 x BatchNorm2d, 2,752 parameters: no layer to factor``."""
-    what = f"{group.number} x {group.type_name}" if group.number > 1 else group.type_name
-    return f"{what}, {words.count(group.params)} parameters: {group.reason}"
-
-
-def remark(row: LayerRow, *, brief: bool = False) -> str:
-    """Return why a layer is as it is; empty if there is nothing to say."""
-    reason = row.reason or ("by hand" if row.kept else "")
+def _layers(report: Report, *, brief: bool) -> Section:
+    measured = any(row.measured_error is not None for row in report.layers)
     if brief:
-        reason = headword(reason)
-    parts = (f"kept: {reason}" if row.kept else reason, row.note)
-    return "; ".join(part for part in parts if part)
+        heads = ["layer", "+", "method, ranks", ">params", ">MACs", ">error"]
+    else:
+        costs = [">params", ">after", ">left", ">MACs", ">after", ">left"]
+        heads = ["`layer", "+", "method", "ranks", *costs, ">predicted error" if measured else ">error"]
+    heads += [">measured"] if measured else []
+    rows: list[list[Text]] = []
+    for row in report.layers:
+        errors = [words.error(row.error), words.error(row.measured_error)][: 1 + measured]
+        errors = [""] * len(errors) if row.kept else errors
+        rows.append([*_brief_layer(row), *errors] if brief else [*_full_layer(row), *errors, remark(row)])
+    return Section(
+        title="Layer by layer",
+        heads=heads if brief else [*heads, "remark"],
+        rows=rows,
+        notes=explanations(row.reason for row in report.layers) if brief else (),
+        figures=() if brief else layer_figures(report),
+    )
 
 
-def headword(reason: str) -> str:
-    """Return the part of a reason before its explanation: ``depthwise convolution``."""
-    return reason.partition(": ")[0]
+def _brief_layer(row: LayerRow) -> list[Text]:
+    what = "" if row.kept else f"{row.method} {words.ranks(row.ranks)}"
+    return [
+        row.label,
+        short(row.layer),
+        "; ".join(filter(None, (what, remark(row, brief=True)))),
+        _change(row.before.params, row.after.params),
+        _change(row.before.macs, row.after.macs),
+    ]
 
 
-def explanations(reasons: Iterable[str | None]) -> list[str]:
-    """Return each reason that `headword` shortens once, with the number of layers it holds for."""
-    counts = Counter(r for r in reasons if r and headword(r) != r)
-    return [f"{reason} ({n} layer{'s' if n > 1 else ''})" for reason, n in counts.items()]
+def _change(before: int, after: int) -> str:
+    return words.compact(before) if before == after else f"{words.compact(before)}→{words.compact(after)}"
 
 
-def headline(record: ReportRecord) -> str:
-    """Return one line that says what was done: strategy, layers factored, budget."""
-    provenance = record.provenance
-    done = f"{len(record.factored)} of {len(record.layers)} layers factored"
-    parts = [f"strategy {provenance.strategy}", done]
-    if provenance.budget:
-        parts.append("budget " + (", ".join(map(bound_text, record.bounds)) or provenance.budget))
-    return " · ".join(parts)
+def _full_layer(row: LayerRow) -> list[Text]:
+    cells: list[Text] = [row.label, row.layer, row.method or words.NONE, words.ranks(row.ranks) if row.ranks else ""]
+    for before, after in ((row.before.params, row.after.params), (row.before.macs, row.after.macs)):
+        share = after / before if before else None
+        left = "" if row.kept and before == after else words.NONE
+        shown = left if share is None or not left else Cell(words.percent(share), share=share)
+        cells += [words.count(before), words.count(after), shown]
+    return cells
 
 
-def provenance_rows(record: ReportRecord) -> list[tuple[str, str]]:
-    """Return where the plan comes from, as (what, value); what is not known is left out."""
-    p = record.provenance
+def _history(report: Report, *, brief: bool) -> Section:
+    epochs = report.history
+    step = -(-len(epochs) // MOST_EPOCHS) if brief else 1
+    shown = [e for e in epochs if (epochs[-1].epoch - e.epoch) % step == 0 or e is epochs[0]]
+    rows = [
+        (
+            str(e.epoch),
+            words.number(e.loss),
+            words.number(e.metric),
+            words.rate(e.lr),
+            words.NONE if e.seconds is None else words.seconds(e.seconds),
+        )
+        for e in shown
+    ]
+    return Section(
+        title="Fine-tuning" + (f" ({len(shown)} of {len(epochs)} epochs)" if len(shown) < len(epochs) else ""),
+        heads=(">epoch", ">loss", ">metric", ">learning rate", ">time"),
+        rows=rows,
+        figures=() if brief else history_figures(report),
+    )
+
+
+def provenance_rows(report: Report) -> list[tuple[str, str]]:
+    """Return the plan's origin as (what, value); what is not known is left out."""
+    p = report.provenance
     config = ", ".join(f"{k}={v}" for k, v in p.config.items())
     rows = [
         ("strategy", p.strategy),
@@ -178,25 +201,64 @@ def provenance_rows(record: ReportRecord) -> list[tuple[str, str]]:
         ("budget", p.budget or ""),
         ("methods", ", ".join(p.methods)),
         ("seed", str(p.seed)),
-        ("search", ", ".join(f"{k} {_found(v)}" for k, v in p.search.items())),
+        ("search", ", ".join(f"{_SEARCH.get(k, k)} {_value(v)}" for k, v in p.search.items())),
         ("deployment data type", p.deploy_dtype or ""),
         ("reconstruction", p.reconstruct or ""),
-        ("example input", record.example),
+        ("example input", report.example),
         ("source weights", p.weights_hash or ""),
         ("versions", ", ".join(f"{k} {v}" for k, v in p.versions.items())),
-        ("time", ", ".join(f"{k} {words.seconds(v)}" for k, v in record.timings.items())),
-        ("created", record.created),
+        ("time", ", ".join(f"{k} {words.seconds(v)}" for k, v in report.timings.items())),
+        ("created", report.created),
     ]
     return [(what, value) for what, value in rows if value]
 
 
-def _found(value: Any) -> str:
-    """Write what a search found out: numbers to four digits, a list of them in order."""
+_SEARCH = {"damage": "predicted loss", "bound": "lower bound"}
+"""The names of what a search returns, where the field's name says too little."""
+
+
+def _value(value: Any) -> str:
+    """Write a value that a search has returned: numbers to four digits, a list of them in order."""
     if isinstance(value, list | tuple):
-        return " → ".join(map(_found, value))
+        return " → ".join(map(_value, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def has_measured_errors(record: ReportRecord) -> bool:
-    """Whether the table needs a column for measured errors."""
-    return any(row.measured_error is not None for row in record.layers)
+def _tiles(report: Report) -> list[Tile]:
+    before, after = report.before, report.after
+    tiles = [_cost_tile("parameters", before.params, after.params, words.compact, "fewer", "more")]
+    if not report.uncounted:
+        tiles.append(_cost_tile("MACs", before.macs, after.macs, words.compact, "fewer", "more"))
+    tiles.append(_cost_tile("weights", before.weight_bytes, after.weight_bytes, words.size, "smaller", "larger"))
+    if report.latency is not None:
+        tiles.append(_cost_tile("latency", *report.latency, words.milliseconds, "faster", "slower"))
+    tiles += [_metric_tile(metric) for metric in report.metrics[:1]]
+    known = [bound for bound in report.bounds if bound.met is not None]
+    if known:
+        met = all(bound.met for bound in known)
+        bounds = ", ".join(map(_bound_text, known))
+        tiles.append(
+            Tile(name="budget", value="met" if met else "not met", details=[bounds], tone="good" if met else "bad")
+        )
+    return tiles
+
+
+def _cost_tile(name: str, before: float, after: float, show: words.Show, less: str, more: str) -> Tile:
+    least, most = sorted((before, after))
+    return Tile(
+        name=name,
+        value=words.ratio(most, least).replace("x", "×"),
+        unit=less if after <= before else more,
+        details=[f"{show(before)} → {show(after)}"],
+        share=after / before if before > 0 else 1.0,
+    )
+
+
+def _metric_tile(metric: MetricValue) -> Tile:
+    details: list[Text] = ["dense model"]
+    if metric.change is not None:
+        change = Cell(words.metric_change(metric), tone="bad" if metric.worse else "")
+        details = [f"dense {words.metric(metric, metric.dense)}", change]
+    if metric.samples is not None:
+        details.append(f"on {words.count(metric.samples)} sample{'s' * (metric.samples != 1)}")
+    return Tile(name=metric.name, value=words.metric(metric, metric.final), details=details)

@@ -1,80 +1,50 @@
-"""The report in the terminal; every line fits 100 columns."""
+"""Sections in the terminal."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rankfold._printable import printable
-from rankfold.reporting import words
-from rankfold.reporting.record import LayerRow, ReportRecord
-from rankfold.reporting.summary import (
-    bound_result,
-    bound_text,
-    explanations,
-    has_measured_errors,
-    headline,
-    metric_columns,
-    other_groups,
-    other_text,
-    provenance_rows,
-    remark,
-    totals,
-    verdict,
-)
+from rankfold.reporting.sections import Cell, Content, Section, Text, content, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
-
+    from rich.text import Text as RichText
 
 DEFAULT = 100
 WIDE = 96
-"""Below so many columns the layers' descriptions are left out: the numbers need the room."""
+"""A terminal of fewer columns leaves out descriptions: the numbers need the room."""
+STYLES = {"": "", "good": "green", "bad": "bold red"}
 
 
-def print_report(record: ReportRecord, console: Console | None = None) -> None:
-    """Print a report; the totals come last, where the eye is when the command ends."""
+def print_record(record: Any, console: Console | None = None) -> None:
+    """Print a record; `console` is rich's, by default one on standard output."""
+    draw(content(record, brief=True), console)
+
+
+def draw(shown: Content, console: Console | None = None) -> None:
+    """Print content; `console` is rich's, by default one on standard output."""
     out = console or default_console()
-
-    def say(text: str, style: str = "") -> None:
-        out.print(line(text, style), soft_wrap=False)
-
-    say(record.model_name or "Compressed model", "bold")
-    say(record.coverage, "bold")
-    say(headline(record), "dim")
-    out.print(_layers(record, words_too=out.width >= WIDE))
-    for explanation in explanations(row.reason for row in record.layers):
-        say(explanation, "dim")
-    for group in other_groups(record.others):
-        say(f"other: {other_text(group)}", "dim")
-    if record.history:
-        out.print(_history(record))
-    before_after = [(r.name, r.before_text, r.after_text, r.ratio, r.reduction) for r in totals(record)]
-    heads = ("", ">before", ">after", ">ratio", ">reduction")
-    out.print(make_table("Before and after", heads, before_after))
-    if record.metrics:
-        out.print(_metrics(record))
-    for bound in record.bounds:
-        style = {True: "green", False: "bold red", None: "yellow"}[bound.met]
-        say(f"budget {bound_text(bound)}: {verdict(bound)}, {bound_result(bound)}", style)
-    for note in record.notes:
-        say(f"note: {note}", "yellow")
-    say("; ".join(f"{what}: {value}" for what, value in provenance_rows(record)), "dim")
-
-
-def line(text: str, style: str = "") -> Text:
-    """Return text as rich shows it: no markup (a layer may be called "[red]") and no control character."""
-    from rich.text import Text
-
-    return Text(printable(text), style=style)
+    heading = [(shown.title, "bold"), (shown.lead, "bold"), *((detail, "dim") for detail in shown.details)]
+    for text, style in heading:
+        if text:
+            out.print(_line(text, style))
+    for section in shown.shown:
+        if section.rows:
+            out.print(_table(section, wide=out.width >= WIDE))
+        elif section.title:
+            out.print(_line(section.title, "bold"))
+        for text in section.lines:
+            out.print(_line("- ").append_text(_line(text)))
+        for text in section.notes:
+            out.print(_line(text, "dim"))
 
 
 def default_console() -> Console:
-    """Return rich's console on standard output, `DEFAULT` columns wide where that is no terminal."""
+    """Return rich's console on standard output, `DEFAULT` columns wide if that is not a terminal."""
     from rich.console import Console
 
     console = Console()
@@ -83,101 +53,40 @@ def default_console() -> Console:
     return console
 
 
-def make_table(
-    title: str,
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    footer: Sequence[str] | None = None,
-) -> Table:
-    """Return a table of plain text; a head that starts with ``>`` is of numbers: never folded."""
+def _line(text: Text, style: str = "") -> RichText:
+    """Return text as rich shows it: no markup (a layer may be called "[red]") and no control character."""
+    from rich.text import Text as RichText
+
+    tone = text.tone if isinstance(text, Cell) else ""
+    return RichText(printable(plain(text)), style=STYLES[tone] or style)
+
+
+def _table(section: Section, *, wide: bool) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(
-        title=line(title, "bold") if title else None,
+        title=_line(section.title, "bold") if section.title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
-        show_footer=footer is not None,
+        show_footer=bool(section.footer),
     )
-    for i, head in enumerate(heads):
-        number = head.startswith(">")
+    shown = [i for i, column in enumerate(section.columns) if wide or column.mark != "+"]
+    for i in shown:
+        column = section.columns[i]
         table.add_column(
-            line(head.removeprefix(">")),
-            footer=line(footer[i]) if footer is not None else "",
-            justify="right" if number else "left",
-            no_wrap=number,
-            overflow="ellipsis" if number else "fold",
+            _line(column.title),
+            footer=_line(section.footer[i]) if section.footer else "",
+            justify="right" if column.number else "left",
+            no_wrap=column.number,
+            overflow="ellipsis" if column.number else "fold",
         )
-    for row in rows:
-        table.add_row(*(line(cell) for cell in row))
+    for row in section.rows:
+        _add(table, [row[i] for i in shown])
     return table
 
 
-def _layers(record: ReportRecord, *, words_too: bool) -> Table:
-    measured = has_measured_errors(record)
-    heads = ["layer", "", "method, ranks", ">params", ">MACs", ">error"]
-    heads += [">measured"] if measured else []
-    rows = [_layer(row, measured) for row in record.layers]
-    if not words_too:
-        heads, rows = without_words(heads), [without_words(row) for row in rows]
-    return make_table("Layers", heads, rows)
-
-
-def without_words(cells: Sequence[str]) -> list[str]:
-    """Return a row without its second cell, the layer in words."""
-    return [cells[0], *cells[2:]]
-
-
-def _layer(row: LayerRow, measured: bool) -> list[str]:
-    what = [] if row.kept else [f"{row.method} {words.ranks(row.ranks)}"]
-    text = "; ".join(part for part in (*what, remark(row, brief=True)) if part)
-    cells = [row.label, short(row.layer), text]
-    cells += [
-        _change(row.before.params, row.after.params),
-        _change(row.before.macs, row.after.macs),
-    ]
-    cells.append("" if row.kept else words.error(row.error))
-    if measured:
-        cells.append("" if row.kept else words.error(row.measured_error))
-    return cells
-
-
-def short(layer: str) -> str:
-    """Return a layer in words without what goes without saying: stride 1, one group."""
-    return re.sub(r" s1(?= |$)", "", re.sub(r" g1$", "", layer))
-
-
-def _change(before: int, after: int) -> str:
-    if before == after:
-        return words.compact(before)
-    return f"{words.compact(before)}→{words.compact(after)}"
-
-
-def _metrics(record: ReportRecord) -> Table:
-    shown = metric_columns(record)
-    heads = ["metric", *(f">{title}" for title, _ in shown), ">change"]
-    rows = [[m.name, *(words.metric(m, get(m)) for _, get in shown), words.metric_change(m)] for m in record.metrics]
-    return make_table("Metrics", heads, rows)
-
-
-def _history(record: ReportRecord) -> Table:
-    epochs, most = record.history, 12
-    step = -(-len(epochs) // most)
-    shown = [e for e in epochs if (epochs[-1].epoch - e.epoch) % step == 0 or e is epochs[0]]
-    rows = [
-        (
-            str(e.epoch),
-            words.number(e.loss),
-            words.number(e.metric),
-            words.rate(e.lr),
-            words.NONE if e.seconds is None else words.seconds(e.seconds),
-        )
-        for e in shown
-    ]
-    heads = (">epoch", ">loss", ">metric", ">learning rate", ">time")
-    title = "Fine-tuning"
-    if len(shown) < len(epochs):
-        title += f" ({len(shown)} of {len(epochs)} epochs)"
-    return make_table(title, heads, rows)
+def _add(table: Table, cells: Sequence[Text]) -> None:
+    table.add_row(*(_line(cell) for cell in cells))

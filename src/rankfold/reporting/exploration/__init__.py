@@ -1,6 +1,6 @@
-"""The analysis of exploration spaces: one record, as tables in the terminal, JSON, or an HTML page with plots."""
+"""The analysis of exploration spaces: a document of tables and plots."""
 
-from rankfold.reporting.exploration.analysis import Analysis as Analysis
-from rankfold.reporting.exploration.record import AnalysisRecord as AnalysisRecord
+from rankfold.reporting.exploration import content as content
+from rankfold.reporting.exploration.record import Analysis as Analysis
 from rankfold.reporting.exploration.record import Average as Average
 from rankfold.reporting.exploration.record import LayerSpaces as LayerSpaces

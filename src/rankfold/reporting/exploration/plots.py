@@ -7,15 +7,14 @@ from collections.abc import Sequence
 
 from rankfold.cost.exploration import METRICS, Space
 from rankfold.reporting import words
-from rankfold.reporting.charts import Series, columns
+from rankfold.reporting.charts import Series, columns, figure, svg
 from rankfold.reporting.exploration.record import Average
 from rankfold.reporting.markup import Markup, el, join
 
 SIDE, LEFT, BELOW = 240.0, 52.0, 34.0
 BOX, GAP, ROW = 160.0, 24.0, 44.0
 FITTING = 19
-"""So many characters fit into a box."""
-
+"""The number of characters that fit into a box."""
 COLOURS = 8
 
 
@@ -44,16 +43,9 @@ def plane(spaces: Sequence[Space], title: str) -> Markup | None:
             y = SIDE - (m + 1) * side
             cell = el("rect", x=LEFT + p * side, y=y, width=side, height=side, class_="cell", fill_opacity=depth)
             cells.append(el("g", el("title", tip), cell))
-    chart = el(
-        "svg",
-        _frame(),
-        cells,
-        viewBox=f"0 -6 {LEFT + SIDE + 8:g} {SIDE + BELOW + 8:g}",
-        role="img",
-        aria_label=f"{title}: valid settings by parameter and MAC reduction",
-        class_="plane",
-    )
-    return el("figure", el("figcaption", el("b", title)), chart)
+    label = f"{title}: valid settings by parameter and MAC reduction"
+    chart = svg(LEFT + SIDE + 8, SIDE + BELOW + 8, _frame(), cells, label=label, css="plane", top=-6.0)
+    return figure(title, chart)
 
 
 def _bin(k: int, bins: int) -> str:
@@ -74,7 +66,7 @@ def _frame() -> Markup:
     return join(marks)
 
 
-def chains(dense: str, spaces: Sequence[Space]) -> Markup | None:
+def chains(name: str, dense: str, spaces: Sequence[Space]) -> Markup | None:
     """Return how each method writes a layer as a chain of smaller ones, ranks for numbers (Fig. 5)."""
     shown = [("original", (dense,)), *((space.method, space.stages) for space in spaces if space.stages)]
     if len(shown) == 1:
@@ -82,9 +74,9 @@ def chains(dense: str, spaces: Sequence[Space]) -> Markup | None:
     longest = max(len(stages) for _, stages in shown)
     start = 110.0
     marks: list[Markup] = []
-    for row, (name, stages) in enumerate(shown):
+    for row, (method, stages) in enumerate(shown):
         y = row * ROW
-        marks.append(el("text", name, x=start - 14, y=y + 20, class_="name end"))
+        marks.append(el("text", method, x=start - 14, y=y + 20, class_="name end"))
         for i, stage in enumerate(stages):
             x = start + i * (BOX + GAP)
             if i:
@@ -93,15 +85,10 @@ def chains(dense: str, spaces: Sequence[Space]) -> Markup | None:
             # The words of some stages are longer than their box is wide.
             size = None if len(stage) <= FITTING else f"font-size:{12 * FITTING / len(stage):.1f}px"
             marks.append(el("text", stage, x=x + BOX / 2, y=y + 19, class_="mid value", style=size))
-    width = start + longest * (BOX + GAP)
-    return el(
-        "svg",
-        marks,
-        viewBox=f"0 0 {max(width, 760):g} {len(shown) * ROW:g}",
-        role="img",
-        aria_label="The layers that each method makes of one",
-        class_="chain",
-    )
+    width = max(start + longest * (BOX + GAP), 760)
+    label = "The layers that each method makes of one"
+    chart = svg(width, len(shown) * ROW, marks, label=label, css="chain")
+    return figure(name, chart, el("span", dense, class_="muted"))
 
 
 def score_chart(averages: Sequence[Average], title: str) -> Markup:
@@ -135,7 +122,4 @@ def _chart(
     tips = ["\n".join([name, *(f"{m}: {show(values[i])}" for m, values in series)]) for i, name in enumerate(names)]
     bars = [Series(name=m, css=f"rank{i % COLOURS}", values=values) for i, (m, values) in enumerate(series)]
     axis = (lambda v: f"{v:g} %") if percent else (lambda v: f"{v:g}")
-    chart = columns(names, tips, bars, label=title, overlay=False, show=axis)
-    keys = [el("span", el("i", class_=f"key {bar.css}"), bar.name) for bar in bars]
-    caption = el("figcaption", el("b", title), el("span", keys, class_="legend"))
-    return el("figure", caption, el("div", chart, class_="scroll", tabindex="0"))
+    return columns(names, tips, bars, label=title, overlay=False, show=axis)

@@ -1,14 +1,16 @@
-"""What an analysis found, layer by layer, and its averages."""
+"""The analysis of exploration spaces: its values layer by layer, and their averages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from rankfold.cost.exploration import METRICS, Space, scores
+from rankfold.cost.exploration import METRICS, Extent, Space, scores
 from rankfold.records import Cost
+from rankfold.reporting.codec import encode
+from rankfold.reporting.document import Document
 
 Group = Literal["convolutions", "matrices"]
 GROUPS: tuple[Group, ...] = ("convolutions", "matrices")
@@ -89,9 +91,11 @@ class Average:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnalysisRecord:
-    """The data of an analysis; `rankfold.reporting.exploration.Analysis` can also be shown.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Analysis(Document):
+    """The exploration spaces of a network's layers, as Kokhazadeh et al. (2025), section 4, look at them.
+
+    `rankfold.analyze` returns it.
 
     Parameters
     ----------
@@ -117,6 +121,8 @@ class AnalysisRecord:
         What was analysed.
     """
 
+    KIND: ClassVar[str] = "analysis"
+
     layers: tuple[LayerSpaces, ...]
     methods: tuple[str, ...]
     steps: tuple[float, ...]
@@ -128,6 +134,9 @@ class AnalysisRecord:
     kept: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
 
+    def __repr__(self) -> str:
+        return f"<Analysis: {len(self.layers)} layers>"
+
     def layer(self, name: str) -> LayerSpaces:
         """Return the layer with this name; raise ``KeyError`` otherwise."""
         for layer in self.layers:
@@ -138,8 +147,20 @@ class AnalysisRecord:
     @property
     def averages(self) -> tuple[Average, ...]:
         """Means of every method over the convolutions, and over the linear and 1x1 layers."""
-        found = [average(self.layers, group, method) for group in GROUPS for method in self.methods]
-        return tuple(a for a in found if a is not None)
+        means = [average(self.layers, group, method) for group in GROUPS for method in self.methods]
+        return tuple(mean for mean in means if mean is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values, with reductions, coverage, scores and averages."""
+        data = Document.to_dict(self)
+        for layer, entry in zip(self.layers, data["layers"], strict=True):
+            for space, row in zip(layer.spaces, entry["spaces"], strict=True):
+                for name in ("params", "macs", "memory"):
+                    extent: Extent | None = getattr(space, name)
+                    if extent is not None:
+                        row[name] |= {"best": extent.best, "worst": extent.worst, "coverage": extent.coverage}
+                row["scores"] = scores(space)
+        return {**data, "averages": encode(self.averages)}
 
 
 def average(layers: tuple[LayerSpaces, ...], group: Group, method: str) -> Average | None:

@@ -1,5 +1,5 @@
-"""The sweep over budgets: one record, in the terminal, as Markdown, JSON, CSV, or an HTML page with the front."""
+"""The sweep over budgets: a document with its front as a chart, also written as CSV."""
 
+from rankfold.reporting.sweep import content as content
+from rankfold.reporting.sweep.record import Sweep as Sweep
 from rankfold.reporting.sweep.record import SweepPoint as SweepPoint
-from rankfold.reporting.sweep.record import SweepRecord as SweepRecord
-from rankfold.reporting.sweep.sweep import Sweep as Sweep

@@ -1,12 +1,20 @@
-"""What a sweep found: a plan for each budget, what it costs, and what it is predicted to damage."""
+"""A sweep over budgets: a plan for each of them, its cost and its predicted loss."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
-from rankfold.errors import BudgetError, InfeasibleBudget
+from rankfold._documents import Limits
+from rankfold._printable import printable
+from rankfold.errors import BudgetError, CorruptArtifact, InfeasibleBudget
 from rankfold.records import Budget, Cost, Plan, counted_in_part, resource_names
+from rankfold.reporting.codec import decode
+from rankfold.reporting.document import Document
 from rankfold.reporting.record import MetricValue
 
 
@@ -23,8 +31,8 @@ class SweepPoint:
     cost : Cost or None
         Of the whole model with the plan applied.
     damage : float or None
-        The predicted error: the damage of the plan's search where there is one (``compressnas``), else the sum of the
-        layers' squared relative errors.
+        The predicted loss: that of the plan's search where there is one (``compressnas``), else the sum of the layers'
+        squared relative errors.
     metric : float or None
         Measured with the plan applied; None if this point was not measured.
     reason : str
@@ -42,9 +50,9 @@ class SweepPoint:
     folder: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepRecord:
-    """A model's plans over a range of budgets.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Sweep(Document):
+    """A family of plans for one model, one for each budget; `rankfold.sweep` returns it.
 
     Parameters
     ----------
@@ -67,12 +75,15 @@ class SweepRecord:
     metric : MetricValue or None
         What was measured, with the value of the model as it is.
     measured : int
-        Candidates that were measured, for all points together.
+        The number of candidates that were measured, for all points together.
     timings : mapping of str to float
         Wall-clock seconds by stage.
     created : str
         Date and time (UTC, ISO 8601).
     """
+
+    KIND: ClassVar[str] = "sweep"
+    LIMITS: ClassVar[Limits] = Limits(size=64 * 2**20, entries=2_000_000)
 
     resource: str
     dense: Cost
@@ -87,6 +98,9 @@ class SweepRecord:
     created: str = ""
     uncounted: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Sweep: {len(self.feasible)} of {len(self.points)} budgets of {self.resource} planned>"
+
     @property
     def feasible(self) -> tuple[SweepPoint, ...]:
         """The points that have a plan."""
@@ -95,8 +109,8 @@ class SweepRecord:
     def front(self) -> tuple[SweepPoint, ...]:
         """Return the points that no other one beats, the smallest first.
 
-        Another point beats one that costs no less of the swept resource and is predicted to damage no less, and is
-        worse in one of the two. Of equal points the first counts.
+        One point beats another if it is no worse in the swept resource and in the predicted loss, and better in one of
+        the two. Of equal points the first counts.
         """
         best: list[SweepPoint] = []
         for point in sorted(self.feasible, key=lambda p: (self.amount(p), p.damage)):
@@ -105,7 +119,7 @@ class SweepRecord:
         return tuple(best)
 
     def plan(self, budget: str | Mapping[str, float | str] | Sequence[str] | Budget) -> Plan:
-        """Return the plan of least predicted damage that meets a budget.
+        """Return the plan of least predicted loss that meets a budget.
 
         Parameters
         ----------
@@ -153,6 +167,49 @@ class SweepRecord:
     def share(self, point: SweepPoint) -> float:
         """Return what a feasible point costs of the swept resource, as a share of the model as it is."""
         return self.amount(point) / max(self.dense.get(self.resource), 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values; each plan is as `Plan.save` writes it."""
+        data = Document.to_dict(self)
+        best = self.front()
+        for point, entry in zip(self.points, data["points"], strict=True):
+            entry["plan"] = None if point.plan is None else json.loads(point.plan.to_json())
+            entry["front"] = point in best
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, source: str) -> Self:
+        """Return the sweep that `to_dict` has written; raise `CorruptArtifact` if a field is missing or malformed."""
+        entries = data.get("points")
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise CorruptArtifact(f"{source}.points must be a list of objects. Was it edited or truncated?")
+        points = tuple(_point(entry, f"{source}.points[{i}]") for i, entry in enumerate(entries))
+        return replace(decode(cls, {**data, "points": []}, source), points=points)
+
+    def to_csv(self) -> str:
+        """Return the points as comma-separated values, amounts in units and bytes."""
+        stream, best = io.StringIO(), self.front()
+        writer = csv.writer(stream, lineterminator="\n")
+        names = ("params", "macs", "fm", "weight_bytes")
+        writer.writerow(("budget", *names, "damage", "metric", "front", "folder", "reason"))
+        for point in self.points:
+            costs = [None if point.cost is None else getattr(point.cost, name) for name in names]
+            front = int(point in best)
+            writer.writerow((point.budget, *costs, point.damage, point.metric, front, point.folder, point.reason))
+        return printable(stream.getvalue())
+
+    def writers(self) -> dict[str, Callable[[], str]]:
+        """Return what writes the sweep, by file suffix."""
+        return {**Document.writers(self), ".csv": self.to_csv}
+
+
+def _point(entry: Mapping[str, Any], where: str) -> SweepPoint:
+    point: SweepPoint = decode(SweepPoint, {k: v for k, v in entry.items() if k != "plan"}, where)
+    if entry.get("plan") is None:
+        return point
+    if point.cost is None or point.damage is None:
+        raise CorruptArtifact(f"{where} has a plan without its cost or damage. Was it edited or truncated?")
+    return replace(point, plan=Plan.from_json(json.dumps(entry["plan"]), source=f"{where}.plan"))
 
 
 def _damage(point: SweepPoint) -> float:

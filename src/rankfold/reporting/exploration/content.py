@@ -1,0 +1,203 @@
+"""The sections of an analysis, in the layout of the similarity paper's Tables 1-6 and Figs 2 and 5-7."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from rankfold.cost.exploration import METRICS, Solution, Space, Step
+from rankfold.reporting import words
+from rankfold.reporting.exploration.plots import chains, plane, reduction_chart, score_chart
+from rankfold.reporting.exploration.record import GROUPS, Analysis, Average, Group, LayerSpaces
+from rankfold.reporting.markup import Markup, el
+from rankfold.reporting.sections import Content, Section, content
+
+FEW = 6
+"""Up to this many layers, the terminal shows every solution and formula, and the page each layer's plots."""
+
+TITLES = {"convolutions": "convolutions", "matrices": "linear layers and 1x1 convolutions"}
+
+
+@content.register
+def _(analysis: Analysis, *, brief: bool) -> Content:
+    number, steps = len(analysis.layers), ", ".join(map(words.percent, analysis.steps))
+    groups: list[Group] = [group for group in GROUPS if any(layer.group == group for layer in analysis.layers)]
+    kept = [[name or "(the model)", reason] for name, reason in analysis.kept.items()]
+    return Content(
+        title=analysis.title or "Exploration space",
+        kind="rankfold analysis",
+        lead=f"{number} layer{'s' * (number != 1)}, methods {', '.join(analysis.methods)}",
+        details=(
+            f"Compression steps: {steps} of the parameters removed, each within {words.percent(analysis.tolerance)}; "
+            f"{analysis.random} random solutions a step, seed {analysis.seed}; tensor shapes of ttm with up to "
+            f"{analysis.cores} cores. A valid setting has fewer parameters and fewer MACs than the layer"
+            f"{', and no rank that another one makes useless' if analysis.useful else ''}.",
+        ),
+        sections=[
+            *(section for group in groups if not brief for section in _figures(analysis, group)),
+            *(section for group in groups for section in _tables(analysis, group, brief=brief)),
+            Section(title="Not analysed", heads=("`layer", "reason"), rows=kept),
+        ],
+    )
+
+
+def _tables(analysis: Analysis, group: Group, *, brief: bool) -> Iterator[Section]:
+    """Yield the tables of a group; `brief` leaves out formulas and solutions of more than `FEW` layers."""
+    layers = [layer for layer in analysis.layers if layer.group == group]
+    methods = [m for m in analysis.methods if any(layer.space(m) for layer in layers)]
+    if not methods:
+        return
+    few, what = len(analysis.layers) <= FEW or not brief, TITLES[group]
+    if few:
+        yield _costs(layers, f"Costs of {what} (Table 1)")
+    yield _sizes(layers, methods, f"Exploration space of {what} (Tables 2 and 3)")
+    if few:
+        yield _solutions(layers, f"Chosen solutions of {what}")
+    if any(space.seconds is not None for layer in layers for space in layer.spaces):
+        yield _times(layers, methods, f"Times of {what}, seconds (Tables 4 and 5)")
+    averages = [a for a in analysis.averages if a.group == group]
+    if averages:
+        yield _averages(averages, f"Averages over {what} (Figs 6 and 7)")
+        yield _scores(averages, f"Scores of {what} (Table 6)")
+
+
+def _figures(analysis: Analysis, group: Group) -> Iterator[Section]:
+    layers = [layer for layer in analysis.layers if layer.group == group]
+    averages, what = [a for a in analysis.averages if a.group == group], TITLES[group]
+    if averages:
+        charts = [
+            score_chart(averages, "Mean scores, 5 is best"),
+            reduction_chart(averages, "Mean reductions and coverage"),
+        ]
+        yield Section(title=f"How the methods compare on {what} (Figs 6 and 7)", figures=charts)
+        planes = _planes(layers, [a.method for a in averages])
+        yield Section(title=f"Where the valid settings of {what} lie (Fig. 2)", figures=planes)
+        drawn = [
+            chains(layer.label, layer.layer, layer.spaces) for layer in (layers if len(layers) <= FEW else layers[:1])
+        ]
+        yield Section(title=f"What the methods make of {what} (Fig. 5)", figures=[chart for chart in drawn if chart])
+
+
+def _planes(layers: Sequence[LayerSpaces], methods: Sequence[str]) -> list[Markup]:
+    """Return each layer's maps if there are few layers, else their means."""
+    cases = [(f"{layer.label}, ", [layer]) for layer in layers] if len(layers) <= FEW else [("", list(layers))]
+    rows: list[Markup] = []
+    for name, members in cases:
+        spaces = {method: [s for layer in members if (s := layer.space(method)) is not None] for method in methods}
+        maps = [plane(spaces[method], f"{name}{method}") for method in methods]
+        if any(maps):
+            rows.append(el("div", maps, class_="planes"))
+    return rows
+
+
+def _costs(layers: Sequence[LayerSpaces], title: str) -> Section:
+    rows: list[list[str]] = []
+    for layer in layers:
+        dense = (words.count(layer.dense.params), words.count(layer.dense.macs), words.count(layer.dense.fm))
+        rows.append([layer.label, "original", *dense])
+        for space in layer.spaces:
+            if space.formulas:
+                rows.append(["", space.method, *(space.formulas[name] for name in ("P", "M", "FM"))])
+    note = "MACs are half of the FLOPs; feature maps are all that the layer writes. For ttm: its first tensor shape."
+    heads = ("layer", "method", "parameters", "MACs", "feature-map elements")
+    return Section(title=title, heads=heads, rows=rows, notes=[note])
+
+
+def _sizes(layers: Sequence[LayerSpaces], methods: Sequence[str], title: str) -> Section:
+    def whole(space: Space) -> str:
+        return f"{words.compact(space.size)} / {sum(len(step.solutions) for step in space.steps)}"
+
+    rows = _by_step(layers, methods, whole, lambda step: words.count(step.count))
+    heads = ("layer", *(f">{m}" for m in methods), ">step", *(f">{m}" for m in methods))
+    note = (
+        "First: rank settings with fewer parameters and fewer MACs than the layer / solutions chosen of all steps. "
+        "Then: valid rank settings of the step."
+    )
+    return Section(title=title, heads=heads, rows=rows, notes=[note])
+
+
+def _times(layers: Sequence[LayerSpaces], methods: Sequence[str], title: str) -> Section:
+    def taken(step: Step) -> str:
+        if step.prepare_s is None or step.factorize_s is None:
+            return words.NONE
+        return f"{step.prepare_s + step.factorize_s:.3g}"
+
+    rows = _by_step(layers, methods, lambda s: words.NONE if s.seconds is None else f"{s.seconds:.2g}", taken)
+    heads = ("layer", *(f">{m}" for m in methods), ">step", *(f">{m}" for m in methods))
+    note = "First: counting and choosing. Then: preparing the layer and factoring it at the step's most equal ranks."
+    return Section(title=title, heads=heads, rows=rows, notes=[note])
+
+
+def _by_step(
+    layers: Sequence[LayerSpaces], methods: Sequence[str], whole: Callable[[Space], str], part: Callable[[Step], str]
+) -> list[list[str]]:
+    """Return a row for each layer and step; what belongs to the whole layer stands in its first row."""
+    rows: list[list[str]] = []
+    for layer in layers:
+        spaces = [layer.space(method) for method in methods]
+        steps = next(space.steps for space in spaces if space is not None)
+        for i, step in enumerate(steps):
+            first = [words.NONE if space is None else whole(space) for space in spaces]
+            rest = [words.NONE if space is None else part(space.steps[i]) for space in spaces]
+            start = [layer.label, *first] if i == 0 else [""] * (len(first) + 1)
+            rows.append([*start, words.percent(step.reduction), *rest])
+    return rows
+
+
+def _solutions(layers: Sequence[LayerSpaces], title: str) -> Section:
+    rows: list[list[str]] = []
+    for layer in layers:
+        for space in layer.spaces:
+            for step in space.steps:
+                start = [layer.label, words.percent(step.reduction), space.method]
+                chosen = (("fewest MACs", step.fewest_macs), ("most MACs", step.most_macs), ("equal", step.equal_ranks))
+                for solution in step.solutions:
+                    kinds = [kind for kind, s in chosen if s == solution] or ["random"]
+                    reductions = (
+                        words.reduction(layer.dense.params, solution.cost.params),
+                        words.reduction(layer.dense.macs, solution.cost.macs),
+                        words.reduction(layer.dense.memory, solution.cost.memory),
+                    )
+                    rows.append([*start, ", ".join(kinds), _ranks(solution), *reductions])
+    heads = ("layer", ">step", "method", "solution", "ranks", ">params", ">MACs", ">memory")
+    note = "Reductions of parameters, MACs and overall memory (weights plus feature maps)."
+    return Section(title=title, heads=heads, rows=rows, notes=[note])
+
+
+def _ranks(solution: Solution) -> str:
+    shapes = [solution.options.get(name) for name in ("in_shape", "out_shape")]
+    shape = " → ".join("x".join(map(str, s)) for s in shapes if s)
+    return words.ranks(solution.ranks) + (f" of {shape}" if shape else "")
+
+
+def _averages(averages: Sequence[Average], title: str) -> Section:
+    rows = [
+        [
+            a.method,
+            str(a.layers),
+            words.compact(a.size),
+            *(f"{_signed(best)} / {_signed(worst)}" for best, worst in (
+                (a.best_params, a.worst_params), (a.best_macs, a.worst_macs), (a.best_memory, a.worst_memory)
+            )),
+            _signed(a.params_coverage),
+            _signed(a.macs_coverage),
+        ]
+        for a in averages
+    ]  # fmt: skip
+    heads = ("method", ">layers", ">space", ">params", ">MACs", ">memory", ">params cov.", ">MACs cov.")
+    note = "Reductions: best / worst of the valid settings; a negative one is a growth. Coverage: best minus worst."
+    return Section(title=title, heads=heads, rows=rows, notes=[note])
+
+
+def _signed(share: float) -> str:
+    """A reduction in per cent that may be negative."""
+    return f"{100 * share:.1f} %"
+
+
+def _scores(averages: Sequence[Average], title: str) -> Section:
+    rows = [
+        [metric, *(f"{a.scores[metric]:.2g}" if metric in a.scores else words.NONE for a in averages)]
+        for metric in METRICS
+        if any(metric in a.scores for a in averages)
+    ]
+    heads = ("metric", *(f">{a.method}" for a in averages))
+    return Section(title=title, heads=heads, rows=rows, notes=["5 is excellent, 1 is poor."])

@@ -1,0 +1,141 @@
+"""The sections of a sweep: its front as charts, and a row for each budget."""
+
+from __future__ import annotations
+
+from rankfold.reporting import words
+from rankfold.reporting.charts import Dot, linear, logarithmic, plot
+from rankfold.reporting.markup import Markup
+from rankfold.reporting.sections import Content, Section, content
+from rankfold.reporting.sweep.record import Sweep, SweepPoint
+
+SHOWN = ("params", "macs", "flash")
+"""Resources with a column, whatever is varied."""
+
+
+@content.register
+def _(sweep: Sweep, *, brief: bool) -> Content:
+    return Content(
+        title=sweep.model_name or "Sweep",
+        kind="rankfold sweep",
+        lead=sweep.coverage,
+        details=(_headline(sweep),),
+        sections=(
+            Section(title="What each budget costs", figures=() if brief else _figures(sweep)),
+            _plans(sweep),
+            Section(
+                title="Budgets without a plan",
+                lines=[
+                    f"{_spaced(p.budget)}: {p.reason.partition(chr(10))[0]}" for p in sweep.points if p.plan is None
+                ],
+            ),
+        ),
+    )
+
+
+def _headline(sweep: Sweep) -> str:
+    number, metric = len(sweep.feasible), sweep.metric
+    parts = [
+        f"{number} plan{'s' * (number != 1)} over {sweep.resource} from one table",
+        f"strategy {sweep.strategy}",
+        f"predicted loss by {sweep.proxy}",
+    ]
+    if sweep.measured:
+        parts.append(f"{words.count(sweep.measured)} candidates measured")
+    if metric is not None:
+        samples = "" if metric.samples is None else f" on {words.count(metric.samples)} samples"
+        parts.append(f"dense {metric.name} {words.metric(metric, metric.dense)}{samples}")
+    parts += [f"{stage} {words.seconds(taken)}" for stage, taken in sweep.timings.items()]
+    return " · ".join(parts)
+
+
+def _plans(sweep: Sweep) -> Section:
+    best, metric = sweep.front(), sweep.metric
+    measured = metric is not None and any(point.metric is not None for point in sweep.points)
+    extra = [sweep.resource] if sweep.resource not in SHOWN else []
+    rows: list[list[str]] = []
+    for point in sweep.feasible:
+        cost, dense = point.cost, sweep.dense
+        assert cost is not None
+        macs = words.at_least(words.compact(cost.macs)) if sweep.uncounted else _amount(cost.macs, dense.macs)
+        rows.append(
+            [
+                _spaced(point.budget),
+                _amount(cost.params, dense.params),
+                macs,
+                *(_amount(cost.get(name), dense.get(name)) for name in extra),
+                words.size(cost.weight_bytes),
+                _loss(point),
+                *([words.metric(metric, point.metric), _change(sweep, point)] if metric and measured else []),
+                "front" if point in best else "",
+            ]
+        )
+    names = [f">{metric.name}", ">change"] if metric and measured else []
+    return Section(
+        title="Plans",
+        heads=["budget", ">params", ">MACs", *(f">{e}" for e in extra), ">weights", ">predicted loss", *names, ""],
+        rows=rows,
+        notes=[
+            "Shares are of the dense model. A point of the front is one that no other beats in both the swept resource "
+            "and the predicted loss."
+        ],
+    )
+
+
+def _change(sweep: Sweep, point: SweepPoint) -> str:
+    """Return how far a point's metric is from the dense model's."""
+    if sweep.metric is None or point.metric is None:
+        return words.NONE
+    difference = point.metric - sweep.metric.dense
+    return f"{100 * difference:+.2f}" if sweep.metric.in_percent else f"{difference:+.4g}"
+
+
+def _loss(point: SweepPoint) -> str:
+    return words.NONE if point.damage is None else f"{point.damage:.3g}"
+
+
+def _amount(value: int, dense: int) -> str:
+    return f"{words.compact(value)} ({words.percent(value / dense)})" if dense else words.compact(value)
+
+
+def _spaced(budget: str) -> str:
+    return budget.replace("<=", " ≤ ").replace("%", " %")
+
+
+def _figures(sweep: Sweep) -> list[Markup]:
+    """Return size against predicted loss, the front as a line, and against the metric, if one was measured."""
+    points, metric = sweep.feasible, sweep.metric
+    if not points:
+        return []
+    across = linear([sweep.share(p) for p in points], lambda v: f"{100 * v:g} %", number=6)
+    below, left = f"{sweep.resource} left, as a share of the dense model", f"by {sweep.resource} left"
+    best = sweep.front()
+    dots = [_dot(sweep, p, p.damage or 0.0, "loss" if p in best else "kept") for p in points]
+    positive = [dot.y for dot in dots if dot.y > 0]
+    up = logarithmic(positive) if positive else linear([0.0, 1.0], words.tick)
+    line = [(sweep.share(p), p.damage or 0.0) for p in best]
+    figures = [plot(f"Predicted loss {left}", dots, line, across, up, css="loss", below=below)]
+    dots = [_dot(sweep, p, p.metric, "metric") for p in points if p.metric is not None]
+    if metric is not None and dots:
+        up = linear([metric.dense, *(dot.y for dot in dots)], lambda v: words.metric(metric, v), number=6)
+        level = (metric.dense, f"dense {words.metric(metric, metric.dense)}")
+        line = sorted((dot.x, dot.y) for dot in dots)
+        title = f"Measured {metric.name} {left}"
+        figures.append(plot(title, dots, line, across, up, css="metric", below=below, level=level))
+    return figures
+
+
+def _dot(sweep: Sweep, point: SweepPoint, height: float, css: str) -> Dot:
+    cost, dense, metric = point.cost, sweep.dense, sweep.metric
+    assert cost is not None
+    macs = words.count(cost.macs)
+    macs = words.at_least(macs) if sweep.uncounted else f"{macs}, {words.reduction(dense.macs, cost.macs)} fewer"
+    lines = [
+        point.budget,
+        f"parameters {words.count(cost.params)}, {words.reduction(dense.params, cost.params)} fewer",
+        f"MACs {macs}",
+        f"weights {words.size(cost.weight_bytes)}",
+        f"predicted loss {_loss(point)}",
+    ]
+    if metric is not None and point.metric is not None:
+        lines.append(f"{metric.name} {words.metric(metric, point.metric)}")
+    return Dot(x=sweep.share(point), y=height, tip="\n".join(lines), css=css)
