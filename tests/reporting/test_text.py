@@ -58,9 +58,7 @@ def test_a_long_history_is_thinned_out_in_the_terminal(small: Report, number: in
     assert epochs[-1] == number
     assert len(epochs) == number if number <= 12 else 6 <= len(epochs) <= 13
     assert (f"of {number} epochs" in shown) == (number > 12)
-    assert replace(small, history=rows).to_html().count("<circle") == (
-        number if number > 1 else 0
-    )  # one dot is no curve
+    assert replace(small, history=rows).to_html().count("<circle") == (number if number > 1 else 0)
 
 
 def test_a_narrow_terminal_leaves_the_descriptions_out(small: Report, parts: Parts) -> None:

@@ -19,7 +19,7 @@ MOST_EPOCHS = 12
 @content.register
 def _(report: Report, *, brief: bool) -> Content:
     results = [
-        _totals(report),
+        _totals(report, brief=brief),
         _metrics(report),
         _budget(report),
         Section(title="Notes", lines=report.notes, narrow=True),
@@ -50,7 +50,7 @@ def _headline(report: Report) -> str:
     return " · ".join(parts)
 
 
-def _totals(report: Report) -> Section:
+def _totals(report: Report, *, brief: bool) -> Section:
     rows: list[list[str]] = []
     for resource in RESOURCES.values():
         if resource.amount is not None or resource.name in report.before.more:
@@ -68,7 +68,7 @@ def _totals(report: Report) -> Section:
         "time. Overall memory is parameters plus feature-map elements. The ratio is before ÷ after."
     )
     heads = ("", ">before", ">after", ">ratio", ">reduction")
-    return Section(title="Before and after", heads=heads, rows=rows, notes=[note], narrow=True)
+    return Section(title="Before and after", heads=heads, rows=rows, notes=[] if brief else [note], narrow=True)
 
 
 def _total(name: str, before: float, after: float, show: words.Show) -> list[str]:

@@ -21,7 +21,7 @@ def _(sweep: Sweep, *, brief: bool) -> Content:
         details=(_headline(sweep),),
         sections=(
             Section(title="What each budget costs", figures=() if brief else _figures(sweep)),
-            _plans(sweep),
+            _plans(sweep, brief=brief),
             Section(
                 title="Budgets without a plan",
                 lines=[
@@ -48,7 +48,7 @@ def _headline(sweep: Sweep) -> str:
     return " · ".join(parts)
 
 
-def _plans(sweep: Sweep) -> Section:
+def _plans(sweep: Sweep, *, brief: bool) -> Section:
     best, metric = sweep.front(), sweep.metric
     measured = metric is not None and any(point.metric is not None for point in sweep.points)
     extra = [sweep.resource] if sweep.resource not in SHOWN else []
@@ -74,7 +74,9 @@ def _plans(sweep: Sweep) -> Section:
         title="Plans",
         heads=["budget", ">params", ">MACs", *(f">{e}" for e in extra), ">weights", ">predicted loss", *names, ""],
         rows=rows,
-        notes=[
+        notes=[]
+        if brief
+        else [
             "Shares are of the dense model. A point of the front is one that no other beats in both the swept resource "
             "and the predicted loss."
         ],
