@@ -346,6 +346,26 @@ def test_a_weight_cut_off_from_its_factors_fails(monkeypatch: pytest.MonkeyPatch
         modules.weight_is_differentiable(methods.get("svd"), CASES["linear"])
 
 
+def test_a_composition_that_is_wrong_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, svd = methods.compose, methods.get("svd")
+
+    class CutOff(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return 2 * gradient
+
+    monkeypatch.setattr(methods, "compose", lambda *args: 2 * right(*args))
+    with pytest.raises(AssertionError, match=r"the composed factors and \.weight differ"):
+        exactness.weight_is_what_forward_computes(svd, CASES["linear"])
+    monkeypatch.setattr(methods, "compose", lambda *args: CutOff.apply(right(*args)))
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        modules.weight_is_differentiable(svd, CASES["linear"])
+
+
 def test_ranks_that_are_not_checked_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "check_ranks", lambda method, layer, ranks: None)
     with pytest.raises(AssertionError, match="accepted"):

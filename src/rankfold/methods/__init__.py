@@ -2,6 +2,7 @@
 
 from rankfold.methods._choices import check_choice as check_choice
 from rankfold.methods._choices import chosen_blueprint as chosen_blueprint
+from rankfold.methods.composition import compose as compose
 from rankfold.methods.contract import Method as Method
 from rankfold.methods.contract import Prepared as Prepared
 from rankfold.methods.contract import Unfolds as Unfolds

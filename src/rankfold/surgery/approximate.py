@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -14,8 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from rankfold import methods
 from rankfold.factor.moments import Moments
 from rankfold.inventory.kinds import hooked_names, weight_hook
-from rankfold.records import Candidate, Choice, LayerInfo
-from rankfold.surgery.factored import build
+from rankfold.records import Candidate, LayerInfo
 
 
 def approximations(
@@ -34,19 +32,13 @@ def approximations(
     moments : Moments or None
         Second moments of the layer's input; None approximates the weight instead of the output.
     """
-    bare = replace(layer, bias=False)
     prepared: dict[str, methods.Prepared] = {}
     for candidate in candidates:
         method = methods.get(candidate.method, candidate.options)
         if candidate.method not in prepared:
             prepared[candidate.method] = methods.prepare(method, weight, layer, moments)
-        module = build(
-            method.blueprint(bare, candidate.ranks), bare, Choice.of(replace(candidate, gauge=False)),
-            dtype=weight.dtype, device=weight.device, factors=prepared[candidate.method].factorize(candidate.ranks),
-            bias=None,
-        )  # fmt: skip
-        with torch.no_grad():
-            yield module.dense_weight()
+        factors = [f.to(weight).contiguous() for f in prepared[candidate.method].factorize(candidate.ranks)]
+        yield methods.compose(method.blueprint(layer, candidate.ranks), layer, factors)
 
 
 def _unparametrize_(module: nn.Module) -> None:

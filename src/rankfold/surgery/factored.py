@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankfold.factor.gauge import Gauge
 from rankfold.factor.linalg import double
-from rankfold.methods import without_autocast
+from rankfold.methods import compose
 from rankfold.records import (
     BiasSpec,
     Blueprint,
@@ -23,6 +23,7 @@ from rankfold.records import (
     LayerInfo,
     LinearSpec,
     ReshapeSpec,
+    Size,
     Stage,
 )
 from rankfold.surgery.composed import guarded, refuse_computed, refuse_write
@@ -69,16 +70,21 @@ class Factored(nn.Sequential):
 
     Parameters
     ----------
-    stages : OrderedDict of str to Module
-        The stages, by name.
+    blueprint : Blueprint
+        The stages.
     info : LayerInfo
         The layer that was replaced.
     choice : Choice
         Method, ranks and options.
+    dtype, device : torch.dtype, torch.device
+        Of the parameters, which are left uninitialised.
     """
 
-    def __init__(self, stages: OrderedDict[str, nn.Module], info: LayerInfo, choice: Choice) -> None:
-        super().__init__(stages)
+    def __init__(
+        self, blueprint: Blueprint, info: LayerInfo, choice: Choice, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(OrderedDict((spec.name, build_stage(spec, dtype, device)) for spec in blueprint.stages))
+        self.blueprint = blueprint
         self.info = info
         self.choice = choice
 
@@ -124,11 +130,7 @@ class Factored(nn.Sequential):
 
     def dense_weight(self) -> Tensor:
         """Return the approximated weight in torch's layout, as `rankfold.inventory.layer_weight` has it."""
-        with without_autocast(self.device.type):
-            return self._composed()
-
-    def _composed(self) -> Tensor:
-        raise NotImplementedError
+        return compose(self.blueprint, self.info, stage_factors(self))
 
     def extra_repr(self) -> str:
         """Show what was replaced, by what."""
@@ -148,17 +150,6 @@ class Factored(nn.Sequential):
 
 class FactoredLinear(Factored):
     """A factored ``nn.Linear``, for any number of leading dimensions."""
-
-    def _composed(self) -> Tensor:
-        """Return the image of the identity, ``(out, in)``."""
-        identity = torch.eye(self.in_features, dtype=self.dtype, device=self.device)
-        out = identity
-        for stage in self:
-            if isinstance(stage, (nn.Linear, Gauged)):  # torch 2.6 compiles no union
-                out = nn.functional.linear(out, stage_weight(stage))
-            elif not isinstance(stage, Bias):
-                out = stage(out)
-        return out.reshape(self.in_features, self.out_features).mT.contiguous()
 
     @property
     def in_features(self) -> int:
@@ -210,26 +201,6 @@ class FactoredTensorConv1D(_InputFirst, FactoredTensorLinear):
 class FactoredConv(Factored):
     """A factored convolution, transposed or not, of one to three dimensions."""
 
-    def _composed(self) -> Tensor:
-        """Return the kernels of the stages, composed (each axis belongs to one stage)."""
-        info, total = self.info, None
-        for stage in self:
-            part = _canonical(stage)  # (groups, out / groups, in / groups, *kernel)
-            if total is None:
-                total = part.flatten(0, 1)
-                continue
-            groups, dims = part.shape[0], part.ndim - 3
-            before = total.unflatten(0, (groups, -1))
-            # Kernel axes to the front: matmul broadcasts over them and contracts the inner channels.
-            front = [d + 3 for d in range(dims)]
-            product = part.permute(*front, 0, 1, 2) @ before.permute(*front, 0, 1, 2)
-            total = product.permute(dims, dims + 1, dims + 2, *range(dims)).flatten(0, 1)
-        assert total is not None
-        if not info.transposed:
-            return total.contiguous()  # code that reads a weight views it
-        grouped = total.unflatten(0, (info.groups, info.group_out))
-        return grouped.movedim(2, 1).flatten(0, 1).contiguous()
-
     @property
     def in_channels(self) -> int:
         """Input channels."""
@@ -271,24 +242,25 @@ class FactoredConv(Factored):
         return self.info.padding_mode
 
 
-def _canonical(stage: nn.Module) -> Tensor:
-    assert isinstance(stage, (nn.modules.conv._ConvNd, Gauged))
-    weight = stage_weight(stage)
-    if isinstance(stage, nn.modules.conv._ConvNd) and stage.transposed:
-        return weight.unflatten(0, (stage.groups, -1)).movedim(2, 1)
-    return weight.unflatten(0, (stage.groups, -1))
-
-
-def stage_weight(stage: nn.Linear | nn.modules.conv._ConvNd | Gauged) -> Tensor:
-    """Return the weight of a stage: a parameter, or what its gauged factors compose to."""
-    return stage.dense_weight() if isinstance(stage, Gauged) else stage.weight
-
-
 def stage_factors(module: Factored) -> list[Tensor]:
     """Return the factors of a layer as `build` takes them: canonical, of the stages that have any, in their order."""
-    stages = [stage for stage in module if isinstance(stage, nn.Linear | nn.modules.conv._ConvNd | Gauged)]
-    linear = [isinstance(stage, nn.Linear) or (isinstance(stage, Gauged) and stage.linear) for stage in stages]
-    return [stage_weight(s) if flat else _canonical(s) for s, flat in zip(stages, linear, strict=True)]
+    stages = zip(module.blueprint.stages, module, strict=True)
+    return [_canonical(stage, spec.factor_shape) for spec, stage in stages if spec.factor_shape is not None]
+
+
+def _canonical(stage: nn.Module, shape: Size) -> Tensor:
+    """Return the weight of a stage in canonical form: a parameter, or what its gauged factors compose to."""
+    if isinstance(stage, Gauged):
+        return stage.dense_weight().reshape(shape)
+    if isinstance(stage, nn.modules.conv._ConvNd):
+        weight = stage.weight.unflatten(0, (stage.groups, -1))
+        return weight.movedim(2, 1) if stage.transposed else weight
+    if isinstance(stage, nn.Linear):
+        return stage.weight
+    # An adapter or a quantised layer in the place of a linear one: what it makes of the identity, less its bias.
+    like = next(stage.parameters(), torch.empty(0))
+    identity = torch.eye(shape[1], dtype=like.dtype, device=like.device)
+    return (stage(identity) - stage(torch.zeros_like(identity))).mT
 
 
 @singledispatch
@@ -360,13 +332,12 @@ def build(
     GaugeError
         If gauged factors would not compute the same in this data type.
     """
-    stages = OrderedDict((spec.name, build_stage(spec, dtype, device)) for spec in blueprint.stages)
     kind: type[Factored] = FactoredConv
     if info.kind == "linear":
         reshaped = any(isinstance(spec, ReshapeSpec) for spec in blueprint.stages)
         kinds = (FactoredTensorLinear, FactoredTensorConv1D) if reshaped else (FactoredLinear, FactoredConv1D)
         kind = kinds[info.input_first]
-    module = kind(stages, info.static(), choice)
+    module = kind(blueprint, info.static(), choice, dtype=dtype, device=device)
     if factors is None:
         return module
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -375,11 +346,10 @@ def build(
             return module
         exact = [double(factor) for factor in factors]
         place = exact[0].device
-        plain = build(blueprint.plain, info, choice, dtype=torch.float64, device=place, factors=exact, bias=bias)
         made = gauge_factors(blueprint, exact)
         _fill(module, blueprint, made.factors, bias)
         rounded = copy.deepcopy(module).to(place, torch.float64)
-        check_gauge(rounded.dense_weight(), plain.dense_weight(), made.condition, info, choice, dtype)
+        check_gauge(rounded.dense_weight(), compose(blueprint, info, exact), made.condition, info, choice, dtype)
     return module
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from rankfold import methods
 from rankfold.methods import Method
 from rankfold.testing.cases import LayerCase
-from rankfold.testing.subject import Subject, expect, relative_error, sample_ranks
+from rankfold.testing.subject import Subject, expect, random_factors, relative_error, sample_ranks
 from rankfold.testing.tolerances import OUTPUT_TOLERANCE
 
 
@@ -25,19 +25,26 @@ def full_rank_is_exact(method: Method, case: LayerCase) -> None:
 
 
 def weight_is_what_forward_computes(method: Method, case: LayerCase) -> None:
-    """The stock layer with the factored layer's ``weight`` and ``bias`` computes what its stages compute."""
+    """The stock layer with the factored layer's ``weight`` and ``bias`` computes what its stages compute.
+
+    The weight that the factors compose to without a module is the same.
+    """
     subject = Subject.of(case)
     subject.module.double()
     x, dense_bias = subject.input.double(), dict(subject.module.named_parameters()).get("bias")
     for ranks in [*sample_ranks(method, subject.info, count=2), method.max_ranks(subject.info)]:
-        module = subject.random(method, ranks, dtype=torch.float64)
+        blueprint, tolerance = method.blueprint(subject.info, ranks), OUTPUT_TOLERANCE[torch.float64]
+        factors = random_factors(blueprint)
+        module = subject.built(method, ranks, factors, dtype=torch.float64)
         expect((module.bias is None) == (dense_bias is None), f"ranks {ranks}: a bias appeared or was lost")
         with torch.no_grad():
             subject.set_weight(module.weight)
             if dense_bias is not None and module.bias is not None:
                 dense_bias.copy_(module.bias)
-            error, tolerance = relative_error(module(x), subject.module(x)), OUTPUT_TOLERANCE[torch.float64]
+            error = relative_error(module(x), subject.module(x))
         expect(error <= tolerance, f"ranks {ranks}: .weight and the forward pass differ by {error:.2e}")
+        error = relative_error(methods.compose(blueprint, subject.info, factors), module.dense_weight().detach())
+        expect(error <= tolerance, f"ranks {ranks}: the composed factors and .weight differ by {error:.2e}")
 
 
 def output_looks_the_same(method: Method, case: LayerCase) -> None:

@@ -9,10 +9,11 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from rankfold import methods
 from rankfold.methods import Method
 from rankfold.surgery import Factored
 from rankfold.testing.cases import LayerCase
-from rankfold.testing.subject import Subject, count_macs, expect, relative_error, sample_ranks
+from rankfold.testing.subject import Subject, count_macs, expect, random_factors, relative_error, sample_ranks
 from rankfold.testing.tolerances import OUTPUT_TOLERANCE
 
 
@@ -32,9 +33,13 @@ def gradients_reach_every_factor(method: Method, case: LayerCase) -> None:
 
 
 def weight_is_differentiable(method: Method, case: LayerCase) -> None:
-    """Gradients of a loss on ``weight`` reach every factor."""
+    """Gradients of a loss on ``weight`` reach every factor; those of the composed factors are right."""
     subject = Subject.of(case)
-    module = subject.random(method, sample_ranks(method, subject.info, count=1)[0], dtype=torch.float64)
+    ranks = sample_ranks(method, subject.info, count=1)[0]
+    blueprint = method.blueprint(subject.info, ranks)
+    factors = [factor.requires_grad_() for factor in random_factors(blueprint)]
+    torch.autograd.gradcheck(lambda *f: methods.compose(blueprint, subject.info, f), factors, fast_mode=True)
+    module = subject.random(method, ranks, dtype=torch.float64)
     module.weight.square().sum().backward()
     for name, parameter in module.named_parameters():
         if parameter is not module.bias:

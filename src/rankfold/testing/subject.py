@@ -16,7 +16,7 @@ from rankfold import methods
 from rankfold.factor.moments import Moments
 from rankfold.inventory import OperationCounter, inspect, layer_bias, layer_weight
 from rankfold.methods import Method
-from rankfold.records import Choice, LayerInfo, Ranks
+from rankfold.records import Blueprint, Choice, LayerInfo, Ranks
 from rankfold.surgery import Factored, build
 from rankfold.surgery.gauged import Gauged
 from rankfold.testing.cases import SEED, LayerCase
@@ -137,6 +137,12 @@ def sample_ranks(method: Method, info: LayerInfo, *, count: int) -> list[Ranks]:
     if count == 1:
         return [grid[len(grid) // 2]]
     return list(dict.fromkeys(grid[k * (len(grid) - 1) // (count - 1)] for k in range(count)))
+
+
+def random_factors(blueprint: Blueprint) -> list[Tensor]:
+    """Return canonical factors with random entries, in float64."""
+    generator = torch.Generator().manual_seed(SEED)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in blueprint.factor_shapes]
 
 
 def random_ranks(method: Method, info: LayerInfo, generator: torch.Generator, *, count: int) -> list[Ranks]:
