@@ -60,6 +60,11 @@ def class_scores(output: Any, *, dims: int = 2) -> Tensor:
     return tensors[0]
 
 
+def class_axis(scores: Tensor) -> int:
+    """Return the dimension of the classes: the last of ``(batch, positions, classes)`` or fewer, else the second."""
+    return -1 if scores.ndim <= 3 else 1
+
+
 def squared_distance(output: Any, reference: Any) -> tuple[float, float]:
     """Return ``(||output - reference||^2, ||reference||^2)`` over all floating tensors inside.
 

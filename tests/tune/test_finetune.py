@@ -359,8 +359,8 @@ LABELS = torch.zeros(4).long()
         ({"data": one(y=LABELS), "task": lambda o, t: o}, ModelError, r"Got shape \(4, 3\)"),
         ({"data": one(y=LABELS), "task": lambda o, t: 1.0}, ModelError, "Got float"),
         ({"data": one(torch.full((4, 6), torch.nan), LABELS)}, ModelError, "inputs hold NaN"),
-        ({"data": one(y=LABELS), "metric": float("nan")}, MetricError, "nan after epoch 1"),
-        ({"data": one(y=LABELS), "metric": None}, MetricError, "None after epoch 1"),
+        ({"data": one(y=LABELS), "metric": float("nan")}, MetricError, "after epoch 1: .*returned nan"),
+        ({"data": one(y=LABELS), "metric": None}, MetricError, "after epoch 1: .*Got NoneType"),
     ],
 )
 def test_errors(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold.errors import ModelError
 from rankfold.inventory import layer_weight
 from rankfold.surgery import factored_layers
-from rankfold.tune import FineTune
+from rankfold.tune import FineTune, Step
 from rankfold.tune.objective import Objective
 
 Compress = Callable[..., nn.Module]
@@ -45,11 +45,10 @@ def outputs(model: nn.Module, names: list[str], x: Tensor) -> list[Tensor]:
 
 def term(student: nn.Module, teacher: nn.Module, x: Any, **options: Any) -> float:
     config = FineTune(loss="layer", layer_weight=1.0, **options)
-    objective = Objective(student, teacher, config, lambda t: t)
-    count = x.shape[0]
-    loss, parts = objective(x, None, count, count, True)
+    objective = Objective(student, teacher, config)
+    loss, parts = objective(Step(inputs=x, samples=x.shape[0], total=x.shape[0]))
     objective.close()
-    assert torch.equal(parts, torch.stack([torch.zeros(()), torch.zeros(()), loss.detach()]))
+    assert parts == {"layer": loss.detach()}
     return float(loss.detach())
 
 
@@ -114,8 +113,8 @@ def test_full_rank_has_no_distance(compress: Compress, images: Tensor) -> None:
 def test_gradients_reach_the_factors_and_not_the_teacher(compress: Compress, images: Tensor) -> None:
     teacher = Net()
     student = compress(teacher, stem=2)
-    objective = Objective(student, teacher, FineTune(loss="layer"), lambda t: t)
-    objective(images, None, 5, 5, True)[0].backward()
+    objective = Objective(student, teacher, FineTune(loss="layer"))
+    objective(Step(inputs=images, samples=5, total=5))[0].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.get_submodule("stem").parameters())
     assert all(p.grad is None for p in teacher.parameters())
     assert student.get_submodule("head").weight.grad is None  # it was kept
@@ -131,11 +130,11 @@ def test_dead_layers_give_finite_numbers(compress: Compress, images: Tensor) -> 
 def test_hooks_go_and_a_metric_does_not_feed_them(compress: Compress, images: Tensor) -> None:
     teacher = Net()
     student = compress(teacher, stem=2)
-    objective = Objective(student, teacher, FineTune(loss="layer"), lambda t: t)
+    objective = Objective(student, teacher, FineTune(loss="layer"))
     for model in (teacher, student, student):
         model(images)  # as a metric would
-    before = objective(images, None, 5, 5, True)[0].item()
-    assert before == objective(images, None, 5, 5, True)[0].item()
+    before = objective(Step(inputs=images, samples=5, total=5))[0].item()
+    assert before == objective(Step(inputs=images, samples=5, total=5))[0].item()
     objective.close()
     assert not any(m._forward_hooks for m in [*teacher.modules(), *student.modules()])
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rankfold.errors import ConfigError, DataError
+from rankfold.outputs import class_axis
 
 IGNORED = -100
 
@@ -34,7 +35,7 @@ def as_targets(target: Any, scores: Tensor) -> Tensor:
     target = target.long()
     if target.ndim == 2 and target.shape[1] == 1 and scores.ndim == 2:
         target = target[:, 0]
-    axis = _class_axis(scores, target.shape)
+    axis = _axis_by_target(scores, target.shape)
     classes = scores.shape[axis]
     wrong = (target != IGNORED) & ((target < 0) | (target >= classes))
     if bool(wrong.any()):
@@ -57,7 +58,7 @@ def hits(scores: Tensor, target: Tensor, k: int) -> Tensor:
     k : int
         At most the number of classes.
     """
-    scores = scores.movedim(_class_axis(scores, target.shape), -1)
+    scores = scores.movedim(_axis_by_target(scores, target.shape), -1)
     if k > scores.shape[-1]:
         raise ConfigError(f"k of topk must be at most the number of classes, {scores.shape[-1]}. Got {k} instead.")
     counts = target != IGNORED
@@ -68,16 +69,12 @@ def hits(scores: Tensor, target: Tensor, k: int) -> Tensor:
 
 
 def predictions(scores: Tensor) -> Tensor:
-    """Return the class with the highest score; -1 where a score is NaN.
-
-    The classes are the last dimension of ``(batch, classes)`` and ``(batch, positions, classes)``,
-    the second of ``(batch, classes, height, width)`` and beyond.
-    """
-    axis = -1 if scores.ndim <= 3 else 1
+    """Return the class with the highest score, along `rankfold.outputs.class_axis`; -1 where a score is NaN."""
+    axis = class_axis(scores)
     return torch.where(scores.isnan().any(axis), -1, scores.argmax(axis))
 
 
-def _class_axis(scores: Tensor, target_shape: torch.Size) -> int:
+def _axis_by_target(scores: Tensor, target_shape: torch.Size) -> int:
     if scores.shape[:-1] == target_shape:
         return -1
     if scores.shape[:1] + scores.shape[2:] == target_shape:

@@ -1,5 +1,6 @@
 """Fine-tuning of compressed models: losses, the loop on Accelerate, resumable checkpoints."""
 
+from rankfold.tune import layers as layers
 from rankfold.tune.config import FineTune as FineTune
 from rankfold.tune.loop import finetune as finetune
 from rankfold.tune.loop import finetune_ as finetune_
@@ -7,3 +8,6 @@ from rankfold.tune.optimizers import rebuild_optimizer as rebuild_optimizer
 from rankfold.tune.result import Epoch as Epoch
 from rankfold.tune.result import StepInfo as StepInfo
 from rankfold.tune.result import TuneResult as TuneResult
+from rankfold.tune.terms import Step as Step
+from rankfold.tune.terms import Term as Term
+from rankfold.tune.terms import terms as terms

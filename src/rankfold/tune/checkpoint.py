@@ -21,6 +21,7 @@ from rankfold.errors import ConfigError, CorruptArtifact, ModelError, RankfoldEr
 from rankfold.inventory import run_batch, undisturbed
 from rankfold.tune.config import FineTune
 from rankfold.tune.feed import digest
+from rankfold.tune.terms import Term
 
 FORMAT = "rankfold-finetune"
 VERSION = 1
@@ -224,5 +225,9 @@ def _sketch(tensor: Tensor) -> list[float]:
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Term):
+        return repr(value) if dataclasses.is_dataclass(value) else f"{type(value).__qualname__} {value.weight}"
     module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
     return f"{module}.{name}" if name else type(value).__name__

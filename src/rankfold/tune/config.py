@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankfold._config import require
 from rankfold.errors import ConfigError, UnknownNameError
+from rankfold.tune.terms import Term, terms
 
 Task = Callable[[Any, Any], Tensor]
-Term = Literal["task", "distill", "layer"]
-
-TERMS: tuple[Term, ...] = ("task", "distill", "layer")
+Loss = str | Sequence[str | Term]
 
 # Learning rate and weight decay of an optimizer where the config leaves them open.
 OPTIMIZERS: dict[str, tuple[float, float]] = {"sgd": (0.02, 1e-4), "adamw": (1e-3, 0.01)}
@@ -33,20 +32,19 @@ class FineTune:
     Parameters
     ----------
     data : iterable
-        Batches (see `rankfold.batches`): a DataLoader, a list, or anything that can be iterated
-        over once per epoch. Its batches are the *global* batches, on any number of processes. If it
-        (or a DataLoader's sampler or data set) has ``set_epoch``, that is called with each epoch.
-        Iterables without a length are counted once before the training, unless `max_steps` is
-        given.
+        Batches (`rankfold.batches`): a DataLoader, a list, or anything that can be iterated over once per epoch. They
+        are the *global* batches, on any number of processes. If the data (or a DataLoader's sampler or data set) has
+        ``set_epoch``, that is called with each epoch. Iterables without a length are counted once before the training,
+        unless `max_steps` is given.
     epochs : int
         Passes over the data.
     max_steps : int or None
         Stop after so many batches, even within an epoch; the schedule then ends there too.
-    loss : str
-        What is minimised: terms joined by ``+`` out of ``"task"`` (needs labels), ``"distill"``
-        (the original's outputs; needs a teacher) and ``"layer"`` (RENE's layer distillation; needs
-        a teacher), such as ``"task+layer"``. ``"auto"`` is ``"task+distill"`` if there are labels
-        and a teacher, else the one that is possible.
+    loss : str or sequence
+        What is minimised: terms joined by ``+``, such as ``"task+layer"``. There are ``"task"`` (needs labels),
+        ``"distill"`` (the original's outputs; needs a teacher), ``"layer"`` (RENE's layer distillation; needs a
+        teacher) and those that were registered (`rankfold.tune.terms`). A list may also hold `rankfold.tune.Term`
+        objects. ``"auto"`` is ``"task+distill"`` if there are labels and a teacher, else the one that is possible.
     task : {"cross_entropy"} or callable
         The task loss. A callable gets ``(outputs, target)`` as the model and the data gave them and
         returns the mean over the batch.
@@ -60,6 +58,14 @@ class FineTune:
     layer_scale : {"relative", "mean", "sum"}
         How the squared norms of eq. 10 are scaled (see `rankfold.tune.layers`); ``"sum"`` is the
         paper's formula to the letter.
+    objective : callable or None
+        ``objective(model, teacher)`` returns a module that takes the place of `loss`. It holds the model as a child,
+        and the teacher in a way that torch does not see (in a tuple). Its forward takes a `rankfold.tune.Step` and
+        returns the loss, one number, or the loss and a dict of its terms for the history. Its own parameters are
+        trained, too. A method ``close`` is called at the end.
+    groups : callable or None
+        ``groups(objective)`` returns the optimizer's parameter groups; ``"lr"`` of a group is its peak. None trains all
+        parameters that require gradients, with `weight_decay` on matrices and none on vectors.
     optimizer : {"sgd", "adamw"}
         SGD has Nesterov momentum.
     lr : float or None
@@ -88,15 +94,15 @@ class FineTune:
         Steps between checkpoints; None writes one after each epoch only.
     resume : bool
         Continue from the checkpoint if there is one; if it is of a finished run, return its result
-        at once. False starts anew and overwrites it.
+        at once. False starts over and overwrites it.
     seed : int
-        Of everything random: the order of the data, augmentation, dropout.
+        Random seed: of the order of the data, augmentation, dropout.
     """
 
     data: Iterable[Any] | None = field(default=None, repr=False, compare=False)
     epochs: int = 5
     max_steps: int | None = None
-    loss: str = "auto"
+    loss: Loss = "auto"
     task: Literal["cross_entropy"] | Task = "cross_entropy"
     task_weight: float = 1.0
     distill_weight: float = 1.0
@@ -104,6 +110,8 @@ class FineTune:
     distill: Literal["kl", "mse"] = "kl"
     temperature: float = 4.0
     layer_scale: Literal["relative", "mean", "sum"] = "relative"
+    objective: Callable[[nn.Module, nn.Module | None], nn.Module] | None = None
+    groups: Callable[[nn.Module], Iterable[dict[str, Any]]] | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float | None = None
     momentum: float = 0.9
@@ -121,8 +129,14 @@ class FineTune:
 
     def __post_init__(self) -> None:
         """Refuse every value that cannot be meant, before any work is done."""
-        if self.loss != "auto":
-            _parse(self.loss)
+        if not isinstance(self.loss, str) and isinstance(self.loss, Sequence):
+            object.__setattr__(self, "loss", tuple(self.loss))
+        _parse(self.loss)
+        for option in ("objective", "groups"):
+            value = getattr(self, option)
+            require(value is None or callable(value), option, value, "a callable, or None")
+        if self.objective is not None and self.loss != "auto":
+            raise ConfigError(f"objective takes the place of loss, but loss is {self.loss!r}. Leave one of them out.")
         if not callable(self.task):
             _one_of("task loss", self.task, ["cross_entropy"])
         _one_of("distillation", self.distill, ["kl", "mse"])
@@ -159,9 +173,11 @@ class FineTune:
             )
 
     @property
-    def terms(self) -> frozenset[Term] | None:
-        """The terms that `loss` names; None if it is ``"auto"``."""
-        return None if self.loss == "auto" else _parse(self.loss)
+    def terms(self) -> tuple[Term, ...] | None:
+        """The terms of `loss`, those given by name with the options here; None if it is ``"auto"``."""
+        if self.loss == "auto":
+            return None
+        return tuple(terms.entry(part).plugin.of(self) if isinstance(part, str) else part for part in _parse(self.loss))
 
     @property
     def peak_lr(self) -> float:
@@ -174,17 +190,19 @@ class FineTune:
         return self.weight_decay if self.weight_decay is not None else OPTIMIZERS[self.optimizer][1]
 
 
-def _parse(loss: object) -> frozenset[Term]:
-    words = loss.replace(" ", "").split("+") if isinstance(loss, str) else []
-    for word in words:
-        if word not in TERMS:
-            raise UnknownNameError("term of the fine-tuning loss", word, ["auto", *TERMS])
-    found: frozenset[Term] = frozenset(term for term in TERMS if term in words)
+def _parse(loss: object) -> list[str | Term]:
+    """Return the parts of a loss: names of terms, and terms."""
+    parts: list[Any] = loss.replace(" ", "").split("+") if isinstance(loss, str) else []
+    parts = list(loss) if isinstance(loss, tuple) else parts
+    for part in parts:
+        if not isinstance(part, Term) and part not in terms.names() and loss != "auto":
+            raise UnknownNameError(terms.kind, str(part), ["auto", *terms.names()])
+    names = [part.name if isinstance(part, Term) else part for part in parts]
     require(
-        bool(words) and len(words) == len(found),
+        bool(parts) and len(names) == len(set(names)),
         "loss", loss, "'auto' or different terms joined by '+', such as 'task+layer'",
     )  # fmt: skip
-    return found
+    return parts
 
 
 def _one_of(kind: str, value: object, choices: list[str]) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from rankfold.errors import ModelError
-from rankfold.inventory import copy_model, layer_weight
+from rankfold.inventory import layer_weight
 from rankfold.surgery import factored_layers
-from rankfold.surgery.attention import separate_attention_
+from rankfold.surgery.factored import Factored
+from rankfold.tune.config import FineTune
+from rankfold.tune.terms import Step, Term, terms
 
 
-class LayerDistillation:
+@dataclass(kw_only=True)
+class LayerDistillation(Term):
     """Sums of squared differences of weights and outputs over the factored layers (eq. 10).
 
     For a layer with original weight W and output O, approximated weight Ŵ and output D, the term
@@ -24,115 +26,81 @@ class LayerDistillation:
     paper writes w = o = 1, which makes the weight of a layer in the loss depend on its size and
     the loss on the batch size. Hence three scales:
 
-    - ``"relative"``, the default: w = ‖W‖², o = ‖O‖² over the batch, so that each layer adds its
-      two relative squared errors, from 0 to about 1 each, whatever its size and units. The one
-      lambda then fits every network. (‖O‖² is taken over the global batch on several processes.)
-    - ``"mean"``: the numbers of elements, as ``torch.nn.MSELoss`` has it.
-    - ``"sum"``: eq. 10 to the letter, per batch; it wants a lambda orders of magnitude smaller.
+    - ``"relative"``, the default: w = ‖W‖², o = ‖O‖² over the global batch, so that each layer adds two relative
+      squared errors, from 0 to about 1 each, whatever its size and units. One lambda then fits every network.
+    - ``"mean"``: the numbers of elements, as in ``torch.nn.MSELoss``.
+    - ``"sum"``: eq. 10 to the letter, per batch; it needs a lambda orders of magnitude smaller.
 
     Parameters
     ----------
-    student, teacher : nn.Module
-        The compressed and the original network; the factored layers' names lead from one to the
-        other. Both get forward hooks until `close`.
     scale : {"relative", "mean", "sum"}
         See above.
-    reduce : callable
-        Sums a tensor over all processes.
+    weight : float
+        The lambda of eq. 11.
 
     Raises
     ------
     ModelError
-        If the student has no factored layer, or the teacher lacks one of the layers.
+        From `start`: if the student has no factored layer, or the teacher lacks one of the layers.
 
     References
     ----------
     RENE, section 4.4, equations 10 and 11.
     """
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        *,
-        scale: str,
-        reduce: Callable[[Tensor], Tensor],
-    ) -> None:
+    name = "layer"
+    needs_teacher = True
+    scale: Literal["relative", "mean", "sum"] = "relative"
+    weight: float = 0.5
+    _layers: dict[str, Factored] = field(default_factory=dict, init=False, repr=False)
+    _weights: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _energy: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _errors: list[Tensor] = field(default_factory=list, init=False, repr=False)
+
+    @classmethod
+    def of(cls, config: FineTune) -> Self:
+        """Return the term of a config."""
+        return cls(scale=config.layer_scale, weight=config.layer_weight)
+
+    def start(self, student: nn.Module, teacher: nn.Module | None) -> Iterable[str]:
+        """Find the factored layers and the weights that they replaced."""
+        assert teacher is not None
         self._layers = factored_layers(student)
         if not self._layers:
             raise ModelError(
                 "loss term 'layer' compares factored layers, but the model has none. Compress it "
                 "first (and do not strip it), or choose another loss."
             )
-        self._scale, self._reduce = scale, reduce
-        self.teacher = _with_projections(teacher, list(self._layers))
-        self._weights: dict[str, Tensor] = {}
-        self._outputs: dict[str, list[Tensor]] = {name: [] for name in self._layers}
-        self._energy: dict[str, Tensor] = {}
-        self._errors: list[Tensor] = []
-        self._samples, self._total = 1, 1
-        self._listening = False  # a metric may run both networks as well
-        self._handles: list[RemovableHandle] = []
-        for name, layer in self._layers.items():
-            try:
-                original = self.teacher.get_submodule(name)
-                weight = layer_weight(self.teacher, name)
-            except (AttributeError, ValueError) as error:
-                raise ModelError(
-                    f"the teacher has no layer {name!r}, which the model has factored. The teacher "
-                    "must be the network that the model was compressed from."
-                ) from error
-            if tuple(weight.shape) != layer.info.weight_shape:
-                raise ModelError(
-                    f"layer {name!r} has a weight of shape {layer.info.weight_shape} in the model "
-                    f"and {tuple(weight.shape)} in the teacher. The teacher must be the network "
-                    "that the model was compressed from."
-                )
-            self._weights[name] = weight.clone().float()
-            self._handles.append(original.register_forward_hook(partial(self._record, name)))
-            self._handles.append(layer.register_forward_hook(partial(self._compare, name)))
+        self._weights = {name: _original(teacher, name, layer) for name, layer in self._layers.items()}
+        return self._layers
 
-    def close(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-
-    def begin(self, samples: int, total: int) -> None:
-        """Forget the last batch; `samples` of this process's batch, `total` over all processes."""
-        self._samples, self._total = samples, total
-        self._listening = True
+    def teacher_ran(self, step: Step, outputs: Mapping[str, Sequence[Tensor]]) -> None:
+        """Measure ‖O‖² per sample; a process whose share is empty adds nothing."""
         self._errors.clear()
-        self._energy.clear()
-        for outputs in self._outputs.values():
-            outputs.clear()
-
-    def after_teacher(self, active: bool) -> None:
-        """Measure ‖O‖² per sample; between the two networks' forward passes.
-
-        A process that holds no share of the batch (not `active`) adds nothing.
-        """
-        if self._scale != "relative":
+        if self.scale != "relative":
             return
         sums = [
-            torch.stack([o.float().square().sum() for o in outputs]).sum()
-            if outputs
-            else torch.zeros((), device=self._weights[name].device)
-            for name, outputs in self._outputs.items()
+            torch.stack([o.float().square().sum() for o in outputs[name]]).sum()
+            if outputs[name]
+            else torch.zeros((), device=weight.device)
+            for name, weight in self._weights.items()
         ]
-        energy = self._reduce(torch.stack(sums) * float(active)) / self._total
-        energy = torch.where(energy > 0, energy, 1.0)  # a dead layer: the plain squared error
-        self._energy = dict(zip(self._outputs, energy, strict=True))
+        energy = _positive(step.sum(torch.stack(sums) * float(step.active)) / step.total)
+        self._energy = dict(zip(self._weights, energy, strict=True))
 
-    def term(self) -> Tensor:
-        """Return the whole term; after both forward passes."""
-        self._listening = False
-        left = [name for name, outputs in self._outputs.items() if outputs]
-        if left:
-            raise ModelError(
-                f"layer {left[0]!r} ran more often in the teacher than in the model, so their "
-                "outputs cannot be compared. The teacher must be the network that the model was "
-                "compressed from."
-            )
+    def compare(self, step: Step, path: str, ours: Tensor, theirs: Tensor) -> None:
+        """Add this process's share of a mean over samples, so that processes can be averaged."""
+        error = (theirs.float() - ours.float()).square().sum()
+        if self.scale == "relative":
+            scale = self._energy[path] * step.samples
+        elif self.scale == "mean":
+            scale = float(ours.numel())
+        else:
+            scale = step.samples / step.total
+        self._errors.append(error / scale)
+
+    def loss(self, step: Step) -> Tensor:  # noqa: ARG002
+        """Return the sum over weights and outputs."""
         device = next(iter(self._weights.values())).device
         total = torch.zeros((), device=device)
         # Products of factors lose too many digits in half precision.
@@ -146,49 +114,31 @@ class LayerDistillation:
         return total
 
     def _weight_scale(self, weight: Tensor) -> Tensor | float:
-        if self._scale == "relative":
-            energy = weight.square().sum()
-            return torch.where(energy > 0, energy, 1.0)
-        return float(weight.numel()) if self._scale == "mean" else 1.0
-
-    def _record(self, name: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
-        if self._listening:
-            self._outputs[name].append(output.detach())
-
-    def _compare(self, name: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
-        if not self._listening:
-            return
-        outputs = self._outputs[name]
-        if not outputs or outputs[0].shape != output.shape:
-            theirs = tuple(outputs[0].shape) if outputs else "nothing"
-            raise ModelError(
-                f"layer {name!r} gave {tuple(output.shape)} in the model and {theirs} in the "
-                "teacher. The teacher must be the network that the model was compressed from."
-            )
-        error = (outputs.pop(0).float() - output.float()).square().sum()
-        # Each process's share of a mean over samples, so that processes can be averaged.
-        if self._scale == "relative":
-            scale = self._energy[name] * self._samples
-        elif self._scale == "mean":
-            scale = float(output.numel())
-        else:
-            scale = self._samples / self._total
-        self._errors.append(error / scale)
+        if self.scale == "relative":
+            return _positive(weight.square().sum())
+        return float(weight.numel()) if self.scale == "mean" else 1.0
 
 
-def _with_projections(teacher: nn.Module, names: list[str]) -> nn.Module:
-    """Return the teacher, as a copy with separate projections where such a one was factored.
+terms.register(LayerDistillation, summary="every factored layer near its original")
 
-    An ``nn.MultiheadAttention`` computes its projections without calling a module that a hook
-    could listen to.
-    """
-    paths = {name.rpartition(".")[0] for name in names}
-    packed = [
-        path for path, module in teacher.named_modules() if path in paths and isinstance(module, nn.MultiheadAttention)
-    ]
-    if not packed:
-        return teacher
-    twin = copy_model(teacher)
-    for path in packed:
-        separate_attention_(twin, path)
-    return twin
+
+def _positive(energy: Tensor) -> Tensor:
+    """Return the energy, or 1 where it is 0: of a dead layer the plain squared error counts."""
+    return torch.where(energy > 0, energy, 1.0)
+
+
+def _original(teacher: nn.Module, name: str, layer: Factored) -> Tensor:
+    """Return the weight that a factored layer replaced."""
+    try:
+        weight = layer_weight(teacher, name)
+    except (AttributeError, ValueError) as error:
+        raise ModelError(
+            f"the teacher has no layer {name!r}, which the model has factored. The teacher "
+            "must be the network that the model was compressed from."
+        ) from error
+    if tuple(weight.shape) != layer.info.weight_shape:
+        raise ModelError(
+            f"layer {name!r} has a weight of shape {layer.info.weight_shape} in the model and {tuple(weight.shape)} in "
+            "the teacher. The teacher must be the network that the model was compressed from."
+        )
+    return weight.clone().float()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,15 +12,16 @@ from torch import nn
 from rankfold._grad_mode import trainable
 from rankfold._turns import in_turn
 from rankfold.errors import ConfigError, ModelError
+from rankfold.evaluation import as_metric
 from rankfold.inventory.wrappers import unwrap
 from rankfold.surgery import copy_model
 from rankfold.tune.config import FineTune
 from rankfold.tune.feed import Feed
 from rankfold.tune.launch import launched
-from rankfold.tune.objective import require_teacher
+from rankfold.tune.objective import opened, require_teacher
 from rankfold.tune.randomness import preserved
 from rankfold.tune.result import TuneResult
-from rankfold.tune.run import Metric, Progress, Run
+from rankfold.tune.run import Progress, Run
 
 
 @in_turn
@@ -29,7 +31,7 @@ def finetune(
     config: FineTune,
     *,
     teacher: nn.Module | None = None,
-    metric: Metric | None = None,
+    metric: Callable[[nn.Module], Any] | None = None,
     progress: Progress | None = None,
 ) -> TuneResult:
     """Return a trained copy of the model; the model itself is left untouched.
@@ -56,8 +58,8 @@ def finetune(
     teacher : nn.Module or None
         The original network. It is run in eval mode, and left as it was.
     metric : callable or None
-        ``metric(model)`` returns a finite number, after each epoch, for the model in eval mode.
-        Attributes ``name`` and ``higher_is_better`` (True by default) are respected.
+        ``metric(model)`` returns a finite number, after each epoch, for the model in eval mode; see
+        `rankfold.evaluation.as_metric`.
     progress : callable or None
         Told of every step, on the main process. None shows a bar on the terminal.
 
@@ -93,7 +95,7 @@ def finetune_(
     config: FineTune,
     *,
     teacher: nn.Module | None = None,
-    metric: Metric | None = None,
+    metric: Callable[[nn.Module], Any] | None = None,
     progress: Progress | None = None,
 ) -> TuneResult:
     """Train the model in place; otherwise as `finetune`, without the memory for a copy."""
@@ -103,25 +105,16 @@ def finetune_(
     _check(model, teacher, config, metric)
     with launched(config.mixed_precision) as accelerator:
         device = accelerator.device
-        with preserved(device), _borrowed(model, device), _borrowed(teacher, device):
-            feed = Feed(
-                config.data,
-                seed=config.seed,
-                rank=accelerator.process_index,
-                world=accelerator.num_processes,
-                device=device,
-            )
-            run = None
-            try:
-                run = Run(model, teacher, config, metric, progress, accelerator, feed)
-                return run.run()
-            finally:
-                feed.close()
-                if run is not None:
-                    run.close()
+        with preserved(device), _borrowed(model, device), _borrowed(teacher, device), ExitStack() as stack:
+            rank, world = accelerator.process_index, accelerator.num_processes
+            feed = Feed(config.data, seed=config.seed, rank=rank, world=world, device=device)
+            stack.callback(feed.close)
+            objective = stack.enter_context(opened(model, teacher, config))
+            measured = None if metric is None else as_metric(metric)
+            return Run(model, teacher, objective, config, measured, progress, accelerator, feed).run()
 
 
-def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric: Metric | None) -> None:
+def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric: object) -> None:
     for what, module in (("model", model), ("teacher", teacher)):
         tensors = [*module.parameters(), *module.buffers()] if module is not None else []
         if any(nn.parameter.is_lazy(t) for t in tensors):

@@ -1,15 +1,63 @@
-"""The loss terms that need only the two networks' outputs."""
+"""The loss terms of outputs: the labels' loss, and the distance from the teacher's outputs."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from rankfold.errors import DataError, ModelError
-from rankfold.outputs import class_scores
+from rankfold.outputs import class_axis, class_scores
+from rankfold.tune.config import FineTune
+from rankfold.tune.terms import Step, Term, terms
+
+
+@dataclass(kw_only=True)
+class Task(Term):
+    """The labels' loss: `cross_entropy`, or a callable of the outputs and the target."""
+
+    name = "task"
+    needs_labels = True
+    task: Literal["cross_entropy"] | Callable[[Any, Any], Tensor] = "cross_entropy"
+    weight: float = 1.0
+
+    @classmethod
+    def of(cls, config: FineTune) -> Self:
+        """Return the term of a config."""
+        return cls(task=config.task, weight=config.task_weight)
+
+    def loss(self, step: Step) -> Tensor:
+        """Return the mean over the samples."""
+        compute = self.task if callable(self.task) else cross_entropy
+        return compute(step.outputs, step.target)
+
+
+@dataclass(kw_only=True)
+class Distill(Term):
+    """The distance of the outputs from the teacher's; see `distillation`."""
+
+    name = "distill"
+    needs_teacher = True
+    kind: Literal["kl", "mse"] = "kl"
+    temperature: float = 4.0
+    weight: float = 1.0
+
+    @classmethod
+    def of(cls, config: FineTune) -> Self:
+        """Return the term of a config."""
+        return cls(kind=config.distill, temperature=config.temperature, weight=config.distill_weight)
+
+    def loss(self, step: Step) -> Tensor:
+        """Return the mean over the samples."""
+        return distillation(step.outputs, step.teacher_outputs, kind=self.kind, temperature=self.temperature)
+
+
+terms.register(Task, summary="the labels' loss")
+terms.register(Distill, summary="the original network's outputs as soft labels")
 
 
 def cross_entropy(outputs: Any, target: Any) -> Tensor:
@@ -79,7 +127,7 @@ def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -
     Parameters
     ----------
     student, teacher : object
-        The outputs of both networks; see `rankfold.outputs.class_scores`. Classes lie along dimension 1.
+        The outputs of both networks; see `rankfold.outputs.class_scores` and `class_axis`.
     kind : {"kl", "mse"}
         ``"kl"`` is T² · KL(softmax(teacher / T) ‖ softmax(student / T)), which is zero for equal
         outputs, and whose gradient does not shrink with the temperature T (Hinton et al. 2015,
@@ -122,7 +170,7 @@ def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -
 def _distillation(ours: Tensor, theirs: Tensor, kind: str, temperature: float) -> Tensor:
     if kind == "mse":
         return F.mse_loss(ours, theirs)
-    axis = 1 if ours.ndim > 1 else 0
+    axis = class_axis(ours)
     target = F.log_softmax(theirs / temperature, axis)
     divergence = F.kl_div(F.log_softmax(ours / temperature, axis), target, reduction="none", log_target=True)
     return divergence.sum(axis).mean() * temperature**2

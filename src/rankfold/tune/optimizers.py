@@ -14,45 +14,50 @@ from rankfold.errors import ConfigError, ModelError
 from rankfold.tune.config import FineTune
 
 
-def build_optimizer(model: nn.Module, config: FineTune) -> torch.optim.Optimizer:
-    """Return the optimizer of a config over all parameters that require gradients.
+def build_optimizer(objective: nn.Module, config: FineTune) -> torch.optim.Optimizer:
+    """Return the optimizer of a config over its groups, or all parameters that require gradients.
 
-    Weights decay; vectors (biases, norms) do not.
+    Without groups, weights decay and vectors (biases, norms) do not.
 
     Raises
     ------
     ModelError
         If no parameter requires gradients.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
+    if config.groups is not None:
+        groups = [{"weight_decay": config.decay, **group} for group in config.groups(objective)]
+        groups = [group | {"params": list(group["params"])} for group in groups]
+    else:
+        trained = [p for p in objective.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
         raise ModelError(
             "no parameter of the model requires gradients, so there is nothing to train. Call "
             "model.requires_grad_(True) before fine-tuning."
         )
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.peak_lr)
     return torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum, nesterov=True)
 
 
-def lr_at(config: FineTune, step: int, total: int) -> float:
-    """Return the learning rate of a step (from 0) out of `total`: a function of both alone.
+def lr_at(config: FineTune, step: int, total: int, peak: float | None = None) -> float:
+    """Return the learning rate of a step (from 0) out of `total`, for a peak (by default the config's).
 
     It rises linearly to the peak over the warm-up, then falls along a cosine that would be zero one
     step after the last.
     """
+    peak = config.peak_lr if peak is None else peak
     warmup = config.warmup if isinstance(config.warmup, int) else round(config.warmup * total)
     if step < warmup:
-        return config.peak_lr * (step + 1) / (warmup + 1)
+        return peak * (step + 1) / (warmup + 1)
     if config.schedule == "constant":
-        return config.peak_lr
+        return peak
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return config.peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def rebuild_optimizer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,19 +20,19 @@ from rankfold._state import buffer_owners, extra_state, load_state_, own_state, 
 from rankfold._tensors import float_tensors, ordinary, to_device
 from rankfold.batches import split_batch
 from rankfold.errors import DataError, MetricError, ModelError, RankfoldError, RankfoldWarning
-from rankfold.inventory import KeptState, holds_graph, measure
+from rankfold.evaluation import Metric, evaluate
+from rankfold.inventory import KeptState, holds_graph
 from rankfold.tune import checkpoint
-from rankfold.tune.config import TERMS, FineTune
+from rankfold.tune.config import FineTune
 from rankfold.tune.feed import Feed, Share, digest, require_batches
-from rankfold.tune.objective import Objective, resolve_terms
 from rankfold.tune.optimizers import build_optimizer, lr_at
 from rankfold.tune.randomness import Stream, preserved
 from rankfold.tune.result import Epoch, StepInfo, TuneResult
+from rankfold.tune.terms import Step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Metric = Callable[[nn.Module], float]
 Progress = Callable[[StepInfo], object]
 
 
@@ -60,6 +60,8 @@ class Run:
     ----------
     model, teacher : nn.Module
         On the training device.
+    objective : nn.Module
+        Called with a `Step`, returns the loss, or the loss and its terms by name.
     config, metric, progress
         See `rankfold.tune.finetune`.
     accelerator : Accelerator
@@ -72,14 +74,16 @@ class Run:
         self,
         model: nn.Module,
         teacher: nn.Module | None,
+        objective: nn.Module,
         config: FineTune,
         metric: Metric | None,
         progress: Progress | None,
         accelerator: Accelerator,
         feed: Feed,
     ) -> None:
-        self.model, self.config, self.metric, self.progress = model, config, metric, progress
-        self.accelerator, self.feed, self.has_teacher = accelerator, feed, teacher is not None
+        self.model, self.objective = model, objective
+        self.config, self.metric, self.progress = config, metric, progress
+        self.accelerator, self.feed = accelerator, feed
         self.main = accelerator.is_main_process
         self.state, self.started = State(), False
         self.kept, self.stateful = KeptState(model, buffers=False), None
@@ -91,9 +95,9 @@ class Run:
             self.file = checkpoint.checkpoint_file(config.checkpoint)
             self.identity = checkpoint.identity(model, teacher, config, self.total)
             self.probe = self._probe(teacher)
-        optimizer = build_optimizer(model, config)
-        self.objective = Objective(model, teacher, config, self._sum)
-        self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        optimizer = build_optimizer(objective, config)
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.wrapped, self.optimizer = accelerator.prepare(objective, optimizer)
         self.optimizer.zero_grad()  # a model in use may come with gradients of its own
 
     def _total_steps(self) -> int:
@@ -120,11 +124,6 @@ class Run:
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return cast(Tensor, self.accelerator.reduce(tensor, "sum"))
-
-    def close(self) -> None:
-        """Take the hooks off and let the gradients go."""
-        self.objective.close()
-        self.model.zero_grad()
 
     def run(self) -> TuneResult:
         """Resume if there is something to resume, and train to the end."""
@@ -177,30 +176,25 @@ class Run:
     def _step(self, share: Share) -> None:
         state, config, accelerator = self.state, self.config, self.accelerator
         inputs, target = split_batch(ordinary(to_device(share.batch, accelerator.device)))
-        has_labels = target is not None
-        if not self.started:
-            self.objective.terms = resolve_terms(config.terms, has_labels=has_labels, has_teacher=self.has_teacher)
-        terms_used = self.objective.terms or frozenset()
-        if "task" in terms_used and not has_labels:
-            raise DataError(
-                f"batch {state.batch + 1} of epoch {state.epoch + 1} has no labels, but earlier ones "
-                "did. Give labels with every batch, or choose loss='distill'."
-            )
+        step = Step(
+            inputs=inputs, target=target, samples=share.samples, total=share.total, active=share.active,
+            where=self._where(), sum=self._sum,
+        )  # fmt: skip
         state.lr = lr_at(config, state.step, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = state.lr
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = lr_at(config, state.step, self.total, peak)
         # Dropout and the like draw from a stream of their own, which depends on the step alone.
         rank = accelerator.process_index
         with Stream(accelerator.device, config.seed, "model", state.step, rank):
-            loss, terms = self._forward(inputs, target, share)
-            values = self._sum(torch.cat([loss.detach().reshape(1), terms]) * share.weight)
-            numbers: list[float] = values.tolist()
-            if not all(map(math.isfinite, numbers)):
-                self._raise_diverged(numbers, inputs)
+            loss, terms = self._forward(step)
+            values = torch.stack([loss.detach(), *(term.detach().to(loss) for term in terms.values())])
+            mean, *parts = (self._sum(values * share.weight)).tolist()
+            if not all(map(math.isfinite, (mean, *parts))):
+                self._raise_diverged(mean, dict(zip(terms, parts, strict=True)), inputs)
             # The wrapper averages the processes' gradients; this makes it the mean over samples.
             accelerator.backward(loss * (share.weight * accelerator.num_processes))
             if config.max_grad_norm is not None:
-                accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+                accelerator.clip_grad_norm_(self.objective.parameters(), config.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
         if self.stateful is None:
@@ -208,10 +202,9 @@ class Run:
         if self.stateful:  # recurrent state of one batch: the next could not go back through its graph
             self.kept.reset()
         self.started = True
-        state.loss += numbers[0] * share.total
-        for name, value in zip(TERMS, numbers[1:], strict=True):
-            if name in terms_used:
-                state.terms[name] = state.terms.get(name, 0.0) + value * share.total
+        state.loss += mean * share.total
+        for name, value in zip(terms, parts, strict=True):
+            state.terms[name] = state.terms.get(name, 0.0) + value * share.total
         state.samples += share.total
         state.step += 1
         if self.progress is not None and self.main:
@@ -220,50 +213,56 @@ class Run:
                     step=state.step,
                     total=self.total,
                     epoch=state.epoch + 1,
-                    loss=numbers[0],
+                    loss=mean,
                     lr=state.lr,
                 )
             )
 
-    def _forward(self, inputs: Any, target: Any, share: Share) -> tuple[Tensor, Tensor]:
+    def _where(self) -> str:
+        first = not self.started
+        return "the first batch" if first else f"batch {self.state.batch + 1} of epoch {self.state.epoch + 1}"
+
+    def _forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         try:
-            return self.wrapped(inputs, target, share.samples, share.total, share.active)
+            result = self.wrapped(step)
         except (RankfoldError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, TypeError, ValueError) as error:
             if "more than 1 value per channel" in str(error):
                 raise DataError(
-                    f"batch {self.state.batch + 1} gives {share.samples} sample(s) to a process, too "
+                    f"batch {self.state.batch + 1} gives {step.samples} sample(s) to a process, too "
                     "few for BatchNorm. Give the DataLoader drop_last=True or another batch_size, "
                     "or set freeze_batchnorm_statistics=True."
                 ) from error
-            state = self.state
-            which = f"batch {state.batch + 1} of epoch {state.epoch + 1}" if self.started else "the first batch"
             raise ModelError(
-                f"the model, the teacher or the loss cannot handle {which}: {error}. A batch is (inputs, target), or "
-                "inputs alone; inputs in a tuple or mapping are several arguments."
+                f"the model, the teacher or the loss cannot handle {step.where}: {error}. A batch is (inputs, target), "
+                "or inputs alone; inputs in a tuple or mapping are several arguments."
             ) from error
+        loss, terms = result if isinstance(result, tuple) else (result, {})
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ModelError(f"the objective must return one number, the mean over the batch. Got {got} instead.")
+        return loss.reshape(()), terms
 
-    def _raise_diverged(self, numbers: list[float], inputs: Any) -> None:
+    def _raise_diverged(self, loss: float, terms: Mapping[str, float], inputs: Any) -> None:
         state = self.state
-        guilty = [t for t, v in zip(TERMS, numbers[1:], strict=True) if not math.isfinite(v)]
+        guilty = [name for name, value in terms.items() if not math.isfinite(value)]
         where = f"step {state.step + 1} (epoch {state.epoch + 1}, batch {state.batch + 1})"
+        where += f", in the term(s) {', '.join(guilty)}" if guilty else ""
         if all(bool(t.isfinite().all()) for t in float_tensors(inputs)):
             advice = (
                 f"Lower lr (it is {self.config.peak_lr:.3g}), set max_grad_norm=1.0, lengthen "
                 "warmup, or use mixed_precision='bf16' if it is 'fp16'."
             )
         else:
-            advice = "That batch's inputs hold NaN or infinity: mend or drop them."
-        raise ModelError(
-            f"the loss became {numbers[0]} at {where}, in the term(s) {', '.join(guilty)}. {advice} "
-            "The weights are those before the step."
-        )
+            advice = "That batch's inputs hold NaN or infinity: fix or remove them."
+        raise ModelError(f"the loss became {loss} at {where}. {advice} The weights are those before the step.")
 
     def _finish_epoch(self, start: float, before: float) -> None:
         state, config = self.state, self.config
         self._share_buffers()
-        value = self._measure() if self.metric is not None else None
+        metric, target = self.metric, config.target
+        value = None if metric is None else self._measure(metric)
         entry = Epoch(
             epoch=state.epoch + 1,
             loss=state.loss / max(1, state.samples),
@@ -273,7 +272,9 @@ class Run:
             seconds=before + time.monotonic() - start,
         )
         over = state.epoch + 1 >= config.epochs or state.step >= self.total
-        reached = value is not None and self._reached(value)
+        reached = False
+        if metric is not None and value is not None and target is not None:
+            reached = metric.drop(target, value) <= 0
         fresh = State(
             epoch=state.epoch + 1,
             step=state.step,
@@ -311,40 +312,31 @@ class Run:
                 if buffer.dtype is not torch.bool:
                     buffer.copy_(cast(Tensor, broadcast(buffer.clone())))
 
-    def _measure(self) -> float:
+    def _measure(self, metric: Metric) -> float:
         from accelerate.utils import broadcast_object_list
 
-        assert self.metric is not None
         self.model.eval()
-        config, device = self.config, self.accelerator.device
-        name = getattr(self.metric, "name", getattr(self.metric, "__name__", "metric"))
+        device, after = self.accelerator.device, f"after epoch {self.state.epoch + 1}"
         try:
-            with Stream(device, config.seed, "metric", self.state.epoch):
-                found: Any = measure(self.model, self.metric)
+            with Stream(device, self.config.seed, "metric", self.state.epoch):
+                value = evaluate(self.model, metric)
+        except MetricError as error:
+            raise MetricError(f"{after}: {error}") from error
         except Exception as error:  # a metric is the user's code
             raise MetricError(
-                f"the metric {name!r} failed after epoch {self.state.epoch + 1} with {type(error).__name__}: {error}\n"
+                f"the metric {metric.name!r} failed {after} with {type(error).__name__}: {error}\n"
                 f"During fine-tuning the model is on {str(device)!r}: move the metric's data to "
                 "`next(model.parameters()).device`."
             ) from error
-        try:
-            value = float(found)
-        except (TypeError, ValueError, RuntimeError):
-            value = math.nan
-        if not math.isfinite(value):
-            raise MetricError(
-                f"the metric {name!r} returned {found!r} after epoch {self.state.epoch + 1}. It must "
-                "return a finite number for the model that it is given."
-            )
         box = [value]
         broadcast_object_list(box)  # all processes must agree on whether to stop
         return box[0]
 
-    def _reached(self, value: float) -> bool:
-        target = self.config.target
-        if target is None:
-            return False
-        return value >= target if getattr(self.metric, "higher_is_better", True) else value <= target
+    def _own_tensors(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers of the objective that are not the model's."""
+        known = {id(t) for t in (*self.model.parameters(), *self.model.buffers())}
+        tensors = (*self.objective.named_parameters(), *self.objective.named_buffers())
+        return {name: tensor.detach() for name, tensor in tensors if id(tensor) not in known}
 
     def _save(self, share: Share | None) -> None:
         """Write a checkpoint after a share, or at the border of two epochs."""
@@ -359,6 +351,7 @@ class Run:
                 "state": asdict(self.state),
                 "model": own_state(self.model) | extra_state(self.model),
                 "buffers": buffer_owners(self.model),
+                "objective": self._own_tensors(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "replay": digest(share.batch) if share is not None else "",
@@ -382,6 +375,8 @@ class Run:
             return None
         register_late_buffers_(self.model, found["model"], found.get("buffers", {}))
         load_state_(self.model, found["model"])
+        for name, tensor in self._own_tensors().items():
+            tensor.copy_(found["objective"][name])
         self.optimizer.load_state_dict(found["optimizer"])
         if self.accelerator.scaler is not None and found["scaler"]:
             self.accelerator.scaler.load_state_dict(found["scaler"])
