@@ -153,7 +153,7 @@ def _contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("scheme", [0, 1, 2], ids=["light", "dark", "print"])
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light, print", "dark"])
 def test_colours_have_contrast(scheme: int) -> None:
     style = (files("rankfold.reporting") / "style.css").read_text("utf-8")
     block = re.findall(r":root \{(.*?)\}", style, re.S)[scheme]

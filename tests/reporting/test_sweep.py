@@ -87,7 +87,7 @@ def test_the_page_shows_the_front_and_needs_nothing_else(sweep: Sweep) -> None:
     assert metric.get("aria-label") == "Measured top-1 by params left"
     tips = ["".join(title.itertext()) for title in damage.iter("title")]
     assert len(tips) == 6
-    assert tips[0].startswith(sweep.points[1].budget)
+    assert tips[0].startswith(f"budget {sweep.points[1].budget}".replace("<=", " ≤ ").replace("%", " %"))
     assert f"predicted loss {sweep.points[1].damage:.3g}" in tips[0]
     assert "top-1 80.00 %" in tips[0]
     dots = [dot.get("class") for dot in damage.iter("circle")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -75,22 +75,17 @@ def build_report(
             f"the plan's layer {foreign[0]!r} is not in the inventory ({len(foreign)} such); "
             "build the report with the inventory of the model that the plan was made for."
         )
-    measured = measured_errors or {}
-    return Report(
+    report = Report(
         model_name=model_name,
         coverage=inventory.summary(),
         example=inventory.example,
         before=inventory.total,
         after=after,
         uncounted=inventory.uncounted,
-        layers=tuple(_row(layer, inventory, plan, layer_costs, measured) for layer in inventory),
+        layers=tuple(_row(layer, inventory, plan, layer_costs, measured_errors or {}) for layer in inventory),
         others=inventory.others,
         disk_bytes=disk_bytes,
         metrics=tuple(metrics),
-        bounds=tuple(
-            replace(row, value=None) if row.resource == "macs" and inventory.uncounted else row
-            for row in _bounds(plan.provenance, budget, after, inventory.total, metrics)
-        ),
         provenance=_plain(plan.provenance),
         notes=tuple(notes),
         history=tuple(
@@ -99,6 +94,7 @@ def build_report(
         timings=dict(timings or {}),
         created=datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
     )
+    return replace(report, bounds=tuple(_bounds(plan.provenance, budget, report)))
 
 
 def _row(
@@ -133,40 +129,27 @@ def _row(
     )
 
 
-def _bounds(
-    provenance: Provenance, budget: Budget | None, cost: Cost, dense: Cost, metrics: Sequence[MetricValue]
-) -> tuple[BoundRow, ...]:
+def _bounds(provenance: Provenance, budget: Budget | None, report: Report) -> Iterator[BoundRow]:
+    """Hold every bound against the report's numbers."""
     if budget is not None:
-        return tuple(
-            _drop(bound, metrics[0]) if bound.kind == "accuracy" and metrics else _bound(bound, cost, dense)
-            for bound in budget.bounds
-        )
-    rows: list[BoundRow] = []
+        yield from (_bound(bound, report) for bound in budget.bounds)
+        return
     for text in filter(None, map(str.strip, re.split(r"[,;]", provenance.budget or ""))):
         try:
-            rows += [_bound(bound, cost, dense) for bound in Budget.parse(text).bounds]
-        except (BudgetError, UnknownNameError):
-            # On something else than a cost, such as accuracy: shown, with the verdict "unknown".
-            rows.append(BoundRow(resource=re.split(r"[<=/ ]", text)[0], text=text))
-    return tuple(rows)
+            yield from (_bound(bound, report) for bound in Budget.parse(text).bounds)
+        except (BudgetError, UnknownNameError):  # shown, with the verdict "unknown"
+            yield BoundRow(resource=re.split(r"[<=/ ]", text)[0], text=text)
 
 
-def _drop(bound: Bound, metric: MetricValue) -> BoundRow:
-    """Hold the bound on accuracy against the metric of the model that the user gets."""
-    lost = None if metric.change is None else round(-metric.change if metric.higher_is_better else metric.change, 9)
-    return BoundRow(resource=bound.resource, text=str(bound), limit=bound.value, value=lost)
-
-
-def _bound(bound: Bound, cost: Cost, dense: Cost) -> BoundRow:
-    if bound.kind != "additive":  # no cost tells: shown, with the verdict "unknown"
-        return BoundRow(resource=bound.resource, text=str(bound))
-    return BoundRow(
-        resource=bound.resource,
-        text=str(bound),
-        limit=bound.limit(dense),
-        value=cost.get(bound.resource),
-        dense=dense.get(bound.resource),
-    )
+def _bound(bound: Bound, report: Report) -> BoundRow:
+    row = BoundRow(resource=bound.resource, text=str(bound))
+    if bound.kind == "accuracy" and report.metrics:
+        drop = report.metrics[0].drop
+        return replace(row, limit=bound.value, value=None if drop is None else round(drop, 9))
+    if bound.kind != "additive":  # neither a cost nor a metric tells
+        return row
+    value = None if bound.resource == "macs" and report.uncounted else report.after.get(bound.resource)
+    return replace(row, limit=bound.limit(report.before), value=value, dense=report.before.get(bound.resource))
 
 
 def _plain(provenance: Provenance) -> Provenance:

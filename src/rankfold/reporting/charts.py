@@ -64,16 +64,50 @@ def logarithmic(values: Sequence[float]) -> Axis:
     return Axis(steps=steps, place=place, show=lambda v: f"{v:g}")
 
 
-def figure(title: str, chart: Markup, *caption: Child) -> Markup:
-    """Return a chart under its title; it scrolls where the page is narrower."""
-    heading = el("figcaption", el("b", title), *caption)
-    return el("figure", heading, el("div", chart, class_="scroll", tabindex="0"))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """The area of a chart: `up` is the axis at its left, `across` the one below, if there is one."""
+
+    up: Axis
+    across: Axis | None = None
+    left: float = LEFT
+    top: float = TOP
+    width: float = WIDTH - LEFT - RIGHT
+    height: float = HEIGHT - TOP
+
+    @property
+    def bottom(self) -> float:
+        """The height of the base line."""
+        return self.top + self.height
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Return the place of a value."""
+        across = self.across.place(x) if self.across is not None else x
+        return self.left + self.width * across, self.bottom - self.height * self.up.place(y)
+
+    def grid(self, below: str = "") -> Markup:
+        """Return lines with their numbers, and the title of the axis below."""
+        marks: list[Markup] = []
+        for value in self.up.steps:
+            _, y = self.at(0.0, value)
+            css = "base" if value == self.up.steps[0] else "grid"
+            marks.append(el("line", x1=self.left, x2=self.left + self.width, y1=y, y2=y, class_=css))
+            marks.append(el("text", self.up.show(value), x=self.left - 8, y=y + 4, class_="tick end"))
+        across = self.across
+        for value, name in [(v, across.show(v)) for v in across.steps] if across is not None else ():
+            x, _ = self.at(value, 0.0)
+            marks.append(el("line", x1=x, x2=x, y1=self.top, y2=self.bottom, class_="grid"))
+            marks.append(el("text", name, x=x, y=self.bottom + 18, class_="tick mid"))
+        middle = self.left + self.width / 2
+        return join(marks, el("text", below, x=middle, y=self.bottom + 38, class_="tick mid") if below else None)
 
 
-def svg(width: float, height: float, *marks: Child, label: str, css: str, top: float = 0.0) -> Markup:
-    """Return a drawing of this size with a label for screen readers."""
-    box = f"0 {top:g} {width:g} {height:g}"
-    return el("svg", *marks, viewBox=box, role="img", aria_label=label, class_=css)
+def figure(title: str, *marks: Child, width: float, height: float, css: str, caption: Child = None) -> Markup:
+    """Return a drawing of this size under its title; it scrolls where the page is narrower."""
+    box = f"0 0 {width:g} {height:g}"
+    drawing = el("svg", *marks, viewBox=box, role="img", aria_label=title, class_=css)
+    heading = el("figcaption", el("b", title), caption)
+    return el("figure", heading, el("div", drawing, class_="scroll", tabindex="0"))
 
 
 def columns(
@@ -101,8 +135,8 @@ def columns(
         Writes the numbers at the axis.
     """
     values = [v for s in series for v in s.values if v is not None and math.isfinite(v)]
-    axis = linear([0.0, max(values, default=0.0) or 1.0], show)
-    slot = (WIDTH - LEFT - RIGHT) / max(1, len(names))
+    frame = Frame(up=linear([0.0, max(values, default=0.0) or 1.0], show))
+    slot = frame.width / max(1, len(names))
     width = min(0.8 * slot if slot > 4 else slot - 0.5, 52.0)
     marks: list[Markup] = []
     for i, tip in enumerate(tips):
@@ -111,16 +145,15 @@ def columns(
         shown = [(s, v) for s in series if (v := s.values[i]) is not None and math.isfinite(v)]
         each = width if overlay else width / max(1, len(shown))
         for j, (s, value) in enumerate(shown):
-            height = max(1.0, (HEIGHT - TOP) * axis.place(value)) if value > 0 else 0.0
+            height = max(1.0, frame.height * frame.up.place(value)) if value > 0 else 0.0
             x = start if overlay else start + j * each
             bars.append(el("rect", x=x, y=HEIGHT - height, width=each, height=height, class_=s.css))
-        hit = el("rect", x=LEFT + i * slot, y=TOP, width=slot, height=HEIGHT - TOP, class_="hit")
+        hit = el("rect", x=LEFT + i * slot, y=TOP, width=slot, height=frame.height, class_="hit")
         marks.append(el("g", el("title", tip), hit, bars, class_="col"))
     below, depth = _names(names, slot) if len(names) <= MAX_NAMED else (_bands(names, slot), 26.0)
     used = [s for s in series if any(v is not None for v in s.values)]
-    keys = [el("span", el("i", class_=f"key {s.css}"), s.name) for s in used]
-    chart = svg(WIDTH, HEIGHT + depth, _grid(axis, LEFT, WIDTH, HEIGHT), marks, below, label=label, css="columns")
-    return figure(label, chart, el("span", keys, class_="legend"))
+    keys = el("span", [el("span", el("i", class_=f"key {s.css}"), s.name) for s in used], class_="legend")
+    return figure(label, frame.grid(), marks, below, width=WIDTH, height=HEIGHT + depth, css="columns", caption=keys)
 
 
 def plot(
@@ -141,6 +174,8 @@ def plot(
     ----------
     label : str
         The title.
+    dots : sequence of Dot
+        The points, with a text each.
     curve : sequence of (x, y)
         Points of the line.
     across, up : Axis
@@ -154,32 +189,24 @@ def plot(
     size : (float, float)
         Width and height.
     """
-    (width, height), left, right = size, 66.0, 24.0
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return left + (width - left - right) * across.place(x), TOP + (height - TOP) * (1 - up.place(y))
-
-    marks: list[Markup] = [_grid(up, left, width - right + RIGHT, height)]
-    for value in across.steps:
-        x, _ = at(value, 0.0)
-        marks.append(el("line", x1=x, x2=x, y1=TOP, y2=height, class_="grid"))
-        marks.append(el("text", across.show(value), x=x, y=height + 18, class_="tick mid"))
-    marks.append(el("text", below, x=(left + width - right) / 2, y=height + 38, class_="tick mid"))
+    width, height = size
+    frame = Frame(across=across, up=up, left=66.0, width=width - 90.0, height=height - TOP)
+    marks: list[Markup] = [frame.grid(below)]
     if level is not None:
-        _, y = at(0.0, level[0])
-        marks.append(el("line", x1=left, x2=width - right, y1=y, y2=y, class_="base", stroke_dasharray="5 4"))
+        _, y = frame.at(0.0, level[0])
+        end = frame.left + frame.width
+        marks.append(el("line", x1=frame.left, x2=end, y1=y, y2=y, class_="base", stroke_dasharray="5 4"))
         beside = y + 16 if up.place(level[0]) > 0.5 else y - 6
-        marks.append(el("text", level[1], x=left + 8, y=beside, class_="value"))
-    points = [at(*point) for point in curve]
+        marks.append(el("text", level[1], x=frame.left + 8, y=beside, class_="value"))
+    points = [frame.at(*point) for point in curve]
     path = " ".join(f"{'ML'[i > 0]}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(points))
     marks += [el("path", d=path, class_=f"curve {css}")] if path else []
     for dot in dots:
-        x, y = at(dot.x, dot.y)
+        x, y = frame.at(dot.x, dot.y)
         circle = el("circle", cx=x, cy=y, r=4.5 if len(dots) <= 40 else 2.0, class_=f"dot {dot.css}")
         name = el("text", dot.label, x=x, y=y - 10, class_="value end") if dot.label else None
         marks.append(el("g", el("title", dot.tip), circle, name))
-    css = "columns" if width == WIDTH else "small"
-    return figure(label, svg(width, height + 44, marks, label=label, css=f"plot {css}"))
+    return figure(label, marks, width=width, height=height + 44, css="columns" if width == WIDTH else "half")
 
 
 def ticks(low: float, high: float, number: int = 4) -> list[float]:
@@ -210,17 +237,6 @@ def groups(names: Sequence[str]) -> list[tuple[str, int]]:
         if len(runs) >= 4:
             break
     return runs
-
-
-def _grid(axis: Axis, left: float, width: float, height: float) -> Markup:
-    """Return lines across with their numbers; the lowest one is the base."""
-    out: list[Markup] = []
-    for value in axis.steps:
-        y = TOP + (height - TOP) * (1 - axis.place(value))
-        css = "base" if value == axis.steps[0] else "grid"
-        out.append(el("line", x1=left, x2=width - RIGHT, y1=y, y2=y, class_=css))
-        out.append(el("text", axis.show(value), x=left - 8, y=y + 4, class_="tick end"))
-    return join(out)
 
 
 def _bands(names: Sequence[str], slot: float) -> Markup:

@@ -11,6 +11,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from rankfold.errors import CorruptArtifact
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for them
+_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
+    float: ((int, float), "a number"),
+    int: ((int,), "a whole number"),
+    str: ((str,), "text"),
+    bool: ((bool,), "true or false"),
+}
 
 
 def encode(value: Any) -> Any:
@@ -63,19 +69,11 @@ def decode(wanted: Any, value: Any, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         _require(isinstance(value, Mapping), where, "an object", value)
         return {k: decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if wanted is float:
-        if isinstance(value, str) and value in _NOT_FINITE:
-            return _NOT_FINITE[value]
-        _require(whole or isinstance(value, float), where, "a number", value)
-        return float(value)
-    if wanted is int:
-        _require(whole, where, "a whole number", value)
-    elif wanted is str:
-        _require(isinstance(value, str), where, "text", value)
-    else:
-        _require(isinstance(value, bool), where, "true or false", value)
-    return value
+    if wanted is float and isinstance(value, str) and value in _NOT_FINITE:
+        return _NOT_FINITE[value]
+    kinds, what = _PLAIN[wanted]
+    _require(isinstance(value, kinds) and isinstance(value, bool) == (wanted is bool), where, what, value)
+    return float(value) if wanted is float else value
 
 
 def _decode_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

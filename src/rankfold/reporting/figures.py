@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
-from rankfold.reporting import words
 from rankfold.reporting.charts import Dot, Series, columns, linear, plot
-from rankfold.reporting.layers import remark
 from rankfold.reporting.markup import Markup
 from rankfold.reporting.report import Report
 
 
-def layer_figures(report: Report) -> list[Markup]:
+def layer_figures(report: Report, tips: Sequence[str]) -> list[Markup]:
     """Return parameters, MACs, ranks and errors of every layer; what is not known has no figure."""
     rows = report.layers
-    if not rows:
-        return []
-    figures = [_cost_chart(report, "params", "parameters"), _cost_chart(report, "macs", "MACs")]
-    if any(row.ranks for row in rows):
-        figures.append(_rank_chart(report))
-    if any(row.error is not None or row.measured_error is not None for row in rows):
-        figures.append(_error_chart(report))
+    names = [row.label for row in rows]
+    figures: list[Markup] = []
+    for resource, title in (("params", "Parameters per layer"), ("macs", "MACs per layer")):
+        after = [None if row.kept else row.after.get(resource) for row in rows]
+        kept = [row.after.get(resource) if row.kept else None for row in rows]
+        series = [
+            Series(name="before", css="before", values=[row.before.get(resource) for row in rows]),
+            Series(name="after", css="after", values=after),
+            Series(name="kept", css="kept", values=kept),
+        ]
+        figures += [columns(names, tips, series, label=title)] if rows else []
+    most = max((len(row.ranks) for row in rows), default=0)
+    ranks = [[row.ranks[i] if len(row.ranks) > i else None for row in rows] for i in range(most)]
+    series = [
+        Series(name=f"rank {i + 1}" if most > 1 else "rank", css=f"rank{i % 4}", values=values)
+        for i, values in enumerate(ranks)
+    ]
+    figures += [columns(names, tips, series, label="Ranks per layer", overlay=False)] if series else []
+    series = [
+        Series(name="predicted", css="error", values=[row.error for row in rows]),
+        Series(name="measured", css="measured", values=[row.measured_error for row in rows]),
+    ]
+    if any(value is not None for one in series for value in one.values):
+        title = "Relative error per layer"
+        figures.append(columns(names, tips, series, label=title, overlay=False, show=lambda v: f"{v:.3g}"))
     return figures
 
 
@@ -42,56 +59,3 @@ def history_figures(report: Report) -> list[Markup]:
         up = linear([y for _, y in points], lambda v: f"{v:.4g}")
         figures.append(plot(title, dots, points, across, up, css=css, below="epoch", size=(500.0, 150.0)))
     return figures
-
-
-def _cost_chart(report: Report, resource: str, title: str) -> Markup:
-    names: list[str] = []
-    tips: list[str] = []
-    before: list[float | None] = []
-    after: list[float | None] = []
-    kept: list[float | None] = []
-    for row in report.layers:
-        old, new = row.before.get(resource), row.after.get(resource)
-        change = remark(row) if row.kept else f"now {words.count(new)} ({words.reduction(old, new)} less)"
-        tips.append(f"{row.label}\n{row.layer}\n{words.count(old)} {title}, {change}")
-        names.append(row.label)
-        before.append(old)
-        after.append(None if row.kept else new)
-        kept.append(new if row.kept else None)
-    series = [
-        Series(name="before", css="before", values=before),
-        Series(name="after", css="after", values=after),
-        Series(name="kept", css="kept", values=kept),
-    ]
-    return columns(names, tips, series, label=f"{title[0].upper()}{title[1:]} per layer")
-
-
-def _rank_chart(report: Report) -> Markup:
-    rows = report.layers
-    most = max(len(row.ranks) for row in rows)
-    series = [
-        Series(
-            name="rank" if most == 1 else f"rank {i + 1}",
-            css=f"rank{i % 4}",
-            values=[row.ranks[i] if len(row.ranks) > i else None for row in rows],
-        )
-        for i in range(most)
-    ]
-    what = [f"{row.method} {words.ranks(row.ranks)}" if row.ranks else row.method or remark(row) for row in rows]
-    tips = [f"{row.label}\n{row.layer}\n{text}" for row, text in zip(rows, what, strict=True)]
-    return columns([row.label for row in rows], tips, series, label="Ranks per layer", overlay=False)
-
-
-def _error_chart(report: Report) -> Markup:
-    rows = report.layers
-    series = [
-        Series(name="predicted", css="error", values=[row.error for row in rows]),
-        Series(name="measured", css="measured", values=[row.measured_error for row in rows]),
-    ]
-    tips: list[str] = []
-    for row in rows:
-        measured = "" if row.measured_error is None else f", measured {words.error(row.measured_error)}"
-        errors = f"predicted error {words.error(row.error)}{measured}"
-        tips.append(f"{row.label}\n{remark(row) if row.kept else errors}")
-    names, title = [row.label for row in rows], "Relative error per layer"
-    return columns(names, tips, series, label=title, overlay=False, show=lambda v: f"{v:.3g}")

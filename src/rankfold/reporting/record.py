@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from rankfold.records import Cost, Ranks
@@ -66,10 +65,14 @@ class MetricValue:
         return self.final - self.dense if len(self.values) > 1 else None
 
     @property
+    def drop(self) -> float | None:
+        """How much worse the final value is than the dense model's; negative where it is better."""
+        return None if self.change is None else -self.change if self.higher_is_better else self.change
+
+    @property
     def worse(self) -> bool:
         """Whether the final value is worse than the dense model's."""
-        change = self.change or 0.0
-        return math.isnan(change) or (change < 0 if self.higher_is_better else change > 0)
+        return self.drop is not None and not self.drop <= 0
 
     @property
     def reload_differs(self) -> bool:

@@ -146,6 +146,12 @@ def content(record: Any, *, brief: bool) -> Content:
     raise TypeError(f"nothing is registered that shows a {type(record).__name__} ({brief=})")
 
 
+def tips(section: Section) -> list[str]:
+    """Return each row as lines of title and text, for the marks of a chart."""
+    lines = [zip(section.columns, row, strict=True) for row in section.rows]
+    return ["\n".join(f"{c.title} {plain(cell)}".strip() for c, cell in row if plain(cell)) for row in lines]
+
+
 def plain(text: Text) -> str:
     """Return the text of a cell."""
     return text.text if isinstance(text, Cell) else text

@@ -10,7 +10,7 @@ from rankfold.reporting.figures import history_figures, layer_figures
 from rankfold.reporting.layers import explanations, other_modules, remark, short
 from rankfold.reporting.record import BoundRow, LayerRow, MetricValue
 from rankfold.reporting.report import Report
-from rankfold.reporting.sections import Cell, Content, Section, Text, Tile, content
+from rankfold.reporting.sections import Cell, Content, Section, Text, Tile, content, tips
 
 MOST_EPOCHS = 12
 """The terminal shows about this many epochs."""
@@ -140,7 +140,7 @@ def _layers(report: Report, *, brief: bool) -> Section:
         heads=heads if brief else [*heads, "remark"],
         rows=rows,
         notes=explanations(row.reason for row in report.layers) if brief else (),
-        figures=() if brief else layer_figures(report),
+        figures=() if brief else layer_figures(report, tips(_layers(report, brief=True))),
     )
 
 

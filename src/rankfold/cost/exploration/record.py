@@ -58,6 +58,11 @@ class Step:
     factorize_s: float | None = None
 
     @property
+    def decomposition_s(self) -> float | None:
+        """Seconds to prepare the layer and factor it once; None if not measured."""
+        return None if self.prepare_s is None or self.factorize_s is None else self.prepare_s + self.factorize_s
+
+    @property
     def solutions(self) -> tuple[Solution, ...]:
         """The chosen solutions, each once: fewest MACs, most MACs, equal ranks, random ones."""
         named = [s for s in (self.fewest_macs, self.most_macs, self.equal_ranks) if s is not None]
@@ -160,6 +165,12 @@ class Space:
     stages: tuple[str, ...] = ()
     histogram: Histogram | None = None
     seconds: float | None = None
+
+    @property
+    def decomposition_s(self) -> float | None:
+        """Seconds to prepare the layer and factor it once, as a mean over the steps; None if not measured."""
+        times = [step.decomposition_s for step in self.steps if step.decomposition_s is not None]
+        return sum(times) / len(times) if times else None
 
     def step(self, reduction: float) -> Step:
         """Return the step of this reduction; raise ``KeyError`` if there is none."""

@@ -36,9 +36,8 @@ def scores(space: Space) -> dict[str, int | None]:
     found["exploration space"] = _grade(space.size, (100, 1_000, 10_000, 1_000_001))
     flexibility = methods.registry.entry(space.method).plugin.flexibility
     found["flexibility"] = (1 if ranks == 1 else 3) if flexibility is None else flexibility
-    times = [s.prepare_s + s.factorize_s for s in space.steps if s.prepare_s is not None and s.factorize_s is not None]
-    if times:
-        found["decomposition time"] = 6 - _grade(sum(times) / len(times), (5, 30, 60, 300))
+    if space.decomposition_s is not None:
+        found["decomposition time"] = 6 - _grade(space.decomposition_s, (5, 30, 60, 300))
     if space.params is None or space.macs is None or space.memory is None:
         return found
     for name, extent in (("params", space.params), ("MACs", space.macs)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from rankfold.cost.exploration import METRICS, Solution, Space, Step
 from rankfold.reporting import words
 from rankfold.reporting.exploration.plots import chains, plane, reduction_chart, score_chart
-from rankfold.reporting.exploration.record import GROUPS, Analysis, Average, Group, LayerSpaces
+from rankfold.reporting.exploration.record import EXTENTS, GROUPS, Analysis, Average, Group, LayerSpaces
 from rankfold.reporting.markup import Markup, el
 from rankfold.reporting.sections import Content, Section, content
 
@@ -106,30 +106,32 @@ def _sizes(layers: Sequence[LayerSpaces], methods: Sequence[str], title: str) ->
     def whole(space: Space) -> str:
         return f"{words.compact(space.size)} / {sum(len(step.solutions) for step in space.steps)}"
 
-    rows = _by_step(layers, methods, whole, lambda step: words.count(step.count))
-    heads = ("layer", *(f">{m}" for m in methods), ">step", *(f">{m}" for m in methods))
     note = (
         "First: rank settings with fewer parameters and fewer MACs than the layer / solutions chosen of all steps. "
         "Then: valid rank settings of the step."
     )
-    return Section(title=title, heads=heads, rows=rows, notes=[note])
+    return _by_step(layers, methods, whole, lambda step: words.count(step.count), title, note)
 
 
 def _times(layers: Sequence[LayerSpaces], methods: Sequence[str], title: str) -> Section:
-    def taken(step: Step) -> str:
-        if step.prepare_s is None or step.factorize_s is None:
-            return words.NONE
-        return f"{step.prepare_s + step.factorize_s:.3g}"
+    def whole(space: Space) -> str:
+        return words.NONE if space.seconds is None else f"{space.seconds:.2g}"
 
-    rows = _by_step(layers, methods, lambda s: words.NONE if s.seconds is None else f"{s.seconds:.2g}", taken)
-    heads = ("layer", *(f">{m}" for m in methods), ">step", *(f">{m}" for m in methods))
+    def part(step: Step) -> str:
+        return words.NONE if step.decomposition_s is None else f"{step.decomposition_s:.3g}"
+
     note = "First: counting and choosing. Then: preparing the layer and factoring it at the step's most equal ranks."
-    return Section(title=title, heads=heads, rows=rows, notes=[note])
+    return _by_step(layers, methods, whole, part, title, note)
 
 
 def _by_step(
-    layers: Sequence[LayerSpaces], methods: Sequence[str], whole: Callable[[Space], str], part: Callable[[Step], str]
-) -> list[list[str]]:
+    layers: Sequence[LayerSpaces],
+    methods: Sequence[str],
+    whole: Callable[[Space], str],
+    part: Callable[[Step], str],
+    title: str,
+    note: str,
+) -> Section:
     """Return a row for each layer and step; what belongs to the whole layer stands in its first row."""
     rows: list[list[str]] = []
     for layer in layers:
@@ -140,7 +142,8 @@ def _by_step(
             rest = [words.NONE if space is None else part(space.steps[i]) for space in spaces]
             start = [layer.label, *first] if i == 0 else [""] * (len(first) + 1)
             rows.append([*start, words.percent(step.reduction), *rest])
-    return rows
+    columns = [f">{method}" for method in methods]
+    return Section(title=title, heads=("layer", *columns, ">step", *columns), rows=rows, notes=[note])
 
 
 def _solutions(layers: Sequence[LayerSpaces], title: str) -> Section:
@@ -152,11 +155,8 @@ def _solutions(layers: Sequence[LayerSpaces], title: str) -> Section:
                 chosen = (("fewest MACs", step.fewest_macs), ("most MACs", step.most_macs), ("equal", step.equal_ranks))
                 for solution in step.solutions:
                     kinds = [kind for kind, s in chosen if s == solution] or ["random"]
-                    reductions = (
-                        words.reduction(layer.dense.params, solution.cost.params),
-                        words.reduction(layer.dense.macs, solution.cost.macs),
-                        words.reduction(layer.dense.memory, solution.cost.memory),
-                    )
+                    dense, cost = layer.dense, solution.cost
+                    reductions = [words.reduction(getattr(dense, e), getattr(cost, e)) for e in EXTENTS]
                     rows.append([*start, ", ".join(kinds), _ranks(solution), *reductions])
     heads = ("layer", ">step", "method", "solution", "ranks", ">params", ">MACs", ">memory")
     note = "Reductions of parameters, MACs and overall memory (weights plus feature maps)."
@@ -175,22 +175,15 @@ def _averages(averages: Sequence[Average], title: str) -> Section:
             a.method,
             str(a.layers),
             words.compact(a.size),
-            *(f"{_signed(best)} / {_signed(worst)}" for best, worst in (
-                (a.best_params, a.worst_params), (a.best_macs, a.worst_macs), (a.best_memory, a.worst_memory)
-            )),
-            _signed(a.params_coverage),
-            _signed(a.macs_coverage),
+            *(f"{100 * getattr(a, f'best_{e}'):.1f} % / {100 * getattr(a, f'worst_{e}'):.1f} %" for e in EXTENTS),
+            f"{100 * a.params_coverage:.1f} %",
+            f"{100 * a.macs_coverage:.1f} %",
         ]
         for a in averages
-    ]  # fmt: skip
+    ]
     heads = ("method", ">layers", ">space", ">params", ">MACs", ">memory", ">params cov.", ">MACs cov.")
     note = "Reductions: best / worst of the valid settings; a negative one is a growth. Coverage: best minus worst."
     return Section(title=title, heads=heads, rows=rows, notes=[note])
-
-
-def _signed(share: float) -> str:
-    """A reduction in per cent that may be negative."""
-    return f"{100 * share:.1f} %"
 
 
 def _scores(averages: Sequence[Average], title: str) -> Section:

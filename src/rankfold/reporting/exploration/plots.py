@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from rankfold.cost.exploration import METRICS, Space
 from rankfold.reporting import words
-from rankfold.reporting.charts import Series, columns, figure, svg
+from rankfold.reporting.charts import Frame, Series, columns, figure, linear
 from rankfold.reporting.exploration.record import Average
-from rankfold.reporting.markup import Markup, el, join
+from rankfold.reporting.markup import Markup, el
 
-SIDE, LEFT, BELOW = 240.0, 52.0, 34.0
-BOX, GAP, ROW = 160.0, 24.0, 44.0
+SIDE, LEFT = 240.0, 52.0
+BOX, GAP, ROW, NAMES = 160.0, 24.0, 44.0, 110.0
 FITTING = 19
 """The number of characters that fit into a box."""
 COLOURS = 8
@@ -27,43 +27,23 @@ def plane(spaces: Sequence[Space], title: str) -> Markup | None:
     if not tables:
         return None
     bins = tables[0][0].bins
-    shares = [
-        [sum(h.counts[p][m] / size for h, size in tables) / len(tables) for m in range(bins)] for p in range(bins)
-    ]
-    most = max(max(line) for line in shares)
-    side = SIDE / bins
+    shares = {
+        (p, m): sum(h.counts[p][m] / size for h, size in tables) / len(tables) for p in range(bins) for m in range(bins)
+    }
+    axis = linear([0.0, 1.0], lambda v: f"{100 * v:g} %")
+    frame, side = Frame(across=axis, up=axis, left=LEFT, top=0.0, width=SIDE, height=SIDE), SIDE / bins
     cells: list[Markup] = []
-    for p, line in enumerate(shares):
-        for m, share in enumerate(line):
-            if not share:
-                continue
+    for (p, m), share in shares.items():
+        if share:
             # Shares span many powers of ten: the darkness falls with each of them.
-            depth = max(0.12, 1 + math.log10(share / most) / 5)
-            tip = f"parameters −{_bin(p, bins)}, MACs −{_bin(m, bins)}: {words.percent(share)} of the settings"
-            y = SIDE - (m + 1) * side
-            cell = el("rect", x=LEFT + p * side, y=y, width=side, height=side, class_="cell", fill_opacity=depth)
+            depth = max(0.12, 1 + math.log10(share / max(shares.values())) / 5)
+            ranges = [f"{100 * k / bins:g}–{100 * (k + 1) / bins:g} %" for k in (p, m)]
+            tip = f"parameters −{ranges[0]}, MACs −{ranges[1]}: {words.percent(share)} of the settings"
+            x, y = frame.at(p / bins, (m + 1) / bins)
+            cell = el("rect", x=x, y=y, width=side, height=side, class_="cell", fill_opacity=depth)
             cells.append(el("g", el("title", tip), cell))
-    label = f"{title}: valid settings by parameter and MAC reduction"
-    chart = svg(LEFT + SIDE + 8, SIDE + BELOW + 8, _frame(), cells, label=label, css="plane", top=-6.0)
-    return figure(title, chart)
-
-
-def _bin(k: int, bins: int) -> str:
-    return f"{100 * k / bins:g}–{100 * (k + 1) / bins:g} %"
-
-
-def _frame() -> Markup:
-    marks: list[Markup] = []
-    for k in range(5):
-        share, at = f"{25 * k} %", SIDE * k / 4
-        marks.append(el("line", x1=LEFT, x2=LEFT + SIDE, y1=SIDE - at, y2=SIDE - at, class_="grid"))
-        marks.append(el("line", x1=LEFT + at, x2=LEFT + at, y1=0, y2=SIDE, class_="grid"))
-        marks.append(el("text", share, x=LEFT - 6, y=SIDE - at + 4, class_="tick end"))
-        marks.append(el("text", share, x=LEFT + at, y=SIDE + 16, class_="tick mid"))
-    marks.append(el("text", "fewer parameters", x=LEFT + SIDE / 2, y=SIDE + 32, class_="tick mid"))
-    turned = f"translate(10 {SIDE / 2:g}) rotate(-90)"
-    marks.append(el("text", "fewer MACs", transform=turned, class_="tick mid"))
-    return join(marks)
+    grid = frame.grid("fewer parameters →, fewer MACs ↑")
+    return figure(title, grid, cells, width=LEFT + SIDE + 8, height=SIDE + 44, css="plane")
 
 
 def chains(name: str, dense: str, spaces: Sequence[Space]) -> Markup | None:
@@ -72,23 +52,21 @@ def chains(name: str, dense: str, spaces: Sequence[Space]) -> Markup | None:
     if len(shown) == 1:
         return None
     longest = max(len(stages) for _, stages in shown)
-    start = 110.0
     marks: list[Markup] = []
     for row, (method, stages) in enumerate(shown):
         y = row * ROW
-        marks.append(el("text", method, x=start - 14, y=y + 20, class_="name end"))
+        marks.append(el("text", method, x=NAMES - 14, y=y + 20, class_="name end"))
         for i, stage in enumerate(stages):
-            x = start + i * (BOX + GAP)
+            x = NAMES + i * (BOX + GAP)
             if i:
                 marks.append(el("line", x1=x - GAP, x2=x, y1=y + 15, y2=y + 15, class_="base"))
             marks.append(el("rect", x=x, y=y, width=BOX, height=30, rx=5, class_="box"))
             # The words of some stages are longer than their box is wide.
             size = None if len(stage) <= FITTING else f"font-size:{12 * FITTING / len(stage):.1f}px"
             marks.append(el("text", stage, x=x + BOX / 2, y=y + 19, class_="mid value", style=size))
-    width = max(start + longest * (BOX + GAP), 760)
-    label = "The layers that each method makes of one"
-    chart = svg(width, len(shown) * ROW, marks, label=label, css="chain")
-    return figure(name, chart, el("span", dense, class_="muted"))
+    width = max(NAMES + longest * (BOX + GAP), 760)
+    layer = el("span", dense, class_="muted")
+    return figure(name, marks, width=width, height=len(shown) * ROW, css="chain", caption=layer)
 
 
 def score_chart(averages: Sequence[Average], title: str) -> Markup:

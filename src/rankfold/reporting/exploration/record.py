@@ -14,6 +14,7 @@ from rankfold.reporting.document import Document
 
 Group = Literal["convolutions", "matrices"]
 GROUPS: tuple[Group, ...] = ("convolutions", "matrices")
+EXTENTS = ("params", "macs", "memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +156,7 @@ class Analysis(Document):
         data = Document.to_dict(self)
         for layer, entry in zip(self.layers, data["layers"], strict=True):
             for space, row in zip(layer.spaces, entry["spaces"], strict=True):
-                for name in ("params", "macs", "memory"):
+                for name in EXTENTS:
                     extent: Extent | None = getattr(space, name)
                     if extent is not None:
                         row[name] |= {"best": extent.best, "worst": extent.worst, "coverage": extent.coverage}
@@ -166,36 +167,25 @@ class Analysis(Document):
 def average(layers: tuple[LayerSpaces, ...], group: Group, method: str) -> Average | None:
     """Return the means of one method over one group of layers, None if no layer has a valid setting."""
     inside = [layer.space(method) for layer in layers if layer.group == group]
-    spaces = [space for space in inside if space is not None]
-    found = [
-        (space, space.params, space.macs, space.memory)
-        for space in spaces
-        if space.params is not None and space.macs is not None and space.memory is not None
-    ]
-    if not found:
+    spaces = [space for space in inside if space is not None and space.params and space.macs and space.memory]
+    if not spaces:
         return None
-    times = [seconds for space, *_ in found if (seconds := decomposition_seconds(space)) is not None]
-    graded = [scores(space) for space, *_ in found]
+    means = {
+        name: fmean(getattr(getattr(space, resource), end) for space in spaces)
+        for name, resource, end in (
+            *((f"{end}_{resource}", resource, end) for end in ("best", "worst") for resource in EXTENTS),
+            *((f"{resource}_coverage", resource, "coverage") for resource in ("params", "macs")),
+        )
+    }
+    times = [seconds for space in spaces if (seconds := space.decomposition_s) is not None]
+    graded = [scores(space) for space in spaces]
     known = {metric: [value for table in graded if (value := table[metric]) is not None] for metric in METRICS}
     return Average(
         group=group,
         method=method,
-        layers=len(found),
-        size=fmean(space.size for space, *_ in found),
-        best_params=fmean(params.best for _, params, _, _ in found),
-        worst_params=fmean(params.worst for _, params, _, _ in found),
-        best_macs=fmean(macs.best for _, _, macs, _ in found),
-        worst_macs=fmean(macs.worst for _, _, macs, _ in found),
-        best_memory=fmean(memory.best for *_, memory in found),
-        worst_memory=fmean(memory.worst for *_, memory in found),
-        params_coverage=fmean(params.coverage for _, params, _, _ in found),
-        macs_coverage=fmean(macs.coverage for _, _, macs, _ in found),
+        layers=len(spaces),
+        size=fmean(space.size for space in spaces),
         seconds=fmean(times) if times else None,
         scores={metric: fmean(values) for metric, values in known.items() if values},
+        **means,
     )
-
-
-def decomposition_seconds(space: Space) -> float | None:
-    """Return the mean over the steps of preparing and factoring the layer once, None if not measured."""
-    times = [s.prepare_s + s.factorize_s for s in space.steps if s.prepare_s is not None and s.factorize_s is not None]
-    return fmean(times) if times else None

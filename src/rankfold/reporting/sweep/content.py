@@ -5,7 +5,7 @@ from __future__ import annotations
 from rankfold.reporting import words
 from rankfold.reporting.charts import Dot, linear, logarithmic, plot
 from rankfold.reporting.markup import Markup
-from rankfold.reporting.sections import Content, Section, content
+from rankfold.reporting.sections import Content, Section, content, tips
 from rankfold.reporting.sweep.record import Sweep, SweepPoint
 
 SHOWN = ("params", "macs", "flash")
@@ -110,13 +110,13 @@ def _figures(sweep: Sweep) -> list[Markup]:
         return []
     across = linear([sweep.share(p) for p in points], lambda v: f"{100 * v:g} %", number=6)
     below, left = f"{sweep.resource} left, as a share of the dense model", f"by {sweep.resource} left"
-    best = sweep.front()
-    dots = [_dot(sweep, p, p.damage or 0.0, "loss" if p in best else "kept") for p in points]
+    best, said = sweep.front(), list(zip(points, tips(_plans(sweep, brief=True)), strict=True))
+    dots = [Dot(x=sweep.share(p), y=p.damage or 0.0, tip=tip, css="loss" if p in best else "kept") for p, tip in said]
     positive = [dot.y for dot in dots if dot.y > 0]
     up = logarithmic(positive) if positive else linear([0.0, 1.0], words.tick)
     line = [(sweep.share(p), p.damage or 0.0) for p in best]
     figures = [plot(f"Predicted loss {left}", dots, line, across, up, css="loss", below=below)]
-    dots = [_dot(sweep, p, p.metric, "metric") for p in points if p.metric is not None]
+    dots = [Dot(x=sweep.share(p), y=p.metric, tip=tip, css="metric") for p, tip in said if p.metric is not None]
     if metric is not None and dots:
         up = linear([metric.dense, *(dot.y for dot in dots)], lambda v: words.metric(metric, v), number=6)
         level = (metric.dense, f"dense {words.metric(metric, metric.dense)}")
@@ -124,20 +124,3 @@ def _figures(sweep: Sweep) -> list[Markup]:
         title = f"Measured {metric.name} {left}"
         figures.append(plot(title, dots, line, across, up, css="metric", below=below, level=level))
     return figures
-
-
-def _dot(sweep: Sweep, point: SweepPoint, height: float, css: str) -> Dot:
-    cost, dense, metric = point.cost, sweep.dense, sweep.metric
-    assert cost is not None
-    macs = words.count(cost.macs)
-    macs = words.at_least(macs) if sweep.uncounted else f"{macs}, {words.reduction(dense.macs, cost.macs)} fewer"
-    lines = [
-        point.budget,
-        f"parameters {words.count(cost.params)}, {words.reduction(dense.params, cost.params)} fewer",
-        f"MACs {macs}",
-        f"weights {words.size(cost.weight_bytes)}",
-        f"predicted loss {_loss(point)}",
-    ]
-    if metric is not None and point.metric is not None:
-        lines.append(f"{metric.name} {words.metric(metric, point.metric)}")
-    return Dot(x=sweep.share(point), y=height, tip="\n".join(lines), css=css)
