@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rankfold._printable import printable
@@ -33,10 +32,10 @@ def draw(shown: Content, console: Console | None = None) -> None:
         if text:
             out.print(_line(text, style))
     for section in shown.shown:
+        if section.title:
+            out.print(_line(section.title, "bold"))
         if section.rows:
             out.print(_table(section, wide=out.width >= WIDE))
-        elif section.title:
-            out.print(_line(section.title, "bold"))
         for text in section.lines:
             out.print(_line("- ").append_text(_line(text)))
         for text in section.notes:
@@ -65,14 +64,7 @@ def _table(section: Section, *, wide: bool) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        title=_line(section.title, "bold") if section.title else None,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-        show_footer=bool(section.footer),
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_footer=bool(section.footer))
     shown = [i for i, column in enumerate(section.columns) if wide or column.mark != "+"]
     for i in shown:
         column = section.columns[i]
@@ -84,9 +76,5 @@ def _table(section: Section, *, wide: bool) -> Table:
             overflow="ellipsis" if column.number else "fold",
         )
     for row in section.rows:
-        _add(table, [row[i] for i in shown])
+        table.add_row(*(_line(row[i]) for i in shown))
     return table
-
-
-def _add(table: Table, cells: Sequence[Text]) -> None:
-    table.add_row(*(_line(cell) for cell in cells))

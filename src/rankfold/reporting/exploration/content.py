@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from rankfold.cost.exploration import METRICS, Solution, Space, Step
 from rankfold.reporting import words
-from rankfold.reporting.exploration.plots import chains, plane, reduction_chart, score_chart
+from rankfold.reporting.charts import Series, columns
+from rankfold.reporting.exploration.plots import chains, plane
 from rankfold.reporting.exploration.record import EXTENTS, GROUPS, Analysis, Average, Group, LayerSpaces
 from rankfold.reporting.markup import Markup, el
-from rankfold.reporting.sections import Content, Section, content
+from rankfold.reporting.sections import Content, Section, content, tips
 
 FEW = 6
 """Up to this many layers, the terminal shows every solution and formula, and the page each layer's plots."""
+
+COLOURS = 8
+"""Methods beyond this number share colours."""
 
 TITLES = {"convolutions": "convolutions", "matrices": "linear layers and 1x1 convolutions"}
 
@@ -20,7 +25,6 @@ TITLES = {"convolutions": "convolutions", "matrices": "linear layers and 1x1 con
 @content.register
 def _(analysis: Analysis, *, brief: bool) -> Content:
     number, steps = len(analysis.layers), ", ".join(map(words.percent, analysis.steps))
-    groups: list[Group] = [group for group in GROUPS if any(layer.group == group for layer in analysis.layers)]
     kept = [[name or "(the model)", reason] for name, reason in analysis.kept.items()]
     return Content(
         title=analysis.title or "Exploration space",
@@ -33,17 +37,17 @@ def _(analysis: Analysis, *, brief: bool) -> Content:
             f"{', and no rank that another one makes useless' if analysis.useful else ''}.",
         ),
         sections=[
-            *(section for group in groups if not brief for section in _figures(analysis, group)),
-            *(section for group in groups for section in _tables(analysis, group, brief=brief)),
+            *(section for group in GROUPS for section in _group(analysis, group, brief=brief)),
             Section(title="Not analysed", heads=("`layer", "reason"), rows=kept),
         ],
     )
 
 
-def _tables(analysis: Analysis, group: Group, *, brief: bool) -> Iterator[Section]:
-    """Yield the tables of a group; `brief` leaves out formulas and solutions of more than `FEW` layers."""
+def _group(analysis: Analysis, group: Group, *, brief: bool) -> Iterator[Section]:
+    """Yield the sections of a group; `brief` leaves out charts, and details of more than `FEW` layers."""
     layers = [layer for layer in analysis.layers if layer.group == group]
     methods = [m for m in analysis.methods if any(layer.space(m) for layer in layers)]
+    averages = [a for a in analysis.averages if a.group == group]
     if not methods:
         return
     few, what = len(analysis.layers) <= FEW or not brief, TITLES[group]
@@ -54,26 +58,14 @@ def _tables(analysis: Analysis, group: Group, *, brief: bool) -> Iterator[Sectio
         yield _solutions(layers, f"Chosen solutions of {what}")
     if any(space.seconds is not None for layer in layers for space in layer.spaces):
         yield _times(layers, methods, f"Times of {what}, seconds (Tables 4 and 5)")
-    averages = [a for a in analysis.averages if a.group == group]
     if averages:
-        yield _averages(averages, f"Averages over {what} (Figs 6 and 7)")
-        yield _scores(averages, f"Scores of {what} (Table 6)")
-
-
-def _figures(analysis: Analysis, group: Group) -> Iterator[Section]:
-    layers = [layer for layer in analysis.layers if layer.group == group]
-    averages, what = [a for a in analysis.averages if a.group == group], TITLES[group]
-    if averages:
-        charts = [
-            score_chart(averages, "Mean scores, 5 is best"),
-            reduction_chart(averages, "Mean reductions and coverage"),
-        ]
-        yield Section(title=f"How the methods compare on {what} (Figs 6 and 7)", figures=charts)
+        yield _averages(averages, f"Averages over {what} (Figs 6 and 7)", brief=brief)
+        yield _scores(averages, f"Scores of {what} (Table 6)", brief=brief)
+    if averages and not brief:
         planes = _planes(layers, [a.method for a in averages])
         yield Section(title=f"Where the valid settings of {what} lie (Fig. 2)", figures=planes)
-        drawn = [
-            chains(layer.label, layer.layer, layer.spaces) for layer in (layers if len(layers) <= FEW else layers[:1])
-        ]
+        shown = layers if len(layers) <= FEW else layers[:1]
+        drawn = [chains(layer.label, layer.layer, layer.spaces) for layer in shown]
         yield Section(title=f"What the methods make of {what} (Fig. 5)", figures=[chart for chart in drawn if chart])
 
 
@@ -169,28 +161,49 @@ def _ranks(solution: Solution) -> str:
     return words.ranks(solution.ranks) + (f" of {shape}" if shape else "")
 
 
-def _averages(averages: Sequence[Average], title: str) -> Section:
-    rows = [
-        [
-            a.method,
-            str(a.layers),
-            words.compact(a.size),
-            *(f"{100 * getattr(a, f'best_{e}'):.1f} % / {100 * getattr(a, f'worst_{e}'):.1f} %" for e in EXTENTS),
-            f"{100 * a.params_coverage:.1f} %",
-            f"{100 * a.macs_coverage:.1f} %",
-        ]
-        for a in averages
-    ]
-    heads = ("method", ">layers", ">space", ">params", ">MACs", ">memory", ">params cov.", ">MACs cov.")
-    note = "Reductions: best / worst of the valid settings; a negative one is a growth. Coverage: best minus worst."
-    return Section(title=title, heads=heads, rows=rows, notes=[note])
+def _averages(averages: Sequence[Average], title: str, *, brief: bool) -> Section:
+    values: dict[str, list[float | None]] = {}
+    for extent in EXTENTS:
+        name = extent.replace("macs", "MACs")
+        for label, field in ((f"best {name}", f"best_{extent}"), (f"worst {name}", f"worst_{extent}")):
+            values[label] = [100 * getattr(a, field) for a in averages]
+        if extent != "memory":
+            values[f"{name} coverage"] = [100 * getattr(a, f"{extent}_coverage") for a in averages]
+    spaces = ", ".join(f"{a.method} {words.compact(a.size)} over {a.layers}" for a in averages)
+    note = (
+        "Reductions: best and worst of the valid settings; a negative one is a growth. Coverage: best minus worst. "
+        f"Number of valid settings, as a mean over the layers that have any: {spaces}."
+    )
+    return _comparison(averages, values, " %", title, note, brief=brief)
 
 
-def _scores(averages: Sequence[Average], title: str) -> Section:
+def _scores(averages: Sequence[Average], title: str, *, brief: bool) -> Section:
+    names = [metric for metric in METRICS if any(metric in a.scores for a in averages)]
+    values = {name: [a.scores.get(name) for a in averages] for name in names}
+    return _comparison(averages, values, "", title, "5 is excellent, 1 is poor.", brief=brief)
+
+
+def _comparison(
+    averages: Sequence[Average],
+    values: Mapping[str, Sequence[float | None]],
+    unit: str,
+    title: str,
+    note: str,
+    *,
+    brief: bool,
+) -> Section:
+    """Return values of several methods side by side, as a table and a chart."""
     rows = [
-        [metric, *(f"{a.scores[metric]:.2g}" if metric in a.scores else words.NONE for a in averages)]
-        for metric in METRICS
-        if any(metric in a.scores for a in averages)
+        [name, *(words.NONE if value is None else f"{value:.1f}{unit}" for value in row)]
+        for name, row in values.items()
     ]
-    heads = ("metric", *(f">{a.method}" for a in averages))
-    return Section(title=title, heads=heads, rows=rows, notes=["5 is excellent, 1 is poor."])
+    section = Section(title=title, heads=("", *(f">{a.method}" for a in averages)), rows=rows, notes=[note])
+    if brief:
+        return section
+    series = [
+        Series(name=a.method, css=f"rank{i % COLOURS}", values=[row[i] for row in values.values()])
+        for i, a in enumerate(averages)
+    ]
+    names = list(values)
+    chart = columns(names, tips(section), series, label=title, overlay=False, show=lambda v: f"{v:g}{unit}")
+    return replace(section, figures=[chart])

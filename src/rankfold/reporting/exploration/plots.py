@@ -1,21 +1,19 @@
-"""The plots of an analysis as inline SVG: the similarity paper's Figs 2 and 5-7."""
+"""The plots of an analysis as inline SVG: the similarity paper's Figs 2 and 5."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from rankfold.cost.exploration import METRICS, Space
+from rankfold.cost.exploration import Space
 from rankfold.reporting import words
-from rankfold.reporting.charts import Frame, Series, columns, figure, linear
-from rankfold.reporting.exploration.record import Average
+from rankfold.reporting.charts import Frame, figure, linear
 from rankfold.reporting.markup import Markup, el
 
 SIDE, LEFT = 240.0, 52.0
 BOX, GAP, ROW, NAMES = 160.0, 24.0, 44.0, 110.0
 FITTING = 19
 """The number of characters that fit into a box."""
-COLOURS = 8
 
 
 def plane(spaces: Sequence[Space], title: str) -> Markup | None:
@@ -67,37 +65,3 @@ def chains(name: str, dense: str, spaces: Sequence[Space]) -> Markup | None:
     width = max(NAMES + longest * (BOX + GAP), 760)
     layer = el("span", dense, class_="muted")
     return figure(name, marks, width=width, height=len(shown) * ROW, css="chain", caption=layer)
-
-
-def score_chart(averages: Sequence[Average], title: str) -> Markup:
-    """Return the mean scores of every metric, methods side by side (Figs 6 and 7)."""
-    names = [metric for metric in METRICS if any(metric in a.scores for a in averages)]
-    return _chart([(a.method, [a.scores.get(name) for name in names]) for a in averages], names, title, percent=False)
-
-
-def reduction_chart(averages: Sequence[Average], title: str) -> Markup:
-    """Return best and worst reductions and coverage, methods side by side; growth has no column."""
-    fields = (
-        "best_params",
-        "worst_params",
-        "params_coverage",
-        "best_macs",
-        "worst_macs",
-        "macs_coverage",
-        "best_memory",
-    )
-    names = [name.replace("_", " ").replace("macs", "MACs") for name in fields]
-    series = [(a.method, [100 * float(getattr(a, name)) for name in fields]) for a in averages]
-    return _chart(series, names, title, percent=True)
-
-
-def _chart(
-    series: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str], title: str, *, percent: bool
-) -> Markup:
-    def show(value: float | None) -> str:
-        return words.NONE if value is None else f"{value:.1f} %" if percent else f"{value:.1f}"
-
-    tips = ["\n".join([name, *(f"{m}: {show(values[i])}" for m, values in series)]) for i, name in enumerate(names)]
-    bars = [Series(name=m, css=f"rank{i % COLOURS}", values=values) for i, (m, values) in enumerate(series)]
-    axis = (lambda v: f"{v:g} %") if percent else (lambda v: f"{v:g}")
-    return columns(names, tips, bars, label=title, overlay=False, show=axis)
