@@ -20,6 +20,7 @@ from typing import Any
 import _harness
 import rankfold as rf
 from rankfold.candidates import TableConfig, build_table
+from rankfold.cost import Pricing
 from rankfold.inventory import layer_weight
 
 METHODS = ("svd", "tucker", "tt")
@@ -51,7 +52,9 @@ def measure(network: str, seed: int, points: int) -> dict[str, Any]:
     inventory = rf.inspect(model, inputs)
     before = peak_mib()
     start = time.perf_counter()
-    table = build_table(inventory, lambda name: layer_weight(model, name), TableConfig(methods=METHODS, points=points))
+    table = build_table(
+        Pricing.of(inventory), lambda name: layer_weight(model, name), TableConfig(methods=METHODS, points=points)
+    )
     seconds = time.perf_counter() - start
     settings = {name: Counter(c.method for c in row) for name, row in table.rows.items()}
     return {

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import rankfold as rf
 from rankfold.candidates import TableConfig, build_table
 from rankfold.cli import app
-from rankfold.cost import blueprint_cost, gauged_cost
+from rankfold.cost import Pricing, blueprint_cost, gauged_cost
 from rankfold.errors import ConfigError, CorruptArtifact, GaugeError
 from rankfold.inventory import inspect, layer_weight
 from rankfold.methods import get
@@ -60,8 +60,8 @@ def test_the_table_offers_the_gauged_candidate_where_it_wins() -> None:
     names = ("svd", "tucker", "tt", "cp")
 
     def rows(gauge: bool) -> dict[str, dict[Any, Any]]:
-        config = TableConfig(methods=names, points=6, gauge=gauge)
-        table = build_table(inventory, lambda name: layer_weight(model, name), config)
+        config = TableConfig(methods=names, points=6)
+        table = build_table(Pricing.of(inventory, gauge=gauge), lambda name: layer_weight(model, name), config)
         return {name: {(c.method, c.ranks): c for c in row} for name, row in table.rows.items()}
 
     plain, gauged = rows(False), rows(True)
@@ -82,7 +82,7 @@ def test_the_table_offers_the_gauged_candidate_where_it_wins() -> None:
         assert any(c.gauge for c in gauged[layer].values())
         assert not any(c.gauge for c in gauged[layer].values() if c.method == "cp")
     with pytest.raises(ConfigError, match="gauge must be true or false"):
-        TableConfig(gauge=1)
+        Pricing.of(inspect(torch.nn.Linear(4, 4), torch.zeros(1, 4)), gauge=1)
 
 
 def test_break_even_moves_to_the_full_rank() -> None:

@@ -16,7 +16,7 @@ import rankfold as rf
 from rankfold import strategies
 from rankfold.candidates import TableConfig, build_table
 from rankfold.candidates.ram import least_ram, plan_ram, with_ram, within_ram
-from rankfold.cost import activation_profile, layer_ram
+from rankfold.cost import Pricing, activation_profile, layer_ram
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.inventory import export_graph, inspect, layer_weight
 from rankfold.records import (
@@ -29,8 +29,8 @@ from rankfold.records import (
     Inventory,
     PeakRAM,
     Plan,
-    Problem,
 )
+from rankfold.strategies import Problem
 
 X = torch.zeros(1, 3, 12, 12)
 
@@ -60,8 +60,8 @@ def made() -> tuple[nn.Module, Inventory, ActivationProfile, CandidateTable]:
     torch.manual_seed(0)
     net = Net().eval()
     found = inspect(net, X)
-    config = TableConfig(methods=("svd", "tucker"), points=2, gauge=True)
-    table = build_table(found, lambda name: layer_weight(net, name), config)
+    config = TableConfig(methods=("svd", "tucker"), points=2)
+    table = build_table(Pricing.of(found, gauge=True), lambda name: layer_weight(net, name), config)
     profile = profile_of(net, found)
     return net, found, profile, with_ram(table, found, profile)
 
@@ -146,7 +146,7 @@ def test_decisions_made_beforehand_are_the_floor() -> None:
     net, found, profile, _ = made()
     config = TableConfig(methods=("svd",), points=3)
     fixed = Candidate(layer="wide", method="svd", ranks=(8,), cost=Cost(), error=0.0)
-    table = build_table(found, lambda name: layer_weight(net, name), config, fixed={"wide": fixed})
+    table = build_table(Pricing.of(found), lambda name: layer_weight(net, name), config, fixed={"wide": fixed})
     assert table.ram is None
     priced = with_ram(table, found, profile)
     assert priced.ram is not None
@@ -169,7 +169,7 @@ def test_a_table_without_ram_says_so() -> None:
 def problem(table: CandidateTable, budget: str) -> Problem:
     net, found, *_ = made()
     return Problem(
-        inventory=found,
+        pricing=Pricing.of(found),
         table=lambda: table,
         weight=lambda name: layer_weight(net, name),
         budget=Budget.parse(budget),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import rankfold as rf
 from rankfold.calibration import collect_moments
 from rankfold.candidates import DEFAULT_METHODS, TableConfig, build_table, resolve_methods
+from rankfold.cost import Pricing
 from rankfold.errors import ConfigError, InvalidWeight, UnknownNameError
 from rankfold.inventory import inspect, layer_weight
 from rankfold.methods import registry
@@ -36,7 +37,7 @@ def parts(**options: object) -> tuple[nn.Sequential, Inventory, TableConfig]:
 
 def test_costs_equal_those_of_the_built_modules() -> None:
     model, inventory, config = parts(methods=("svd", "tucker", "spatial_svd"), points=6)
-    table = build_table(inventory, lambda name: layer_weight(model, name), config)
+    table = build_table(Pricing.of(inventory), lambda name: layer_weight(model, name), config)
     assert table.total == inventory.total
     for name, row in table.rows.items():
         for candidate in row[:: max(1, len(row) // 5)]:
@@ -49,7 +50,7 @@ def test_costs_equal_those_of_the_built_modules() -> None:
 
 def test_no_candidate_costs_more_than_its_layer() -> None:
     model, inventory, config = parts(methods=tuple(registry.names()), points=8)
-    table = build_table(inventory, lambda name: layer_weight(model, name), config)
+    table = build_table(Pricing.of(inventory), lambda name: layer_weight(model, name), config)
     assert {c.method for row in table.rows.values() for c in row} >= {"svd", "tucker", "cp", "tt", "ttm"}
     for name, row in table.rows.items():
         for candidate in row:
@@ -61,10 +62,10 @@ def test_no_candidate_costs_more_than_its_layer() -> None:
 
 def test_reasons() -> None:
     model, inventory, config = parts()
-    table = build_table(inventory, lambda name: layer_weight(model, name), config)
+    table = build_table(Pricing.of(inventory), lambda name: layer_weight(model, name), config)
     assert set(table.rows) | set(table.reasons) == {"0", "1", "3", "4"}
     assert "depthwise" in table.reasons["1"]
-    only_cp = build_table(inventory, lambda name: layer_weight(model, name), TableConfig(methods=("cp",)))
+    only_cp = build_table(Pricing.of(inventory), lambda name: layer_weight(model, name), TableConfig(methods=("cp",)))
     assert set(only_cp.rows) == {"0"}
     assert only_cp.reasons["3"]
 
@@ -72,7 +73,7 @@ def test_reasons() -> None:
 def test_no_rank_makes_a_tiny_layer_cheaper() -> None:
     model = nn.Sequential(nn.Linear(1, 5), nn.Linear(5, 40))
     inventory = inspect(model, torch.zeros(1, 1))
-    table = build_table(inventory, lambda name: layer_weight(model, name), TableConfig(methods=("svd",)))
+    table = build_table(Pricing.of(inventory), lambda name: layer_weight(model, name), TableConfig(methods=("svd",)))
     assert table.reasons == {"0": "no rank makes it cheaper in parameters without more MACs"}
     assert set(table.rows) == {"1"}
 
@@ -81,8 +82,8 @@ def test_errors_are_those_of_the_data_where_there_are_moments() -> None:
     model, inventory, config = parts(methods=("svd",))
     data = [torch.randn(8, 4, 6, 6) * torch.tensor([1.0, 0.1, 0.01, 0.001]).reshape(1, 4, 1, 1)]
     moments = collect_moments(model, data, inventory.compressible)
-    weights = build_table(inventory, lambda name: layer_weight(model, name), config)
-    aware = build_table(inventory, lambda name: layer_weight(model, name), config, moments=moments)
+    weights = build_table(Pricing.of(inventory), lambda name: layer_weight(model, name), config)
+    aware = build_table(Pricing.of(inventory), lambda name: layer_weight(model, name), config, moments=moments)
     # Only one input channel carries anything, which a small rank can follow.
     assert aware.rows["0"][3].ranks == weights.rows["0"][3].ranks
     assert aware.rows["0"][3].error < weights.rows["0"][3].error
@@ -103,7 +104,7 @@ def test_one_layer_is_prepared_at_a_time() -> None:
             yield layer
             assert asked == seen[: len(asked)]
 
-    build_table(inventory, weight, config, progress=progress)
+    build_table(Pricing.of(inventory), weight, config, progress=progress)
     assert seen == [layer.name for layer in inventory.compressible]
     assert asked == seen
 
@@ -112,7 +113,7 @@ def test_a_broken_weight_is_named() -> None:
     model, inventory, config = parts()
     nn.init.constant_(model[3].weight, float("inf"))
     with pytest.raises(InvalidWeight, match="'3' .Linear 192->10. holds 1920 NaN or infinite"):
-        build_table(inventory, lambda name: layer_weight(model, name), config)
+        build_table(Pricing.of(inventory), lambda name: layer_weight(model, name), config)
 
 
 def test_methods_by_name() -> None:

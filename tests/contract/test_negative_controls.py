@@ -15,8 +15,8 @@ from rankfold import methods, strategies
 from rankfold.errors import InfeasibleBudget
 from rankfold.factor.moments import Moments
 from rankfold.methods import Method, Prepared
-from rankfold.records import Blueprint, Choice, ConvSpec, GaugedSpec, LayerInfo, LinearSpec, Plan, Problem, Ranks, Stage
-from rankfold.strategies import Strategy
+from rankfold.records import Blueprint, Choice, ConvSpec, GaugedSpec, LayerInfo, LinearSpec, Plan, Ranks, Stage
+from rankfold.strategies import Problem, Strategy
 from rankfold.surgery import FactoredLinear
 from rankfold.surgery.gauged import GaugedInput
 from rankfold.testing import (

@@ -9,7 +9,7 @@ from torch import nn
 import rankfold as rf
 from rankfold import methods
 from rankfold.candidates import TableConfig, build_table
-from rankfold.cost import blueprint_cost, gauged_cost, stored_inventory
+from rankfold.cost import Pricing, blueprint_cost, gauged_cost
 from rankfold.errors import UnknownNameError
 from rankfold.inventory import inspect, layer_weight
 from rankfold.records import Blueprint, Choice, LayerInfo, Plan, gauge_blueprint
@@ -41,7 +41,7 @@ def layer_of(layer: nn.Module, *shape: int) -> LayerInfo:
 )
 def test_a_model_by_hand(deploy_dtype: str, conv: int, linear: int, outside: int) -> None:
     found = inspect(network(), X)
-    priced = stored_inventory(found, deploy_dtype)
+    priced = Pricing.of(found, deploy_dtype=deploy_dtype).inventory
     assert priced.costs["0"].weight_bytes == conv
     assert priced.costs["4"].weight_bytes == linear
     assert priced.total.weight_bytes == conv + linear + outside
@@ -51,11 +51,11 @@ def test_a_model_by_hand(deploy_dtype: str, conv: int, linear: int, outside: int
 
 def test_its_own_type_changes_nothing() -> None:
     found = inspect(network(), X)
-    assert stored_inventory(found, None) is found
-    assert stored_inventory(found, "float32") == found
+    assert Pricing.of(found, deploy_dtype=None).inventory is found
+    assert Pricing.of(found, deploy_dtype="float32").inventory == found
     half = inspect(network().to(torch.bfloat16), X.to(torch.bfloat16))
-    assert stored_inventory(half, "bfloat16") == half
-    assert stored_inventory(half, "float32").total.weight_bytes == found.total.weight_bytes
+    assert Pricing.of(half, deploy_dtype="bfloat16").inventory == half
+    assert Pricing.of(half, deploy_dtype="float32").inventory.total.weight_bytes == found.total.weight_bytes
 
 
 def test_what_belongs_to_no_layer() -> None:
@@ -74,8 +74,8 @@ def test_a_tied_weight_is_stored_once() -> None:
             return self.b(self.a(x))
 
     found = inspect(Tied(), torch.zeros(1, 6))
-    assert stored_inventory(found, "float32") == found
-    assert stored_inventory(found, "int8").total.weight_bytes == 36 + 4 * 6
+    assert Pricing.of(found, deploy_dtype="float32").inventory == found
+    assert Pricing.of(found, deploy_dtype="int8").inventory.total.weight_bytes == 36 + 4 * 6
 
 
 def stored(module: nn.Module, weight: int, bias: int, scale: int) -> int:
@@ -130,7 +130,7 @@ def test_unknown_types_are_refused() -> None:
     found = inspect(network(), X)
     layer = found.layer("4")
     with pytest.raises(UnknownNameError, match="Did you mean 'int8'"):
-        stored_inventory(found, "int4")
+        Pricing.of(found, deploy_dtype="int4")
     with pytest.raises(UnknownNameError, match="float64"):
         blueprint_cost(methods.get("svd").blueprint(layer, (2,)), layer, deploy_dtype="float64")
     assert "int4" not in DEPLOY_DTYPES
@@ -139,11 +139,14 @@ def test_unknown_types_are_refused() -> None:
 @pytest.mark.parametrize("deploy_dtype", DEPLOY_DTYPES)
 def test_a_table_counts_flash_at_the_deployment_type(deploy_dtype: str) -> None:
     net = network()
-    found = stored_inventory(inspect(net, X), deploy_dtype)
-    config = TableConfig(methods=("svd",), deploy_dtype=deploy_dtype)
+    found = Pricing.of(inspect(net, X), deploy_dtype=deploy_dtype)
+    config = TableConfig(methods=("svd",))
     table = build_table(found, lambda name: layer_weight(net, name), config)
     (candidate,) = [c for c in table.rows["4"] if c.ranks == (3,)]
     small = rf.apply(net, Plan(layers={"4": Choice(method="svd", ranks=(3,))}), reconstruct="weights")
-    assert table.cost([candidate]).get("flash") == stored_inventory(inspect(small, X), deploy_dtype).total.weight_bytes
+    assert (
+        table.cost([candidate]).get("flash")
+        == Pricing.of(inspect(small, X), deploy_dtype=deploy_dtype).inventory.total.weight_bytes
+    )
     with pytest.raises(UnknownNameError):
-        TableConfig(deploy_dtype="int4")
+        Pricing.of(found.inventory, deploy_dtype="int4")

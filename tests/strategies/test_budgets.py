@@ -13,6 +13,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.candidates import TableConfig, build_table
+from rankfold.cost import Pricing
 from rankfold.errors import InfeasibleBudget
 from rankfold.inventory import inspect, layer_weight
 from rankfold.records import Budget, CandidateTable, Cost, Plan, resource_names
@@ -94,7 +95,7 @@ def test_a_looser_budget_never_compresses_more(strategy: str) -> None:
 
 def table_of(net: nn.Module, x: torch.Tensor, *methods: str, points: int) -> CandidateTable:
     config = TableConfig(methods=methods, points=points)
-    return build_table(inspect(net, x), lambda name: layer_weight(net, name), config)
+    return build_table(Pricing.of(inspect(net, x)), lambda name: layer_weight(net, name), config)
 
 
 def all_costs(table: CandidateTable) -> list[Cost]:

@@ -17,9 +17,11 @@ import rankfold as rf
 from rankfold import strategies
 from rankfold.candidates import Judge, ProxyConfig, TableConfig, build_table
 from rankfold.candidates.network import NetworkProxy
+from rankfold.cost import Pricing
 from rankfold.errors import ConfigError, InfeasibleBudget, UnknownNameError
 from rankfold.inventory import inspect, layer_weight
-from rankfold.records import Budget, Candidate, CandidateTable, Cost, LayerInfo, Plan, Problem
+from rankfold.records import Budget, Candidate, CandidateTable, Cost, LayerInfo, Plan
+from rankfold.strategies import Problem
 from rankfold.strategies.compressnas import CompressNAS
 
 
@@ -59,10 +61,10 @@ def images(seed: int = 0) -> list[Tensor]:
 
 def pose(model: nn.Module, points: int, methods: tuple[str, ...], **options: Any) -> Problem:
     """Return a problem with a small table, judged by the network."""
-    inventory, weight = inspect(model, X), partial(layer_weight, model)
-    table = build_table(inventory, weight, TableConfig(methods=methods, points=points), **options)
-    judge = Judge(model, inventory, lambda: table, weight_table=lambda: table, batches=images(), moments=None)
-    return Problem(inventory=inventory, table=lambda: table, weight=weight, methods=methods, judge=judge, **options)
+    pricing, weight = Pricing.of(inspect(model, X)), partial(layer_weight, model)
+    table = build_table(pricing, weight, TableConfig(methods=methods, points=points), **options)
+    judge = Judge(model, pricing.inventory, lambda: table, weight_table=lambda: table, batches=images(), moments=None)
+    return Problem(pricing=pricing, table=lambda: table, weight=weight, methods=methods, judge=judge, **options)
 
 
 def counted(model: nn.Module, plan: Plan) -> Cost:

@@ -12,6 +12,7 @@ from rankfold.candidates import TableConfig, resolve_methods
 from rankfold.errors import BudgetError, ModelError
 from rankfold.methods import get as get_method
 from rankfold.records import ACCURACY, Budget, Inventory, counted_in_part
+from rankfold.records.deploy import check_deploy_dtype
 
 BudgetLike = str | Mapping[str, float | str] | Sequence[str] | Budget
 
@@ -35,9 +36,9 @@ def check_options(
         check_measurable(Budget.parse(budget))
     multiple = 1 if rank_multiple is None else rank_multiple
     options = {} if method_options is None else method_options
-    table = TableConfig(
-        methods=resolve_methods(methods), options=options, rank_multiple=multiple, gauge=gauge, deploy_dtype=storage
-    )
+    table = TableConfig(methods=resolve_methods(methods), options=options, rank_multiple=multiple)
+    require(isinstance(gauge, bool), "gauge", gauge, "true or false")
+    check_deploy_dtype(storage)
     for name in table.options:
         get_method(name, table.options[name])
     require(overrides is None or isinstance(overrides, Mapping), "overrides", overrides, "a mapping of layer names")

@@ -22,15 +22,15 @@ from rankfold.api.planning import Planner
 from rankfold.api.proving import check_kept, reloaded
 from rankfold.api.searching import check_searchable, smallest_within
 from rankfold.calibration import Renewal, collect_moments
-from rankfold.cost import blueprint_cost, stored_inventory
+from rankfold.cost import Pricing
 from rankfold.errors import ConfigError, DataError
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
 from rankfold.factor.linalg import double
 from rankfold.factor.moments import Moments, output_energy
 from rankfold.inventory import check_model, copy_model, inspect, layer_weight, static_inventory
-from rankfold.methods import chosen_blueprint, to_canonical
-from rankfold.records import ACCURACY, Budget, Cost, Inventory, Plan
+from rankfold.methods import to_canonical
+from rankfold.records import ACCURACY, Budget, Inventory, Plan
 from rankfold.records.display import Shown, show
 from rankfold.records.inventory import LARGE_REST
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
@@ -183,8 +183,10 @@ def compress(
         check_output(output)
     check_model(model)
     check_state(model)
-    found = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
-    inventory = stored_inventory(found, storage)
+    inspected = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
+    resources = () if bounds is None else bounds.resources
+    pricing = Pricing.of(inspected, deploy_dtype=storage, gauge=gauge, resources=resources)
+    inventory = pricing.inventory
     check_compressible(inventory)
     check_counted(inventory, bounds)
     # A model whose copy runs the original is refused early.
@@ -200,9 +202,9 @@ def compress(
         moments = collect_moments(model, batches, inventory.compressible)
         clock.lap("calibrate")
     planner = Planner(
-        model, inventory, moments, batches, example_input=example_input, strategy=strategy, config=config,
+        model, inspected, moments, batches, example_input=example_input, strategy=strategy, config=config,
         methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
-        storage=storage, cache=cache, seed=seed,
+        storage=storage, cache=cache, seed=seed, resources=resources,
     )  # fmt: skip
 
     def make(plan: Plan) -> _Made:
@@ -244,18 +246,18 @@ def compress(
     values |= made.values
     moments = None
     small, disk_bytes = reloaded(small, model, example_input)
-    rest = stored_inventory(inspect(small, example_input), storage)
+    plan = plan_of(small)
+    rest = pricing.built(inspect(small, example_input), plan)
     check_kept(bounds, rest.total, inventory.total)
     clock.lap("save and load")
     if evaluate is not None:
         values["reloaded"] = measure(small, evaluate)
         clock.lap("evaluate")
-    plan = plan_of(small)
     report = build_report(
         replace(inventory, uncounted=tuple(sorted({*inventory.uncounted, *rest.uncounted}))),
         plan,
         rest.total,
-        layer_costs(small, inventory, storage),
+        pricing.layer_costs(plan),
         metrics=[_metric(evaluate, values)] if evaluate is not None else [],
         history=history_rows(tuned),
         notes=[
@@ -299,17 +301,6 @@ def _check_finetune(finetune: FineTune | None, evaluate: Callable[[nn.Module], f
         raise DataError("fine-tuning needs data. Give FineTune(data=...) an iterable of batches.")
     if finetune.target is not None and evaluate is None:
         raise ConfigError(f"finetune has the target {finetune.target}, but there is no metric. Pass evaluate=....")
-
-
-def layer_costs(small: nn.Module, inventory: Inventory, storage: str | None = None) -> dict[str, Cost]:
-    """Return the cost of every factored layer on the calls that the inventory saw, at a deployment data type."""
-    factored = factored_layers(small)
-    out = {}
-    for layer in inventory:  # a tied layer has a module of its own, but its cost is part of the decision's
-        if layer.name in factored:
-            blueprint = chosen_blueprint(layer, factored[layer.name].choice)
-            out[layer.name] = blueprint_cost(blueprint, layer, deploy_dtype=storage)
-    return out
 
 
 def measured_errors(

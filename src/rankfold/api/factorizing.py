@@ -11,10 +11,10 @@ from torch import nn
 from rankfold import methods
 from rankfold._turns import in_turn
 from rankfold.calibration import collect_moments
+from rankfold.cost import Pricing
 from rankfold.errors import ConfigError
-from rankfold.factor.moments import Moments
 from rankfold.inventory import layer_weight, static_inventory
-from rankfold.records import Choice, LayerInfo, gauge_blueprint
+from rankfold.records import Choice, Inventory, LayerInfo
 from rankfold.surgery import Factored
 from rankfold.surgery.apply import factor_layer
 
@@ -69,7 +69,8 @@ def factorize(
     methods.check_supported(chosen, info)
     moments = collect_moments(layer, calibration, [info]).get(info.name) if calibration is not None else None
     if isinstance(ranks, float):
-        wanted = _ranks_for_share(chosen, info, layer, ranks, moments, gauge)
+        error = methods.prepare(chosen, layer_weight(layer, ""), info, moments).error
+        wanted = Pricing(Inventory(layers=(info,))).ranks_within(info, chosen, ranks, error, points=256, gauge=gauge)
     else:
         listed = ranks if isinstance(ranks, list | tuple) else [ranks]
         wanted = tuple(cast(int, int(r) if isinstance(r, Integral) and not isinstance(r, bool) else r) for r in listed)
@@ -87,23 +88,3 @@ def _single_layer(layer: nn.Module) -> LayerInfo:
             "use compress for a model."
         )
     return infos[0]
-
-
-def _ranks_for_share(
-    method: methods.Method, info: LayerInfo, layer: nn.Module, share: float, moments: Moments | None, gauge: bool
-) -> tuple[int, ...]:
-    if not 0 < share <= 1:
-        raise ConfigError(f"'ranks', as a share of the layer's parameters, must lie in (0, 1]. Got {share!r} instead.")
-    total = sum(p.numel() for p in layer.parameters())
-    grid = {r: method.blueprint(info, r) for r in method.rank_grid(info, points=256)}
-    if gauge:
-        grid = {r: gauge_blueprint(plain) for r, plain in grid.items()}
-    fitting = [r for r, blueprint in grid.items() if blueprint.params <= share * total]
-    if not fitting:
-        least = min(blueprint.params for blueprint in grid.values()) / total
-        raise ConfigError(
-            f"no ranks of {method.name!r} keep {info.describe()} within {share:g} of its parameters, {least:.3g} "
-            "is the least. Raise 'ranks', or use another method."
-        )
-    prepared = methods.prepare(method, layer_weight(layer, ""), info, moments)
-    return min(fitting, key=lambda r: (prepared.error(r), r))

@@ -20,12 +20,12 @@ from rankfold.api.proving import check_kept, reloaded
 from rankfold.calibration import SequentialConfig
 from rankfold.candidates.cache import Cache
 from rankfold.candidates.outputs import data_hash
-from rankfold.cost import stored_inventory
+from rankfold.cost import Pricing
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
 from rankfold.factor.moments import Moments
 from rankfold.inventory import evaluating, inspect
-from rankfold.records import Budget, Inventory, Plan
+from rankfold.records import Budget, Plan
 from rankfold.reporting.sweep import SweepPoint
 from rankfold.storage import save
 
@@ -59,10 +59,8 @@ class Family:
         Folder of the artefacts.
     example_input : object
         What the models are proved on.
-    inventory : Inventory
+    pricing : Pricing
         Of the original.
-    storage : str or None
-        The data type that bytes are counted in.
     cache : Cache or None
         Keeps what was measured.
     """
@@ -76,8 +74,7 @@ class Family:
     dense: float | None
     output: str | Path | None
     example_input: Any
-    inventory: Inventory
-    storage: str | None
+    pricing: Pricing
     cache: Cache | None
 
     def realized(self, points: Sequence[SweepPoint], number: int | None) -> list[SweepPoint]:
@@ -128,8 +125,8 @@ class Family:
         small, _ = reloaded(small, self.model, self.example_input)
         budget = plan.provenance.budget
         if budget is not None:
-            built = stored_inventory(inspect(small, self.example_input), self.storage).total
-            check_kept(Budget.parse(budget), built, self.inventory.total)
+            built = self.pricing.built(inspect(small, self.example_input), plan).total
+            check_kept(Budget.parse(budget), built, self.pricing.inventory.total)
         return small
 
     def _context(self) -> dict[str, Any] | None:

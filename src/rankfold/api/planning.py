@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rankfold import strategies
 from rankfold._grad_mode import trainable
@@ -22,7 +22,7 @@ from rankfold._version import __version__
 from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_options, reusable
 from rankfold.calibration import LayerMoments, collect_moments
 from rankfold.candidates import Judge, TableConfig, build_table, plan_ram, resolve_methods, with_ram, within_ram
-from rankfold.cost import activation_profile, stored_inventory
+from rankfold.cost import Pricing, activation_profile
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.factor.moments import Moments
 from rankfold.inventory import export_graph, inspect, layer_weight
@@ -30,14 +30,13 @@ from rankfold.records import (
     PEAK,
     ActivationProfile,
     Budget,
-    Candidate,
     CandidateTable,
     Choice,
     Inventory,
     Plan,
-    Problem,
 )
-from rankfold.strategies.manual import resolve
+from rankfold.strategies import Problem
+from rankfold.strategies.manual import with_overrides
 
 UNREACHED = "no calibration sample reaches it: judged and factored by its weight alone"
 UNMEASURED = "no sample that the search looks at reaches it: judged by its own error"
@@ -151,6 +150,7 @@ def plan(
         model, inventory, moments, batches, example_input=example_input, strategy=strategy, config=config,
         methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
         storage=storage, cache=cache, seed=seed,
+        resources=() if budget is None else Budget.parse(budget).resources,
     )  # fmt: skip
     return planner.plan(budget)
 
@@ -172,6 +172,8 @@ class Planner:
         What the model is called with; bounds on RAM need it.
     strategy, config, methods, method_options, overrides, rank_multiple, gauge, storage, cache, seed
         As for `plan`.
+    resources : iterable of str
+        What budgets are going to bound.
     """
 
     def __init__(
@@ -192,6 +194,7 @@ class Planner:
         storage: str | None,
         cache: str | Path | None,
         seed: int,
+        resources: Iterable[str] = (),
     ) -> None:
         self.model = model
         self.example_input = example_input
@@ -201,37 +204,33 @@ class Planner:
             methods=resolve_methods(methods),
             options=method_options or {},
             rank_multiple=_default_multiple(model) if rank_multiple is None else rank_multiple,
-            gauge=gauge,
-            deploy_dtype=storage,
         )
-        inventory = stored_inventory(inventory, storage)
         weight = partial(layer_weight, model)
-        fixed, inventory = _fix(inventory, table_config, overrides, weight, seed)
         progress = partial(track, description="pricing candidates")
 
         @functools.cache
         def table(*, weighted: bool = True) -> CandidateTable:
-            seen = moments if weighted else None
-            return build_table(inventory, weight, table_config, moments=seen, fixed=fixed, progress=progress)
+            seen, problem = moments if weighted else None, self.problem
+            return build_table(
+                problem.pricing, weight, table_config, moments=seen, fixed=problem.fixed, progress=progress
+            )
 
         self.judge = Judge(
             model, inventory, table,
             weight_table=table if moments is None else partial(table, weighted=False), batches=batches,
             moments=moments, cache=cache,
         )  # fmt: skip
-        self.problem = Problem(
-            inventory=inventory,
+        problem = Problem(
+            pricing=Pricing.of(inventory, deploy_dtype=storage, gauge=gauge, resources=resources),
             table=table,
             weight=weight,
             seed=seed,
             methods=table_config.methods,
             options=table_config.options,
             rank_multiple=table_config.rank_multiple,
-            gauge=table_config.gauge,
-            deploy_dtype=table_config.deploy_dtype,
-            fixed=fixed,
             judge=self.judge,
-        )  # fmt: skip
+        )
+        self.problem = with_overrides(problem, overrides) if overrides else problem
 
     def plan(self, budget: BudgetLike | None) -> Plan:
         """Return the strategy's plan for a budget."""
@@ -251,7 +250,7 @@ class Planner:
         provenance = replace(
             made.provenance,
             reconstruct="data" if self.moments else "weights",
-            deploy_dtype=self.problem.deploy_dtype,
+            deploy_dtype=self.problem.pricing.deploy_dtype,
             weights_hash=self._weights_hash,
             versions={"rankfold": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
@@ -280,7 +279,7 @@ class Planner:
         if self.example_input is None:
             raise BudgetError("a bound on ram needs the example input, on which the model's graph is exported.")
         found = export_graph(self.model, self.example_input)
-        layers, dtype = self.problem.inventory.compressible, self.problem.deploy_dtype
+        layers, dtype = self.problem.inventory.compressible, self.problem.pricing.deploy_dtype
         return activation_profile(found.graph, found.constants, found.users, layers, deploy_dtype=dtype)
 
     @functools.cached_property
@@ -303,40 +302,6 @@ class Planner:
     @functools.cached_property
     def _weights_hash(self) -> str:
         return state_hash(self.model)
-
-
-def _fix(
-    inventory: Inventory,
-    config: TableConfig,
-    overrides: Mapping[str, Any] | None,
-    weight: Callable[[str], Tensor],
-    seed: int,
-) -> tuple[dict[str, Candidate], Inventory]:
-    """Turn overrides into fixed candidates, and into skip reasons for the layers that they keep."""
-    if not overrides:
-        return {}, inventory
-    problem = Problem(
-        inventory=inventory,
-        table=_no_table,
-        weight=weight,
-        seed=seed,
-        options=config.options,
-        rank_multiple=config.rank_multiple,
-        gauge=config.gauge,
-        deploy_dtype=config.deploy_dtype,
-    )
-    chosen = resolve(problem, overrides, owner="'overrides'")
-    layers = tuple(
-        replace(layer, skip=layer.skip or "kept by an override")
-        if layer.name in chosen and chosen[layer.name] is None
-        else layer
-        for layer in inventory.layers
-    )
-    return {n: c for n, c in chosen.items() if c is not None}, replace(inventory, layers=layers)
-
-
-def _no_table() -> Any:
-    raise AssertionError("overrides do not look at the table")
 
 
 def _default_multiple(model: nn.Module) -> int:

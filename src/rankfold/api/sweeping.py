@@ -21,13 +21,12 @@ from rankfold.api.family import Family
 from rankfold.api.planning import Planner
 from rankfold.calibration import collect_moments
 from rankfold.candidates.cache import Cache
-from rankfold.cost import blueprint_cost, stored_inventory
+from rankfold.cost import Pricing
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, UnknownNameError
 from rankfold.evaluation import evaluate as measure
 from rankfold.evaluation import metric_name
 from rankfold.inventory import copy_model, inspect
-from rankfold.methods import chosen_blueprint
-from rankfold.records import Bound, Budget, CandidateTable, Cost, Inventory, Plan, resource_names
+from rankfold.records import Bound, Budget, CandidateTable, resource_names
 from rankfold.reporting import MetricValue
 from rankfold.reporting.sweep import Sweep, SweepPoint
 from rankfold.storage import check_output
@@ -149,8 +148,10 @@ def sweep(
         check_output(Path(output) / "point")
         check_state(model)
     started = time.perf_counter()
-    found = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
-    inventory = stored_inventory(found, storage)
+    inspected = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
+    resources = [resource, *(name for one in (*(asked or ()), fixed) if one is not None for name in one.resources)]
+    pricing = Pricing.of(inspected, deploy_dtype=storage, gauge=gauge, resources=resources)
+    inventory = pricing.inventory
     check_compressible(inventory)
     varied = Budget((Bound(resource=resource, value=1.0, relative=True),)) if asked is None else None
     check_counted(inventory, fixed, varied, *(asked or ()))
@@ -162,13 +163,13 @@ def sweep(
     if batches is not None and data_aware:
         moments = collect_moments(model, batches, inventory.compressible)
     planner = Planner(
-        model, inventory, moments, batches, example_input=example_input, strategy=strategy, config=config,
+        model, inspected, moments, batches, example_input=example_input, strategy=strategy, config=config,
         methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
-        storage=storage, cache=cache, seed=seed,
+        storage=storage, cache=cache, seed=seed, resources=resources,
     )  # fmt: skip
     if asked is None:
         asked = _spread(planner.problem.table(), resource, points, limits, fixed)
-    found = [_planned(planner, inventory, one) for one in track(asked, "planning")]
+    found = [_planned(planner, one) for one in track(asked, "planning")]
     plans = [point.plan for point in found if point.plan is not None]
     if not plans:
         raise InfeasibleBudget(f"not one of {len(found)} budgets has a plan. The last one: {found[-1].reason}")
@@ -178,7 +179,7 @@ def sweep(
             moments = collect_moments(model, batches, inventory.compressible)
         family = Family(
             model=model, batches=batches, moments=moments, mode=mode, sequential=options, evaluate=evaluate,
-            dense=dense, output=output, example_input=example_input, inventory=inventory, storage=storage,
+            dense=dense, output=output, example_input=example_input, pricing=pricing,
             cache=None if cache is None else Cache(cache),
         )  # fmt: skip
         found = family.realized(found, evaluate_points)
@@ -250,7 +251,7 @@ def _spread(
     return [_joined(Budget((Bound(resource=resource, value=s, relative=True),)), fixed) for s in shares if s < 1]
 
 
-def _planned(planner: Planner, inventory: Inventory, budget: Budget) -> SweepPoint:
+def _planned(planner: Planner, budget: Budget) -> SweepPoint:
     """Return the point of one budget; without a plan if there is none."""
     try:
         plan = planner.plan(budget)
@@ -261,17 +262,6 @@ def _planned(planner: Planner, inventory: Inventory, budget: Budget) -> SweepPoi
     return SweepPoint(
         budget=str(budget),
         plan=plan,
-        cost=plan_cost(inventory, plan),
+        cost=planner.problem.pricing.plan_cost(plan),
         damage=float(search.get("damage", errors)),
     )
-
-
-def plan_cost(inventory: Inventory, plan: Plan) -> Cost:
-    """Return what the whole model costs with a plan applied; the inventory is of the plan's deployment data type."""
-    total, storage = inventory.total, plan.provenance.deploy_dtype
-    for name, choice in plan.factored.items():
-        layer = inventory.layer(name)
-        total = (
-            total - inventory.costs[name] + blueprint_cost(chosen_blueprint(layer, choice), layer, deploy_dtype=storage)
-        )
-    return total

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from rankfold import methods
 from rankfold._config import require
-from rankfold.cost import gauged_cost
+from rankfold.cost import Pricing
 from rankfold.factor.moments import Moments
-from rankfold.records import Candidate, CandidateTable, Cost, Inventory, LayerInfo
-from rankfold.records.deploy import check_deploy_dtype
+from rankfold.records import Candidate, CandidateTable, LayerInfo
 
 DEFAULT_METHODS = ("svd", "tucker", "spatial_svd")
 """Methods with an exact error for every rank; chosen from when the user names none."""
@@ -33,19 +32,12 @@ class TableConfig:
         Ranks are multiples of this.
     points : int
         About how many values each rank takes.
-    gauge : bool
-        Price every candidate gauged as well, and offer it so where that wins.
-    deploy_dtype : str or None
-        The data type that bytes are counted at, by default each layer's own. The inventory has to be priced at the same
-        (`rankfold.cost.stored_inventory`).
     """
 
     methods: tuple[str, ...] = DEFAULT_METHODS
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rank_multiple: int = 1
     points: int = 64
-    gauge: bool = False
-    deploy_dtype: str | None = None
 
     def __post_init__(self) -> None:
         require(len(self.methods) > 0, "methods", self.methods, "at least one name")
@@ -61,8 +53,6 @@ class TableConfig:
             "an integer >= 1",
         )
         require(isinstance(self.points, int) and self.points >= 2, "points", self.points, "an integer >= 2")
-        require(isinstance(self.gauge, bool), "gauge", self.gauge, "true or false")
-        check_deploy_dtype(self.deploy_dtype)
 
 
 def resolve_methods(names: str | Sequence[str] | None, default: tuple[str, ...] = DEFAULT_METHODS) -> tuple[str, ...]:
@@ -79,7 +69,7 @@ def resolve_methods(names: str | Sequence[str] | None, default: tuple[str, ...] 
 
 
 def build_table(
-    inventory: Inventory,
+    pricing: Pricing,
     weight: Callable[[str], Tensor],
     config: TableConfig,
     *,
@@ -94,8 +84,8 @@ def build_table(
 
     Parameters
     ----------
-    inventory : Inventory
-        The model's layers.
+    pricing : Pricing
+        Of the model's layers.
     weight : callable
         Returns a layer's weight by name.
     config : TableConfig
@@ -108,11 +98,11 @@ def build_table(
         Wraps the iteration over layers.
     """
     chosen = [methods.get(name, config.options.get(name)) for name in config.methods]
+    inventory = pricing.inventory
     rows: dict[str, tuple[Candidate, ...]] = {}
     reasons: dict[str, str] = {layer.name: layer.skip for layer in inventory if layer.skip is not None}
     fixed = fixed or {}
     for layer in progress([layer for layer in inventory if layer.skip is None and layer.name not in fixed]):
-        dense = inventory.costs[layer.name]
         unsupported = {method.name: method.supports(layer) for method in chosen}
         fitting = [method for method in chosen if unsupported[method.name] is None]
         if not fitting:
@@ -122,7 +112,7 @@ def build_table(
         row = [
             candidate
             for method in fitting
-            for candidate in _candidates(method, tensor, layer, dense, (moments or {}).get(layer.name), config)
+            for candidate in _candidates(method, tensor, layer, pricing, (moments or {}).get(layer.name), config)
         ]
         if row:
             rows[layer.name] = tuple(row)
@@ -133,27 +123,18 @@ def build_table(
 
 
 def _candidates(
-    method: methods.Method, weight: Tensor, layer: LayerInfo, dense: Cost, moments: Moments | None, config: TableConfig
+    method: methods.Method,
+    weight: Tensor,
+    layer: LayerInfo,
+    pricing: Pricing,
+    moments: Moments | None,
+    config: TableConfig,
 ) -> list[Candidate]:
-    priced = []
-    for ranks in method.rank_grid(layer, multiple=config.rank_multiple, points=config.points):
-        cost, gauged = gauged_cost(
-            method.blueprint(layer, ranks), layer, gauge=config.gauge, deploy_dtype=config.deploy_dtype
-        )
-        if cost.params < dense.params and cost.macs <= dense.macs:
-            priced.append((ranks, cost, gauged))
-    if not priced:
+    options = config.options.get(method.name)
+    grid = method.rank_grid(layer, multiple=config.rank_multiple, points=config.points)
+    priced = [pricing.candidate(layer, method, ranks, options=options) for ranks in grid]
+    smaller = [candidate for candidate in priced if pricing.is_smaller(candidate)]
+    if not smaller:
         return []
     prepared = methods.prepare(method, weight, layer, moments)
-    return [
-        Candidate(
-            layer=layer.name,
-            method=method.name,
-            ranks=ranks,
-            cost=cost,
-            error=prepared.error(ranks),
-            options=config.options.get(method.name, {}),
-            gauge=gauged,
-        )
-        for ranks, cost, gauged in priced
-    ]
+    return [replace(candidate, error=prepared.error(candidate.ranks)) for candidate in smaller]

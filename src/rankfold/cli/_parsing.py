@@ -9,9 +9,10 @@ from rankfold import strategies
 from rankfold._documents import parse_json
 from rankfold.api import Reconstruct
 from rankfold.api.applying import check_reconstruct
-from rankfold.candidates import TableConfig, resolve_methods
+from rankfold.candidates import resolve_methods
 from rankfold.errors import ConfigError, CorruptArtifact
 from rankfold.records import Budget
+from rankfold.records.deploy import check_deploy_dtype
 
 
 def parse_options(texts: Sequence[str] | None, *, flag: str = "--option") -> dict[str, Any]:
@@ -94,7 +95,8 @@ def planning_options(
     """
     config = parse_options(option) or None
     strategies.get(strategy, config)
-    TableConfig(methods=resolve_methods(methods), deploy_dtype=storage)
+    resolve_methods(methods)
+    check_deploy_dtype(storage)
     bounds = None if not budget else Budget(tuple(b for text in budget for b in Budget.parse(text).bounds))
     return {
         "budget": bounds,

@@ -10,14 +10,11 @@ from typing import Any
 from torch import nn
 
 import rankfold as rf
-from rankfold.api.compressing import layer_costs
 from rankfold.api.proving import check_kept, reloaded
-from rankfold.api.sweeping import plan_cost
 from rankfold.cli._source import Source
-from rankfold.cost import blueprint_cost, stored_inventory
+from rankfold.cost import Pricing
 from rankfold.errors import CorruptArtifact
 from rankfold.evaluation import metric_name
-from rankfold.methods import chosen_blueprint
 from rankfold.records import Budget, Inventory, Plan
 from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import save_described
@@ -69,11 +66,10 @@ class Finished:
 def finish(done: Finished, source: Source, folder: Path) -> Report:
     """Write artefact, ``source.json`` and report; the last value in the report is the reloaded model's."""
     loaded, disk_bytes = reloaded(done.small, done.dense, done.example, plan=done.plan)
-    storage = done.plan.provenance.deploy_dtype
-    inventory = stored_inventory(done.inventory, storage)
-    after = stored_inventory(rf.inspect(loaded, done.example), storage).total
     budget = None if done.plan.provenance.budget is None else Budget.parse(done.plan.provenance.budget)
-    if budget is not None and not budget.exceeded(plan_cost(inventory, done.plan), inventory.total):
+    pricing = Pricing.of_plan(done.inventory, done.plan)
+    inventory, after = pricing.inventory, pricing.built(rf.inspect(loaded, done.example), done.plan).total
+    if budget is not None and not budget.exceeded(pricing.plan_cost(done.plan), inventory.total):
         check_kept(budget, after, inventory.total)  # an edited plan may exceed its budget, and says so in the report
     metrics: list[MetricValue] = []
     if done.metric is not None:
@@ -84,7 +80,7 @@ def finish(done: Finished, source: Source, folder: Path) -> Report:
         inventory,
         done.plan,
         after,
-        layer_costs(loaded, done.inventory, storage),
+        pricing.layer_costs(done.plan),
         metrics=metrics,
         history=done.history,
         notes=done.notes,
@@ -104,15 +100,9 @@ def write(model: nn.Module, report: Report, source: Source, folder: Path, *, pla
 
 def predict(inventory: Inventory, plan: Plan, name: str) -> Report:
     """Return the report of a plan that has not been applied: costs by the methods' formulas, predicted errors."""
-    storage = plan.provenance.deploy_dtype
-    inventory = stored_inventory(inventory, storage)
-    costs = {}
-    after = inventory.total
-    for layer_name, choice in plan.factored.items():
-        layer = inventory.layer(layer_name)
-        costs[layer_name] = blueprint_cost(chosen_blueprint(layer, choice), layer, deploy_dtype=storage)
-        after = after + costs[layer_name] - inventory.costs[layer_name]
-    return build_report(inventory, plan, after, costs, model_name=name, notes=["planned, not applied yet"])
+    pricing = Pricing.of_plan(inventory, plan)
+    after, costs = pricing.plan_cost(plan), pricing.layer_costs(plan)
+    return build_report(pricing.inventory, plan, after, costs, model_name=name, notes=["planned, not applied yet"])
 
 
 def earlier_report(folder: str | Path) -> Report | None:

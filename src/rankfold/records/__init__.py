@@ -21,6 +21,7 @@ from rankfold.records.cost import Cost as Cost
 from rankfold.records.cost import Resource as Resource
 from rankfold.records.cost import find_resource as find_resource
 from rankfold.records.cost import register_resource as register_resource
+from rankfold.records.cost import replaced as replaced
 from rankfold.records.cost import resource_names as resource_names
 from rankfold.records.gauging import gauge_blueprint as gauge_blueprint
 from rankfold.records.gauging import gauge_obstacle as gauge_obstacle
@@ -34,5 +35,3 @@ from rankfold.records.layer import Size as Size
 from rankfold.records.plan import Choice as Choice
 from rankfold.records.plan import Plan as Plan
 from rankfold.records.plan import Provenance as Provenance
-from rankfold.records.problem import Judge as Judge
-from rankfold.records.problem import Problem as Problem

@@ -149,6 +149,11 @@ class Budget:
         """The bounds on resources that add up over layers, which `Cost` counts."""
         return tuple(b for b in self.bounds if b.kind == "additive")
 
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """The names of the resources that are bounded."""
+        return tuple(dict.fromkeys(b.resource for b in self.bounds))
+
     def get(self, resource: str) -> tuple[Bound, ...]:
         """Return the bounds on one resource, such as ``"ram"``: none, one or several."""
         return tuple(b for b in self.bounds if b.resource == resource)
@@ -203,7 +208,7 @@ def _parse_bound(text: str) -> Bound:
         return Bound(resource=resource.name, value=number / 100, relative=True)
     units = {name.lower(): factor for name, factor in {**_COUNTS, **resource.units}.items()}
     if unit.lower() not in units:
-        raise BudgetError(f"budget {text!r}: {resource.name} has no unit {unit!r}. {_units_advice(unit, resource)}")
+        raise BudgetError(f"budget {text!r}: unknown unit {unit!r} of {resource.name}. {_units_advice(unit, resource)}")
     relative = unit == "" and number <= 1
     return Bound(resource=resource.name, value=number * units[unit.lower()], relative=relative)
 

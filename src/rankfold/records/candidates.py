@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankfold.records.cost import Cost
+from rankfold.records.cost import Cost, replaced
 from rankfold.records.layer import Ranks
 
 
@@ -92,10 +92,8 @@ class CandidateTable:
 
     def cost(self, chosen: Iterable[Candidate]) -> Cost:
         """Return the cost of the model with these and the fixed candidates applied, every other layer kept."""
-        total = self.total
-        for candidate in (*self.fixed.values(), *chosen):
-            total = total - self.dense[candidate.layer] + candidate.cost
-        return total
+        layers = {candidate.layer: candidate.cost for candidate in (*self.fixed.values(), *chosen)}
+        return replaced(self.total, self.dense, layers)
 
     def least(self, resource: str) -> int:
         """Return the least amount of one resource that any choice of candidates reaches."""

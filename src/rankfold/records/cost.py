@@ -184,3 +184,8 @@ def find_resource(name: str) -> Resource:
 def resource_names(*kinds: str) -> list[str]:
     """Return the names of the resources of some kinds, by default of all, in their order."""
     return [r.name for r in RESOURCES.values() if not kinds or r.kind in kinds]
+
+
+def replaced(total: Cost, before: Mapping[str, Cost], after: Mapping[str, Cost]) -> Cost:
+    """Return the cost of a whole model with the costs of some layers replaced, by layer name."""
+    return sum((cost - before[name] for name, cost in after.items()), start=total)

@@ -11,9 +11,10 @@ import numpy as np
 from rankfold._config import is_integer, is_number, require
 from rankfold.candidates.proxies import ProxyConfig
 from rankfold.errors import ConfigError, InfeasibleBudget
-from rankfold.records import Candidate, CandidateTable, Plan, Problem, Ranks
+from rankfold.records import Candidate, CandidateTable, Plan, Ranks
 from rankfold.strategies._knapsack import Options, Solution, solve
 from rankfold.strategies.contract import Strategy, check_reachable, make_plan, registry
+from rankfold.strategies.problem import Problem
 
 Damages = Mapping[str, Mapping[tuple[str, Ranks], float]]
 Picks = dict[str, Candidate | None]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from rankfold._config import config_to_dict
 from rankfold._registry import Registry
 from rankfold.errors import BudgetError, InfeasibleBudget
-from rankfold.records import PEAK, Candidate, CandidateTable, Choice, Cost, Plan, Problem, Provenance
+from rankfold.records import PEAK, Candidate, CandidateTable, Choice, Cost, Plan, Provenance
+from rankfold.strategies.problem import Problem
 
 SHOWN = 0.05
 """Modules that hold less of the model are not named where a budget is out of reach."""

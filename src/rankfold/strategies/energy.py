@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rankfold._config import is_number, require
-from rankfold.records import Candidate, Plan, Problem
+from rankfold.records import Candidate, Plan
 from rankfold.strategies.contract import Strategy, make_plan, mildest, registry, with_required, worthwhile
+from rankfold.strategies.problem import Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

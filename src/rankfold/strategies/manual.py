@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 from rankfold import methods
 from rankfold._config import require
 from rankfold._documents import parse_json, read_text
-from rankfold.cost import blueprint_cost, gauged_cost
 from rankfold.errors import ConfigError, CorruptArtifact, DataError, InfeasibleBudget, NoMatchingLayer
-from rankfold.records import Candidate, Choice, Cost, LayerInfo, Plan, Problem
+from rankfold.records import Candidate, Choice, LayerInfo, Plan
 from rankfold.strategies.contract import Strategy, make_plan, registry
+from rankfold.strategies.problem import Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +100,20 @@ def resolve(problem: Problem, wanted: Mapping[str, Any], *, owner: str) -> dict[
     return chosen
 
 
+def with_overrides(problem: Problem, overrides: Mapping[str, Any]) -> Problem:
+    """Return a problem whose overrides are decided: fixed candidates, and a skip reason for each layer they keep."""
+    chosen = resolve(problem, overrides, owner="'overrides'")
+    layers = tuple(
+        replace(layer, skip=layer.skip or "kept by an override")
+        if layer.name in chosen and chosen[layer.name] is None
+        else layer
+        for layer in problem.inventory
+    )
+    pricing = replace(problem.pricing, inventory=replace(problem.inventory, layers=layers))
+    fixed = {name: candidate for name, candidate in chosen.items() if candidate is not None}
+    return replace(problem, pricing=pricing, fixed=fixed)
+
+
 def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None, bool] | None:
     """Return method, ranks (or a float share), options and whether to gauge, or None to keep the layer."""
     if value is None:
@@ -126,50 +140,25 @@ def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None,
 def _candidate(
     problem: Problem, layer: LayerInfo, name: str, ranks: Any, options: Mapping[str, Any] | None, gauge: bool
 ) -> Candidate:
-    """Return the candidate; `gauge` is the user's word for this layer, the problem's holds where it wins."""
+    """Return the candidate; `gauge` is the user's word for this layer, elsewhere gauging has to win."""
     options = problem.options.get(name, {}) if options is None else options
     method = methods.get(name, options)
-    methods.check_supported(method, layer)
-    dense = problem.inventory.costs[layer.name]
-    prepared = None
     if isinstance(ranks, float):
-        require(0 < ranks <= 1, f"share of parameters of layer {layer.name!r}", ranks, "in (0, 1]")
-        known = prepared = methods.prepare(method, problem.weight(layer.name), layer)
-        grid = method.rank_grid(layer, multiple=problem.rank_multiple)
-        costs = {
-            r: gauged_cost(method.blueprint(layer, r), layer, gauge=problem.gauge, deploy_dtype=problem.deploy_dtype)[0]
-            for r in grid
-        }
-        fitting = [r for r, cost in costs.items() if cost.params <= ranks * dense.params]
-        if not fitting:
-            raise ConfigError(
-                f"share of parameters of layer {layer.name!r} ({layer.describe()}) with method {name!r}: "
-                f"no rank makes it as small as {ranks:g}. Give a larger share."
-            )
-        ranks = min(fitting, key=lambda r: (known.error(r), r))
-    methods.check_ranks(method, layer, ranks)
-    prepared = prepared or methods.prepare(method, problem.weight(layer.name), layer)
-    cost, gauged = gauged_cost(
-        method.blueprint(layer, ranks), layer, gauge=problem.gauge, deploy_dtype=problem.deploy_dtype
-    )
-    if gauge and not gauged:
-        choice = Choice(method=name, ranks=ranks, options=options, gauge=True)
-        methods.check_choice(layer, choice)
-        blueprint = methods.chosen_blueprint(layer, choice)
-        cost, gauged = blueprint_cost(blueprint, layer, deploy_dtype=problem.deploy_dtype), True
-    return Candidate(
-        layer=layer.name, method=name, ranks=ranks, cost=cost, error=prepared.error(ranks), options=options,
-        gauge=gauged,
-    )  # fmt: skip
+        methods.check_supported(method, layer)
+    else:
+        methods.check_choice(layer, Choice(method=name, ranks=ranks, options=options, gauge=gauge))
+    prepared = methods.prepare(method, problem.weight(layer.name), layer)
+    if isinstance(ranks, float):
+        ranks = problem.pricing.ranks_within(layer, method, ranks, prepared.error, multiple=problem.rank_multiple)
+    candidate = problem.pricing.candidate(layer, method, ranks, options=options, gauge=gauge)
+    return replace(candidate, error=prepared.error(ranks))
 
 
 def _check_budget(problem: Problem, chosen: Mapping[str, Candidate]) -> None:
     if problem.budget is None:
         return
-    total: Cost = problem.inventory.total
-    after = total
-    for name, candidate in chosen.items():
-        after = after - problem.inventory.costs[name] + candidate.cost
+    total = problem.inventory.total
+    after = problem.pricing.total_with({name: candidate.cost for name, candidate in chosen.items()})
     missed = problem.budget.exceeded(after, total)
     if missed:
         raise InfeasibleBudget(

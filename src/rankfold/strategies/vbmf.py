@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from rankfold import methods
 from rankfold._config import is_number, require
-from rankfold.cost import gauged_cost
 from rankfold.errors import ConfigError
 from rankfold.factor.linalg import double
 from rankfold.factor.vbmf import evbmf_rank
 from rankfold.methods import Method
-from rankfold.records import Candidate, CandidateTable, LayerInfo, Plan, Problem, Ranks
+from rankfold.records import Candidate, CandidateTable, LayerInfo, Plan, Ranks
 from rankfold.strategies.contract import Strategy, make_plan, mildest, registry
+from rankfold.strategies.problem import Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +75,21 @@ class VBMF(Strategy):
 
         def pick(level: float) -> dict[str, Candidate]:
             return {
-                name: _candidate(problem, problem.inventory.layer(name), method, self._scaled(problem, full, 1 - level))
+                name: problem.pricing.candidate(
+                    problem.inventory.layer(name),
+                    method,
+                    self._scaled(problem, full, 1 - level),
+                    options=problem.options.get(method.name),
+                )
                 for name, (method, full) in ranks.items()
             }
 
         chosen = pick(0.0)
         if problem.budget is not None:
-            dense = {name: problem.inventory.costs[name] for name in (*ranks, *problem.fixed)}
             strongest = pick(1.0)
             table = CandidateTable(
                 rows={name: (chosen[name], strongest[name]) for name in ranks},
-                dense=dense,
+                dense=problem.inventory.costs,
                 total=problem.inventory.total,
                 fixed=problem.fixed,
             )
@@ -122,17 +126,14 @@ class VBMF(Strategy):
         self, problem: Problem, layer: LayerInfo, method: Method, found: Ranks
     ) -> tuple[Ranks | None, str | None]:
         """Bring ranks into [least, break-even]; say so in the note, or why there is no rank in between."""
-        dense, limits = problem.inventory.costs[layer.name], method.max_ranks(layer)
+        limits = method.max_ranks(layer)
 
         def at(scale: float) -> Ranks:
             pairs = zip(found, limits, strict=True)
             return tuple(self._rounded(problem, scale * rank, limit) for rank, limit in pairs)
 
         def cheaper(ranks: Ranks) -> bool:
-            cost, _ = gauged_cost(
-                method.blueprint(layer, ranks), layer, gauge=problem.gauge, deploy_dtype=problem.deploy_dtype
-            )
-            return cost.params < dense.params and cost.macs <= dense.macs
+            return problem.pricing.is_smaller(problem.pricing.candidate(layer, method, ranks))
 
         if cheaper(at(1.0)):
             how = "raised" if max(found) < max(at(1.0)) else "rounded"
@@ -151,21 +152,6 @@ def _method(problem: Problem, layer: LayerInfo) -> tuple[Method | None, str]:
     if fitting:
         return max(fitting, key=lambda method: len(method.max_ranks(layer))), ""
     return None, "; ".join(sorted({method.supports(layer) or "" for method in given}))
-
-
-def _candidate(problem: Problem, layer: LayerInfo, method: Method, ranks: Ranks) -> Candidate:
-    cost, gauged = gauged_cost(
-        method.blueprint(layer, ranks), layer, gauge=problem.gauge, deploy_dtype=problem.deploy_dtype
-    )
-    return Candidate(
-        layer=layer.name,
-        method=method.name,
-        ranks=ranks,
-        cost=cost,
-        gauge=gauged,
-        error=1.0,  # found out for the ranks that are chosen in the end
-        options=problem.options.get(method.name, {}),
-    )
 
 
 registry.register(VBMF, summary="analytic ranks by empirical variational Bayes (EVBMF)")

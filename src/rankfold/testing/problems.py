@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.candidates import DEFAULT_METHODS, Judge, TableConfig, build_table
+from rankfold.cost import Pricing
 from rankfold.inventory import inspect, layer_weight
-from rankfold.records import Budget, Candidate, CandidateTable, Plan, Problem
+from rankfold.records import Budget, Candidate, CandidateTable, Plan
+from rankfold.strategies import Problem
 from rankfold.surgery import apply_plan_, copy_model
 from rankfold.testing.cases import SEED
 
@@ -62,23 +64,22 @@ def make_problem(
     gauge: bool = False,
 ) -> Problem:
     """Return the problem of compressing a model by its weights alone, with the default methods."""
-    inventory = inspect(model, case.input())
+    pricing = Pricing.of(inspect(model, case.input()), gauge=gauge)
     weight = partial(layer_weight, model)
     decided = dict(fixed or {})
 
     @cache
     def table() -> CandidateTable:
-        return build_table(inventory, weight, TableConfig(points=16, gauge=gauge), fixed=decided)
+        return build_table(pricing, weight, TableConfig(points=16), fixed=decided)
 
     return Problem(
-        inventory=inventory,
+        pricing=pricing,
         table=table,
         weight=weight,
         budget=budget,
         seed=SEED,
         methods=DEFAULT_METHODS,
-        gauge=gauge,
-        judge=Judge(model, inventory, table, weight_table=table, batches=None, moments=None),
+        judge=Judge(model, pricing.inventory, table, weight_table=table, batches=None, moments=None),
         fixed=decided,
         apply=applied,
     )

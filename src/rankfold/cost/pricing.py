@@ -1,0 +1,244 @@
+"""The one room where layers, candidates and plans are priced: at a data type, gauged or not, in every resource."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rankfold import methods
+from rankfold._config import require
+from rankfold.cost.count import blueprint_cost, gauged_cost
+from rankfold.errors import BudgetError, ConfigError, UnknownNameError
+from rankfold.records import (
+    RESOURCES,
+    Blueprint,
+    Budget,
+    Candidate,
+    Choice,
+    Cost,
+    Inventory,
+    LayerInfo,
+    Plan,
+    Ranks,
+    find_resource,
+    gauge_blueprint,
+    replaced,
+)
+from rankfold.records.dense import dense_cost
+from rankfold.records.deploy import check_deploy_dtype, outside_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """What the layers of a model, their candidates and whole plans cost. `Pricing.of` makes one.
+
+    Parameters
+    ----------
+    inventory : Inventory
+        The model's layers, with their costs as they are at the deployment data type.
+    deploy_dtype : str or None
+        The data type in which weights are stored on the device: ``"float32"``, ``"float16"``, ``"bfloat16"`` or
+        ``"int8"``. None is the model's own.
+    gauge : bool
+        Whether factors are gauged wherever that wins (`rankfold.cost.gauged_cost`).
+    resources : tuple of str
+        Names of the resources with a `Resource.layer` that are priced, too.
+    """
+
+    inventory: Inventory
+    deploy_dtype: str | None = None
+    gauge: bool = False
+    resources: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        inventory: Inventory,
+        *,
+        deploy_dtype: str | None = None,
+        gauge: bool = False,
+        resources: Iterable[str] = (),
+    ) -> Pricing:
+        """Return the prices of a model.
+
+        Parameters
+        ----------
+        inventory : Inventory
+            From `rankfold.inspect`.
+        deploy_dtype, gauge
+            As for the class.
+        resources : iterable of str
+            What is going to be bounded or reported. Only resources with a `Resource.layer` need to be named.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such data type or resource.
+        ConfigError
+            If `gauge` is neither true nor false.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from rankfold.inventory import inspect
+        >>> inventory = inspect(torch.nn.Linear(64, 10), torch.zeros(1, 64))
+        >>> inventory.total.weight_bytes, Pricing.of(inventory, deploy_dtype="int8").inventory.total.weight_bytes
+        (2600, 720)
+        """
+        check_deploy_dtype(deploy_dtype)
+        require(isinstance(gauge, bool), "gauge", gauge, "true or false")
+        further = tuple(name for name in dict.fromkeys(resources) if find_resource(name).layer is not None)
+        pricing = cls(inventory, deploy_dtype, gauge, further)
+        return replace(pricing, inventory=pricing._priced(inventory))
+
+    @classmethod
+    def of_plan(cls, inventory: Inventory, plan: Plan) -> Pricing:
+        """Return the prices of a model that a plan was made for, at the plan's data type and in its bounded resources.
+
+        A bound that cannot be read here, as one on a resource that is registered elsewhere, is left out.
+        """
+        provenance = plan.provenance
+        try:
+            resources = Budget.parse(provenance.budget).resources if provenance.budget else ()
+        except (BudgetError, UnknownNameError):
+            resources = ()
+        return cls.of(inventory, deploy_dtype=provenance.deploy_dtype, resources=resources)
+
+    def _priced(self, inventory: Inventory) -> Inventory:
+        """Return an inventory with the bytes of the deployment data type and the further resources.
+
+        With int8 a weight of a layer takes one byte, the scale of each output channel four (float32) and a bias four
+        (int32). What belongs to no layer (normalisation, embeddings, persistent buffers) takes the size of the data
+        type with float32, float16 and bfloat16 and stays float32 with int8; integer buffers stay as they are.
+        """
+        costs, total = inventory.costs, inventory.total
+        if self.deploy_dtype is not None:
+            costs = {layer.name: dense_cost(layer, deploy_dtype=self.deploy_dtype) for layer in inventory}
+            outside = sum(outside_bytes(n, dtype, self.deploy_dtype) for dtype, n in inventory.outside.items())
+            total = replace(total, weight_bytes=sum(cost.weight_bytes for cost in costs.values()) + outside)
+        if self.resources:
+            costs = {layer.name: replace(costs[layer.name], more=self._more(layer, None)) for layer in inventory}
+            total = replace(total, more=sum(costs.values(), start=Cost()).more)
+        return inventory if costs is inventory.costs else replace(inventory, costs=costs, total=total)
+
+    def _more(self, layer: LayerInfo, blueprint: Blueprint | None) -> dict[str, int]:
+        amounts = {name: RESOURCES[name].layer for name in self.resources}
+        return {name: amount(layer, blueprint) for name, amount in amounts.items() if amount is not None}
+
+    def blueprint_cost(self, layer: LayerInfo, blueprint: Blueprint) -> Cost:
+        """Return the cost of a layer that is factored as a blueprint says."""
+        cost = blueprint_cost(blueprint, layer, deploy_dtype=self.deploy_dtype)
+        return replace(cost, more=self._more(layer, blueprint)) if self.resources else cost
+
+    def candidate(
+        self,
+        layer: LayerInfo,
+        method: methods.Method,
+        ranks: Ranks,
+        *,
+        options: Mapping[str, Any] | None = None,
+        gauge: bool = False,
+    ) -> Candidate:
+        """Return a candidate of a layer; its error is 1 until somebody finds it out.
+
+        Parameters
+        ----------
+        layer : LayerInfo
+            The layer.
+        method : Method
+            How it is factored.
+        ranks : tuple of int
+            Within the method's limits.
+        options : mapping, optional
+            The options that the method was made with.
+        gauge : bool
+            Gauge the factors even where that does not win.
+        """
+        blueprint = method.blueprint(layer, ranks)
+        cost, gauged = gauged_cost(blueprint, layer, gauge=self.gauge, deploy_dtype=self.deploy_dtype)
+        if gauge or self.resources:
+            gauged = gauged or gauge
+            cost = self.blueprint_cost(layer, gauge_blueprint(blueprint) if gauged else blueprint)
+        return Candidate(
+            layer=layer.name, method=method.name, ranks=ranks, cost=cost, error=1.0, options=options or {},
+            gauge=gauged,
+        )  # fmt: skip
+
+    def is_smaller(self, candidate: Candidate) -> bool:
+        """Return whether a candidate has fewer parameters and no more MACs than its layer."""
+        dense = self.inventory.costs[candidate.layer]
+        return candidate.cost.params < dense.params and candidate.cost.macs <= dense.macs
+
+    def layer_costs(self, plan: Plan) -> dict[str, Cost]:
+        """Return the cost of every layer that a plan factors, by name."""
+        return {name: self.choice_cost(name, choice) for name, choice in plan.factored.items()}
+
+    def choice_cost(self, name: str, choice: Choice) -> Cost:
+        """Return the cost of a layer that is factored as a choice says."""
+        layer = self.inventory.layer(name)
+        return self.blueprint_cost(layer, methods.chosen_blueprint(layer, choice))
+
+    def total_with(self, layers: Mapping[str, Cost]) -> Cost:
+        """Return the cost of the whole model with the costs of some layers replaced."""
+        return replaced(self.inventory.total, self.inventory.costs, layers)
+
+    def plan_cost(self, plan: Plan) -> Cost:
+        """Return the cost of the whole model with a plan applied."""
+        return self.total_with(self.layer_costs(plan))
+
+    def built(self, inventory: Inventory, plan: Plan) -> Inventory:
+        """Return the inventory of a model that a plan was applied to, at the deployment data type.
+
+        Its costs are counted again, independently of the plan; only further resources are those of the plan's choices.
+        """
+        own = replace(self, resources=())._priced(inventory)
+        return replace(own, total=replace(own.total, more=self.plan_cost(plan).more)) if self.resources else own
+
+    def ranks_within(
+        self,
+        layer: LayerInfo,
+        method: methods.Method,
+        share: float,
+        error: Callable[[Ranks], float],
+        *,
+        multiple: int = 1,
+        points: int = 64,
+        gauge: bool = False,
+    ) -> Ranks:
+        """Return the ranks of least error that keep at most a share of a layer's parameters.
+
+        Parameters
+        ----------
+        layer : LayerInfo
+            The layer.
+        method : Method
+            Its ranks are chosen from.
+        share : float
+            In (0, 1].
+        error : callable
+            Returns the error of ranks, as `Prepared.error` does.
+        multiple, points
+            Of the method's rank grid.
+        gauge : bool
+            As for `candidate`.
+
+        Raises
+        ------
+        ConfigError
+            If the share is out of range, or too small for any ranks.
+        """
+        require(0 < share <= 1, f"share of parameters of {layer.title}", share, "in (0, 1]")
+        dense = dense_cost(layer).params
+        grid = [
+            self.candidate(layer, method, ranks, gauge=gauge)
+            for ranks in method.rank_grid(layer, multiple=multiple, points=points)
+        ]
+        fitting = [c.ranks for c in grid if c.cost.params <= share * dense]
+        if not fitting:
+            least = min(c.cost.params for c in grid) / dense
+            raise ConfigError(
+                f"no ranks of {method.name!r} fit {layer.title} in {share:.3g} of its parameters; the smallest "
+                f"possible share is {least:.3g}. Give a larger share, or use another method."
+            )
+        return min(fitting, key=lambda ranks: (error(ranks), ranks))

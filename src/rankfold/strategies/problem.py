@@ -1,0 +1,61 @@
+"""What a strategy is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rankfold.candidates import Judge
+from rankfold.cost import Pricing
+from rankfold.records import Budget, Candidate, CandidateTable, Inventory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """The question a strategy answers with a plan.
+
+    Parameters
+    ----------
+    pricing : Pricing
+        What the model's layers, their candidates and plans cost.
+    table : callable
+        Returns the candidate table; computed on the first call, so a strategy that needs none does not pay for it.
+    weight : callable
+        ``weight(layer_name)`` returns the layer's weight in torch's layout, detached.
+    budget : Budget or None
+        The bounds that the plan has to meet.
+    seed : int
+        Random seed.
+    methods : tuple of str
+        The methods that may be used.
+    options : mapping of str to mapping
+        Options of methods, by method name.
+    rank_multiple : int
+        Ranks are to be multiples of this.
+    fixed : mapping of str to Candidate
+        Decisions made beforehand, by layer name; the strategy leaves them as they are.
+    judge : Judge or None
+        Tells the damage of candidates.
+    apply, finetune, evaluate : callable or None
+        For strategies that loop: apply a plan, fine-tune a model, measure a model.
+    """
+
+    pricing: Pricing
+    table: Callable[[], CandidateTable]
+    weight: Callable[[str], Any]
+    budget: Budget | None = None
+    seed: int = 0
+    methods: tuple[str, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rank_multiple: int = 1
+    fixed: Mapping[str, Candidate] = field(default_factory=dict)
+    judge: Judge | None = None
+    apply: Callable[..., Any] | None = None
+    finetune: Callable[..., Any] | None = None
+    evaluate: Callable[..., float] | None = None
+
+    @property
+    def inventory(self) -> Inventory:
+        """The model's layers."""
+        return self.pricing.inventory
