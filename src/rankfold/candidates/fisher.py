@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold._progress import track
 from rankfold._tensors import float_tensors, model_device, to_device
 from rankfold.batches import split_batch
 from rankfold.candidates.outputs import check_comparable, check_taps, modules_of, nothing_put_out, tapped
@@ -162,12 +163,12 @@ class FisherProxy:
         scale = (largest * len(energies) * self.draws) ** -0.5
         generator = torch.Generator().manual_seed(self.seed)
         places = [_place(self.work, layer.name) for layer in layers]
-        for number, batch in enumerate(self.batches):
+        for number, batch in enumerate(track(self.batches, "computing gradients")):
             with undisturbed(self.work), _wanting_gradients([leaf for leaf, _ in places]):
                 outputs, called = self._outputs(batch, f"calibration batch {number + 1}", layers)
                 # Masked scores are not compared: they get the sign 0.
                 scales = [(t.detach().abs() < MASKED).to(t.dtype) * f for t, f in zip(outputs, factors, strict=True)]
-                for draw in range(self.draws):
+                for draw in track(range(self.draws), f"gradients of calibration batch {number + 1}"):
                     signs = [weights * _signs(t, generator) for t, weights in zip(outputs, scales, strict=True)]
                     found = self._backward(outputs, signs, [leaf for leaf, _ in places], draw + 1 < self.draws)
                     for layer, gradient in zip(layers, found, strict=True):

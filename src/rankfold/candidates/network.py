@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold._progress import track
 from rankfold._tensors import model_device, to_device
 from rankfold.batches import batch_size, iterate, leading, split_batch
 from rankfold.calibration.replay import Memory, run_before
@@ -76,7 +77,7 @@ class NetworkProxy:
         target = layer_weight(self.work, layer.name)
         kept, replays = target.clone(), True
         try:
-            for number, batch in enumerate(self.batches, 1):
+            for number, batch in enumerate(track(self.batches, f"layer {layer.name or '(the model)'}"), 1):
                 what = f"calibration batch {number}"
                 inputs = to_device(split_batch(batch)[0], model_device(self.original))
                 reference = self._reference(number, inputs, what)
@@ -84,7 +85,7 @@ class NetworkProxy:
                 if number == 1 and not self._faithful(memory, inputs, what):
                     warnings.warn(_ANEW.format(layer.name), RankfoldWarning, stacklevel=2)
                     replays, memory = False, {}
-                for weight, total in zip(weights, totals, strict=True):
+                for weight, total in track(list(zip(weights, totals, strict=True)), f"candidates on {what}"):
                     target.copy_(weight)
                     total.add(self._outputs(self.work, inputs, what, memory), reference)
         finally:
