@@ -227,11 +227,7 @@ def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:
     DataError
         If there is no batch at all, the object cannot be iterated over, or a worker process of a DataLoader died.
     """
-    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
-        raise DataError(
-            f"{purpose} data must be an iterable of batches (a DataLoader or a list). "
-            f"Got {type(batches).__name__} instead; put a single batch into a list."
-        )
+    require_iterable(batches, purpose)
     empty = True
     with naming_dead_workers(purpose):
         for batch in batches:
@@ -241,6 +237,15 @@ def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:
         raise DataError(
             f"{purpose} data is empty: there was no batch. Was the iterator used up before, or is "
             "the data set smaller than the batch size with drop_last?"
+        )
+
+
+def require_iterable(batches: object, purpose: str) -> None:
+    """Raise `DataError` if something is not an iterable of batches, or is a single batch."""
+    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
+        raise DataError(
+            f"{purpose} data must be an iterable of batches (a DataLoader or a list). "
+            f"Got {type(batches).__name__} instead; put a single batch into a list."
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rankfold.tune.randomness import Stream, entropy, preserved
+from rankfold.tune.randomness import RandomStream, entropy, preserved
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,7 @@ def draw() -> tuple[float, float, float]:
 
 def test_equal_keys_give_equal_streams() -> None:
     def first(*key: int | str) -> tuple[float, ...]:
-        with Stream(CPU, *key):
+        with RandomStream(CPU, *key):
             return draw()
 
     assert first(0, "data", 1) == first(0, "data", 1)
@@ -29,10 +29,10 @@ def test_equal_keys_give_equal_streams() -> None:
 
 
 def test_streams_can_be_interleaved_and_nested() -> None:
-    with Stream(CPU, 1):
+    with RandomStream(CPU, 1):
         wanted = [draw() for _ in range(3)]
     before = draw()
-    a, b = Stream(CPU, 1), Stream(CPU, 2)
+    a, b = RandomStream(CPU, 1), RandomStream(CPU, 2)
     found = []
     for _ in range(3):
         with b:
@@ -54,7 +54,7 @@ def test_the_outside_goes_on_as_if_nothing_had_been() -> None:
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
     found = [draw()]
-    with Stream(CPU, 5):
+    with RandomStream(CPU, 5):
         draw()
     with pytest.raises(IndexError), preserved(CPU):
         [torch.manual_seed(9), draw()].pop(2)

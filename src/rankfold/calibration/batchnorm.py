@@ -63,10 +63,9 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any], reference: nn
     Factors shift the distribution of every feature map, so the stored statistics no longer fit. New
     ones help after severe compression and hurt after mild one: hence the reference.
 
-    The estimate is the plain average over the batches of each batch's mean and (unbiased) variance;
-    all other modules stay in evaluation mode. A call with one value per channel (a batch of one sample) has no
-    variance, and one without values has nothing: there the BatchNorm uses the statistics that it has. One that is
-    never called keeps its own.
+    The estimate is the plain average over the batches of each batch's mean and (unbiased) variance; all other modules
+    stay in evaluation mode. A call with one value per channel (a batch of one sample) has no variance, and one without
+    values has nothing: there the BatchNorm uses the statistics that it has. One that is never called keeps its own.
 
     Parameters
     ----------

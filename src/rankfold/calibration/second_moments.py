@@ -66,9 +66,8 @@ def collect_moments(
     layers : sequence of LayerInfo
         The layers, from an inventory of this model.
     max_patch : int
-        The patch moment is collected for kernels larger than 1 where its size
-        ``n = in / groups * prod(kernel)`` is at most this. The default is that of 256 channels and
-        a 3x3 kernel.
+        The patch moment is collected for kernels larger than 1 where its size ``n = in / groups * prod(kernel)`` is at
+        most this. The default is that of 256 channels and a 3x3 kernel.
     memory_limit : int
         Bytes of all moments together. Where they need more, patch moments are left out, the largest
         first, then whole layers, with a warning.

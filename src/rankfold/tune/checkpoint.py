@@ -19,8 +19,8 @@ from rankfold._tensors import tensors_of
 from rankfold.batches import split_batch
 from rankfold.errors import ConfigError, CorruptArtifact, ModelError, RankfoldError, RankfoldWarning
 from rankfold.inventory import run_batch, undisturbed
+from rankfold.tune.batch_source import digest
 from rankfold.tune.config import FineTune
-from rankfold.tune.feed import digest
 from rankfold.tune.terms import Term
 
 FORMAT = "rankfold-finetune"

@@ -25,9 +25,8 @@ OPTIMIZERS: dict[str, tuple[float, float]] = {"sgd": (0.02, 1e-4), "adamw": (1e-
 class FineTune:
     """How a compressed model is trained.
 
-    The defaults are a short recipe that recovers a network after compression: SGD with Nesterov
-    momentum, a warm-up and a cosine, the labels' loss (where the data has labels) plus soft-label
-    distillation from the original.
+    The defaults are a short recipe that recovers a network after compression: SGD with Nesterov momentum, a warm-up and
+    a cosine, the labels' loss (where the data has labels) plus soft-label distillation from the original.
 
     Parameters
     ----------

@@ -21,10 +21,9 @@ from rankfold.tune.terms import Step, Term, terms
 class LayerDistillation(Term):
     """Sums of squared differences of weights and outputs over the factored layers (eq. 10).
 
-    For a layer with original weight W and output O, approximated weight Ŵ and output D, the term
-    is ‖W - Ŵ‖² / w + ‖O - D‖² / o, summed over the layers, the outputs taken over the batch. The
-    paper writes w = o = 1, which makes the weight of a layer in the loss depend on its size and
-    the loss on the batch size. Hence three scales:
+    For a layer with original weight W and output O, approximated weight Ŵ and output D, the term is ‖W - Ŵ‖² / w + ‖O -
+    D‖² / o, summed over the layers, the outputs taken over the batch. The paper writes w = o = 1, which makes the
+    weight of a layer in the loss depend on its size and the loss on the batch size. Hence three scales:
 
     - ``"relative"``, the default: w = ‖W‖², o = ‖O‖² over the global batch, so that each layer adds two relative
       squared errors, from 0 to about 1 each, whatever its size and units. One lambda then fits every network.

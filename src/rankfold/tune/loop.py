@@ -15,8 +15,8 @@ from rankfold.errors import ConfigError, ModelError
 from rankfold.evaluation import as_metric
 from rankfold.inventory.wrappers import unwrap
 from rankfold.surgery import copy_model
+from rankfold.tune.batch_source import BatchSource
 from rankfold.tune.config import FineTune
-from rankfold.tune.feed import Feed
 from rankfold.tune.launch import launched
 from rankfold.tune.objective import opened, require_teacher
 from rankfold.tune.randomness import preserved
@@ -36,17 +36,15 @@ def finetune(
 ) -> TuneResult:
     """Return a trained copy of the model; the model itself is left untouched.
 
-    It is trained on the device that Accelerate chooses (an accelerator if there is one) and comes
-    back on its own. Under ``accelerate launch`` or ``torchrun`` the processes share each batch, and
-    the result is that of one process up to rounding, if the network has no BatchNorm in training
-    mode (it normalises each process's share by itself, and the main process's running statistics are
-    kept; ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes it exact), no dropout, and the data no
-    random augmentation.
+    It is trained on the device that Accelerate chooses (an accelerator if there is one) and comes back on its own.
+    Under ``accelerate launch`` or ``torchrun`` the processes share each batch, and the result is that of one process up
+    to rounding, if the network has no BatchNorm in training mode (it normalises each process's share by itself, and the
+    main process's running statistics are kept; ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes it exact), no dropout,
+    and the data no random augmentation.
 
-    On the CPU, a run that was interrupted and is resumed from its checkpoint ends with the same
-    bits as one that was not. Resuming replays the batches of the epoch it is in. What draws random
-    numbers has to draw them from Python's, NumPy's or torch's global generators or the DataLoader's
-    own; a warning says so if the data came in another order.
+    On the CPU, a run that was interrupted and is resumed from its checkpoint ends with the same bits as one that was
+    not. Resuming replays the batches of the epoch it is in. What draws random numbers has to draw them from Python's,
+    NumPy's or torch's global generators or the DataLoader's own; a warning says so if the data came in another order.
 
     Parameters
     ----------
@@ -71,11 +69,9 @@ def finetune(
     Raises
     ------
     DataError
-        If there are no batches, no labels for a loss that needs them, or the data cannot be gone
-        through again.
+        If there are no batches, no labels for a loss that needs them, or the data cannot be gone through again.
     ConfigError
-        If a loss term needs a teacher that is not given, a target has no metric, or the checkpoint
-        is of another run.
+        If a loss term needs a teacher that is not given, a target has no metric, or the checkpoint is of another run.
     ModelError
         If nothing can be trained, teacher and model do not match, or the loss becomes NaN or
         infinite (the message names the step; the model has not been updated with it).
@@ -107,11 +103,11 @@ def finetune_(
         device = accelerator.device
         with preserved(device), _borrowed(model, device), _borrowed(teacher, device), ExitStack() as stack:
             rank, world = accelerator.process_index, accelerator.num_processes
-            feed = Feed(config.data, seed=config.seed, rank=rank, world=world, device=device)
-            stack.callback(feed.close)
+            source = BatchSource(config.data, seed=config.seed, rank=rank, world=world, device=device)
+            stack.callback(source.close)
             objective = stack.enter_context(opened(model, teacher, config))
             measured = None if metric is None else as_metric(metric)
-            return Run(model, teacher, objective, config, measured, progress, accelerator, feed).run()
+            return Run(model, teacher, objective, config, measured, progress, accelerator, source).run()
 
 
 def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric: object) -> None:

@@ -129,10 +129,9 @@ def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -
     student, teacher : object
         The outputs of both networks; see `rankfold.outputs.class_scores` and `class_axis`.
     kind : {"kl", "mse"}
-        ``"kl"`` is T² · KL(softmax(teacher / T) ‖ softmax(student / T)), which is zero for equal
-        outputs, and whose gradient does not shrink with the temperature T (Hinton et al. 2015,
-        "Distilling the knowledge in a neural network", section 2); ``"mse"`` the mean squared
-        difference.
+        ``"kl"`` is T² · KL(softmax(teacher / T) ‖ softmax(student / T)), which is zero for equal outputs, and whose
+        gradient does not shrink with the temperature T (Hinton et al. 2015, "Distilling the knowledge in a neural
+        network", section 2); ``"mse"`` the mean squared difference.
 
     Raises
     ------

@@ -220,8 +220,7 @@ def _module(model: nn.Module, path: str, what: str) -> nn.Module:
 def _with_projections(teacher: nn.Module, paths: Sequence[str]) -> nn.Module:
     """Return the teacher, or a copy with separate projections where those of an attention are compared.
 
-    An ``nn.MultiheadAttention`` computes its projections without calling a module that a hook
-    could listen to.
+    An ``nn.MultiheadAttention`` computes its projections without calling a module that a hook could listen to.
     """
     parents = {path.rpartition(".")[0] for path in paths}
     packed = [p for p, m in teacher.named_modules() if p in parents and isinstance(m, nn.MultiheadAttention)]

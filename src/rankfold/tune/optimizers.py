@@ -88,8 +88,7 @@ def rebuild_optimizer(
     Raises
     ------
     ConfigError
-        If there are several groups and no names, or the optimizer's class cannot be constructed
-        from its settings.
+        If there are several groups and no names, or the optimizer's class cannot be constructed from its settings.
     ModelError
         If a parameter has no forebear in the dense model.
     """

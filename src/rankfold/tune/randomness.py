@@ -36,7 +36,7 @@ def preserved(device: torch.device) -> Iterator[None]:
         _put(before, device)
 
 
-class Stream:
+class RandomStream:
     """A stream of the global generators, entered as a context, again and again.
 
     Parameters

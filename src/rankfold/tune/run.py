@@ -23,10 +23,10 @@ from rankfold.errors import DataError, MetricError, ModelError, RankfoldError, R
 from rankfold.evaluation import Metric, evaluate
 from rankfold.inventory import KeptState, holds_graph
 from rankfold.tune import checkpoint
+from rankfold.tune.batch_source import BatchSource, Shard, digest, require_batches
 from rankfold.tune.config import FineTune
-from rankfold.tune.feed import Feed, Share, digest, require_batches
 from rankfold.tune.optimizers import build_optimizer, lr_at
-from rankfold.tune.randomness import Stream, preserved
+from rankfold.tune.randomness import RandomStream, preserved
 from rankfold.tune.result import Epoch, StepInfo, TuneResult
 from rankfold.tune.terms import Step
 
@@ -66,7 +66,7 @@ class Run:
         See `rankfold.tune.finetune`.
     accelerator : Accelerator
         Device, processes, mixed precision.
-    feed : Feed
+    source : BatchSource
         This process's data.
     """
 
@@ -79,11 +79,11 @@ class Run:
         metric: Metric | None,
         progress: Progress | None,
         accelerator: Accelerator,
-        feed: Feed,
+        source: BatchSource,
     ) -> None:
         self.model, self.objective = model, objective
         self.config, self.metric, self.progress = config, metric, progress
-        self.accelerator, self.feed = accelerator, feed
+        self.accelerator, self.source = accelerator, source
         self.main = accelerator.is_main_process
         self.state, self.started = State(), False
         self.kept, self.stateful = KeptState(model, buffers=False), None
@@ -101,26 +101,26 @@ class Run:
         self.optimizer.zero_grad()  # a model in use may come with gradients of its own
 
     def _total_steps(self) -> int:
-        config, feed = self.config, self.feed
-        length = feed.length()
-        if feed.once and config.epochs > 1:
+        config, source = self.config, self.source
+        length = source.length()
+        if source.once and config.epochs > 1:
             raise DataError(
                 f"the fine-tuning data is an iterator, which gives its batches once, but epochs is "
                 f"{config.epochs}. Give a list or a DataLoader, or set epochs=1."
             )
         if length is None and config.max_steps is not None:
             return config.max_steps
-        total = config.epochs * (length if length is not None else feed.count())
+        total = config.epochs * (length if length is not None else source.count())
         return min(total, config.max_steps or total)
 
     def _probe(self, teacher: nn.Module | None) -> dict[str, Any] | None:
         """Return what tells this run's data and networks from another's; None if the data comes only once."""
-        if self.feed.once or not self.main:
+        if self.source.once or not self.main:
             return None
         device = self.accelerator.device
-        with preserved(device), closing(self.feed.epoch(0)) as shares:
-            share = next(shares, None)
-        return None if share is None else checkpoint.probe(self.model, teacher, to_device(share.batch, device))
+        with preserved(device), closing(self.source.epoch(0)) as shards:
+            shard = next(shards, None)
+        return None if shard is None else checkpoint.probe(self.model, teacher, to_device(shard.batch, device))
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return cast(Tensor, self.accelerator.reduce(tensor, "sum"))
@@ -149,35 +149,35 @@ class Run:
         self._train_mode()
         self.kept = KeptState(self.model, buffers=False)
         start, before, done = time.monotonic(), state.seconds, state.batch
-        with closing(self.feed.epoch(state.epoch)) as shares:
-            for position, share in enumerate(self._tracked(shares)):
+        with closing(self.source.epoch(state.epoch)) as shards:
+            for position, shard in enumerate(self._tracked(shards)):
                 if position < done:  # replayed: it moves the data's random numbers on
                     if position == done - 1 and replay:
-                        self._check_replay(share, replay)
+                        self._check_replay(shard, replay)
                     continue
-                self._step(share)
+                self._step(shard)
                 state.batch = position + 1
                 state.seconds = before + time.monotonic() - start
                 if state.step >= self.total:
                     break
                 if config.checkpoint_every and state.step % config.checkpoint_every == 0:
-                    self._save(share)
+                    self._save(shard)
         require_batches(state.batch, state.epoch)
         self._finish_epoch(start, before)
 
-    def _tracked(self, shares: Iterator[Share]) -> Iterator[Share]:
+    def _tracked(self, shards: Iterator[Shard]) -> Iterator[Shard]:
         if self.progress is not None or not self.main:
-            return shares
+            return shards
         text = f"fine-tuning, epoch {self.state.epoch + 1} of {self.config.epochs}"
         if self.state.history:
             text += f" (loss {self.state.history[-1]['loss']:.3g})"
-        return track(shares, text, total=self.feed.length())
+        return track(shards, text, total=self.source.length())
 
-    def _step(self, share: Share) -> None:
+    def _step(self, shard: Shard) -> None:
         state, config, accelerator = self.state, self.config, self.accelerator
-        inputs, target = split_batch(ordinary(to_device(share.batch, accelerator.device)))
+        inputs, target = split_batch(ordinary(to_device(shard.batch, accelerator.device)))
         step = Step(
-            inputs=inputs, target=target, samples=share.samples, total=share.total, active=share.active,
+            inputs=inputs, target=target, samples=shard.samples, total=shard.total, active=shard.active,
             where=self._where(), sum=self._sum,
         )  # fmt: skip
         state.lr = lr_at(config, state.step, self.total)
@@ -185,14 +185,14 @@ class Run:
             group["lr"] = lr_at(config, state.step, self.total, peak)
         # Dropout and the like draw from a stream of their own, which depends on the step alone.
         rank = accelerator.process_index
-        with Stream(accelerator.device, config.seed, "model", state.step, rank):
+        with RandomStream(accelerator.device, config.seed, "model", state.step, rank):
             loss, terms = self._forward(step)
             values = torch.stack([loss.detach(), *(term.detach().to(loss) for term in terms.values())])
-            mean, *parts = (self._sum(values * share.weight)).tolist()
+            mean, *parts = (self._sum(values * shard.weight)).tolist()
             if not all(map(math.isfinite, (mean, *parts))):
                 self._raise_diverged(mean, dict(zip(terms, parts, strict=True)), inputs)
             # The wrapper averages the processes' gradients; this makes it the mean over samples.
-            accelerator.backward(loss * (share.weight * accelerator.num_processes))
+            accelerator.backward(loss * (shard.weight * accelerator.num_processes))
             if config.max_grad_norm is not None:
                 accelerator.clip_grad_norm_(self.objective.parameters(), config.max_grad_norm)
             self.optimizer.step()
@@ -202,10 +202,10 @@ class Run:
         if self.stateful:  # recurrent state of one batch: the next could not go back through its graph
             self.kept.reset()
         self.started = True
-        state.loss += mean * share.total
+        state.loss += mean * shard.total
         for name, value in zip(terms, parts, strict=True):
-            state.terms[name] = state.terms.get(name, 0.0) + value * share.total
-        state.samples += share.total
+            state.terms[name] = state.terms.get(name, 0.0) + value * shard.total
+        state.samples += shard.total
         state.step += 1
         if self.progress is not None and self.main:
             self.progress(
@@ -286,8 +286,8 @@ class Run:
         self.state = fresh
         self._save(None)
 
-    def _check_replay(self, share: Share, replay: str) -> None:
-        if self.main and digest(share.batch) != replay:
+    def _check_replay(self, shard: Shard, replay: str) -> None:
+        if self.main and digest(shard.batch) != replay:
             warnings.warn(
                 "the data came in another order than before the interruption, so this run will not "
                 "end as an uninterrupted one would. Draw random numbers from the global generators "
@@ -304,7 +304,7 @@ class Run:
                     module.eval()
 
     def _share_buffers(self) -> None:
-        """Give every process the main one's buffers: BatchNorm has seen different shares."""
+        """Give every process the main one's buffers: BatchNorm has seen different shards."""
         from accelerate.utils import broadcast
 
         if self.accelerator.num_processes > 1:
@@ -318,7 +318,7 @@ class Run:
         self.model.eval()
         device, after = self.accelerator.device, f"after epoch {self.state.epoch + 1}"
         try:
-            with Stream(device, self.config.seed, "metric", self.state.epoch):
+            with RandomStream(device, self.config.seed, "metric", self.state.epoch):
                 value = evaluate(self.model, metric)
         except MetricError as error:
             raise MetricError(f"{after}: {error}") from error
@@ -338,8 +338,8 @@ class Run:
         tensors = (*self.objective.named_parameters(), *self.objective.named_buffers())
         return {name: tensor.detach() for name, tensor in tensors if id(tensor) not in known}
 
-    def _save(self, share: Share | None) -> None:
-        """Write a checkpoint after a share, or at the border of two epochs."""
+    def _save(self, shard: Shard | None) -> None:
+        """Write a checkpoint after a shard, or at the border of two epochs."""
         if self.file is None or not self.main:
             return
         scaler = self.accelerator.scaler
@@ -354,7 +354,7 @@ class Run:
                 "objective": self._own_tensors(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else None,
-                "replay": digest(share.batch) if share is not None else "",
+                "replay": digest(shard.batch) if shard is not None else "",
                 "processes": self.accelerator.num_processes,
             },
         )
@@ -391,7 +391,7 @@ class Run:
             found = checkpoint.read(self.file)
             if found is not None:
                 checkpoint.require_same(self.file, found.get("identity"), self.identity)
-                if found["processes"] == self.accelerator.num_processes:  # or the shares differ
+                if found["processes"] == self.accelerator.num_processes:  # or the shards differ
                     # Within an epoch the batches that are replayed tell other data.
                     checkpoint.require_same_probe(self.file, found.get("probe"), self.probe, warn=not found["replay"])
         except RankfoldError as error:  # every process has to hear of it

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from rankfold._tensors import tensors_of
-from rankfold.batches import batch_size, naming_dead_workers, slice_batch, split_batch
+from rankfold.batches import batch_size, naming_dead_workers, require_iterable, slice_batch, split_batch
 from rankfold.errors import DataError
-from rankfold.tune.randomness import Stream, entropy, preserved
+from rankfold.tune.randomness import RandomStream, entropy, preserved
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Shard:
     """What one process gets of a batch.
 
     Parameters
@@ -30,8 +29,8 @@ class Share:
     samples, total : int
         Samples in it, and in the whole batch.
     active : bool
-        False if there are fewer samples than processes and none is left for this one: it gets the
-        whole batch then, to keep the others company, and its loss counts nothing.
+        False if there are fewer samples than processes and none is left for this one: it then gets the whole batch, so
+        that it takes part in every step, and its loss does not count.
     """
 
     batch: Any
@@ -45,7 +44,7 @@ class Share:
         return self.samples / self.total if self.active else 0.0
 
 
-class Feed:
+class BatchSource:
     """The batches of each epoch.
 
     A plain DataLoader with batches is rebuilt so that each process loads only its own samples;
@@ -58,7 +57,7 @@ class Feed:
     data : iterable
         See `FineTune`.
     seed : int
-        Of the order and of augmentation.
+        Random seed of the order and of augmentation.
     rank, world : int
         This process's number and how many there are.
     device : torch.device
@@ -67,21 +66,18 @@ class Feed:
     Raises
     ------
     DataError
-        If the data is none, cannot be iterated over, is empty, or is sharded already.
+        If the data is None, cannot be iterated over, is empty, or is sharded already.
     """
 
     def __init__(self, data: Iterable[Any] | None, *, seed: int, rank: int, world: int, device: torch.device) -> None:
         if data is None:
             raise DataError("there is no data to fine-tune on. Give FineTune(data=...) a DataLoader.")
-        if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
-            raise DataError(
-                f"fine-tuning data must be an iterable of batches (a DataLoader or a list). Got "
-                f"{type(data).__name__} instead; put a single batch into a list."
-            )
+        require_iterable(data, "fine-tuning")
         self._data, self._seed, self._device = data, seed, device
         self._rank, self._world = rank, world
         self.once = iter(data) is data if not isinstance(data, DataLoader) else False
-        self._sharded: _Shard | None = None
+        self._sharded: _ShardSampler | None = None
+        self._base = torch.Generator()
         self._loader: Iterable[Any] = data
         owners = _parts(data)
         if any(isinstance(owner, DistributedSampler) for owner in owners):
@@ -92,22 +88,17 @@ class Feed:
         # A subclass may load in ways of its own, and an iterable data set cannot be indexed.
         plain = type(data) is DataLoader and not isinstance(data.dataset, IterableDataset)
         if isinstance(data, DataLoader) and plain and data.batch_sampler is not None:
-            self._sharded = _Shard(data.batch_sampler, rank, world, device)
-            self._loader = _rebuilt(data, self._sharded, self._own_generator())
+            self._sharded = _ShardSampler(data.batch_sampler, rank, world, device)
+            self._loader = _rebuilt(data, self._sharded, self._base)
         self._epoch_setters = [owner for owner in owners if hasattr(owner, "set_epoch")]
-        self._generators = {
-            id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)
-        }
-        self._states = {key: g.get_state() for key, g in self._generators.items()}
-
-    def _own_generator(self) -> torch.Generator:
-        self._base = torch.Generator()
-        return self._base
+        used = (getattr(owner, "generator", None) for owner in owners)
+        self._generators = list({id(g): g for g in used if isinstance(g, torch.Generator)}.values())
+        self._states = [g.get_state() for g in self._generators]
 
     def close(self) -> None:
         """Put the state of the user's own generators back."""
-        for key, generator in self._generators.items():
-            generator.set_state(self._states[key])
+        for generator, state in zip(self._generators, self._states, strict=True):
+            generator.set_state(state)
 
     def length(self) -> int | None:
         """Return the batches per epoch; None if the data does not say.
@@ -142,22 +133,21 @@ class Feed:
                 "be scheduled. Give a list or DataLoader, or FineTune(max_steps=...)."
             )
         with preserved(self._device):
-            found = sum(1 for _ in self.epoch(0))
-        if not found:
-            raise _empty(0)
-        return found
+            count = sum(1 for _ in self.epoch(0))
+        require_batches(count, 0)
+        return count
 
-    def epoch(self, epoch: int) -> Generator[Share, None, None]:
+    def epoch(self, epoch: int) -> Generator[Shard, None, None]:
         """Yield this process's shares of the batches of an epoch (from 0), always the same ones."""
         for owner in self._epoch_setters:
             owner.set_epoch(epoch)
-        for index, generator in enumerate(self._generators.values()):
+        for index, generator in enumerate(self._generators):
             generator.manual_seed(entropy(self._seed, "generator", epoch, index))
         # Loaded shares differ, so their augmentation may; a batch that every process loads may not.
         own = self._rank if self._sharded else 0
-        stream = Stream(self._device, self._seed, "data", epoch, own)
+        stream = RandomStream(self._device, self._seed, "data", epoch, own)
         if self._sharded:
-            self._sharded.begin(Stream(self._device, self._seed, "order", epoch))
+            self._sharded.begin(RandomStream(self._device, self._seed, "order", epoch))
             self._base.manual_seed(entropy(self._seed, "workers", epoch, own))
         with stream:
             iterator = iter(self._loader)
@@ -174,23 +164,23 @@ class Feed:
                 yield cut(batch, self._rank, self._world)
 
 
-class _Shard(Sampler[list[Any]]):
+class _ShardSampler(Sampler[list[Any]]):
     """A batch sampler that gives one process's part of every batch of another one."""
 
     def __init__(self, batches: Iterable[Any], rank: int, world: int, device: torch.device) -> None:
         self._batches, self._rank, self._world = batches, rank, world
-        self._stream = Stream(device, "order")
+        self._stream = RandomStream(device, "order")
         self._sizes: deque[tuple[int, int, bool]] = deque()
 
-    def begin(self, stream: Stream) -> None:
+    def begin(self, stream: RandomStream) -> None:
         """Start an epoch, whose order is drawn from the stream."""
         self._stream = stream
         self._sizes.clear()
 
-    def label(self, batch: Any) -> Share:
+    def label(self, batch: Any) -> Shard:
         """Return a loaded batch with its sizes; workers load ahead, but in order."""
         samples, total, active = self._sizes.popleft()
-        return Share(batch, samples, total, active)
+        return Shard(batch, samples, total, active)
 
     def __iter__(self) -> Iterator[list[Any]]:
         iterator: Iterator[Any] | None = None
@@ -215,40 +205,36 @@ def bounds(total: int, rank: int, world: int) -> tuple[int, int]:
     return rank * total // world, (rank + 1) * total // world
 
 
-def cut(batch: Any, rank: int, world: int) -> Share:
+def cut(batch: Any, rank: int, world: int) -> Shard:
     """Return a process's slice of a batch that has been loaded whole."""
     total = batch_size(split_batch(batch)[0])
     if total < 1:
         raise DataError("a batch of the fine-tuning data holds no samples. Remove it.")
     start, stop = bounds(total, rank, world)
     if world == 1 or stop == start:
-        return Share(batch, total, total, stop > start)
-    return Share(slice_batch(batch, start, stop), stop - start, total)
+        return Shard(batch, total, total, stop > start)
+    return Shard(slice_batch(batch, start, stop), stop - start, total)
 
 
 def digest(batch: Any) -> str:
     """Return a hash of the tensors of a batch, by which a replayed batch is recognised."""
-    found = hashlib.blake2b(digest_size=16)
+    total = hashlib.blake2b(digest_size=16)
     for tensor in tensors_of(batch):
-        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         with suppress(RuntimeError, TypeError):  # sparse, quantised ...: shape and type must do
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            found.update(raw.numpy().tobytes())
-    return found.hexdigest()
+            total.update(raw.numpy().tobytes())
+    return total.hexdigest()
 
 
 def _parts(data: Any) -> list[Any]:
     """Return the objects of a loader that may draw random numbers or care about epochs."""
-    found: list[Any] = [data]
-    for name in ("sampler", "batch_sampler", "dataset"):
-        with suppress(AttributeError):
-            found.append(getattr(data, name))
-    inner = getattr(getattr(data, "batch_sampler", None), "sampler", None)
-    unique = {id(part): part for part in [*found, inner] if part is not None}
-    return list(unique.values())
+    parts = [data, *(getattr(data, name, None) for name in ("sampler", "batch_sampler", "dataset"))]
+    parts.append(getattr(parts[2], "sampler", None))
+    return list({id(part): part for part in parts if part is not None}.values())
 
 
-def _rebuilt(loader: DataLoader[Any], sampler: _Shard, generator: torch.Generator) -> DataLoader[Any]:
+def _rebuilt(loader: DataLoader[Any], sampler: _ShardSampler, generator: torch.Generator) -> DataLoader[Any]:
     """Return the same loader with another batch sampler.
 
     Its workers do not persist: theirs is a random state that no later epoch could be resumed from.
@@ -267,16 +253,12 @@ def _rebuilt(loader: DataLoader[Any], sampler: _Shard, generator: torch.Generato
     )
 
 
-def _empty(epoch: int) -> DataError:
-    if epoch == 0:
-        return DataError("the fine-tuning data is empty: there was no batch. Was it used up before?")
-    return DataError(
-        f"the fine-tuning data gave no batch in epoch {epoch + 1}, although it did before. It must "
-        "be iterable anew for every epoch: give a list or a DataLoader, not a generator, or epochs=1."
-    )
-
-
-def require_batches(found: int, epoch: int) -> None:
+def require_batches(count: int, epoch: int) -> None:
     """Raise `DataError` if an epoch (from 0) had no batch."""
-    if not found:
-        raise _empty(epoch)
+    if not count and epoch == 0:
+        raise DataError("the fine-tuning data is empty: there was no batch. Was it used up before?")
+    if not count:
+        raise DataError(
+            f"the fine-tuning data gave no batch in epoch {epoch + 1}, although it did before. It must be iterable "
+            "once per epoch: give a list or a DataLoader, not a generator, or epochs=1."
+        )

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, TensorDataset
 
 from rankfold.errors import DataError
-from rankfold.tune.feed import Feed, Share, bounds, cut, digest
+from rankfold.tune.batch_source import BatchSource, Shard, bounds, cut, digest
 
 CPU = torch.device("cpu")
 
 
-def feed(data: Any, rank: int = 0, world: int = 1, seed: int = 0) -> Feed:
-    return Feed(data, seed=seed, rank=rank, world=world, device=CPU)
+def source(data: Any, rank: int = 0, world: int = 1, seed: int = 0) -> BatchSource:
+    return BatchSource(data, seed=seed, rank=rank, world=world, device=CPU)
 
 
-def values(shares: Iterable[Share]) -> list[list[int]]:
+def values(shares: Iterable[Shard]) -> list[list[int]]:
     return [share.batch[0].flatten().tolist() if share.active else [] for share in shares]
 
 
@@ -49,9 +49,9 @@ def test_shares_make_up_the_batches(kind: str, world: int) -> None:
         "subclass": Own(dataset, batch_size=4, shuffle=True),
         "list": [(part,) for part in torch.arange(13).split(4)],
     }[kind]
-    whole = values(feed(data).epoch(1))
+    whole = values(source(data).epoch(1))
     assert sorted(itertools.chain(*whole)) == list(range(13))
-    parts = [list(feed(data, rank, world).epoch(1)) for rank in range(world)]
+    parts = [list(source(data, rank, world).epoch(1)) for rank in range(world)]
     for index, batch in enumerate(whole):
         shares = [part[index] for part in parts]
         assert list(itertools.chain(*values(shares))) == batch
@@ -74,17 +74,17 @@ def test_a_loader_is_read_only_where_needed() -> None:
             return torch.tensor(index)
 
     data = Counting()
-    list(feed(DataLoader(data, batch_size=4), 1, 2).epoch(0))
+    list(source(DataLoader(data, batch_size=4), 1, 2).epoch(0))
     assert data.read == [2, 3, 6, 7, 10, 11]
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
     loader = DataLoader(TensorDataset(torch.arange(50)), batch_size=50, shuffle=True)
-    first = values(feed(loader).epoch(0))
+    first = values(source(loader).epoch(0))
     torch.manual_seed(5)
-    assert values(feed(loader).epoch(0)) == first
-    assert values(feed(loader).epoch(1)) != first
-    assert values(feed(loader, seed=1).epoch(0)) != first
+    assert values(source(loader).epoch(0)) == first
+    assert values(source(loader).epoch(1)) != first
+    assert values(source(loader, seed=1).epoch(0)) != first
 
 
 def test_augmentation_differs_between_processes_but_not_the_order() -> None:
@@ -96,7 +96,7 @@ def test_augmentation_differs_between_processes_but_not_the_order() -> None:
             return torch.stack([torch.tensor(float(index)), torch.rand(())])
 
     loader = DataLoader(Noisy(), batch_size=4, shuffle=True)
-    parts = [[s.batch for s in feed(loader, rank, 2).epoch(0)] for rank in range(2)]
+    parts = [[s.batch for s in source(loader, rank, 2).epoch(0)] for rank in range(2)]
     noise = [torch.cat(part)[:, 1] for part in parts]
     assert not torch.isin(noise[0], noise[1]).any()
     order = torch.cat([torch.cat(part)[:, 0] for part in parts])
@@ -114,8 +114,8 @@ def test_samplers_that_draw_as_they_go() -> None:
 
     data = TensorDataset(torch.arange(100))
     loader = DataLoader(data, batch_size=5, sampler=Drawing())
-    whole = values(feed(loader).epoch(0))
-    parts = [values(feed(loader, rank, 2).epoch(0)) for rank in range(2)]
+    whole = values(source(loader).epoch(0))
+    parts = [values(source(loader, rank, 2).epoch(0)) for rank in range(2)]
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
@@ -163,12 +163,12 @@ def test_sharded_loaders_are_refused() -> None:
     data = TensorDataset(torch.arange(8))
     sampler = DistributedSampler(data, num_replicas=2, rank=0)
     with pytest.raises(DataError, match="plain DataLoader"):
-        feed(DataLoader(data, sampler=sampler))
+        source(DataLoader(data, sampler=sampler))
 
 
 def test_lengths() -> None:
-    assert feed(DataLoader(TensorDataset(torch.arange(9)), batch_size=4)).length() == 3
-    assert feed([1, 2]).length() == 2
-    assert feed(iter([1])).length() is None
-    assert feed(map(int, "12")).once
-    assert not feed([1]).once
+    assert source(DataLoader(TensorDataset(torch.arange(9)), batch_size=4)).length() == 3
+    assert source([1, 2]).length() == 2
+    assert source(iter([1])).length() is None
+    assert source(map(int, "12")).once
+    assert not source([1]).once
