@@ -19,8 +19,8 @@ LAST_LINES = 20
 
 @singledispatch
 def show(record: Any, console: Console) -> None:
-    """Print a record to a console of rich's: by its own method, or as `rankfold.reporting` has registered it."""
-    record.print(console)
+    """Print a record to a console of rich's; `rankfold.reporting` registers how."""
+    raise TypeError(f"nothing is registered that shows a {type(record).__name__} on {console}")
 
 
 class Shown:

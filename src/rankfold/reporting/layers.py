@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rankfold.records import Cost, Inventory, LayerInfo, OtherModule, Plan
-from rankfold.records.display import show
 from rankfold.reporting import markdown, words
 from rankfold.reporting.record import LayerRow
 from rankfold.reporting.sections import Content, Section, content
-from rankfold.reporting.terminal import print_record
 
 
 @content.register
@@ -53,10 +51,6 @@ def _(plan: Plan, *, brief: bool) -> Content:
     notes = explanations(choice.reason for choice in plan.layers.values()) if brief else ()
     table = Section(heads=("`layer", "+", "method, ranks", ">error", "remark"), rows=rows, notes=notes)
     return Content(lead=plan.headline(), sections=[table])
-
-
-show.register(Inventory, print_record)
-show.register(Plan, print_record)
 
 
 def inventory_markdown(inventory: Inventory) -> str:

@@ -105,7 +105,7 @@ def _bound_text(bound: BoundRow) -> str:
     if bound.limit is None or bound.resource not in resource_names("additive"):
         return bound.text
     if "%" in bound.text:
-        return bound.text.replace("<=", " ≤ ").replace("%", " %")
+        return words.bound(bound.text)
     return f"{bound.resource} ≤ {_amount(bound, bound.limit)}"
 
 

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from rankfold._printable import printable
+from rankfold.records.display import Shown, show
 from rankfold.reporting.sections import Cell, Content, Section, Text, content, plain
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ STYLES = {"": "", "good": "green", "bad": "bold red"}
 def print_record(record: Any, console: Console | None = None) -> None:
     """Print a record; `console` is rich's, by default one on standard output."""
     draw(content(record, brief=True), console)
+
+
+show.register(Shown, print_record)
 
 
 def draw(shown: Content, console: Console | None = None) -> None:

@@ -22,6 +22,11 @@ def at_least(amount: str) -> str:
     return f"≥ {amount}"
 
 
+def bound(text: str) -> str:
+    """Return a bound of a budget as a person writes it: ``params ≤ 25 %``."""
+    return text.replace("<=", " ≤ ").replace("%", " %")
+
+
 def compact(n: float) -> str:
     """Return a number with three significant digits and a decimal suffix: ``1.18M``."""
     for suffix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

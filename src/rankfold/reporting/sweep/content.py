@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rankfold.reporting import words
 from rankfold.reporting.charts import Dot, linear, logarithmic, plot
 from rankfold.reporting.markup import Markup
 from rankfold.reporting.sections import Content, Section, content, tips
-from rankfold.reporting.sweep.record import Sweep, SweepPoint
+from rankfold.reporting.sweep.record import Sweep
 
 SHOWN = ("params", "macs", "flash")
 """Resources with a column, whatever is varied."""
@@ -25,7 +27,7 @@ def _(sweep: Sweep, *, brief: bool) -> Content:
             Section(
                 title="Budgets without a plan",
                 lines=[
-                    f"{_spaced(p.budget)}: {p.reason.partition(chr(10))[0]}" for p in sweep.points if p.plan is None
+                    f"{words.bound(p.budget)}: {p.reason.partition(chr(10))[0]}" for p in sweep.points if p.plan is None
                 ],
             ),
         ),
@@ -49,58 +51,37 @@ def _headline(sweep: Sweep) -> str:
 
 
 def _plans(sweep: Sweep, *, brief: bool) -> Section:
-    best, metric = sweep.front(), sweep.metric
-    measured = metric is not None and any(point.metric is not None for point in sweep.points)
+    best, dense = sweep.front(), sweep.dense
+    metric = sweep.metric if any(point.metric is not None for point in sweep.points) else None
     extra = [sweep.resource] if sweep.resource not in SHOWN else []
     rows: list[list[str]] = []
     for point in sweep.feasible:
-        cost, dense = point.cost, sweep.dense
+        cost = point.cost
         assert cost is not None
         macs = words.at_least(words.compact(cost.macs)) if sweep.uncounted else _amount(cost.macs, dense.macs)
-        rows.append(
-            [
-                _spaced(point.budget),
-                _amount(cost.params, dense.params),
-                macs,
-                *(_amount(cost.get(name), dense.get(name)) for name in extra),
-                words.size(cost.weight_bytes),
-                _loss(point),
-                *([words.metric(metric, point.metric), _change(sweep, point)] if metric and measured else []),
-                "front" if point in best else "",
-            ]
-        )
-    names = [f">{metric.name}", ">change"] if metric and measured else []
+        row = [words.bound(point.budget), _amount(cost.params, dense.params), macs]
+        row += [_amount(cost.get(name), dense.get(name)) for name in extra]
+        row += [words.size(cost.weight_bytes), words.NONE if point.damage is None else f"{point.damage:.3g}"]
+        if metric is not None:
+            value = replace(metric, compressed=point.metric, percent=metric.in_percent)
+            row += [words.metric(value, point.metric), words.metric_change(value).removesuffix(" points")]
+        rows.append([*row, "front" if point in best else ""])
+    loss = ">loss" if brief else ">predicted loss"  # a terminal has no room for more
+    names = [f">{metric.name}", ">change"] if metric is not None else []
+    note = (
+        "Shares are of the dense model. A point of the front is one that no other beats in both the swept resource and "
+        "the predicted loss."
+    )
     return Section(
         title="Plans",
-        heads=["budget", ">params", ">MACs", *(f">{e}" for e in extra), ">weights", ">predicted loss", *names, ""],
+        heads=["budget", ">params", ">MACs", *(f">{name}" for name in extra), ">weights", loss, *names, ""],
         rows=rows,
-        notes=[]
-        if brief
-        else [
-            "Shares are of the dense model. A point of the front is one that no other beats in both the swept resource "
-            "and the predicted loss."
-        ],
+        notes=[] if brief else [note],
     )
-
-
-def _change(sweep: Sweep, point: SweepPoint) -> str:
-    """Return how far a point's metric is from the dense model's."""
-    if sweep.metric is None or point.metric is None:
-        return words.NONE
-    difference = point.metric - sweep.metric.dense
-    return f"{100 * difference:+.2f}" if sweep.metric.in_percent else f"{difference:+.4g}"
-
-
-def _loss(point: SweepPoint) -> str:
-    return words.NONE if point.damage is None else f"{point.damage:.3g}"
 
 
 def _amount(value: int, dense: int) -> str:
     return f"{words.compact(value)} ({words.percent(value / dense)})" if dense else words.compact(value)
-
-
-def _spaced(budget: str) -> str:
-    return budget.replace("<=", " ≤ ").replace("%", " %")
 
 
 def _figures(sweep: Sweep) -> list[Markup]:
@@ -110,7 +91,7 @@ def _figures(sweep: Sweep) -> list[Markup]:
         return []
     across = linear([sweep.share(p) for p in points], lambda v: f"{100 * v:g} %", number=6)
     below, left = f"{sweep.resource} left, as a share of the dense model", f"by {sweep.resource} left"
-    best, said = sweep.front(), list(zip(points, tips(_plans(sweep, brief=True)), strict=True))
+    best, said = sweep.front(), list(zip(points, tips(_plans(sweep, brief=False)), strict=True))
     dots = [Dot(x=sweep.share(p), y=p.damage or 0.0, tip=tip, css="loss" if p in best else "kept") for p, tip in said]
     positive = [dot.y for dot in dots if dot.y > 0]
     up = logarithmic(positive) if positive else linear([0.0, 1.0], words.tick)
