@@ -65,6 +65,12 @@ FORBIDDEN = {
 ONLY = {"factor": {"torch", "rankfold.errors"}}
 NEVER = {"records": {"torch.nn"}}
 
+# What counts a cost or adds costs up: elsewhere `rankfold.cost.Pricing` does, at the data type and in the resources
+# that were asked for. `surgery` compares two blueprints, `testing` holds a blueprint against the built module.
+COUNTING = {"blueprint_cost", "gauged_cost", "dense_cost", "replaced"}
+COUNTS = {"records", "cost", "inventory", "surgery", "testing"}
+MAY_COUNT = {"rankfold.api.analyzing"}  # a space is counted at the layer's own data type
+
 # Where rankfold's modules may be imported inside a function.
 LAZY = {"__init__", "__main__", "cli"}
 
@@ -146,6 +152,19 @@ def fault(found: Import) -> str | None:
     return None
 
 
+def counters(sources: Mapping[str, str]) -> list[str]:
+    """Return the modules that count costs themselves instead of asking `Pricing`, with what they import."""
+    return [
+        f"{module}: {alias.name}"
+        for module, source in sorted(sources.items())
+        if top(module) not in COUNTS and module not in MAY_COUNT
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name in COUNTING and (node.module or "").startswith("rankfold")
+    ]
+
+
 def faults(sources: Mapping[str, str]) -> list[str]:
     """Return every fault of these modules' imports, as ``module, line: imports x (why not)``."""
     modules = frozenset(sources)
@@ -209,6 +228,16 @@ def test_a_circle_is_found() -> None:
     }
     assert set(cycle(circle)) == set(circle)
     assert cycle({**circle, "rankfold.cost.b": ""}) == []
+
+
+def test_costs_are_counted_in_one_room() -> None:
+    assert counters(read_package()) == []
+
+
+def test_a_cost_that_is_counted_elsewhere_is_noticed() -> None:
+    line = "from rankfold.cost import Pricing, blueprint_cost"
+    assert counters({"rankfold.api.x": line}) == ["rankfold.api.x: blueprint_cost"]
+    assert counters({"rankfold.cost.x": line, "rankfold.api.x": "from rankfold.cost import Pricing"}) == []
 
 
 OTHERS = {

@@ -1,0 +1,177 @@
+"""Prices of layers, candidates and plans: against what a built model costs, at every data type, in a new resource."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import rankfold as rf
+from rankfold import methods
+from rankfold.candidates import TableConfig, build_table
+from rankfold.cost import Pricing, gauged_cost
+from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, UnknownNameError
+from rankfold.inventory import inspect, layer_weight
+from rankfold.records import RESOURCES, Blueprint, Choice, Cost, LayerInfo, Plan, Resource, register_resource
+from rankfold.records.deploy import DEPLOY_DTYPES
+
+X = torch.zeros(2, 3, 8, 8)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(24 * 16, 20)).eval()
+
+
+PLAN = Plan(
+    layers={
+        "0": Choice(reason="small"),
+        "3": Choice(method="tucker", ranks=(6, 5)),
+        "5": Choice(method="svd", ranks=(12,)),
+    }
+)
+
+
+@pytest.mark.parametrize("deploy_dtype", [None, *DEPLOY_DTYPES])
+def test_a_plan_costs_what_the_built_model_costs(deploy_dtype: str | None) -> None:
+    pricing = Pricing.of(inspect(network(), X), deploy_dtype=deploy_dtype)
+    small = inspect(rf.apply(network(), PLAN, reconstruct="weights"), X)
+    assert pricing.plan_cost(PLAN) == pricing.built(small, PLAN).total
+    assert pricing.plan_cost(PLAN) == pricing.total_with(pricing.layer_costs(PLAN))
+    assert pricing.plan_cost(Plan(layers={})) == pricing.inventory.total
+    assert list(pricing.layer_costs(PLAN)) == ["3", "5"]
+
+
+def test_the_prices_of_a_plan_are_at_its_data_type() -> None:
+    inventory = inspect(network(), X)
+    at_int8 = replace(PLAN, provenance=replace(PLAN.provenance, deploy_dtype="int8", budget="latency<=2"))
+    assert Pricing.of_plan(inventory, at_int8) == Pricing.of(inventory, deploy_dtype="int8")
+    assert Pricing.of_plan(inventory, PLAN).inventory is inventory
+
+
+def test_gauging_has_to_win_unless_it_is_asked_for() -> None:
+    inventory = inspect(network(), X)
+    layer, svd = inventory.layer("5"), methods.get("svd")
+    for rank in (1, 2, 9, 17):
+        for deploy_dtype in (None, "int8"):
+            found = Pricing.of(inventory, gauge=True, deploy_dtype=deploy_dtype).candidate(layer, svd, (rank,))
+            expected = gauged_cost(svd.blueprint(layer, (rank,)), layer, deploy_dtype=deploy_dtype)
+            assert (found.cost, found.gauge) == expected
+    plain = Pricing.of(inventory)
+    assert not plain.candidate(layer, svd, (2,)).gauge
+    forced = plain.candidate(layer, svd, (2,), gauge=True)
+    assert forced.gauge
+    assert forced.cost == plain.choice_cost("5", Choice(method="svd", ranks=(2,), gauge=True))
+    assert forced.cost.weight_bytes > plain.candidate(layer, svd, (2,)).cost.weight_bytes  # indices: it does not win
+
+
+def test_a_share_of_the_parameters_gives_the_best_ranks_within_it() -> None:
+    net = network()
+    pricing = Pricing.of(inspect(net, X))
+    layer, tucker = pricing.inventory.layer("3"), methods.get("tucker")
+    error = methods.prepare(tucker, layer_weight(net, "3"), layer).error
+    limit = 0.3 * pricing.inventory.costs["3"].params
+    ranks = pricing.ranks_within(layer, tucker, 0.3, error)
+    sizes = {r: pricing.candidate(layer, tucker, r).cost.params for r in tucker.rank_grid(layer)}
+    assert sizes[ranks] <= limit
+    assert error(ranks) == min(error(r) for r, params in sizes.items() if params <= limit)
+    with pytest.raises(ConfigError, match=r"no ranks of 'tucker' fit layer '3'.* in 0\.001 .* share is 0\.0"):
+        pricing.ranks_within(layer, tucker, 0.001, error)
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(ConfigError, match=r"'3'.*\(0, 1\]"):
+            pricing.ranks_within(layer, tucker, share, error)
+
+
+def nanoseconds(layer: LayerInfo, blueprint: Blueprint | None) -> int:
+    """Return a time for a layer as it might be measured: 300 for each stage, and one for each output channel."""
+    return 300 + 50 * layer.out_channels if blueprint is None else 300 * len(blueprint.stages) + layer.out_channels
+
+
+@pytest.fixture
+def latency() -> Iterator[Resource]:
+    """A resource that is registered for one test."""
+    resource = Resource(
+        name="latency", title="latency on the device", summary="measured time", units={"ns": 1, "us": 1e3},
+        show="{:.0f} ns".format, layer=nanoseconds,
+    )  # fmt: skip
+    register_resource(resource)
+    yield resource
+    del RESOURCES[resource.name]
+
+
+def test_a_new_resource_is_known_everywhere(latency: Resource) -> None:
+    dense = sum(nanoseconds(layer, None) for layer in inspect(network(), X))
+    result = rf.compress(network(), X, budget="latency<=80%, params<=60%", strategy="energy")
+    report = result.report
+    layers = inspect(network(), X)
+    after = sum(
+        nanoseconds(layer, None if choice.method is None else methods.chosen_blueprint(layer, choice))
+        for layer, choice in zip(layers, result.plan.layers.values(), strict=True)
+    )
+    assert report.before.get("latency") == dense
+    assert report.after.get("latency") == after <= 0.8 * dense
+    assert [(bound.resource, bound.met) for bound in report.bounds] == [("latency", True), ("params", True)]
+    for text in (report.to_markdown(), report.to_html()):
+        assert "latency on the device" in text
+        assert f"{after} ns" in text
+    assert rf.Report.from_json(report.to_json()) == report
+    assert str(rf.Budget.parse("latency<=1.5us")) == "latency<=1500"
+    with pytest.raises(BudgetError, match="unknown unit 'KiB' of latency. Use .*ns, us"):
+        rf.Budget.parse("latency<=1KiB")
+    with pytest.raises(InfeasibleBudget, match="latency"):
+        rf.plan(network(), X, budget="latency<=10ns")
+
+
+def test_strategies_choose_in_the_new_resource(latency: Resource) -> None:
+    for strategy in ("compressnas", "energy", "uniform", "vbmf"):
+        plan = rf.plan(network(), X, budget="latency<=80%", strategy=strategy, methods=("svd", "tucker"))
+        pricing = Pricing.of_plan(inspect(network(), X), plan)
+        assert pricing.plan_cost(plan).get("latency") <= 0.8 * pricing.inventory.total.get("latency")
+    swept = rf.sweep(network(), X, resource="latency", points=3)
+    assert all(swept.amount(point) <= swept.dense.get("latency") for point in swept.feasible)
+
+
+def test_a_new_resource_is_priced_where_it_is_asked_for(latency: Resource) -> None:
+    plain = Pricing.of(inspect(network(), X), resources=("params", "ram"))
+    assert plain.resources == ()
+    with pytest.raises(BudgetError, match="latency was not priced"):
+        plain.inventory.total.get("latency")
+    asked = Pricing.of(inspect(network(), X), resources=("latency", "latency"), gauge=True)
+    assert asked.resources == ("latency",)
+    net, config = network(), TableConfig(methods=("svd",), points=3)
+    table = build_table(asked, lambda name: layer_weight(net, name), config)
+    for row in table.rows.values():
+        for candidate in row:
+            layer = asked.inventory.layer(candidate.layer)
+            blueprint = methods.chosen_blueprint(layer, Choice.of(candidate))
+            assert candidate.cost.get("latency") == nanoseconds(layer, blueprint)
+    with pytest.raises(UnknownNameError, match="latency"):
+        Pricing.of(inspect(network(), X), resources=("latenzy",))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"name": "params"},
+        {"name": "bytes"},
+        {"name": "new", "aliases": ("parameters",)},
+        {"name": "New"},
+        {"layer": None},
+        {"amount": lambda cost: cost.params},
+        {"kind": "peak"},
+    ],
+)
+def test_resources_that_cannot_be_are_refused(more: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"resource|name"):
+        register_resource(Resource(**{"name": "new", "title": "", "summary": "", "layer": nanoseconds, **more}))
+    assert "new" not in RESOURCES
+
+
+def test_further_amounts_add_up() -> None:
+    a, b = Cost(params=1, more={"x": 3}), Cost(params=2, more={"x": 4, "y": 5})
+    assert (a + b).more == {"x": 7, "y": 5}
+    assert (b - a).more == {"x": 1, "y": 5}
