@@ -43,6 +43,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("candidates",),
     ("strategies",),
     ("tune", "pruning", "storage"),
+    ("workbench",),
     ("exporters", "reporting"),
     ("zoo", "testing"),
     ("api",),
@@ -57,8 +58,8 @@ SIBLINGS = {("testing", "zoo")}
 
 # What a package may not import although it stands above: why.
 FORBIDDEN = {
-    ("strategies", "surgery"): "a strategy gets `apply` as a callable of its problem",
-    ("strategies", "evaluation"): "a strategy gets `evaluate` as a callable of its problem",
+    ("strategies", "surgery"): "a strategy changes models through the workbench of its problem",
+    ("strategies", "evaluation"): "a strategy measures models through the workbench of its problem",
 }
 
 # Packages that may import nothing but these and the standard library.
@@ -281,7 +282,7 @@ OTHERS = {
         ("rankfold.factor.x", "import scipy.linalg", "may import only"),
         ("rankfold.records", "from torch import nn", "may not"),
         ("rankfold.records", "import torch.nn.functional as F", "may not"),
-        ("rankfold.strategies.x", "from rankfold.surgery import apply", "callable"),
+        ("rankfold.strategies.x", "from rankfold.surgery import apply", "workbench"),
         ("rankfold.strategies.x", "from rankfold.tune.loop import finetune", "beside or below"),
         ("rankfold.helpers", "import rankfold.errors", "GROUPS"),
     ],

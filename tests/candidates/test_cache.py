@@ -15,6 +15,7 @@ from torch import nn
 import rankfold as rf
 from rankfold.candidates import Judge
 from rankfold.candidates.cache import Cache
+from rankfold.candidates.judge import as_damages
 from rankfold.errors import RankfoldError, RankfoldWarning
 
 KEY = {"layer": "fc", "candidates": [["svd", [3], {"modes": (1, 2)}]], "seed": 1}
@@ -24,14 +25,15 @@ def test_get_what_was_put(tmp_path: Path) -> None:
     folder = tmp_path / "some" / "cache"
     cache = Cache(folder)
     assert not folder.exists(), "made with the first file"
-    assert cache.get(KEY, 2) is None
+    assert cache.get(KEY) is None
     cache.put(KEY, [0.1, 2e-300])
-    assert Cache(folder).get(KEY, 2) == [0.1, 2e-300]
-    assert Cache(folder).get(dict(reversed(KEY.items())), 2) == [0.1, 2e-300]
-    assert cache.get(KEY, 3) is None
+    assert Cache(folder).get(KEY) == [0.1, 2e-300]
+    assert Cache(folder).get(dict(reversed(KEY.items()))) == [0.1, 2e-300]
     for other in ({"seed": 2}, {"layer": "fc2"}, {"candidates": []}, {"more": None}):
-        assert cache.get(KEY | other, 2) is None
+        assert cache.get(KEY | other) is None
     assert [p.suffix for p in folder.iterdir()] == [".json"]
+    cache.put(KEY, {"rounds": [{"ranks": [3], "drop": 0.5}], "done": False})
+    assert cache.get(KEY) == {"rounds": [{"ranks": [3], "drop": 0.5}], "done": False}
 
 
 def _edit(**changes: Any) -> Callable[[str], str]:
@@ -42,9 +44,9 @@ def _edit(**changes: Any) -> Callable[[str], str]:
     "damage",
     [
         lambda text: text[:-5], lambda text: "", lambda text: "[]", lambda text: "null", lambda text: "\x00\x01",
-        _edit(version=2), _edit(key={}), _edit(values=None), _edit(values=[0.1]), _edit(values=[0.1, "0.2"]),
-        _edit(values=[0.1, True]), _edit(values=[0.1, float("nan")]), _edit(values=[0.1, float("inf")]),
-        _edit(values=[0.1, -1.0]), _edit(values={"0": 0.1, "1": 0.2}),
+        _edit(version=1), _edit(key={}), _edit(value=None), _edit(value=[0.1]), _edit(value=[0.1, "0.2"]),
+        _edit(value=[0.1, True]), _edit(value=[0.1, float("nan")]), _edit(value=[0.1, float("inf")]),
+        _edit(value=[0.1, -1.0]), _edit(value={"0": 0.1, "1": 0.2}),
     ],
 )  # fmt: skip
 def test_damaged_and_foreign_files_do_not_count(tmp_path: Path, damage: Callable[[str], str]) -> None:
@@ -53,12 +55,12 @@ def test_damaged_and_foreign_files_do_not_count(tmp_path: Path, damage: Callable
     (file,) = tmp_path.iterdir()
     text = file.read_text()
     file.write_text(damage(text))
-    assert cache.get(KEY, 2) is None
+    assert as_damages(cache.get(KEY), 2) is None
     cache.put(KEY, [0.3, 0.4])
-    assert cache.get(KEY, 2) == [0.3, 0.4]
+    assert as_damages(cache.get(KEY), 2) == [0.3, 0.4]
     file.unlink()
     file.mkdir()
-    assert cache.get(KEY, 2) is None
+    assert as_damages(cache.get(KEY), 2) is None
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:

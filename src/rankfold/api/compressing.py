@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +37,7 @@ from rankfold.storage import check_output, save_described
 from rankfold.storage.state import check_state
 from rankfold.surgery import Proof, factored_layers, plan_of
 from rankfold.tune import FineTune, TuneResult, finetune_
+from rankfold.workbench import own_checkpoint
 
 LOW_COVERAGE = 0.5
 """Below this share of compressible parameters the report warns."""
@@ -224,7 +224,7 @@ def compress(
             clock.lap("evaluate")
         tuned = None
         if finetune is not None:
-            recipe = _own_checkpoint(finetune, plan) if searched else finetune
+            recipe = own_checkpoint(finetune, folder_name(plan.provenance.budget or "")) if searched else finetune
             tuned = finetune_(small, recipe, teacher=model, metric=None if finetune.target is None else evaluate)
             small = tuned.model
             clock.lap("finetune")
@@ -279,16 +279,6 @@ def compress(
 
 def _with_value(made: _Made) -> tuple[_Made, float]:
     return made, made.values["tuned"] if made.tuned is not None else made.values["compressed"]
-
-
-def _own_checkpoint(finetune: FineTune, plan: Plan) -> FineTune:
-    """Return the recipe with a checkpoint for this plan alone: a search trains several models."""
-    if finetune.checkpoint is None:
-        return finetune
-    path, own = Path(finetune.checkpoint), folder_name(plan.provenance.budget or "").replace(".", "_")
-    if path.suffix and not os.path.isdir(path):
-        return replace(finetune, checkpoint=path.with_name(f"{path.stem}-{own}{path.suffix}"))
-    return replace(finetune, checkpoint=path / own)
 
 
 def _check_finetune(finetune: FineTune | None, evaluate: Callable[[nn.Module], float] | None) -> None:

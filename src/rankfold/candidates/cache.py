@@ -1,31 +1,29 @@
-"""What has been measured, on disk: a search that was killed goes on where it was."""
+"""What has been measured, on disk: a search that was killed resumes where it was."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rankfold._config import is_number
 from rankfold._documents import parse_json, read_text
 from rankfold._files import check_writable, sweep, write_text
 from rankfold._hashing import json_hash
 from rankfold.errors import CorruptArtifact
 
-_VERSION = 1
+_VERSION = 2
 _DIGITS = 32
 """Of a key's hash, which is the name of its file."""
 
 
 class Cache:
-    """Numbers in a folder, one file for each key; files appear whole or not at all.
+    """JSON values in a folder, one file for each key; files appear whole or not at all.
 
     Parameters
     ----------
     folder : str or Path
-        Made when the first numbers are stored.
+        Made when the first value is stored.
 
     Raises
     ------
@@ -38,25 +36,19 @@ class Cache:
         check_writable(self.folder)
         sweep(self.folder, f"{'?' * _DIGITS}.json")
 
-    def get(self, key: Mapping[str, Any], count: int) -> list[float] | None:
-        """Return the numbers stored under a key; None if there are none, or the file is not ours or damaged."""
+    def get(self, key: Mapping[str, Any]) -> Any:
+        """Return the JSON value stored under a key; None if there is none, or the file is not ours or damaged."""
         file = self._file(key)
         try:
             data = parse_json(read_text(file, kind="cache entry", hint=""), source=str(file))
         except CorruptArtifact:
             return None
-        if not isinstance(data, dict) or data.get("version") != _VERSION or data.get("key") != _plain(key):
-            return None
-        values = data.get("values")
-        if not isinstance(values, list) or len(values) != count:
-            return None
-        if not all(is_number(v) and math.isfinite(v) and v >= 0 for v in values):
-            return None
-        return [float(v) for v in values]
+        ours = isinstance(data, dict) and data.get("version") == _VERSION and data.get("key") == _plain(key)
+        return data.get("value") if ours else None
 
-    def put(self, key: Mapping[str, Any], values: list[float]) -> None:
-        """Store numbers under a key, a mapping that says all that they depend on."""
-        text = json.dumps({"version": _VERSION, "key": _plain(key), "values": values})
+    def put(self, key: Mapping[str, Any], value: Any) -> None:
+        """Store a JSON value under a key, a mapping that names everything that it depends on."""
+        text = json.dumps({"version": _VERSION, "key": _plain(key), "value": value})
         write_text(self._file(key), text, sweeping=False)
 
     def _file(self, key: Mapping[str, Any]) -> Path:

@@ -15,8 +15,7 @@ from rankfold._tensors import float_tensors, model_device, to_device
 from rankfold.batches import split_batch
 from rankfold.candidates.outputs import check_comparable, check_taps, modules_of, nothing_put_out, tapped
 from rankfold.errors import ModelError
-from rankfold.inventory import find_layer, layer_weight, run_batch, undisturbed
-from rankfold.inventory.kinds import ROLES, conv1d_base
+from rankfold.inventory import layer_weight, run_batch, stored_weight, undisturbed
 from rankfold.outputs import MASKED, distance_and_energy
 from rankfold.records import LayerInfo
 from rankfold.surgery import copy_model
@@ -162,7 +161,7 @@ class FisherProxy:
         factors = [(largest / energy) ** 0.5 if energy > 0 else 0.0 for energy in energies]
         scale = (largest * len(energies) * self.draws) ** -0.5
         generator = torch.Generator().manual_seed(self.seed)
-        places = [_place(self.work, layer.name) for layer in layers]
+        places = [stored_weight(self.work, layer.name) for layer in layers]
         for number, batch in enumerate(track(self.batches, "computing gradients")):
             with undisturbed(self.work), _wanting_gradients([leaf for leaf, _ in places]):
                 outputs, called = self._outputs(batch, f"calibration batch {number + 1}", layers)
@@ -196,7 +195,7 @@ class FisherProxy:
         totals: list[float] = []
         for number, batch in enumerate(self.batches, 1):
             what = f"calibration batch {number}"
-            leaves = [_place(self.work, name)[0] for name in self.layers] if number == 1 else []
+            leaves = [stored_weight(self.work, name)[0] for name in self.layers] if number == 1 else []
             with undisturbed(self.work), _wanting_gradients(leaves):
                 outputs, _ = self._outputs(batch, what)
                 if number == 1 and not any(t.requires_grad for t in outputs):
@@ -231,24 +230,6 @@ class FisherProxy:
         if not outputs:
             raise ModelError(f"{nothing_put_out(self.taps, what)} {_OTHERWISE}")
         return outputs, called
-
-
-def _place(model: nn.Module, name: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Return the tensor that holds a layer's weight, and how to take the weight, in torch's layout, from its like."""
-    module: Any
-    module, role = find_layer(model, name)
-    if role is None:
-        return module.weight, torch.t if conv1d_base(module) is not None else _whole
-    if role == "out_proj":
-        return module.out_proj.weight, _whole
-    if not module._qkv_same_embed_dim:
-        return getattr(module, f"{role}_weight"), _whole
-    start = ROLES.index(role) * module.embed_dim
-    return module.in_proj_weight, lambda packed: packed[start : start + module.embed_dim]
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 @contextmanager

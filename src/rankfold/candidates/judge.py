@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold._config import is_number
 from rankfold._hashing import module_hash, tensor_hash
 from rankfold._processes import merged, own_share
 from rankfold._progress import track
@@ -205,7 +207,7 @@ class Judge:
         return values
 
     def _lookup(self, key: Mapping[str, Any] | None, count: int) -> list[float] | None:
-        return None if self.cache is None or key is None else self.cache.get(key, count)
+        return None if self.cache is None or key is None else as_damages(self.cache.get(key), count)
 
     def _keep(self, key: Mapping[str, Any] | None, values: list[float]) -> None:
         self.measured += len(values)
@@ -322,6 +324,13 @@ class Judge:
     @cached_property
     def _model_hash(self) -> str:
         return module_hash(self.model)
+
+
+def as_damages(value: Any, count: int) -> list[float] | None:
+    """Return a value from a cache as numbers; None unless it is a list of that many, finite and not negative."""
+    if not isinstance(value, list) or len(value) != count:
+        return None
+    return [float(v) for v in value] if all(is_number(v) and math.isfinite(v) and v >= 0 for v in value) else None
 
 
 def unmeasured_text(names: Sequence[str]) -> str:

@@ -24,3 +24,4 @@ from rankfold.inventory.weights import find_layer as find_layer
 from rankfold.inventory.weights import find_module as find_module
 from rankfold.inventory.weights import layer_bias as layer_bias
 from rankfold.inventory.weights import layer_weight as layer_weight
+from rankfold.inventory.weights import stored_weight as stored_weight

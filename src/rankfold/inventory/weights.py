@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -55,6 +55,28 @@ def layer_bias(model: nn.Module, name: str) -> Tensor | None:
     with torch.no_grad():
         bias = effective(module, "bias") if role is None else projection(module, role)[1]
     return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def stored_weight(model: nn.Module, name: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the tensor that stores a layer's weight, and the view of its like that is the weight in torch's layout.
+
+    The tensor is the parameter itself: several projections of an attention may share one, and that of transformers'
+    ``Conv1D`` is transposed. Weights must not be computed by a parametrisation.
+    """
+    module: Any
+    module, role = find_layer(model, name)
+    if role is None:
+        return module.weight, torch.t if conv1d_base(module) is not None else _whole
+    if role == "out_proj":
+        return module.out_proj.weight, _whole
+    if not module._qkv_same_embed_dim:
+        return getattr(module, f"{role}_weight"), _whole
+    start = ROLES.index(role) * module.embed_dim
+    return module.in_proj_weight, lambda packed: packed[start : start + module.embed_dim]
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def find_layer(model: nn.Module, name: str) -> tuple[nn.Module, str | None]:

@@ -1,7 +1,10 @@
 """Strategies, one file each: a problem in, a plan out; importing the package registers them all."""
 
 from rankfold.strategies.compressnas import CompressNAS as CompressNAS
+from rankfold.strategies.contract import NEEDS as NEEDS
+from rankfold.strategies.contract import Need as Need
 from rankfold.strategies.contract import Strategy as Strategy
+from rankfold.strategies.contract import check_needs as check_needs
 from rankfold.strategies.contract import get as get
 from rankfold.strategies.contract import registry as registry
 from rankfold.strategies.energy import Energy as Energy
@@ -9,3 +12,6 @@ from rankfold.strategies.manual import Manual as Manual
 from rankfold.strategies.problem import Problem as Problem
 from rankfold.strategies.uniform import Uniform as Uniform
 from rankfold.strategies.vbmf import VBMF as VBMF
+from rankfold.strategies.workbench import Batch as Batch
+from rankfold.strategies.workbench import Handle as Handle
+from rankfold.strategies.workbench import Workbench as Workbench

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal
 
 from rankfold._config import config_to_dict
 from rankfold._registry import Registry
-from rankfold.errors import BudgetError, InfeasibleBudget
+from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget
 from rankfold.records import PEAK, Candidate, CandidateTable, Choice, Cost, Plan, Provenance
 from rankfold.strategies.problem import Problem
 
@@ -16,16 +17,46 @@ SHOWN = 0.05
 MOST_SHOWN = 3
 
 
+Need = Literal["calibration", "labels", "metric", "recipe"]
+
+NEEDS: dict[Need, str] = {
+    "calibration": "calibration data. Pass calibration=....",
+    "labels": "labels. Pass calibration=... with batches (inputs, target).",
+    "metric": "a metric. Use rankfold.compress with evaluate=..., such as evaluate=rf.top1(loader).",
+    "recipe": "a recipe for training. Use rankfold.compress with finetune=rf.FineTune(...).",
+}
+"""What a strategy may need, and how the user gives it."""
+
+
+def check_needs(strategy: Strategy, given: Collection[Need]) -> None:
+    """Raise `ConfigError` if something that a strategy needs is not given."""
+    for need, words in NEEDS.items():
+        if need in strategy.needs and need not in given:
+            raise ConfigError(f"strategy {strategy.name!r} needs {words}")
+
+
 class Strategy(ABC):
     """Chooses method and ranks of every layer.
 
     A subclass is a frozen dataclass whose fields are the strategy's options, one file each in this package, registered
-    under its `name`. It only returns a plan; it never changes a model.
+    under its `name`. It returns a plan and never touches a model: to loop, it uses the problem's workbench.
+
+    Attributes
+    ----------
+    name : str
+        The name that users give and plans record.
+    needs : frozenset of str
+        What the user must give (`NEEDS`): a problem without it is refused before any work is done.
+    handles : frozenset of str
+        Resources of measured bounds, such as ``"accuracy_drop"``, that the strategy keeps itself. For other strategies
+        `rankfold.compress` searches for the smallest model within such a bound.
     """
 
     __slots__ = ()
 
     name: str
+    needs: frozenset[Need] = frozenset()
+    handles: frozenset[str] = frozenset()
 
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:

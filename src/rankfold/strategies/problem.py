@@ -9,6 +9,7 @@ from typing import Any
 from rankfold.candidates import Judge
 from rankfold.cost import Pricing
 from rankfold.records import Budget, Candidate, CandidateTable, Inventory
+from rankfold.strategies.workbench import Workbench
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +38,8 @@ class Problem:
         Decisions made beforehand, by layer name; the strategy leaves them as they are.
     judge : Judge or None
         Tells the damage of candidates.
-    apply, finetune, evaluate : callable or None
-        For strategies that loop: apply a plan, fine-tune a model, measure a model.
+    workbench : Workbench or None
+        For strategies that loop: applies plans; trains, measures and compares models.
     """
 
     pricing: Pricing
@@ -51,9 +52,7 @@ class Problem:
     rank_multiple: int = 1
     fixed: Mapping[str, Candidate] = field(default_factory=dict)
     judge: Judge | None = None
-    apply: Callable[..., Any] | None = None
-    finetune: Callable[..., Any] | None = None
-    evaluate: Callable[..., float] | None = None
+    workbench: Workbench | None = None
 
     @property
     def inventory(self) -> Inventory:

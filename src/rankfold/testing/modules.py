@@ -37,7 +37,7 @@ def weight_is_differentiable(method: Method, case: LayerCase) -> None:
     subject = Subject.of(case)
     ranks = sample_ranks(method, subject.info, count=1)[0]
     blueprint = method.blueprint(subject.info, ranks)
-    factors = [factor.requires_grad_() for factor in random_factors(blueprint)]
+    factors = tuple(factor.requires_grad_() for factor in random_factors(blueprint))
     torch.autograd.gradcheck(lambda *f: methods.compose(blueprint, subject.info, f), factors, fast_mode=True)
     module = subject.random(method, ranks, dtype=torch.float64)
     module.weight.square().sum().backward()

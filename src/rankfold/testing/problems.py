@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from rankfold.candidates import DEFAULT_METHODS, Judge, TableConfig, build_table
 from rankfold.cost import Pricing
+from rankfold.evaluation import output_error
 from rankfold.inventory import inspect, layer_weight
 from rankfold.records import Budget, Candidate, CandidateTable, Plan
 from rankfold.strategies import Problem
 from rankfold.surgery import apply_plan_, copy_model
 from rankfold.testing.cases import SEED
+from rankfold.tune import FineTune
+from rankfold.workbench import Bench
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,7 +66,11 @@ def make_problem(
     fixed: Mapping[str, Candidate] | None = None,
     gauge: bool = False,
 ) -> Problem:
-    """Return the problem of compressing a model by its weights alone, with the default methods."""
+    """Return the problem of compressing a model by its weights alone, with the default methods.
+
+    A strategy that loops has a batch with the model's own predictions as labels, the distance from the model's outputs
+    as the metric, and a recipe of one training step.
+    """
     pricing = Pricing.of(inspect(model, case.input()), gauge=gauge)
     weight = partial(layer_weight, model)
     decided = dict(fixed or {})
@@ -81,8 +88,16 @@ def make_problem(
         methods=DEFAULT_METHODS,
         judge=Judge(model, pricing.inventory, table, weight_table=table, batches=None, moments=None),
         fixed=decided,
-        apply=applied,
+        workbench=_bench(case, model),
     )
+
+
+def _bench(case: ModelCase, model: nn.Module) -> Bench:
+    with torch.no_grad():
+        batches = [(case.input(), model(case.input()).argmax(-1))]
+    recipe = FineTune(data=batches, loss="distill", distill="mse", max_steps=1)
+    metric = output_error(model, batches)
+    return Bench(model, partial(applied, model), batches=batches, metric=metric, recipe=recipe)
 
 
 def applied(model: nn.Module, plan: Plan) -> nn.Module:

@@ -139,10 +139,10 @@ def sample_ranks(method: Method, info: LayerInfo, *, count: int) -> list[Ranks]:
     return list(dict.fromkeys(grid[k * (len(grid) - 1) // (count - 1)] for k in range(count)))
 
 
-def random_factors(blueprint: Blueprint) -> list[Tensor]:
+def random_factors(blueprint: Blueprint) -> tuple[Tensor, ...]:
     """Return canonical factors with random entries, in float64."""
     generator = torch.Generator().manual_seed(SEED)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in blueprint.factor_shapes]
+    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in blueprint.factor_shapes)
 
 
 def random_ranks(method: Method, info: LayerInfo, generator: torch.Generator, *, count: int) -> list[Ranks]:
