@@ -74,7 +74,7 @@ def split_batch(batch: Any) -> tuple[Any, Any | None]:
     if len(parts) > 2:
         kind = type(batch).__name__
         raise DataError(
-            f"a batch is a {kind} of {len(parts)} elements, and nothing tells which of them are inputs. Expected "
+            f"a batch is a {kind} of {len(parts)} elements, and it does not say which of them are inputs. Expected "
             "(inputs, target) or (inputs,). Put several inputs of the model into a tuple, ((first, second), target), "
             "give a dict of keyword inputs with the target under 'labels', or put a list of samples into a tuple of "
             "one, (samples,); leave out what is neither input nor target."
@@ -86,17 +86,17 @@ def split_batch(batch: Any) -> tuple[Any, Any | None]:
 
 def _named_target(fields: Mapping[Any, Any]) -> tuple[Any | None, dict[Any, Any]]:
     """Return the target among named fields, and the other fields."""
-    found = [key for key in TARGET_KEYS if key in fields]
-    if len(found) > 1:
-        raise DataError(f"a batch has several targets: {found}. Keep one of them.")
-    inputs = {key: value for key, value in fields.items() if key not in found}
+    targets = [key for key in TARGET_KEYS if key in fields]
+    if len(targets) > 1:
+        raise DataError(f"a batch has several targets: {targets}. Keep one of them.")
+    inputs = {key: value for key, value in fields.items() if key not in targets}
     if not inputs:
-        raise DataError(f"a batch holds no inputs, only {found}. Add the model's inputs.")
-    return fields[found[0]] if found else None, inputs
+        raise DataError(f"a batch holds no inputs, only {targets}. Add the model's inputs.")
+    return fields[targets[0]] if targets else None, inputs
 
 
 class MatchedBatches:
-    """Batches that are held against the example input as they come, because the model is to be called alike.
+    """Batches that are compared with the example input as they come: the model is called in the same way with both.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class MatchedBatches:
     example : object
         The example input.
     purpose : str
-        What the data is for, in the user's words.
+        What the data is for, as messages say it.
     """
 
     def __init__(self, batches: Iterable[Any], example: Any, purpose: str) -> None:

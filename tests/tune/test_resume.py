@@ -221,7 +221,7 @@ def test_broken_checkpoints(tmp_path: Path) -> None:
         with pytest.raises(CorruptArtifact, match="resume=False"):
             train(tmp_path, shuffled())
     torch.save({"state_dict": {}}, file)
-    with pytest.raises(CorruptArtifact, match="no checkpoint of rankfold"):
+    with pytest.raises(CorruptArtifact, match="not a checkpoint of rankfold"):
         train(tmp_path, shuffled())
     torch.save({"format": "rankfold-finetune", "version": 99}, file)
     with pytest.raises(CorruptArtifact, match="Upgrade"):

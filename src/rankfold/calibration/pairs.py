@@ -28,7 +28,7 @@ class PairSums:
     max_patch : int
         Largest size of a patch for the exact form, ``in / groups * prod(kernel)``.
     max_positions : int
-        Of each sample at most so many positions enter, on an even grid.
+        The most positions of each sample that are taken, on an even grid.
     """
 
     def __init__(self, layer: LayerInfo, *, max_patch: int, max_positions: int) -> None:
@@ -83,7 +83,7 @@ class PairSums:
         return True
 
     def folds(self) -> list[PairMoments]:
-        """Return the averages over either half of the samples, as far as there are any."""
+        """Return the averages over either half of the samples, if there are any."""
         return [_average([fold]) for fold in self._folds if fold.count]
 
     def moments(self) -> PairMoments:

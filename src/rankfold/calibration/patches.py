@@ -23,7 +23,7 @@ def patch_vectors(x: Tensor, layer: LayerInfo, max_positions: int) -> Tensor:
     layer : LayerInfo
         A convolution that is not transposed.
     max_positions : int
-        At most so many output positions of each sample, evenly spaced.
+        The most output positions taken of each sample, evenly spaced.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def channel_vectors(x: Tensor, layer: LayerInfo, max_positions: int) -> Tensor:
     layer : LayerInfo
         The layer.
     max_positions : int
-        At most so many positions of each sample, evenly spaced.
+        The most positions taken of each sample, evenly spaced.
     """
     if layer.kind == "linear":
         x = x.movedim(-1, 1)
@@ -75,7 +75,7 @@ def even_steps(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
 
 
 def _pad(x: Tensor, layer: LayerInfo) -> Tensor:
-    """Pad as the convolution would; 'same' puts the odd element behind, as torch does."""
+    """Pad as the convolution would; 'same' puts the odd element last, as torch does."""
     if layer.padding == "valid":
         return x
     pads: list[tuple[int, int]] = []

@@ -1,6 +1,6 @@
 """Begin a network's forward pass in the middle: what lies before a layer is computed once, not once per candidate.
 
-No graph is traced. While the network runs as far as the layer, the output of every module that is finished by then is
+No graph is traced. While the network runs up to the layer, the output of every module that is finished by then is
 kept, the outermost only: a finished block covers what is inside it. In a replay these modules answer from memory,
 whatever they are given. Everything else (the layer, all that follows, the few operations between modules) runs as
 always. Control flow, several inputs, several outputs and residual connections need no special care.

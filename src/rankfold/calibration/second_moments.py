@@ -33,7 +33,7 @@ class LayerMoments(dict[str, Moments]):
     Attributes
     ----------
     unreached : tuple of str
-        Layers that no sample reaches, or that were only given zeros: of them the data says nothing.
+        Layers that no sample reaches, or that were only given zeros: the data says nothing about them.
     """
 
     unreached: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ def collect_moments(
         Bytes of all moments together. Where they need more, patch moments are left out, the largest
         first, then whole layers, with a warning.
     max_positions : int
-        Of each sample at most so many positions enter, on an even grid. The default takes all of a
+        The most positions of each sample that are taken, on an even grid. The default takes all of a
         32x32 feature map, and at least 784 of any square one that is larger.
 
     Returns
@@ -102,9 +102,9 @@ def collect_moments(
         for number, batch in enumerate(track(items, "collecting second moments", total), 1):
             run_batch(model, to_device(split_batch(batch)[0], device), f"calibration batch {number}")
             reset()
-    found = {s.layer.name: s.moments() for s in sums}
-    collected = LayerMoments({name: moments for name, moments in found.items() if moments is not None})
-    collected.unreached = tuple(s.layer.name for s in sums if s.saw_nothing(found[s.layer.name]))
+    averages = {s.layer.name: s.moments() for s in sums}
+    collected = LayerMoments({name: moments for name, moments in averages.items() if moments is not None})
+    collected.unreached = tuple(s.layer.name for s in sums if s.saw_nothing(averages[s.layer.name]))
     if collected.unreached:
         warnings.warn(f"{unreached_text(collected.unreached)}.", RankfoldWarning, stacklevel=2)
     return collected
@@ -199,19 +199,19 @@ Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 
 def _hooks(model: nn.Module, sums: LayerSums) -> list[tuple[nn.Module, Hook]]:
     """Return the modules whose inputs meet the layer's weight, each once, with their hooks."""
-    found: dict[tuple[int, str], tuple[nn.Module, Hook]] = {}
+    hooks: dict[tuple[int, str], tuple[nn.Module, Hook]] = {}
     for path in (sums.layer.name, *sums.layer.ties):
         parent_path, _, last = path.rpartition(".")
         parent = _submodule(model, parent_path)
         if isinstance(parent, nn.MultiheadAttention):
             if last in PROJECTIONS:
-                found[id(parent), last] = parent, _attention_hook(sums, PROJECTIONS[last])
+                hooks[id(parent), last] = parent, _attention_hook(sums, PROJECTIONS[last])
             elif last == OUTPUT:
-                found[id(parent), last] = parent, _called_hook(sums)
+                hooks[id(parent), last] = parent, _called_hook(sums)
             continue
         module = _submodule(model, path)
-        found[id(module), ""] = module, _input_hook(sums)
-    return list(found.values())
+        hooks[id(module), ""] = module, _input_hook(sums)
+    return list(hooks.values())
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module:

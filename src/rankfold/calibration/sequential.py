@@ -46,7 +46,7 @@ def reconstruct_sequentially(
 ) -> Reconstruction:
     """Return a copy of the model with the plan applied, its layers fitted one after the other.
 
-    Both networks run on every batch once for each layer, as far as that layer; only this layer's sums are in memory.
+    Both networks run on every batch once for each layer, up to that layer; only this layer's sums are in memory.
     The model runs in evaluation mode without gradients; afterwards it and torch's random state are as before.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Both networks, side by side over the data, as far as a layer: the sums to which the layer is fitted."""
+"""Both networks run over the data up to a layer: the sums to which the layer is fitted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def collect_pairs(
     batches: Iterable[Any],
     config: SequentialConfig,
 ) -> Sums:
-    """Run the original and the compressed network on every batch, as far as some layers.
+    """Run the original and the compressed network on every batch, up to some layers.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ from rankfold.surgery.attention import separate_attention_
 def separate_attentions(
     original: nn.Module, work: nn.Module, layers: Mapping[str, LayerInfo], plan: Plan
 ) -> tuple[nn.Module, nn.Module]:
-    """Give every attention that is to be factored layers of its own, in both networks: hooks see those.
+    """Give every attention that is to be factored separate projections, in both networks: hooks see those.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def separate_attentions(
     Returns
     -------
     original, work : Module
-        The two networks to go on with.
+        The two networks to continue with.
     """
     paths: list[str] = []
     for name in plan.factored:

@@ -1,4 +1,4 @@
-"""Run a model just as far as some layers, and take what goes in or comes out there."""
+"""Run a model up to some layers, and take their inputs or outputs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Tap:
     modules : sequence of Module
         The modules that compute with the layer's weight.
     outputs : bool
-        Whether to take the output of each call, beside its input.
+        Whether to take the output of each call, next to its input.
     calls : int
-        Of so many calls.
+        The number of calls to take.
     joins : bool
         Whether to take what the output is added to as well.
     norm : Module or None
@@ -80,7 +80,7 @@ def _install(stack: ExitStack, tap: Tap, taps: Sequence[Tap]) -> None:
             return
         tap.taken.append(tensors)
         finish()
-        tap.taken[-1] = tuple(t.detach().clone() for t in tensors)  # the pass goes on, and might change them in place
+        tap.taken[-1] = tuple(t.detach().clone() for t in tensors)  # the pass continues, and might change them in place
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ARG001
         take(first_tensor(args, kwargs))
@@ -88,7 +88,7 @@ def _install(stack: ExitStack, tap: Tap, taps: Sequence[Tap]) -> None:
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ARG001
         take(first_tensor(args, kwargs), output)
 
-    def found(other: Tensor) -> None:
+    def joined(other: Tensor) -> None:
         mode.term = None
         tap.other = other
         finish()
@@ -103,6 +103,6 @@ def _install(stack: ExitStack, tap: Tap, taps: Sequence[Tap]) -> None:
         else:
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
     if tap.joins:
-        mode = stack.enter_context(OtherTerm(found))
+        mode = stack.enter_context(OtherTerm(joined))
         last = tap.modules[0] if tap.norm is None else tap.norm
         stack.callback(last.register_forward_hook(summed).remove)

@@ -87,7 +87,7 @@ def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
     model : Module
         The model.
     metric : callable
-        ``metric(model)`` returns a number; `top1` and its like, or any function.
+        ``metric(model)`` returns a number; such as `top1(loader)`, or any function.
 
     Raises
     ------

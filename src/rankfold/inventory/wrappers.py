@@ -1,4 +1,8 @@
-"""Modules that only wrap a model: where the model is, and what to do with a wrapped one."""
+"""Modules that only wrap a model, such as DistributedDataParallel and torch.compile's.
+
+Verbs that train, save or load look through them (`unwrap`). Verbs that replace layers refuse them (`check_unwrapped`),
+because a wrapper may hold on to the layers that are replaced.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +73,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _inside(module: nn.Module) -> str | None:
-    """Return the attribute in which a wrapper holds its model; None if it is no wrapper."""
+    """Return the attribute in which a wrapper holds its model; None if it is not a wrapper."""
     for cls in type(module).__mro__:
         attribute = WRAPPERS.get(cls.__name__)
         if attribute is not None and isinstance(module._modules.get(attribute), nn.Module):

@@ -85,7 +85,7 @@ class BatchSource:
                 "the DataLoader has a DistributedSampler. Give a plain DataLoader with the global "
                 "batch size: fine-tuning shares each batch among the processes itself."
             )
-        # A subclass may load in ways of its own, and an iterable data set cannot be indexed.
+        # A subclass may load in another way, and an iterable data set cannot be indexed.
         plain = type(data) is DataLoader and not isinstance(data.dataset, IterableDataset)
         if isinstance(data, DataLoader) and plain and data.batch_sampler is not None:
             self._sharded = _ShardSampler(data.batch_sampler, rank, world, device)

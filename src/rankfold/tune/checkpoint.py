@@ -1,4 +1,4 @@
-"""Checkpoints: one file that appears whole, holds plain tensors, and knows whose it is."""
+"""Checkpoints: one file that is written whole, holds plain tensors, and says which run it belongs to."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ _FREE = {"data", "checkpoint", "checkpoint_every", "resume"}
 # How far the starting weights may be from those of the interrupted run, relative to their norm.
 # Factors computed twice differ in their last digits on some devices; other factors differ by 1.
 _NEAR = 1e-3
+
+_START_OVER = "Delete it, or start over with FineTune(resume=False)."
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -76,7 +78,6 @@ def read(file: Path) -> dict[str, Any] | None:
     CorruptArtifact
         If the file is truncated, of another program, of a newer version, or no regular file.
     """
-    advice = "Delete it, or start anew with FineTune(resume=False)."
     try:
         _files.require_regular(file, os.stat(file))
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -88,15 +89,15 @@ def read(file: Path) -> dict[str, Any] | None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorruptArtifact(
             f"the checkpoint {str(file)!r} cannot be read: it is truncated or of another program "
-            f"({reason:.100}). {advice}"
+            f"({reason:.100}). {_START_OVER}"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CorruptArtifact(f"{str(file)!r} is no checkpoint of rankfold's fine-tuning. {advice}")
+        raise CorruptArtifact(f"{str(file)!r} is not a checkpoint of rankfold's fine-tuning. {_START_OVER}")
     version = content.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise CorruptArtifact(
             f"the checkpoint {str(file)!r} has version {version!r}; this rankfold reads up to "
-            f"{VERSION}. Upgrade rankfold. {advice}"
+            f"{VERSION}. Upgrade rankfold. {_START_OVER}"
         )
     return content
 
@@ -122,27 +123,24 @@ def require_same(file: Path, stored: Any, now: Mapping[str, Any]) -> None:
     ConfigError
         If an option, the model, its starting weights or the teacher differ.
     CorruptArtifact
-        If the checkpoint does not say whose it is.
+        If the checkpoint does not say which run it belongs to.
     """
     if not isinstance(stored, Mapping) or set(stored) != set(now):
-        raise CorruptArtifact(
-            f"the checkpoint {str(file)!r} does not say which run it belongs to. Delete it, or start "
-            "anew with FineTune(resume=False)."
-        )
-    found: list[str] = []
+        raise CorruptArtifact(f"the checkpoint {str(file)!r} does not say which run it belongs to. {_START_OVER}")
+    differences: list[str] = []
     for part in ("options", "tensors"):
         old, new = stored[part], now[part]
         for key in [*new, *(k for k in old if k not in new)]:
             if old.get(key) != new.get(key):
-                found.append(f"{key}: {old.get(key, 'absent')} then, {new.get(key, 'absent')} now")
-    if not found:
-        found += _moved("starting weights", stored["start"], now["start"])
-        found += _moved("teacher", stored["teacher"], now["teacher"])
-    if found:
-        shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+                differences.append(f"{key}: {old.get(key, 'absent')} then, {new.get(key, 'absent')} now")
+    if not differences:
+        differences += _moved("starting weights", stored["start"], now["start"])
+        differences += _moved("teacher", stored["teacher"], now["teacher"])
+    if differences:
+        shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
         raise ConfigError(
             f"the checkpoint {str(file)!r} is of another run ({shown}). Use the same options and "
-            "model to continue it, another checkpoint path, or FineTune(resume=False) to start anew "
+            "model to continue it, another checkpoint path, or FineTune(resume=False) to start over "
             "and overwrite it."
         )
 
@@ -175,10 +173,10 @@ def require_same_probe(file: Path, stored: Any, now: Mapping[str, Any] | None, *
             )
         return
     for what in ("model", "teacher"):
-        found = _moved(f"outputs of the {what}", stored["outputs"][what], now["outputs"][what])
-        if found:
+        moved = _moved(f"outputs of the {what}", stored["outputs"][what], now["outputs"][what])
+        if moved:
             raise ConfigError(
-                f"the checkpoint {str(file)!r} is of another run ({found[0]}): with the same weights and the same "
+                f"the checkpoint {str(file)!r} is of another run ({moved[0]}): with the same weights and the same "
                 f"batch, the {what} computes something else. Use another checkpoint path, or FineTune(resume=False) to "
                 "start again and overwrite it."
             )

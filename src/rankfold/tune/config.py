@@ -38,7 +38,7 @@ class FineTune:
     epochs : int
         Passes over the data.
     max_steps : int or None
-        Stop after so many batches, even within an epoch; the schedule then ends there too.
+        Stop after this many batches, even within an epoch; the schedule then ends there, too.
     loss : str or sequence
         What is minimised: terms joined by ``+``, such as ``"task+layer"``. There are ``"task"`` (needs labels),
         ``"distill"`` (the original's outputs; needs a teacher), ``"layer"`` (RENE's layer distillation; needs a
@@ -51,7 +51,7 @@ class FineTune:
         The weight of each term; `layer_weight` is RENE's lambda (eq. 11), 0.5 as in the paper.
     distill : {"kl", "mse"}
         The Kullback-Leibler divergence from the original's softened class probabilities, or the
-        mean squared error of the outputs (for networks whose outputs are no logits).
+        mean squared error of the outputs (for networks whose outputs are not logits).
     temperature : float
         Softens both distributions of ``"kl"``; the term is multiplied by its square.
     layer_scale : {"relative", "mean", "sum"}

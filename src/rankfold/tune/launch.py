@@ -20,7 +20,7 @@ def launched(mixed_precision: str | None) -> Iterator[Accelerator]:
     """Give an Accelerator as ``accelerate launch`` or ``torchrun`` set the process up.
 
     Accelerate keeps one setting of the mixed precision per Python process. It is put aside and back,
-    so that a program with an Accelerator of its own, or two runs that differ, get along.
+    so that the program may have another Accelerator, and two runs may differ.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def launched(mixed_precision: str | None) -> Iterator[Accelerator]:
         try:
             accelerator = Accelerator(
                 mixed_precision=mixed_precision,
-                # Accelerate takes processes on the CPU for strangers unless it is told so.
+                # Accelerate ignores other processes on the CPU unless it is told so.
                 cpu=not torch.accelerator.is_available(),
                 # Else a launcher's setting would divide each loss, although none is accumulated.
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -68,14 +68,14 @@ def launched(mixed_precision: str | None) -> Iterator[Accelerator]:
             state.update(before)
 
 
-def _require_all_processes(found: int) -> None:
+def _require_all_processes(known: int) -> None:
     """Refuse to let several processes each train alone and write over each other's checkpoints."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         started = torch.distributed.get_world_size()
     else:
         started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != found:
+    if started != known:
         raise ConfigError(
-            f"{started} processes were started together, but Accelerate knows of {found}. Start them "
+            f"{started} processes were started together, but Accelerate knows of {known}. Start them "
             "with torchrun or accelerate launch, and make no Accelerator before that differs."
         )

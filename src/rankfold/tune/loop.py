@@ -38,7 +38,7 @@ def finetune(
 
     It is trained on the device that Accelerate chooses (an accelerator if there is one) and comes back on its own.
     Under ``accelerate launch`` or ``torchrun`` the processes share each batch, and the result is that of one process up
-    to rounding, if the network has no BatchNorm in training mode (it normalises each process's share by itself, and the
+    to rounding, if the network has no BatchNorm in training mode (it normalises each process's share alone, and the
     main process's running statistics are kept; ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes it exact), no dropout,
     and the data no random augmentation.
 
@@ -59,7 +59,7 @@ def finetune(
         ``metric(model)`` returns a finite number, after each epoch, for the model in eval mode; see
         `rankfold.evaluation.as_metric`.
     progress : callable or None
-        Told of every step, on the main process. None shows a bar on the terminal.
+        Called after every step, on the main process. None shows a bar on the terminal.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def finetune(
         If nothing can be trained, teacher and model do not match, or the loss becomes NaN or
         infinite (the message names the step; the model has not been updated with it).
     MetricError
-        If the metric returns something else than a finite number.
+        If the metric returns anything but a finite number.
     CorruptArtifact
         If the checkpoint cannot be read.
     """

@@ -65,14 +65,14 @@ def rebuild_optimizer(
 ) -> torch.optim.Optimizer:
     """Return an optimizer like an old one, over the parameters of a compressed model.
 
-    An optimizer holds parameters, not a model: after compression the old one goes on updating
-    layers that no longer exist, and the new factors are never trained.
+    An optimizer holds parameters, not a model: after compression the old one still updates layers that no longer
+    exist, and the new factors are never trained.
 
     Parameters
     ----------
     optimizer : Optimizer
         The dense model's. It is left as it is; its state (momentum) belongs to its parameters and
-        is not taken over, nor are learning-rate schedulers, which have to be made anew.
+        is not taken over, nor are learning-rate schedulers, which have to be created again.
     model : nn.Module
         The compressed model; its parameters that require gradients are optimised.
     dense : nn.Module or None
@@ -90,7 +90,7 @@ def rebuild_optimizer(
     ConfigError
         If there are several groups and no names, or the optimizer's class cannot be constructed from its settings.
     ModelError
-        If a parameter has no forebear in the dense model.
+        If a parameter has no counterpart in the dense model.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     members: list[list[nn.Parameter]] = [[] for _ in optimizer.param_groups]
@@ -113,7 +113,7 @@ def rebuild_optimizer(
         return kind(groups, **defaults)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{kind.__name__} cannot be built anew from its settings {sorted(defaults)}: {error}. "
+            f"{kind.__name__} cannot be built again from its settings {sorted(defaults)}: {error}. "
             "Construct it yourself over the new model's parameters."
         ) from error
 
@@ -155,6 +155,6 @@ def _home(name: str, homes: dict[str, int]) -> int:
             break
         path = path.rpartition(".")[0]
     raise ModelError(
-        f"the parameter {name!r} has no forebear in the optimizer's parameters. Was the optimizer "
+        f"the parameter {name!r} has no counterpart among the optimizer's parameters. Was the optimizer "
         "built for another model, or the layer frozen? Construct the optimizer yourself."
     )

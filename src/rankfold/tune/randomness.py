@@ -1,7 +1,7 @@
 """Random streams: parts of a program that draw from the global generators without disturbing each other.
 
 User code (samplers, augmentation, dropout) draws from Python's, NumPy's and torch's global generators,
-so reproducible training has to own them for a while. Each purpose gets a stream of its own, seeded by
+so reproducible training has to own them for a while. Each purpose gets a separate stream, seeded by
 what it is for and when, and never by what ran before: so a run that is resumed draws the same numbers
 as one that was never interrupted, and no generator's state needs to be stored.
 """

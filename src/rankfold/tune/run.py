@@ -98,7 +98,7 @@ class Run:
         optimizer = build_optimizer(objective, config)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.wrapped, self.optimizer = accelerator.prepare(objective, optimizer)
-        self.optimizer.zero_grad()  # a model in use may come with gradients of its own
+        self.optimizer.zero_grad()  # a model in use may come with gradients
 
     def _total_steps(self) -> int:
         config, source = self.config, self.source
@@ -114,7 +114,7 @@ class Run:
         return min(total, config.max_steps or total)
 
     def _probe(self, teacher: nn.Module | None) -> dict[str, Any] | None:
-        """Return what tells this run's data and networks from another's; None if the data comes only once."""
+        """Return what identifies this run's data and networks; None if the data comes only once."""
         if self.source.once or not self.main:
             return None
         device = self.accelerator.device
@@ -368,32 +368,32 @@ class Run:
         # The main process reads it for all: the others may not see its disk.
         box: list[Any] = [self._read() if self.main else None]
         broadcast_object_list(box)
-        found = box[0]
-        if isinstance(found, RankfoldError):
-            raise found
-        if found is None:
+        stored = box[0]
+        if isinstance(stored, RankfoldError):
+            raise stored
+        if stored is None:
             return None
-        register_late_buffers_(self.model, found["model"], found.get("buffers", {}))
-        load_state_(self.model, found["model"])
+        register_late_buffers_(self.model, stored["model"], stored.get("buffers", {}))
+        load_state_(self.model, stored["model"])
         for name, tensor in self._own_tensors().items():
-            tensor.copy_(found["objective"][name])
-        self.optimizer.load_state_dict(found["optimizer"])
-        if self.accelerator.scaler is not None and found["scaler"]:
-            self.accelerator.scaler.load_state_dict(found["scaler"])
-        self.state = State(**found["state"])
-        same = found["processes"] == self.accelerator.num_processes
-        return found["replay"] if same else ""
+            tensor.copy_(stored["objective"][name])
+        self.optimizer.load_state_dict(stored["optimizer"])
+        if self.accelerator.scaler is not None and stored["scaler"]:
+            self.accelerator.scaler.load_state_dict(stored["scaler"])
+        self.state = State(**stored["state"])
+        same = stored["processes"] == self.accelerator.num_processes
+        return stored["replay"] if same else ""
 
     def _read(self) -> dict[str, Any] | RankfoldError | None:
         assert self.file is not None
         try:
             checkpoint.sweep(self.file)
-            found = checkpoint.read(self.file)
-            if found is not None:
-                checkpoint.require_same(self.file, found.get("identity"), self.identity)
-                if found["processes"] == self.accelerator.num_processes:  # or the shards differ
-                    # Within an epoch the batches that are replayed tell other data.
-                    checkpoint.require_same_probe(self.file, found.get("probe"), self.probe, warn=not found["replay"])
+            stored = checkpoint.read(self.file)
+            if stored is not None:
+                checkpoint.require_same(self.file, stored.get("identity"), self.identity)
+                if stored["processes"] == self.accelerator.num_processes:  # or the shards differ
+                    # Within an epoch the batches that are replayed show whether the data is another one.
+                    checkpoint.require_same_probe(self.file, stored.get("probe"), self.probe, warn=not stored["replay"])
         except RankfoldError as error:  # every process has to hear of it
             return error
-        return found
+        return stored
