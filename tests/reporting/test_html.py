@@ -92,6 +92,14 @@ def test_every_layer_has_a_titled_column_in_every_chart_and_a_row(report: Report
     assert text.count('<th scope="row"><code>') == len(report.layers)
 
 
+def test_what_may_be_wider_than_the_page_scrolls_and_says_so(report: Report) -> None:
+    text = report.to_html()
+    assert text.count('<div class="scroll') == text.count("<table>") + text.count("<svg") >= 8
+    style = (files("rankfold.reporting") / "style.css").read_text("utf-8")
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto;[^}]*linear-gradient", style)
+    assert re.search(r"max-width: \d+px\) \{\s*figure[^}]*figcaption::after \{ content: \"scroll sideways", style)
+
+
 def test_many_layers_hide_names_that_do_not_fit(large: Report, small: Report) -> None:
     def below(text: str) -> list[str]:
         chart = text.split('class="columns"')[1].split("</svg>")[0]

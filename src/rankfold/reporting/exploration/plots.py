@@ -62,6 +62,6 @@ def chains(name: str, dense: str, spaces: Sequence[Space]) -> Markup | None:
             # The words of some stages are longer than their box is wide.
             size = None if len(stage) <= FITTING else f"font-size:{12 * FITTING / len(stage):.1f}px"
             marks.append(el("text", stage, x=x + BOX / 2, y=y + 19, class_="mid value", style=size))
-    width = max(NAMES + longest * (BOX + GAP), 760)
+    width = max(NAMES + longest * (BOX + GAP), 880)
     layer = el("span", dense, class_="muted")
     return figure(name, marks, width=width, height=len(shown) * ROW, css="chain", caption=layer)
