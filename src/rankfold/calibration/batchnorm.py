@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from operator import length_hint
 from typing import Any, TypeGuard
 
 import torch
@@ -15,12 +14,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rankfold._progress import track
 from rankfold._tensors import model_device, to_device
-from rankfold.batches import iterate, split_batch
 from rankfold.calibration.flow import first_tensor
 from rankfold.errors import DataError, ModelError, RankfoldWarning
-from rankfold.inventory import evaluating, run_batch
+from rankfold.inventory import evaluating, model_inputs, run_batch
 from rankfold.outputs import squared_distance
 
 
@@ -229,7 +226,7 @@ def _estimate(
     """
     used, count, turn = set[int](), 0, True
     with evaluating(model, without=estimate.norms) as reset, estimate.averaging():
-        for index, inputs in _inputs(model, batches, "re-estimating BatchNorm"):
+        for index, (inputs, _) in enumerate(model_inputs(model, batches, "calibration", "re-estimating BatchNorm")):
             count = index + 1
             if not turn:
                 turn = True
@@ -255,7 +252,8 @@ def _compare(
     distances = [0.0, 0.0]
     with evaluating(model, without=norms) as reset, evaluating(reference) as reset_reference:
         device = model_device(reference)
-        for index, inputs in _inputs(model, batches, "comparing BatchNorm statistics"):
+        data = model_inputs(model, batches, "calibration", "comparing BatchNorm statistics")
+        for index, (inputs, _) in enumerate(data):
             if index not in deciding:
                 continue
             what = f"calibration batch {index + 1}"
@@ -276,10 +274,3 @@ def _compare(
                     return Renewal(False, f"new ones cannot be judged: {error}")
     closer = distances[1] < distances[0]
     return Renewal(closer, CLOSER if closer else NO_HELP)
-
-
-def _inputs(model: nn.Module, batches: Iterable[Any], description: str) -> Iterator[tuple[int, Any]]:
-    device = model_device(model)
-    items = track(iterate(batches, "calibration"), description, length_hint(batches) or None)
-    for index, batch in enumerate(items):
-        yield index, to_device(split_batch(batch)[0], device)

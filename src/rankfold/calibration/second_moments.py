@@ -5,20 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from operator import length_hint
 from typing import Any
 
 from torch import Tensor, nn
 
 from rankfold._config import require
-from rankfold._progress import track
-from rankfold._tensors import model_device, to_device
-from rankfold.batches import iterate, split_batch
 from rankfold.calibration.gram import GramSum
 from rankfold.calibration.patches import channel_vectors, patch_vectors
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.factor.moments import Moments
-from rankfold.inventory.quiet import run_batch, undisturbed
+from rankfold.inventory.quiet import model_inputs, run_batch, undisturbed
 from rankfold.records import LayerInfo
 
 PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
@@ -91,16 +87,14 @@ def collect_moments(
     require(memory_limit > 0, "memory_limit", memory_limit, "a number of bytes above 0")
     require(max_positions > 0, "max_positions", max_positions, "at least 1")
     sums = _allocate(layers, max_patch, memory_limit, max_positions)
-    device = model_device(model)
     with undisturbed(model) as reset, ExitStack() as hooks:
         for layer_sums in sums:
             for module, hook in _hooks(model, layer_sums):
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                 hooks.callback(handle.remove)
-        items = iterate(batches, "calibration")
-        total = length_hint(batches) or None
-        for number, batch in enumerate(track(items, "collecting second moments", total), 1):
-            run_batch(model, to_device(split_batch(batch)[0], device), f"calibration batch {number}")
+        data = model_inputs(model, batches, "calibration", "collecting second moments")
+        for number, (inputs, _) in enumerate(data, 1):
+            run_batch(model, inputs, f"calibration batch {number}")
             reset()
     averages = {s.layer.name: s.moments() for s in sums}
     collected = LayerMoments({name: moments for name, moments in averages.items() if moments is not None})

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from operator import length_hint
 from typing import Any
 
 from torch import nn
 
 from rankfold._config import require
-from rankfold._progress import track
 from rankfold._tensors import model_device, to_device
 from rankfold._turns import in_turn
-from rankfold.batches import batch_size, iterate, split_batch
+from rankfold.batches import batch_size
 from rankfold.errors import DataError, MetricError
 from rankfold.evaluation.evaluate import Metric
 from rankfold.evaluation.predictions import as_targets, hits, predictions
-from rankfold.inventory import evaluating, run_batch
+from rankfold.inventory import evaluating, model_inputs, run_batch
 from rankfold.outputs import class_scores, squared_distance
 
 
@@ -84,11 +82,10 @@ class _OfBatches(Metric):
 
     def _batches(self, model: nn.Module) -> Iterator[tuple[Any, Any]]:
         """Yield the inputs of every batch, on the model's device, and its target."""
-        device, self.samples = model_device(model), 0
-        for batch in track(iterate(self.loader, "evaluation"), self.name, length_hint(self.loader) or None):
-            inputs, target = split_batch(batch)
+        self.samples = 0
+        for inputs, target in model_inputs(model, self.loader, "evaluation", self.name):
             self.samples += batch_size(inputs)
-            yield to_device(inputs, device), target
+            yield inputs, target
 
     def _pairs(self, reference: nn.Module, model: nn.Module) -> Iterator[tuple[Any, Any]]:
         """Yield the outputs of the model and of the reference."""
@@ -113,9 +110,8 @@ class _TopK(_OfBatches):
             for inputs, target in self._batches(model):
                 if target is None:
                     raise DataError(
-                        f"{self.name} needs labels, but the batches have none. Expected batches "
-                        "(inputs, target), or dicts with 'labels', 'label' or 'target'. Without "
-                        "labels use agreement(reference, loader)."
+                        f"{self.name} needs labels, but the batches have none. Expected batches (inputs, target), or "
+                        "dicts with 'labels', 'label' or 'target'. Without labels use agreement(reference, loader)."
                     )
                 scores = class_scores(run_batch(model, inputs, "evaluation data"))
                 counted = hits(scores, as_targets(target, scores), self.k)

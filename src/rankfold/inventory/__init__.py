@@ -10,6 +10,7 @@ from rankfold.inventory.quiet import evaluating as evaluating
 from rankfold.inventory.quiet import example_failure as example_failure
 from rankfold.inventory.quiet import fused_attention_off as fused_attention_off
 from rankfold.inventory.quiet import measure as measure
+from rankfold.inventory.quiet import model_inputs as model_inputs
 from rankfold.inventory.quiet import on_device_of as on_device_of
 from rankfold.inventory.quiet import run_batch as run_batch
 from rankfold.inventory.quiet import run_example as run_example

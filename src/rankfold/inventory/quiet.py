@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import length_hint
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankfold._progress import track
 from rankfold._tensors import copied, detached, model_device, tensors_of, to_device
 from rankfold._turns import resting, turn
-from rankfold.batches import call_model
+from rankfold.batches import call_model, iterate, split_batch
 from rankfold.errors import ModelError, RankfoldError
 from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.state import KeptState
@@ -228,6 +230,26 @@ def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False) 
             "Give batches (inputs, target) or inputs alone, of inputs that the model takes."
         ) from error
     return output if graph else detached(output)
+
+
+def model_inputs(
+    model: nn.Module, batches: Iterable[Any], purpose: str, description: str
+) -> Iterator[tuple[Any, Any | None]]:
+    """Yield every batch's inputs, on the model's device, and its target, and show the progress.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model that is run.
+    batches : iterable
+        The data (`rankfold.batches`).
+    purpose, description : str
+        What the data is for, and what the loop does, in the user's words.
+    """
+    device = model_device(model)
+    for batch in track(iterate(batches, purpose), description, length_hint(batches) or None):
+        inputs, target = split_batch(batch)
+        yield to_device(inputs, device), target
 
 
 def on_device_of(model: nn.Module, example_input: Any) -> Any:

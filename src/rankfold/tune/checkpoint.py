@@ -139,9 +139,8 @@ def require_same(file: Path, stored: Any, now: Mapping[str, Any]) -> None:
     if differences:
         shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
         raise ConfigError(
-            f"the checkpoint {str(file)!r} is of another run ({shown}). Use the same options and "
-            "model to continue it, another checkpoint path, or FineTune(resume=False) to start over "
-            "and overwrite it."
+            f"the checkpoint {str(file)!r} is of another run ({shown}). Use the same options and model to continue it, "
+            "another checkpoint path, or FineTune(resume=False) to start over and overwrite it."
         )
 
 

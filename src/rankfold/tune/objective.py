@@ -186,9 +186,8 @@ class _Taps:
         left = [path for path, outputs in self._outputs.items() if outputs]
         if left:
             raise ModelError(
-                f"layer {left[0]!r} ran more often in the teacher than in the model, so their "
-                "outputs cannot be compared. The teacher must be the network that the model was "
-                "compressed from."
+                f"layer {left[0]!r} ran more often in the teacher than in the model, so their outputs cannot be "
+                "compared. The teacher must be the network that the model was compressed from."
             )
 
     def _record(self, path: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
