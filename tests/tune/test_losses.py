@@ -55,6 +55,20 @@ def test_dense_predictions_average_over_pixels(generator: torch.Generator) -> No
     assert torch.allclose(distillation(s, t, kind="kl", temperature=2.0), pixels)
 
 
+def test_classes_of_tokens_need_a_task_of_their_own() -> None:
+    with pytest.raises(DataError, match="classes last, one row for each position.*FineTune"):
+        cross_entropy(torch.zeros(2, 5, 7), torch.zeros(2, 5).long())
+    assert cross_entropy(torch.zeros(2, 7, 5), torch.zeros(2, 5).long()).item() == pytest.approx(math.log(7))
+    assert cross_entropy(torch.zeros(2, 5, 5), torch.zeros(2, 5).long()).item() == pytest.approx(math.log(5))
+
+
+def test_sequences_average_over_positions(generator: torch.Generator) -> None:
+    s, t = torch.randn(2, 2, 5, 4, generator=generator)  # (batch, positions, classes), as language models have it
+    positions = distillation(s.reshape(-1, 4), t.reshape(-1, 4), kind="kl", temperature=2.0)
+    assert torch.allclose(distillation(s, t, kind="kl", temperature=2.0), positions)
+    assert not torch.allclose(distillation(s.mT, t.mT, kind="kl", temperature=2.0), positions)
+
+
 def test_the_gradient_does_not_shrink_with_the_temperature() -> None:
     teacher = torch.tensor([[0.3, -0.2, 0.1]])
 

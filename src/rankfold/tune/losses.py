@@ -78,6 +78,12 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
         target = target.to(scores.dtype)
     elif target.ndim == scores.ndim and target.shape != scores.shape and target.shape[1] == 1:
         target = target.squeeze(1)  # a column of class indices
+    if scores.ndim == 3 and target.shape == scores.shape[:2] and scores.shape[1:] != target.shape[1:] * 2:
+        raise DataError(
+            f"the outputs of shape {tuple(scores.shape)} have the classes last, one row for each position, and a task "
+            "may shift the labels or not. Say which with FineTune(task=...): for tokens, lambda outputs, target: "
+            "cross_entropy(outputs.logits.mT, target); for the next token, cut outputs and target first."
+        )
     classes = scores.shape[1] if scores.ndim > 1 else scores.shape[0]
     if not target.is_floating_point():
         target = target.long()
