@@ -226,20 +226,21 @@ def _value(value: Any) -> str:
 
 def _tiles(report: Report) -> list[Tile]:
     before, after = report.before, report.after
-    tiles = [_cost_tile("parameters", before.params, after.params, words.compact, "fewer", "more")]
-    if not report.uncounted:
-        tiles.append(_cost_tile("MACs", before.macs, after.macs, words.compact, "fewer", "more"))
-    tiles.append(_cost_tile("weights", before.weight_bytes, after.weight_bytes, words.size, "smaller", "larger"))
+    costs = [
+        ("parameters", before.params, after.params, words.compact, "fewer", "more"),
+        ("MACs", before.macs, after.macs, words.compact, "fewer", "more"),
+        ("weights", before.weight_bytes, after.weight_bytes, words.size, "smaller", "larger"),
+    ]
+    if report.uncounted:
+        del costs[1]
+    tiles = [_cost_tile(*cost) for cost in costs]
     if report.latency is not None:
         tiles.append(_cost_tile("latency", *report.latency, words.milliseconds, "faster", "slower"))
     tiles += [_metric_tile(metric) for metric in report.metrics[:1]]
     known = [bound for bound in report.bounds if bound.met is not None]
     if known:
-        met = all(bound.met for bound in known)
-        bounds = ", ".join(map(_bound_text, known))
-        tiles.append(
-            Tile(name="budget", value="met" if met else "not met", details=[bounds], tone="good" if met else "bad")
-        )
+        value, tone = ("met", "good") if all(bound.met for bound in known) else ("not met", "bad")
+        tiles.append(Tile(name="budget", value=value, details=[", ".join(map(_bound_text, known))], tone=tone))
     return tiles
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from rankfold.cost.exploration import METRICS, Extent, Space, scores
 from rankfold.records import Cost
@@ -13,7 +13,7 @@ from rankfold.reporting.codec import encode
 from rankfold.reporting.document import Document
 
 Group = Literal["convolutions", "matrices"]
-GROUPS: tuple[Group, ...] = ("convolutions", "matrices")
+GROUPS: tuple[Group, ...] = get_args(Group)
 EXTENTS = ("params", "macs", "memory")
 
 

@@ -59,7 +59,7 @@ class Sweep(Document):
     resource : str
         What is varied, by its name in budgets.
     dense : Cost
-        Of the model as it is.
+        Of the dense model.
     uncounted : tuple of str
         Operations of the model whose MACs are not known. If there are any, all MACs are lower bounds.
     points : tuple of SweepPoint
@@ -69,11 +69,11 @@ class Sweep(Document):
     coverage : str
         The inventory's coverage line.
     strategy : str
-        Who chose.
+        The strategy that chose the plans.
     proxy : str
-        What `SweepPoint.damage` is an estimate by.
+        The estimate that `SweepPoint.damage` is by.
     metric : MetricValue or None
-        What was measured, with the value of the model as it is.
+        The metric, with its value for the dense model.
     measured : int
         The number of candidates that were measured, for all points together.
     timings : mapping of str to float
@@ -114,7 +114,7 @@ class Sweep(Document):
         """
         best: list[SweepPoint] = []
         for point in sorted(self.feasible, key=lambda p: (self.amount(p), p.damage)):
-            if not best or _damage(point) < _damage(best[-1]):
+            if not best or (point.damage or 0.0) < (best[-1].damage or 0.0):
                 best.append(point)
         return tuple(best)
 
@@ -142,18 +142,14 @@ class Sweep(Document):
             )
         if self.uncounted and asked.get("macs"):
             raise BudgetError(f"budget {str(asked)!r} bounds macs, but the model's {counted_in_part(self.uncounted)}.")
-        known = [(p.plan, p.cost, _damage(p)) for p in self.points if p.plan is not None and p.cost is not None]
-        fitting = [(damage, plan) for plan, cost, damage in known if not asked.exceeded(cost, self.dense)]
+        known = [(p.damage or 0.0, p.plan, p.cost) for p in self.points if p.plan is not None and p.cost is not None]
+        fitting = [(loss, plan) for loss, plan, cost in known if not asked.exceeded(cost, self.dense)]
         if not fitting:
+            costs, dense = [cost for *_, cost in known] or [self.dense], self.dense
             raise InfeasibleBudget(
                 f"no plan of the sweep meets budget {str(asked)!r}. Loosen it, or sweep further down.",
                 [
-                    (
-                        b.resource,
-                        b.limit(self.dense),
-                        min((cost.get(b.resource) for _, cost, _ in known), default=self.dense.get(b.resource)),
-                        self.dense.get(b.resource),
-                    )
+                    (b.resource, b.limit(dense), min(cost.get(b.resource) for cost in costs), dense.get(b.resource))
                     for b in asked.bounds
                 ],
             )
@@ -165,7 +161,7 @@ class Sweep(Document):
         return point.cost.get(self.resource)
 
     def share(self, point: SweepPoint) -> float:
-        """Return what a feasible point costs of the swept resource, as a share of the model as it is."""
+        """Return what a feasible point costs of the swept resource, as a share of the dense model."""
         return self.amount(point) / max(self.dense.get(self.resource), 1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -210,8 +206,3 @@ def _point(entry: Mapping[str, Any], where: str) -> SweepPoint:
     if point.cost is None or point.damage is None:
         raise CorruptArtifact(f"{where} has a plan without its cost or damage. Was it edited or truncated?")
     return replace(point, plan=Plan.from_json(json.dumps(entry["plan"]), source=f"{where}.plan"))
-
-
-def _damage(point: SweepPoint) -> float:
-    assert point.damage is not None
-    return point.damage
