@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -148,18 +147,16 @@ class Factored(nn.Sequential):
         return next(self.parameters()).device
 
 
+def _of_info(name: str, doc: str) -> property:
+    """Return a property that reads the replaced layer's settings, for model code that looks inside."""
+    return property(lambda module: getattr(module.info, name), doc=doc)
+
+
 class FactoredLinear(Factored):
     """A factored ``nn.Linear``, for any number of leading dimensions."""
 
-    @property
-    def in_features(self) -> int:
-        """Input features."""
-        return self.info.in_channels
-
-    @property
-    def out_features(self) -> int:
-        """Output features."""
-        return self.info.out_channels
+    in_features = _of_info("in_channels", "Input features.")
+    out_features = _of_info("out_channels", "Output features.")
 
 
 class FactoredTensorLinear(FactoredLinear):
@@ -179,15 +176,8 @@ class _InputFirst(FactoredLinear):
         """The approximated weight, ``(in, out)``."""
         return guarded(self.dense_weight().mT.contiguous(), self.info.title)
 
-    @property
-    def nx(self) -> int:
-        """Input features."""
-        return self.info.in_channels
-
-    @property
-    def nf(self) -> int:
-        """Output features."""
-        return self.info.out_channels
+    nx = _of_info("in_channels", "Input features.")
+    nf = _of_info("out_channels", "Output features.")
 
 
 class FactoredConv1D(_InputFirst, FactoredLinear):
@@ -201,45 +191,14 @@ class FactoredTensorConv1D(_InputFirst, FactoredTensorLinear):
 class FactoredConv(Factored):
     """A factored convolution, transposed or not, of one to three dimensions."""
 
-    @property
-    def in_channels(self) -> int:
-        """Input channels."""
-        return self.info.in_channels
-
-    @property
-    def out_channels(self) -> int:
-        """Output channels."""
-        return self.info.out_channels
-
-    @property
-    def kernel_size(self) -> tuple[int, ...]:
-        """Kernel sizes of the replaced layer."""
-        return self.info.kernel
-
-    @property
-    def stride(self) -> tuple[int, ...]:
-        """Strides of the replaced layer."""
-        return self.info.stride
-
-    @property
-    def padding(self) -> tuple[int, ...] | str:
-        """Padding of the replaced layer."""
-        return self.info.padding
-
-    @property
-    def dilation(self) -> tuple[int, ...]:
-        """Dilations of the replaced layer."""
-        return self.info.dilation
-
-    @property
-    def groups(self) -> int:
-        """Groups of the replaced layer."""
-        return self.info.groups
-
-    @property
-    def padding_mode(self) -> str:
-        """Padding mode of the replaced layer."""
-        return self.info.padding_mode
+    in_channels = _of_info("in_channels", "Input channels.")
+    out_channels = _of_info("out_channels", "Output channels.")
+    kernel_size = _of_info("kernel", "Kernel sizes of the replaced layer.")
+    stride = _of_info("stride", "Strides of the replaced layer.")
+    padding = _of_info("padding", "Padding of the replaced layer.")
+    dilation = _of_info("dilation", "Dilations of the replaced layer.")
+    groups = _of_info("groups", "Groups of the replaced layer.")
+    padding_mode = _of_info("padding_mode", "Padding mode of the replaced layer.")
 
 
 def stage_factors(module: Factored) -> list[Tensor]:
@@ -263,42 +222,20 @@ def _canonical(stage: nn.Module, shape: Size) -> Tensor:
     return (stage(identity) - stage(torch.zeros_like(identity))).mT
 
 
-@singledispatch
-def build_stage(spec: Stage, dtype: torch.dtype, device: torch.device) -> nn.Module:  # noqa: ARG001 - for the builders
+def build_stage(spec: Stage, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Return the module of one stage, its weights uninitialised."""
-    raise TypeError(f"no builder for stage {type(spec).__name__}")
-
-
-@build_stage.register
-def _(spec: ConvSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    return uninitialised_conv(spec, bias=spec.bias, dtype=dtype, device=device)
-
-
-@build_stage.register
-def _(spec: LinearSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    return uninitialised(
-        nn.Linear,
-        dtype=dtype,
-        device=device,
-        in_features=spec.in_features,
-        out_features=spec.out_features,
-        bias=spec.bias,
-    )
-
-
-@build_stage.register
-def _(spec: GaugedSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    return (GaugedInput if spec.side == "input" else GaugedOutput)(spec, dtype=dtype, device=device)
-
-
-@build_stage.register
-def _(spec: ReshapeSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:  # noqa: ARG001 - it holds no tensor
-    return Reshape(spec.tail)
-
-
-@build_stage.register
-def _(spec: BiasSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    return Bias(spec.features, dtype=dtype, device=device)
+    match spec:
+        case ConvSpec():
+            return uninitialised_conv(spec, bias=spec.bias, dtype=dtype, device=device)
+        case LinearSpec():
+            sizes = {"in_features": spec.in_features, "out_features": spec.out_features, "bias": spec.bias}
+            return uninitialised(nn.Linear, dtype=dtype, device=device, **sizes)
+        case GaugedSpec():
+            return (GaugedInput if spec.side == "input" else GaugedOutput)(spec, dtype=dtype, device=device)
+        case ReshapeSpec():
+            return Reshape(spec.tail)
+        case BiasSpec():
+            return Bias(spec.features, dtype=dtype, device=device)
 
 
 def build(
@@ -346,10 +283,10 @@ def build(
             return module
         exact = [double(factor) for factor in factors]
         place = exact[0].device
-        made = gauge_factors(blueprint, exact)
-        _fill(module, blueprint, made.factors, bias)
+        gauged, condition = gauge_factors(blueprint, exact)
+        _fill(module, blueprint, gauged, bias)
         rounded = copy.deepcopy(module).to(place, torch.float64)
-        check_gauge(rounded.dense_weight(), compose(blueprint, info, exact), made.condition, info, choice, dtype)
+        check_gauge(rounded.dense_weight(), compose(blueprint, info, exact), condition, info, choice, dtype)
     return module
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,23 +15,7 @@ LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.
 """How much gauged factors, rounded to a data type, may change the layer's weight: relative Frobenius norm."""
 
 
-@dataclass(frozen=True, slots=True)
-class GaugedFactors:
-    """What fills a gauged blueprint.
-
-    Parameters
-    ----------
-    factors : tuple of Tensor or Gauge
-        In the blueprint's order: canonical factors of the plain stages, gauges of the gauged ones.
-    condition : float
-        The largest condition number of a pivots' block.
-    """
-
-    factors: tuple[Tensor | Gauge, ...]
-    condition: float
-
-
-def gauge_factors(blueprint: Blueprint, factors: Sequence[Tensor]) -> GaugedFactors:
+def gauge_factors(blueprint: Blueprint, factors: Sequence[Tensor]) -> tuple[list[Tensor | Gauge], float]:
     """Fix the gauge at the bonds that a blueprint names.
 
     Parameters
@@ -41,6 +24,13 @@ def gauge_factors(blueprint: Blueprint, factors: Sequence[Tensor]) -> GaugedFact
         Made by `gauge_blueprint`.
     factors : sequence of Tensor
         Canonical factors of the plain blueprint, in its order.
+
+    Returns
+    -------
+    factors : list of Tensor or Gauge
+        In the blueprint's order: canonical factors of the plain stages, gauges of the gauged ones.
+    condition : float
+        The largest condition number of a pivots' block.
     """
     specs = [spec for spec in blueprint.stages if spec.factor_shape is not None]
     # Linear factors become those of one group.
@@ -60,10 +50,8 @@ def gauge_factors(blueprint: Blueprint, factors: Sequence[Tensor]) -> GaugedFact
             before = plain[at - 1]
             plain[at - 1] = (made[at].transfer @ before.flatten(2)).reshape(before.shape)
     shaped = [p if f.ndim > 2 else p.squeeze(0) for p, f in zip(plain, factors, strict=True)]
-    return GaugedFactors(
-        factors=tuple(made.get(at, factor) for at, factor in enumerate(shaped)),
-        condition=max((g.condition for g in made.values()), default=1.0),
-    )
+    condition = max((g.condition for g in made.values()), default=1.0)
+    return [made.get(at, factor) for at, factor in enumerate(shaped)], condition
 
 
 def check_gauge(
