@@ -70,7 +70,6 @@ class Objective(nn.Module):
         self.student = student
         self._config = config
         self._terms = config.terms
-        require_teacher(self._terms, has_teacher=teacher is not None)
         self.modules_of_terms = nn.ModuleList([t for t in self._terms or () if isinstance(t, nn.Module)])
         self._taps = _Taps(student, teacher, self._terms or ())
         teacher = self._taps.teacher
@@ -118,7 +117,8 @@ class Objective(nn.Module):
         with without_gradients(kept.parameters), quiet:
             outputs = detached(call_model(teacher, copied(detached(step.inputs))))
         kept.reset()
-        self._taps.teacher_ran()
+        for term in self._terms or ():
+            term.teacher_ran(step, self._taps.outputs)
         return outputs
 
 
@@ -141,6 +141,8 @@ class _Taps:
         The teacher, or a copy of it in which every module that is compared can be listened to.
     terms : mapping
         The terms that compare outputs, by path.
+    outputs : mapping
+        What the teacher's modules returned in this step, by path, until the model has made the same call.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None, terms: Sequence[Term]) -> None:
@@ -148,10 +150,9 @@ class _Taps:
         for term in terms:
             for path in term.start(student, teacher):
                 self.terms.setdefault(path, []).append(term)
-        self._outputs: dict[str, list[Tensor]] = {path: [] for path in self.terms}
+        self.outputs: dict[str, list[Tensor]] = {path: [] for path in self.terms}
         self._handles: list[RemovableHandle] = []
         self._step: Step | None = None  # None outside of a step: a metric may run both networks as well
-        self._all = tuple(terms)
         self.teacher = teacher
         if teacher is None or not self.terms:
             return
@@ -171,19 +172,13 @@ class _Taps:
     def begin(self, step: Step) -> None:
         """Forget the last step, and listen."""
         self._step = step
-        for outputs in self._outputs.values():
+        for outputs in self.outputs.values():
             outputs.clear()
-
-    def teacher_ran(self) -> None:
-        """Tell the terms, between the two networks' forward passes."""
-        assert self._step is not None
-        for term in self._all:
-            term.teacher_ran(self._step, self._outputs)
 
     def end(self) -> None:
         """Stop listening, after both forward passes."""
         self._step = None
-        left = [path for path, outputs in self._outputs.items() if outputs]
+        left = [path for path, outputs in self.outputs.items() if outputs]
         if left:
             raise ModelError(
                 f"layer {left[0]!r} ran more often in the teacher than in the model, so their outputs cannot be "
@@ -192,12 +187,12 @@ class _Taps:
 
     def _record(self, path: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if self._step is not None:
-            self._outputs[path].append(output.detach())
+            self.outputs[path].append(output.detach())
 
     def _compare(self, path: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if self._step is None:
             return
-        outputs = self._outputs[path]
+        outputs = self.outputs[path]
         if not outputs or outputs[0].shape != output.shape:
             theirs = tuple(outputs[0].shape) if outputs else "nothing"
             raise ModelError(
