@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -161,6 +161,10 @@ class Budget:
     def limit(self, resource: str, dense: Cost | int) -> int | None:
         """Return the tightest limit on one resource (see `Bound.limit`), or None if it is not bounded."""
         return min((b.limit(dense) for b in self.get(resource)), default=None)
+
+    def rows(self, dense: Cost, least: Callable[[str], int]) -> list[tuple[str, int, int, int]]:
+        """Return, for each additive bound, its resource, its limit, the least that is reached, and the dense amount."""
+        return [(b.resource, b.limit(dense), least(b.resource), dense.get(b.resource)) for b in self.additive]
 
     def without(self, resource: str) -> Budget | None:
         """Return the budget without the bounds on one resource; None if none is left."""

@@ -95,6 +95,10 @@ class CandidateTable:
         layers = {candidate.layer: candidate.cost for candidate in (*self.fixed.values(), *chosen)}
         return replaced(self.total, self.dense, layers)
 
+    def share(self, cost: Cost, resources: Iterable[str]) -> float:
+        """Return the sum of a cost's shares of the whole model, in some resources."""
+        return sum(cost.get(r) / max(self.total.get(r), 1) for r in resources)
+
     def least(self, resource: str) -> int:
         """Return the least amount of one resource that any choice of candidates reaches."""
         total = self.cost(()).get(resource)

@@ -193,7 +193,7 @@ def _neighbours(
 
     def price(candidate: Candidate | None) -> float:
         cost = table.dense[name] if candidate is None else candidate.cost
-        return sum(cost.get(r) / max(table.total.get(r), 1) for r in limits)
+        return table.share(cost, limits)
 
     def damage(candidate: Candidate | None) -> float:
         return _damage(damages[name], candidate)
@@ -211,10 +211,7 @@ def _infeasible(problem: Problem, table: CandidateTable) -> InfeasibleBudget:
     assert problem.budget is not None
     return InfeasibleBudget(
         f"budget {str(problem.budget)!r} cannot be met: each bound can, but not all of them together. Loosen one.",
-        [
-            (b.resource, b.limit(table.total), table.least(b.resource), table.total.get(b.resource))
-            for b in problem.budget.additive
-        ],
+        problem.budget.rows(table.total, table.least),
     )
 
 

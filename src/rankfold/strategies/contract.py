@@ -77,10 +77,7 @@ def check_reachable(problem: Problem, table: CandidateTable) -> None:
     """
     if problem.budget is None:
         return
-    rows = [
-        (b.resource, b.limit(table.total), table.least(b.resource), table.total.get(b.resource))
-        for b in problem.budget.additive
-    ]
+    rows = problem.budget.rows(table.total, table.least)
     missed = [row for row in rows if row[1] < row[2]]
     if missed:
         raise InfeasibleBudget(
@@ -112,20 +109,20 @@ def resources_of(problem: Problem) -> list[str]:
     return [b.resource for b in bounds] or ["params"]
 
 
-def price(cost: Cost, problem: Problem, table: CandidateTable) -> float:
-    """Return the sum of a cost's shares of the whole model, in the budget's resources (parameters without one)."""
-    return sum(cost.get(r) / max(table.total.get(r), 1) for r in resources_of(problem))
-
-
 def worthwhile(problem: Problem, table: CandidateTable) -> dict[str, list[Candidate]]:
     """Return each layer's candidates that cost less than the layer in the budget's resources, the cheapest first.
 
     A candidate has fewer parameters and no more MACs than its layer, but it writes more feature maps.
     """
+    resources = resources_of(problem)
+
+    def share(cost: Cost) -> float:
+        return table.share(cost, resources)
+
     rows = {
         layer: sorted(
-            (c for c in row if price(c.cost, problem, table) < price(table.dense[layer], problem, table)),
-            key=lambda c: (price(c.cost, problem, table), c.error, c.ranks),
+            (c for c in row if share(c.cost) < share(table.dense[layer])),
+            key=lambda c: (share(c.cost), c.error, c.ranks),
         )
         for layer, row in table.rows.items()
     }
@@ -169,14 +166,10 @@ def mildest(
     if fits(0.0):
         return 0.0
     if not fits(1.0):
-        least = table.cost(pick(1.0).values())
         raise InfeasibleBudget(
             f"strategy {strategy!r} cannot meet budget {str(problem.budget)!r}: its strongest compression leaves more. "
             f"{advice(problem)}",
-            [
-                (b.resource, b.limit(table.total), least.get(b.resource), table.total.get(b.resource))
-                for b in problem.budget.additive
-            ],
+            problem.budget.rows(table.total, table.cost(pick(1.0).values()).get),
         )
     low, high = 0.0, 1.0
     for _ in range(steps):

@@ -159,11 +159,11 @@ def _check_budget(problem: Problem, chosen: Mapping[str, Candidate]) -> None:
         return
     total = problem.inventory.total
     after = problem.pricing.total_with({name: candidate.cost for name, candidate in chosen.items()})
-    missed = problem.budget.exceeded(after, total)
+    missed = [row for row in problem.budget.rows(total, after.get) if row[2] > row[1]]
     if missed:
         raise InfeasibleBudget(
             f"the ranks given by hand exceed budget {str(problem.budget)!r}. Lower them or loosen the budget.",
-            [(b.resource, b.limit(total), after.get(b.resource), total.get(b.resource)) for b in missed],
+            missed,
         )
 
 

@@ -145,13 +145,10 @@ class Sweep(Document):
         known = [(p.damage or 0.0, p.plan, p.cost) for p in self.points if p.plan is not None and p.cost is not None]
         fitting = [(loss, plan) for loss, plan, cost in known if not asked.exceeded(cost, self.dense)]
         if not fitting:
-            costs, dense = [cost for *_, cost in known] or [self.dense], self.dense
+            costs = [cost for *_, cost in known] or [self.dense]
             raise InfeasibleBudget(
                 f"no plan of the sweep meets budget {str(asked)!r}. Loosen it, or sweep further down.",
-                [
-                    (b.resource, b.limit(dense), min(cost.get(b.resource) for cost in costs), dense.get(b.resource))
-                    for b in asked.bounds
-                ],
+                asked.rows(self.dense, lambda resource: min(cost.get(resource) for cost in costs)),
             )
         return min(fitting, key=lambda pair: pair[0])[1]
 
