@@ -17,7 +17,7 @@ from rankfold.surgery.factored import Bias, Factored, Reshape
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.saving import refuse_stripped_
 
-_OWN = frozenset({"info", "choice", "rankfold_plan"})
+_OWN = frozenset({"blueprint", "info", "choice", "rankfold_plan"})
 
 
 @in_turn
