@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeGuard
 
 from torch import Tensor, nn
 
-from rankfold._config import require
+from rankfold._config import is_integer, is_number, require
 from rankfold.errors import ConfigError, UnknownNameError
 from rankfold.tune.terms import Term, terms
 
@@ -128,43 +128,19 @@ class FineTune:
 
     def __post_init__(self) -> None:
         """Refuse every value that cannot be meant, before any work is done."""
-        if not isinstance(self.loss, str) and isinstance(self.loss, Sequence):
+        if isinstance(self.loss, list):
             object.__setattr__(self, "loss", tuple(self.loss))
         _parse(self.loss)
-        for option in ("objective", "groups"):
-            value = getattr(self, option)
-            require(value is None or callable(value), option, value, "a callable, or None")
+        if not callable(self.task) and self.task != "cross_entropy":
+            raise UnknownNameError("task loss", str(self.task), ["cross_entropy"])
+        for name, (kind, choices) in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise UnknownNameError(kind, str(value), [choice for choice in choices if choice is not None])
+        for name, (good, wanted) in _RANGES.items():
+            value = getattr(self, name)
+            require((value is None and name in _OPTIONAL) or good(value), name, value, wanted)
         if self.objective is not None and self.loss != "auto":
             raise ConfigError(f"objective takes the place of loss, but loss is {self.loss!r}. Leave one of them out.")
-        if not callable(self.task):
-            _one_of("task loss", self.task, ["cross_entropy"])
-        _one_of("distillation", self.distill, ["kl", "mse"])
-        _one_of("scale of the layer distillation", self.layer_scale, ["relative", "mean", "sum"])
-        _one_of("optimizer", self.optimizer, list(OPTIMIZERS))
-        _one_of("schedule", self.schedule, ["cosine", "constant"])
-        if self.mixed_precision is not None:
-            _one_of("mixed precision", self.mixed_precision, ["no", "fp16", "bf16"])
-        _at_least("epochs", self.epochs)
-        _at_least("max_steps", self.max_steps, optional=True)
-        _at_least("checkpoint_every", self.checkpoint_every, optional=True)
-        for name in ("task_weight", "distill_weight", "layer_weight"):
-            _number(name, getattr(self, name))
-        _number("weight_decay", self.weight_decay, optional=True)
-        _number("temperature", self.temperature, zero=False)
-        _number("lr", self.lr, zero=False, optional=True)
-        _number("max_grad_norm", self.max_grad_norm, zero=False, optional=True)
-        require(
-            _is_number(self.momentum) and 0 < self.momentum < 1,
-            "momentum", self.momentum, "a number above 0 and below 1 (it is Nesterov's)",
-        )  # fmt: skip
-        require(
-            _is_number(self.warmup)
-            and (self.warmup >= 0 if isinstance(self.warmup, int) else 0 <= self.warmup < 1),
-            "warmup", self.warmup, "a share of the steps (a float from 0 to below 1) or an integer",
-        )  # fmt: skip
-        if self.target is not None:
-            require(_is_number(self.target), "target", self.target, "a finite number")
-        require(_is_int(self.seed) and self.seed >= 0, "seed", self.seed, "an integer of at least 0")
         if self.checkpoint_every is not None and self.checkpoint is None:
             raise ConfigError(
                 f"checkpoint_every is {self.checkpoint_every}, but there is no checkpoint. "
@@ -191,41 +167,44 @@ class FineTune:
 
 def _parse(loss: object) -> list[str | Term]:
     """Return the parts of a loss: names of terms, and terms."""
-    parts: list[Any] = loss.replace(" ", "").split("+") if isinstance(loss, str) else []
-    parts = list(loss) if isinstance(loss, tuple) else parts
+    parts: Sequence[Any] = loss.replace(" ", "").split("+") if isinstance(loss, str) else ()
+    parts = loss if isinstance(loss, tuple) else parts
     for part in parts:
         if not isinstance(part, Term) and part not in terms.names() and loss != "auto":
             raise UnknownNameError(terms.kind, str(part), ["auto", *terms.names()])
     names = [part.name if isinstance(part, Term) else part for part in parts]
-    require(
-        bool(parts) and len(names) == len(set(names)),
-        "loss", loss, "'auto' or different terms joined by '+', such as 'task+layer'",
-    )  # fmt: skip
-    return parts
+    distinct = bool(parts) and len(names) == len(set(names))
+    require(distinct, "loss", loss, "'auto' or different terms joined by '+', such as 'task+layer'")
+    return list(parts)
 
 
-def _one_of(kind: str, value: object, choices: list[str]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise UnknownNameError(kind, str(value), choices)
+def _finite(value: Any) -> TypeGuard[float]:
+    return is_number(value) and math.isfinite(value)
 
 
-def _at_least(option: str, value: object, *, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    require(good, option, value, "an integer of at least 1")
-
-
-def _number(option: str, value: Any, *, zero: bool = True, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    good = _is_number(value) and (value >= 0 if zero else value > 0)
-    require(good, option, value, f"a number {'of at least' if zero else 'above'} 0")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+_CHOICES: dict[str, tuple[str, Sequence[str | None]]] = {
+    "distill": ("distillation", ("kl", "mse")),
+    "layer_scale": ("scale of the layer distillation", ("relative", "mean", "sum")),
+    "optimizer": ("optimizer", tuple(OPTIMIZERS)),
+    "schedule": ("schedule", ("cosine", "constant")),
+    "mixed_precision": ("mixed precision", ("no", "fp16", "bf16", None)),
+}
+_OPTIONAL = {
+    "max_steps", "checkpoint_every", "weight_decay", "lr", "max_grad_norm", "objective", "groups", "target"
+}  # fmt: skip
+_COUNT = (lambda v: is_integer(v) and v >= 1, "an integer of at least 1")
+_AMOUNT = (lambda v: _finite(v) and v >= 0, "a number of at least 0")
+_POSITIVE = (lambda v: _finite(v) and v > 0, "a number above 0")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("epochs", "max_steps", "checkpoint_every"), _COUNT),
+    **dict.fromkeys(("task_weight", "distill_weight", "layer_weight", "weight_decay"), _AMOUNT),
+    **dict.fromkeys(("temperature", "lr", "max_grad_norm"), _POSITIVE),
+    **dict.fromkeys(("objective", "groups"), (callable, "a callable, or None")),
+    "momentum": (lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1 (it is Nesterov's)"),
+    "warmup": (
+        lambda v: _finite(v) and v >= 0 and (is_integer(v) or v < 1),
+        "a share of the steps (a float from 0 to below 1) or an integer",
+    ),
+    "target": (_finite, "a finite number"),
+    "seed": (lambda v: is_integer(v) and v >= 0, "an integer of at least 0"),
+}
