@@ -20,7 +20,7 @@ from typing import Any
 
 import _harness
 import rankfold as rf
-from rankfold.api import Reconstruct
+from rankfold.api.options import Reconstruct
 
 METHODS = ("svd", "tucker", "spatial_svd", "tt")
 BASELINES: dict[str, dict[str, Any]] = {

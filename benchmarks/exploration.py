@@ -23,7 +23,7 @@ from typing import Any
 
 import _harness
 import rankfold as rf
-from rankfold.cost.exploration import Space, explore, layer_of
+from rankfold.cost.exploration import Exploration, Space, explore, layer_of
 
 STEPS = (0.85, 0.60, 0.25)
 REPEATS = 3
@@ -137,7 +137,7 @@ def spaces(args: argparse.Namespace) -> list[dict[str, Any]]:
 def count(name: str, method: str, seed: int) -> tuple[Space, float]:
     """Return a space with ten solutions a step, and how many seconds it took."""
     start = time.perf_counter()
-    space = explore(layer_of(LAYERS[name]), method, steps=STEPS, random=7, seed=seed)
+    space = explore(layer_of(LAYERS[name]), method, Exploration(steps=STEPS, random=7, seed=seed))
     return space, time.perf_counter() - start
 
 

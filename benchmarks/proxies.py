@@ -37,10 +37,8 @@ import _harness
 import rankfold as rf
 from rankfold import strategies
 from rankfold.api.planning import Planner
-from rankfold.calibration import collect_moments
 from rankfold.candidates import ProxyConfig
 from rankfold.candidates.network import first_samples
-from rankfold.inventory import inspect
 from rankfold.records import Budget, Candidate, CandidateTable
 from rankfold.strategies.contract import make_plan
 from rankfold.surgery import apply_plan_, copy_model
@@ -89,13 +87,8 @@ class Bench:
         self.images = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=args.images))
         test = rf.zoo.data(spec, split="test", normalize=entry, limit=args.drawn, batch_size=BATCH, seed=args.seed)
         self.test = list(test)
-        inventory = inspect(self.model, rf.zoo.example_input(args.network))
-        self.moments = collect_moments(self.model, self.images, inventory.compressible)
-        self.planner = Planner(
-            self.model, inventory, self.moments, self.images, strategy="compressnas", config=None, methods=METHODS,
-            method_options=None, overrides=None, rank_multiple=1, gauge=False, storage=None,
-            cache=args.out.parent / ".cache", seed=args.seed,
-        )  # fmt: skip
+        search = rf.Search(methods=METHODS, rank_multiple=1, cache=args.out.parent / ".cache", seed=args.seed)
+        self.planner = Planner(self.model, rf.zoo.example_input(args.network), search, self.images)
         self.table = self.planner.problem.table()
         self.looked_at = first_samples(self.images, 256)  # as many as the proxies take of this network
         self.file = args.out.with_stem(args.out.stem + "_plans")
@@ -133,7 +126,7 @@ class Bench:
 
     def filled(self, plan: rf.Plan) -> nn.Module:
         """Return what rf.apply makes of a plan with data-aware factors, the moments being at hand."""
-        return apply_plan_(copy_model(self.model), plan, self.moments).eval()
+        return apply_plan_(copy_model(self.model), plan, self.planner.moments).eval()
 
     def distances(self, small: nn.Module) -> dict[str, float]:
         """Return KL divergence and relative squared distance of the logits, on training images."""

@@ -24,7 +24,6 @@ import _harness
 import rankfold as rf
 from rankfold.api.planning import Planner
 from rankfold.batches import split_batch
-from rankfold.calibration import collect_moments
 from rankfold.inventory import layer_weight
 from rankfold.surgery import copy_model
 
@@ -64,19 +63,16 @@ def of_resnet20(data: Path, args: Any) -> dict[str, Any]:
 def measure(name: str, model: nn.Module, example: Any, images: list[Any], proxy: str, args: Any) -> dict[str, Any]:
     """Return one row: seconds by stage, peak memory, and the naive loop's."""
     start = time.perf_counter()
-    inventory = rf.inspect(model, example)
-    moments = collect_moments(model, images, inventory.compressible)
+    search = rf.Search(strategy=rf.CompressNAS(proxy=proxy), methods=METHODS, seed=args.seed)
+    planner = Planner(model, example, search, images)
+    assert planner.moments is not None
     collected = time.perf_counter()
-    planner = Planner(
-        model, inventory, moments, images, strategy="compressnas", config={"proxy": proxy}, methods=METHODS,
-        method_options=None, overrides=None, rank_multiple=None, gauge=False, storage=None, cache=None, seed=args.seed,
-    )  # fmt: skip
-    planner.plan("params<=50%")
+    planner.plan(rf.Budget.parse("params<=50%"))
     planned = time.perf_counter()
     solves = []
     for share in range(args.runs):  # the table is there: what is left of another budget is the integer program
         begun = time.perf_counter()
-        planner.plan(f"params<={40 + 5 * share}%, macs<=60%")
+        planner.plan(rf.Budget.parse(f"params<={40 + 5 * share}%, macs<=60%"))
         solves.append(time.perf_counter() - begun)
     candidates = sum(len(row) for row in planner.problem.table().rows.values())
     row = {

@@ -24,6 +24,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "_state", "_tensors"),
     ("_config",),
     (
+        "_options",
         "_registry",
         "_files",
         "_grad_mode",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold import errors as e
+from rankfold import methods, strategies
 from rankfold.records import Choice, Plan
 
 Act = Callable[[], object]
@@ -59,9 +60,7 @@ class Scene:
 
     def edited_plan(self, edit: Callable[[dict[str, Any]], object]) -> Path:
         """Return the file of a plan in which a person has changed something."""
-        data = json.loads(
-            rf.plan(self.net, self.x, strategy="manual", config={"layers": {"fc1": ("svd", 3)}}).to_json()
-        )
+        data = json.loads(rf.plan(self.net, self.x, strategy=rf.Manual(layers={"fc1": ("svd", 3)})).to_json())
         edit(data)
         return self.file("plan.json", json.dumps(data))
 
@@ -185,7 +184,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, budget="params/0.5")
 
 
-@case("budget unit unknown", e.BudgetError, r"'flash<=512KiX'", r"unknown unit 'KiX'", r"KiB")
+@case("budget unit unknown", e.BudgetError, r"'flash<=512KiX'", r"no unit 'KiX'", r"KiB")
 def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, budget="flash<=512KiX")
 
@@ -219,8 +218,7 @@ def _(s: Scene) -> Act:
 
 @case("budget exceeded by hand", e.InfeasibleBudget, r"by hand", r"'params<=20%'", r"Lower them")
 def _(s: Scene) -> Act:
-    config = {"layers": {"fc1": ("svd", 3)}}
-    return lambda: rf.plan(s.net, s.x, budget="params<=20%", strategy="manual", config=config)
+    return lambda: rf.plan(s.net, s.x, budget="params<=20%", strategy=rf.Manual(layers={"fc1": ("svd", 3)}))
 
 
 # --- names and options ---
@@ -253,40 +251,45 @@ def _(s: Scene) -> Act:
 
 @case("strategy option unknown", e.UnknownNameError, r"option of strategy 'energy' 'kep'", r"Did you mean 'keep'")
 def _(s: Scene) -> Act:
-    return lambda: rf.plan(s.net, s.x, strategy="energy", config={"kep": 0.5})
+    return lambda: rf.plan(s.net, s.x, strategy=strategies.get("energy", {"kep": 0.5}))
 
 
 @case("strategy option out of range", e.ConfigError, r"keep", r"\[0, 1\]", r"Got 1\.5")
 def _(s: Scene) -> Act:
-    return lambda: rf.plan(s.net, s.x, strategy="energy", config={"keep": 1.5})
+    return lambda: rf.plan(s.net, s.x, strategy=rf.Energy(keep=1.5))
 
 
 @case("strategy option of a wrong type", e.ConfigError, r"keep", r"\[0, 1\]", r"Got '90%'")
 def _(s: Scene) -> Act:
-    return lambda: rf.plan(s.net, s.x, strategy="energy", config={"keep": "90%"})
+    return lambda: rf.plan(s.net, s.x, strategy=rf.Energy(keep="90%"))
 
 
 @case("strategy config of a wrong type", e.ConfigError, r"options of strategy 'energy'", r"mapping", r"float")
 def _(s: Scene) -> Act:
-    return lambda: rf.plan(s.net, s.x, strategy="energy", config=0.5)
+    return lambda: rf.plan(s.net, s.x, strategy=strategies.get("energy", 0.5))
 
 
 @case("method option unknown", e.UnknownNameError, r"option of method 'svd' 'bogus'")
 def _(s: Scene) -> Act:
-    return lambda: rf.plan(s.net, s.x, method_options={"svd": {"bogus": 1}})
+    return lambda: rf.plan(s.net, s.x, methods=[methods.get("svd", {"bogus": 1})])
 
 
 @case("options of an unknown method", e.UnknownNameError, r"method 'sdv'", r"Did you mean 'svd'")
 def _(s: Scene) -> Act:
-    return lambda: rf.plan(s.net, s.x, method_options={"sdv": {}})
+    return lambda: rf.plan(s.net, s.x, methods=[methods.get("sdv", {})])
 
 
-@case("method options of a wrong type", e.ConfigError, r"method_options", r"mapping", r"\['svd'\]")
+@case("a class instead of a method", e.ConfigError, r"method", r"SVD\(\)")
 def _(s: Scene) -> Act:
-    return lambda: rf.plan(s.net, s.x, method_options=["svd"])
+    return lambda: rf.plan(s.net, s.x, methods=[rf.SVD])
 
 
-@case("rank multiple 0", e.ConfigError, r"rank_multiple", r">= 1", r"Got 0")
+@case("search option unknown", e.UnknownNameError, r"option 'metods'", r"Did you mean 'methods'")
+def _(s: Scene) -> Act:
+    return lambda: rf.plan(s.net, s.x, metods="svd")
+
+
+@case("rank multiple 0", e.ConfigError, r"rank_multiple", r"at least 1", r"Got 0")
 def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, rank_multiple=0)
 
@@ -316,7 +319,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, include=nn.Conv3d)
 
 
-@case("include of a wrong type", e.ConfigError, r"include", r"Got 3")
+@case("include of a wrong type", e.ConfigError, r"include", r"Got \[3\]")
 def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, include=[3])
 
@@ -384,13 +387,13 @@ def _(s: Scene) -> Act:
 @case("manual with a missing file", e.DataError, r"no rank file", r"ranks\.json")
 def _(s: Scene) -> Act:
     file = str(s.folder / "ranks.json")
-    return lambda: rf.plan(s.net, s.x, strategy="manual", config={"file": file})
+    return lambda: rf.plan(s.net, s.x, strategy=rf.Manual(file=file))
 
 
 @case("manual with a broken file", e.DataError, r"ranks\.json", r"cannot be used", r"not valid JSON")
 def _(s: Scene) -> Act:
     file = str(s.file("ranks.json", '{"fc1": ["svd", 3'))
-    return lambda: rf.plan(s.net, s.x, strategy="manual", config={"file": file})
+    return lambda: rf.plan(s.net, s.x, strategy=rf.Manual(file=file))
 
 
 # --- data ---
@@ -442,15 +445,9 @@ def _(s: Scene) -> Act:
     return lambda: rf.apply_(s.net, plan, reconstruct="sequential")
 
 
-@case("sequential options without the mode", e.ConfigError, r"reconstruct=None", r"Pass reconstruct='sequential'")
+@case("sequential option of a wrong type", e.ConfigError, r"ridge", r"above 0", r"Got '1'")
 def _(s: Scene) -> Act:
-    plan = s.plan()
-    return lambda: rf.apply(s.net, plan, s.labelled, sequential={"ridge": 0.1})
-
-
-@case("sequential option unknown", e.UnknownNameError, r"'ridges'", r"Did you mean 'ridge'")
-def _(s: Scene) -> Act:
-    return lambda: rf.compress(s.net, s.x, calibration=s.labelled, reconstruct="sequential", sequential={"ridges": 0.1})
+    return lambda: rf.compress(s.net, s.x, calibration=s.labelled, reconstruct=rf.Sequential(ridge="1"))
 
 
 @case("sequential data holds NaN", e.DataError, r"NaN", r"layer")

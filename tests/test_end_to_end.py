@@ -279,7 +279,7 @@ def test_full_rank_reproduces_the_model(name: str) -> None:
     least = {layer.name: ("svd", 1) for layer in layers}
     eps = 0.05 if name == "half" else 1e-4
     for choices, equal in ((full, True), (least, False)):
-        plan = rf.plan(net, x, strategy="manual", config={"layers": choices})
+        plan = rf.plan(net, x, strategy=rf.Manual(layers=choices))
         assert set(plan.factored) == set(full)
         after = outputs(rf.apply(net, plan), x)
         pairs = [(a.double(), b.double()) for a, b in zip(after, before, strict=True)]

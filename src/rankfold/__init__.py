@@ -10,13 +10,16 @@ True
 from rankfold import zoo as zoo
 from rankfold._version import __version__ as __version__
 from rankfold.api import Result as Result
+from rankfold.api import Search as Search
 from rankfold.api import analyze as analyze
 from rankfold.api import apply as apply
 from rankfold.api import apply_ as apply_
 from rankfold.api import compress as compress
 from rankfold.api import factorize as factorize
 from rankfold.api import plan as plan
+from rankfold.api import realize as realize
 from rankfold.api import sweep as sweep
+from rankfold.calibration import Sequential as Sequential
 from rankfold.errors import RankfoldError as RankfoldError
 from rankfold.evaluation import agreement as agreement
 from rankfold.evaluation import compare_latency as compare_latency
@@ -66,6 +69,8 @@ __all__ = [
     "RankfoldError",
     "Report",
     "Result",
+    "Search",
+    "Sequential",
     "SpatialSVD",
     "Tucker",
     "Uniform",
@@ -83,6 +88,7 @@ __all__ = [
     "inspect",
     "load",
     "plan",
+    "realize",
     "save",
     "strip",
     "sweep",

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold.api.planning import Planner
+from rankfold.api.realizing import Draft
 from rankfold.api.searching import MOST, smallest_within
 from rankfold.errors import ConfigError, InfeasibleBudget
-from rankfold.inventory import inspect
+from rankfold.evaluation import as_metric
 from rankfold.records import Budget, Plan
 
 X = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
@@ -24,10 +25,7 @@ def net() -> nn.Sequential:
 
 
 def planner(model: nn.Module) -> Planner:
-    return Planner(
-        model, inspect(model, X), None, None, strategy="compressnas", config=None, methods=None, method_options=None,
-        overrides=None, rank_multiple=None, gauge=False, storage=None, cache=None, seed=0,
-    )  # fmt: skip
+    return Planner(model, X, rf.Search(), None)
 
 
 def params(model: nn.Module) -> int:
@@ -155,8 +153,8 @@ def test_bounds_that_cannot_be_met_are_found_out_before_anything_is_measured() -
 
 
 def test_budgets_that_only_together_cannot_be_met_count_as_too_tight() -> None:
-    def attempt(plan: Plan) -> tuple[Plan, float]:
-        return plan, 1.0
+    def attempt(plan: Plan) -> Draft:
+        return Draft(model=nn.Identity(), errors={}, values={"compressed": 1.0})
 
     problem = planner(net())
     plan = problem.plan
@@ -167,26 +165,26 @@ def test_budgets_that_only_together_cannot_be_met_count_as_too_tight() -> None:
         return plan(budget)
 
     problem.plan = refuse
-    found = smallest_within(problem, Budget.parse("accuracy_drop<=1%"), attempt, dense=1.0)
+    found = smallest_within(problem, Budget.parse("accuracy_drop<=1%"), attempt, dense=1.0, metric=as_metric(BySize()))
     share = Budget.parse(found.chosen.budget).bounds[0].value
     assert 0.6 <= share <= 0.62
 
 
 def test_a_plan_is_measured_once() -> None:
     problem = planner(net())
-    one = problem.plan("params<=50%")
+    one = problem.plan(Budget.parse("params<=50%"))
     problem.plan = lambda budget: one
     attempts: list[Plan] = []
 
-    def attempt(plan: Plan) -> tuple[Plan, float]:
+    def attempt(plan: Plan) -> Draft:
         attempts.append(plan)
-        return plan, 0.9
+        return Draft(model=nn.Identity(), errors={}, values={"compressed": 0.9})
 
-    found = smallest_within(problem, Budget.parse("accuracy_drop<=20%"), attempt, dense=1.0)
+    found = smallest_within(problem, Budget.parse("accuracy_drop<=20%"), attempt, dense=1.0, metric=as_metric(BySize()))
     assert len(attempts) == len(found.trials) == 1
     del attempts[:]
     with pytest.raises(InfeasibleBudget, match=r"0\.9 against 1"):
-        smallest_within(problem, Budget.parse("accuracy_drop<=5%"), attempt, dense=1.0)
+        smallest_within(problem, Budget.parse("accuracy_drop<=5%"), attempt, dense=1.0, metric=as_metric(BySize()))
     assert len(attempts) == 1
 
 

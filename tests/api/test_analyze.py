@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import rankfold as rf
-from rankfold.cost.exploration import Space, explore, layer_of
+from rankfold.cost.exploration import Exploration, Space, explore, layer_of
 from rankfold.errors import ConfigError, DataError, ModelError, RankfoldError, UnknownNameError, UnsupportedLayer
 
 STEPS = (0.8, 0.5, 0.3)
@@ -57,7 +57,7 @@ def test_spaces_are_those_of_the_inventorys_layers(found: Any) -> None:
         assert layer.dense == inventory.costs[layer.name]
         for space in layer.spaces:
             info = inventory.layer(layer.name)
-            assert space == explore(info, space.method, steps=STEPS, tolerance=0.02, random=3, bins=20)
+            assert space == explore(info, space.method, Exploration(steps=STEPS, tolerance=0.02, random=3, bins=20))
 
 
 def test_layers_of_another_input_size_are_not_taken_for_the_same(found: Any) -> None:
@@ -164,13 +164,11 @@ BAD: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[RankfoldError], str]]
     "bad text": (("conv:3x3",), {}, ConfigError, "conv:3x3"),
     "unknown method": (("linear:8x8",), {"methods": "svd,tuker"}, UnknownNameError, "tucker"),
     "no methods": (("linear:8x8",), {"methods": []}, ConfigError, "methods"),
-    "unknown option": (("linear:8x8",), {"method_options": {"ttm": {"core": 2}}}, UnknownNameError, "cores"),
-    "option of an unknown method": (("linear:8x8",), {"method_options": {"tmm": {}}}, UnknownNameError, "ttm"),
-    "options of a wrong type": (("linear:8x8",), {"method_options": 3}, ConfigError, "method_options"),
+    "unknown option": (("linear:8x8",), {"core": 2}, UnknownNameError, "cores"),
     "steps": (("linear:8x8",), {"steps": (85,)}, ConfigError, "85"),
     "no fitting method": (("linear:8x8",), {"methods": "tt"}, UnsupportedLayer, "convolutions"),
     "shape that does not fit": (
-        ("linear:8x8",), {"methods": "ttm", "method_options": {"ttm": {"out_shape": (3, 3)}}}, ConfigError, "out_shape"
+        ("linear:8x8",), {"methods": rf.TTM(out_shape=(3, 3))}, ConfigError, "out_shape"
     ),
     "include of a text": (("linear:8x8",), {"include": "0"}, ConfigError, "include"),
     "include of nothing": ((network(), EXAMPLE), {"include": "fc"}, RankfoldError, "fc"),

@@ -27,7 +27,7 @@ PLAIN = {"methods": "svd", "strategy": "compressnas"}
 
 def test_flash_is_counted_at_the_deployment_type(model: nn.Module) -> None:
     """The bytes of the built model at one byte a weight keep a bound that four bytes a weight would break."""
-    result = rf.compress(model, EXAMPLE, budget="flash<=9KiB", storage="int8", **PLAIN)
+    result = rf.compress(model, EXAMPLE, budget="flash<=9KiB", deploy_dtype="int8", **PLAIN)
     weights = sum(p.numel() for name, p in result.model.named_parameters() if name.endswith("weight"))
     biases = sum(p.numel() for name, p in result.model.named_parameters() if name.endswith("bias"))
     scales = sum(m.weight.shape[0] for m in result.model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
@@ -41,7 +41,7 @@ def test_half_the_bytes_need_half_the_reduction(model: nn.Module) -> None:
     """At float16 the dense model keeps a bound that its own type breaks by a factor of two."""
     dense = rf.inspect(model, EXAMPLE).total.weight_bytes
     with pytest.raises(rf.RankfoldError, match="met by the model as it is"):
-        rf.plan(model, EXAMPLE, budget=f"flash<={dense // 2}", storage="float16", **PLAIN)
+        rf.plan(model, EXAMPLE, budget=f"flash<={dense // 2}", deploy_dtype="float16", **PLAIN)
     assert rf.plan(model, EXAMPLE, budget=f"flash<={dense // 2}", **PLAIN).factored
 
 
@@ -50,15 +50,15 @@ def test_ram_is_counted_at_the_deployment_type(model: nn.Module) -> None:
     with pytest.raises(rf.RankfoldError) as own:
         rf.plan(model, EXAMPLE, budget="ram<=10", **PLAIN)
     with pytest.raises(rf.RankfoldError) as small:
-        rf.plan(model, EXAMPLE, budget="ram<=10", storage="int8", **PLAIN)
+        rf.plan(model, EXAMPLE, budget="ram<=10", deploy_dtype="int8", **PLAIN)
     assert str(own.value) != str(small.value)
 
 
 def test_unknown_type_is_refused(model: nn.Module) -> None:
     with pytest.raises(UnknownNameError, match="int7"):
-        rf.compress(model, EXAMPLE, budget="flash<=9KiB", storage="int7", **PLAIN)
+        rf.compress(model, EXAMPLE, budget="flash<=9KiB", deploy_dtype="int7", **PLAIN)
 
 
 def test_plan_keeps_its_deployment_type_on_disk(model: nn.Module, tmp_path: Path) -> None:
-    plan = rf.plan(model, EXAMPLE, budget="flash<=9KiB", storage="int8", **PLAIN)
+    plan = rf.plan(model, EXAMPLE, budget="flash<=9KiB", deploy_dtype="int8", **PLAIN)
     assert rf.Plan.load(plan.save(tmp_path / "plan.json")).provenance == plan.provenance

@@ -45,7 +45,7 @@ def compressed(method: str = "svd") -> nn.Module:
         if chosen.supports(layer) is None
     }
     assert layers
-    return rf.apply(net, rf.plan(net, X, strategy="manual", config={"layers": layers}))
+    return rf.apply(net, rf.plan(net, X, strategy=rf.Manual(layers=layers)))
 
 
 @pytest.fixture(params=registry.names())

@@ -48,7 +48,7 @@ SAVED = 81 + 64 + 196 + 100 + 256 + 36
 
 def by_hand(gauge: bool) -> nn.Module:
     net = network()
-    return rf.apply(net, rf.plan(net, X, strategy="manual", config={"layers": LAYERS}, gauge=gauge))
+    return rf.apply(net, rf.plan(net, X, strategy=rf.Manual(layers=LAYERS), gauge=gauge))
 
 
 def params(module: nn.Module) -> int:
@@ -132,7 +132,7 @@ def test_plans_by_hand_compute_the_same_with_fewer_parameters_and_macs() -> None
 
 def test_the_choice_is_a_word_in_the_plan(tmp_path: Path) -> None:
     net = network()
-    plan = rf.plan(net, X, strategy="manual", config={"layers": LAYERS})
+    plan = rf.plan(net, X, strategy=rf.Manual(layers=LAYERS))
     edited = json.loads(plan.to_json())
     assert "gauge" not in json.dumps(edited)
     for name in ("2", "5"):
@@ -268,7 +268,7 @@ def test_a_share_of_the_parameters_buys_a_higher_rank() -> None:
 @pytest.mark.parametrize("reconstruct", ["weights", "data", "sequential"])
 def test_every_reconstruction_fills_gauged_factors(reconstruct: Any) -> None:
     net, data = network(), [torch.randn(8, 6, 9, 9, generator=torch.Generator().manual_seed(k)) for k in range(3)]
-    plans = [rf.plan(net, X, strategy="manual", config={"layers": LAYERS}, gauge=gauge) for gauge in (False, True)]
+    plans = [rf.plan(net, X, strategy=rf.Manual(layers=LAYERS), gauge=gauge) for gauge in (False, True)]
     plain, gauged = (rf.apply(net, plan, data, reconstruct=reconstruct) for plan in plans)
     assert params(plain) - params(gauged) == SAVED
     with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -42,13 +44,13 @@ def peak(model: nn.Module) -> int:
 BACK = {"back": ("tucker", (4, 3))}
 
 
-@pytest.mark.parametrize(("strategy", "config"), [("energy", None), ("uniform", None), ("manual", {"layers": BACK})])
+@pytest.mark.parametrize("strategy", ["energy", "uniform", rf.Manual(layers=BACK)], ids=str)
 @pytest.mark.parametrize("budget", ["ram<=90%", "ram<=20.5kB", "ram<=90%, params<=70%"])
-def test_the_applied_model_is_within_the_bound(strategy: str, config: dict[str, object] | None, budget: str) -> None:
+def test_the_applied_model_is_within_the_bound(strategy: Any, budget: str) -> None:
     net = Net().eval()
     if strategy == "manual" and "params" in budget:
         budget = budget.replace("70%", "90%")
-    plan = rf.plan(net, X, budget=budget, strategy=strategy, config=config)
+    plan = rf.plan(net, X, budget=budget, strategy=strategy)
     assert "back" in plan.factored
     assert peak(rf.apply(net, plan)) <= (20500 if "kB" in budget else 0.9 * peak(net))
     assert plan.provenance.budget is not None
@@ -79,11 +81,11 @@ def test_the_least_reachable_is_told_and_reached(strategy: str) -> None:
 
 def test_a_strategy_with_candidates_of_its_own_is_held_to_the_bound() -> None:
     net = Net().eval()
-    config = {"layers": {"back": ("tucker", (8, 7))}}  # 8 + 24 + 7 maps of 144
+    strategy = rf.Manual(layers={"back": ("tucker", (8, 7))})  # 8 + 24 + 7 maps of 144
     with pytest.raises(InfeasibleBudget, match="its plan takes more RAM") as caught:
-        rf.plan(net, X, budget="ram<=90%", strategy="manual", config=config)
+        rf.plan(net, X, budget="ram<=90%", strategy=strategy)
     assert caught.value.rows == (("ram", int(0.9 * peak(net)), 4 * 39 * 144, peak(net)),)
-    plan = rf.plan(net, X, budget={"ram": 4 * 39 * 144}, strategy="manual", config=config)
+    plan = rf.plan(net, X, budget={"ram": 4 * 39 * 144}, strategy=strategy)
     assert peak(rf.apply(net, plan)) == 4 * 39 * 144
 
 

@@ -76,11 +76,11 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("rounds", [0, 1])
 def test_every_plan_is_what_a_fresh_search_returns(rounds: int) -> None:
-    config = {"rounds": rounds, "points": 4}
-    found = rf.sweep(cnn(), X, points=20 if rounds == 0 else 6, calibration=batches(), config=config)
+    strategy = rf.CompressNAS(rounds=rounds, points=4)
+    found = rf.sweep(cnn(), X, points=20 if rounds == 0 else 6, calibration=batches(), strategy=strategy)
     assert len(found.points) == len(found.feasible) == (20 if rounds == 0 else 6)
     for point in found.points[:: 9 if rounds == 0 else 4]:
-        fresh = rf.plan(cnn(), X, budget=point.budget, calibration=batches(), config=config)
+        fresh = rf.plan(cnn(), X, budget=point.budget, calibration=batches(), strategy=strategy)
         assert fresh == point.plan
     assert found.points[0].plan != found.points[-1].plan
 
@@ -113,11 +113,11 @@ def test_a_larger_budget_damages_less_and_none_is_exceeded(resource: str, data: 
 
 @pytest.mark.parametrize("storage", [None, "int8", "float16"])
 def test_bytes_are_those_of_the_storage_data_type(storage: str | None) -> None:
-    found = rf.sweep(cnn(), X, resource="flash", points=4, storage=storage)
+    found = rf.sweep(cnn(), X, resource="flash", points=4, deploy_dtype=storage)
     for point in found.points:
-        assert point.plan == rf.plan(cnn(), X, budget=point.budget, storage=storage)
+        assert point.plan == rf.plan(cnn(), X, budget=point.budget, deploy_dtype=storage)
         assert not Budget.parse(point.budget).exceeded(point.cost, found.dense)
-        report = rf.compress(cnn(), X, budget=point.budget, storage=storage).report
+        report = rf.compress(cnn(), X, budget=point.budget, deploy_dtype=storage).report
         assert (report.before, report.after) == (found.dense, point.cost)
 
 
@@ -144,14 +144,14 @@ def test_the_range_can_be_chosen() -> None:
     assert [point.budget for point in found.points] == ["params<=30%", "params<=50%", "params<=70%"]
     close = rf.sweep(cnn(), X, points=3, limits=(0.3, 0.3001))
     assert len({point.budget for point in close.points}) == 3
-    listed = rf.sweep(cnn(), X, budgets=["params<=50%", {"macs": 0.4}, Budget.parse("params/3")], budget="macs<=95%")
+    listed = rf.sweep(cnn(), X, points=["params<=50%", {"macs": 0.4}, Budget.parse("params/3")], budget="macs<=95%")
     assert [point.budget for point in listed.points] == [
         "params<=50%, macs<=95%", "macs<=40%, macs<=95%", "params/3, macs<=95%",
     ]  # fmt: skip
 
 
 def test_budgets_without_a_plan_are_listed_with_the_reason() -> None:
-    found = rf.sweep(cnn(), X, budgets=["params<=1%", "params<=50%", "params<=100%"])
+    found = rf.sweep(cnn(), X, points=["params<=1%", "params<=50%", "params<=100%"])
     low, middle, all_of_it = found.points
     assert low == SweepPoint(budget="params<=1%", reason=low.reason)
     assert "cannot be met" in low.reason
@@ -160,7 +160,7 @@ def test_budgets_without_a_plan_are_listed_with_the_reason() -> None:
     assert "met by the model as it is" in all_of_it.reason
     assert found.feasible == (middle,)
     with pytest.raises(InfeasibleBudget, match=r"not one of 2 budgets.*macs<=1%"):
-        rf.sweep(cnn(), X, budgets=["params<=20%", "params<=30%"], budget="macs<=1%")
+        rf.sweep(cnn(), X, points=["params<=20%", "params<=30%"], budget="macs<=1%")
 
 
 def test_no_candidate_writes_less() -> None:
@@ -227,7 +227,7 @@ def test_models_are_measured_one_at_a_time() -> None:
 def test_reconstruction_is_the_callers() -> None:
     values = set()
     for how in ("weights", "data", "sequential"):
-        found = rf.sweep(cnn(), X, budgets=["params<=30%"], calibration=batches(), evaluate=Distance(), reconstruct=how)
+        found = rf.sweep(cnn(), X, points=["params<=30%"], calibration=batches(), evaluate=Distance(), reconstruct=how)
         small = rf.apply(cnn(), found.points[0].plan, batches(), reconstruct=how)
         assert found.points[0].metric == rf.evaluate(small, Distance())
         values.add(found.points[0].metric)
@@ -236,7 +236,7 @@ def test_reconstruction_is_the_callers() -> None:
 
 def test_budgets_that_share_a_plan_are_measured_once() -> None:
     metric = Distance()
-    found = rf.sweep(cnn(), X, budgets=["params<=90%", "params<=95%"], budget="params<=50%", evaluate=metric)
+    found = rf.sweep(cnn(), X, points=["params<=90%", "params<=95%"], budget="params<=50%", evaluate=metric)
     assert found.points[0].plan.layers == found.points[1].plan.layers
     assert found.points[0].metric == found.points[1].metric
     assert len(metric.models) == 2
@@ -274,7 +274,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, alone: list[int]) -> None:
 
 
 def test_metrics_of_other_data_are_not_mixed_up(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"budgets": ["params<=30%"], "cache": tmp_path}
+    options: dict[str, Any] = {"points": ["params<=30%"], "cache": tmp_path}
     values = []
     for count in (0, 1):
         inputs = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(count))
@@ -301,10 +301,10 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one point": ({"points": 1}, ConfigError, "points must be an integer in 2"),
     "limits": ({"limits": (0.8, 0.2)}, ConfigError, "two growing shares"),
     "one limit": ({"limits": (0.8,)}, ConfigError, "two growing shares"),
-    "no budgets": ({"budgets": []}, ConfigError, "a list of budgets"),
-    "budgets as text": ({"budgets": "params<=5%"}, ConfigError, "a list of budgets"),
+    "no budgets": ({"points": []}, ConfigError, "a list of budgets"),
+    "budgets as text": ({"points": "params<=5%"}, ConfigError, "a list of budgets"),
     "accuracy": ({"budget": "accuracy_drop<=1%"}, BudgetError, "compress with evaluate"),
-    "accuracy of a point": ({"budgets": ["accuracy_drop<=1%"]}, BudgetError, "compress with evaluate"),
+    "accuracy of a point": ({"points": ["accuracy_drop<=1%"]}, BudgetError, "compress with evaluate"),
     "points without metric": ({"evaluate_points": 3}, ConfigError, "there is no metric"),
     "no point": ({"evaluate_points": 0, "evaluate": Distance()}, ConfigError, "evaluate_points must be"),
     "sequential": ({"reconstruct": "sequential"}, ConfigError, "needs calibration data"),
@@ -316,7 +316,7 @@ def test_bad_input(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def work(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("work was done")
 
-    monkeypatch.setattr("rankfold.api.sweeping.inspect", work)
+    monkeypatch.setattr("rankfold.api.planning.inspect", work)
     options, kind, message = BAD[name]
     sweep: Callable[..., Any] = rf.sweep
     with pytest.raises(kind, match=message):

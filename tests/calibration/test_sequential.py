@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
-from rankfold.calibration import SequentialConfig, collect_moments, reconstruct_sequentially
+from rankfold.calibration import Sequential, collect_moments, reconstruct_sequentially
 from rankfold.calibration.flow import observe
 from rankfold.calibration.pairs import PairSums
 from rankfold.calibration.patches import patch_vectors
@@ -25,7 +25,7 @@ from rankfold.records import Choice, Plan
 from rankfold.surgery import Factored, apply_plan_, factored_layers, plan_of
 from rankfold.surgery.apply import factor_layer
 
-TINY = SequentialConfig(ridge=1e-10)
+TINY = Sequential(ridge=1e-10)
 
 
 def correlated(rows: int, n: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -294,7 +294,7 @@ def test_linear_layers_reach_the_closed_form() -> None:
 
 def test_streamed_sums_equal_an_oracle_that_keeps_everything() -> None:
     net, x = Residual(), images(24, 4, 3)
-    config = SequentialConfig(ridge=1e-2, shortcuts=False)
+    config = Sequential(ridge=1e-2, shortcuts=False)
     made = reconstruct_sequentially(net, RESIDUAL_PLAN, list(x.split(7)), config)
     small: Any = made.model
     with torch.no_grad():
@@ -328,8 +328,7 @@ def test_better_than_plain_data_aware_factors(shortcut_last: bool) -> None:
     plain = rf.apply(net, RESIDUAL_PLAN, data, reconstruct="data", batchnorm=False)
     error = {}
     for refit_kept in (True, False):
-        options = {"refit_kept": refit_kept}
-        small = rf.apply(net, RESIDUAL_PLAN, data, reconstruct="sequential", sequential=options, batchnorm=False)
+        small = rf.apply(net, RESIDUAL_PLAN, data, reconstruct=rf.Sequential(refit_kept=refit_kept), batchnorm=False)
         error[refit_kept] = distance(small, net, held_out)
     assert error[True] < 0.8 * distance(plain, net, held_out)
     assert error[True] < error[False] < distance(plain, net, held_out)
@@ -345,7 +344,7 @@ def test_a_branch_makes_up_for_its_shortcut() -> None:
     error = {}
     with torch.no_grad():
         for shortcuts in (True, False):
-            config = SequentialConfig(shortcuts=shortcuts)
+            config = Sequential(shortcuts=shortcuts)
             small = reconstruct_sequentially(net, by_hand(stem=("svd", (6,))), data, config).model
             error[shortcuts] = float((block(small) - block(net)).norm())
     assert error[True] < 0.95 * error[False]
@@ -495,7 +494,7 @@ def test_kinds_of_layers(kind: str, max_patch: int) -> None:
     factored = {} if kind == "depthwise" else {"2": Choice(method="svd", ranks=(3,))}
     plan = Plan(layers={"0": Choice(method="svd", ranks=(3,)), **factored})
     data, held_out = [images(48, 4, 0)], images(48, 4, 1)
-    made = reconstruct_sequentially(net, plan, data, SequentialConfig(max_patch=max_patch))
+    made = reconstruct_sequentially(net, plan, data, Sequential(max_patch=max_patch))
     moments = collect_moments(net, data, static_inventory(net), max_patch=max_patch)
     plain = apply_plan_(copy.deepcopy(net), plan, moments)
     assert made.notes == {}
@@ -525,14 +524,14 @@ def test_kept_layers_that_cannot_be_written_to_are_named() -> None:
 def test_layers_with_too_many_inputs_are_factored_by_weights() -> None:
     net, data = mlp(6, 8, 12, 4), [correlated(64, 6, 0)]
     plan = by_hand(fc0=("svd", (2,)), fc1=("svd", (3,)))
-    made = reconstruct_sequentially(net, plan, data, SequentialConfig(max_inputs=7))
+    made = reconstruct_sequentially(net, plan, data, Sequential(max_inputs=7))
     why = {n: f"not fitted: its {k} input channels are more than max_inputs = 7" for n, k in (("fc1", 8), ("fc2", 12))}
     assert made.notes == {"fc1": why["fc1"] + "; factored by its weight alone", "fc2": why["fc2"]}
     assert set(made.errors) == {"fc0"}
     plain = rf.apply(net, plan, reconstruct="weights")
     torch.testing.assert_close(made.model.get_submodule("fc1").weight, plain.get_submodule("fc1").weight)
     assert torch.equal(layer_weight(made.model, "fc2"), layer_weight(net, "fc2"))
-    assert set(reconstruct_sequentially(net, plan, data, SequentialConfig(max_inputs=8)).errors) == {"fc0", "fc1"}
+    assert set(reconstruct_sequentially(net, plan, data, Sequential(max_inputs=8)).errors) == {"fc0", "fc1"}
 
 
 def test_calls_that_do_not_correspond() -> None:
@@ -604,21 +603,20 @@ def test_compress_and_artifact(tmp_path: Any) -> None:
         ({"max_patch": -1}, "max_patch"),
         ({"max_positions": 0}, "max_positions"),
         ({"max_inputs": 0}, "max_inputs must be an integer >= 1"),
-        ({"rigde": 1}, "Did you mean 'ridge'"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     net, x = mlp(8, 8), correlated(10, 8, 0)
     with pytest.raises((ConfigError, rf.RankfoldError), match=message):
-        rf.apply(net, by_hand(fc0=("svd", (2,))), [x], reconstruct="sequential", sequential=options)
+        rf.apply(net, by_hand(fc0=("svd", (2,))), [x], reconstruct=rf.Sequential(**options))
 
 
-def test_options_without_the_mode_and_mode_without_data() -> None:
-    net, x, plan = mlp(8, 8), correlated(10, 8, 0), by_hand(fc0=("svd", (2,)))
+def test_mode_without_data() -> None:
+    net, plan = mlp(8, 8), by_hand(fc0=("svd", (2,)))
     with pytest.raises(ConfigError, match="reconstruct='sequential' needs calibration data"):
         rf.apply(net, plan, reconstruct="sequential")
-    with pytest.raises(ConfigError, match="reconstruct=None"):
-        rf.apply(net, plan, [x], sequential={"ridge": 1e-2})
+    with pytest.raises(ConfigError, match="reconstruct='sequential' needs calibration data"):
+        rf.apply(net, plan, reconstruct=rf.Sequential(ridge=1e-2))
     with pytest.raises(DataError, match="empty"):
         rf.apply(net, plan, [], reconstruct="sequential")
 

@@ -126,11 +126,11 @@ def test_another_problem_measures_anew(tmp_path: Path, monkeypatch: pytest.Monke
     dropped[3] = nn.Identity()
     assert search(dropped, data)[1] == measured, "another architecture with the same weights"
     assert search(net, [data[1], data[0]])[1] == measured
-    assert search(net, data, config={"samples": 8})[1] == measured
+    assert search(net, data, strategy=rf.CompressNAS(samples=8))[1] == measured
     with pytest.warns(RankfoldWarning, match="no change of '4' changes what is compared"):  # it lies behind the tap
-        assert search(net, data, config={"taps": ["2"]})[1] > 0
-    assert search(net, data, config={"points": 4})[1] > 0
+        assert search(net, data, strategy=rf.CompressNAS(taps=["2"]))[1] > 0
+    assert search(net, data, strategy=rf.CompressNAS(points=4))[1] > 0
     assert search(net, data, rank_multiple=2)[1] > 0
     assert search(net, data, data_aware=False)[1] > 0
-    assert search(net, data, config={"proxy": "fisher"})[1] > 0
+    assert search(net, data, strategy=rf.CompressNAS(proxy="fisher"))[1] > 0
     assert search(net, data)[1] == 0

@@ -333,14 +333,14 @@ def test_a_layer_that_never_runs_does_no_damage() -> None:
 def test_a_plan_by_fisher(tmp_path: Path) -> None:
     model, batches = convolutional(), batches_of(2, 3, 9, 9)
     options: dict[str, Any] = {"budget": "params<=60%", "calibration": batches, "cache": tmp_path}
-    plan = rf.plan(model, batches[0], config={"proxy": "fisher"}, **options)
+    plan = rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="fisher"), **options)
     assert plan.factored
     assert plan.provenance.search["proxy"] == "fisher"
     stored = len(list(tmp_path.iterdir()))
     assert stored == len(inspect(model, batches[0]).compressible)
-    assert rf.plan(model, batches[0], config={"proxy": "fisher"}, **options) == plan
+    assert rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="fisher"), **options) == plan
     assert len(list(tmp_path.iterdir())) == stored  # nothing was measured again ...
-    rf.plan(model, batches[0], config={"proxy": "network"}, **options)
+    rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="network"), **options)
     assert len(list(tmp_path.iterdir())) == 2 * stored  # ... except by another proxy
 
 
@@ -348,7 +348,7 @@ def test_rounds_need_the_network_itself() -> None:
     model, batches = convolutional(), batches_of(2, 3, 9, 9)
     options: dict[str, Any] = {"budget": "params<=60%", "calibration": batches}
     with pytest.raises(ConfigError, match="rounds need proxy='network'"):
-        rf.plan(model, batches[0], config={"proxy": "fisher", "rounds": 1}, **options)
+        rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="fisher", rounds=1), **options)
     with pytest.raises(ConfigError, match="needs calibration data"):
-        rf.plan(model, batches[0], config={"proxy": "fisher"}, budget="params<=60%")
-    assert rf.plan(model, batches[0], config={"proxy": "network", "rounds": 1}, **options).factored
+        rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="fisher"), budget="params<=60%")
+    assert rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="network", rounds=1), **options).factored

@@ -42,7 +42,7 @@ def test_costs_equal_those_of_the_built_modules() -> None:
     for name, row in table.rows.items():
         for candidate in row[:: max(1, len(row) // 5)]:
             layers = {name: (candidate.method, candidate.ranks)}
-            small = rf.apply(model, rf.plan(model, X, strategy="manual", config={"layers": layers}))
+            small = rf.apply(model, rf.plan(model, X, strategy=rf.Manual(layers=layers)))
             counted = inspect(small, X).total
             cost = table.cost([candidate])
             assert (counted.params, counted.macs, counted.fm) == (cost.params, cost.macs, cost.fm)

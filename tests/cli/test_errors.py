@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from rankfold import zoo
-from rankfold.cli import compressing
 
 Run = Callable[..., Any]
 
@@ -188,12 +187,6 @@ def test_bugs_say_so(invoke: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in done.err
     assert "Traceback" in invoke("--traceback", "inspect", "lenet5_mnist5k").err
     assert "Traceback" not in invoke("inspect", "lenet5_mnist5k").err, "the option holds for one command"
-
-
-def test_commands_are_still_functions() -> None:
-    """The wrapper that handles errors keeps the name and the help."""
-    assert compressing.compress.__name__ == "compress"
-    assert "fine-tune" in (compressing.compress.__doc__ or "")
 
 
 def test_checkpoint_of_another_run(run: Run, fail: Run, artifact: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ BAD = {
     "evaluate and not": (("--evaluate", "3", "--no-evaluate"), "contradict"),
     "file": (("--out", "{folder}/sweep.pdf"), "must end in .html or .json or .md or .csv"),
     "unknown network": (("--points", "3"), "Did you mean"),
-    "reconstruction": (("--reconstruct", "data"), "needs images"),
+    "reconstruction": (("--reconstruct", "data"), "needs calibration data. Give --data"),
 }
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rankfold import methods
 from rankfold.cost import blueprint_cost
-from rankfold.cost.exploration import Space, explore, layer_of, pieces, rows
+from rankfold.cost.exploration import Exploration, Space, explore, layer_of, pieces, rows
 from rankfold.errors import ConfigError, RankfoldError, UnsupportedLayer
 from rankfold.records import Call, Cost, LayerInfo, Ranks
 from rankfold.records.dense import dense_cost
@@ -135,7 +135,7 @@ def check(layer: LayerInfo, method: str, space: Space, steps: Sequence[float], t
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_counting_equals_listing(name: str, method: str) -> None:
     layer = LAYERS[name]
-    space = explore(layer, method, steps=STEPS, tolerance=TOLERANCE, random=4)
+    space = explore(layer, method, Exploration(steps=STEPS, tolerance=TOLERANCE, random=4))
     check(layer, method, space, STEPS, TOLERANCE)
 
 
@@ -158,7 +158,7 @@ def useless(method: str, layer: LayerInfo, listed: Listed) -> bool:
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_useful_settings_are_those_that_listing_finds(name: str, method: str) -> None:
     layer = LAYERS[name]
-    space = explore(layer, method, steps=STEPS, tolerance=TOLERANCE, random=4, useful=True, bins=6)
+    space = explore(layer, method, Exploration(steps=STEPS, tolerance=TOLERANCE, random=4, useful=True, bins=6))
     fine = [s for s in valid(list(every(method, layer)), layer) if not useless(method, layer, s)]
     assert space.size == len(fine)
     assert sum(map(sum, space.histogram.counts)) == len(fine)
@@ -172,7 +172,7 @@ def test_useful_settings_are_those_that_listing_finds(name: str, method: str) ->
 
 def test_some_settings_are_useless() -> None:
     for name, method in (("2-D", "tt"), ("3-D", "tt"), ("1-D", "tucker"), ("linear of powers", "ttm")):
-        assert explore(LAYERS[name], method, useful=True).size < explore(LAYERS[name], method).size
+        assert explore(LAYERS[name], method, Exploration(useful=True)).size < explore(LAYERS[name], method).size
 
 
 def test_every_method_and_dimension_is_among_the_cases() -> None:
@@ -183,7 +183,7 @@ def test_every_method_and_dimension_is_among_the_cases() -> None:
 @pytest.mark.parametrize(("name", "method"), [("2-D", "tt"), ("2-D stride", "tucker"), ("linear", "ttm")])
 def test_a_wrong_count_would_be_noticed(name: str, method: str) -> None:
     layer = LAYERS[name]
-    space = explore(layer, method, steps=STEPS, tolerance=TOLERANCE, random=4)
+    space = explore(layer, method, Exploration(steps=STEPS, tolerance=TOLERANCE, random=4))
     step = next(s for s in space.steps if s.count > 1)
     wrong = [
         replace(space, size=space.size + 1),
@@ -219,7 +219,7 @@ def test_any_convolution(
             explore(layer, method)
         return
     steps = (share / 20,)
-    space = explore(layer, method, steps=steps, tolerance=tolerance, random=4)
+    space = explore(layer, method, Exploration(steps=steps, tolerance=tolerance, random=4))
     check(layer, method, space, steps, tolerance)
 
 
@@ -230,18 +230,20 @@ def test_any_linear_layer(inputs: int, outputs: int, share: int) -> None:
     steps = (share / 20,)
     for method in ("svd", "ttm"):
         if methods.get(method).supports(layer) is None:
-            check(layer, method, explore(layer, method, steps=steps, tolerance=0.025, random=4), steps, 0.025)
+            check(
+                layer, method, explore(layer, method, Exploration(steps=steps, tolerance=0.025, random=4)), steps, 0.025
+            )
 
 
 def test_steps_of_whole_percents_part_the_space() -> None:
     layer = LAYERS["2-D"]
-    space = explore(layer, "tt", steps=[k / 100 for k in range(1, 100)])
+    space = explore(layer, "tt", Exploration(steps=[k / 100 for k in range(1, 100)]))
     below = [s for s in valid(list(every("tt", layer)), layer) if 1 - s.cost.params / 432 < 0.005]
     assert sum(step.count for step in space.steps) == space.size - len(below)
 
 
 def test_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = explore(LAYERS["3-D"], "tt", steps=STEPS, tolerance=TOLERANCE, random=5, bins=7)
+    whole = explore(LAYERS["3-D"], "tt", Exploration(steps=STEPS, tolerance=TOLERANCE, random=5, bins=7))
     generator = rows.valid_rows
     chunks: list[int] = []
 
@@ -252,7 +254,7 @@ def test_small_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("rankfold.cost.exploration.space.valid_rows", small)
     monkeypatch.setattr("rankfold.cost.exploration.plane.BLOCK", 3)
-    assert explore(LAYERS["3-D"], "tt", steps=STEPS, tolerance=TOLERANCE, random=5, bins=7) == whole
+    assert explore(LAYERS["3-D"], "tt", Exploration(steps=STEPS, tolerance=TOLERANCE, random=5, bins=7)) == whole
     assert len(chunks) > 10
 
 
@@ -267,7 +269,7 @@ def test_histogram(name: str, method: str) -> None:
         reductions = (1 - Fraction(s.cost.params, dense.params), 1 - Fraction(s.cost.macs, dense.macs))
         across, up = (math.ceil(bins * r) - 1 for r in reductions)
         wanted[across, up] += 1
-    found = explore(layer, method, bins=bins).histogram
+    found = explore(layer, method, Exploration(bins=bins)).histogram
     table = {(p, m): n for p, line in enumerate(found.counts) for m, n in enumerate(line) if n}
     assert table == dict(wanted)
     assert len(table) > 3
@@ -282,10 +284,10 @@ def deviation(counts: Sequence[int]) -> float:
 
 def test_random_solutions_are_uniform() -> None:
     layer = LAYERS["2-D"]
-    whole = explore(layer, "tt", steps=(0.6,), tolerance=0.01, random=10**6).steps[0]
+    whole = explore(layer, "tt", Exploration(steps=(0.6,), tolerance=0.01, random=10**6)).steps[0]
     counts = dict.fromkeys((s.ranks for s in whole.random), 0)
     for seed in range(400):
-        step = explore(layer, "tt", steps=(0.6,), tolerance=0.01, random=5, seed=seed).steps[0]
+        step = explore(layer, "tt", Exploration(steps=(0.6,), tolerance=0.01, random=5, seed=seed)).steps[0]
         for solution in step.random:
             counts[solution.ranks] += 1
     assert len(counts) > 20
@@ -296,19 +298,22 @@ def test_random_solutions_are_uniform() -> None:
 
 def test_random_solutions_are_reproducible() -> None:
     def drawn(seed: int) -> list[Ranks]:
-        return [s.ranks for s in explore(LAYERS["2-D"], "tt", steps=(0.6,), random=5, seed=seed).steps[0].random]
+        return [
+            s.ranks
+            for s in explore(LAYERS["2-D"], "tt", Exploration(steps=(0.6,), random=5, seed=seed)).steps[0].random
+        ]
 
     assert drawn(3) == drawn(3)
     assert drawn(3) != drawn(4)
 
 
 def test_all_solutions_can_be_drawn() -> None:
-    step = explore(LAYERS["2-D"], "tt", steps=(0.6,), tolerance=0.005, random=10**6).steps[0]
+    step = explore(LAYERS["2-D"], "tt", Exploration(steps=(0.6,), tolerance=0.005, random=10**6)).steps[0]
     assert len(step.solutions) == step.count > 10
 
 
 def test_solutions_that_are_the_same_are_listed_once() -> None:
-    step = explore(layer_of("linear:400x120"), "svd", random=3).steps[0]
+    step = explore(layer_of("linear:400x120"), "svd", Exploration(random=3)).steps[0]
     assert (step.count, len(step.solutions), step.random) == (1, 1, ())
 
 
@@ -346,17 +351,17 @@ def test_a_given_tensor_shape_is_the_only_one() -> None:
     one = explore(layer, "ttm", options={"cores": 2, "out_shape": (6, 3), "in_shape": (4, 6)})
     assert (one.shapes, one.limits) == (1, (18,))
     assert explore(layer, "ttm").shapes == len(variants("ttm", layer, 3)) > 20
-    assert explore(layer, "ttm", cores=2).shapes == len(variants("ttm", layer, 2))
+    assert explore(layer, "ttm", Exploration(cores=2)).shapes == len(variants("ttm", layer, 2))
 
 
 def test_the_papers_layers() -> None:
     """What the text of Kokhazadeh et al. (2025) gives of a strided (3, 3, 256, 512) layer."""
     layer = layer_of("conv:3x3x256x512,stride=2")
-    cp = explore(layer, "cp", steps=(0.6, 0.25), tolerance=0.0005)
+    cp = explore(layer, "cp", Exploration(steps=(0.6, 0.25), tolerance=0.0005))
     assert 1 - cp.steps[0].fewest_macs.cost.macs / dense_cost(layer).macs == pytest.approx(0.20, abs=0.005)
     assert cp.steps[1].count == 0
     for shape in ("400x120", "512x512", "512x256"):
-        assert explore(layer_of(f"linear:{shape}"), "ttm", steps=(0.25,)).steps[0].count == 0
+        assert explore(layer_of(f"linear:{shape}"), "ttm", Exploration(steps=(0.25,))).steps[0].count == 0
 
 
 OUT_OF_RANGE: dict[str, Mapping[str, Any]] = {
@@ -375,7 +380,7 @@ OUT_OF_RANGE: dict[str, Mapping[str, Any]] = {
 @pytest.mark.parametrize("name", OUT_OF_RANGE)
 def test_options_out_of_range(name: str) -> None:
     with pytest.raises(ConfigError, match=name.split(",")[0]):
-        explore(LAYERS["2-D"], "tt", **OUT_OF_RANGE[name])
+        explore(LAYERS["2-D"], "tt", Exploration(**OUT_OF_RANGE[name]))
 
 
 def test_layers_that_cannot_be_explored() -> None:
@@ -422,10 +427,10 @@ def test_a_hundred_million_settings_fit_into_little_memory() -> None:
     """The strided counts are those of a loop over all r2 with NumPy arrays; the largest space is the paper's."""
     strided = explore(layer_of("conv:3x3x256x512,stride=2"), "tt")
     assert [step.count for step in strided.steps] == [1_208_775, 1_231_825, 311_619]
-    useful = explore(layer_of("conv:3x3x256x512,stride=2"), "tt", useful=True)
+    useful = explore(layer_of("conv:3x3x256x512,stride=2"), "tt", Exploration(useful=True))
     assert [step.count for step in useful.steps] == [305_578, 399_335, 38_311]
     tracemalloc.start()
-    largest = explore(layer_of("conv:3x3x512x512"), "tt", random=7, bins=20)
+    largest = explore(layer_of("conv:3x3x512x512"), "tt", Exploration(random=7, bins=20))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (largest.settings, largest.size) == (512 * 1536 * 512, 331_860_398)

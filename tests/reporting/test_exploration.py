@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import rankfold as rf
-from rankfold.cost.exploration import METRICS, Extent, Space, Step, explore, layer_of, scores
+from rankfold.cost.exploration import METRICS, Exploration, Extent, Space, Step, explore, layer_of, scores
 from rankfold.errors import ConfigError, CorruptArtifact
 from rankfold.reporting.exploration import Analysis
 
@@ -154,7 +154,7 @@ def test_markdown_has_the_tables(analysis: Analysis) -> None:
 
 
 def space_of(**changes: object) -> Space:
-    return replace(explore(layer_of("conv:3x3x8x8"), "tt", steps=(0.5,)), **changes)
+    return replace(explore(layer_of("conv:3x3x8x8"), "tt", Exploration(steps=(0.5,))), **changes)
 
 
 def extent(best: float, worst: float) -> Extent:

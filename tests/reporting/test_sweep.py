@@ -31,7 +31,7 @@ def sweep() -> Sweep:
     """Return a sweep with everything in it: a front, beaten points, one not measured, one without a plan."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
-    found = rf.sweep(net, torch.randn(1, 32), points=6, name=HOSTILE, config={"proxy": "weight"})
+    found = rf.sweep(net, torch.randn(1, 32), points=6, name=HOSTILE, strategy=rf.CompressNAS(proxy="weight"))
     points = [replace(p, metric=0.9 - 0.1 / (i + 1)) for i, p in enumerate(found.points)]
     points[1] = replace(points[1], damage=3.0)
     points[2] = replace(points[2], metric=None, folder="models/one")

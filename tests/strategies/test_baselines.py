@@ -51,7 +51,7 @@ def params_of(plan: Plan, net: nn.Module) -> dict[str, int]:
 def test_energy_keeps_the_share_at_the_least_rank() -> None:
     net = mlp()
     for keep in (0.5, 0.8, 0.95):
-        plan = rf.plan(net, X, strategy="energy", config={"keep": keep}, methods="svd")
+        plan = rf.plan(net, X, strategy=rf.Energy(keep=keep), methods="svd")
         assert plan.factored
         for name, choice in plan.factored.items():
             values = torch.linalg.svdvals(net.get_submodule(name).weight.detach().double()).square()
@@ -65,7 +65,7 @@ def test_energy_is_monotone() -> None:
     net = mlp()
     ranks = []
     for keep in (0.3, 0.5, 0.7, 0.9):
-        plan = rf.plan(net, X, strategy="energy", config={"keep": keep}, methods="svd")
+        plan = rf.plan(net, X, strategy=rf.Energy(keep=keep), methods="svd")
         ranks.append([plan.layers[n].ranks[0] if plan.layers[n].method else 1000 for n in plan.layers])
     for weaker, stronger in zip(ranks[1:], ranks, strict=False):
         assert all(a >= b for a, b in zip(weaker, stronger, strict=True))
@@ -83,7 +83,7 @@ def test_energy_gives_every_layer_the_same_share() -> None:
 
 def test_energy_zero_keeps_only_the_cheapest() -> None:
     net = mlp()
-    plan = rf.plan(net, X, strategy="energy", config={"keep": 0.0}, methods="svd")
+    plan = rf.plan(net, X, strategy=rf.Energy(keep=0.0), methods="svd")
     assert {choice.ranks for choice in plan.layers.values()} == {(1,)}
 
 
@@ -94,7 +94,7 @@ def test_uniform_gives_every_layer_the_same_reduction() -> None:
     net = mlp()
     dense = {name: cost.params for name, cost in inspect(net, X).costs.items()}
     for keep in (0.3, 0.6):
-        plan = rf.plan(net, X, strategy="uniform", config={"keep": keep}, methods="svd")
+        plan = rf.plan(net, X, strategy=rf.Uniform(keep=keep), methods="svd")
         after = params_of(plan, net)
         assert set(plan.factored) == set(dense)
         for name in dense:
@@ -105,7 +105,7 @@ def test_uniform_gives_every_layer_the_same_reduction() -> None:
 def test_uniform_takes_the_method_of_least_error() -> None:
     net, x = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)), torch.zeros(1, 8, 6, 6)
     plans = {
-        methods: rf.plan(net, x, strategy="uniform", config={"keep": 0.5}, methods=methods).layers["0"].error
+        methods: rf.plan(net, x, strategy=rf.Uniform(keep=0.5), methods=methods).layers["0"].error
         for methods in ("svd", "tucker", "spatial_svd", "svd,tucker,spatial_svd")
     }
     assert plans.pop("svd,tucker,spatial_svd") == min(plans.values())
@@ -143,7 +143,7 @@ def test_vbmf_says_when_it_raises_a_rank() -> None:
     plan = rf.plan(net, torch.zeros(1, 40), strategy="vbmf")
     assert plan.layers["0"].ranks == (1,)
     assert plan.layers["0"].reason == "VBMF found rank [0]; raised to [1]"
-    plan = rf.plan(net, torch.zeros(1, 40), strategy="vbmf", config={"min_rank": 5})
+    plan = rf.plan(net, torch.zeros(1, 40), strategy=rf.VBMF(min_rank=5))
     assert plan.layers["0"].reason == "VBMF found rank [0]; raised to [5]"
 
 
@@ -151,7 +151,7 @@ def test_vbmf_says_when_it_lowers_a_rank_to_break_even() -> None:
     net = nn.Sequential(nn.Linear(30, 30))
     with torch.no_grad():
         net[0].weight.copy_(planted(30, 30, 18, 1e-6))
-    plan = rf.plan(net, torch.zeros(1, 30), strategy="vbmf", config={"weaken": 0.1})
+    plan = rf.plan(net, torch.zeros(1, 30), strategy=rf.VBMF(weaken=0.1))
     assert plan.layers["0"].ranks == (14,)  # 15 * 60 is not less than 30 * 30
     assert "lowered to break-even [14]" in (plan.layers["0"].reason or "")
 
@@ -165,8 +165,7 @@ def test_vbmf_keeps_what_no_rank_makes_cheaper() -> None:
 def test_vbmf_weakened_keeps_more() -> None:
     net = nn.Sequential(nn.Conv2d(24, 24, 3))
     found = [
-        rf.plan(net, torch.zeros(1, 24, 5, 5), strategy="vbmf", config={"weaken": w}).layers["0"].ranks
-        for w in (1.0, 0.8, 0.6)
+        rf.plan(net, torch.zeros(1, 24, 5, 5), strategy=rf.VBMF(weaken=w)).layers["0"].ranks for w in (1.0, 0.8, 0.6)
     ]
     assert found[0] < found[1] < found[2]
 
@@ -225,7 +224,7 @@ def test_vbmf_never_crashes(case: tuple[nn.Module, Tensor], multiple: int, least
     net, x = case
     inventory = inspect(net, x)
     assume(inventory.compressible)
-    plan = rf.plan(net, x, strategy="vbmf", rank_multiple=multiple, config={"min_rank": least})
+    plan = rf.plan(net, x, strategy=rf.VBMF(min_rank=least), rank_multiple=multiple)
     before = inventory.total
     (choice,) = plan.layers.values()
     if choice.method is None:
@@ -251,7 +250,7 @@ def test_evbmf_rank_is_a_rank(rows: int, columns: int, seed: int, scale: float) 
 
 
 def test_manual_from_a_mapping() -> None:
-    plan = rf.plan(mlp(), X, strategy="manual", config={"layers": {"0": ("svd", 5), "2": ("svd", [7]), "4": None}})
+    plan = rf.plan(mlp(), X, strategy=rf.Manual(layers={"0": ("svd", 5), "2": ("svd", [7]), "4": None}))
     assert {name: choice.ranks for name, choice in plan.factored.items()} == {"0": (5,), "2": (7,)}
     assert plan.kept == {"4": "by hand"}
 
@@ -265,7 +264,7 @@ def test_manual_by_pattern_first_match_wins() -> None:
 
 def test_manual_by_share() -> None:
     net = mlp()
-    plan = rf.plan(net, X, strategy="manual", config={"layers": {"*": ("svd", 0.4)}})
+    plan = rf.plan(net, X, strategy=rf.Manual(layers={"*": ("svd", 0.4)}))
     after = params_of(plan, net)
     for name, cost in inspect(net, X).costs.items():
         assert 0.4 * cost.params - sum(net.get_submodule(name).weight.shape) < after[name] <= 0.4 * cost.params
@@ -274,12 +273,12 @@ def test_manual_by_share() -> None:
 def test_manual_from_a_file_or_a_plan(tmp_path: Path) -> None:
     net, file = mlp(), tmp_path / "ranks.json"
     file.write_text(json.dumps({"0": ["svd", 5], "2": {"method": "svd", "ranks": [7]}, "4": {"keep": "my head"}}))
-    plan = rf.plan(net, X, strategy="manual", config={"file": str(file)})
+    plan = rf.plan(net, X, strategy=rf.Manual(file=str(file)))
     assert {name: choice.ranks for name, choice in plan.factored.items()} == {"0": (5,), "2": (7,)}
     saved = str(plan.save(tmp_path / "plan.json"))
-    again = rf.plan(net, X, strategy="manual", config={"file": saved})
+    again = rf.plan(net, X, strategy=rf.Manual(file=saved))
     assert {n: c.ranks for n, c in again.layers.items()} == {n: c.ranks for n, c in plan.layers.items()}
-    wins = rf.plan(net, X, strategy="manual", config={"file": saved, "layers": {"0": ("svd", 6)}})
+    wins = rf.plan(net, X, strategy=rf.Manual(file=saved, layers={"0": ("svd", 6)}))
     assert wins.layers["0"].ranks == (6,)
     assert wins.layers["2"].ranks == (7,)
 
@@ -287,7 +286,7 @@ def test_manual_from_a_file_or_a_plan(tmp_path: Path) -> None:
 def test_manual_from_the_choices_of_a_plan() -> None:
     net = mlp()
     first = rf.plan(net, X, budget="params<=50%")
-    again = rf.plan(net, X, strategy="manual", config={"layers": dict(first.layers)})
+    again = rf.plan(net, X, strategy=rf.Manual(layers=dict(first.layers)))
     assert {n: c.ranks for n, c in again.layers.items()} == {n: c.ranks for n, c in first.layers.items()}
     assert Plan.from_json(again.to_json()).layers == again.layers
 

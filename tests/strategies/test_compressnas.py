@@ -146,7 +146,7 @@ def test_it_does_less_damage_than_a_rule() -> None:
 def test_without_a_budget_the_tolerance_decides(proxy: str, tolerance: float) -> None:
     model = network()
     options: dict[str, Any] = {"calibration": images(), "methods": "svd"}
-    plan = rf.plan(model, X, config={"proxy": proxy, "points": 4, "tolerance": tolerance}, **options)
+    plan = rf.plan(model, X, strategy=rf.CompressNAS(proxy=proxy, points=4, tolerance=tolerance), **options)
     damage = plan.provenance.search["damage"]
     assert damage <= tolerance
     params, total = counted(model, plan).params, inspect(model, X).total.params
@@ -154,7 +154,7 @@ def test_without_a_budget_the_tolerance_decides(proxy: str, tolerance: float) ->
         return
     tighter = {"params": params - max(2, total // 500)}
     try:
-        other = rf.plan(model, X, budget=tighter, config={"proxy": proxy, "points": 4}, **options)
+        other = rf.plan(model, X, budget=tighter, strategy=rf.CompressNAS(proxy=proxy, points=4), **options)
     except InfeasibleBudget:
         return
     assert other.provenance.search["damage"] > tolerance, "fewer parameters would be tolerable"
@@ -173,9 +173,9 @@ def test_rounds_measure_layers_together(fixed: dict[str, Any]) -> None:
     options: dict[str, Any] = {
         "budget": "params<=35%", "calibration": data, "data_aware": False, "methods": "svd", "overrides": fixed,
     }  # fmt: skip
-    alone = rf.plan(model, X, config={"points": 5}, **options)
+    alone = rf.plan(model, X, strategy=rf.CompressNAS(points=5), **options)
     assert "together" not in alone.provenance.search
-    found = [rf.plan(model, X, config={"points": 5, "rounds": rounds}, **options) for rounds in (1, 3)]
+    found = [rf.plan(model, X, strategy=rf.CompressNAS(points=5, rounds=rounds), **options) for rounds in (1, 3)]
     for plan, rounds in zip(found, (1, 3), strict=True):
         history = plan.provenance.search["together"]
         assert 1 <= len(history) <= rounds + 1
@@ -248,7 +248,7 @@ def test_a_layer_that_takes_too_much_ram_may_not_be_kept() -> None:
     assert counted(model, both).params <= 0.4 * inspect(model, X).total.params
     assert both.provenance.search["damage"] > plan.provenance.search["damage"]
     assert rf.plan(model, X, budget="params<=99%").provenance.search["damage"] < plan.provenance.search["damage"]
-    rounds = rf.plan(model, X, budget="ram<=75%", calibration=images(), config={"points": 3, "rounds": 1})
+    rounds = rf.plan(model, X, budget="ram<=75%", calibration=images(), strategy=rf.CompressNAS(points=3, rounds=1))
     assert set(rounds.factored) == {"2"}
     with pytest.raises(InfeasibleBudget):
         rf.plan(model, X, budget="ram<=1%")

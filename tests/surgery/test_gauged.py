@@ -208,9 +208,9 @@ class Tied(nn.Module):
 def test_ties_and_aliases_stay(later: bool, tmp_path: Path) -> None:
     model, x = Tied().eval(), torch.randn(3, 12)
     layers = {n: {"method": "svd", "ranks": [5], "gauge": not later} for n in "ab"}
-    made = rf.apply(model, rf.plan(model, x, strategy="manual", config={"layers": layers}))
+    made = rf.apply(model, rf.plan(model, x, strategy=rf.Manual(layers=layers)))
     small: Any = rf.gauge(made) if later else made
-    plain = rf.apply(model, rf.plan(model, x, strategy="manual", config={"layers": dict.fromkeys("ab", ("svd", 5))}))
+    plain = rf.apply(model, rf.plan(model, x, strategy=rf.Manual(layers=dict.fromkeys("ab", ("svd", 5)))))
     torch.testing.assert_close(small(x), plain(x), rtol=1e-5, atol=1e-6)
     assert small.a is small.alias
     assert small.b is not small.c
@@ -252,7 +252,7 @@ X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
 def compressed() -> nn.Module:
     net = network()
-    return rf.apply(net, rf.plan(net, X, strategy="manual", config={"layers": LAYERS}))
+    return rf.apply(net, rf.plan(net, X, strategy=rf.Manual(layers=LAYERS)))
 
 
 def test_gauge_of_a_trained_model_is_lossless() -> None:

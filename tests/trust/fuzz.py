@@ -102,7 +102,7 @@ class Ground:
     @classmethod
     def prepare(cls, root: Path) -> Ground:
         """Make an artefact with report and source, a cache entry and a sweep."""
-        result = rf.compress(net(), X, budget="params<=90%", strategy="manual", config={"layers": PLAN},
+        result = rf.compress(net(), X, budget="params<=90%", strategy=rf.Manual(layers=PLAN),
                              evaluate=lambda model: float(model(X).sum()), output=root / "good")  # fmt: skip
         Source(model="lenet5_mnist5k", data="mnist5k", input_size=(1, 1, 28, 28)).attach(root / "good")
         Cache(root / "cache").put(KEY, VALUES)
@@ -115,7 +115,9 @@ class Ground:
 
 def search(cache: Path) -> rf.Plan:
     """Search for a plan with a cache."""
-    return rf.plan(net(), X, budget=BUDGET, include="head", calibration=[X], cache=cache, config={"points": 3})
+    return rf.plan(
+        net(), X, budget=BUDGET, include="head", calibration=[X], cache=cache, strategy=rf.CompressNAS(points=3)
+    )
 
 
 # --- changes ---

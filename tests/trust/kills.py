@@ -61,7 +61,7 @@ def _save(folder: Path) -> None:
 
 def _compress(folder: Path) -> None:
     rf.compress(
-        net(), X[:1], budget="params<=60%", config={"points": 3}, calibration=DATA,
+        net(), X[:1], budget="params<=60%", strategy=rf.CompressNAS(points=3), calibration=DATA,
         cache=folder / "cache", evaluate=accuracy, output=folder / "artefact",
     )  # fmt: skip
 
@@ -75,8 +75,8 @@ def _finetune(folder: Path) -> None:
 
 def _sweep(folder: Path) -> None:
     found = rf.sweep(
-        net(), X[:1], points=2, config={"points": 3}, calibration=DATA, cache=folder / "cache", evaluate=accuracy,
-        output=folder / "models",
+        net(), X[:1], points=2, strategy=rf.CompressNAS(points=3), calibration=DATA, cache=folder / "cache",
+        evaluate=accuracy, output=folder / "models",
     )  # fmt: skip
     found.save(folder / "sweep.json")
 

@@ -58,7 +58,12 @@ STEPS: dict[str, Callable[[nn.Module], object]] = {
     "compress": lambda net: rf.compress(net, X, budget="params<=60%"),
     "with data": lambda net: rf.compress(net, X, budget="params<=60%", calibration=DATA),
     "sequential": lambda net: rf.compress(
-        net, X, budget="params<=60%", calibration=DATA, reconstruct="sequential", config={"proxy": "weight"}
+        net,
+        X,
+        budget="params<=60%",
+        calibration=DATA,
+        reconstruct="sequential",
+        strategy=rf.CompressNAS(proxy="weight"),
     ),
     "latency": lambda net: rf.compare_latency({"net": net}, X, repeats=1, warmup=0),
     "metric": lambda net: rf.evaluate(net, lambda model: float(_first(model(X)).detach().sum())),

@@ -57,7 +57,9 @@ def gap(model: nn.Module, reference: nn.Module) -> tuple[float, float]:
 @pytest.mark.parametrize("how", ["fill", "add", "least", "far", "log_softmax", "rows", "dict"])
 def test_a_search(how: str, proxy: str) -> None:
     net = Masked(how).eval()
-    small = rf.compress(net, data()[0][:2], budget="params<=60%", calibration=data(), config={"proxy": proxy}).model
+    small = rf.compress(
+        net, data()[0][:2], budget="params<=60%", calibration=data(), strategy=rf.CompressNAS(proxy=proxy)
+    ).model
     distance, energy = gap(small, net)
     assert 0 < distance < 0.6 * energy < math.inf
 
@@ -100,7 +102,7 @@ class Broken(Masked):
 def test_what_cannot_be_compared_is_refused_with_the_reason(how: str, message: str, proxy: str) -> None:
     net = Broken(how).eval()
     with pytest.raises(ModelError, match=message):
-        rf.plan(net, data()[0][:2], budget="params<=60%", calibration=data(), config={"proxy": proxy})
+        rf.plan(net, data()[0][:2], budget="params<=60%", calibration=data(), strategy=rf.CompressNAS(proxy=proxy))
 
 
 def test_metrics() -> None:

@@ -157,7 +157,9 @@ PLAN: dict[str, Callable[[nn.Module], object]] = {
     "inspect": lambda net: rf.inspect(net, X),
     "plan": lambda net: rf.plan(net, X, budget="params<=70%", calibration=DATA, strategy="energy"),
     "network proxy": lambda net: rf.plan(net, X, budget="params<=70%", calibration=DATA),
-    "fisher proxy": lambda net: rf.plan(net, X, budget="params<=70%", calibration=DATA, config={"proxy": "fisher"}),
+    "fisher proxy": lambda net: rf.plan(
+        net, X, budget="params<=70%", calibration=DATA, strategy=rf.CompressNAS(proxy="fisher")
+    ),
     "compress": lambda net: rf.compress(net, X, budget="params<=70%", calibration=DATA[:1]),
     "top-1": lambda net: rf.evaluate(net, rf.top1([(x, torch.zeros(4, dtype=torch.long)) for x in DATA])),
     "own metric": lambda net: rf.evaluate(net, lambda model: float(model(X).sum())),
@@ -212,7 +214,7 @@ def test_every_batch_meets_the_model_as_it_was_handed_over() -> None:
 def test_both_networks_of_a_sequential_fit_start_equal() -> None:
     torch.manual_seed(0)
     net = Membrane().eval()
-    plan = rf.plan(net, X, budget="params<=99%", methods="svd", config={"proxy": "weight"})
+    plan = rf.plan(net, X, budget="params<=99%", methods="svd", strategy=rf.CompressNAS(proxy="weight"))
     whole = rf.apply(net, plan, DATA, reconstruct="sequential")
     shuffled = rf.apply(net, plan, DATA[::-1], reconstruct="sequential")
     for x in DATA:

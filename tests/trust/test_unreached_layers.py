@@ -93,7 +93,7 @@ def rank(plan: rf.Plan, name: str) -> int:
 @pytest.mark.parametrize("proxy", ["network", "fisher", "output"])
 @pytest.mark.parametrize("kind", [Mixture, Branch, Auxiliary, Missing])
 def test_a_layer_without_data(kind: type[Parts], proxy: str) -> None:
-    plan, told = planned(kind, config={"proxy": proxy})
+    plan, told = planned(kind, strategy=rf.CompressNAS(proxy=proxy))
     assert len(told) == 1
     assert "no calibration sample reaches 'parts.2'" in told[0]
     assert rank(plan, "parts.2") >= min(rank(plan, "parts.0"), rank(plan, "parts.1"))
@@ -153,6 +153,6 @@ def test_channels_without_data_still_count_a_little() -> None:
     data = [torch.randn(64, 16) * torch.tensor([1.0] * 8 + [0.0] * 8)]
     moments = collect_moments(net, data, inspect(net, X).compressible)
     assert moments.unreached == ()
-    small = rf.apply(net, rf.plan(net, X, strategy="manual", config={"layers": {"0": ("svd", 16)}}), data)
+    small = rf.apply(net, rf.plan(net, X, strategy=rf.Manual(layers={"0": ("svd", 16)})), data)
     with torch.no_grad():
         assert float((small(X) - net(X)).norm() / net(X).norm()) < 1e-3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from rankfold import methods as factorizations
 from rankfold._config import require
+from rankfold._options import options_from
 from rankfold._progress import track
 from rankfold._turns import in_turn
 from rankfold.api.checks import check_compressible
-from rankfold.candidates import resolve_methods
-from rankfold.cost.exploration import CORES, PAPER_STEPS, Space, Step, check_steps, explore, layer_of
+from rankfold.api.options import chosen_methods
+from rankfold.cost.exploration import Exploration, Space, Step, explore, layer_of
 from rankfold.errors import DataError, UnsupportedLayer
 from rankfold.inventory import inspect, layer_weight
 from rankfold.records import LayerInfo
@@ -38,19 +39,12 @@ def analyze(
     model_or_layers: nn.Module | str | LayerInfo | Sequence[str | LayerInfo],
     example_input: Any = None,
     *,
-    methods: str | Sequence[str] | None = None,
-    method_options: Mapping[str, Mapping[str, Any]] | None = None,
-    steps: Sequence[float] = PAPER_STEPS,
-    tolerance: float = 0.005,
-    random: int = 0,
-    seed: int = 0,
-    cores: int = CORES,
-    useful: bool = False,
-    bins: int | None = BINS,
+    methods: Any = None,
     time: bool = False,
     include: str | type | Sequence[str | type] | None = None,
     exclude: str | type | Sequence[str | type] | None = None,
     title: str = "",
+    **options: Any,
 ) -> Analysis:
     """Count every layer's valid rank settings for every method, and choose solutions of each compression step.
 
@@ -65,31 +59,18 @@ def analyze(
         convolution's input has 14 along each axis and without ``padding`` half of the kernel is padded.
     example_input : object, optional
         What the model is called with (a model needs it): MACs and feature maps are those of this input.
-    methods : str or sequence of str, optional
-        Factorizations, or ``"all"``. By default the six of the paper: tucker, cp and tt for convolutions; svd, qr and
-        ttm for linear layers and 1x1 convolutions.
-    method_options : mapping of str to mapping, optional
-        Options of factorizations, by method name.
-    steps : sequence of float
-        Shares of the parameters to remove.
-    tolerance : float
-        A setting belongs to a step if its reduction lies in ``[step - tolerance, step + tolerance)``.
-    random : int
-        Random solutions of each step beside those of fewest MACs, most MACs and equal ranks.
-    seed : int
-        Of the random solutions, and of the weights that layers without a model are timed with.
-    cores : int
-        Most cores of the tensor shapes that are counted for ``ttm``.
-    useful : bool
-        Leave out settings with a rank that another one makes useless (see `explore`).
-    bins : int or None
-        Bins an axis of the histogram over parameter and MAC reduction; None leaves it out.
+    methods : str, Method or sequence of them, optional
+        Factorizations by name or with their options, or ``"all"``. By default the six of the paper: tucker, cp and tt
+        for convolutions; svd, qr and ttm for linear layers and 1x1 convolutions.
     time : bool
         Also measure counting, and preparing and factoring at each step's solution of most equal ranks; once a shape.
     include, exclude : pattern, type or sequence of them, optional
         Layers of the model to analyse, as in `plan`.
     title : str
         What the analysis is called where it is shown.
+    **options
+        The fields of `rankfold.cost.exploration.Exploration`, such as ``steps=(0.5,)`` or ``random=3``. The histogram
+        has 20 bins by default.
 
     Returns
     -------
@@ -111,30 +92,23 @@ def analyze(
     >>> found.layers[0].space("tt").size
     331860398
     """
-    check_steps(steps, tolerance, random, seed, cores, bins)
-    options = {} if method_options is None else method_options
-    require(isinstance(options, Mapping), "method_options", options, "a mapping of method names to options")
-    names = resolve(methods)
-    for name in (*names, *options):
-        factorizations.get(name, options.get(name))
-    layers, kept, weights = _layers(model_or_layers, example_input, include, exclude, seed)
+    how = options_from(Exploration, {"bins": BINS, **options})
+    names, method_options = resolve(methods)
+    layers, kept, weights = _layers(model_or_layers, example_input, include, exclude, how.seed)
     seen: dict[tuple[LayerInfo, str], Space] = {}
 
     def space(layer: LayerInfo, name: str) -> Space:
         key = replace(layer, name="", aliases=(), ties=(), note=None, type_name=""), name
         if key not in seen:  # networks repeat their layers
             start = clock.perf_counter()
-            new = explore(
-                layer, name, options=options.get(name), steps=steps, tolerance=tolerance, random=random, seed=seed,
-                cores=cores, useful=useful, bins=bins,
-            )  # fmt: skip
+            new = explore(layer, name, how, options=method_options.get(name))
             taken = clock.perf_counter() - start
             seen[key] = _timed(replace(new, seconds=taken), layer, weights(layer)) if time else new
         return seen[key]
 
     found: list[LayerSpaces] = []
     for layer in track(layers, "exploring layers"):
-        verdicts = {name: factorizations.get(name, options.get(name)).supports(layer) for name in names}
+        verdicts = {name: factorizations.get(name, method_options.get(name)).supports(layer) for name in names}
         reasons = {name: reason for name, reason in verdicts.items() if reason is not None}
         fitting = [name for name in names if name not in reasons and (methods is not None or _meant(name, layer))]
         if not fitting:
@@ -154,16 +128,14 @@ def analyze(
         listed = "".join(f"\n  {name or 'the model'}: {reason}" for name, reason in list(kept.items())[:8])
         raise UnsupportedLayer(f"none of the methods {', '.join(names)} fits any layer. Name others.{listed}")
     return Analysis(
-        layers=tuple(found), methods=names, steps=tuple(steps), tolerance=tolerance, random=random, seed=seed,
-        cores=cores, useful=useful, kept=kept, title=title,
+        layers=tuple(found), methods=names, steps=tuple(how.steps), tolerance=how.tolerance, random=how.random,
+        seed=how.seed, cores=how.cores, useful=how.useful, kept=kept, title=title,
     )  # fmt: skip
 
 
-def resolve(names: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return method names: the paper's for None, every method for ``"all"``; unknown names and none at all raise."""
-    listed = resolve_methods(names, PAPER_METHODS)
-    require(len(listed) > 0, "methods", names, "at least one name")
-    return listed
+def resolve(value: Any) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """Return names of methods, the paper's for None, and the options of those that were given as objects."""
+    return chosen_methods(PAPER_METHODS if value is None else value)
 
 
 def _meant(name: str, layer: LayerInfo) -> bool:

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from torch import nn
 
-from rankfold._config import build_config
 from rankfold._grad_mode import trainable
 from rankfold._progress import track
 from rankfold._turns import in_turn
-from rankfold.api.checks import reusable
-from rankfold.batches import iterate, split_batch
+from rankfold.api.calibrating import Calibration, calibration_of
+from rankfold.api.options import Fitting, Reconstruct, reconstruction
 from rankfold.calibration import (
+    LayerMoments,
     Renewal,
-    SequentialConfig,
+    Sequential,
     adopt_,
-    collect_moments,
     is_tracking_norm,
     reconstruct_sequentially,
     reestimate_batchnorm,
 )
-from rankfold.errors import ConfigError, UnknownNameError
-from rankfold.factor.moments import Moments
-from rankfold.inventory import evaluating
+from rankfold.factor.linalg import double
+from rankfold.factor.moments import Moments, output_energy
+from rankfold.inventory import layer_weight, static_inventory
+from rankfold.methods import to_canonical
 from rankfold.records import Plan
-from rankfold.surgery import Proof, apply_plan_, check_plan, copy_model, plan_of
+from rankfold.surgery import Proof, apply_plan_, check_plan, copy_model, factored_layers, plan_of
 from rankfold.surgery.apply import remember_plan
 from rankfold.surgery.carried import report_parameters
-
-Reconstruct = Literal["weights", "data", "sequential"]
-"""How factors are found; see `apply`."""
-
-SequentialOptions = SequentialConfig | Mapping[str, Any]
-
-_RECONSTRUCT = ("weights", "data", "sequential")
 
 
 @in_turn
@@ -47,8 +42,7 @@ def apply(
     plan: Plan,
     calibration: Iterable[Any] | None = None,
     *,
-    reconstruct: Reconstruct | None = None,
-    sequential: SequentialOptions | None = None,
+    reconstruct: Reconstruct | Sequential | None = None,
     batchnorm: bool = True,
     example_input: Any = None,
 ) -> nn.Module:
@@ -63,13 +57,11 @@ def apply(
     calibration : iterable, optional
         Batches of inputs, labels not needed; iterated over more than once (once if it is an iterator, whose items are
         then kept).
-    reconstruct : {"weights", "data", "sequential"}, optional
-        What the factors make small: the error of the weights; that of each layer's output on the calibration data; or
-        that of each layer's output given what the layers before it, compressed already, put out. The last is the most
-        accurate without training, fits the weights of layers that are kept as well, and takes one pass over the data
-        for each layer. The default is "data" with calibration data and "weights" without.
-    sequential : SequentialConfig or mapping, optional
-        Options of "sequential".
+    reconstruct : {"weights", "data", "sequential"} or Sequential, optional
+        What the factors minimise: the error of the weights; that of each layer's output on the calibration data; or
+        that of each layer's output given the outputs of the compressed layers before it. The last, whose options are a
+        `Sequential`, is the most accurate without training, also fits the weights of layers that are kept, and
+        takes one pass over the data for each layer. The default is "data" with calibration data and "weights" without.
     batchnorm : bool
         With calibration data: re-estimate BatchNorm statistics where that brings the outputs closer to the original's.
     example_input : object, optional
@@ -86,16 +78,10 @@ def apply(
     ConfigError
         If the reconstruction needs calibration data and there is none.
     """
-    mode, options = check_reconstruct(reconstruct, calibration is not None, sequential)
-    layers = check_plan(model, plan)
-    batches = reusable(calibration)
-    moments = None
-    if mode == "data" and batches is not None:
-        moments = collect_moments(model, batches, [layers[name] for name in plan.factored])
-    return apply_mode(
-        model, plan, batches, mode, moments=moments, sequential=options, batchnorm=batchnorm,
-        example_input=example_input,
-    ).model  # fmt: skip
+    how = reconstruction(reconstruct, has_data=calibration is not None)
+    check_plan(model, plan)
+    data = calibration_of(model, calibration)
+    return apply_plan(model, plan, data, how, batchnorm=batchnorm, example_input=example_input).model
 
 
 @in_turn
@@ -105,8 +91,7 @@ def apply_(
     plan: Plan,
     calibration: Iterable[Any] | None = None,
     *,
-    reconstruct: Reconstruct | None = None,
-    sequential: SequentialOptions | None = None,
+    reconstruct: Reconstruct | Sequential | None = None,
     example_input: Any = None,
 ) -> nn.Module:
     """Apply a plan in place and return the model.
@@ -116,40 +101,18 @@ def apply_(
     changed in place: its replacement is returned. Nothing is changed if a check fails, except for the proof by a run
     (`example_input`, or the first calibration batch), which comes after the change.
     """
-    mode, options = check_reconstruct(reconstruct, calibration is not None, sequential)
-    layers = check_plan(model, plan)
-    batches = reusable(calibration)
-    proof = _proof(model, plan, batches, example_input)
-    if mode == "sequential" and batches is not None:
-        small = reconstruct_sequentially(model, plan, batches, options).model
+    how = reconstruction(reconstruct, has_data=calibration is not None)
+    check_plan(model, plan)
+    data = calibration_of(model, calibration)
+    proof = _proof(model, plan, data, example_input)
+    if how.mode == "sequential" and data is not None:
+        small = reconstruct_sequentially(model, plan, data.batches, how.sequential).model
         new = remember_plan(adopt_(model, small, plan), plan_of(small))
     else:
-        moments = None
-        if mode == "data" and batches is not None:
-            moments = collect_moments(model, batches, [layers[name] for name in plan.factored])
-        new = _factored_(model, plan, moments)
+        new = _factored_(model, plan, moments_for(model, plan, data, how))
     if proof is not None:
         proof.check(new)
     return new
-
-
-def check_reconstruct(
-    reconstruct: str | None, has_data: bool, sequential: SequentialOptions | None = None
-) -> tuple[str, SequentialConfig]:
-    """Return how factors are to be found, None being the default that the data allows, and the options of that."""
-    if reconstruct is not None and reconstruct not in _RECONSTRUCT:
-        raise UnknownNameError("reconstruction", reconstruct, _RECONSTRUCT)
-    if reconstruct in ("data", "sequential") and not has_data:
-        raise ConfigError(
-            f"reconstruct={reconstruct!r} needs calibration data. Pass calibration=..., or reconstruct='weights'."
-        )
-    if sequential is not None and reconstruct != "sequential":
-        raise ConfigError(
-            f"options of sequential reconstruction were given with reconstruct={reconstruct!r}. "
-            "Pass reconstruct='sequential', or leave them out."
-        )
-    options = build_config(SequentialConfig, sequential, owner="sequential reconstruction")
-    return reconstruct or ("data" if has_data else "weights"), options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,44 +131,73 @@ class Applied:
         For the report.
     """
 
-    model: nn.Module = field(repr=False)
+    model: nn.Module
     renewed: Renewal | None
-    errors: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    errors: dict[str, float]
+    notes: list[str]
 
 
-def apply_mode(
+def apply_plan(
     model: nn.Module,
     plan: Plan,
-    batches: Iterable[Any] | None,
-    mode: str,
+    data: Calibration | None,
+    how: Fitting,
     *,
-    moments: Mapping[str, Moments] | None,
-    sequential: SequentialConfig,
     batchnorm: bool = True,
     example_input: Any = None,
 ) -> Applied:
-    """Apply a plan to a copy, options checked and moments (for mode "data") collected already, and prove it."""
+    """Apply a checked plan to a copy of the model, and prove it."""
     errors: dict[str, float] = {}
     notes: list[str] = []
     report_parameters(model)
-    proof = _proof(model, plan, batches, example_input)
+    proof = _proof(model, plan, data, example_input)
     suspects: list[str] | None = None if proof is None else []
-    if mode == "sequential" and batches is not None:
-        made = reconstruct_sequentially(model, plan, batches, sequential, suspects=suspects)
+    moments = moments_for(model, plan, data, how)
+    if how.mode == "sequential" and data is not None:
+        made = reconstruct_sequentially(model, plan, data.batches, how.sequential, suspects=suspects)
         new = made.model
         errors = {name: error for name, error in made.errors.items() if name in plan.factored}
         notes = [f"{name}: {note}" for name, note in made.notes.items()]
     else:
         twin = copy_model(model, instead="rankfold.apply_ with a plan")
-        found = moments if mode == "data" else None
-        new = _factored_(twin, plan, found, original=model, suspects=suspects)
+        new = _factored_(twin, plan, moments, original=model, suspects=suspects)
     if proof is not None:
         proof.check(new, suspects or ())
     renewed = None
-    if batchnorm and batches is not None and any(map(is_tracking_norm, new.modules())):
-        renewed = reestimate_batchnorm(new, batches, model)
+    if batchnorm and data is not None and any(map(is_tracking_norm, new.modules())):
+        renewed = reestimate_batchnorm(new, data.batches, model)
     return Applied(model=new, renewed=renewed, errors=errors, notes=notes)
+
+
+def measured_errors(
+    small: nn.Module, model: nn.Module, moments: Mapping[str, Moments] | None = None
+) -> dict[str, float]:
+    """Return the relative error of every factored layer, recomputed from the built module, 0..1.
+
+    In the norm in which the factors were found: of the layer's output where there are moments, of its weight
+    elsewhere.
+    """
+    names = {layer.name for layer in static_inventory(model)}  # not those of aliases and tied layers
+    errors = dict[str, float]()
+    for name, module in factored_layers(small).items():
+        if name not in names:
+            continue
+        dense = double(layer_weight(model, name))
+        with torch.no_grad():
+            difference = double(module.dense_weight().detach()) - dense
+        squares = [
+            float(output_energy(to_canonical(w, module.info), (moments or {}).get(name))) for w in (difference, dense)
+        ]
+        errors[name] = math.sqrt(max(squares[0], 0.0) / squares[1]) if squares[1] > 0 else 0.0
+    return errors
+
+
+def moments_for(model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting) -> LayerMoments | None:
+    """Return the second moments that the factors are found with."""
+    if data is None or how.mode != "data":
+        return None
+    layers = check_plan(model, plan)
+    return data.moments([layers[name] for name in plan.factored])
 
 
 def _factored_(
@@ -221,9 +213,8 @@ def _factored_(
     return apply_plan_(model, plan, moments, progress=progress, original=original, suspects=suspects)
 
 
-def _proof(model: nn.Module, plan: Plan, batches: Iterable[Any] | None, example_input: Any) -> Proof | None:
+def _proof(model: nn.Module, plan: Plan, data: Calibration | None, example_input: Any) -> Proof | None:
     """Return the proof on the example input, or on the first calibration batch; None if there is neither."""
-    if example_input is None and batches is not None:
-        with evaluating(model):  # data may draw from torch's random state
-            example_input = split_batch(next(iterate(batches, "calibration")))[0]
+    if example_input is None and data is not None:
+        example_input = data.first_input()
     return None if example_input is None else Proof(model, plan.factored, example_input)

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from rankfold._config import is_number
 from rankfold._hashing import json_hash, module_hash, tensor_hash
 from rankfold._progress import track
 from rankfold._version import __version__
-from rankfold.api.applying import apply_mode
 from rankfold.api.identity import metric_identity
-from rankfold.api.proving import check_kept, reloaded
-from rankfold.calibration import SequentialConfig
+from rankfold.api.realizing import Clock, Destination, Realizer
 from rankfold.candidates.cache import Cache
 from rankfold.candidates.outputs import data_hash
-from rankfold.cost import Pricing
-from rankfold.evaluation import evaluate as measure
-from rankfold.evaluation import metric_name
-from rankfold.factor.moments import Moments
-from rankfold.inventory import evaluating, inspect
-from rankfold.records import Budget, Plan
+from rankfold.inventory import evaluating
+from rankfold.records import Plan
 from rankfold.reporting.sweep import SweepPoint
-from rankfold.storage import save
 
 
 def folder_name(budget: str) -> str:
@@ -37,44 +29,23 @@ def folder_name(budget: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Applies plans one at a time, measures and saves what comes out, and lets go of it.
+    """Realises plans one at a time, and frees each model before the next.
 
     Parameters
     ----------
-    model : Module
-        The original; left untouched.
-    batches : iterable or None
-        Calibration data that can be gone through more than once.
-    moments : mapping or None
-        Second moments by layer name.
-    mode : str
-        How factors are found, as `rankfold.api.applying.check_reconstruct` returns it.
-    sequential : SequentialConfig
-        Options of mode "sequential".
-    evaluate : callable or None
-        What is measured.
+    realizer : Realizer
+        Makes the models and measures them.
     dense : float or None
-        Its value of the original.
-    output : str, Path or None
-        Folder of the artefacts.
-    example_input : object
-        What the models are proved on.
-    pricing : Pricing
-        Of the original.
+        The metric of the original.
+    output : Destination or None
+        Where the artefacts go.
     cache : Cache or None
         Keeps what was measured.
     """
 
-    model: nn.Module
-    batches: Iterable[Any] | None
-    moments: Mapping[str, Moments] | None
-    mode: str
-    sequential: SequentialConfig
-    evaluate: Callable[[nn.Module], float] | None
+    realizer: Realizer
     dense: float | None
-    output: str | Path | None
-    example_input: Any
-    pricing: Pricing
+    output: Destination | None
     cache: Cache | None
 
     def realized(self, points: Sequence[SweepPoint], number: int | None) -> list[SweepPoint]:
@@ -88,68 +59,88 @@ class Family:
             How many are measured; None is all.
         """
         feasible = [i for i, point in enumerate(points) if point.plan is not None]
-        measured = set(feasible if number is None else _evenly(feasible, number)) if self.evaluate else set[int]()
-        found = list(points)
-        context = self._context() if self.cache is not None and measured else None
-        cache = self.cache if context is not None else None
-        values: dict[str, float] = {}
-        for i in track([i for i in feasible if i in measured or self.output is not None], "applying and measuring"):
-            plan = found[i].plan
-            assert plan is not None
-            key = {**(context or {}), "plan": {name: choice.to_dict() for name, choice in plan.layers.items()}}
-            same = str(key["plan"])  # budgets that do not bind share a plan
-            if i in measured and same not in values and cache is not None:
-                known = cache.get(key, 2)
-                values |= {} if known is None else {same: known[0] - known[1]}
-            fresh = i in measured and same not in values
-            if fresh or self.output is not None:
-                small = self._made(plan)
-                if fresh and self.evaluate is not None:
-                    values[same] = measure(small, self.evaluate)
-                    if cache is not None:
-                        cache.put(key, [max(values[same], 0.0), max(-values[same], 0.0)])  # it keeps no negatives
-                if self.output is not None:
-                    folder = save(small, Path(self.output) / folder_name(found[i].budget))
-                    found[i] = replace(found[i], folder=str(folder))
-                del small
-            if i in measured:
-                found[i] = replace(found[i], metric=values[same])
-        return found
+        count = len(feasible) if number is None else number
+        measured = set(_evenly(feasible, count)) if self.realizer.metric is not None else set[int]()
+        wanted = feasible if self.output is not None else sorted(measured)
+        known = _Values(self.cache, self._context() if self.cache is not None and measured else None)
+        result = list(points)
+        for i in track(wanted, "applying and measuring"):
+            result[i] = self._point(points[i], known if i in measured else None)
+        return result
 
-    def _made(self, plan: Plan) -> nn.Module:
-        """Return the model of a plan as its artefact gives it; it is proved, and keeps the plan's budget."""
-        small = apply_mode(
-            self.model, plan, self.batches, self.mode, moments=self.moments, sequential=self.sequential,
-            example_input=self.example_input,
-        ).model  # fmt: skip
-        small, _ = reloaded(small, self.model, self.example_input)
-        budget = plan.provenance.budget
-        if budget is not None:
-            built = self.pricing.built(inspect(small, self.example_input), plan).total
-            check_kept(Budget.parse(budget), built, self.pricing.inventory.total)
-        return small
+    def _point(self, point: SweepPoint, known: _Values | None) -> SweepPoint:
+        """Return one point, measured if `known` is given, and saved where that is asked for."""
+        assert point.plan is not None
+        value = None if known is None else known.get(point.plan)
+        fresh = known is not None and value is None
+        if fresh or self.output is not None:
+            realizer = replace(self.realizer, clock=Clock())
+            draft = realizer.apply(point.plan, measured=False)
+            if self.dense is not None:
+                draft.values["dense"] = self.dense
+            made = realizer.finish(draft, measured=fresh)
+            if known is not None and fresh:
+                value = draft.value
+                known.put(point.plan, value)
+            if self.output is not None:
+                to = self.output.inside(folder_name(point.budget))
+                made.save(to)
+                point = replace(point, folder=str(to.folder))
+        return point if value is None else replace(point, metric=value)
 
     def _context(self) -> dict[str, Any] | None:
         """Return all that a metric depends on besides the plan, as far as it can be seen; None if too little can."""
-        loader = getattr(self.evaluate, "loader", None)
+        realizer, metric = self.realizer, self.realizer.metric
+        assert metric is not None
+        batches = None if realizer.data is None else realizer.data.batches
+        loader = getattr(metric, "loader", None)
         data: list[str | None] = []
-        with evaluating(self.model):  # data may draw from torch's random state
-            for batches, purpose in ((loader, "evaluation"), (self.batches, "calibration")):
-                found = None if batches is None else data_hash(self.model, batches, purpose=purpose)
-                if batches is not None and found is None:
+        with evaluating(realizer.model):  # data may draw from torch's random state
+            for one, purpose in ((loader, "evaluation"), (batches, "calibration")):
+                found = None if one is None else data_hash(realizer.model, one, purpose=purpose)
+                if one is not None and found is None:
                     return None
                 data.append(found)
-        moments = self.moments or {}
+        moments = {} if realizer.data is None else realizer.data.moments(())
         named = {f"{name}.{k}": t for name, of_layer in moments.items() for k, t in of_layer.tensors().items()}
         return {
             "what": "metric of a plan",
-            "model": module_hash(self.model),
-            "metric": [metric_name(self.evaluate), self.dense, json_hash(metric_identity(self.evaluate))],
+            "model": module_hash(realizer.model),
+            "metric": [metric.name, self.dense, json_hash(metric_identity(metric))],
             "data": data,
             "moments": tensor_hash(named),
-            "reconstruct": [self.mode, repr(self.sequential)],
+            "reconstruct": repr(realizer.how),
             "versions": [__version__, str(torch.__version__)],
         }
+
+
+class _Values:
+    """The metric by plan: budgets that do not bind share a plan, and a sweep that was killed resumes from the cache."""
+
+    def __init__(self, cache: Cache | None, context: dict[str, Any] | None) -> None:
+        self._cache = cache if context is not None else None
+        self._context = context or {}
+        self._values: dict[str, float] = {}
+
+    def get(self, plan: Plan) -> float | None:
+        """Return the value of a plan, if it is known."""
+        key = self._key(plan)
+        same = str(key["plan"])
+        if same not in self._values and self._cache is not None:
+            kept = self._cache.get(key)
+            if is_number(kept):
+                self._values[same] = float(kept)
+        return self._values.get(same)
+
+    def put(self, plan: Plan, value: float) -> None:
+        """Keep the value of a plan."""
+        key = self._key(plan)
+        self._values[str(key["plan"])] = value
+        if self._cache is not None:
+            self._cache.put(key, value)
+
+    def _key(self, plan: Plan) -> dict[str, Any]:
+        return {**self._context, "plan": {name: choice.to_dict() for name, choice in plan.layers.items()}}
 
 
 def _evenly(items: Sequence[int], number: int) -> list[int]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,16 +15,18 @@ from torch import nn
 from rankfold import strategies
 from rankfold._grad_mode import trainable
 from rankfold._hashing import state_hash
+from rankfold._options import given
 from rankfold._progress import track
 from rankfold._turns import in_turn
 from rankfold._version import __version__
-from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_options, reusable
-from rankfold.calibration import LayerMoments, collect_moments
-from rankfold.candidates import Judge, TableConfig, build_table, plan_ram, resolve_methods, with_ram, within_ram
+from rankfold.api.calibrating import calibration_of
+from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_measurable
+from rankfold.api.options import Search, chosen_methods, search_of
+from rankfold.calibration import LayerMoments
+from rankfold.candidates import Judge, TableConfig, build_table, plan_ram, with_ram, within_ram
 from rankfold.cost import Pricing, activation_profile
 from rankfold.errors import BudgetError, InfeasibleBudget
-from rankfold.factor.moments import Moments
-from rankfold.inventory import export_graph, inspect, layer_weight
+from rankfold.inventory import copy_model, export_graph, inspect, layer_weight
 from rankfold.records import (
     PEAK,
     ActivationProfile,
@@ -37,6 +38,7 @@ from rankfold.records import (
 )
 from rankfold.strategies import Problem
 from rankfold.strategies.manual import with_overrides
+from rankfold.surgery import Proof
 
 UNREACHED = "no calibration sample reaches it: judged and factored by its weight alone"
 UNMEASURED = "no sample that the search looks at reaches it: judged by its own error"
@@ -50,21 +52,8 @@ def plan(
     example_input: Any,
     *,
     budget: BudgetLike | None = None,
-    strategy: str = "compressnas",
-    config: Mapping[str, Any] | None = None,
-    methods: str | Sequence[str] | None = None,
-    method_options: Mapping[str, Mapping[str, Any]] | None = None,
     calibration: Iterable[Any] | None = None,
-    data_aware: bool = True,
-    include: str | type | Sequence[str | type] | None = None,
-    exclude: str | type | Sequence[str | type] | None = None,
-    keep_first_last: bool = False,
-    overrides: Mapping[str, Any] | None = None,
-    rank_multiple: int | None = None,
-    gauge: bool = False,
-    storage: str | None = None,
-    cache: str | Path | None = None,
-    seed: int = 0,
+    **options: Any,
 ) -> Plan:
     """Choose method and ranks of every layer.
 
@@ -78,41 +67,10 @@ def plan(
     budget : str, mapping, sequence or Budget, optional
         Upper bounds, such as ``"params<=25%"``, ``"params/4"``, ``{"macs": 0.5, "flash": "512KiB"}``. Without one the
         strategy's own default decides.
-    strategy : str
-        A registered strategy: ``"compressnas"``, or the baselines ``"energy"``, ``"uniform"``, ``"vbmf"``; or
-        ``"manual"``.
-    config : mapping, optional
-        Options of the strategy.
-    methods : str or sequence of str, optional
-        Factorizations to choose from, or ``"all"``; by default svd, tucker and spatial_svd.
-    method_options : mapping of str to mapping, optional
-        Options of factorizations, by method name.
     calibration : iterable, optional
         Batches of inputs, labels not needed; with them errors are those of the layers' outputs.
-    data_aware : bool
-        False collects no second moments: predicted errors and factors are those of the weights. What a search measures
-        by running the network it still does; ``config={"proxy": "weight"}`` judges by the weights alone.
-    include, exclude : pattern, type or sequence of them, optional
-        Layers to consider, by name pattern (``"layer1.*"``, ``"re:..."``) or module type.
-    keep_first_last : bool
-        Keep the network's first convolution and its last classifier.
-    overrides : mapping of str to choice, optional
-        Decisions by layer name or pattern, which the strategy leaves alone: ``(method, ranks)``, ``(method, share of
-        parameters)`` or None to keep the layer. They count towards the budget.
-    rank_multiple : int, optional
-        Ranks are multiples of this; by default 8 for a model on an accelerator, else 1.
-    gauge : bool
-        Gauge factors wherever that wins: the same function with r^2 parameters and multiplications less at a bond of
-        rank r, which lets a budget buy higher ranks.
-    storage : {"float32", "float16", "bfloat16", "int8"}, optional
-        The data type in which weights and activations are going to be stored on the device: bounds on flash and ram
-        count bytes of it. By default the model's own. Nothing is converted.
-    cache : str or Path, optional
-        Folder that keeps what a strategy measures, keyed by model, data, options and the model's outputs on the data: a
-        search that was killed, or that is run again with another budget, measures nothing twice. Data of objects that
-        cannot be looked into is not cached.
-    seed : int
-        The one seed for everything random.
+    **options
+        Options of the search, such as ``methods="svd"`` or ``gauge=True``: the fields of `Search`.
 
     Returns
     -------
@@ -135,24 +93,9 @@ def plan(
     >>> sorted(plan.factored)
     ['0', '2']
     """
-    check_options(
-        budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
-        overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, storage=storage, seed=seed,
-    )  # fmt: skip
-    inventory = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
-    check_compressible(inventory)
-    check_counted(inventory, None if budget is None else Budget.parse(budget))
-    batches = reusable(calibration, example_input)
-    moments = None
-    if batches is not None and data_aware:
-        moments = collect_moments(model, batches, inventory.compressible)
-    planner = Planner(
-        model, inventory, moments, batches, example_input=example_input, strategy=strategy, config=config,
-        methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
-        storage=storage, cache=cache, seed=seed,
-        resources=() if budget is None else Budget.parse(budget).resources,
-    )  # fmt: skip
-    return planner.plan(budget)
+    bounds = None if budget is None else Budget.parse(budget)
+    planner = Planner(model, example_input, search_of(options), calibration, bounds)
+    return planner.plan(bounds)
 
 
 class Planner:
@@ -162,79 +105,99 @@ class Planner:
     ----------
     model : Module
         The model; left untouched.
-    inventory : Inventory
-        Its layers.
-    moments : mapping or None
-        Second moments of the layers' inputs.
-    batches : iterable or None
-        Calibration data that can be gone through more than once.
-    example_input : object, optional
-        What the model is called with; bounds on RAM need it.
-    strategy, config, methods, method_options, overrides, rank_multiple, gauge, storage, cache, seed
-        As for `plan`.
-    resources : iterable of str
-        What budgets are going to bound.
+    example_input : object
+        What the model is called with.
+    search : Search
+        The options.
+    calibration : iterable or None
+        Batches of inputs.
+    *budgets : Budget or None
+        The bounds that plans are going to be asked for: those that cannot be kept on this model raise before any work.
+
+    Raises
+    ------
+    RankfoldError
+        If there is nothing to compress, or a bound is on what a plan alone cannot tell.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        inventory: Inventory,
-        moments: Mapping[str, Moments] | None,
-        batches: Iterable[Any] | None,
-        *,
-        example_input: Any = None,
-        strategy: str,
-        config: Mapping[str, Any] | None,
-        methods: str | Sequence[str] | None,
-        method_options: Mapping[str, Mapping[str, Any]] | None,
-        overrides: Mapping[str, Any] | None,
-        rank_multiple: int | None,
-        gauge: bool,
-        storage: str | None,
-        cache: str | Path | None,
-        seed: int,
-        resources: Iterable[str] = (),
+        example_input: Any,
+        search: Search,
+        calibration: Iterable[Any] | None,
+        *budgets: Budget | None,
     ) -> None:
+        for budget in budgets:
+            check_measurable(budget)
         self.model = model
         self.example_input = example_input
-        self.moments = moments
-        self.strategy = strategies.get(strategy, config)
+        self.search = search
+        selection = {name: getattr(search, name) for name in ("include", "exclude", "keep_first_last")}
+        inspected = inspect(model, example_input, **selection)
+        bounded = [name for budget in budgets if budget is not None for name in budget.resources]
+        self.pricing = Pricing.of(inspected, deploy_dtype=search.deploy_dtype, gauge=search.gauge, resources=bounded)
+        check_compressible(inspected)
+        check_counted(inspected, *budgets)
+        self.data = calibration_of(model, calibration, example_input)
+        self.strategy = strategies.get(search.strategy)
+
+    @functools.cached_property
+    def moments(self) -> LayerMoments | None:
+        """The second moments that candidates are judged by."""
+        if self.data is None or not self.search.data_aware:
+            return None
+        return self.data.moments(self.inventory.compressible)
+
+    @functools.cached_property
+    def problem(self) -> Problem:
+        """What the strategy is given, but for the budget."""
+        search, moments, model = self.search, self.moments, self.model
+        chosen, method_options = chosen_methods(search.methods)
         table_config = TableConfig(
-            methods=resolve_methods(methods),
-            options=method_options or {},
-            rank_multiple=_default_multiple(model) if rank_multiple is None else rank_multiple,
+            methods=chosen,
+            options=method_options,
+            rank_multiple=_default_multiple(model) if search.rank_multiple is None else search.rank_multiple,
         )
         weight = partial(layer_weight, model)
         progress = partial(track, description="pricing candidates")
 
         @functools.cache
         def table(*, weighted: bool = True) -> CandidateTable:
-            seen, problem = moments if weighted else None, self.problem
-            return build_table(
-                problem.pricing, weight, table_config, moments=seen, fixed=problem.fixed, progress=progress
-            )
+            seen = moments if weighted else None
+            return build_table(posed.pricing, weight, table_config, moments=seen, fixed=posed.fixed, progress=progress)
 
-        self.judge = Judge(
-            model, inventory, table,
-            weight_table=table if moments is None else partial(table, weighted=False), batches=batches,
-            moments=moments, cache=cache,
+        judge = Judge(
+            model, self.pricing.inventory, table,
+            weight_table=table if moments is None else partial(table, weighted=False),
+            batches=None if self.data is None else self.data.batches, moments=moments, cache=search.cache,
         )  # fmt: skip
-        problem = Problem(
-            pricing=Pricing.of(inventory, deploy_dtype=storage, gauge=gauge, resources=resources),
+        posed = Problem(
+            pricing=self.pricing,
             table=table,
             weight=weight,
-            seed=seed,
+            seed=search.seed,
             methods=table_config.methods,
             options=table_config.options,
             rank_multiple=table_config.rank_multiple,
-            judge=self.judge,
+            judge=judge,
         )
-        self.problem = with_overrides(problem, overrides) if overrides else problem
+        posed = with_overrides(posed, search.overrides) if search.overrides else posed
+        return posed
 
-    def plan(self, budget: BudgetLike | None) -> Plan:
+    @property
+    def inventory(self) -> Inventory:
+        """The original's layers, at the deployment data type."""
+        return self.pricing.inventory
+
+    @property
+    def judge(self) -> Judge:
+        """What tells the damage of candidates."""
+        assert isinstance(self.problem.judge, Judge)
+        return self.problem.judge
+
+    def plan(self, bounds: Budget | None) -> Plan:
         """Return the strategy's plan for a budget."""
-        bounds = None if budget is None else Budget.parse(budget)
         total = self.problem.inventory.total
         profile = None if bounds is None or not bounds.get(PEAK) else self.profile
         ram = None if profile is None else (profile.peak, profile.peak)
@@ -250,16 +213,28 @@ class Planner:
         provenance = replace(
             made.provenance,
             reconstruct="data" if self.moments else "weights",
-            deploy_dtype=self.problem.pricing.deploy_dtype,
+            deploy_dtype=self.search.deploy_dtype,
+            options=given(self.search),
             weights_hash=self._weights_hash,
             versions={"rankfold": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
         return replace(made, layers=self._with_notes(made), provenance=provenance)
 
+    def prove(self) -> None:
+        """Raise if a copy of the model runs the original: before any work, not after it."""
+        Proof(self.model, (), self.example_input).check(copy_model(self.model, instead="rankfold.apply_ with a plan"))
+
+    def forget(self) -> None:
+        """Free the second moments and what was measured."""
+        for name in ("moments", "problem"):
+            self.__dict__.pop(name, None)
+        if self.data is not None:
+            self.data.forget()
+
     def unknown(self) -> dict[str, str]:
         """Return a note for each layer of which the data says nothing, by name; those of plans made so far."""
         notes = dict.fromkeys(self.judge.every_unmeasured, UNMEASURED)
-        if isinstance(self.moments, LayerMoments):
+        if self.moments is not None:
             notes |= dict.fromkeys(self.moments.unreached, UNREACHED)
         return notes
 
@@ -276,10 +251,8 @@ class Planner:
     @functools.cached_property
     def profile(self) -> ActivationProfile:
         """The dense model's activation memory."""
-        if self.example_input is None:
-            raise BudgetError("a bound on ram needs the example input, on which the model's graph is exported.")
         found = export_graph(self.model, self.example_input)
-        layers, dtype = self.problem.inventory.compressible, self.problem.pricing.deploy_dtype
+        layers, dtype = self.problem.inventory.compressible, self.pricing.deploy_dtype
         return activation_profile(found.graph, found.constants, found.users, layers, deploy_dtype=dtype)
 
     @functools.cached_property

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from rankfold._progress import track
 from rankfold.api.planning import Planner
+from rankfold.api.realizing import Draft
 from rankfold.errors import ConfigError, InfeasibleBudget
+from rankfold.evaluation import Metric
 from rankfold.records import ACCURACY, Bound, Budget, Plan
-
-T = TypeVar("T")
 
 MOST = 7
 """Models that are measured at most."""
@@ -32,10 +31,10 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found(Generic[T]):
-    """The smallest model that is good enough, as `attempt` made it, and what was tried on the way to it."""
+class Smallest:
+    """The smallest model that is good enough, and what was tried on the way to it."""
 
-    made: T
+    draft: Draft
     chosen: Trial
     trials: tuple[Trial, ...]
 
@@ -70,12 +69,11 @@ def check_searchable(budget: Budget | None, has_metric: bool) -> bool:
 def smallest_within(
     planner: Planner,
     budget: Budget,
-    attempt: Callable[[Plan], tuple[T, float]],
+    attempt: Callable[[Plan], Draft],
     *,
     dense: float,
-    higher_is_better: bool = True,
-    metric: str = "metric",
-) -> Found[T]:
+    metric: Metric,
+) -> Smallest:
     """Return the smallest model whose metric is at most so much worse than the original's as the budget allows.
 
     "Smallest" is in the first resource that the budget bounds besides, in parameters if it bounds none. Bisection: a
@@ -89,13 +87,11 @@ def smallest_within(
     budget : Budget
         With a bound on ``accuracy_drop``; its other bounds hold for every model that is tried.
     attempt : callable
-        Applies a plan; returns what it made and its metric. Only the best one is held on to.
+        Applies a plan and measures the model. Only the best one is kept.
     dense : float
         The metric of the original.
-    higher_is_better : bool
-        The direction of the metric.
-    metric : str
-        Its name, for the messages.
+    metric : Metric
+        What is measured.
 
     Raises
     ------
@@ -117,19 +113,20 @@ def smallest_within(
 
     trials: list[Trial] = []
     values: dict[str, float] = {}
-    best: tuple[T, Trial] | None = None
+    best: tuple[Draft, Trial] | None = None
 
     def good(plan: Plan) -> bool:
         nonlocal best
         known = json.dumps({name: choice.to_dict() for name, choice in plan.layers.items()}, default=str)
         if known in values:  # another budget with the same plan, which is the best one already if it is good
-            return _drop(values[known], dense, higher_is_better) <= allowed + ROUNDING
-        made, values[known] = attempt(plan)
-        drop = _drop(values[known], dense, higher_is_better)
+            return metric.drop(dense, values[known]) <= allowed + ROUNDING
+        draft = attempt(plan)
+        values[known] = draft.value
+        drop = metric.drop(dense, values[known])
         trials.append(Trial(budget=plan.provenance.budget or "", value=values[known], drop=drop))
         if drop > allowed + ROUNDING:
             return False
-        best = made, trials[-1]
+        best = draft, trials[-1]
         return True
 
     for _ in track(range(4 * MOST), "searching for the smallest model"):
@@ -142,9 +139,9 @@ def smallest_within(
             fits = False
         low, high = (low, middle) if fits else (middle, high)
     if best is None and not good(mildest):
-        raise _unreachable(budget, trials[-1], dense, metric)
+        raise _unreachable(budget, trials[-1], dense, metric.name)
     assert best is not None
-    return Found(made=best[0], chosen=best[1], trials=tuple(trials))
+    return Smallest(draft=best[0], chosen=best[1], trials=tuple(trials))
 
 
 def _at(share: float, resource: str, rest: Budget | None) -> Budget:
@@ -152,10 +149,6 @@ def _at(share: float, resource: str, rest: Budget | None) -> Budget:
     others = None if rest is None else rest.without(resource)
     bound = Bound(resource=resource, value=max(int(share * 10**4 + ROUNDING), 1) / 100 / 100, relative=True)
     return Budget((bound, *(others.bounds if others is not None else ())))
-
-
-def _drop(value: float, dense: float, higher_is_better: bool) -> float:
-    return dense - value if higher_is_better else value - dense
 
 
 def _worse(drop: float) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,23 +14,16 @@ from rankfold._config import is_integer, is_number, require
 from rankfold._grad_mode import trainable
 from rankfold._progress import track
 from rankfold._turns import in_turn
-from rankfold.api.applying import Reconstruct, SequentialOptions, check_reconstruct
-from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_measurable, check_options, reusable
+from rankfold.api.checks import BudgetLike
 from rankfold.api.family import Family
+from rankfold.api.options import reconstruction, search_of
 from rankfold.api.planning import Planner
-from rankfold.calibration import collect_moments
+from rankfold.api.realizing import Destination, Measure, Output, Realizer, check_work, metric_value
 from rankfold.candidates.cache import Cache
-from rankfold.cost import Pricing
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, UnknownNameError
-from rankfold.evaluation import evaluate as measure
-from rankfold.evaluation import metric_name
-from rankfold.inventory import copy_model, inspect
+from rankfold.evaluation import as_metric
 from rankfold.records import Bound, Budget, CandidateTable, resource_names
-from rankfold.reporting import MetricValue
 from rankfold.reporting.sweep import Sweep, SweepPoint
-from rankfold.storage import check_output
-from rankfold.storage.state import check_state
-from rankfold.surgery import Proof
 
 MOST_POINTS = 1000
 FINEST = 100
@@ -45,33 +37,17 @@ def sweep(
     example_input: Any,
     *,
     resource: str = "params",
-    points: int = 20,
+    points: int | Sequence[BudgetLike] = 20,
     limits: tuple[float, float] | None = None,
-    budgets: Sequence[BudgetLike] | None = None,
     budget: BudgetLike | None = None,
-    strategy: str = "compressnas",
-    config: Mapping[str, Any] | None = None,
-    methods: str | Sequence[str] | None = None,
-    method_options: Mapping[str, Mapping[str, Any]] | None = None,
     calibration: Iterable[Any] | None = None,
-    data_aware: bool = True,
-    reconstruct: Reconstruct | None = None,
-    sequential: SequentialOptions | None = None,
-    include: str | type | Sequence[str | type] | None = None,
-    exclude: str | type | Sequence[str | type] | None = None,
-    keep_first_last: bool = False,
-    overrides: Mapping[str, Any] | None = None,
-    rank_multiple: int | None = None,
-    gauge: bool = False,
-    storage: str | None = None,
-    cache: str | Path | None = None,
-    evaluate: Callable[[nn.Module], float] | None = None,
+    evaluate: Measure | None = None,
     evaluate_points: int | None = None,
-    output: str | Path | None = None,
+    output: Output | None = None,
     name: str = "",
-    seed: int = 0,
+    **options: Any,
 ) -> Sweep:
-    """Plan for many budgets at once: candidates are priced and measured once, each budget is then a matter of a moment.
+    """Plan for many budgets at once. Candidates are priced and measured once; each budget then takes moments.
 
     Parameters
     ----------
@@ -79,25 +55,15 @@ def sweep(
         As for `plan`; the model is left untouched.
     resource : {"params", "macs", "flash", "fm", "memory"}
         What is varied.
-    points : int
+    points : int or sequence of budgets
         How many budgets: evenly spaced in their share of the model, from the least that can be reached up to one step
-        below the whole model.
+        below the whole model. Or the budgets themselves: ``["params<=25%", "params<=50%"]``.
     limits : (float, float), optional
-        The shares that the budgets lie between, both included, in the place of that range: ``(0.2, 0.8)``.
-    budgets : sequence of str, mapping or Budget, optional
-        The budgets themselves, in the place of `points` and `limits`.
+        The shares that the budgets lie between, both included, instead of that range: ``(0.2, 0.8)``.
     budget : str, mapping, sequence or Budget, optional
-        Bounds that hold at every point besides.
-    strategy, config, methods, method_options, calibration, data_aware
+        Bounds that hold at every point as well.
+    calibration
         As for `plan`.
-    include, exclude, keep_first_last, overrides, rank_multiple, gauge, storage, seed
-        As for `plan`.
-    reconstruct, sequential
-        As for `compress`: how factors are found where a plan is applied, for `evaluate` and `output`.
-    cache : str or Path, optional
-        As for `plan`. The metrics of the points are kept there too, so that a sweep that was killed resumes. They are
-        known by model, plan, calibration data, the metric's name, code and attributes, its value of the dense model,
-        and all of its data if it is a metric of rankfold's.
     evaluate : callable, optional
         A metric, ``metric(model) -> float``. Plans are then applied one at a time and measured.
     evaluate_points : int, optional
@@ -106,6 +72,10 @@ def sweep(
         Folder that gets an artefact of every point, in a folder named after its budget.
     name : str
         The model's name, for the page.
+    **options
+        Options of the search: the fields of `Search`. The cache also keeps the metrics of the points, so that a sweep
+        that was killed resumes. They are identified by model, plan, calibration data, the metric's name, code and
+        attributes, its value of the dense model, and all of its data if it is a metric of rankfold's.
 
     Returns
     -------
@@ -122,109 +92,82 @@ def sweep(
     --------
     >>> import torch, rankfold as rf
     >>> net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
-    >>> found = rf.sweep(net, torch.randn(1, 32), points=5)
-    >>> damages = [point.damage for point in found.points]
+    >>> result = rf.sweep(net, torch.randn(1, 32), points=5)
+    >>> damages = [point.damage for point in result.points]
     >>> damages == sorted(damages, reverse=True)
     True
     """
-    check_options(
-        budget=budget, strategy=strategy, config=config, methods=methods, method_options=method_options,
-        overrides=overrides, rank_multiple=rank_multiple, gauge=gauge, storage=storage, seed=seed,
-    )  # fmt: skip
+    search = search_of(options)
     check_range(resource, points, limits)
+    _check_evaluation(evaluate, evaluate_points)
     fixed = None if budget is None else Budget.parse(budget)
-    asked = None if budgets is None else _explicit(budgets, fixed)
-    require(
-        evaluate_points is None or (is_integer(evaluate_points) and evaluate_points >= 1),
-        "evaluate_points", evaluate_points, "an integer >= 1, or None for all",
-    )  # fmt: skip
-    if evaluate_points is not None and evaluate is None:
-        raise ConfigError(f"evaluate_points is {evaluate_points}, but there is no metric. Pass evaluate=....")
-    mode, options = check_reconstruct(reconstruct, calibration is not None, sequential)
-    if reconstruct is None and not data_aware:
-        mode = "weights"
+    budgets = None if isinstance(points, int) else [_joined(Budget.parse(one), fixed) for one in points]
+    how = reconstruction(search.reconstruct, has_data=calibration is not None, data_aware=search.data_aware)
     realizing = evaluate is not None or output is not None
-    if output is not None:
-        check_output(Path(output) / "point")
-        check_state(model)
+    to = None if output is None else Destination.of(output)
+    if to is not None:
+        check_work(model, evaluate=evaluate, finetune=None, output=to.inside("point"))
     started = time.perf_counter()
-    inspected = inspect(model, example_input, include=include, exclude=exclude, keep_first_last=keep_first_last)
-    resources = [resource, *(name for one in (*(asked or ()), fixed) if one is not None for name in one.resources)]
-    pricing = Pricing.of(inspected, deploy_dtype=storage, gauge=gauge, resources=resources)
-    inventory = pricing.inventory
-    check_compressible(inventory)
-    varied = Budget((Bound(resource=resource, value=1.0, relative=True),)) if asked is None else None
-    check_counted(inventory, fixed, varied, *(asked or ()))
-    if realizing:  # a model whose copy runs the original is refused early
-        Proof(model, (), example_input).check(copy_model(model, instead="rankfold.apply_ with a plan"))
-    batches = reusable(calibration, example_input)
-    dense = None if evaluate is None else measure(model, evaluate)
-    moments = None
-    if batches is not None and data_aware:
-        moments = collect_moments(model, batches, inventory.compressible)
-    planner = Planner(
-        model, inspected, moments, batches, example_input=example_input, strategy=strategy, config=config,
-        methods=methods, method_options=method_options, overrides=overrides, rank_multiple=rank_multiple, gauge=gauge,
-        storage=storage, cache=cache, seed=seed, resources=resources,
+    varied = Budget((Bound(resource=resource, value=1.0, relative=True),)) if budgets is None else None
+    planner = Planner(model, example_input, search, calibration, fixed, varied, *(budgets or ()))
+    if realizing:
+        planner.prove()
+    metric = None if evaluate is None else as_metric(evaluate)
+    realizer = Realizer(
+        model=model, example_input=example_input, inventory=planner.inventory, data=planner.data, how=how,
+        metric=metric, name=name,
     )  # fmt: skip
-    if asked is None:
-        asked = _spread(planner.problem.table(), resource, points, limits, fixed)
-    found = [_planned(planner, one) for one in track(asked, "planning")]
+    dense = None if metric is None else realizer.value(model)
+    if isinstance(points, int):
+        budgets = _spread(planner.problem.table(), resource, points, limits, fixed)
+    found = [_planned(planner, one) for one in track(budgets or (), "planning")]
     plans = [point.plan for point in found if point.plan is not None]
     if not plans:
         raise InfeasibleBudget(f"not one of {len(found)} budgets has a plan. The last one: {found[-1].reason}")
     timings = {"plans": time.perf_counter() - started}
     if realizing:
-        if mode == "data" and moments is None and batches is not None:  # the plans were made without
-            moments = collect_moments(model, batches, inventory.compressible)
-        family = Family(
-            model=model, batches=batches, moments=moments, mode=mode, sequential=options, evaluate=evaluate,
-            dense=dense, output=output, example_input=example_input, pricing=pricing,
-            cache=None if cache is None else Cache(cache),
-        )  # fmt: skip
-        found = family.realized(found, evaluate_points)
+        cache = None if search.cache is None else Cache(search.cache)
+        found = Family(realizer=realizer, dense=dense, output=to, cache=cache).realized(found, evaluate_points)
         timings["models"] = time.perf_counter() - started - timings["plans"]
     return Sweep(
         resource=resource,
-        dense=inventory.total,
-        uncounted=inventory.uncounted,
+        dense=planner.inventory.total,
+        uncounted=planner.inventory.uncounted,
         points=tuple(found),
         model_name=name or type(model).__name__,
-        coverage=inventory.summary(),
-        strategy=strategy,
+        coverage=planner.inventory.summary(),
+        strategy=planner.strategy.name,
         proxy=str(plans[0].provenance.search.get("proxy", "the layers' errors")),
-        metric=None
-        if evaluate is None or dense is None
-        else MetricValue(
-            name=metric_name(evaluate), dense=dense, higher_is_better=getattr(evaluate, "higher_is_better", True)
-        ),
+        metric=None if metric is None or dense is None else metric_value(metric, {"dense": dense}),
         measured=planner.judge.measured,
         timings=timings,
         created=datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
     )
 
 
-def check_range(resource: str, points: int, limits: tuple[float, float] | None) -> None:
-    """Raise for a range of budgets that cannot be, whatever the model."""
+def _check_evaluation(evaluate: Measure | None, points: int | None) -> None:
+    good = points is None or (is_integer(points) and points >= 1)
+    require(good, "evaluate_points", points, "an integer >= 1, or None for all")
+    if points is not None and evaluate is None:
+        raise ConfigError(f"evaluate_points is {points}, but there is no metric. Pass evaluate=....")
+
+
+def check_range(resource: str, points: int | Sequence[BudgetLike], limits: tuple[float, float] | None) -> None:
+    """Raise for budgets that cannot be, whatever the model."""
     if resource not in resource_names("additive"):
         raise UnknownNameError("resource of a sweep", resource, resource_names("additive"))
-    require(is_integer(points) and 2 <= points <= MOST_POINTS, "points", points, f"an integer in 2..{MOST_POINTS}")
+    listed = isinstance(points, Sequence) and not isinstance(points, str) and len(points) > 0
+    count = is_integer(points) and 2 <= points <= MOST_POINTS
+    require(
+        listed or count, "points", points,
+        f"an integer in 2..{MOST_POINTS}, or a list of budgets such as ['params<=25%', 'params<=50%']",
+    )  # fmt: skip
     if limits is None:
         return
     pair = isinstance(limits, tuple | list) and len(limits) == 2 and all(map(is_number, limits))
     require(
         pair and 0 < limits[0] < limits[1] < 1, "limits", limits, "two growing shares in (0, 1), such as (0.2, 0.8)"
     )
-
-
-def _explicit(budgets: Sequence[BudgetLike], fixed: Budget | None) -> list[Budget]:
-    """Return the budgets with the fixed bounds added."""
-    listed = isinstance(budgets, Sequence) and not isinstance(budgets, str) and len(budgets) > 0
-    require(listed, "budgets", budgets, "a list of budgets, such as ['params<=25%', 'params<=50%']")
-    parsed = [_joined(Budget.parse(one), fixed) for one in budgets]
-    for one in parsed:
-        check_measurable(one)
-    return parsed
 
 
 def _joined(budget: Budget, fixed: Budget | None) -> Budget:
@@ -255,13 +198,13 @@ def _planned(planner: Planner, budget: Budget) -> SweepPoint:
     """Return the point of one budget; without a plan if there is none."""
     try:
         plan = planner.plan(budget)
-    except BudgetError as error:  # not to be met, or met by the model as it is
+    except BudgetError as error:  # out of reach, or met by the model as it is
         return SweepPoint(budget=str(budget), reason=str(error))
     search = plan.provenance.search
     errors = sum((choice.error or 0.0) ** 2 for choice in plan.factored.values())
     return SweepPoint(
         budget=str(budget),
         plan=plan,
-        cost=planner.problem.pricing.plan_cost(plan),
+        cost=planner.pricing.plan_cost(plan),
         damage=float(search.get("damage", errors)),
     )

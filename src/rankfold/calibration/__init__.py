@@ -8,4 +8,4 @@ from rankfold.calibration.second_moments import collect_moments as collect_momen
 from rankfold.calibration.sequential import adopt_ as adopt_
 from rankfold.calibration.sequential import reconstruct_sequentially as reconstruct_sequentially
 from rankfold.calibration.sequential_config import Reconstruction as Reconstruction
-from rankfold.calibration.sequential_config import SequentialConfig as SequentialConfig
+from rankfold.calibration.sequential_config import Sequential as Sequential

@@ -25,7 +25,7 @@ from rankfold._state import extra_state, load_state_, own_state
 from rankfold.calibration.flow import Use
 from rankfold.calibration.pairs import PairSums
 from rankfold.calibration.second_moments import collect_moments
-from rankfold.calibration.sequential_config import Reconstruction, SequentialConfig
+from rankfold.calibration.sequential_config import Reconstruction, Sequential
 from rankfold.calibration.sequential_fit import fit_layer
 from rankfold.calibration.sequential_sums import collect_pairs, layer_modules
 from rankfold.calibration.sequential_survey import joint_steps, observe_layers, separate_attentions
@@ -40,7 +40,7 @@ def reconstruct_sequentially(
     model: nn.Module,
     plan: Plan,
     batches: Iterable[Any],
-    config: SequentialConfig | None = None,
+    config: Sequential | None = None,
     *,
     suspects: list[str] | None = None,
 ) -> Reconstruction:
@@ -57,7 +57,7 @@ def reconstruct_sequentially(
         Methods and ranks.
     batches : iterable
         Batches with or without targets, iterated over many times, so no iterator; targets are not used.
-    config : SequentialConfig, optional
+    config : Sequential, optional
         Options.
     suspects : list of str, optional
         As for `rankfold.surgery.exchange.exchange_`.
@@ -69,7 +69,7 @@ def reconstruct_sequentially(
     DataError
         If there is no batch, or a layer's input holds NaN or infinity.
     """
-    return _Walk(model, plan, batches, config or SequentialConfig(), suspects).run()
+    return _Walk(model, plan, batches, config or Sequential(), suspects).run()
 
 
 class _Walk:
@@ -80,7 +80,7 @@ class _Walk:
         model: nn.Module,
         plan: Plan,
         batches: Iterable[Any],
-        config: SequentialConfig,
+        config: Sequential,
         suspects: list[str] | None,
     ) -> None:
         self.given = model

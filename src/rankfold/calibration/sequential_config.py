@@ -10,7 +10,7 @@ from rankfold._config import is_integer, is_number, require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SequentialConfig:
+class Sequential:
     """Options of sequential reconstruction.
 
     Parameters

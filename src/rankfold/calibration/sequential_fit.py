@@ -69,7 +69,7 @@ def fit_layer(sums: PairSums, weight: Tensor, ridge: float | None, *, shifts: bo
     weight : Tensor
         The original weight.
     ridge : float or None
-        As in `SequentialConfig`.
+        As in `Sequential`.
     shifts : bool
         Whether bias or BatchNorm will add what the mean lacks, so that the weight need not.
     """

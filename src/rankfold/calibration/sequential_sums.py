@@ -14,7 +14,7 @@ from rankfold._tensors import model_device, to_device
 from rankfold.batches import iterate, split_batch
 from rankfold.calibration.flow import Use
 from rankfold.calibration.pairs import PairSums
-from rankfold.calibration.sequential_config import SequentialConfig
+from rankfold.calibration.sequential_config import Sequential
 from rankfold.calibration.taps import Tap, run_to_taps
 from rankfold.inventory import find_module, undisturbed
 from rankfold.inventory.kinds import is_attention
@@ -30,7 +30,7 @@ def collect_pairs(
     layers: Mapping[str, LayerInfo],
     uses: Mapping[str, Use],
     batches: Iterable[Any],
-    config: SequentialConfig,
+    config: Sequential,
 ) -> Sums:
     """Run the original and the compressed network on every batch, up to some layers.
 
@@ -44,7 +44,7 @@ def collect_pairs(
         How the original uses them.
     batches : iterable
         The data.
-    config : SequentialConfig
+    config : Sequential
         Options.
     """
     sums: Sums = {
@@ -85,7 +85,7 @@ def _run(
     uses: Mapping[str, Use],
     sums: Sums,
     batch: Any,
-    config: SequentialConfig,
+    config: Sequential,
     what: str,
 ) -> dict[str, Tap]:
     """Run one network on one batch and return what was taken at each layer."""

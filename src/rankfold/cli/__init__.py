@@ -1,9 +1,8 @@
-"""The command ``rankfold``: one command a file; what they import is imported when they run."""
+"""The command ``rankfold``: one command a file."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -50,34 +49,37 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
 
 
-app = typer.Typer(
-    cls=_Group,
-    name="rankfold",
-    help="Make a trained PyTorch network smaller with low-rank factors, chosen layer by layer.",
-    epilog="Start with: rankfold demo",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = {
+    "demo": demo.demo,
+    "inspect": inspecting.inspect,
+    "analyze": analyzing.analyze,
+    "compress": compressing.compress,
+    "sweep": sweeping.sweep,
+    "plan": planning.plan,
+    "apply": planning.apply,
+    "finetune": tuning.finetune,
+    "evaluate": evaluating.evaluate,
+    "bench": benching.bench,
+    "report": reporting.report,
+}
+"""In the order of the help."""
 
 
-def _add(name: str, function: Callable[..., None], example: str) -> None:
-    """Register a command; its help is its docstring, with each paragraph in one flow."""
-    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-    app.command(name, help="\n\n".join(" ".join(p.split()) for p in paragraphs), epilog=example)(function)
-
-
-_add("demo", demo.demo, demo.EXAMPLE)
-_add("inspect", inspecting.inspect, inspecting.EXAMPLE)
-_add("analyze", analyzing.analyze, analyzing.EXAMPLE)
-_add("compress", compressing.compress, compressing.EXAMPLE)
-_add("sweep", sweeping.sweep, sweeping.EXAMPLE)
-_add("plan", planning.plan, planning.PLAN_EXAMPLE)
-_add("apply", planning.apply, planning.APPLY_EXAMPLE)
-_add("finetune", tuning.finetune, tuning.EXAMPLE)
-_add("evaluate", evaluating.evaluate, evaluating.EXAMPLE)
-_add("bench", benching.bench, benching.EXAMPLE)
-_add("report", reporting.report, reporting.EXAMPLE)
+def build() -> typer.Typer:
+    """Return the application with all commands."""
+    made = typer.Typer(
+        cls=_Group,
+        name="rankfold",
+        help="Make a trained PyTorch network smaller with low-rank factors, chosen layer by layer.",
+        epilog="Start with: rankfold demo",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(_options)
+    for name, one in COMMANDS.items():
+        one.add_to(made, name)
+    return made
 
 
 def _print_version(wanted: bool) -> None:
@@ -86,15 +88,16 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def options(
+def _options(
     version: Annotated[  # noqa: ARG001 - read by its callback
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")] = False,
 ) -> None:
-    """Take what stands before the command's name."""
     show_traceback.set(traceback)
+
+
+app = build()
 
 
 def main() -> None:

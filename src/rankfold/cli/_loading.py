@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 
 from rankfold import zoo
 from rankfold.batches import iterate, split_batch
-from rankfold.cli._source import Source
+from rankfold.cli._command import Given
+from rankfold.cli._source import OPTIONS, Source, artifact_source, source_of
 from rankfold.errors import ConfigError, DataError, RankfoldWarning, UnknownNameError
-from rankfold.evaluation import agreement, topk
+from rankfold.evaluation import Metric, agreement, topk
 from rankfold.zoo.factories import is_factory
 
 
@@ -98,6 +100,61 @@ def open_example(source: Source, test: Iterable[Any] | None) -> Any:
     return example
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """The model and data that a command works on.
+
+    Parameters
+    ----------
+    source : Source
+        What they are called.
+    dense : Module
+        The network with its weights, on the device.
+    example : object
+        Its example input.
+    test, calibration : iterable or None
+        Loaders; None without data.
+    """
+
+    source: Source
+    dense: nn.Module
+    example: Any
+    test: Iterable[Any] | None
+    calibration: Iterable[Any] | None = None
+
+    @property
+    def metric(self) -> Metric | None:
+        """What is measured on the test images; None without data."""
+        return pick_metric(self.test, lambda: self.dense)
+
+
+def given_source(given: Given) -> Source:
+    """Return the source that a command's flags name."""
+    options = {name: getattr(given, name, None) for name in OPTIONS}
+    return source_of(given.model, **options, seed=given.seed)
+
+
+def artifact_of(given: Given, *, reads_data: bool) -> Source:
+    """Return the source of an artefact, with the flags that are given instead of what it remembers."""
+    options = {name: getattr(given, name, None) for name in OPTIONS}
+    return artifact_source(
+        given.artifact, model=given.original, trust=given.trust_source, reads_data=reads_data, **options
+    )
+
+
+def open_work(source: Source, given: Given, *, tests: bool = True) -> Work:
+    """Open what a command works on; without `tests` the example input alone is taken from the test images."""
+    place = pick_device(given.device)
+    check_name(source)
+    if tests:
+        warn_untrained(source)
+    test = open_test(source)
+    images = getattr(given, "calibration_images", None)
+    calibration = None if source.data is None or images is None else open_data(source, "calibration", limit=images)
+    dense = open_model(source, place)
+    return Work(source=source, dense=dense, example=open_example(source, test), test=test, calibration=calibration)
+
+
 def resized(example: Any, batch: int) -> Any:
     """Return an example input of another batch size."""
     if not isinstance(example, torch.Tensor):
@@ -105,9 +162,7 @@ def resized(example: Any, batch: int) -> Any:
     return example[:1].repeat(batch, *[1] * (example.ndim - 1))
 
 
-def pick_metric(
-    test: Iterable[Any] | None, reference: Callable[[], nn.Module], k: int = 1
-) -> Callable[[nn.Module], float] | None:
+def pick_metric(test: Iterable[Any] | None, reference: Callable[[], nn.Module], k: int = 1) -> Metric | None:
     """Return top-k accuracy where the data has labels, else agreement with the reference; None without data."""
     if test is None:
         return None

@@ -33,6 +33,7 @@ _SPELLING = {
     "FineTune(max_steps=...)": "--max-steps",
     "FineTune(data=...)": "--data",
     "Pass evaluate=..., such as evaluate=rf.top1(loader).": "Give --data.",
+    "Pass calibration=..., or reconstruct='weights'.": "Give --data, or --reconstruct weights.",
 }
 """How options are called on the command line, where the library's messages name its own."""
 
@@ -96,8 +97,8 @@ def session(*, as_json: bool, quiet: bool) -> Iterator[Output]:
         yield out
 
 
-def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Make errors end a command as they should: a message, an exit code, no traceback."""
+def guarded(function: Callable[P, None]) -> Callable[P, None]:
+    """Make errors end a command with a message and an exit code, without a traceback."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -140,6 +140,10 @@ class Source:
         return cls(**known)
 
 
+OPTIONS = ("weights", "num_classes", "data", "input_size", "batch_size", "limit_test")
+"""What `source_of` and `artifact_source` take, apart from the network."""
+
+
 def source_of(
     model: str,
     *,

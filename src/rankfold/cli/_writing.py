@@ -9,26 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from rankfold._files import check_writable
+from rankfold.api.realizing import Destination
 from rankfold.cli._session import Output
+from rankfold.cli._source import Source
 from rankfold.errors import ConfigError, RankfoldError
 from rankfold.reporting import Report
-from rankfold.storage.folder import PLAN_FILE, check_output
+from rankfold.storage.folder import PLAN_FILE
 
 
-def check_folder(path: str) -> Path:
-    """Return the folder to write an artefact to, or say why that will not work.
+def destination(path: str, source: Source) -> Destination:
+    """Return where an artefact goes, with ``source.json``, or say why that will not work.
 
     Raises
     ------
     RankfoldError
         If it is a file, holds other files or a damaged artefact, or cannot be written to. Nothing is written.
     """
-    folder = Path(path).expanduser()
+    to = Destination(folder=Path(path).expanduser(), beside=source.texts)
     try:
-        check_output(folder)
+        to.check()
     except RankfoldError as error:
         raise RankfoldError(f"--out: {error}") from error
-    return folder
+    return to
 
 
 def check_file(path: str, suffixes: tuple[str, ...], flag: str = "--out") -> Path:

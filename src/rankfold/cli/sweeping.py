@@ -2,176 +2,102 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
 
-import typer
+import rankfold as rf
+from rankfold._options import Flag
+from rankfold.api.checks import check_measurable
+from rankfold.api.realizing import Destination
+from rankfold.api.sweeping import check_range
+from rankfold.cli._command import Given, command
+from rankfold.cli._loading import given_source, open_work
+from rankfold.cli._options import OUTPUT
+from rankfold.cli._parsing import parse_budget, search_options
+from rankfold.cli._session import Output
+from rankfold.cli._writing import check_file
+from rankfold.errors import ConfigError
+from rankfold.records import Budget
 
-from rankfold.cli import _options as o
-from rankfold.cli._session import command, session
-
-EXAMPLE = "Example: rankfold sweep lenet5_mnist5k --weights bundled --data mnist5k --points 20 --out sweep.html"
-
-_POINTS = "Which budgets"
 SUFFIXES = (".html", ".json", ".md", ".csv")
 
-Resource = Annotated[
-    str, typer.Option("--resource", help="What is varied: params, macs, flash, fm or memory.", rich_help_panel=_POINTS)
-]
-Points = Annotated[
-    int,
-    typer.Option("--points", help="How many budgets, evenly spaced from the least that can be reached.", min=2,
-                 rich_help_panel=_POINTS),
-]  # fmt: skip
-Between = Annotated[
-    str | None,
-    typer.Option("--between", help="Shares of the model that the budgets lie between, such as 20%,80%.",
-                 metavar="SHARES", rich_help_panel=_POINTS),
-]  # fmt: skip
-At = Annotated[
-    list[str] | None,
-    typer.Option("--at", help="One budget, in the place of --points and --between; may be repeated.", metavar="BOUND",
-                 rich_help_panel=_POINTS),
-]  # fmt: skip
-Fixed = Annotated[
-    list[str] | None,
-    typer.Option("--budget", "-b", help="Bound that holds at every point besides, such as macs<=50%; may be repeated.",
-                 metavar="BOUND", rich_help_panel=_POINTS),
-]  # fmt: skip
-Evaluate = Annotated[
-    int | None,
-    typer.Option("--evaluate", help="How many points are applied and measured on the test images; all if left out.",
-                 min=1, metavar="N", rich_help_panel="Output"),
-]  # fmt: skip
-NoEvaluate = Annotated[
-    bool, typer.Option("--no-evaluate", help="Plan only: measure no model.", rich_help_panel="Output")
-]
-Outs = Annotated[
-    list[str] | None,
-    typer.Option("--out", "-o", help="File ending in .html, .json, .md or .csv; may be repeated.", metavar="FILE",
-                 rich_help_panel="Output"),
-]  # fmt: skip
-Models = Annotated[
-    str | None,
-    typer.Option("--models", help="Folder for an artefact of every point.", metavar="FOLDER", rich_help_panel="Output"),
-]
+_POINTS = "Budgets"
 
 
-@command
-def sweep(
-    model: o.Model,
-    out: Outs = None,
-    models: Models = None,
-    weights: o.Weights = None,
-    data: o.Data = None,
-    resource: Resource = "params",
-    points: Points = 20,
-    between: Between = None,
-    at: At = None,
-    budget: Fixed = None,
-    evaluate: Evaluate = None,
-    no_evaluate: NoEvaluate = False,
-    strategy: o.Strategy = o.STRATEGY,
-    methods: o.Methods = None,
-    option: o.Option = None,
-    include: o.Include = None,
-    exclude: o.Exclude = None,
-    keep_first_last: o.KeepFirstLast = False,
-    override: o.Override = None,
-    rank_multiple: o.RankMultiple = None,
-    gauge: o.Gauge = False,
-    storage: o.Storage = None,
-    cache: o.Cache = None,
-    calibration_images: o.CalibrationImages = 1024,
-    data_aware: o.DataAware = True,
-    reconstruct: o.Reconstruct = None,
-    input_size: o.InputSize = None,
-    num_classes: o.Classes = None,
-    batch_size: o.BatchSize = None,
-    limit_test: o.LimitTest = None,
-    device: o.Device = "auto",
-    seed: o.Seed = 0,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """Plan for many budgets at once: the front of size against predicted damage, and a family of models.
+@command(
+    "rankfold sweep lenet5_mnist5k --weights bundled --data mnist5k --points 20 --out sweep.html",
+    "model", "out", "models", "resource", "points", "between", "at", "evaluate", "no_evaluate", "search", "source",
+    out=Flag(
+        kind=list[str] | None, names=("--out", "-o"), metavar="FILE", panel=OUTPUT,
+        help="File ending in .html, .json, .md or .csv; may be repeated.",
+    ),
+    models=Flag(kind=str | None, metavar="FOLDER", panel=OUTPUT, help="Folder for an artefact of every point."),
+    resource=Flag(
+        kind=str, default="params", panel=_POINTS, help="What is varied: params, macs, flash, fm or memory."
+    ),
+    points=Flag(
+        kind=int, default=20, least=2, panel=_POINTS,
+        help="How many budgets, evenly spaced from the least that can be reached.",
+    ),
+    between=Flag(
+        kind=str | None, metavar="SHARES", panel=_POINTS,
+        help="Shares of the model that the budgets lie between, such as 20%,80%.",
+    ),
+    at=Flag(
+        kind=list[str] | None, metavar="BOUND", panel=_POINTS,
+        help="One budget, instead of --points and --between; may be repeated.",
+    ),
+    budget=Flag(
+        kind=list[str] | None, names=("--budget", "-b"), metavar="BOUND", panel=_POINTS,
+        help="Bound that holds at every point as well, such as macs<=50%; may be repeated.",
+    ),
+    evaluate=Flag(
+        kind=int | None, least=1, metavar="N", panel=OUTPUT,
+        help="How many points are applied and measured on the test images. By default all.",
+    ),
+    no_evaluate=Flag(kind=bool, default=False, panel=OUTPUT, help="Plan only: measure no model."),
+)  # fmt: skip
+def sweep(given: Given, out: Output) -> None:
+    """Plan for many budgets at once: the front of size against predicted loss, and a family of models.
 
-    Candidates are priced and measured once; each budget is then a matter of a moment. With --data the plans are
-    applied one at a time and measured on the test images. With --cache a sweep that was killed goes on where it was.
+    Candidates are priced and measured once; each budget then takes moments. With --data the plans are applied one at
+    a time and measured on the test images. With --cache a sweep that was killed resumes.
     """
-    import rankfold as rf
-    from rankfold.api.checks import check_measurable
-    from rankfold.api.sweeping import check_range
-    from rankfold.cli._loading import (
-        check_name,
-        open_data,
-        open_example,
-        open_model,
-        open_test,
-        pick_device,
-        pick_metric,
-        warn_untrained,
+    source = given_source(given)
+    budget, search = parse_budget(given.budget), search_options(given)
+    if given.no_evaluate and given.evaluate is not None:
+        raise ConfigError("--evaluate and --no-evaluate contradict each other. Leave one of them out.")
+    if given.evaluate is not None and given.data is None:
+        raise ConfigError(f"--evaluate {given.evaluate} needs images to measure on. Give --data.")
+    limits = None if given.between is None else parse_limits(given.between)
+    points = [Budget.parse(text) for text in given.at] if given.at else given.points
+    check_range(given.resource, points, limits)
+    for one in (*(points if isinstance(points, list) else ()), budget):
+        check_measurable(one)
+    files = [check_file(path, SUFFIXES) for path in given.out or ()]
+    work = open_work(source, given)
+    result = rf.sweep(
+        work.dense,
+        work.example,
+        resource=given.resource,
+        points=points,
+        limits=limits,
+        budget=budget,
+        calibration=work.calibration,
+        evaluate=None if given.no_evaluate else work.metric,
+        evaluate_points=given.evaluate,
+        output=None if given.models is None else Destination(folder=Path(given.models), beside=source.texts),
+        name=given.model,
+        **search,
     )
-    from rankfold.cli._parsing import planning_options, reconstruction
-    from rankfold.cli._source import source_of
-    from rankfold.cli._writing import check_file
-    from rankfold.errors import ConfigError
-    from rankfold.records import Budget
-
-    with session(as_json=as_json, quiet=quiet) as printer:
-        source = source_of(
-            model, weights=weights, num_classes=num_classes, data=data, input_size=input_size, batch_size=batch_size,
-            limit_test=limit_test, seed=seed,
-        )  # fmt: skip
-        planning = planning_options(
-            budget=budget, strategy=strategy, option=option, methods=methods, include=include, exclude=exclude,
-            keep_first_last=keep_first_last, override=override, rank_multiple=rank_multiple, gauge=gauge,
-            storage=storage, cache=cache,
-            data_aware=data_aware, seed=seed,
-        )  # fmt: skip
-        if no_evaluate and evaluate is not None:
-            raise ConfigError("--evaluate and --no-evaluate contradict each other. Leave one of them out.")
-        if evaluate is not None and data is None:
-            raise ConfigError(f"--evaluate {evaluate} needs images to measure on. Give --data.")
-        limits = None if between is None else parse_limits(between)
-        check_range(resource, points, limits)
-        budgets = None if not at else [Budget.parse(text) for text in at]
-        for one in (*(budgets or ()), planning["budget"]):
-            if one is not None:
-                check_measurable(one)
-        files = [check_file(path, SUFFIXES) for path in out or ()]
-        how = reconstruction(reconstruct, data)
-        place = pick_device(device)
-        check_name(source)
-        warn_untrained(source)
-        test = open_test(source)
-        calibration = None if data is None else open_data(source, "calibration", limit=calibration_images)
-        dense = open_model(source, place)
-        found = rf.sweep(
-            dense,
-            open_example(source, test),
-            resource=resource,
-            points=points,
-            limits=limits,
-            budgets=budgets,
-            calibration=calibration,
-            reconstruct=how,
-            evaluate=None if no_evaluate else pick_metric(test, lambda: dense),
-            evaluate_points=evaluate,
-            output=models,
-            name=model,
-            **planning,
-        )
-        printer.show(found.print)
-        if models is not None:
-            for point in found.points:
-                if point.folder is not None:
-                    source.attach(point.folder)
-            printer.say(f"models: {models}")
-        for file in files:
-            found.save(file)
-            printer.say(f"{file.suffix[1:]}: {file}")
-        written = {file.suffix[1:]: str(file) for file in files} | ({} if models is None else {"models": models})
-        printer.document({"command": "sweep", "files": written, "sweep": found.to_dict()})
+    out.show(result.print)
+    if given.models is not None:
+        out.say(f"models: {given.models}")
+    for file in files:
+        result.save(file)
+        out.say(f"{file.suffix[1:]}: {file}")
+    written = {file.suffix[1:]: str(file) for file in files}
+    written |= {} if given.models is None else {"models": given.models}
+    out.document({"command": "sweep", "files": written, "sweep": result.to_dict()})
 
 
 def parse_limits(text: str) -> tuple[float, float]:
@@ -182,8 +108,6 @@ def parse_limits(text: str) -> tuple[float, float]:
     ConfigError
         If the text is not two growing shares.
     """
-    from rankfold.errors import ConfigError
-
     try:
         shares = [float(p.strip().removesuffix("%")) / (100 if p.strip().endswith("%") else 1) for p in text.split(",")]
     except ValueError:

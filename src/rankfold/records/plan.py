@@ -119,8 +119,9 @@ class Choice:
 class Provenance:
     """Where a plan comes from.
 
-    `search` is what the strategy found out on the way: of ``compressnas``, the proxy, the damage that it predicts, a
-    proven lower bound of it, and of rounds the damage that was measured with all layers compressed.
+    `options` are those of the search that differ from their defaults. `search` is what the strategy learned on the
+    way: of ``compressnas``, the proxy, the damage that it predicts, a proven lower bound of it, and of rounds the
+    damage that was measured with all layers compressed.
     """
 
     strategy: str = "manual"
@@ -130,6 +131,7 @@ class Provenance:
     seed: int = 0
     reconstruct: str | None = None
     deploy_dtype: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)
     weights_hash: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
@@ -139,7 +141,7 @@ class Provenance:
         return {
             "strategy": self.strategy, "config": dict(self.config), "budget": self.budget,
             "methods": list(self.methods), "seed": self.seed, "reconstruct": self.reconstruct,
-            "deploy_dtype": self.deploy_dtype,
+            "deploy_dtype": self.deploy_dtype, "options": dict(self.options),
             "weights_hash": self.weights_hash, "versions": dict(self.versions), "search": dict(self.search),
         }  # fmt: skip
 
@@ -164,7 +166,8 @@ class Provenance:
 
 _PROVENANCE: dict[str, tuple[type, ...]] = {
     "strategy": (str,), "config": (dict,), "budget": (str,), "methods": (list, tuple), "seed": (int,),
-    "reconstruct": (str,), "deploy_dtype": (str,), "weights_hash": (str,), "versions": (dict,), "search": (dict,),
+    "reconstruct": (str,), "deploy_dtype": (str,), "options": (dict,), "weights_hash": (str,),
+    "versions": (dict,), "search": (dict,),
 }  # fmt: skip
 
 

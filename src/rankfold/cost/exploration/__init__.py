@@ -9,6 +9,6 @@ from rankfold.cost.exploration.scores import METRICS as METRICS
 from rankfold.cost.exploration.scores import scores as scores
 from rankfold.cost.exploration.space import CORES as CORES
 from rankfold.cost.exploration.space import PAPER_STEPS as PAPER_STEPS
-from rankfold.cost.exploration.space import check_steps as check_steps
+from rankfold.cost.exploration.space import Exploration as Exploration
 from rankfold.cost.exploration.space import explore as explore
 from rankfold.cost.exploration.written import layer_of as layer_of

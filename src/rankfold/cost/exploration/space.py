@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rankfold import methods
 from rankfold._config import is_integer, is_number, require
+from rankfold._options import boolean, check_options, document, integer, option
 from rankfold.cost.exploration.picking import Picker, Place, Target, draw
 from rankfold.cost.exploration.pieces import Piece, pieces, price
 from rankfold.cost.exploration.plane import Plane
@@ -24,18 +26,58 @@ CORES = 3
 """Most cores of the tensor shapes that are counted for ``ttm``."""
 
 
+def _steps(name: str, value: Any) -> None:
+    listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    require(listed, name, value, "a sequence of shares of the parameters to remove, such as (0.85, 0.6)")
+    for share in value:
+        require(is_number(share) and 0 < share < 1, name, share, "shares between 0 and 1, such as 0.85")
+    require(len(set(value)) == len(value), name, list(value), "different shares")
+
+
+def _tolerance(name: str, value: Any) -> None:
+    require(is_number(value) and 0 < value <= 0.5, name, value, "a number in (0, 0.5]")
+
+
+def _bins(name: str, value: Any) -> None:
+    require(value is None or (is_integer(value) and 1 <= value <= 200), name, value, "an integer in 1..200, or None")
+
+
+@document
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exploration:
+    """Options of `explore`."""
+
+    steps: Sequence[float] = option(PAPER_STEPS, "Shares of the layer's parameters to remove.", check=_steps)
+    tolerance: float = option(
+        0.005,
+        "A setting belongs to a step if the share that it removes lies in [step - tolerance, step + tolerance): with "
+        "the default it rounds to the step's whole per cent.",
+        check=_tolerance,
+    )
+    random: int = option(0, "Random solutions of each step, all different.", check=integer(0))
+    seed: int = option(0, "Random seed.", check=integer(0))
+    cores: int = option(CORES, "Most cores of the tensor shapes that are counted for ttm.", check=integer(2))
+    useful: bool = option(
+        False,
+        "Leave out settings with a rank that another one makes useless: of two ranks of one factor, one beyond n times "
+        "the other if the factor has n elements for each pair of their values. r2 > K1 * r1 of a tt is such: a smaller "
+        "r2 does the same for less. The paper's counts are without it.",
+        check=boolean,
+    )
+    bins: int | None = option(
+        None, "Bins on each axis of the histogram over parameter and MAC reduction; None leaves it out.", check=_bins
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
 def explore(
     layer: LayerInfo,
     method: str,
+    exploration: Exploration | None = None,
     *,
     options: Mapping[str, Any] | None = None,
-    steps: Sequence[float] = PAPER_STEPS,
-    tolerance: float = 0.005,
-    random: int = 0,
-    seed: int = 0,
-    cores: int = CORES,
-    useful: bool = False,
-    bins: int | None = None,
 ) -> Space:
     """Count the valid rank settings of a method on a layer and choose the solutions of each compression step.
 
@@ -56,25 +98,10 @@ def explore(
         With the calls that MACs and feature maps are counted for.
     method : str
         A registered factorization.
+    exploration : Exploration, optional
+        Steps, tolerance, random solutions and what is counted.
     options : mapping, optional
         Options of the method.
-    steps : sequence of float
-        Shares of the layer's parameters to remove, each in (0, 1).
-    tolerance : float
-        A setting belongs to a step if its parameter reduction lies in ``[step - tolerance, step + tolerance)``: with
-        the default it rounds to the step's whole per cent.
-    random : int
-        Solutions of each step to draw beside the named ones, uniformly, all different.
-    seed : int
-        Of the draw.
-    cores : int
-        Most cores of a tensor shape, at least 2.
-    useful : bool
-        Leave out settings with a rank that another one makes useless: of two ranks of one factor, one beyond n times
-        the other if the factor has n elements for each pair of their values. ``r2 > K1 * r1`` of a ``tt`` is such:
-        a smaller ``r2`` does the same for less. The paper's counts are without it, and so is the default.
-    bins : int, optional
-        Also count the histogram over parameter and MAC reduction, with so many bins an axis.
 
     Returns
     -------
@@ -91,17 +118,16 @@ def explore(
     ----------
     Kokhazadeh et al. (2025), section 4, "Exploration space", Tables 2-5; section 5.1 for the choice of solutions.
     """
-    options = dict(options or {})
-    check_steps(steps, tolerance, random, seed, cores, bins)
+    options, how = dict(options or {}), exploration or Exploration()
     methods.check_supported(methods.get(method, options), layer)
     if not layer.calls:
         raise ConfigError(
             f"{layer.title} has no calls, so its MACs are not known. Inspect its model, or say its input."
         )
     dense = dense_cost(layer)
-    parts = list(pieces(method, layer, options, cores, useful=useful))
-    pickers = [Picker(Target.of(share, tolerance, dense.params)) for share in steps]
-    plane = None if bins is None else Plane(bins, dense)
+    parts = list(pieces(method, layer, options, how.cores, useful=how.useful))
+    pickers = [Picker(Target.of(share, how.tolerance, dense.params)) for share in how.steps]
+    plane = None if how.bins is None else Plane(how.bins, dense)
     size, extents = 0, _Extents(dense)
     for rows in valid_rows(parts, dense):
         size += int((rows.last - rows.first + 1).sum())
@@ -110,7 +136,7 @@ def explore(
             picker.see(rows)
         if plane is not None:
             plane.see(rows)
-    drawn = draw(pickers, lambda: valid_rows(parts, dense), random, f"{seed}/{layer.describe()}/{method}")
+    drawn = draw(pickers, lambda: valid_rows(parts, dense), how.random, f"{how.seed}/{layer.describe()}/{method}")
     chosen = [_step(method, layer, parts, picker, places) for picker, places in zip(pickers, drawn, strict=True)]
     shapes = {tuple(sorted(part.options.items())) for part in parts}
     return Space(
@@ -127,20 +153,6 @@ def explore(
         stages=stages(method, layer, parts[0]) if parts else (),
         histogram=None if plane is None else plane.histogram,
     )
-
-
-def check_steps(steps: Sequence[float], tolerance: float, random: int, seed: int, cores: int, bins: int | None) -> None:
-    """Raise `ConfigError` for an option of `explore` that is out of range, whatever the layer."""
-    fine = isinstance(steps, Sequence) and not isinstance(steps, str) and len(steps) > 0
-    require(fine, "steps", steps, "a sequence of shares of the parameters to remove, such as (0.85, 0.6)")
-    for share in steps:
-        require(is_number(share) and 0 < share < 1, "steps", share, "shares between 0 and 1, such as 0.85")
-    require(len(set(steps)) == len(steps), "steps", list(steps), "different shares")
-    require(is_number(tolerance) and 0 < tolerance <= 0.5, "tolerance", tolerance, "a number in (0, 0.5]")
-    require(is_integer(random) and random >= 0, "random", random, "an integer of at least 0")
-    require(is_integer(seed) and seed >= 0, "seed", seed, "an integer of at least 0")
-    require(is_integer(cores) and cores >= 2, "cores", cores, "an integer of at least 2")
-    require(bins is None or (is_integer(bins) and 1 <= bins <= 200), "bins", bins, "an integer in 1..200, or None")
 
 
 class _Extents:

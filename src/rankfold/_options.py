@@ -1,0 +1,179 @@
+"""Options that stand once: the fields of frozen records, with name, type, default, check, help and spelling.
+
+A field made by `option` knows all that Python, the command line and the documentation say of it. The command line adds
+its flags from `options_of`, `document` writes the record's docstring, and `options_table` the table of the docs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rankfold._config import config_to_dict, is_integer, require
+from rankfold.errors import UnknownNameError
+
+R = TypeVar("R")
+T = TypeVar("T", bound=type)
+
+Check = Callable[[str, Any], object]
+"""``check(name, value)`` raises `ConfigError` for a value that cannot be meant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """An option of the command line.
+
+    Parameters
+    ----------
+    kind : type
+        What the command line reads, such as ``int``, ``str | None`` or ``list[str] | None``.
+    help : str
+        One sentence or two.
+    default : object
+        Where the user gives nothing.
+    names : tuple of str
+        Spellings such as ``("--strategy", "-s")``; by default that of the name. None is a positional argument.
+    metavar : str or None
+        What stands for the value in the help.
+    least, most : int or None
+        Range of a number.
+    panel : str
+        Heading in the help.
+    parse : callable or None
+        Makes the record's value of what was read.
+    """
+
+    kind: Any
+    help: str = ""
+    default: Any = None
+    names: tuple[str, ...] | None = ()
+    metavar: str | None = None
+    least: int | None = None
+    most: int | None = None
+    panel: str | None = None
+    parse: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """What is known of one option besides its name, type and default."""
+
+    help: str
+    check: Check | None
+    flag: Flag | None
+
+
+def option(default: Any, help: str, *, check: Check | None = None, flag: Flag | None = None) -> Any:
+    """Return a dataclass field that is an option.
+
+    Parameters
+    ----------
+    default : object
+        Its default, in Python and on the command line.
+    help : str
+        What it does, for the docstring, the command line and the docs.
+    check : callable, optional
+        ``check(name, value)`` raises for a value that cannot be meant; None is always checked by it, too.
+    flag : Flag, optional
+        How the command line spells it; without one it is an option of Python alone.
+    """
+    return dataclasses.field(default=default, metadata={"option": Option(help=help, check=check, flag=flag)})
+
+
+def options_of(record: Any) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
+    """Return the options of a record, or of its class, by name."""
+    return {f.name: (f, f.metadata["option"]) for f in dataclasses.fields(record) if "option" in f.metadata}
+
+
+def check_options(record: Any) -> None:
+    """Raise for the first option of a record whose value cannot be meant."""
+    for name, (_, known) in options_of(record).items():
+        if known.check is not None:
+            known.check(name, getattr(record, name))
+
+
+def options_from(record: type[R], values: Mapping[str, Any]) -> R:
+    """Return a record of options that were given by name.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such option; the nearest one is offered.
+    ConfigError
+        If a value cannot be meant.
+    """
+    known = sorted(options_of(record))
+    for name in values:
+        if name not in known:
+            raise UnknownNameError("option", name, known)
+    return record(**values)
+
+
+def given(record: Any) -> dict[str, Any]:
+    """Return the options that differ from their defaults as JSON-ready values."""
+    values = {name: (getattr(record, name), field.default) for name, (field, _) in options_of(record).items()}
+    return {name: _plain(value) for name, (value, default) in values.items() if value != default}
+
+
+def document(record: T) -> T:
+    """Add the options of a record class to its docstring, as a numpydoc section."""
+    lines = [record.__doc__ or "", "", "Parameters", "----------"]
+    for name, (field, known) in options_of(record).items():
+        lines += [f"{name} : {_type(field)}", f"    {known.help} The default is ``{field.default!r}``."]
+    record.__doc__ = "\n".join(lines)
+    return record
+
+
+def options_table(record: Any) -> str:
+    """Return the options of a record class as a Markdown table: Python, command line, default, help."""
+    lines = ["| option | command line | default | what it does |", "|---|---|---|---|"]
+    for name, (field, known) in options_of(record).items():
+        flag = known.flag
+        spelled = "" if flag is None else ", ".join(f"`{s}`" for s in spellings(name, flag))
+        help = known.help.replace("|", "\\|")
+        lines.append(f"| `{name}` | {spelled} | `{field.default!r}` | {help} |")
+    return "\n".join(lines)
+
+
+def spellings(name: str, flag: Flag) -> tuple[str, ...]:
+    """Return how the command line spells an option."""
+    return flag.names or (f"--{name.replace('_', '-')}",)
+
+
+def boolean(name: str, value: object) -> None:
+    """Check a switch."""
+    require(isinstance(value, bool), name, value, "True or False")
+
+
+def integer(least: int, *, optional: bool = False) -> Check:
+    """Return the check of an integer of at least `least`, or None where that is allowed."""
+
+    def check(name: str, value: object) -> None:
+        if value is None and optional:
+            return
+        require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
+
+    return check
+
+
+def _type(field: dataclasses.Field[Any]) -> str:
+    return field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as it comes out of JSON; what JSON cannot hold by its name."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list | set | frozenset):
+        return [_plain(v) for v in value]
+    if hasattr(value, "to_dict"):
+        return _plain(value.to_dict())
+    if dataclasses.is_dataclass(value):
+        return {"type": type(value).__name__, **{k: _plain(v) for k, v in config_to_dict(value).items()}}
+    return str(value)

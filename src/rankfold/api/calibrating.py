@@ -1,0 +1,59 @@
+"""Calibration data of one model, and its second moments, collected once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from rankfold.batches import MatchedBatches, iterate, split_batch
+from rankfold.calibration import LayerMoments, collect_moments
+from rankfold.inventory import evaluating
+from rankfold.records import LayerInfo
+
+
+class Calibration:
+    """Batches that can be read more than once, and the second moments of a model's layers on them.
+
+    Parameters
+    ----------
+    model : Module
+        The original.
+    data : iterable
+        Batches; the items of an iterator are kept.
+    example_input : object, optional
+        What the model is called with. Every batch is compared with it (`rankfold.batches.MatchedBatches`).
+    """
+
+    def __init__(self, model: nn.Module, data: Iterable[Any], example_input: Any = None) -> None:
+        self._model = model
+        again = list(data) if isinstance(data, Iterator) else data
+        self.batches = again if example_input is None else MatchedBatches(again, example_input, "calibration")
+        self._moments = LayerMoments()
+        self._seen: set[str] = set()
+
+    def moments(self, layers: Sequence[LayerInfo]) -> LayerMoments:
+        """Return the second moments of these layers' inputs, and of those that were asked for before."""
+        missing = [layer for layer in layers if layer.name not in self._seen]
+        if missing:
+            new = collect_moments(self._model, self.batches, missing)
+            unreached = (*self._moments.unreached, *new.unreached)
+            self._moments = LayerMoments({**self._moments, **new})
+            self._moments.unreached = unreached
+            self._seen |= {layer.name for layer in missing}
+        return self._moments
+
+    def forget(self) -> None:
+        """Free the second moments."""
+        self._moments, self._seen = LayerMoments(), set()
+
+    def first_input(self) -> Any:
+        """Return the inputs of the first batch; data may draw from torch's random state, which stays as it is."""
+        with evaluating(self._model):
+            return split_batch(next(iterate(self.batches, "calibration")))[0]
+
+
+def calibration_of(model: nn.Module, data: Iterable[Any] | None, example_input: Any = None) -> Calibration | None:
+    """Return the calibration data, or None where there is none."""
+    return None if data is None else Calibration(model, data, example_input)

@@ -1,0 +1,237 @@
+"""The options of a search, each of which stands here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rankfold import methods, strategies
+from rankfold._config import config_to_dict, require
+from rankfold._options import Flag, boolean, check_options, document, integer, option, options_from
+from rankfold.calibration import Sequential
+from rankfold.candidates import DEFAULT_METHODS, resolve_methods
+from rankfold.errors import ConfigError, UnknownNameError
+from rankfold.records.deploy import check_deploy_dtype
+
+DEFAULT_STRATEGY = "compressnas"
+MOST_SEED = 2**63 - 1
+
+Reconstruct = Literal["weights", "data", "sequential"]
+"""How factors are found."""
+
+_RECONSTRUCT = ("weights", "data", "sequential")
+
+
+def chosen_methods(value: Any) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """Return the names of the factorizations, and the options of those that were given as objects."""
+    if value is None or isinstance(value, str):
+        return resolve_methods(value), {}
+    listed = list(value) if isinstance(value, Iterable) else [value]
+    known = all(isinstance(one, str | type | methods.Method) for one in listed)
+    require(known, "methods", value, "a name, a method such as rankfold.QR(), or a list of these")
+    require(len(listed) > 0, "methods", value, "at least one name")
+    objects = {one.name: one for one in (methods.get(one) for one in listed if not isinstance(one, str))}
+    options = {name: _changed(one) for name, one in objects.items()}
+    return resolve_methods([one if isinstance(one, str) else one.name for one in listed]), options
+
+
+def _changed(method: methods.Method) -> dict[str, Any]:
+    """Return the options that differ from their defaults."""
+    default = config_to_dict(type(method)())
+    return {name: value for name, value in config_to_dict(method).items() if value != default[name]}
+
+
+def _strategies() -> list[str]:
+    """Return the names of all strategies, the default first."""
+    return sorted(strategies.registry.names(), key=lambda name: (name != DEFAULT_STRATEGY, name))
+
+
+def _strategy(_name: str, value: Any) -> None:
+    strategies.get(value)
+
+
+def _methods(_name: str, value: Any) -> None:
+    chosen_methods(value)
+
+
+def _selector(name: str, value: Any) -> None:
+    listed = [value] if isinstance(value, str | type) else value
+    good = listed is None or (isinstance(listed, Sequence) and all(isinstance(v, str | type) for v in listed))
+    require(good, name, value, "a layer name pattern, a module type, or a list of these")
+
+
+def _overrides(name: str, value: Any) -> None:
+    require(value is None or isinstance(value, Mapping), name, value, "a mapping of layer names")
+
+
+def _dtype(_name: str, value: Any) -> None:
+    check_deploy_dtype(value)
+
+
+def _cache(name: str, value: Any) -> None:
+    require(value is None or isinstance(value, str | Path), name, value, "a folder, or None")
+
+
+def _reconstruct(_name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, Sequential) and value not in _RECONSTRUCT:
+        raise UnknownNameError("reconstruction", str(value), _RECONSTRUCT)
+
+
+@document
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """Options of a search: how layers are chosen, priced, judged and factored.
+
+    `plan`, `compress` and `sweep` take them by keyword: ``rf.plan(model, x, methods="svd", gauge=True)``. A strategy or
+    a factorization is given by name, or by a record of its options: ``strategy=rf.CompressNAS(proxy="fisher")``,
+    ``methods=("svd", rf.QR(pivoting=False))``. Layers are selected by name pattern (``"layer1.*"``, ``"re:..."``) or
+    module type.
+    """
+
+    strategy: Any = option(
+        DEFAULT_STRATEGY,
+        f"Strategy that chooses method and ranks of every layer: {', '.join(_strategies())}.",
+        check=_strategy,
+        flag=Flag(kind=str, names=("--strategy", "-s"), metavar="NAME"),
+    )
+    methods: Any = option(
+        None,
+        f"Factorizations to choose from, such as svd,tucker, or all. By default {', '.join(DEFAULT_METHODS)}.",
+        check=_methods,
+        flag=Flag(kind=str | None, metavar="NAMES"),
+    )
+    data_aware: bool = option(
+        True,
+        "Predict errors and find factors on the calibration data, or, without, from the weights alone.",
+        check=boolean,
+        flag=Flag(kind=bool, names=("--data-aware/--no-data-aware",)),
+    )
+    reconstruct: Any = option(
+        None,
+        "What the factors minimise: weights (error of the weights), data (error of each layer's output) or sequential "
+        "(error of each layer's output given the compressed layers before it; the most accurate and the slowest). By "
+        "default data where there is any.",
+        check=_reconstruct,
+        flag=Flag(kind=str | None, metavar="HOW"),
+    )
+    include: Any = option(
+        None,
+        "Compress only layers that match this name pattern; may be repeated.",
+        check=_selector,
+        flag=Flag(kind=list[str] | None, metavar="PATTERN", parse=lambda texts: texts or None),
+    )
+    exclude: Any = option(
+        None,
+        "Keep layers that match this name pattern; may be repeated.",
+        check=_selector,
+        flag=Flag(kind=list[str] | None, metavar="PATTERN", parse=lambda texts: texts or None),
+    )
+    keep_first_last: bool = option(
+        False, "Keep the first convolution and the last classifier.", check=boolean, flag=Flag(kind=bool)
+    )
+    overrides: Mapping[str, Any] | None = option(
+        None,
+        "Decisions by layer name or pattern, which the strategy leaves alone and the budget counts: "
+        "NAME=METHOD:RANKS, NAME=METHOD:SHARE (such as 0.5) or NAME=keep.",
+        check=_overrides,
+        flag=Flag(
+            kind=list[str] | None, names=("--override",), metavar="CHOICE", parse=lambda texts: parse_overrides(texts)
+        ),
+    )
+    rank_multiple: int | None = option(
+        None,
+        "Ranks are multiples of this. By default 8 for a model on an accelerator, otherwise 1.",
+        check=integer(1, optional=True),
+        flag=Flag(kind=int | None, least=1),
+    )
+    gauge: bool = option(
+        False,
+        "Gauge factors where that makes them smaller: the same function with r^2 fewer parameters at a bond of rank r.",
+        check=boolean,
+        flag=Flag(kind=bool),
+    )
+    deploy_dtype: str | None = option(
+        None,
+        "Data type of weights and activations on the device, which bounds on flash and ram count: float32, float16, "
+        "bfloat16 or int8. By default the model's own. Nothing is converted.",
+        check=_dtype,
+        flag=Flag(kind=str | None, metavar="TYPE"),
+    )
+    cache: str | Path | None = option(
+        None,
+        "Folder that keeps what a search measures: a search that was killed resumes, and another budget measures "
+        "nothing twice. Data that cannot be identified is not cached.",
+        check=_cache,
+        flag=Flag(kind=str | None, metavar="FOLDER"),
+    )
+    seed: int = option(0, "Random seed.", check=integer(0), flag=Flag(kind=int, least=0, most=MOST_SEED))
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def search_of(options: Mapping[str, Any]) -> Search:
+    """Return the options that a call was given by keyword; wrong ones raise."""
+    return options_from(Search, options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitting:
+    """How factors are found: the mode, and the options of the mode "sequential"."""
+
+    mode: Reconstruct
+    sequential: Sequential = field(default_factory=Sequential)
+
+
+def reconstruction(wanted: Any, *, has_data: bool, data_aware: bool = True) -> Fitting:
+    """Return how factors are found: by default on the data, if there is any and it is to be used.
+
+    Raises
+    ------
+    ConfigError
+        If the mode needs calibration data and there is none.
+    """
+    _reconstruct("reconstruct", wanted)
+    if wanted is None:
+        return Fitting(mode="data" if has_data and data_aware else "weights")
+    options = wanted if isinstance(wanted, Sequential) else Sequential()
+    mode: Reconstruct = "sequential" if isinstance(wanted, Sequential) else wanted
+    if mode != "weights" and not has_data:
+        raise ConfigError(
+            f"reconstruct={mode!r} needs calibration data. Pass calibration=..., or reconstruct='weights'."
+        )
+    return Fitting(mode=mode, sequential=options)
+
+
+def parse_overrides(texts: Sequence[str] | None) -> dict[str, Any] | None:
+    """Return choices by layer name pattern for texts such as ``"layer1.*=tucker:8,8"``."""
+    result: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, choice = text.partition("=")
+        if not equals or not name or not choice:
+            raise _bad_override(text)
+        result[name] = None if choice == "keep" else _choice(text, choice)
+    return result or None
+
+
+def _choice(text: str, choice: str) -> tuple[str, Any]:
+    method, colon, ranks = choice.partition(":")
+    if not colon or not method:
+        raise _bad_override(text)
+    try:
+        if ranks.endswith("%"):
+            return method, float(ranks[:-1]) / 100
+        if "." in ranks:
+            return method, float(ranks)
+        return method, tuple(int(r) for r in ranks.strip("()").split(","))
+    except ValueError:
+        raise _bad_override(text) from None
+
+
+def _bad_override(text: str) -> ConfigError:
+    return ConfigError(
+        "--override must be NAME=METHOD:RANKS (layer1.*=tucker:8,8), NAME=METHOD:SHARE (fc=svd:0.5) or NAME=keep. "
+        f"Got {text!r} instead."
+    )

@@ -1,0 +1,378 @@
+"""Realise a plan: apply, fine-tune, save, load again, prove, measure, report. The second half of every road."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankfold._grad_mode import trainable
+from rankfold._turns import in_turn
+from rankfold.api.applying import apply_plan, measured_errors, moments_for
+from rankfold.api.calibrating import Calibration, calibration_of
+from rankfold.api.options import Fitting, Reconstruct, reconstruction
+from rankfold.api.proving import check_kept, reloaded
+from rankfold.calibration import Sequential
+from rankfold.cost import Pricing
+from rankfold.errors import ConfigError, DataError
+from rankfold.evaluation import Metric, as_metric
+from rankfold.evaluation import evaluate as measure
+from rankfold.inventory import check_model, inspect
+from rankfold.records import ACCURACY, Budget, Inventory, Plan
+from rankfold.records.display import Shown, show
+from rankfold.records.inventory import LARGE_REST
+from rankfold.reporting import EpochRow, MetricValue, Report, build_report
+from rankfold.storage import check_output, save_described
+from rankfold.storage.state import check_state
+from rankfold.surgery import check_plan, plan_of
+from rankfold.tune import FineTune, TuneResult, finetune_
+
+Measure = Callable[[nn.Module], Any]
+"""A metric as users give it: any callable of a model."""
+
+LOW_COVERAGE = 0.5
+"""Below this share of compressible parameters the report warns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where an artefact goes, and which other files describe it.
+
+    Parameters
+    ----------
+    folder : Path
+        The artefact's folder.
+    beside : callable or None
+        From the artefact's checksum to further texts by file name, written in the same step.
+    """
+
+    folder: Path
+    beside: Callable[[str], Mapping[str, str]] | None = None
+
+    @classmethod
+    def of(cls, output: str | Path | Destination) -> Destination:
+        """Return the destination for what a user gives."""
+        return output if isinstance(output, Destination) else cls(folder=Path(output))
+
+    def inside(self, name: str) -> Destination:
+        """Return a destination in a folder inside of this one."""
+        return replace(self, folder=self.folder / name)
+
+    def check(self) -> None:
+        """Raise unless an artefact can be written there."""
+        check_output(self.folder)
+
+
+Output = str | Path | Destination
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Result(Shown):
+    """A compressed model with its report.
+
+    Parameters
+    ----------
+    model : Module
+        The compressed model: saved, loaded again and measured in that form.
+    plan : Plan
+        What was done.
+    report : Report
+        Before and after, layer by layer.
+    tuned : TuneResult or None
+        How fine-tuning went.
+    """
+
+    model: nn.Module = field(repr=False)
+    plan: Plan
+    report: Report = field(repr=False)
+    tuned: TuneResult | None = field(default=None, repr=False)
+
+    def save(self, output: Output) -> Result:
+        """Write the artefact and its report in one step; return the result with the report as it was written."""
+        to, report = Destination.of(output), self.report
+        beside = to.beside or (lambda _: {})
+        identity = save_described(
+            self.model, to.folder, describe=lambda checksum: {**beside(checksum), **report.texts(checksum)}
+        )
+        return replace(self, report=replace(report, artifact=identity))
+
+    def __repr__(self) -> str:
+        return f"<Result: {self.plan!r}, {self.report!r}>"
+
+
+@show.register
+def _(result: Result, console: Any) -> None:
+    result.report.print(console)
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        """Add the time since the last lap to a stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.start
+        self.start = now
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """A compressed model that has not been saved yet.
+
+    Parameters
+    ----------
+    model : Module
+        The compressed model.
+    errors : mapping
+        Relative error by layer name, 0..1.
+    values : dict
+        The metric by stage, as `MetricValue` names them.
+    notes : list of str
+        For the report.
+    tuned : TuneResult or None
+        How fine-tuning went.
+    """
+
+    model: nn.Module
+    errors: Mapping[str, float]
+    values: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    tuned: TuneResult | None = None
+
+    @property
+    def value(self) -> float:
+        """The metric as it was measured last."""
+        return next(self.values[stage] for stage in ("reloaded", "tuned", "compressed") if stage in self.values)
+
+
+@dataclass(kw_only=True)
+class Realizer:
+    """Makes compressed models of one original, and reports what was measured on them after saving and loading.
+
+    Parameters
+    ----------
+    model : Module
+        The original; left untouched.
+    example_input : object
+        What the models are proved and counted on.
+    inventory : Inventory
+        The original's layers.
+    data : Calibration or None
+        Calibration data.
+    how : Fitting
+        How factors are found.
+    metric : callable or None
+        What is measured.
+    name : str
+        The model's name, for the report.
+    clock : Clock
+        Times the stages.
+    """
+
+    model: nn.Module
+    example_input: Any
+    inventory: Inventory
+    data: Calibration | None = None
+    how: Fitting = field(default_factory=lambda: Fitting(mode="weights"))
+    metric: Metric | None = None
+    name: str = ""
+    clock: Clock = field(default_factory=Clock)
+
+    def value(self, model: nn.Module) -> float:
+        """Measure a model."""
+        assert self.metric is not None
+        value = measure(model, self.metric)
+        self.clock.lap("evaluate")
+        return value
+
+    def apply(self, plan: Plan, *, measured: bool = True) -> Draft:
+        """Apply a plan and measure the model."""
+        applied = apply_plan(self.model, plan, self.data, self.how, example_input=self.example_input)
+        errors = applied.errors
+        if not errors:
+            errors = measured_errors(applied.model, self.model, moments_for(self.model, plan, self.data, self.how))
+        renewed = [] if applied.renewed is None else [applied.renewed.note]
+        draft = Draft(model=applied.model, errors=errors, notes=[*renewed, *applied.notes])
+        self.clock.lap("apply")
+        if measured and self.metric is not None:
+            draft.values["compressed"] = self.value(draft.model)
+        return draft
+
+    def tune(self, draft: Draft, recipe: FineTune, *, teacher: nn.Module | None) -> TuneResult:
+        """Train the model of a draft, and measure it again."""
+        watched = None if recipe.target is None else self.metric
+        draft.tuned = finetune_(draft.model, recipe, teacher=teacher, metric=watched)
+        draft.model = draft.tuned.model
+        self.clock.lap("finetune")
+        if self.metric is not None:
+            draft.values["tuned"] = self.value(draft.model)
+        return draft.tuned
+
+    def finish(
+        self, draft: Draft, *, budget: Budget | None = None, measured: bool = True, notes: Sequence[str] = ()
+    ) -> Result:
+        """Save the model, load it again, prove and measure what was loaded, and report it.
+
+        Parameters
+        ----------
+        draft : Draft
+            The model; its `values` hold those of the original, under ``"dense"``, if it is measured.
+        budget : Budget, optional
+            What was asked for; by default what the plan says.
+        measured : bool
+            Whether to measure the loaded model.
+        notes : sequence of str
+            For the report.
+        """
+        plan = plan_of(draft.model)
+        pricing = Pricing.of_plan(self.inventory, plan)
+        inventory = pricing.inventory
+        small, disk_bytes = reloaded(draft.model, self.model, self.example_input)
+        rest = pricing.built(inspect(small, self.example_input), plan)
+        if budget is None and plan.provenance.budget is not None:
+            budget = Budget.parse(plan.provenance.budget)
+        bounds = None if budget is None else budget.without(ACCURACY)
+        if bounds is not None and not bounds.exceeded(pricing.plan_cost(plan), inventory.total):
+            check_kept(bounds, rest.total, inventory.total)  # an edited plan may exceed it: the report says so
+        self.clock.lap("save and load")
+        metrics = list[MetricValue]()
+        if measured and self.metric is not None:
+            draft.values["reloaded"] = self.value(small)
+            metrics.append(metric_value(self.metric, draft.values))
+        report = build_report(
+            replace(inventory, uncounted=tuple(sorted({*inventory.uncounted, *rest.uncounted}))),
+            plan,
+            rest.total,
+            pricing.layer_costs(plan),
+            metrics=metrics,
+            history=_history(draft.tuned),
+            notes=[*_coverage_notes(inventory), *draft.notes, *notes],
+            disk_bytes=disk_bytes,
+            measured_errors=draft.errors,
+            model_name=self.name or type(self.model).__name__,
+            timings=self.clock.seconds,
+            budget=budget,
+        )
+        return Result(model=small, plan=plan, report=report, tuned=draft.tuned)
+
+
+@in_turn
+@trainable
+def realize(
+    model: nn.Module,
+    example_input: Any,
+    plan: Plan,
+    *,
+    calibration: Iterable[Any] | None = None,
+    reconstruct: Reconstruct | Sequential | None = None,
+    evaluate: Measure | None = None,
+    finetune: FineTune | None = None,
+    output: Output | None = None,
+    name: str = "",
+) -> Result:
+    """Carry out a plan: apply it, fine-tune, save, load, measure and report. `compress` is `plan` and this.
+
+    Parameters
+    ----------
+    model : Module
+        The model that the plan was made for; left untouched.
+    example_input : object
+        As for `plan`.
+    plan : Plan
+        What to do with each layer; it may have been edited.
+    calibration, reconstruct
+        As for `apply`.
+    evaluate : callable, optional
+        A metric, ``metric(model) -> float``, such as ``rf.top1(loader)``; measured before and after each stage.
+    finetune : FineTune, optional
+        Train the compressed model, with the original as the teacher.
+    output : str or Path, optional
+        Folder for the artefact and its report.
+    name : str
+        The model's name, for the report.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    PlanMismatch
+        If the plan does not fit the model.
+    RankfoldError
+        As for `apply`; nothing is written then.
+    """
+    how = reconstruction(reconstruct, has_data=calibration is not None)
+    check_work(model, evaluate=evaluate, finetune=finetune, output=output)
+    check_plan(model, plan)
+    realizer = Realizer(
+        model=model, example_input=example_input, inventory=inspect(model, example_input),
+        data=calibration_of(model, calibration, example_input), how=how,
+        metric=None if evaluate is None else as_metric(evaluate), name=name,
+    )  # fmt: skip
+    dense = {} if evaluate is None else {"dense": realizer.value(model)}
+    draft = realizer.apply(plan)
+    draft.values |= dense
+    if finetune is not None:
+        realizer.tune(draft, finetune, teacher=model)
+    result = realizer.finish(draft)
+    return result if output is None else result.save(output)
+
+
+def check_work(model: nn.Module, *, evaluate: Measure | None, finetune: FineTune | None, output: Output | None) -> None:
+    """Raise for what would end the work late: a recipe that cannot work, an output or model that cannot be written."""
+    if output is not None:
+        Destination.of(output).check()
+    check_model(model)
+    check_state(model)
+    if finetune is None:
+        return
+    if not isinstance(finetune, FineTune):
+        raise ConfigError(f"finetune must be a rankfold.FineTune. Got {type(finetune).__name__} instead.")
+    if finetune.data is None:
+        raise DataError("fine-tuning needs data. Give FineTune(data=...) an iterable of batches.")
+    if finetune.target is not None and evaluate is None:
+        raise ConfigError(f"finetune has the target {finetune.target}, but there is no metric. Pass evaluate=....")
+
+
+def predict(inventory: Inventory, plan: Plan, name: str) -> Report:
+    """Return the report of a plan that has not been applied: costs by the methods' formulas, predicted errors."""
+    pricing = Pricing.of_plan(inventory, plan)
+    after, costs = pricing.plan_cost(plan), pricing.layer_costs(plan)
+    return build_report(pricing.inventory, plan, after, costs, model_name=name, notes=["planned, not applied yet"])
+
+
+def _history(tuned: TuneResult | None) -> list[EpochRow]:
+    """Return the fine-tuning history as the report shows it."""
+    if tuned is None:
+        return []
+    return [EpochRow(epoch=e.epoch, loss=e.loss, lr=e.lr, metric=e.metric, seconds=e.seconds) for e in tuned.history]
+
+
+def metric_value(metric: Metric, values: Mapping[str, float]) -> MetricValue:
+    """Return the metric as the report shows it, with its values by stage."""
+    return MetricValue(
+        name=metric.name,
+        dense=values["dense"],
+        compressed=values.get("compressed"),
+        tuned=values.get("tuned"),
+        reloaded=values.get("reloaded"),
+        higher_is_better=metric.higher_is_better,
+        samples=metric.samples,
+    )
+
+
+def _coverage_notes(inventory: Inventory) -> list[str]:
+    notes = list[str]()
+    if inventory.coverage[0] < LOW_COVERAGE:
+        notes.append(f"only {inventory.coverage[0]:.0%} of the parameters lie in layers that can be compressed")
+        notes += [str(holder) for holder in inventory.holders[:3] if holder.share >= LARGE_REST]
+    return notes + [f"{layer.name}: {layer.note}" for layer in inventory.compressible if layer.note]

@@ -1,0 +1,68 @@
+"""A command: a function of what was given and of where its words go. Its flags are named, not spelled out again."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import typer
+
+from rankfold._options import Flag
+from rankfold.cli._options import flags_of, parameter
+from rankfold.cli._session import Output, guarded, session
+
+
+class Given(SimpleNamespace):
+    """What the user gave, by the name of the flag."""
+
+
+Body = Callable[[Given, Output], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command.
+
+    Parameters
+    ----------
+    body : callable
+        What it does; its docstring is the help.
+    example : str
+        Shown below the help.
+    names : tuple of str
+        Its flags and groups of flags, in the order of the help.
+    own : dict of str to Flag
+        Flags that only this command has, or has with another default.
+    """
+
+    body: Body
+    example: str
+    names: tuple[str, ...]
+    own: dict[str, Flag]
+
+    def add_to(self, app: typer.Typer, name: str) -> None:
+        """Register the command."""
+
+        def run(**values: object) -> None:
+            given = Given(**values)
+            with session(as_json=given.as_json, quiet=given.quiet) as out:
+                self.body(given, out)
+
+        wrapped = guarded(run)
+        flags = flags_of(self.names, self.own)
+        wrapped.__signature__ = inspect.Signature([parameter(n, f) for n, f in flags.items()])
+        paragraphs = inspect.cleandoc(self.body.__doc__ or "").split("\n\n")
+        text = "\n\n".join(" ".join(p.split()) for p in paragraphs)
+        app.command(name, help=text, epilog=f"Example: {self.example}")(wrapped)
+
+
+def command(example: str, *names: str, **own: Flag) -> Callable[[Body], Command]:
+    """Make a command of a function; `names` are flags and groups of flags (see `rankfold.cli._options`)."""
+    return functools.partial(_command, example, names, own)
+
+
+def _command(example: str, names: tuple[str, ...], own: dict[str, Flag], body: Body) -> Command:
+    return Command(body=body, example=example, names=names, own=own)
