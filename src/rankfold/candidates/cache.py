@@ -56,5 +56,5 @@ class Cache:
 
 
 def _plain(key: Mapping[str, Any]) -> Any:
-    """Return the key as it comes out of a file: with lists for tuples."""
+    """Return the key as a file holds it, with lists for tuples."""
     return json.loads(json.dumps(key, default=str))

@@ -34,8 +34,8 @@ def read_off(row: Sequence[Candidate], measured: Mapping[int, float]) -> tuple[f
     """Return the damage of every candidate of a layer from that of some.
 
     Between two measured candidates of a method the damage is a power of the predicted error; beyond the last one it
-    falls or grows with its square, as it must for small errors. A measured damage is used as it is, but for dips: more
-    error never counts as less damage.
+    falls or grows with its square, as it must for small errors. A measured damage is used as it is, except for dips:
+    more error never counts as less damage.
     """
     damages = [0.0] * len(row)
     for method in dict.fromkeys(candidate.method for candidate in row):

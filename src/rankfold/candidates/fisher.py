@@ -63,7 +63,7 @@ class FisherProxy:
     Raises
     ------
     UnknownNameError
-        If a tap is no module of the model.
+        If a tap is not a module of the model.
     ModelError
         From `alone`: if the outputs cannot be differentiated, or hold NaN.
     """
@@ -210,7 +210,7 @@ class FisherProxy:
             totals = totals or [0.0] * len(energies)
             if len(totals) != len(energies):
                 raise ModelError(
-                    f"the network puts out {len(energies)} tensors on {what}, {len(totals)} before. {_OTHERWISE}"
+                    f"the network returns {len(energies)} tensors on {what}, {len(totals)} before. {_OTHERWISE}"
                 )
             totals = [a + b for a, b in zip(totals, energies, strict=True)]
         return totals

@@ -182,7 +182,7 @@ class Judge:
         return scales
 
     def _tell(self, config: ProxyConfig, unknown: Sequence[str]) -> None:
-        """Warn of layers of which nothing was measured, once, but for those that no data at all reaches."""
+        """Warn of layers of which nothing was measured, once, except those that no data reaches."""
         if config in self._unmeasured:
             return
         self._unmeasured[config] = tuple(unknown)

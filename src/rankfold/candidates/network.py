@@ -24,7 +24,7 @@ from rankfold.surgery.approximate import bake_weights_
 
 _ANEW = (
     "what the network computes before layer {!r} cannot be remembered (it changes from run to run or in place, "
-    "or is differentiated); it is computed anew for each candidate, which takes longer."
+    "or is differentiated); it is computed again for each candidate, which takes longer."
 )
 _COMPARABLE = "Name modules whose outputs can (taps=[...]), or choose proxy='output'."
 _REMEMBERED = 2**28
@@ -55,7 +55,7 @@ class NetworkProxy:
     Raises
     ------
     UnknownNameError
-        If a tap is no module of the model.
+        If a tap is not a module of the model.
     ModelError
         From `alone`: if the original's outputs hold NaN, or no tensors that can be compared.
     """
@@ -67,7 +67,7 @@ class NetworkProxy:
         self.taps = taps
         self._references: dict[int, list[Tensor]] = {}
         self._room = _REMEMBERED
-        self._whole: list[Tensor] | None = None  # what `work` puts out on the first batch
+        self._whole: list[Tensor] | None = None  # outputs of `work` on the first batch
         check_taps(model, taps)
 
     def alone(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
@@ -117,7 +117,7 @@ class NetworkProxy:
             return run_before(self.work, modules, inputs, what, watched=watched)
 
     def _faithful(self, memory: Memory, inputs: Any, what: str) -> bool:
-        """Whether a replay of the first batch puts out what the whole network does."""
+        """Whether a replay of the first batch returns what the whole network returns."""
         if not memory:
             return True
         if self._whole is None:
@@ -139,7 +139,7 @@ class NetworkProxy:
 
 
 def _close(whole: Tensor, replayed: Tensor) -> bool:
-    """Whether two runs put out the same but for rounding."""
+    """Whether two runs return the same up to rounding."""
     if whole.shape != replayed.shape:
         return False
     finite = whole[whole.isfinite()]
@@ -148,7 +148,7 @@ def _close(whole: Tensor, replayed: Tensor) -> bool:
 
 
 class _Distance:
-    """A squared distance relative to the reference, of each output tensor by itself and then averaged.
+    """A squared distance relative to the reference, of each output tensor alone, then averaged.
 
     Infinite values of the reference are left out; see `rankfold.outputs.distance_and_energy`.
     """
@@ -178,7 +178,7 @@ class _Distance:
 
 
 def first_samples(batches: Any, samples: int) -> list[Any]:
-    """Return the first batches without targets, as far as so many samples (fewer if there are no more).
+    """Return the first batches without targets, up to this many samples.
 
     The last batch is cut where it can be (`rankfold.batches.leading`).
     """

@@ -21,7 +21,7 @@ from rankfold.records import LayerInfo
 
 
 def check_taps(model: nn.Module, taps: Sequence[str]) -> None:
-    """Raise `UnknownNameError` if a tap is no module of the model."""
+    """Raise `UnknownNameError` if a tap is not a module of the model."""
     modules = dict(model.named_modules())
     for tap in taps:
         if tap not in modules:
@@ -30,7 +30,7 @@ def check_taps(model: nn.Module, taps: Sequence[str]) -> None:
 
 @contextmanager
 def tapped(model: nn.Module, taps: Sequence[str]) -> Iterator[list[Any]]:
-    """Give a list that fills with what the taps put out while the block runs the model."""
+    """Give a list that collects the outputs of the taps while the block runs the model."""
     taken: list[Any] = []
     with ExitStack() as hooks:
         for path in taps:
@@ -53,7 +53,7 @@ def compared(
 def data_hash(
     model: nn.Module, batches: Iterable[Any], taps: Sequence[str] = (), *, purpose: str = "calibration"
 ) -> str | None:
-    """Return a hash of batches, and of what the original puts out on them.
+    """Return a hash of batches, and of the original's outputs on them.
 
     The outputs tell what no tensor of model and data shows: an attribute that selects another head, an option in a
     closure, an object in a batch. None, after a warning, if batches hold objects that cannot be looked into and no

@@ -1,6 +1,6 @@
 """Bounds on peak RAM: what each candidate takes, and the table without those that take too much.
 
-RAM does not add up over layers: the peak of a plan is the largest of what its choices take, each by itself. So a bound
+RAM does not add up over layers: the peak of a plan is the largest of what its choices take, each alone. So a bound
 needs no search: what is above it leaves the table, and any choice of the rest is within it.
 """
 

@@ -57,7 +57,7 @@ def blueprint_cost(blueprint: Blueprint, layer: LayerInfo, *, deploy_dtype: str 
     Raises
     ------
     UnknownNameError
-        If there is no such deployment data type.
+        If the deployment data type is unknown.
     """
     check_deploy_dtype(deploy_dtype)
     macs = fm = 0

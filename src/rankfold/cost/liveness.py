@@ -219,22 +219,22 @@ def _run(
 
 
 def _source(node: fx.Node, constants: set[fx.Node]) -> fx.Node | None:
-    """Return the one operand of a node that is no constant; None if there is none, or several."""
-    found = [operand for operand in node.all_input_nodes if operand not in constants]
-    return found[0] if len(found) == 1 else None
+    """Return the only operand of a node that is not a constant; None if there are none or several."""
+    operands = [operand for operand in node.all_input_nodes if operand not in constants]
+    return operands[0] if len(operands) == 1 else None
 
 
 def _constant_nodes(graph: fx.Graph, names: frozenset[str]) -> set[fx.Node]:
     """Return the nodes whose values depend on no input of the model."""
-    found: set[fx.Node] = set()
+    constants: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder":
             fixed = node.name in names
         else:
-            fixed = node.op != "output" and all(operand in found for operand in node.all_input_nodes)
+            fixed = node.op != "output" and all(operand in constants for operand in node.all_input_nodes)
         if fixed:
-            found.add(node)
-    return found
+            constants.add(node)
+    return constants
 
 
 def _read(graph: fx.Graph, constants: set[fx.Node], item: int | None) -> _Program:
@@ -260,8 +260,8 @@ def _read(graph: fx.Graph, constants: set[fx.Node], item: int | None) -> _Progra
 def _append(program: _Program, node: fx.Node | None, reads: Iterable[fx.Node], writes: Iterable[fx.Node]) -> None:
     def pieces(nodes: Iterable[fx.Node]) -> tuple[int, ...]:
         # A node's own pieces once each, however many views of one it returns.
-        found = [dict.fromkeys(_pieces(n.meta.get("val"))) for n in nodes]
-        return tuple(piece for own in found for piece in own if piece in program.sizes)
+        per_node = [dict.fromkeys(_pieces(n.meta.get("val"))) for n in nodes]
+        return tuple(piece for own in per_node for piece in own if piece in program.sizes)
 
     elementwise = node is not None and _is_elementwise(node)
     program.steps.append(Step(reads=pieces(reads), writes=pieces(writes), elementwise=elementwise))
@@ -270,12 +270,12 @@ def _append(program: _Program, node: fx.Node | None, reads: Iterable[fx.Node], w
 
 def _wanted(graph: fx.Graph) -> set[fx.Node]:
     """Return the nodes that a result, or something written in place, depends on; and all inputs."""
-    found: set[fx.Node] = set()
+    wanted: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op in ("output", "placeholder") or node in found or _writes_in_place(node):
-            found.add(node)
-            found.update(node.all_input_nodes)
-    return found
+        if node.op in ("output", "placeholder") or node in wanted or _writes_in_place(node):
+            wanted.add(node)
+            wanted.update(node.all_input_nodes)
+    return wanted
 
 
 def _writes_in_place(node: fx.Node) -> bool:

@@ -74,7 +74,7 @@ class Pricing:
         Raises
         ------
         UnknownNameError
-            If there is no such data type or resource.
+            If the data type or a resource is unknown.
         ConfigError
             If `gauge` is neither true nor false.
 
@@ -140,7 +140,7 @@ class Pricing:
         options: Mapping[str, Any] | None = None,
         gauge: bool = False,
     ) -> Candidate:
-        """Return a candidate of a layer; its error is 1 until somebody finds it out.
+        """Return a candidate of a layer; its error is 1 until it is computed.
 
         Parameters
         ----------

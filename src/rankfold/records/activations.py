@@ -11,7 +11,7 @@ from rankfold.records.layer import Call
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRun:
-    """One run of a layer: what is in RAM besides that which the layer itself decides.
+    """One run of a layer: what else is in RAM while the layer runs.
 
     Parameters
     ----------

@@ -91,7 +91,7 @@ class GaugedSpec:
     """A stage in whose weight an identity block replaces as many parameters: see `rankfold.records.gauge_blueprint`.
 
     As a matrix of a group, ``r`` bond channels by ``size`` others, ``r`` pivots among the others are the identity. On
-    the side ``"input"`` the bond is behind the stage and the pivots are inputs (at a kernel position each), on the
+    the side ``"input"`` the bond is after the stage and the pivots are inputs (at a kernel position each), on the
     side ``"output"`` it is before the stage and they are outputs.
 
     Parameters

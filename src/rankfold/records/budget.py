@@ -47,8 +47,7 @@ class Bound:
             object.__setattr__(self, "value", math.floor(round(self.value, 6)))  # 1.1 * 1e3 is not quite 1100
         if not self.value > 0:
             raise BudgetError(
-                f"budget {self.resource}<={self.value:g} asks for nothing to be left; "
-                f"the bound must be positive, {_EXAMPLES}."
+                f"budget {self.resource}<={self.value:g} would leave nothing; the bound must be positive, {_EXAMPLES}."
             )
         if self.relative and self.value > 1:
             raise BudgetError(

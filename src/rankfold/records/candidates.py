@@ -26,7 +26,7 @@ class Candidate:
     gauge : bool
         Whether the cost is that of gauged factors, which compute the same with fewer parameters.
     ram : int or None
-        Peak activation memory while the factored layer runs, in bytes; None where RAM is not asked for.
+        Peak activation memory while the factored layer runs, in bytes; None where RAM is not bounded.
     """
 
     layer: str
@@ -48,7 +48,7 @@ class PeakRAM:
     dense : int
         Of the dense model.
     floor : int
-        Of all that no candidate changes: other operations, layers without candidates, decisions made beforehand.
+        Of everything that no candidate changes: other operations, layers without candidates, overrides.
     kept : mapping of str to int
         While each layer with candidates runs as it is.
     """
@@ -77,7 +77,7 @@ class CandidateTable:
     fixed : dict of str to Candidate
         Decisions made beforehand (overrides); part of every cost.
     ram : PeakRAM or None
-        What RAM takes besides the candidates' own; None where RAM is not asked for.
+        Peak RAM outside of candidates; None where RAM is not bounded.
     required : frozenset of str
         Layers that may not be kept, because as they are they break a bound on RAM.
     """

@@ -1,4 +1,4 @@
-"""Bytes of what is stored, at the data type it is stored in."""
+"""Bytes of weights and buffers at the data type of the device."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ DEPLOY_DTYPES = ("float32", "float16", "bfloat16", "int8")
 """Data types that a model can be priced at, whatever its own."""
 
 INDEX_BYTES = 4
-WORD_BYTES = 4  # what int8 leaves wide: scales are float32, biases int32, everything else that is no layer float32
+WORD_BYTES = 4  # with int8: scales are float32, biases int32, everything outside of layers float32
 
 
 def check_deploy_dtype(deploy_dtype: str | None) -> None:
-    """Raise `UnknownNameError` if there is no such deployment data type; None is the model's own."""
+    """Raise `UnknownNameError` for an unknown deployment data type; None is the model's own."""
     if deploy_dtype is not None and deploy_dtype not in DEPLOY_DTYPES:
         raise UnknownNameError("deployment data type", str(deploy_dtype), DEPLOY_DTYPES)
 

@@ -89,7 +89,7 @@ def _holders(left: Stage, right: Stage, bond: int) -> list[tuple[int, GaugedSpec
 
 
 def _moved(spec: GaugedSpec) -> int:
-    """Return how many numbers a position the stage gathers and adds besides its multiplications."""
+    """Return how many numbers a position the stage gathers and adds in addition to its multiplications."""
     if spec.side == "input":
         return spec.groups * (spec.size + spec.rank)
     return spec.groups * spec.size * (3 if spec.base.bias else 2)

@@ -1,4 +1,4 @@
-"""What is known of a whole model, without any weight."""
+"""The layers and costs of a whole model, without any weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMED = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherModule:
-    """A module with parameters of its own that is no layer rankfold can factor."""
+    """A module that owns parameters and is not a layer that rankfold can factor."""
 
     name: str
     type_name: str
@@ -59,7 +59,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Inventory(Shown):
-    """All that `inspect` found in a model.
+    """The layers and other modules of a model, with their costs.
 
     Parameters
     ----------
@@ -130,12 +130,12 @@ class Inventory(Shown):
         ]
         rest += [(other.name, other.type_name, other.params, other.reason) for other in self.others]
         total = max(self.total.params, 1)
-        found = [
+        holders = [
             Holder(name=name, what=what, params=params, share=params / total, reason=reason)
             for name, what, params, reason in rest
             if reason is not None
         ]
-        return tuple(sorted(found, key=lambda holder: -holder.params))
+        return tuple(sorted(holders, key=lambda holder: -holder.params))
 
     def summary(self) -> str:
         """Return the coverage line that every inspection and report starts with."""

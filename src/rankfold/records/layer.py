@@ -1,4 +1,4 @@
-"""What is known of one layer, without any weight."""
+"""One layer of a model, without its weight."""
 
 from __future__ import annotations
 

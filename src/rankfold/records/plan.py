@@ -243,7 +243,7 @@ class Plan(Shown):
         Raises
         ------
         CorruptArtifact
-            If the text is no JSON, no plan, of a newer version, or has a malformed layer.
+            If the text is not JSON, not a plan, of a newer version, or has a malformed layer.
         """
         data = parse_document(text, kind="plan", format=FORMAT, version=VERSION, source=source)
         layers = data.get("layers")
