@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from rankfold._tensors import float_tensors, tensors_of
-from rankfold.errors import ModelError
+from rankfold.errors import DataError, ModelError
 
 MASKED = 1e18
 """Magnitude of values that only a mask has (the least float, say): their squares leave the range of float32."""
+IGNORED = -100
+"""The class index that stands for no target, as in torch's cross-entropy."""
 FAR = 1e8
 """Magnitude of values that a mask may have (-1e9, say), and few outputs."""
 
@@ -63,6 +65,16 @@ def class_scores(output: Any, *, dims: int = 2) -> Tensor:
 def class_axis(scores: Tensor) -> int:
     """Return the dimension of the classes: the last of ``(batch, positions, classes)`` or fewer, else the second."""
     return -1 if scores.ndim <= 3 else 1
+
+
+def require_classes(target: Tensor, classes: int) -> None:
+    """Raise `DataError` if a class index is out of range; `IGNORED` is allowed."""
+    wrong = target[(target != IGNORED) & ((target < 0) | (target >= classes))]
+    if wrong.numel():
+        raise DataError(
+            f"target {int(wrong[0])} is out of range: the model has {classes} classes (0 to {classes - 1}). Do the "
+            "targets start at 1, or belong to another data set?"
+        )
 
 
 def squared_distance(output: Any, reference: Any) -> tuple[float, float]:

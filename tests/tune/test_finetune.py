@@ -350,7 +350,7 @@ LABELS = torch.zeros(4).long()
         ({"data": one((torch.ones(4, 6), LABELS), LABELS)}, ModelError, "first batch"),
         ({"data": [*one(y=LABELS), *one(torch.ones(4, 5), LABELS)]}, ModelError, "batch 2 of epoch 1: .*4x5"),
         ({"data": one(torch.ones(0, 6), torch.ones(0).long())}, DataError, "no samples"),
-        ({"data": one(y=LABELS + 7)}, DataError, "class 7"),
+        ({"data": one(y=LABELS + 7)}, DataError, "target 7 is out of range"),
         ({"data": one(y=LABELS), "loss": "distill"}, ConfigError, "teacher="),
         ({"data": one(y=LABELS), "loss": "task+layer"}, ConfigError, "teacher="),
         ({"data": one(y=LABELS), "loss": "layer", "teacher": True}, ModelError, "has none"),

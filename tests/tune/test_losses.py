@@ -125,8 +125,8 @@ def test_cross_entropy(generator: torch.Generator) -> None:
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        (torch.tensor([0, 3]), "class 3"),
-        (torch.tensor([-1, 0]), "class -1"),
+        (torch.tensor([0, 3]), "target 3 is out of range"),
+        (torch.tensor([-1, 0]), "target -1 is out of range"),
         (torch.tensor([0, 1, 2]), "cannot compare"),
         ([{"boxes": 1}], "one tensor"),
     ],

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from rankfold.errors import ConfigError, DataError
-from rankfold.outputs import class_axis
-
-IGNORED = -100
+from rankfold.outputs import IGNORED, class_axis, require_classes
 
 
 def as_targets(target: Any, scores: Tensor) -> Tensor:
@@ -35,14 +33,7 @@ def as_targets(target: Any, scores: Tensor) -> Tensor:
     target = target.long()
     if target.ndim == 2 and target.shape[1] == 1 and scores.ndim == 2:
         target = target[:, 0]
-    axis = _axis_by_target(scores, target.shape)
-    classes = scores.shape[axis]
-    wrong = (target != IGNORED) & ((target < 0) | (target >= classes))
-    if bool(wrong.any()):
-        raise DataError(
-            f"target {int(target[wrong][0])} is out of range: the model has {classes} classes (0 to {classes - 1}). "
-            "Do the targets start at 1, or belong to another data set?"
-        )
+    require_classes(target, scores.shape[_axis_by_target(scores, target.shape)])
     return target
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from rankfold.errors import DataError, ModelError
-from rankfold.outputs import class_axis, class_scores
+from rankfold.outputs import IGNORED, class_axis, class_scores, require_classes
 from rankfold.tune.config import FineTune
 from rankfold.tune.terms import Step, Term, terms
 
@@ -84,15 +84,9 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
             "may shift the labels or not. Say which with FineTune(task=...): for tokens, lambda outputs, target: "
             "cross_entropy(outputs.logits.mT, target); for the next token, cut outputs and target first."
         )
-    classes = scores.shape[1] if scores.ndim > 1 else scores.shape[0]
     if not target.is_floating_point():
         target = target.long()
-        bad = target[(target != -100) & ((target < 0) | (target >= classes))]
-        if bad.numel():
-            raise DataError(
-                f"a target is class {int(bad[0])}, but the model has {classes} outputs (classes 0 to "
-                f"{classes - 1}). Check the labels, or the model's last layer."
-            )
+        require_classes(target, scores.shape[1] if scores.ndim > 1 else scores.shape[0])
     try:
         loss = F.cross_entropy(scores, target)
     except (ValueError, RuntimeError) as error:
@@ -113,7 +107,7 @@ def _masked_cross_entropy(scores: Tensor, target: Tensor, loss: Tensor) -> Tenso
     if target.is_floating_point():
         wrong = masked & (target > 0)
     else:
-        counts = (target != -100).unsqueeze(axis)
+        counts = (target != IGNORED).unsqueeze(axis)
         index = target.clamp(min=0).unsqueeze(axis)
         wrong = masked.gather(axis, index) & counts
     if bool(wrong.any()):

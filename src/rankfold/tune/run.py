@@ -208,15 +208,8 @@ class Run:
         state.samples += shard.total
         state.step += 1
         if self.progress is not None and self.main:
-            self.progress(
-                StepInfo(
-                    step=state.step,
-                    total=self.total,
-                    epoch=state.epoch + 1,
-                    loss=mean,
-                    lr=state.lr,
-                )
-            )
+            info = StepInfo(step=state.step, total=self.total, epoch=state.epoch + 1, loss=mean, lr=state.lr)
+            self.progress(info)
 
     def _where(self) -> str:
         first = not self.started
@@ -275,15 +268,9 @@ class Run:
         reached = False
         if metric is not None and value is not None and target is not None:
             reached = metric.drop(target, value) <= 0
-        fresh = State(
-            epoch=state.epoch + 1,
-            step=state.step,
-            lr=state.lr,
-            history=[*state.history, entry.to_dict()],
-            finished=over or reached,
-            stopped_early=reached and not over,
-        )
-        self.state = fresh
+        history = [*state.history, entry.to_dict()]
+        self.state = State(epoch=state.epoch + 1, step=state.step, lr=state.lr, history=history)
+        self.state.finished, self.state.stopped_early = over or reached, reached and not over
         self._save(None)
 
     def _check_replay(self, shard: Shard, replay: str) -> None:
