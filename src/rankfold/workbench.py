@@ -24,17 +24,26 @@ from rankfold.records import Plan
 from rankfold.strategies import NEEDS, Batch, Handle, Need
 from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_
-from rankfold.tune import FineTune, Step, finetune_
+from rankfold.tune import FineTune, Step, TuneResult, finetune_
 from rankfold.tune.losses import Task
 
 T = TypeVar("T")
 
 
-@dataclass(slots=True, eq=False)
-class _Held:
-    """A model behind a handle."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class Made:
+    """A compressed model: what is behind a handle.
 
-    module: nn.Module
+    Parameters
+    ----------
+    model : Module
+        The model.
+    tuned : TuneResult or None
+        How fine-tuning went, the last time.
+    """
+
+    model: nn.Module
+    tuned: TuneResult | None = None
 
 
 class Bench:
@@ -45,19 +54,24 @@ class Bench:
     model : Module
         The original; left untouched.
     make : callable
-        Returns a copy of the original with a plan applied.
+        Applies a plan to a copy of the original.
     batches : iterable or None
         Calibration data that can be iterated over more than once.
     metric : callable or None
         ``metric(model)`` returns a number.
     recipe : FineTune or None
         How models are trained.
+
+    Attributes
+    ----------
+    kept : Made or None
+        The model that the strategy handed in last.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        make: Callable[[Plan], nn.Module],
+        make: Callable[[Plan], Made],
         *,
         batches: Iterable[Any] | None = None,
         metric: Callable[[nn.Module], float] | None = None,
@@ -69,21 +83,23 @@ class Bench:
         self._metric = None if metric is None else as_metric(metric)
         self._recipe = recipe
         self._trained = 0
+        self.kept: Made | None = None
 
     def apply(self, plan: Plan) -> Handle:
         """Return a copy of the original with a plan applied."""
-        return Handle(_Held(self._make(plan)))
+        return Handle(self._make(plan))
 
     def finetune(self, model: Handle) -> None:
         """Train a model in place; each training has a checkpoint of its own."""
-        held, self._trained = _held(model), self._trained + 1
+        made, self._trained = _made(model), self._trained + 1
         recipe = own_checkpoint(_given(self._recipe, "recipe"), f"round-{self._trained}")
         metric = None if recipe.target is None else self._metric
-        held.module = finetune_(held.module, recipe, teacher=self.model, metric=metric).model
+        made.tuned = finetune_(made.model, recipe, teacher=self.model, metric=metric)
+        made.model = made.tuned.model
 
     def evaluate(self, model: Handle | None = None) -> float:
         """Return the metric of a model; of the original, measured once, without one."""
-        return self._dense if model is None else evaluate(_held(model).module, _given(self._metric, "metric"))
+        return self._dense if model is None else evaluate(_made(model).model, _given(self._metric, "metric"))
 
     def drop(self, model: Handle) -> float:
         """Return by how much the metric of a model is worse than that of the original."""
@@ -91,7 +107,7 @@ class Bench:
 
     def similarity(self, model: Handle, modules: Sequence[str]) -> dict[str, float]:
         """Return the mean cosine similarity of each module's outputs in the model and in the original."""
-        networks = (_held(model).module, self.model)
+        networks = (_made(model).model, self.model)
         for network in networks:
             check_taps(network, modules)
         sums, counts = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0)
@@ -106,6 +122,10 @@ class Bench:
         if unseen:
             raise DataError(f"no calibration sample reaches module {unseen[0]!r}: give others, or leave it out.")
         return {name: sums[name] / counts[name] for name in modules}
+
+    def keep(self, model: Handle) -> None:
+        """Have the result hold a model, that of the plan that is going to be returned."""
+        self.kept = _made(model)
 
     def batches(self) -> Iterator[Batch]:
         """Yield the calibration data."""
@@ -161,8 +181,8 @@ def _given(value: T | None, need: Need) -> T:
     return value
 
 
-def _held(model: Handle) -> _Held:
-    if not isinstance(model, _Held):
+def _made(model: Handle) -> Made:
+    if not isinstance(model, Made):
         raise ConfigError(f"a workbench takes the models that it made. Got {type(model).__name__} instead.")
     return model
 

@@ -16,7 +16,7 @@ from rankfold.errors import ConfigError, DataError, UnknownNameError
 from rankfold.inventory import layer_weight
 from rankfold.records import Plan
 from rankfold.strategies import Handle, Problem, Strategy, Workbench, check_needs
-from rankfold.workbench import Bench, own_checkpoint
+from rankfold.workbench import Bench, Made, own_checkpoint
 
 
 def network() -> nn.Module:
@@ -40,7 +40,7 @@ def make_bench(model: nn.Module, **given: Any) -> Workbench:
         "metric": rf.top1(BATCHES),
         "recipe": rf.FineTune(data=BATCHES, epochs=1),
     }
-    return Bench(model, lambda plan: rf.apply(model, plan), **(options | given))
+    return Bench(model, lambda plan: Made(model=rf.apply(model, plan)), **(options | given))
 
 
 def test_models_are_applied_trained_and_measured() -> None:
@@ -76,7 +76,7 @@ def test_the_similarity_is_that_of_the_outputs() -> None:
             maps = [nn.Sequential(*list(net)[:depth])(X).double().flatten(1) for net in (small, model)]
             assert found[name] == pytest.approx(float(cosine_similarity(*maps).mean()), abs=1e-6)
     assert -1 <= min(found.values()) < max(found.values()) < 1
-    exact = bench.apply(rf.plan(model, X, strategy="manual", config={"layers": {"4": ("svd", 12)}}))
+    exact = bench.apply(rf.plan(model, X, strategy=rf.Manual(layers={"4": ("svd", 12)})))
     assert bench.similarity(exact, ["6"])["6"] == pytest.approx(1, abs=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_the_similarity_of_what_is_silent_or_not_there() -> None:
         model[0].weight.zero_()
         model[1].bias.fill_(-1)  # the ReLU gives zeros
     bench = make_bench(model)
-    small = bench.apply(rf.plan(model, X, strategy="manual", config={"layers": {"4": ("svd", 2)}}))
+    small = bench.apply(rf.plan(model, X, strategy=rf.Manual(layers={"4": ("svd", 2)})))
     assert bench.similarity(small, ["2"]) == {"2": 1}
     with pytest.raises(UnknownNameError, match="'7'"):
         bench.similarity(small, ["7"])

@@ -57,6 +57,13 @@ class Workbench(Protocol):
         """
         ...
 
+    def keep(self, model: Handle) -> None:
+        """Hand in the model that belongs to the plan that the strategy is going to return.
+
+        `rankfold.compress` returns this model as it was trained. Without it, the plan is applied and trained again.
+        """
+        ...
+
     def batches(self) -> Iterator[Batch]:
         """Yield the calibration data, in the same order each time."""
         ...
