@@ -184,7 +184,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, budget="params/0.5")
 
 
-@case("budget unit unknown", e.BudgetError, r"'flash<=512KiX'", r"no unit 'KiX'", r"KiB")
+@case("budget unit unknown", e.BudgetError, r"'flash<=512KiX'", r"unknown unit 'KiX'", r"KiB")
 def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, budget="flash<=512KiX")
 

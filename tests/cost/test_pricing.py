@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 import rankfold as rf
 from rankfold import methods
 from rankfold.candidates import TableConfig, build_table
+from rankfold.cli._options import FLAGS
 from rankfold.cost import Pricing, gauged_cost
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, UnknownNameError
 from rankfold.inventory import inspect, layer_weight
@@ -175,3 +177,11 @@ def test_further_amounts_add_up() -> None:
     a, b = Cost(params=1, more={"x": 3}), Cost(params=2, more={"x": 4, "y": 5})
     assert (a + b).more == {"x": 7, "y": 5}
     assert (b - a).more == {"x": 1, "y": 5}
+
+
+def test_help_and_documents_list_the_resources() -> None:
+    assert f"Resources: {', '.join(RESOURCES)}." in FLAGS["budget"].help
+    page = (Path(__file__).parents[2] / "docs" / "budgets.md").read_text("utf-8")
+    missing = [name for name in RESOURCES if f"| `{name}` | " not in page]
+    assert not missing, f"docs/budgets.md: the table of resources lacks {missing}"
+    assert "| `latency` | " not in page

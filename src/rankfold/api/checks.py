@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rankfold.errors import BudgetError, ModelError
-from rankfold.records import ACCURACY, Budget, Inventory, counted_in_part
+from rankfold.records import ACCURACY, Budget, Inventory, counted_in_part, resource_names
+from rankfold.records.amounts import either
 
 BudgetLike = str | Mapping[str, float | str] | Sequence[str] | Budget
 
@@ -15,7 +16,7 @@ def check_measurable(budget: Budget | None) -> None:
     if budget is not None and budget.get(ACCURACY):
         raise BudgetError(
             f"budget {str(budget)!r} bounds {ACCURACY}, which only a measured metric can tell. Use compress with "
-            "evaluate=..., or bound params, macs, flash, ram, fm or memory."
+            f"evaluate=..., or bound {either(resource_names('additive', 'peak'))}."
         )
 
 
@@ -37,9 +38,10 @@ def check_counted(inventory: Inventory, *budgets: Budget | None) -> None:
     bounded = next((budget for budget in budgets if budget is not None and budget.get("macs")), None)
     if bounded is None or not inventory.uncounted:
         return
+    others = [name for name in resource_names("additive", "peak") if name != "macs"]
     own = all(name.partition("::")[0] not in ("aten", name) for name in inventory.uncounted)
     raise BudgetError(
         f"budget {str(bounded)!r} bounds macs, but the model's {counted_in_part(inventory.uncounted)}. "
-        "Bound params, flash, ram, fm or memory instead"
+        f"Bound {either(others)} instead"
         + (", or register a formula with torch.utils.flop_counter.register_flop_formula." if own else ".")
     )

@@ -53,8 +53,8 @@ def sweep(
     ----------
     model, example_input
         As for `plan`; the model is left untouched.
-    resource : {"params", "macs", "flash", "fm", "memory"}
-        What is varied.
+    resource : str
+        What is varied: an additive resource, such as ``"params"``, ``"macs"``, ``"flash"``, ``"fm"`` or ``"memory"``.
     points : int or sequence of budgets
         How many budgets: evenly spaced in their share of the model, from the least that can be reached up to one step
         below the whole model. Or the budgets themselves: ``["params<=25%", "params<=50%"]``.

@@ -11,6 +11,7 @@ import typer
 
 from rankfold._options import Flag, options_of, spellings
 from rankfold.api import options as records
+from rankfold.records import resource_names
 from rankfold.tune import FineTune
 
 MODEL_HELP = "Network: a name of the zoo, torchvision/NAME, timm/NAME, pkg.module:factory or file.py:factory."
@@ -60,7 +61,8 @@ FLAGS: dict[str, Flag] = {
     ),
     "budget": Flag(
         kind=list[str] | None, names=("--budget", "-b"), metavar="BOUND", panel=SEARCH,
-        help="Upper bound: params<=25%, params/4, macs<=0.5, flash<=512KiB ...; may be repeated.",
+        help="Upper bound, such as params<=25%, params/4, macs<=0.5 or flash<=512KiB; may be repeated. "
+        f"Resources: {', '.join(resource_names())}.",
     ),
     "option": Flag(
         kind=list[str] | None, metavar="KEY=VALUE", panel=SEARCH,

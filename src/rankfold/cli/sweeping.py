@@ -16,7 +16,8 @@ from rankfold.cli._parsing import parse_budget, search_options
 from rankfold.cli._session import Output
 from rankfold.cli._writing import check_file
 from rankfold.errors import ConfigError
-from rankfold.records import Budget
+from rankfold.records import Budget, resource_names
+from rankfold.records.amounts import either
 
 SUFFIXES = (".html", ".json", ".md", ".csv")
 
@@ -32,7 +33,7 @@ _POINTS = "Budgets"
     ),
     models=Flag(kind=str | None, metavar="FOLDER", panel=OUTPUT, help="Folder for an artefact of every point."),
     resource=Flag(
-        kind=str, default="params", panel=_POINTS, help="What is varied: params, macs, flash, fm or memory."
+        kind=str, default="params", panel=_POINTS, help=f"What is varied: {either(resource_names('additive'))}."
     ),
     points=Flag(
         kind=int, default=20, least=2, panel=_POINTS,

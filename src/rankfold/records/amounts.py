@@ -1,8 +1,9 @@
-"""Amounts in words: the same in every report and message."""
+"""Amounts and lists in words: the same in every report and message."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def count(n: float) -> str:
@@ -27,3 +28,8 @@ def three_digits(x: float) -> str:
     digits = len(text.lstrip("-0.").replace(".", ""))
     # 9.996 has become 10.00: one digit too many.
     return f"{x:.{decimals - 1}f}" if decimals and digits > 3 else text
+
+
+def either(names: Sequence[str]) -> str:
+    """Return names as a choice: ``params, macs or flash``."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Literal
 
 from rankfold.errors import BudgetError, UnknownNameError
+from rankfold.records.amounts import either
 from rankfold.records.cost import ACCURACY, RESOURCES, Cost, Resource, find_resource
 
 _COUNTS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
@@ -219,5 +220,5 @@ def _parse_bound(text: str) -> Bound:
 def _units_advice(unit: str, resource: Resource) -> str:
     """Return the units that a resource has, and which resources have the unit."""
     others = [r.name for r in RESOURCES.values() if unit.lower() in map(str.lower, r.units)]
-    instead = f", or bound {' or '.join(others)}" if others else ""
+    instead = f", or bound {either(others)}" if others else ""
     return f"Use %, {', '.join(filter(None, (*_COUNTS, *resource.units)))} or no unit{instead}."

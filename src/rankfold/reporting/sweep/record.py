@@ -13,6 +13,7 @@ from rankfold._documents import Limits
 from rankfold._printable import printable
 from rankfold.errors import BudgetError, CorruptArtifact, InfeasibleBudget
 from rankfold.records import Budget, Cost, Plan, counted_in_part, resource_names
+from rankfold.records.amounts import either
 from rankfold.reporting.codec import decode
 from rankfold.reporting.document import Document
 from rankfold.reporting.record import MetricValue
@@ -137,8 +138,8 @@ class Sweep(Document):
         other = next((b for b in asked.bounds if b.kind != "additive"), None)
         if other is not None:
             raise BudgetError(
-                f"budget {str(asked)!r} bounds {other.resource}, which a sweep does not count. Bound one of "
-                f"{', '.join(resource_names('additive'))}, or plan again."
+                f"budget {str(asked)!r} bounds {other.resource}, which a sweep does not count. Bound "
+                f"{either(resource_names('additive'))}, or plan again."
             )
         if self.uncounted and asked.get("macs"):
             raise BudgetError(f"budget {str(asked)!r} bounds macs, but the model's {counted_in_part(self.uncounted)}.")
