@@ -102,7 +102,7 @@ def test_evaluate_repeats_the_report_to_the_last_digit(run: Run, artifact: Path)
     assert known["dense"] > 0.95
     assert run("evaluate", artifact, "--json").document["value"] == known["reloaded"] == known["compressed"]
     shown = run("evaluate", artifact).out.splitlines()
-    assert shown == [f"top-1 of {artifact}: {100 * known['reloaded']:.2f} %", "the report says the same"]
+    assert shown == [f"top-1 of {artifact}: {100 * known['reloaded']:.2f} % (200 samples)", "the report says the same"]
     assert run("evaluate", artifact, "-q").out == f"{100 * known['reloaded']:.2f} %\n"
 
 

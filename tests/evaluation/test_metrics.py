@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from rankfold.api.identity import metric_identity
 from rankfold.errors import ConfigError, DataError, MetricError, ModelError, RankfoldError
-from rankfold.evaluation import Metric, agreement, evaluate, output_error, top1, topk
+from rankfold.evaluation import Metric, agreement, as_metric, evaluate, output_error, top1, topk
 
 
 class Scores(nn.Module):
@@ -178,3 +179,13 @@ def test_metrics_restore_the_model() -> None:
     assert [m.training for m in model.modules()] == [True, True, False, True]
     assert all(m.training for m in reference.modules())
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_what_a_metric_has_counted_is_no_part_of_what_it_is() -> None:
+    loader = [(SCORES, TARGET)]
+    for metric in (topk(loader, 2), as_metric(topk(loader, 2)), output_error(nn.ReLU(), loader)):
+        before = metric_identity(metric.function)
+        metric(Scores())
+        assert metric.samples == 4
+        assert metric_identity(metric.function) == before
+    assert metric_identity(topk(loader, 3)) != metric_identity(topk(loader, 2))

@@ -93,7 +93,7 @@ class Family:
         realizer, metric = self.realizer, self.realizer.metric
         assert metric is not None
         batches = None if realizer.data is None else realizer.data.batches
-        loader = getattr(metric, "loader", None)
+        loader = getattr(metric.function, "loader", None)
         data: list[str | None] = []
         with evaluating(realizer.model):  # data may draw from torch's random state
             for one, purpose in ((loader, "evaluation"), (batches, "calibration")):
@@ -106,7 +106,7 @@ class Family:
         return {
             "what": "metric of a plan",
             "model": module_hash(realizer.model),
-            "metric": [metric.name, self.dense, json_hash(metric_identity(metric))],
+            "metric": [metric.name, self.dense, json_hash(metric_identity(metric.function))],
             "data": data,
             "moments": tensor_hash(named),
             "reconstruct": repr(realizer.how),

@@ -64,10 +64,13 @@ def evaluate(given: Given, out: Output) -> None:
     value = rf.evaluate(measured, metric)
     name = metric.name
     shown = in_words(MetricValue(name=name, dense=value), value)
-    out.result(shown if given.quiet else f"{name} of {target}: {shown}")
+    out.result(shown if given.quiet else f"{name} of {target}: {shown} ({metric.samples:,} samples)")
     if artifact and given.data is None and given.limit_test is None:
         _compare(out, target, name, value)
-    out.document({"command": "evaluate", "target": target, "metric": name, "value": value, "data": source.data})
+    out.document(
+        {"command": "evaluate", "target": target, "metric": name, "value": value, "samples": metric.samples,
+         "data": source.data}
+    )  # fmt: skip
 
 
 def _check_reference(artifact: bool, source: Source) -> None:

@@ -3,7 +3,6 @@
 from rankfold.evaluation.evaluate import Metric as Metric
 from rankfold.evaluation.evaluate import as_metric as as_metric
 from rankfold.evaluation.evaluate import evaluate as evaluate
-from rankfold.evaluation.evaluate import metric_name as metric_name
 from rankfold.evaluation.latency import LatencyResult as LatencyResult
 from rankfold.evaluation.latency import compare_latency as compare_latency
 from rankfold.evaluation.latency import latency as latency

@@ -37,6 +37,11 @@ class Metric:
         """Return the value of the model."""
         raise NotImplementedError
 
+    @property
+    def function(self) -> Callable[[nn.Module], Any]:
+        """What measures: this object, or the callable that `as_metric` was given."""
+        return self
+
     def drop(self, before: float, after: float) -> float:
         """Return by how much a value is worse than another one, in the metric's unit; negative if it is better."""
         return before - after if self.higher_is_better else after - before
@@ -47,13 +52,17 @@ class _Function(Metric):
 
     def __init__(self, function: Callable[[nn.Module], Any]) -> None:
         name = getattr(function, "name", None) or getattr(function, "__name__", None)
-        self.function = function
+        self._function = function
         self.name = name if isinstance(name, str) else type(function).__name__
         self.higher_is_better = bool(getattr(function, "higher_is_better", True))
 
+    @property
+    def function(self) -> Callable[[nn.Module], Any]:
+        return self._function
+
     def __call__(self, model: nn.Module, /) -> Any:
-        value = self.function(model)
-        self.samples = getattr(self.function, "samples", None)
+        value = self._function(model)
+        self.samples = getattr(self._function, "samples", None)
         return value
 
 
@@ -108,8 +117,3 @@ def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
             "output, or the data, hold NaN?"
         )
     return number
-
-
-def metric_name(metric: Callable[[nn.Module], Any]) -> str:
-    """Return the metric's name for messages and reports."""
-    return as_metric(metric).name
