@@ -73,6 +73,13 @@ COUNTING = {"blueprint_cost", "gauged_cost", "dense_cost", "replaced"}
 COUNTS = {"records", "cost", "inventory", "surgery", "testing"}
 MAY_COUNT = {"rankfold.api.analyzing"}  # a space is counted at the layer's own data type
 
+# Names that objects of others have: each is looked up in one module, which all others ask.
+ASKED = {
+    "higher_is_better": "rankfold.evaluation.evaluate",  # as_metric
+    "logits": "rankfold.outputs",  # class_scores
+    "_orig_mod": "rankfold.inventory.wrappers",  # unwrap
+}
+
 # Where rankfold's modules may be imported inside a function.
 LAZY = {"__init__", "__main__", "cli"}
 
@@ -167,6 +174,16 @@ def counters(sources: Mapping[str, str]) -> list[str]:
     ]
 
 
+def lookups(sources: Mapping[str, str]) -> list[str]:
+    """Return the modules that look a name of `ASKED` up themselves, with the name."""
+    return [
+        f"{module}: {node.value}"
+        for module, source in sorted(sources.items())
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and ASKED.get(node.value, module) != module
+    ]
+
+
 def faults(sources: Mapping[str, str]) -> list[str]:
     """Return every fault of these modules' imports, as ``module, line: imports x (why not)``."""
     modules = frozenset(sources)
@@ -240,6 +257,16 @@ def test_a_cost_that_is_counted_elsewhere_is_noticed() -> None:
     line = "from rankfold.cost import Pricing, blueprint_cost"
     assert counters({"rankfold.api.x": line}) == ["rankfold.api.x: blueprint_cost"]
     assert counters({"rankfold.cost.x": line, "rankfold.api.x": "from rankfold.cost import Pricing"}) == []
+
+
+def test_what_metrics_and_models_look_like_is_known_in_one_place() -> None:
+    assert lookups(read_package()) == []
+
+
+def test_a_second_answer_is_noticed() -> None:
+    line = 'higher = getattr(metric, "higher_is_better", True)'
+    assert lookups({"rankfold.api.x": line}) == ["rankfold.api.x: higher_is_better"]
+    assert lookups({"rankfold.evaluation.evaluate": line, "rankfold.api.x": "metric.higher_is_better"}) == []
 
 
 OTHERS = {
