@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rankfold.errors import ConfigError, DataError, ModelError, UnknownNameError
-from rankfold.tune import FineTune, Step, Term, finetune, finetune_, terms
+from rankfold.tune import FineTune, Step, Task, Term, finetune, finetune_, terms
 
 Compress = Callable[..., nn.Module]
 Loader = DataLoader[tuple[Tensor, ...]]
@@ -84,6 +84,20 @@ def test_a_term_as_an_object(dense: nn.Sequential, loader: Loader, compress: Com
         FineTune(loss=[Features(), Features()])
     with pytest.raises(ModelError, match="the model has no module 'nowhere'"):
         finetune(small, FineTune(data=loader, loss=[Features(("nowhere",))]), teacher=dense)
+
+
+def test_a_checkpoint_knows_the_options_of_terms(dense: nn.Sequential, loader: Loader, tmp_path: Path) -> None:
+    def run(**options: Any) -> int | None:
+        config = FineTune(data=loader, epochs=1, loss=[Task(**options)], checkpoint=tmp_path)
+        return finetune(dense, config).resumed_from
+
+    def loss(outputs: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, target)
+
+    assert run(task=loss) is None
+    assert run(task=loss) == 4
+    with pytest.raises(ConfigError, match="another run.*weight=0.5"):
+        run(task=loss, weight=0.5)
 
 
 class Labels(Term):

@@ -87,7 +87,7 @@ class NetworkProxy:
                     replays, memory = False, {}
                 for weight, total in track(list(zip(weights, totals, strict=True)), f"candidates on {what}"):
                     target.copy_(weight)
-                    total.add(self._outputs(self.work, inputs, what, memory), reference)
+                    total.add(compared(self.work, inputs, what, self.taps, memory), reference)
         finally:
             target.copy_(kept)
         return [total.value() for total in totals]
@@ -97,7 +97,7 @@ class NetworkProxy:
         known = self._references.get(number)
         if known is not None:
             return known
-        reference = self._outputs(self.original, inputs, what)
+        reference = compared(self.original, inputs, what, self.taps)
         self._check(reference, what)
         self._room -= sum(t.numel() * t.element_size() for t in reference)
         if self._room >= 0:
@@ -121,10 +121,10 @@ class NetworkProxy:
         if not memory:
             return True
         if self._whole is None:
-            self._whole = self._outputs(self.work, inputs, what)
+            self._whole = compared(self.work, inputs, what, self.taps)
         whole = self._whole
         try:
-            replayed = self._outputs(self.work, inputs, what, memory)
+            replayed = compared(self.work, inputs, what, self.taps, memory)
         except ModelError:  # it differentiates what was remembered, or minds in another way
             return False
         return len(whole) == len(replayed) and all(map(_close, whole, replayed))
@@ -133,9 +133,6 @@ class NetworkProxy:
         """Let `work` have this weight in a layer."""
         self._whole = None
         layer_weight(self.work, name).copy_(weight)
-
-    def _outputs(self, model: nn.Module, inputs: Any, what: str, memory: Memory | None = None) -> list[Tensor]:
-        return compared(model, inputs, what, self.taps, memory)
 
 
 def _close(whole: Tensor, replayed: Tensor) -> bool:

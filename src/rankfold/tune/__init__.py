@@ -1,9 +1,11 @@
 """Fine-tuning of compressed models: losses, the loop on Accelerate, resumable checkpoints."""
 
-from rankfold.tune import layers as layers
 from rankfold.tune.config import FineTune as FineTune
+from rankfold.tune.layers import LayerDistillation as LayerDistillation
 from rankfold.tune.loop import finetune as finetune
 from rankfold.tune.loop import finetune_ as finetune_
+from rankfold.tune.losses import Distill as Distill
+from rankfold.tune.losses import Task as Task
 from rankfold.tune.optimizers import rebuild_optimizer as rebuild_optimizer
 from rankfold.tune.result import Epoch as Epoch
 from rankfold.tune.result import StepInfo as StepInfo

@@ -225,6 +225,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Term):
-        return repr(value) if dataclasses.is_dataclass(value) else f"{type(value).__qualname__} {value.weight}"
+        names = [f.name for f in dataclasses.fields(value) if f.repr] if dataclasses.is_dataclass(value) else ["weight"]
+        return [type(value).__qualname__, *(f"{name}={_plain(getattr(value, name))}" for name in names)]
     module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
     return f"{module}.{name}" if name else type(value).__name__

@@ -17,7 +17,7 @@ from rankfold.tune.config import FineTune
 from rankfold.tune.terms import Step, Term, terms
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class LayerDistillation(Term):
     """Sums of squared differences of weights and outputs over the factored layers (eq. 10).
 

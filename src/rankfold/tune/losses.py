@@ -16,7 +16,7 @@ from rankfold.tune.config import FineTune
 from rankfold.tune.terms import Step, Term, terms
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Task(Term):
     """The labels' loss: `cross_entropy`, or a callable of the outputs and the target."""
 
@@ -36,7 +36,7 @@ class Task(Term):
         return compute(step.outputs, step.target)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Distill(Term):
     """The distance of the outputs from the teacher's; see `distillation`."""
 
