@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,10 @@ class Made:
     tuned: TuneResult | None = None
 
 
-class Bench:
+M = TypeVar("M", bound=Made)
+
+
+class Bench(Generic[M]):
     """A `rankfold.strategies.Workbench` for one model.
 
     Parameters
@@ -71,7 +74,7 @@ class Bench:
     def __init__(
         self,
         model: nn.Module,
-        make: Callable[[Plan], Made],
+        make: Callable[[Plan], M],
         *,
         batches: Iterable[Any] | None = None,
         metric: Callable[[nn.Module], float] | None = None,
@@ -83,7 +86,7 @@ class Bench:
         self._metric = None if metric is None else as_metric(metric)
         self._recipe = recipe
         self._trained = 0
-        self.kept: Made | None = None
+        self.kept: M | None = None
 
     def apply(self, plan: Plan) -> Handle:
         """Return a copy of the original with a plan applied."""
@@ -125,7 +128,7 @@ class Bench:
 
     def keep(self, model: Handle) -> None:
         """Have the result hold a model, that of the plan that is going to be returned."""
-        self.kept = _made(model)
+        self.kept = cast("M", _made(model))
 
     def batches(self) -> Iterator[Batch]:
         """Yield the calibration data."""

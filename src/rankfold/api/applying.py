@@ -216,5 +216,5 @@ def _factored_(
 def _proof(model: nn.Module, plan: Plan, data: Calibration | None, example_input: Any) -> Proof | None:
     """Return the proof on the example input, or on the first calibration batch; None if there is neither."""
     if example_input is None and data is not None:
-        example_input = data.first_input()
+        example_input = data.first_batch()[0]
     return None if example_input is None else Proof(model, plan.factored, example_input)

@@ -48,10 +48,10 @@ class Calibration:
         """Free the second moments."""
         self._moments, self._seen = LayerMoments(), set()
 
-    def first_input(self) -> Any:
-        """Return the inputs of the first batch; data may draw from torch's random state, which stays as it is."""
+    def first_batch(self) -> tuple[Any, Any | None]:
+        """Return inputs and target of the first batch; torch's random state, which data may draw from, is restored."""
         with evaluating(self._model):
-            return split_batch(next(iterate(self.batches, "calibration")))[0]
+            return split_batch(next(iterate(self.batches, "calibration")))
 
 
 def calibration_of(model: nn.Module, data: Iterable[Any] | None, example_input: Any = None) -> Calibration | None:

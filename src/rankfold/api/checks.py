@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rankfold.errors import BudgetError, ModelError
 from rankfold.records import ACCURACY, Budget, Inventory, counted_in_part, resource_names
@@ -11,9 +11,9 @@ from rankfold.records.amounts import either
 BudgetLike = str | Mapping[str, float | str] | Sequence[str] | Budget
 
 
-def check_measurable(budget: Budget | None) -> None:
-    """Raise `BudgetError` if a bound can only be kept by measuring the model, which a plan alone does not."""
-    if budget is not None and budget.get(ACCURACY):
+def check_measurable(budget: Budget | None, handled: Collection[str] = ()) -> None:
+    """Raise `BudgetError` if a bound can only be kept by measuring the model, unless the strategy does."""
+    if budget is not None and budget.get(ACCURACY) and ACCURACY not in handled:
         raise BudgetError(
             f"budget {str(budget)!r} bounds {ACCURACY}, which only a measured metric can tell. Use compress with "
             f"evaluate=..., or bound {either(resource_names('additive', 'peak'))}."

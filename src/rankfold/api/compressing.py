@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from rankfold import strategies
 from rankfold._grad_mode import trainable
 from rankfold._turns import in_turn
 from rankfold.api.checks import BudgetLike
@@ -17,8 +19,9 @@ from rankfold.api.realizing import Clock, Draft, Measure, Output, Realizer, Resu
 from rankfold.api.searching import check_searchable, smallest_within
 from rankfold.evaluation import as_metric
 from rankfold.records import ACCURACY, Budget, Plan
+from rankfold.strategies import Need
 from rankfold.tune import FineTune
-from rankfold.workbench import own_checkpoint
+from rankfold.workbench import Bench, own_checkpoint
 
 
 @in_turn
@@ -72,11 +75,17 @@ def compress(
     """
     clock = Clock()
     bounds = None if budget is None else Budget.parse(budget)
-    searched = check_searchable(bounds, evaluate is not None)
     search = search_of(options)
+    measures = ACCURACY in strategies.get(search.strategy).handles
+    searched = check_searchable(bounds, evaluate is not None) and not measures
     how = reconstruction(search.reconstruct, has_data=calibration is not None, data_aware=search.data_aware)
     check_work(model, evaluate=evaluate, finetune=finetune, output=output)
-    planner = Planner(model, example_input, search, calibration, bounds and bounds.without(ACCURACY))
+    given: dict[Need, Any] = {"metric": evaluate, "recipe": finetune}
+    planner = Planner(
+        model, example_input, search, calibration,
+        bounds.without(ACCURACY) if bounds is not None and searched else bounds,
+        given=[need for need, value in given.items() if value is not None],
+    )  # fmt: skip
     planner.prove()
     clock.lap("inspect")
     metric = None if evaluate is None else as_metric(evaluate)
@@ -84,14 +93,22 @@ def compress(
         model=model, example_input=example_input, inventory=planner.inventory, data=planner.data, how=how,
         metric=metric, name=name, clock=clock,
     )  # fmt: skip
-    dense = {} if metric is None else {"dense": realizer.value(model)}
+    bench = planner.workbench = Bench(
+        model, partial(realizer.apply, measured=False), batches=None if planner.data is None else planner.data.batches,
+        metric=metric, recipe=finetune,
+    )  # fmt: skip
+    dense = dict[str, float]()
+    if metric is not None:
+        dense["dense"] = bench.evaluate()
+        clock.lap("evaluate")
     if planner.moments is not None:
         clock.lap("calibrate")
 
     def make(plan: Plan) -> Draft:
         clock.lap("plan")
-        draft = realizer.apply(plan)
-        if finetune is not None:
+        kept, bench.kept = bench.kept, None
+        draft = realizer.apply(plan) if kept is None else realizer.adopt(kept, plan)
+        if finetune is not None and kept is None:
             label = folder_name(plan.provenance.budget or "")
             realizer.tune(draft, own_checkpoint(finetune, label) if searched else finetune, teacher=model)
         draft.values |= dense

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankfold import methods, strategies
-from rankfold._config import config_to_dict, require
+from rankfold._config import changed, require
 from rankfold._options import Flag, boolean, check_options, document, integer, option, options_from
 from rankfold.calibration import Sequential
 from rankfold.candidates import DEFAULT_METHODS, resolve_methods
@@ -33,14 +33,8 @@ def chosen_methods(value: Any) -> tuple[tuple[str, ...], dict[str, dict[str, Any
     require(known, "methods", value, "a name, a method such as rankfold.QR(), or a list of these")
     require(len(listed) > 0, "methods", value, "at least one name")
     objects = {one.name: one for one in (methods.get(one) for one in listed if not isinstance(one, str))}
-    options = {name: _changed(one) for name, one in objects.items()}
+    options = {name: changed(one) for name, one in objects.items()}
     return resolve_methods([one if isinstance(one, str) else one.name for one in listed]), options
-
-
-def _changed(method: methods.Method) -> dict[str, Any]:
-    """Return the options that differ from their defaults."""
-    default = config_to_dict(type(method)())
-    return {name: value for name, value in config_to_dict(method).items() if value != default[name]}
 
 
 def _strategies() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,9 +19,10 @@ from rankfold._options import given
 from rankfold._progress import track
 from rankfold._turns import in_turn
 from rankfold._version import __version__
+from rankfold.api.applying import apply_plan
 from rankfold.api.calibrating import calibration_of
 from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_measurable
-from rankfold.api.options import Search, chosen_methods, search_of
+from rankfold.api.options import Search, chosen_methods, reconstruction, search_of
 from rankfold.calibration import LayerMoments
 from rankfold.candidates import Judge, TableConfig, build_table, plan_ram, with_ram, within_ram
 from rankfold.cost import Pricing, activation_profile
@@ -36,9 +37,10 @@ from rankfold.records import (
     Inventory,
     Plan,
 )
-from rankfold.strategies import Problem
+from rankfold.strategies import Need, Problem, Workbench, check_needs
 from rankfold.strategies.manual import with_overrides
 from rankfold.surgery import Proof
+from rankfold.workbench import Bench, Made
 
 UNREACHED = "no calibration sample reaches it: judged and factored by its weight alone"
 UNMEASURED = "no sample that the search looks at reaches it: judged by its own error"
@@ -113,11 +115,13 @@ class Planner:
         Batches of inputs.
     *budgets : Budget or None
         The bounds that plans are going to be asked for: those that cannot be kept on this model raise before any work.
+    given : collection of str
+        What there is for the strategy besides calibration data (`rankfold.strategies.NEEDS`); `workbench` then has it.
 
     Raises
     ------
     RankfoldError
-        If there is nothing to compress, or a bound is on what a plan alone cannot tell.
+        If there is nothing to compress, a bound is on what a plan alone cannot tell, or the strategy needs more.
     """
 
     def __init__(
@@ -127,9 +131,13 @@ class Planner:
         search: Search,
         calibration: Iterable[Any] | None,
         *budgets: Budget | None,
+        given: Collection[Need] = (),
     ) -> None:
+        self.strategy = strategies.get(search.strategy)
         for budget in budgets:
-            check_measurable(budget)
+            check_measurable(budget, self.strategy.handles)
+        self.data = calibration_of(model, calibration, example_input)
+        check_needs(self.strategy, {*given, *self._given()})
         self.model = model
         self.example_input = example_input
         self.search = search
@@ -139,8 +147,6 @@ class Planner:
         self.pricing = Pricing.of(inspected, deploy_dtype=search.deploy_dtype, gauge=search.gauge, resources=bounded)
         check_compressible(inspected)
         check_counted(inspected, *budgets)
-        self.data = calibration_of(model, calibration, example_input)
-        self.strategy = strategies.get(search.strategy)
 
     @functools.cached_property
     def moments(self) -> LayerMoments | None:
@@ -185,6 +191,24 @@ class Planner:
         posed = with_overrides(posed, search.overrides) if search.overrides else posed
         return posed
 
+    @functools.cached_property
+    def workbench(self) -> Workbench:
+        """What a strategy that loops works with; `compress` sets another one, which measures and trains as well."""
+        search, data = self.search, self.data
+        how = reconstruction(search.reconstruct, has_data=data is not None, data_aware=search.data_aware)
+
+        def make(plan: Plan) -> Made:
+            return Made(model=apply_plan(self.model, plan, data, how, example_input=self.example_input).model)
+
+        return Bench(self.model, make, batches=None if data is None else data.batches)
+
+    def _given(self) -> set[Need]:
+        """Return what the calibration data gives to a strategy."""
+        if self.data is None:
+            return set()
+        labelled = "labels" in self.strategy.needs and self.data.first_batch()[1] is not None
+        return {"calibration", "labels"} if labelled else {"calibration"}
+
     @property
     def inventory(self) -> Inventory:
         """The original's layers, at the deployment data type."""
@@ -201,9 +225,10 @@ class Planner:
         total = self.problem.inventory.total
         profile = None if bounds is None or not bounds.get(PEAK) else self.profile
         ram = None if profile is None else (profile.peak, profile.peak)
-        if bounds is not None and not bounds.exceeded(total, total, ram=ram):
+        handled = any(bounds.get(resource) for resource in self.strategy.handles) if bounds is not None else False
+        if bounds is not None and not handled and not bounds.exceeded(total, total, ram=ram):
             raise BudgetError(f"budget {str(bounds)!r} is met by the model as it is; there is nothing to compress.")
-        problem = replace(self.problem, budget=bounds)
+        problem = replace(self.problem, budget=bounds, workbench=self.workbench)
         if bounds is None or profile is None:
             made = self.strategy.plan(problem)
         else:
@@ -226,7 +251,7 @@ class Planner:
 
     def forget(self) -> None:
         """Free the second moments and what was measured."""
-        for name in ("moments", "problem"):
+        for name in ("moments", "problem", "workbench"):
             self.__dict__.pop(name, None)
         if self.data is not None:
             self.data.forget()

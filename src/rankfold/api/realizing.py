@@ -18,7 +18,7 @@ from rankfold.api.options import Fitting, Reconstruct, reconstruction
 from rankfold.api.proving import check_kept, reloaded
 from rankfold.calibration import Sequential
 from rankfold.cost import Pricing
-from rankfold.errors import ConfigError, DataError
+from rankfold.errors import ConfigError, DataError, PlanMismatch
 from rankfold.evaluation import Metric, as_metric
 from rankfold.evaluation import evaluate as measure
 from rankfold.inventory import check_model, inspect
@@ -29,7 +29,9 @@ from rankfold.reporting import EpochRow, MetricValue, Report, build_report
 from rankfold.storage import check_output, save_described
 from rankfold.storage.state import check_state
 from rankfold.surgery import check_plan, plan_of
+from rankfold.surgery.apply import remember_plan
 from rankfold.tune import FineTune, TuneResult, finetune_
+from rankfold.workbench import Made
 
 Measure = Callable[[nn.Module], Any]
 """A metric as users give it: any callable of a model."""
@@ -123,29 +125,25 @@ class Clock:
         self.start = now
 
 
-@dataclass(slots=True, kw_only=True)
-class Draft:
+@dataclass(slots=True, kw_only=True, eq=False)
+class Draft(Made):
     """A compressed model that has not been saved yet.
 
     Parameters
     ----------
-    model : Module
-        The compressed model.
+    model, tuned
+        The compressed model, and how fine-tuning went.
     errors : mapping
         Relative error by layer name, 0..1.
     values : dict
         The metric by stage, as `MetricValue` names them.
     notes : list of str
         For the report.
-    tuned : TuneResult or None
-        How fine-tuning went.
     """
 
-    model: nn.Module
     errors: Mapping[str, float]
     values: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    tuned: TuneResult | None = None
 
     @property
     def value(self) -> float:
@@ -204,6 +202,23 @@ class Realizer:
         self.clock.lap("apply")
         if measured and self.metric is not None:
             draft.values["compressed"] = self.value(draft.model)
+        return draft
+
+    def adopt(self, draft: Draft, plan: Plan) -> Draft:
+        """Take the model that a strategy made for the plan that it returned, and measure it.
+
+        Raises
+        ------
+        PlanMismatch
+            If the model was made by another plan.
+        """
+        made = plan_of(draft.model)
+        if _decisions(made) != _decisions(plan):
+            raise PlanMismatch(f"strategy {plan.provenance.strategy!r} kept the model of another plan.")
+        provenance = replace(plan.provenance, reconstruct=made.provenance.reconstruct)
+        draft.model = remember_plan(draft.model, replace(plan, provenance=provenance))
+        if self.metric is not None:
+            draft.values["compressed" if draft.tuned is None else "tuned"] = self.value(draft.model)
         return draft
 
     def tune(self, draft: Draft, recipe: FineTune, *, teacher: nn.Module | None) -> TuneResult:
@@ -348,6 +363,10 @@ def predict(inventory: Inventory, plan: Plan, name: str) -> Report:
     pricing = Pricing.of_plan(inventory, plan)
     after, costs = pricing.plan_cost(plan), pricing.layer_costs(plan)
     return build_report(pricing.inventory, plan, after, costs, model_name=name, notes=["planned, not applied yet"])
+
+
+def _decisions(plan: Plan) -> dict[str, Any]:
+    return {name: (c.method, c.ranks, dict(c.options), c.gauge) for name, c in plan.factored.items()}
 
 
 def _history(tuned: TuneResult | None) -> list[EpochRow]:

@@ -92,7 +92,7 @@ def make_problem(
     )
 
 
-def _bench(case: ModelCase, model: nn.Module) -> Bench:
+def _bench(case: ModelCase, model: nn.Module) -> Bench[Made]:
     with torch.no_grad():
         batches = [(case.input(), model(case.input()).argmax(-1))]
     recipe = FineTune(data=batches, loss="distill", distill="mse", max_steps=1)
