@@ -18,6 +18,7 @@ from rankfold.api.planning import Planner
 from rankfold.api.realizing import Clock, Draft, Measure, Output, Realizer, Result, check_work
 from rankfold.api.searching import check_searchable, smallest_within
 from rankfold.evaluation import as_metric
+from rankfold.methods import sharing_prepared
 from rankfold.records import ACCURACY, Budget, Plan
 from rankfold.strategies import Need
 from rankfold.tune import FineTune
@@ -26,6 +27,7 @@ from rankfold.workbench import Bench, own_checkpoint
 
 @in_turn
 @trainable
+@sharing_prepared()
 def compress(
     model: nn.Module,
     example_input: Any,

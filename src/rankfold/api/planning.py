@@ -28,6 +28,7 @@ from rankfold.candidates import Judge, TableConfig, build_table, plan_ram, with_
 from rankfold.cost import Pricing, activation_profile
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.inventory import copy_model, export_graph, inspect, layer_weight
+from rankfold.methods import sharing_prepared
 from rankfold.records import (
     PEAK,
     ActivationProfile,
@@ -49,6 +50,7 @@ UNMEASURED = "no sample that the search looks at reaches it: judged by its own e
 
 @in_turn
 @trainable
+@sharing_prepared()
 def plan(
     model: nn.Module,
     example_input: Any,

@@ -22,6 +22,7 @@ from rankfold.api.realizing import Destination, Measure, Output, Realizer, check
 from rankfold.candidates.cache import Cache
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, UnknownNameError
 from rankfold.evaluation import as_metric
+from rankfold.methods import sharing_prepared
 from rankfold.records import Bound, Budget, CandidateTable, resource_names
 from rankfold.reporting.sweep import Sweep, SweepPoint
 
@@ -32,6 +33,7 @@ FINEST = 100
 
 @in_turn
 @trainable
+@sharing_prepared()
 def sweep(
     model: nn.Module,
     example_input: Any,

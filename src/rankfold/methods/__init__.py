@@ -17,6 +17,7 @@ from rankfold.methods.contract import without_autocast as without_autocast
 from rankfold.methods.cp import CP as CP
 from rankfold.methods.filterwise_cp import FilterwiseCP as FilterwiseCP
 from rankfold.methods.qr import QR as QR
+from rankfold.methods.sharing import sharing_prepared as sharing_prepared
 from rankfold.methods.spatial_svd import SpatialSVD as SpatialSVD
 from rankfold.methods.svd import SVD as SVD
 from rankfold.methods.tt import TT as TT

@@ -16,6 +16,7 @@ from rankfold._registry import Registry
 from rankfold.errors import InvalidWeight, RankError, UnsupportedLayer
 from rankfold.factor.linalg import NO_DOUBLE, Metric, single_is_whole, wide_dtype
 from rankfold.factor.moments import Moments
+from rankfold.methods.sharing import shared
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
 
@@ -212,7 +213,7 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
     Checks the weight, works in float64 (float32 above a gibibyte, and where a method finds that enough: see
     `rankfold.factor.linalg`), outside of autocast, and scales the weight to magnitude 1, so that huge, tiny and
     half-precision weights are factored alike (where a method is balanced, only huge and tiny ones are scaled). Factors
-    are on the weight's device; on the CPU if that has no float64.
+    are on the weight's device; on the CPU if that has no float64. Within `sharing_prepared` a layer is prepared once.
 
     Parameters
     ----------
@@ -228,6 +229,10 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
         If the weight has another shape than the layer, or holds NaN or infinity.
     """
     check_supported(method, layer)
+    return shared(layer.name, repr(method), weight, moments, lambda: _prepared(method, weight, layer, moments))
+
+
+def _prepared(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> Prepared:
     if weight.shape != layer.weight_shape:
         raise InvalidWeight(
             f"the weight of {layer.title} has shape {tuple(weight.shape)}, expected {layer.weight_shape}."

@@ -1,0 +1,106 @@
+"""Prepared layers are used again: the search, the judge and the factorization need the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankfold.factor.moments import Moments
+
+ROOM = 2**26
+"""Bytes of prepared layers that are kept: all those of a small network, the first ones of a large one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A prepared layer, and what it was prepared from."""
+
+    prepared: Any
+    weight: Tensor
+    version: int
+    moments: Moments | None
+
+
+class _Store:
+    """Prepared layers by layer name, method and second moments."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str, int], _Kept] = {}
+        self._open: tuple[str, str, int] | None = None
+        self._room = ROOM
+
+    def get(self, name: str, method: str, weight: Tensor, moments: Moments | None, make: Callable[[], Any]) -> Any:
+        """Return the prepared layer that is kept, or a new one, kept if there is room."""
+        key = (name, method, id(moments))
+        kept = self._kept.get(key)
+        if kept is not None and kept.version == kept.weight._version and _same(kept.weight, weight):
+            return kept.prepared
+        self._settle()
+        prepared = make()
+        if kept is None and self._room > 0:
+            self._kept[key] = _Kept(prepared, weight, weight._version, moments)
+            self._open = key
+        return prepared
+
+    def _settle(self) -> None:
+        """Take the latest layer off the room, with all that it computed since; give it up if it does not fit."""
+        if self._open is None:
+            return
+        size = _bytes(self._kept[self._open].prepared, set())
+        if size > self._room:
+            del self._kept[self._open]
+        else:
+            self._room -= size
+        self._open = None
+
+
+_store: ContextVar[_Store | None] = ContextVar("prepared layers", default=None)
+
+
+@contextmanager
+def sharing_prepared() -> Iterator[None]:
+    """Keep prepared layers within this block, so that `rankfold.methods.prepare` need not prepare them again.
+
+    Their bytes are limited by `ROOM`. An outer block includes inner ones.
+    """
+    token = _store.set(_store.get() or _Store())
+    try:
+        yield
+    finally:
+        _store.reset(token)
+
+
+def shared(name: str, method: str, weight: Tensor, moments: Moments | None, make: Callable[[], Any]) -> Any:
+    """Return a prepared layer: within `sharing_prepared` the one that is kept, otherwise a new one."""
+    store = _store.get()
+    if store is None or weight.is_inference():  # of which no change is counted
+        return make()
+    return store.get(name, method, weight, moments, make)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (
+        one.device == other.device and one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    )
+
+
+def _bytes(value: Any, seen: set[int]) -> int:
+    """Return the bytes of all tensors that an object holds, directly or in attributes and collections."""
+    if id(value) in seen or isinstance(value, type) or callable(value):
+        return 0
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(_bytes(item, seen) for item in value.values())
+    if isinstance(value, list | tuple):
+        return sum(_bytes(item, seen) for item in value)
+    slots = (name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()))
+    held = [getattr(value, name, None) for name in slots] + list(getattr(value, "__dict__", {}).values())
+    return sum(_bytes(item, seen) for item in held)
