@@ -145,8 +145,9 @@ def apply_plan(
     *,
     batchnorm: bool = True,
     example_input: Any = None,
+    twin: nn.Module | None = None,
 ) -> Applied:
-    """Apply a checked plan to a copy of the model, and prove it."""
+    """Apply a checked plan to a copy of the model, which may be given (`twin`), and prove it."""
     errors: dict[str, float] = {}
     notes: list[str] = []
     report_parameters(model)
@@ -159,7 +160,7 @@ def apply_plan(
         errors = {name: error for name, error in made.errors.items() if name in plan.factored}
         notes = [f"{name}: {note}" for name, note in made.notes.items()]
     else:
-        twin = copy_model(model, instead="rankfold.apply_ with a plan")
+        twin = copy_model(model, instead="rankfold.apply_ with a plan") if twin is None else twin
         new = _factored_(twin, plan, moments, original=model, suspects=suspects)
     if proof is not None:
         proof.check(new, suspects or ())

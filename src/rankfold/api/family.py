@@ -74,7 +74,8 @@ class Family:
         value = None if known is None else known.get(point.plan)
         fresh = known is not None and value is None
         if fresh or self.output is not None:
-            realizer = replace(self.realizer, clock=Clock())
+            realizer = self.realizer
+            realizer.clock = Clock()
             draft = realizer.apply(point.plan, measured=False)
             if self.dense is not None:
                 draft.values["dense"] = self.dense

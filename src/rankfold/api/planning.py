@@ -247,9 +247,11 @@ class Planner:
         )
         return replace(made, layers=self._with_notes(made), provenance=provenance)
 
-    def prove(self) -> None:
-        """Raise if a copy of the model runs the original: before any work, not after it."""
-        Proof(self.model, (), self.example_input).check(copy_model(self.model, instead="rankfold.apply_ with a plan"))
+    def proved_copy(self) -> nn.Module:
+        """Return a copy of the model; raise if it runs the original. So that is known before any work."""
+        twin = copy_model(self.model, instead="rankfold.apply_ with a plan")
+        Proof(self.model, (), self.example_input).check(twin)
+        return twin
 
     def forget(self) -> None:
         """Free the second moments and what was measured."""

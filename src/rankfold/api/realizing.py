@@ -173,6 +173,8 @@ class Realizer:
         The model's name, for the report.
     clock : Clock
         Times the stages.
+    twin : Module or None
+        A copy of the original, for the first model.
     """
 
     model: nn.Module
@@ -183,6 +185,7 @@ class Realizer:
     metric: Metric | None = None
     name: str = ""
     clock: Clock = field(default_factory=Clock)
+    twin: nn.Module | None = None
 
     def value(self, model: nn.Module) -> float:
         """Measure a model."""
@@ -193,7 +196,8 @@ class Realizer:
 
     def apply(self, plan: Plan, *, measured: bool = True) -> Draft:
         """Apply a plan and measure the model."""
-        applied = apply_plan(self.model, plan, self.data, self.how, example_input=self.example_input)
+        twin, self.twin = self.twin, None
+        applied = apply_plan(self.model, plan, self.data, self.how, example_input=self.example_input, twin=twin)
         errors = applied.errors
         if not errors:
             errors = measured_errors(applied.model, self.model, moments_for(self.model, plan, self.data, self.how))
