@@ -177,7 +177,7 @@ def test_broken_cache_is_written_again(tmp_path: Path, cache: Path, pictures: li
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     file.write_bytes(whole[:-100])
-    with pytest.warns(RankfoldWarning, match="is broken and is written again"):
+    with pytest.warns(RankfoldWarning, match="is damaged and is rewritten"):
         data = cifar10(str(tmp_path), "test")
     assert_holds(data, pictures)
     assert file.read_bytes() == whole
@@ -209,13 +209,13 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no test images .*expected test\*.zip"):
         cifar10(str(tmp_path), "test")
     (tmp_path / "test").mkdir()
-    with pytest.raises(DataError, match=r"holds no <class>/<name>\.png"):
+    with pytest.raises(DataError, match=r"has no files <class>/<name>\.png"):
         cifar10(str(tmp_path), "test")
 
 
 def test_wrong_pictures(tmp_path: Path, cache: Path, pictures: list[Picture]) -> None:
     write_zip(tmp_path / "test.zip", [*pictures, ("zebra", "a.png", pictures[0][2])])
-    with pytest.raises(DataError, match="class 'zebra' that is none of CIFAR-10's"):
+    with pytest.raises(DataError, match="class 'zebra' that is not one of CIFAR-10's"):
         cifar10(str(tmp_path), "test")
     write_zip(tmp_path / "test.zip", [("cat", "a.png", np.zeros((8, 9, 3), np.uint8))])
     with pytest.raises(DataError, match=r"cat/a.png .* has 8x9 pixels"):

@@ -287,5 +287,5 @@ def test_modules_that_cannot_be_imported(tmp_path: Path) -> None:
 def test_bad_options() -> None:
     with pytest.raises(ConfigError, match="num_classes must be at least 1"):
         zoo.create("lenet5_mnist5k", num_classes=0)
-    with pytest.raises(ConfigError, match="no weights are bundled"):
+    with pytest.raises(ConfigError, match="has no bundled weights"):
         zoo.create("resnet20_cifar10", weights="bundled")

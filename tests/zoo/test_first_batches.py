@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from rankfold.zoo.first_batches import FirstBatches
+from rankfold.zoo.loading import FirstBatches
 
 
 @pytest.mark.parametrize(("limit", "batches"), [(1, 1), (4, 1), (5, 2), (10, 3), (99, 3)])

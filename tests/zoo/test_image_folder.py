@@ -81,7 +81,7 @@ def test_grey_networks_get_grey_pictures(tmp_path: Path) -> None:
 def test_sizes(tmp_path: Path) -> None:
     write(tmp_path / "a" / "1.png", (20, 30, 3))
     write(tmp_path / "a" / "2.png", (64, 16, 3))
-    with pytest.raises(DataError, match=r"64x16 pixels, another picture 20x30. Pass image_size"):
+    with pytest.raises(DataError, match=r"64x16 pixels, another picture 20x30. Pass image_size to scale"):
         load(tmp_path)
     ((x, _),) = load(tmp_path, image_size=(12, 16), augment=True)
     assert x.shape == (2, 3, 12, 16)
@@ -108,7 +108,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no class folders"):
         load(tmp_path)
     (tmp_path / "a").mkdir()
-    with pytest.raises(DataError, match="holds no pictures in class folders"):
+    with pytest.raises(DataError, match="has no pictures in its class folders"):
         load(tmp_path)
     write(tmp_path / "train" / "a" / "1.png")
     with pytest.raises(DataError, match="no folder 'test' or 'val' for the test split"):

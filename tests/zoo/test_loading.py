@@ -283,7 +283,7 @@ def test_factory_with_limit(factory: str, name: str) -> None:
         ("nothing", {}, DataError, "must return an iterable of batches. Got NoneType"),
         ("old", {}, ConfigError, "unexpected keyword argument 'split'"),
         ("bathces", {}, UnknownNameError, "Did you mean 'batches'"),
-        ("batches", {"shuffle": True}, ConfigError, "shuffles and augments by itself"),
+        ("batches", {"shuffle": True}, ConfigError, "is a factory, which shuffles and augments itself"),
     ],
 )
 def test_bad_factories(factory: str, name: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -325,15 +325,15 @@ X, Y = np.zeros((4, 3, 8, 8), np.uint8), np.zeros(4, np.int64)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": X}, r"holds the arrays a; expected x_test and y_test, or x and y"),
+        ({"a": X}, r"contains the arrays a; expected x_test and y_test, or x and y"),
         ({"x_train": X, "y_train": Y}, "expected x_test and y_test"),
         ({"x": X, "y": Y[:3]}, r"y of .* has the shape \(3,\); 4 images need \(4,\)"),
-        ({"x": X, "y": Y.astype(float)}, "must hold whole numbers. Got float64"),
+        ({"x": X, "y": Y.astype(float)}, "must contain integers. Got float64"),
         ({"x": X, "y": Y - 1}, "negative label -1"),
         ({"x": X.astype(np.int64), "y": Y}, "must be uint8 or float. Got int64"),
         ({"x": X.astype(float) * np.nan, "y": Y}, "NaN or infinity"),
-        ({"x": X[:, :2], "y": Y}, "which axis holds the 1 or 3 channels is not clear"),
-        ({"x": X[..., :3], "y": Y}, "which axis holds the 1 or 3 channels is not clear"),
+        ({"x": X[:, :2], "y": Y}, "it is not clear which axis holds the 1 or 3 channels"),
+        ({"x": X[..., :3], "y": Y}, "it is not clear which axis holds the 1 or 3 channels"),
         ({"x": X[:, 0, 0], "y": Y}, r"images are \(N, H, W\) or 4-D"),
         ({"x": X[:0], "y": Y[:0]}, "is empty"),
         ({"x": X, "y": np.array([{}, {}, {}, {}])}, "plain arrays"),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rankfold import zoo
-from rankfold.zoo.cifar_resnet import CifarResNet, PadShortcut
+from rankfold.zoo.networks import CifarResNet, PadShortcut
 
 # Parameters: LeCun et al. 1998 (dense second convolution), He et al. 2016 table 6 (0.27 M, 0.46 M,
 # 0.85 M), and the sum over VGG's configuration D with BatchNorm and a head of 512.

@@ -129,7 +129,7 @@ def changed(source: dict[str, Tensor], how: str) -> dict[str, Tensor]:
     ("how", "message"),
     [
         ("missing", "1 missing in the file: 0.bias"),
-        ("extra", "1 unknown to the network: 9.bias"),
+        ("extra", "1 not in the network: 9.bias"),
         ("shape", r"0.weight is \(4, 3, 5, 5\) in the file, \(4, 3, 3, 3\) in the network"),
     ],
 )
@@ -143,7 +143,7 @@ def test_mismatch_changes_nothing(tmp_path: Path, source: dict[str, Tensor], how
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:
     many = {f"layer{i}.weight": torch.zeros(1) for i in range(30)}
-    with pytest.raises(ModelError, match=r"30 unknown to the network: .*and 22 more"):
+    with pytest.raises(ModelError, match=r"30 not in the network: .*and 22 more"):
         load_weights(net(2), save(many, tmp_path / "w.pt"))
 
 
@@ -188,11 +188,11 @@ def test_whole_pickled_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (torch.zeros(3), "holds a Tensor, not a state dict"),
-        ([torch.zeros(3)], "holds a list, not a state dict"),
-        ({}, "holds an empty dict"),
+        (torch.zeros(3), "contains a Tensor, not a state dict"),
+        ([torch.zeros(3)], "contains a list, not a state dict"),
+        ({}, "contains an empty dict"),
         ({"weights": {"a": torch.zeros(1)}}, "not tensors: 'weights'"),
-        ({3: torch.zeros(1)}, "names that are not text: 3"),
+        ({3: torch.zeros(1)}, "keys that are not strings: 3"),
     ],
 )
 def test_no_state_dict(tmp_path: Path, content: Any, message: str) -> None:

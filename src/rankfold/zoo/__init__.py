@@ -1,4 +1,4 @@
-"""Networks and data sets by name, and small weights that come with rankfold.
+"""Networks and data sets by name, and small weights included in rankfold.
 
 >>> from rankfold import zoo
 >>> net = zoo.create("lenet5_mnist5k", weights="bundled")
@@ -7,23 +7,11 @@
 """
 
 from rankfold.zoo.building import create as create
-from rankfold.zoo.entries import NetworkInfo as NetworkInfo
+from rankfold.zoo.entries import ExampleInput as ExampleInput
 from rankfold.zoo.entries import entry as entry
+from rankfold.zoo.entries import example_input as example_input
 from rankfold.zoo.entries import names as names
-from rankfold.zoo.inputs import ExampleInput as ExampleInput
-from rankfold.zoo.inputs import example_input as example_input
+from rankfold.zoo.info import NetworkInfo as NetworkInfo
 from rankfold.zoo.loading import DATA_SPECS as DATA_SPECS
 from rankfold.zoo.loading import SPLITS as SPLITS
 from rankfold.zoo.loading import data as data
-
-__all__ = [
-    "DATA_SPECS",
-    "SPLITS",
-    "ExampleInput",
-    "NetworkInfo",
-    "create",
-    "data",
-    "entry",
-    "example_input",
-    "names",
-]

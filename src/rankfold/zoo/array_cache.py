@@ -1,4 +1,4 @@
-"""Decoded images kept on disk, so that they are decoded once."""
+"""Decoded images, cached on disk."""
 
 from __future__ import annotations
 
@@ -14,23 +14,16 @@ from rankfold.zoo.image_sets import ImageArray
 
 
 def cache_folder() -> Path:
-    """Return ``$XDG_CACHE_HOME/rankfold``, or ``~/.cache/rankfold``; it can be deleted any time."""
+    """Return ``$XDG_CACHE_HOME/rankfold``, or ``~/.cache/rankfold``; it can be deleted at any time."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "rankfold"
 
 
 def cached(name: str, files: Iterable[Path], decode: Callable[[], ImageArray]) -> ImageArray:
-    """Return what `decode` returns, from the cache if the files have not changed since.
+    """Return the images that `decode` returns, from the cache if none of the files has changed.
 
-    Parameters
-    ----------
-    name : str
-        Beginning of the cache file's name.
-    files : iterable of Path
-        What is decoded; the cache is keyed by their paths, sizes and modification times.
-    decode : callable
-        Does the work where the cache cannot help. A cache that cannot be read or written is
-        reported with a `RankfoldWarning`, and the decoded images are returned all the same.
+    The cache is keyed by `name` and the paths, sizes and modification times of the files. If it cannot be read or
+    written, a `RankfoldWarning` says so, and the decoded images are returned all the same.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
@@ -41,18 +34,18 @@ def cached(name: str, files: Iterable[Path], decode: Callable[[], ImageArray]) -
             tensors = load_file(path)
             return ImageArray(tensors["images"], tensors["labels"])
         except (SafetensorError, OSError, KeyError) as error:
-            _warn(f"the cache file {str(path)!r} is broken and is written again: {error}")
+            _warn(f"the cache file {str(path)!r} is damaged and is rewritten: {error}")
     data = decode()
     tensors = {"images": data.images, "labels": data.labels}
     try:
         write_atomic(path, lambda temporary: save_file(tensors, temporary))
     except (RankfoldError, SafetensorError) as error:
-        _warn(f"decoded images are not cached, the next run decodes them again: {error}")
+        _warn(f"decoded images are not cached; the next run decodes them again: {error}")
     return data
 
 
 def _key(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256(b"1")  # the version of the format
+    digest = hashlib.sha256(b"1")  # version of the format
     for file in sorted(files):
         stat = file.stat()
         digest.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())

@@ -2,85 +2,63 @@
 
 from __future__ import annotations
 
-import os
+import io
+import pickle
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from rankfold.errors import DataError
 from rankfold.zoo.array_cache import cached
-from rankfold.zoo.cifar10_batches import find_batches, read_batches
 from rankfold.zoo.image_sets import ImageArray
-from rankfold.zoo.pictures import decode_picture, require_pillow
+from rankfold.zoo.pictures import decode_picture, require_folder, require_pillow
 
-# The usual label order, which is the alphabetical one.
-CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+# In the usual order of the labels.
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+_BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+
+# Everything that a pickled dict of arrays, numbers and strings needs; newer versions of NumPy use the second name.
+_ALLOWED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("_codecs", "encode"),
+}
+
+Picture = tuple[str, str, Path | bytes]
+"""Class, name, and file or content."""
 
 
 def cifar10(path: str, split: str) -> ImageArray:
-    """Return the images of CIFAR-10 that lie under a path.
+    """Return the uint8 images ``(N, 3, 32, 32)`` and labels of a split of CIFAR-10 (Krizhevsky 2009).
 
-    Parameters
-    ----------
-    path : str
-        A folder with ``train*.zip`` and ``test.zip`` of ``<class>/<name>.png``; or with folders
-        ``train`` and ``test`` of the same; or the original ``cifar-10-batches-py``, or the folder
-        that holds it. PNGs are decoded once and kept in rankfold's cache folder; they come in the
-        order of their class and name, whether zipped or not.
-    split : {"train", "test"}
-        Which images.
-
-    Returns
-    -------
-    ImageArray
-        uint8 images ``(N, 3, 32, 32)`` and labels in the usual, alphabetical order.
-
-    Raises
-    ------
-    DataError
-        If nothing of the split lies there, or it cannot be read.
-    MissingExtra
-        If Pillow is needed and not installed.
-
-    References
-    ----------
-    A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    The folder holds ``train*.zip`` and ``test.zip`` of ``<class>/<name>.png``; or folders ``train`` and ``test`` of the
+    same; or the original batches, also in ``cifar-10-batches-py``. PNGs are decoded once and cached; they are sorted by
+    class and name.
     """
-    root = Path(path).expanduser()
-    if not os.path.isdir(root):
-        what = "is not a folder" if os.path.exists(root) else "does not exist"
-        raise DataError(f"the CIFAR-10 folder {path!r} {what}. Give it as 'cifar10:PATH'.")
+    root = require_folder(path, "CIFAR-10 folder", "cifar10")
     zips = sorted(root.glob(f"{split}*.zip"))
-    if zips:
+    if zips or (root / split).is_dir():
         require_pillow("reading CIFAR-10 from PNGs")
-        return cached(f"cifar10-{split}", zips, lambda: _decode(_zipped(zips), root, split))
-    if (root / split).is_dir():
-        require_pillow("reading CIFAR-10 from PNGs")
-        files = sorted((root / split).glob("*/*.png"))
-        return cached(f"cifar10-{split}", files, lambda: _decode(_unzipped(files), root, split))
-    batches = find_batches(root, split)
-    if batches:
-        return read_batches(batches)
+        files = zips or sorted((root / split).glob("*/*.png"))
+        pictures = _zipped(zips) if zips else ((file.parent.name, file.name, file) for file in files)
+        return cached(f"cifar10-{split}", files, lambda: _decode(pictures, root, split))
+    for folder in (root, root / "cifar-10-batches-py"):
+        batches = [folder / name for name in _BATCHES[split] if (folder / name).is_file()]
+        if batches:
+            return _read_batches(batches)
     raise DataError(
         f"there are no {split} images of CIFAR-10 in {path!r}: expected {split}*.zip, a folder "
         f"{split!r} of <class>/<name>.png, or the original 'cifar-10-batches-py'."
     )
-
-
-Picture = tuple[str, str, Path | bytes]  # class, name, file or content
 
 
 def _zipped(zips: list[Path]) -> Iterator[Picture]:
@@ -96,17 +74,12 @@ def _zipped(zips: list[Path]) -> Iterator[Picture]:
             raise DataError(f"{str(path)!r} is not a whole zip file: {error}. Copy or download it again.") from error
 
 
-def _unzipped(files: list[Path]) -> Iterator[Picture]:
-    for file in files:
-        yield file.parent.name, file.name, file
-
-
 def _decode(pictures: Iterator[Picture], root: Path, split: str) -> ImageArray:
     decoded = []
     for folder, name, source in pictures:
         if folder not in CLASSES:
             raise DataError(
-                f"{split} of {str(root)!r} has a class {folder!r} that is none of CIFAR-10's "
+                f"{split} of {str(root)!r} has a class {folder!r} that is not one of CIFAR-10's "
                 f"({', '.join(CLASSES)}). Use 'imagefolder:PATH' for other images."
             )
         pixels = decode_picture(source, f"{folder}/{name} of {str(root)!r}")
@@ -117,9 +90,38 @@ def _decode(pictures: Iterator[Picture], root: Path, split: str) -> ImageArray:
             )
         decoded.append((CLASSES.index(folder), name, pixels))
     if not decoded:
-        raise DataError(f"{split} of {str(root)!r} holds no <class>/<name>.png. Fill it.")
+        raise DataError(f"{split} of {str(root)!r} has no files <class>/<name>.png. Add them.")
     decoded.sort(key=lambda item: item[:2])
-    return ImageArray(
-        torch.stack([pixels for _, _, pixels in decoded]),
-        torch.tensor([label for label, _, _ in decoded], dtype=torch.int64, device="cpu"),
-    )
+    labels, _, images = zip(*decoded, strict=True)
+    return ImageArray(torch.stack(images), torch.tensor(labels, dtype=torch.int64, device="cpu"))
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles arrays, bytes, numbers and containers; refuses to import anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR batches do not use")
+        # The functions that NumPy names in its pickles, wherever the installed version keeps them.
+        if name == "_reconstruct":
+            return np.empty(0).__reduce_ex__(2)[0]
+        if name == "_frombuffer":
+            return np.empty(0).__reduce_ex__(5)[0]
+        return super().find_class(module, name)
+
+
+def _read_batches(files: list[Path]) -> ImageArray:
+    images, labels = [], []
+    for file in files:
+        try:
+            batch = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="bytes").load()
+            pixels = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+            labels.append(np.asarray(batch[b"labels"], dtype=np.int64).reshape(len(pixels)))
+            images.append(pixels)
+        # A damaged pickle can raise almost any error.
+        except Exception as error:
+            raise DataError(
+                f"{str(file)!r} is not a whole batch of CIFAR-10: {error or type(error).__name__}. "
+                f"Copy or download it again."
+            ) from error
+    return ImageArray(torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)))

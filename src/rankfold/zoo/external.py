@@ -1,111 +1,60 @@
-"""Networks of torchvision and timm, by name; never a download."""
+"""Networks of torchvision and timm by name, without downloads."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from rankfold.errors import ConfigError, MissingExtra, RankfoldError, UnknownNameError
+from rankfold.zoo.info import IMAGENET_MEAN, IMAGENET_STD, NetworkInfo
 
 FAMILIES = ("torchvision", "timm")
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _VIDEO_MEAN, _VIDEO_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What a package tells about a network without building it.
-
-    Attributes
-    ----------
-    task : str
-        ``"image"``, ``"detection"``, ``"video"`` or ``"flow"``: the form of the input.
-    input_shape : tuple of int or None
-        Shape of one input without the batch dimension; None if it is not a single tensor.
-    mean, std : tuple of float or None
-        Normalisation of pixels in [0, 1]; None where the network does it itself.
-    """
-
-    task: str
-    input_shape: tuple[int, ...] | None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
 
 def network_names(family: str) -> list[str]:
     """Return the names of all networks of ``"torchvision"`` or ``"timm"``."""
+    return list((_torchvision() if family == "torchvision" else _timm()).list_models())
+
+
+def network_info(family: str, network: str) -> NetworkInfo:
+    """Return the facts about a network of torchvision or timm; raise `UnknownNameError` if there is none."""
+    name, summary = f"{family}/{network}", f"{network} of {family}"
     if family == "torchvision":
-        return list(_torchvision().list_models())
-    return list(_timm().list_models())
-
-
-def facts(family: str, network: str) -> Facts:
-    """Return what is known about a network of torchvision or timm.
-
-    Raises
-    ------
-    UnknownNameError
-        If the package has no such network.
-    MissingExtra
-        If the package is not installed.
-    """
-    if family == "torchvision":
-        return _torchvision_facts(network)
+        builder = _torchvision_builder(network)
+        build = partial(_build, family, network, builder, _torchvision_options(network, builder))
+        return NetworkInfo(name=name, summary=summary, build=build, **_torchvision_input(network, builder.__module__))
     timm = _timm()
-    _check_timm(timm, network)
+    # is_model is also false for "hf-hub:..." and "local-dir:...", which would be downloaded.
+    if not timm.is_model(network):
+        raise _unknown("timm", network, timm.list_models())
     try:
         config = timm.get_pretrained_cfg(network)
-    except RuntimeError:  # the part behind the dot is no tag of this network
+    except RuntimeError:  # the part after the dot is not a tag of this network
         raise _unknown("timm", network, timm.list_pretrained()) from None
-    if config is None:
-        return Facts(task="image", input_shape=(3, 224, 224), mean=_MEAN, std=_STD)
-    return Facts(
+    return NetworkInfo(
+        name=name,
+        summary=summary,
         task="image",
-        input_shape=tuple(config.input_size),
-        mean=tuple(config.mean),
-        std=tuple(config.std),
+        input_shape=tuple(config.input_size) if config else (3, 224, 224),
+        mean=tuple(config.mean) if config else IMAGENET_MEAN,
+        std=tuple(config.std) if config else IMAGENET_STD,
+        build=partial(_build, family, network, partial(timm.create_model, network), {"pretrained": False}),
     )
 
 
-def build_external(family: str, network: str, num_classes: int | None) -> nn.Module:
-    """Build a network of torchvision or timm with random weights.
-
-    Raises
-    ------
-    UnknownNameError
-        If the package has no such network.
-    ConfigError
-        If the network cannot have another number of classes.
-    RankfoldError
-        If the package itself fails to build it.
-    MissingExtra
-        If the package is not installed.
-    """
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    if family == "torchvision":
-        builder = _torchvision_builder(network)
-        parameters = inspect.signature(builder).parameters
-        options["weights"] = None
-        if "weights_backbone" in parameters:
-            options["weights_backbone"] = None  # torchvision downloads the backbone otherwise
-        if network.removeprefix("quantized_") in ("googlenet", "inception_v3"):
-            options["init_weights"] = True  # what None does, after a warning
-    else:
-        timm = _timm()
-        _check_timm(timm, network)
-
-        def builder(**arguments: Any) -> nn.Module:
-            return timm.create_model(network, pretrained=False, **arguments)
-
+def _build(
+    family: str, network: str, builder: Callable[..., nn.Module], options: dict[str, Any], num_classes: int | None
+) -> nn.Module:
     try:
-        return builder(**options)
+        return builder(**options, **({} if num_classes is None else {"num_classes": num_classes}))
     except TypeError as error:
         if num_classes is not None and "num_classes" in str(error):
             raise ConfigError(f"{family}/{network} has no num_classes. Leave num_classes out.") from error
@@ -114,7 +63,7 @@ def build_external(family: str, network: str, num_classes: int | None) -> nn.Mod
         raise RankfoldError(f"{family} cannot build {network!r}: {error}") from error
 
 
-def _torchvision_builder(network: str) -> Any:
+def _torchvision_builder(network: str) -> Callable[..., nn.Module]:
     models = _torchvision()
     try:
         return models.get_model_builder(network)
@@ -122,31 +71,31 @@ def _torchvision_builder(network: str) -> Any:
         raise _unknown("torchvision", network, models.list_models()) from None
 
 
-def _torchvision_facts(network: str) -> Facts:
-    module = _torchvision_builder(network).__module__
+def _torchvision_options(network: str, builder: Callable[..., nn.Module]) -> dict[str, Any]:
+    options: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        options["weights_backbone"] = None  # otherwise torchvision downloads the backbone
+    if network.removeprefix("quantized_") in ("googlenet", "inception_v3"):
+        options["init_weights"] = True  # the effect of the default None, without its warning
+    return options
+
+
+def _torchvision_input(network: str, module: str) -> dict[str, Any]:
     if ".detection." in module:
-        return Facts(task="detection", input_shape=None)  # normalises and resizes by itself
+        return {"task": "detection"}  # the network itself normalises and resizes
     if ".optical_flow." in module:
-        return Facts(task="flow", input_shape=None)
+        return {"task": "flow"}
     if ".video." in module:
         size = 112 if network in ("r3d_18", "mc3_18", "r2plus1d_18") else 224
-        shape = (3, 16, size, size)
-        return Facts(task="video", input_shape=shape, mean=_VIDEO_MEAN, std=_VIDEO_STD)
+        return {"task": "video", "input_shape": (3, 16, size, size), "mean": _VIDEO_MEAN, "std": _VIDEO_STD}
     size = 299 if network.removeprefix("quantized_") == "inception_v3" else 224
-    return Facts(task="image", input_shape=(3, size, size), mean=_MEAN, std=_STD)
-
-
-def _check_timm(timm: ModuleType, network: str) -> None:
-    # is_model is also false for "hf-hub:..." and "local-dir:...", which would fetch something.
-    if not timm.is_model(network):
-        raise _unknown("timm", network, timm.list_models())
+    return {"task": "image", "input_shape": (3, size, size), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def _unknown(family: str, network: str, known: Sequence[str]) -> UnknownNameError:
-    # Hundreds of names help nobody: the nearest ones, and the call that lists all.
+    # There are hundreds of names: list the nearest ones and the call that returns all of them.
     near = difflib.get_close_matches(network, known, n=8, cutoff=0.4)
-    choices = [*near, f"or any of rankfold.zoo.names({family!r})"]
-    return UnknownNameError(f"network of {family}", network, choices)
+    return UnknownNameError(f"network of {family}", network, [*near, f"or any of rankfold.zoo.names({family!r})"])
 
 
 def _torchvision() -> ModuleType:

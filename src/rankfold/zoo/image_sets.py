@@ -1,4 +1,4 @@
-"""Images in memory or on disk as a dataset of normalised float tensors."""
+"""Images in memory as a dataset of normalised float tensors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,7 @@ Sample = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ImageArray:
-    """Images of one split, in memory.
-
-    Attributes
-    ----------
-    images : Tensor
-        ``(N, C, H, W)``; uint8 in [0, 255], or float as it goes into the network.
-    labels : Tensor
-        ``(N,)``, int64.
-    """
+    """Images ``(N, C, H, W)``, uint8 in [0, 255] or float, and int64 labels ``(N,)`` of one split."""
 
     images: Tensor
     labels: Tensor
@@ -32,18 +24,17 @@ class ImageArray:
 
 @dataclass(slots=True)
 class Preparation:
-    """What happens to a batch of images on its way to the network.
+    """Prepares a batch of images for the network.
 
     Attributes
     ----------
     mean, std : tuple of float or None
         Per-channel normalisation of pixels in [0, 1]; None leaves them in [0, 1].
     augment : bool
-        Random crops of the image padded by an eighth of its height, and, for colour images,
-        horizontal flips (a digit is not its mirror image).
+        Random crops of the image padded by an eighth of its height and, for colour images, horizontal flips (digits
+        must not be mirrored).
     generator : torch.Generator
-        Source of the randomness in the main process; a worker process uses its own, which the
-        loader seeds from this one.
+        Source of randomness in the main process. A worker process uses its own, which the loader seeds from this one.
     """
 
     mean: tuple[float, ...] | None
@@ -53,18 +44,7 @@ class Preparation:
     _in_worker: bool = field(default=False, init=False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the float32 batch ``(N, C, H, W)`` that the network gets.
-
-        Parameters
-        ----------
-        images : Tensor
-            ``(N, C, H, W)``, uint8 or float.
-
-        Raises
-        ------
-        DataError
-            If the number of channels is not that of the normalisation.
-        """
+        """Return the float32 batch ``(N, C, H, W)`` of images of the same shape, uint8 or float."""
         if self.augment:
             images = self._augmented(images)
         out = images.to(torch.float32)
@@ -100,22 +80,14 @@ class Preparation:
     def _generator(self) -> torch.Generator:
         worker = get_worker_info()
         if worker is not None and not self._in_worker:
-            # All workers were copied with one state, which would make them draw alike.
+            # Workers start with copies of one state and would all draw the same numbers.
             self.generator = torch.Generator().manual_seed(worker.seed)
             self._in_worker = True
         return self.generator
 
 
 class ArrayDataset(Dataset[Sample]):
-    """Images in memory; a whole batch is prepared at once.
-
-    Parameters
-    ----------
-    data : ImageArray
-        The images and their labels.
-    prepare : Preparation
-        Applied to each batch.
-    """
+    """Images in memory; each batch is prepared as a whole."""
 
     def __init__(self, data: ImageArray, prepare: Preparation) -> None:
         self.data = data
@@ -125,12 +97,12 @@ class ArrayDataset(Dataset[Sample]):
         return len(self.data.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return one ``(image (C, H, W), label)``."""
+        """Return ``(image (C, H, W), label)``."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        """Return the samples of one batch; torch's loaders and subsets call this."""
+        """Return the samples of one batch; called by torch's loaders and subsets."""
         chosen = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
         images = self.prepare(self.data.images[chosen])
-        # A list of samples, so that any collate function and any subset work as usual.
+        # A list of samples, as collate functions and subsets expect.
         return list(zip(images.unbind(0), self.data.labels[chosen].unbind(0), strict=True))

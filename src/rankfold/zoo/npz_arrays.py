@@ -16,28 +16,16 @@ from rankfold.zoo.image_sets import ImageArray
 
 
 def npz_arrays(path: str, split: str) -> ImageArray:
-    """Return the images of a split from a ``.npz`` file.
+    """Return the images and labels of a split from the arrays ``x_<split>`` and ``y_<split>``, or ``x`` and ``y``.
 
-    Parameters
-    ----------
-    path : str
-        A file with arrays ``x_train``, ``y_train``, ``x_test``, ``y_test``, or with ``x`` and ``y``
-        for all splits. Images are uint8 in [0, 255] or float as it goes into the normalisation,
-        ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with 1 or 3 channels; labels are whole
-        numbers ``(N,)``.
-    split : {"train", "test"}
-        Which images.
-
-    Raises
-    ------
-    DataError
-        If the file or an array is missing or has another form.
+    Images are uint8 in [0, 255], or float in [0, 1] before normalisation, of shape ``(N, H, W)``, ``(N, C, H, W)`` or
+    ``(N, H, W, C)`` with 1 or 3 channels. Labels are integers ``(N,)``.
     """
     file = Path(path).expanduser()
     if not os.path.isfile(file):
         raise DataError(f"there is no file {path!r}. Give it as 'npz:PATH'.")
     try:
-        with file.open("rb") as stream:  # np.load leaves a damaged file open
+        with file.open("rb") as stream:  # np.load does not close a damaged file
             images, labels, names = _read(stream, path, split)
     except DataError:
         raise
@@ -58,7 +46,7 @@ def _read(stream: BinaryIO, path: str, split: str) -> tuple[np.ndarray, np.ndarr
             if set(names) <= set(archive.files):
                 return archive[names[0]], archive[names[1]], names
         raise DataError(
-            f"{path!r} holds the arrays {', '.join(archive.files) or '(none)'}; expected "
+            f"{path!r} contains the arrays {', '.join(archive.files) or '(none)'}; expected "
             f"x_{split} and y_{split}, or x and y."
         )
 
@@ -69,7 +57,7 @@ def _images(array: np.ndarray, name: str) -> np.ndarray:
     elif np.issubdtype(array.dtype, np.floating):
         pixels = array.astype(np.float32)
         if not np.isfinite(pixels).all():
-            raise DataError(f"{name} holds NaN or infinity. Remove these images.")
+            raise DataError(f"{name} contains NaN or infinity. Remove these images.")
     else:
         raise DataError(f"{name} must be uint8 or float. Got {array.dtype} instead.")
     if pixels.ndim == 3:
@@ -78,8 +66,8 @@ def _images(array: np.ndarray, name: str) -> np.ndarray:
         first, last = pixels.shape[1] in (1, 3), pixels.shape[3] in (1, 3)
         if first == last:
             raise DataError(
-                f"{name} has the shape {array.shape}: which axis holds the 1 or 3 channels is not "
-                f"clear. Save it as (N, C, H, W) or (N, H, W, C), or write a data factory."
+                f"{name} has the shape {array.shape}: it is not clear which axis "
+                f"holds the 1 or 3 channels. Save it as (N, C, H, W) or (N, H, W, C), or write a data factory."
             )
         pixels = pixels if first else pixels.transpose(0, 3, 1, 2)
     else:
@@ -93,8 +81,8 @@ def _labels(array: np.ndarray, name: str, count: int) -> np.ndarray:
     if array.shape not in ((count,), (count, 1)):
         raise DataError(f"{name} has the shape {array.shape}; {count} images need ({count},).")
     if not np.issubdtype(array.dtype, np.integer):
-        raise DataError(f"{name} must hold whole numbers. Got {array.dtype} instead.")
+        raise DataError(f"{name} must contain integers. Got {array.dtype} instead.")
     labels = array.reshape(count).astype(np.int64)
     if labels.min() < 0:
-        raise DataError(f"{name} holds the negative label {labels.min()}. Labels start at 0.")
+        raise DataError(f"{name} contains the negative label {labels.min()}. Labels start at 0.")
     return labels
