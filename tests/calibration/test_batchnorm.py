@@ -167,7 +167,7 @@ def test_incomparable_outputs_keep_the_old_statistics_with_a_warning() -> None:
     dense = network()
     small = damaged(dense)
     before = state(small)
-    with pytest.warns(RankfoldWarning, match="cannot be judged") as caught:
+    with pytest.warns(RankfoldWarning, match="cannot be compared") as caught:
         assert not reestimate_batchnorm(Detector(small), batches(4), Detector(dense))
     assert caught[0].filename == __file__
     assert equal(state(small), before)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from rankfold.calibration import collect_moments
-from rankfold.errors import ConfigError, DataError, ModelError, RankfoldWarning
+from rankfold.errors import ConfigError, DataError, NoMatchingLayer, RankfoldWarning
 from rankfold.factor.moments import Moments
 from rankfold.records import LayerInfo
 
@@ -432,9 +432,9 @@ def test_bad_input() -> None:
     for bad in (math.nan, math.inf, -math.inf):
         y = x.clone()
         y[1, 2] = bad
-        with pytest.raises(DataError, match="layer '0' holds NaN or infinity"):
+        with pytest.raises(DataError, match="layer '0' contains NaN or infinity"):
             collect_moments(model, [x, y], layers)
-    with pytest.raises(ModelError, match="no layer '7'"):
+    with pytest.raises(NoMatchingLayer, match="no layer '7'"):
         collect_moments(model, [x], [info(model[0], "7")])
     for option in ("max_patch", "memory_limit", "max_positions"):
         with pytest.raises(ConfigError, match=option):

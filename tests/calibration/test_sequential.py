@@ -420,7 +420,9 @@ def test_shared_layers_are_fitted_to_all_their_calls() -> None:
     assert isinstance(small.first, Factored)
     assert all(a.weight is b.weight for a, b in zip(small.tied, small.twin, strict=True))
     assert small.tied.bias is not small.twin.bias
-    assert made.notes == {"idle": "not fitted: its inputs were not seen on the calibration data; factored on its own"}
+    assert made.notes == {
+        "idle": "not fitted: its inputs were not visible on the calibration data; factored independently"
+    }
     assert plan_of(small).layers["idle"].reason == made.notes["idle"]
     with pytest.warns(RankfoldWarning, match="no calibration sample reaches 'idle'"):
         plain = rf.apply(net, plan, list(x.split(64)), reconstruct="data")
@@ -548,7 +550,7 @@ def test_calls_that_do_not_correspond() -> None:
     net, data = Moody().eval(), [correlated(64, 8, 0)]
     plan = by_hand(a=("svd", (2,)), b=("svd", (3,)))
     made = reconstruct_sequentially(net, plan, data)
-    assert made.notes == {"b": "not fitted: its calls in the two networks do not correspond; factored on its own"}
+    assert made.notes == {"b": "not fitted: its calls in the two networks do not correspond; factored independently"}
     plain = rf.apply(net, plan, data, reconstruct="data")
     torch.testing.assert_close(made.model.get_submodule("b").weight, plain.get_submodule("b").weight)
 

@@ -1,4 +1,4 @@
-"""Statistics streamed from data without labels."""
+"""Statistics that are collected from data without labels, and reconstruction with them."""
 
 from rankfold.calibration.batchnorm import Renewal as Renewal
 from rankfold.calibration.batchnorm import is_tracking_norm as is_tracking_norm

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a changed model, estimated again from data."""
+"""Re-estimation of BatchNorm statistics after a model has changed."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from rankfold.outputs import squared_distance
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """Whether running statistics were replaced, and why or why not. It is true if they were.
+    """Whether running statistics were replaced, and why. As a truth value, it is true if they were.
 
     Parameters
     ----------
     kept : bool
-        Whether the new statistics were kept; otherwise the old ones are back.
+        Whether the new statistics were kept; otherwise the old ones are restored.
     reason : str
-        In words, for the report.
+        The reason in words, for the report.
     """
 
     kept: bool
@@ -41,7 +41,7 @@ class Renewal:
 
     @property
     def note(self) -> str:
-        """The note of a report."""
+        """The note in the report."""
         return f"BatchNorm statistics were {'replaced' if self.kept else 'kept'}: {self.reason}"
 
 
@@ -49,52 +49,52 @@ CLOSER = "new ones bring the outputs closer to the original's"
 NO_HELP = "new ones would not help"
 NOT_CALLED = "no BatchNorm runs on the calibration data"
 TOO_SMALL = (
-    "each calibration batch gives a BatchNorm one value per channel (one sample) or none, which has no variance; give "
+    "every calibration batch gives a BatchNorm at most one value per channel, and a single value has no variance; use "
     "larger batches"
 )
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any], reference: nn.Module | None = None) -> Renewal:
-    """Estimate the running statistics of every BatchNorm again, and keep them where that helps.
+    """Re-estimate the running statistics of every BatchNorm, and keep the new ones if they help.
 
-    Factors shift the distribution of every feature map, so the stored statistics no longer fit. New
-    ones help after severe compression and hurt after mild one: hence the reference.
+    Factors shift the distribution of every feature map, so the stored statistics no longer fit. New statistics help
+    after severe compression and hurt after mild compression, so they are compared with the reference model.
 
     The estimate is the plain average over the batches of each batch's mean and (unbiased) variance; all other modules
-    stay in evaluation mode. A call with one value per channel (a batch of one sample) has no variance, and one without
-    values has nothing: there the BatchNorm uses the statistics that it has. One that is never called keeps its own.
+    stay in evaluation mode. A call with at most one value per channel has no variance and is skipped: the BatchNorm
+    then uses its current statistics. A BatchNorm that is never called keeps its own.
 
     Parameters
     ----------
     model : Module
         The changed model; its statistics are replaced in place.
     batches : iterable
-        Batches with or without targets; targets are not used. With a reference, the first, third,
-        ... batches serve the estimate and the others the decision; a single batch serves both. A batch that is too
-        small for the estimate leaves it to the next one.
+        Batches with or without targets; targets are ignored. With a reference, odd batches (first, third, ...) are
+        used for the estimate and even ones for the decision; a single batch is used for both. If a batch is too small
+        for the estimate, the next one is used instead.
     reference : Module or None
-        The original model. The new statistics are kept only if they bring the model's outputs
-        closer to the reference's in the mean square. None keeps them always.
+        The original model. The new statistics are kept only if they bring the model's outputs closer to the
+        reference's in the mean square. With None, they are always kept.
 
     Returns
     -------
     Renewal
-        Whether the new statistics were kept, as a truth value, and the reason; otherwise the old ones are back,
-        exactly. False for a model without running statistics.
+        Whether the new statistics were kept, and the reason; otherwise the old ones are restored exactly. False for a
+        model without running statistics.
 
     Raises
     ------
     DataError
-        If there is no batch. Without a reference also if every batch is too small to have a variance.
+        If there is no batch. Without a reference, also if every batch is too small to have a variance.
     ModelError
         If the model cannot run on a batch.
     """
     norms = [m for m in model.modules() if is_tracking_norm(m)]
     if not norms:
         return Renewal(False, "the model has no BatchNorm with running statistics")
-    if isinstance(batches, Iterator):  # its items come only once
+    if isinstance(batches, Iterator):  # it can be read only once
         batches = list(batches)
-    old = [_State.of(norm) for norm in norms]
+    old = [_statistics(norm) for norm in norms]
     kept = False
     try:
         estimate = _Estimate(norms)
@@ -106,9 +106,9 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any], reference: nn
             if reference is None and estimate.calls:
                 raise DataError(f"BatchNorm statistics cannot be estimated: {TOO_SMALL}.")
             return Renewal(False, TOO_SMALL if estimate.calls else NOT_CALLED)
-        new = [_State.of(norm) for norm in norms]
+        new = [_statistics(norm) for norm in norms]
         if reference is None:
-            kept = all(state.finite() for state in new)
+            kept = all(map(_is_finite, new))
             return Renewal(kept, "new ones were estimated" if kept else "the new ones are not finite")
         deciding = set(range(count)) - used or used
         renewal = _compare(model, reference, batches, deciding, norms, (old, new))
@@ -124,42 +124,27 @@ def is_tracking_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
     return isinstance(module, _BatchNorm) and module.running_mean is not None and bool(module.track_running_stats)
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """A copy of one BatchNorm's running statistics."""
+_Statistics = list[Tensor]
 
-    mean: Tensor
-    var: Tensor
-    count: Tensor | None
 
-    @classmethod
-    def of(cls, norm: _BatchNorm) -> _State:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        count = norm.num_batches_tracked
-        return cls(
-            norm.running_mean.clone(),
-            norm.running_var.clone(),
-            None if count is None else count.clone(),
-        )
+def _statistics(norm: _BatchNorm) -> _Statistics:
+    """Return a copy of one BatchNorm's running statistics."""
+    return [buffer.clone() for buffer in norm.buffers(recurse=False)]
 
-    def finite(self) -> bool:
-        return bool(self.mean.isfinite().all() and self.var.isfinite().all())
+
+def _is_finite(statistics: _Statistics) -> bool:
+    return all(bool(values.isfinite().all()) for values in statistics)
 
 
 @torch.no_grad()
-def _load(norms: list[_BatchNorm], states: list[_State]) -> None:
+def _load(norms: list[_BatchNorm], states: list[_Statistics]) -> None:
     for norm, state in zip(norms, states, strict=True):
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.copy_(state.mean)
-        norm.running_var.copy_(state.var)
-        if norm.num_batches_tracked is not None and state.count is not None:
-            norm.num_batches_tracked.copy_(state.count)
+        for buffer, values in zip(norm.buffers(recurse=False), state, strict=True):
+            buffer.copy_(values)
 
 
 class _Estimate:
-    """Lets norms average the statistics of all calls that have any."""
+    """Makes BatchNorms average the statistics of all calls that have a variance."""
 
     def __init__(self, norms: Sequence[_BatchNorm]) -> None:
         self.norms = norms
@@ -193,11 +178,11 @@ class _Estimate:
         if enough:
             self.updates[norm] += 1
             norm.momentum = 1 / self.updates[norm]  # the average of all calls so far
-            if self.updates[norm] == 1 and not _State.of(norm).finite():
+            if self.updates[norm] == 1 and not _is_finite(_statistics(norm)):
                 norm.reset_running_stats()
 
     def _synchronised(self, norm: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        """Do in this process what the training mode of a SyncBatchNorm does for all of them."""
+        """Do in this process alone what the training mode of a SyncBatchNorm does across processes."""
         x = first_tensor(args, kwargs)
         if x is None or not x.numel() > x.shape[1]:
             return output
@@ -215,15 +200,7 @@ def _is_synchronised(norm: nn.Module) -> bool:
 def _estimate(
     model: nn.Module, estimate: _Estimate, batches: Iterable[Any], *, alternating: bool
 ) -> tuple[set[int], int]:
-    """Run every second batch (or all) in the norms' training mode.
-
-    Returns
-    -------
-    used : set of int
-        The batches that statistics were taken of.
-    count : int
-        How many there are.
-    """
+    """Run every second batch (or all) in the norms' training mode; return those used, and the number of batches."""
     used, count, turn = set[int](), 0, True
     with evaluating(model, without=estimate.norms) as reset, estimate.averaging():
         for index, (inputs, _) in enumerate(model_inputs(model, batches, "calibration", "re-estimating BatchNorm")):
@@ -246,7 +223,7 @@ def _compare(
     batches: Iterable[Any],
     deciding: Collection[int],
     norms: list[_BatchNorm],
-    states: tuple[list[_State], list[_State]],
+    states: tuple[list[_Statistics], list[_Statistics]],
 ) -> Renewal:
     """Compare old and new statistics against the reference; leave the new ones in place."""
     distances = [0.0, 0.0]
@@ -267,10 +244,10 @@ def _compare(
                     distances[i] += squared_distance(output, target)[0]
                 except ModelError as error:
                     warnings.warn(
-                        f"new BatchNorm statistics cannot be judged, keeping the old ones: {error}",
+                        f"keeping the old BatchNorm statistics, because new ones cannot be compared: {error}",
                         RankfoldWarning,
                         stacklevel=3,
                     )
-                    return Renewal(False, f"new ones cannot be judged: {error}")
+                    return Renewal(False, f"new ones cannot be compared: {error}")
     closer = distances[1] < distances[0]
     return Renewal(closer, CLOSER if closer else NO_HELP)

@@ -1,10 +1,10 @@
-"""What becomes of a layer's output: the order of execution, the BatchNorm behind a layer, the sum it enters."""
+"""How a model uses its layers: their order, the BatchNorm after each, and the sums that their outputs enter."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from rankfold._tensors import tensors_of
 
-SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+ADD_OPS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +26,12 @@ class Use:
     Parameters
     ----------
     calls : int
-        How often it is called in one forward pass.
+        Number of calls in one forward pass.
     norm : str or None
-        The BatchNorm that is the only reader of its only output: there the mean of the output can be shifted.
+        The BatchNorm that alone reads the layer's only output: it can shift the mean of that output.
     joins : bool
-        Whether its output (that of its `norm`, if there is one) is added to a tensor of the same shape that no later
-        layer, nor this one, has a part in: the shortcut of a residual block, say.
+        Whether the output (of `norm`, if there is one) is added to a tensor of the same shape to which neither this
+        layer nor a later one contributes, such as the shortcut of a residual block.
     beside : str or None
         The layer called just before with the same input.
     """
@@ -43,44 +43,33 @@ class Use:
 
 
 def observe(model: nn.Module, modules: Mapping[str, Iterable[nn.Module]], run: Callable[[], object]) -> dict[str, Use]:
-    """Watch one forward pass and return the use of each layer that is called, in the order of their first calls.
+    """Watch one forward pass and return the use of each layer that is called, in the order of the first calls.
 
     Parameters
     ----------
     model : Module
         The model, in evaluation mode.
     modules : mapping
-        The modules that compute with each layer's weight, by the layer's name.
+        The modules that compute with each layer's weight, by layer name.
     run : callable
         Runs the model once.
     """
     watch = _Watch()
-    norms = {m: path for path, m in model.named_modules() if is_steady_norm(m)}
+    # BatchNorms without running statistics normalise by the batch, so their outputs do not take a shift of the mean.
+    norms: dict[nn.Module, str] = {
+        m: path for path, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
+    }
     with ExitStack() as stack:
         for name, members in modules.items():
             for module in members:
-                stack.enter_context(_hooked(module, watch.enters(name), watch.leaves(name)))
+                before = module.register_forward_pre_hook(watch.enters(name), with_kwargs=True, prepend=True)
+                stack.callback(before.remove)
+                stack.callback(module.register_forward_hook(watch.leaves(name), with_kwargs=True).remove)
         for module in norms:
-            stack.enter_context(_hooked(module, None, watch.normalised))
+            stack.callback(module.register_forward_hook(watch.normalised, with_kwargs=True).remove)
         with watch:
             run()
     return {name: watch.use(name, norms) for name in watch.order}
-
-
-def is_steady_norm(module: nn.Module) -> bool:
-    """Return whether a module is a BatchNorm that maps each channel by fixed numbers."""
-    return isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
-
-
-@contextmanager
-def _hooked(module: nn.Module, before: Any, after: Any) -> Iterator[None]:
-    handles = [module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)] if before else []
-    handles.append(module.register_forward_hook(after, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Watch(TorchDispatchMode):
@@ -96,10 +85,10 @@ class _Watch(TorchDispatchMode):
         self.joins: set[str] = set()
         self.beside: dict[str, str] = {}
         self._last: str | None = None
-        self._given: Any = WeakIdKeyDictionary()  # which layer a tensor was last given to
-        self._level: Any = WeakIdKeyDictionary()  # the latest layer that had a part in a tensor
-        self._raw: Any = WeakIdKeyDictionary()  # outputs of layers
-        self._term: Any = WeakIdKeyDictionary()  # outputs of layers or of their norms
+        self._given: Any = WeakIdKeyDictionary()  # input tensor -> the layer that it was last passed to
+        self._level: Any = WeakIdKeyDictionary()  # tensor -> the latest layer that contributed to it
+        self._raw: Any = WeakIdKeyDictionary()  # output of a layer -> the layer
+        self._term: Any = WeakIdKeyDictionary()  # output of a layer or of its norm -> the layer
 
     def enters(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ARG001
@@ -161,14 +150,14 @@ class _Watch(TorchDispatchMode):
         result = func(*args, **kwargs)
         for tensor in tensors_of(result):
             self._level[tensor] = max(self._level.get(tensor, -1), level)
-            for known in (self._raw, self._term, self._given):  # changed in place: no longer what it was
-                known.pop(tensor, None)
+            for outputs in (self._raw, self._term, self._given):  # if it was changed in place, it is another tensor now
+                outputs.pop(tensor, None)
         return result
 
 
 def _summands(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
-    """Return both orders of the two terms, if the operation is a plain sum of equal shapes."""
-    if func not in SUMS or kwargs.get("alpha", 1) != 1 or len(args) != 2:
+    """Return both orders of the two terms if the operation is a plain sum of equal shapes."""
+    if func not in ADD_OPS or kwargs.get("alpha", 1) != 1 or len(args) != 2:
         return []
     a, b = args
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape != b.shape:
@@ -183,18 +172,12 @@ def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | N
 
 
 class OtherTerm(TorchDispatchMode):
-    """Catches what is added to a tensor, just before it is.
+    """Calls a function with what is about to be added to `term`; the function may raise to end the pass."""
 
-    Parameters
-    ----------
-    found : callable
-        Called with the other term; may raise to end the pass.
-    """
-
-    def __init__(self, found: Callable[[Tensor], None]) -> None:
+    def __init__(self, on_sum: Callable[[Tensor], None]) -> None:
         super().__init__()
         self.term: Tensor | None = None
-        self._found = found
+        self._on_sum = on_sum
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -203,6 +186,6 @@ class OtherTerm(TorchDispatchMode):
         if self.term is not None:
             for term, other in _summands(func, args, kwargs or {}):
                 if term is self.term:
-                    self._found(other)
+                    self._on_sum(other)
                     break
         return func(*args, **(kwargs or {}))

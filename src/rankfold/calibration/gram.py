@@ -1,4 +1,4 @@
-"""Sums of products ``x x^T`` of very many vectors, exact enough to be inverted."""
+"""Sums of ``x x^T`` over many vectors, accurate enough to be inverted."""
 
 from __future__ import annotations
 
@@ -11,27 +11,17 @@ from torch import Tensor
 from rankfold.errors import DataError, ModelError
 from rankfold.factor.linalg import NO_DOUBLE, double, single_is_whole
 
-# Elements of the vectors that are multiplied at once: what stays in a CPU's caches, and short
-# enough a sum for float32.
+# Elements that are multiplied at once: they fit a CPU's caches, and the sum is short enough for float32.
 CHUNK = 2**20
-
-# Narrow blocks multiply slowly.
-SMALLEST_BLOCK, BLOCKS = 96, 6
-
-# Outside of these magnitudes squares leave the range of float32.
-SAFE = (1e-12, 1e12)
+SMALLEST_BLOCK, BLOCKS = 96, 6  # narrower blocks multiply slowly
+SAFE = (1e-12, 1e12)  # outside this range, squares overflow or underflow in float32
 
 
 class GramSum:
-    """A sum of ``x x^T`` in float64.
+    """A sum of ``x x^T`` in float64, over the inputs of the layer called `name`.
 
-    Float32 and narrower inputs are multiplied in float32, a chunk at a time, and the products are
-    added in float64; everything else in float64.
-
-    Parameters
-    ----------
-    name : str
-        Whose inputs these are, for the messages.
+    Inputs in float32 or narrower types are multiplied in float32, one chunk at a time, and the products are added up in
+    float64.
     """
 
     def __init__(self, name: str) -> None:
@@ -47,21 +37,20 @@ class GramSum:
         x : Tensor
             ``(batch, ...)``.
         vectors : callable
-            Returns the vectors of a part of the batch as columns, ``(groups, n, count)``; how many
-            there are of each sample does not depend on the part.
+            Returns the vectors of a slice of the batch as columns, ``(groups, n, count)``, the same number per sample.
 
         Raises
         ------
         DataError
-            If `x` holds NaN or infinity.
+            If `x` contains NaN or infinity.
         ModelError
-            If `x` belongs to a transform of torch.func: nothing of it may be kept.
+            If `x` belongs to a transform of torch.func, from which nothing may be kept.
         """
         if torch._C._functorch.is_functorch_wrapped_tensor(x):  # pyright: ignore[reportAttributeAccessIssue]
             raise ModelError(
                 f"layer {self.name!r} runs inside a transform of torch.func (grad, jacrev, vmap), where its input "
-                "cannot be watched. Exclude the layer, give no calibration data, or set data_aware=False; a network "
-                "that calls torch.autograd.grad can be watched."
+                "cannot be recorded. Exclude the layer, pass no calibration data, or set data_aware=False. Networks "
+                "that call torch.autograd.grad are supported."
             )
         if not x.numel():
             return
@@ -77,7 +66,7 @@ class GramSum:
                 self.count += columns.shape[-1]
 
     def mean(self) -> Tensor | None:
-        """Return the average, ``(groups, n, n)``, exactly symmetric; None if there is nothing."""
+        """Return the average, ``(groups, n, n)``, exactly symmetric; None without vectors."""
         if self._sum is None or not self.count:
             return None
         return (self._sum.triu() + self._sum.triu(1).mT) / self.count
@@ -90,24 +79,24 @@ class GramSum:
 
 
 def magnitude(x: Tensor, what: str) -> float:
-    """Return the largest magnitude; raise `DataError` if there is NaN or infinity."""
+    """Return the largest magnitude; raise `DataError` for NaN or infinity."""
     low, high = (float(v) for v in torch.aminmax(x))
     if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(
-            f"{what} holds NaN or infinity on the calibration data. Check the data and the layers before it."
+            f"{what} contains NaN or infinity on the calibration data. Check the data and the preceding layers."
         )
     return max(-low, high)
 
 
 def work_dtype(x: Tensor) -> torch.dtype:
-    """Return the data type in which products of a tensor are taken."""
+    """Return the data type in which products of a tensor are computed."""
     if x.device.type in NO_DOUBLE:
         return torch.float32
     return torch.float64 if x.dtype == torch.float64 or not single_is_whole() else torch.float32
 
 
 def upper_product(columns: Tensor) -> Tensor:
-    """Return ``x x^T`` on and above the diagonal: blocks below, nearly half the work, are zero."""
+    """Return ``x x^T`` on and above the diagonal. Blocks below it, nearly half of the work, are left at zero."""
     n = columns.shape[1]
     block = max(SMALLEST_BLOCK, -(-n // BLOCKS))
     product = columns.new_zeros(columns.shape[0], n, n)
@@ -117,13 +106,13 @@ def upper_product(columns: Tensor) -> Tensor:
 
 
 def power_of_two(largest: float) -> int:
-    """Return the power of two by which values are divided: it rounds nothing; 0 where safe."""
+    """Return the exponent of the power of two to divide values by (which is exact); 0 if they are in the safe range."""
     small, large = SAFE
     return 0 if largest == 0 or small < largest < large else math.frexp(largest)[1]
 
 
 def scaled(x: Tensor, exponent: int) -> Tensor:
-    """Return ``x / 2**exponent``, in steps that stay within the range of float32."""
+    """Return ``x / 2**exponent``, in two steps that stay within the range of float32."""
     if not exponent:
         return x
     half = exponent // 2

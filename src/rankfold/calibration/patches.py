@@ -1,4 +1,4 @@
-"""The vectors that a layer's weight is multiplied with: channels at a position, patches."""
+"""The vectors that a layer's weight is multiplied by: channels at a position, or patches."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rankfold.records import LayerInfo
 
 
 def patch_vectors(x: Tensor, layer: LayerInfo, max_positions: int) -> Tensor:
-    """Return every patch that a convolution's kernel sees.
+    """Return the patches that a convolution's kernel sees, from at most `max_positions` output positions per sample.
 
-    A row of the weight reshaped to ``(out, n)`` times a patch is the output there, without bias.
+    The weight reshaped to ``(out, n)`` times a patch is the output at that position, without bias.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def patch_vectors(x: Tensor, layer: LayerInfo, max_positions: int) -> Tensor:
     layer : LayerInfo
         A convolution that is not transposed.
     max_positions : int
-        The most output positions taken of each sample, evenly spaced.
+        Positions are taken on an even grid.
 
     Returns
     -------
@@ -31,7 +31,7 @@ def patch_vectors(x: Tensor, layer: LayerInfo, max_positions: int) -> Tensor:
         ``(groups, n, batch * positions)`` with ``n = in / groups * prod(kernel)``.
     """
     axes = len(layer.kernel)
-    x = _pad(x, layer)
+    x = _padded(x, layer)
     spans = [d * (k - 1) + 1 for k, d in zip(layer.kernel, layer.dilation, strict=True)]
     sizes = [(n - span) // s + 1 for n, span, s in zip(x.shape[2:], spans, layer.stride, strict=True)]
     for axis, (start, step) in enumerate(even_steps(sizes, max_positions)):
@@ -39,7 +39,7 @@ def patch_vectors(x: Tensor, layer: LayerInfo, max_positions: int) -> Tensor:
         first = start * stride
         x = x.narrow(2 + axis, first, x.shape[2 + axis] - first)
         x = x.unfold(2 + axis, spans[axis], step * stride)[..., :: layer.dilation[axis]]
-    # (batch, groups, in / groups, *positions, *kernel): the longest runs of memory stay together.
+    # (batch, groups, in / groups, *positions, *kernel); the longest contiguous runs of memory stay together.
     x = x.unflatten(1, (layer.groups, layer.group_in))
     positions, kernel = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
     n = layer.group_in * layer.kernel_numel
@@ -47,44 +47,47 @@ def patch_vectors(x: Tensor, layer: LayerInfo, max_positions: int) -> Tensor:
 
 
 def channel_vectors(x: Tensor, layer: LayerInfo, max_positions: int) -> Tensor:
-    """Return the channels at every input position, ``(groups, in / groups, batch * positions)``.
+    """Return the channels at the positions of a layer's input or output, ``(groups, n / groups, batch * positions)``.
 
     Parameters
     ----------
     x : Tensor
-        ``(batch, in, *size)`` for a convolution, ``(batch, *size, in)`` for a linear layer.
+        ``(batch, n, *size)`` for a convolution, ``(batch, *size, n)`` for a linear layer.
     layer : LayerInfo
         The layer.
     max_positions : int
-        The most positions taken of each sample, evenly spaced.
+        The maximum number of positions per sample, on an even grid.
     """
     if layer.kind == "linear":
         x = x.movedim(-1, 1)
-    for axis, (start, step) in enumerate(even_steps(x.shape[2:], max_positions)):
-        x = x[(slice(None),) * (2 + axis) + (slice(start, None, step),)]
-    x = x.unflatten(1, (layer.groups, layer.group_in))
-    return x.movedim(0, 2).reshape(layer.groups, layer.group_in, -1)
+    grid = (slice(start, None, step) for start, step in even_steps(x.shape[2:], max_positions))
+    x = x[(slice(None), slice(None), *grid)]
+    return x.unflatten(1, (layer.groups, -1)).movedim(0, 2).flatten(2)
+
+
+def with_batch(x: Tensor, layer: LayerInfo) -> Tensor:
+    """Add the batch dimension to a layer's input or output if it is a single sample without one."""
+    single = x.ndim == (1 if layer.kind == "linear" else len(layer.kernel) + 1)
+    return x.unsqueeze(0) if single else x
 
 
 def even_steps(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """Return (start, step) of each axis: the finest grid of one step with at most `most` points."""
+    """Return the start and step of each axis: the finest grid with one step for all axes and at most `most` points."""
     step = 1
     while math.prod(-(-size // step) for size in sizes) > most:
         step += 1
     return [((min(step, size) - 1) // 2 if size else 0, step) for size in sizes]
 
 
-def _pad(x: Tensor, layer: LayerInfo) -> Tensor:
-    """Pad as the convolution would; 'same' puts the odd element last, as torch does."""
+def _padded(x: Tensor, layer: LayerInfo) -> Tensor:
+    """Pad as the convolution does; "same" puts the odd element last."""
     if layer.padding == "valid":
         return x
-    pads: list[tuple[int, int]] = []
-    for axis, (k, d) in enumerate(zip(layer.kernel, layer.dilation, strict=True)):
-        if isinstance(layer.padding, str):
-            total = d * (k - 1)
-            pads.append((total // 2, total - total // 2))
-        else:
-            pads.append((layer.padding[axis], layer.padding[axis]))
+    if isinstance(layer.padding, str):
+        totals = [d * (k - 1) for k, d in zip(layer.kernel, layer.dilation, strict=True)]
+        pads = [(total // 2, total - total // 2) for total in totals]
+    else:
+        pads = [(size, size) for size in layer.padding]
     if not any(map(any, pads)):
         return x
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode

@@ -1,9 +1,9 @@
-"""Begin a network's forward pass in the middle: what lies before a layer is computed once, not once per candidate.
+"""Start a network's forward pass in the middle: the part before a layer is computed once, not once per candidate.
 
-No graph is traced. While the network runs up to the layer, the output of every module that is finished by then is
-kept, the outermost only: a finished block covers what is inside it. In a replay these modules answer from memory,
-whatever they are given. Everything else (the layer, all that follows, the few operations between modules) runs as
-always. Control flow, several inputs, several outputs and residual connections need no special care.
+No graph is traced. While the network runs up to the layer, the output of every finished module is kept; a finished
+block covers the modules inside it. In a replay, these modules return the recorded outputs, whatever their inputs.
+Everything else (the layer, what follows it, the operations between modules) runs as usual. Control flow, multiple
+inputs and outputs, and residual connections need no special treatment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rankfold._tensors import copied, detached
 from rankfold.inventory import run_batch
 
 Memory = Mapping[nn.Module, list[Any]]
-"""What finished modules put out before a layer was called, call by call."""
+"""The outputs of the modules that finished before a layer was called, call by call."""
 
 
 class _Reached(BaseException):
@@ -30,21 +30,20 @@ class _Reached(BaseException):
 def run_before(
     model: nn.Module, layers: Collection[nn.Module], inputs: Any, what: str, *, watched: Collection[nn.Module] = ()
 ) -> Memory:
-    """Run a model until one of some modules is called, and return what was finished by then; nothing if none is called.
+    """Run a model until one of `layers` is called, and return the outputs recorded by then; none if none is called.
 
     Parameters
     ----------
     model : Module
-        The model, in the mode and with the gradient setting that it is to run in.
+        The model, in the mode and with the gradient setting that it should run in.
     layers : collection of Module
-        The pass ends with the first call of one of these.
+        The pass ends at the first call of one of these.
     inputs : object
         One batch's inputs, on the model's device.
     what : str
-        What the inputs are, for messages.
+        The description of the inputs in messages.
     watched : collection of Module
-        Modules that are to be called in a replay too, because somebody has hooks there: a block around one of them is
-        not remembered as a whole.
+        Modules with hooks, which must run in a replay too: a block around one of them is not recorded as a whole.
     """
     around = {m for m in model.modules() if any(part in watched for part in m.modules() if part is not m)}
     finished: list[tuple[nn.Module, Any]] = []
@@ -72,7 +71,7 @@ def run_before(
 
 @contextmanager
 def remembering(model: nn.Module, memory: Memory) -> Iterator[None]:
-    """Let finished modules answer from memory for one forward pass inside the block."""
+    """Let finished modules return their recorded outputs, for one forward pass inside the block."""
 
     def answering(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any] | None:
         if module not in memory:
@@ -81,8 +80,8 @@ def remembering(model: nn.Module, memory: Memory) -> Iterator[None]:
         missing = object()
 
         def answer(*args: Any, **kwargs: Any) -> Any:
-            known = next(answers, missing)
-            return forward(*args, **kwargs) if known is missing else copied(known)
+            output = next(answers, missing)
+            return forward(*args, **kwargs) if output is missing else copied(output)
 
         return answer
 
@@ -94,11 +93,11 @@ def remembering(model: nn.Module, memory: Memory) -> Iterator[None]:
 def _forwards(
     model: nn.Module, wrap: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any] | None]
 ) -> Iterator[None]:
-    """Replace the forward method of a model's modules; hooks run around the new ones as around the old."""
+    """Replace the forward methods of a model's modules; hooks still run around the new methods."""
     changed: list[tuple[nn.Module, Any]] = []
     try:
         for module in model.modules():
-            if isinstance(module, torch.jit.ScriptModule):  # its forward is compiled and stays
+            if isinstance(module, torch.jit.ScriptModule):  # its compiled forward cannot be replaced
                 continue
             new = wrap(module, module.forward)
             if new is not None:

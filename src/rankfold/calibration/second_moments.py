@@ -1,4 +1,8 @@
-"""Second moments of every layer's input, streamed in one pass over the data."""
+"""Second moments of every layer's input, collected in one pass over the data.
+
+The second moment of an input x is the matrix ``E[x x^T]``: which channels of the input are large, and which vary
+together. It tells a factorization which directions of a weight matter on the data.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,14 @@ from torch import Tensor, nn
 
 from rankfold._config import require
 from rankfold.calibration.gram import GramSum
-from rankfold.calibration.patches import channel_vectors, patch_vectors
-from rankfold.errors import ModelError, RankfoldWarning
+from rankfold.calibration.patches import channel_vectors, patch_vectors, with_batch
+from rankfold.errors import RankfoldWarning
 from rankfold.factor.moments import Moments
-from rankfold.inventory.quiet import model_inputs, run_batch, undisturbed
+from rankfold.inventory import find_layer, model_inputs, run_batch, undisturbed
+from rankfold.inventory.kinds import ROLES
 from rankfold.records import LayerInfo
 
-PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
-OUTPUT = "out_proj"
-_SHOWN = 8
-"""Layers that a warning names."""
+_SHOWN = 8  # layers that a warning names
 
 
 class LayerMoments(dict[str, Moments]):
@@ -29,7 +31,7 @@ class LayerMoments(dict[str, Moments]):
     Attributes
     ----------
     unreached : tuple of str
-        Layers that no sample reaches, or that were only given zeros: the data says nothing about them.
+        Layers that no sample reaches, or whose inputs are all zero: the data says nothing about them.
     """
 
     unreached: tuple[str, ...] = ()
@@ -46,41 +48,40 @@ def collect_moments(
 ) -> LayerMoments:
     """Return the second moments of the inputs of some layers, in one pass over the data.
 
-    The model runs in evaluation mode without gradients, on each batch from the state that it is in; afterwards it and
-    the random states are as before. A layer that shares its weight (`LayerInfo.ties`) gets the moments of all inputs
-    that meet this weight; one that is called several times, of all calls. Layers that no sample reaches, and those that
-    are given nothing but zeros, get no entry and are named in a warning: what is not known of them is left to their
-    weights. Nor does the output projection of an `nn.MultiheadAttention` get one: its input cannot be seen from
-    outside.
+    The model runs in evaluation mode without gradients and starts every batch in the same state; afterwards it and the
+    random states are as before. If a layer shares its weight (`LayerInfo.ties`) or is called several times, its
+    moments cover all inputs that the weight is applied to. Layers that no sample reaches, and those whose inputs are
+    all zero, get no entry and are named in a warning; they are factored by their weights alone. The output projection
+    of an ``nn.MultiheadAttention`` gets no entry either, because its input is not visible from outside.
 
     Parameters
     ----------
     model : Module
         The model, on the device where it is to run.
     batches : iterable
-        Batches with or without targets (`rankfold.batches`); targets are not used.
+        Batches with or without targets (`rankfold.batches`); targets are ignored.
     layers : sequence of LayerInfo
         The layers, from an inventory of this model.
     max_patch : int
-        The patch moment is collected for kernels larger than 1 where its size ``n = in / groups * prod(kernel)`` is at
-        most this. The default is that of 256 channels and a 3x3 kernel.
+        The patch moment is collected for kernels larger than 1 if its size ``n = in / groups * prod(kernel)`` is at
+        most this. The default is the size for 256 channels and a 3x3 kernel.
     memory_limit : int
-        Bytes of all moments together. Where they need more, patch moments are left out, the largest
-        first, then whole layers, with a warning.
+        Bytes of all moments together. If they need more, patch moments are left out, the largest first, then whole
+        layers, with a warning.
     max_positions : int
-        The most positions of each sample that are taken, on an even grid. The default takes all of a
-        32x32 feature map, and at least 784 of any square one that is larger.
+        The maximum number of positions per sample, on an even grid. The default takes all positions of a 32x32 feature
+        map, and at least 784 of any larger square one.
 
     Returns
     -------
     LayerMoments
-        A dict by layer name. Float64; relative error below 1e-5 for float32 activations.
+        A dict by layer name, in float64; the relative error is below 1e-5 for float32 activations.
 
     Raises
     ------
     DataError
-        If there is no batch, or a layer's input holds NaN or infinity.
-    ModelError
+        If there is no batch, or a layer's input contains NaN or infinity.
+    NoMatchingLayer
         If the model has no such layer.
     """
     require(max_patch >= 0, "max_patch", max_patch, "at least 0")
@@ -108,13 +109,13 @@ def unreached_text(names: Sequence[str]) -> str:
     """Return the sentence for layers that no calibration sample reaches, without a full stop."""
     shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     return (
-        f"no calibration sample reaches {shown} (never called, or given nothing but zeros): judged and factored by the "
-        "weights alone. Give data that reaches them, or exclude them to keep them as they are"
+        f"no calibration sample reaches {shown} (never called, or all inputs are zero): errors and factors are "
+        "computed from the weights alone. Use data that reaches these layers, or exclude them to keep them dense"
     )
 
 
 class LayerSums:
-    """The growing sums of one layer; without `with_channel` only whether there is anything to sum."""
+    """The accumulated sums of one layer; without `with_channel`, only whether it has any input."""
 
     def __init__(self, layer: LayerInfo, *, with_channel: bool, with_patch: bool, max_positions: int) -> None:
         self.layer = layer
@@ -129,11 +130,8 @@ class LayerSums:
         if self.channel is None:
             return
         layer, most = self.layer, self.max_positions
-        if layer.kind == "linear":
-            x = x.unsqueeze(0) if x.ndim == 1 else x
-        elif x.ndim == len(layer.kernel) + 1:  # one sample without its batch dimension
-            x = x.unsqueeze(0)
-        # A 1x1 kernel sees channels, but with a stride not all of them.
+        x = with_batch(x, layer)
+        # A 1x1 kernel sees channels, but with a stride it skips positions.
         sees_channels = layer.kind == "conv" and not layer.transposed and layer.kernel_numel == 1
         vectors = patch_vectors if sees_channels else channel_vectors
         self.channel.add(x, lambda chunk: vectors(chunk, layer, most))
@@ -141,12 +139,12 @@ class LayerSums:
             self.patch.add(x, lambda chunk: patch_vectors(chunk, layer, most))
 
     def saw_nothing(self, moments: Moments | None) -> bool:
-        """Whether the layer was given nothing but zeros, if anything; with the moments that there are."""
+        """Whether the layer had no input, or only zeros, given the result of `moments`."""
         summed = self.channel is not None and self.channel.count > 0
         return not self.called or (summed and moments is None)
 
     def moments(self) -> Moments | None:
-        """Return the averages; None if the layer saw nothing, or zeros only."""
+        """Return the averages; None if the layer had no input, or only zeros."""
         channel = None if self.channel is None else self.channel.mean()
         if self.channel is None or channel is None or not bool(channel.any()):
             return None
@@ -171,9 +169,9 @@ def _allocate(layers: Sequence[LayerInfo], max_patch: int, memory_limit: int, ma
             del needs[largest]
         if dropped:
             warnings.warn(
-                f"second moments need {wanted / 2**20:,.0f} MiB, more than the memory_limit of "
-                f"{memory_limit / 2**20:,.0f} MiB: leaving out {kind} moments of "
-                f"{', '.join(dropped)}. Raise memory_limit to have them.",
+                f"second moments need {wanted / 2**20:,.0f} MiB, more than memory_limit "
+                f"({memory_limit / 2**20:,.0f} MiB): leaving out {kind} moments of {', '.join(dropped)}. "
+                "Raise memory_limit to include them.",
                 RankfoldWarning,
                 stacklevel=3,
             )
@@ -193,50 +191,25 @@ Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 
 def _hooks(model: nn.Module, sums: LayerSums) -> list[tuple[nn.Module, Hook]]:
     """Return the modules whose inputs meet the layer's weight, each once, with their hooks."""
-    hooks: dict[tuple[int, str], tuple[nn.Module, Hook]] = {}
+    hooks: dict[tuple[int, str | None], tuple[nn.Module, Hook]] = {}
     for path in (sums.layer.name, *sums.layer.ties):
-        parent_path, _, last = path.rpartition(".")
-        parent = _submodule(model, parent_path)
-        if isinstance(parent, nn.MultiheadAttention):
-            if last in PROJECTIONS:
-                hooks[id(parent), last] = parent, _attention_hook(sums, PROJECTIONS[last])
-            elif last == OUTPUT:
-                hooks[id(parent), last] = parent, _called_hook(sums)
-            continue
-        module = _submodule(model, path)
-        hooks[id(module), ""] = module, _input_hook(sums)
+        module, role = find_layer(model, path)
+        hooks[id(module), role] = module, _hook(sums, role)
     return list(hooks.values())
 
 
-def _submodule(model: nn.Module, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError as error:
-        raise ModelError(f"the model has no layer {path!r}. Pass the layers of an inventory of this model.") from error
+def _hook(sums: LayerSums, role: str | None) -> Hook:
+    """Return the hook of a layer, or of an attention for one of its projections."""
 
-
-def _input_hook(sums: LayerSums) -> Hook:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
-        sums.add(args[0] if args else next(iter(kwargs.values())))
-
-    return hook
-
-
-def _called_hook(sums: LayerSums) -> Hook:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
-        query = args[0] if args else kwargs["query"]
-        sums.called = sums.called or query.numel() > 0
-
-    return hook
-
-
-def _attention_hook(sums: LayerSums, name: str) -> Hook:
-    index = list(PROJECTIONS.values()).index(name)
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[index] if index < len(args) else kwargs[name]
-        # Samples first: positions are taken from each sample.
-        first = x.ndim == 3 and not module.batch_first
-        sums.add(x.transpose(0, 1) if first else x)
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if role is None:
+            sums.add(args[0] if args else next(iter(kwargs.values())))
+        elif role == "out_proj":  # its input is not visible from outside, only whether it has any
+            sums.called = sums.called or (args[0] if args else kwargs["query"]).numel() > 0
+        else:
+            index = ROLES.index(role)
+            x = args[index] if index < len(args) else kwargs[("query", "key", "value")[index]]
+            # Samples first, because positions are taken from each sample.
+            sums.add(x.transpose(0, 1) if x.ndim == 3 and not module.batch_first else x)
 
     return hook

@@ -1,14 +1,14 @@
-"""Sequential asymmetric reconstruction: each layer is fitted to the original's output on what it is given now.
+"""Sequential asymmetric reconstruction: each layer is fitted to the original's output on its new input.
 
-Factors that are found layer by layer from the original's inputs do not know that their predecessors have changed, and
-errors add up. Here the layers are walked in the order of execution. A layer with weight W sees x in the original
-network and x' in the compressed one, whose layers before it are replaced already. First the dense weight that brings
-the output back is found, ``W* = argmin E ||W x - V x'||^2`` with a little ridge towards W; then W* is factored in the
-metric of x'. Layers that stay dense are fitted, too.
+If factors are computed layer by layer from the original's inputs, they ignore that the preceding layers have changed,
+and errors add up. Sequential reconstruction visits the layers in the order of execution. A layer with weight W sees x
+in the original network and x' in the compressed one, whose earlier layers are already replaced. First the dense weight
+that restores the output is computed, ``W* = argmin_V E ||W x - V x'||^2`` with a small ridge towards W; then W* is
+factored in the metric of x'. Layers that stay dense are fitted as well.
 
 Zhang, Zou, He & Sun (2016), "Accelerating very deep convolutional networks for classification and detection", section
-3.3 (asymmetric reconstruction), there for one factorization and ReLU; here linear, for all of them, with the mean, and
-with the shortcuts of residual networks.
+3.3 (asymmetric reconstruction), for one factorization and ReLU. This implementation is linear and covers all
+factorizations, the mean of the output, and the shortcuts of residual networks.
 """
 
 from __future__ import annotations
@@ -44,19 +44,20 @@ def reconstruct_sequentially(
     *,
     suspects: list[str] | None = None,
 ) -> Reconstruction:
-    """Return a copy of the model with the plan applied, its layers fitted one after the other.
+    """Return a copy of the model with the plan applied and its layers fitted one after the other.
 
-    Both networks run on every batch once for each layer, up to that layer; only this layer's sums are in memory.
-    The model runs in evaluation mode without gradients; afterwards it and torch's random state are as before.
+    For each layer, both networks run on every batch up to that layer; only this layer's sums are in memory. The model
+    runs in evaluation mode without gradients; afterwards it and torch's random state are as before.
 
     Parameters
     ----------
     model : Module
-        The original; left untouched.
+        The original model; it is left unchanged.
     plan : Plan
         Methods and ranks.
     batches : iterable
-        Batches with or without targets, iterated over many times, so no iterator; targets are not used.
+        Batches with or without targets; targets are ignored. It is iterated over many times, so an iterator will not
+        do.
     config : Sequential, optional
         Options.
     suspects : list of str, optional
@@ -67,21 +68,16 @@ def reconstruct_sequentially(
     PlanMismatch
         If the plan does not fit the model.
     DataError
-        If there is no batch, or a layer's input holds NaN or infinity.
+        If there is no batch, or a layer's input contains NaN or infinity.
     """
     return _Walk(model, plan, batches, config or Sequential(), suspects).run()
 
 
 class _Walk:
-    """One walk through the layers."""
+    """One walk through the layers, in the order of execution."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        batches: Iterable[Any],
-        config: Sequential,
-        suspects: list[str] | None,
+        self, model: nn.Module, plan: Plan, batches: Iterable[Any], config: Sequential, suspects: list[str] | None
     ) -> None:
         self.given = model
         self.suspects = suspects
@@ -104,12 +100,12 @@ class _Walk:
                 self._settle(name, uses[name], sums[name])
         for name in self.plan.factored:
             if name not in uses:
-                self._leave(name, "its inputs were not seen on the calibration data")
+                self._leave(name, "its inputs were not visible on the calibration data")
         self._factor_later()
         return Reconstruction(model=self._finished(), errors=self.errors, notes=self.notes)
 
     def _is_fitted(self, name: str, elsewhere: set[str]) -> bool:
-        """Whether a layer that is called is to be fitted; if it cannot be, that is noted."""
+        """Return whether to fit a layer that is called; if it cannot be fitted, note the reason."""
         layer = self.layers[name]
         reason = None
         if not self._is_factored(name):
@@ -130,20 +126,20 @@ class _Walk:
         return self.layers[name].group_in > self.config.max_inputs
 
     def _is_factored(self, name: str) -> bool:
-        choice = self.plan.layers.get(name)
-        return choice is not None and choice.method is not None
+        return name in self.plan.factored
 
     def _plain(self, name: str, tensor: str) -> bool:
-        """Whether a tensor of a layer, and of those tied to it, is a parameter that can be written to."""
+        """Return whether a tensor of a layer and of those tied to it is a parameter that can be written to."""
         modules = layer_modules(self.work, self.layers[name])
         return all(reparametrization(m, tensor) is None and tensor in m._parameters for m in modules)
 
     def _settle(self, name: str, use: Use, sums: PairSums | None) -> None:
-        """Fit a layer and, if it is planned, replace it by its factors."""
-        if sums is None or not sums.count:
-            self._leave(
-                name, "its calls in the two networks do not correspond" if sums is None else "it was given nothing"
-            )
+        """Fit a layer and, if the plan factors it, replace it by its factors."""
+        if sums is None:
+            self._leave(name, "its calls in the two networks do not correspond")
+            return
+        if not sums.count:
+            self._leave(name, "its inputs were empty")
             return
         layer = self.layers[name]
         shifts = sums.exact and (use.norm is not None or (layer.bias and self._plain(name, "bias")))
@@ -156,14 +152,14 @@ class _Walk:
                 weight = module.dense_weight()
             else:
                 layer_weight(self.work, name).copy_(weight)
-        if shifts:  # bias or BatchNorm adds what the mean lacks
+        if shifts:
             self._shift(name, use, fit.lacking(weight.detach()))
         if sums.exact:
             self.errors[name] = fit.error(weight.detach())
 
     @torch.no_grad()
     def _shift(self, name: str, use: Use, by: Tensor) -> None:
-        """Add to the mean of a layer's output."""
+        """Add to the mean of a layer's output, through its BatchNorm or its bias."""
         if use.norm is not None:
             norm = self.work.get_submodule(use.norm)
             assert isinstance(norm.running_mean, Tensor)
@@ -174,14 +170,14 @@ class _Walk:
             bias += by.to(bias)
 
     def _leave(self, name: str, reason: str) -> None:
-        """Note why a layer is not fitted; it stays as it is, or is factored in the end."""
+        """Note why a layer is not fitted; it stays unchanged, or is factored at the end."""
         self.notes[name] = f"not fitted: {reason}"
         if self._is_factored(name):
             self.later.append(name)
-            self.notes[name] += "; factored by its weight alone" if self._is_wide(name) else "; factored on its own"
+            self.notes[name] += "; factored by its weight alone" if self._is_wide(name) else "; factored independently"
 
     def _factor_later(self) -> None:
-        """Factor what could not be fitted as plain data-aware factorization would, very wide layers without data."""
+        """Factor the layers that could not be fitted, data-aware as usual, and very wide ones by their weights."""
         seen = [self.layers[name] for name in self.later if not self._is_wide(name)]
         moments = {}
         if seen:
@@ -196,7 +192,7 @@ class _Walk:
         self.work = replace_layers(self.work, self.layers, {name: module}, original=self.given, suspects=self.suspects)
 
     def _finished(self) -> nn.Module:
-        """Return the model, which remembers its plan with the notes."""
+        """Return the model; the plan attached to it has the notes."""
         choices = {
             name: replace(choice, reason="; ".join(filter(None, (choice.reason, self.notes.get(name)))) or None)
             if choice.method is not None
@@ -208,7 +204,7 @@ class _Walk:
 
 
 def adopt_(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
-    """Change a model in place into what `reconstruct_sequentially` made of a copy of it; return it."""
+    """Change a model in place into the result of `reconstruct_sequentially` for a copy of it; return it."""
     layers = check_plan(model, plan)
     swaps: list[Swap] = []
     for name in plan.factored:

@@ -16,18 +16,19 @@ class Sequential:
     Parameters
     ----------
     ridge : float or None
-        Pull of the fitted weights towards the original ones, as a share of the mean second moment of the layer's input.
-        None chooses it for each layer by twofold cross-validation: little with much data, much with little.
+        Strength of the pull of the fitted weights towards the original ones, as a share of the mean second moment of
+        the layer's input. With None, it is chosen for each layer by twofold cross-validation: the more data, the
+        smaller.
     refit_kept : bool
-        Fit the layers that the plan keeps, too: their weights change, their shapes do not.
+        Also fit the layers that the plan keeps dense: their weights change, their shapes do not.
     shortcuts : bool
-        Where a layer's output is added to something that is final already (the shortcut of a residual block), let the
-        layer make up for the error of that, too.
+        If a layer's output is added to a tensor that is already final (the shortcut of a residual block), let the layer
+        compensate for the error of that tensor as well.
     max_patch, max_positions : int
-        As for `collect_moments`: the largest patch moment, and the positions taken of each sample.
+        As in `collect_moments`: the largest patch moment, and the number of positions per sample.
     max_inputs : int
-        Layers with more input channels (of a group) are not fitted, and factored by their weights alone: memory grows
-        with the square of the channels, time with the cube.
+        Layers with more input channels per group are not fitted but factored by their weights alone: memory grows with
+        the square of the channels, time with the cube.
     """
 
     ridge: float | None = None
@@ -38,8 +39,8 @@ class Sequential:
     max_inputs: int = 4096
 
     def __post_init__(self) -> None:
-        fine = self.ridge is None or (is_number(self.ridge) and 0 < self.ridge < float("inf"))
-        require(fine, "ridge", self.ridge, "a number above 0, or None")
+        valid = self.ridge is None or (is_number(self.ridge) and 0 < self.ridge < float("inf"))
+        require(valid, "ridge", self.ridge, "a number above 0, or None")
         for option in ("refit_kept", "shortcuts"):
             require(isinstance(getattr(self, option), bool), option, getattr(self, option), "True or False")
         for option, least in (("max_patch", 0), ("max_positions", 1), ("max_inputs", 1)):
@@ -49,17 +50,17 @@ class Sequential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconstruction:
-    """What `reconstruct_sequentially` returns.
+    """The result of `reconstruct_sequentially`.
 
     Parameters
     ----------
     model : Module
         The compressed model.
     errors : dict of str to float
-        Relative error of each fitted layer's output, 0..1, given what it gets in the compressed network, against what
-        it was fitted to.
+        Relative error, 0..1, of each fitted layer's output against its target, on the layer's input in the compressed
+        network.
     notes : dict of str to str
-        Why layers were not fitted.
+        The reasons why layers were not fitted.
     """
 
     model: nn.Module = field(repr=False)

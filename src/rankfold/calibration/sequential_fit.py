@@ -1,4 +1,4 @@
-"""The fitting of one layer: the dense weight that brings its output back, and what that leaves."""
+"""The fit of one layer: the dense weight that restores its output, and the error that remains."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rankfold.methods import to_canonical
 from rankfold.records import LayerInfo
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""What cross-validation chooses from."""
+"""The values that cross-validation chooses from."""
 
 EASED = 0.25
-"""The share of the chosen ridge that is used. Twofold cross-validation chooses for half of the data, and for this layer
-alone, where the pull costs little; but what it leaves undone adds up over the layers, and noise does not. Judged by the
-relative squared error of a ResNet-20's logits on 5,000 training images that were not in the calibration data (72 % of
-the parameters gone, 256 images): share 1 0.302, 1/2 0.295, 1/10 0.290; with 64 images 1/4 0.353, 1/10 0.361. Four or
-eight folds, a finer grid, and the smallest ridge within one standard error were no better than these shares."""
+"""The share of the chosen ridge that is used. Twofold cross-validation chooses for half of the data and for one layer
+at a time, where the pull costs little; but the bias it leaves adds up over the layers, and noise does not. Measured as
+the relative squared error of a ResNet-20's logits on 5,000 training images outside the calibration data (72 % of the
+parameters removed, 256 images): share 1 gives 0.302, 1/2 0.295, 1/10 0.290; with 64 images, 1/4 gives 0.353 and 1/10
+0.361. Four or eight folds, a finer grid, and the smallest ridge within one standard error were no better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """What fitting one layer has found.
+    """The result of fitting one layer.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ class Fit:
     weight : Tensor
         The fitted dense weight, in torch's layout and the original's data type.
     moments : Moments
-        Of the layer's input in the compressed network, with the ridge: in this metric the factors nearest to the fitted
-        weight are the best for the data and the pull together.
+        Second moments of the layer's input in the compressed network, with the ridge: the factors nearest to the
+        fitted weight in this metric minimise the error on the data and the pull together.
     """
 
     layer: LayerInfo
@@ -44,10 +44,10 @@ class Fit:
     moments: Moments
     _before: Tensor  # the original weight, canonical
     _pairs: PairMoments
-    _total: float  # energy of what the output should be
+    _total: float  # energy of the target output
 
     def lacking(self, weight: Tensor) -> Tensor:
-        """Return what the mean of the output lacks with a weight in torch's layout, ``(out,)``."""
+        """Return what the mean of the output lacks, ``(out,)``, with a weight in torch's layout."""
         pairs = self._pairs
         return (pairs.lacking - (self._change(weight) @ pairs.given.unsqueeze(-1)).squeeze(-1)).flatten()
 
@@ -65,52 +65,36 @@ def fit_layer(sums: PairSums, weight: Tensor, ridge: float | None, *, shifts: bo
     Parameters
     ----------
     sums : PairSums
-        Over the data, at least one pair.
+        Sums of at least one pair.
     weight : Tensor
         The original weight.
     ridge : float or None
         As in `Sequential`.
     shifts : bool
-        Whether bias or BatchNorm will add what the mean lacks, so that the weight need not.
+        Whether the bias or a BatchNorm adds what the mean lacks, so that the weight need not.
     """
-    layer, exact = sums.layer, sums.exact
+    layer = sums.layer
     pairs, folds = sums.moments(), sums.folds()
     if shifts:
         pairs, folds = pairs.centred(), [fold.centred() for fold in folds]
     before = to_canonical(weight, layer).to(pairs.second)
     if ridge is None:
         ridge = EASED * choose_ridge(folds, RIDGES)
-    correction = ridge_correction(pairs, ridge)
+    change = ridge_correction(pairs, ridge)
+    if not sums.exact:  # this maps the channels back to the original's, independently of the weight
+        change = torch.einsum("goik,gij->gojk", before.flatten(3), change)
+    fitted = before + change.reshape(before.shape)
+    if layer.transposed:
+        fitted = fitted.movedim(1, 2)
+    channel, patch = damped(pairs, ridge), None
+    if sums.exact and layer.kernel_numel > 1:
+        i, k = layer.group_in, layer.kernel_numel
+        patch, channel = channel, channel.reshape(-1, i, k, i, k).diagonal(dim1=2, dim2=4).mean(-1)
     return Fit(
         layer=layer,
-        weight=_from_canonical(_corrected(before, correction, exact=exact), layer).to(weight),
-        moments=_as_moments(damped(pairs, ridge), pairs.count, layer, exact=exact),
+        weight=fitted.reshape(layer.weight_shape).to(weight),
+        moments=Moments(channel=channel, patch=patch, count=pairs.count),
         _before=before,
         _pairs=pairs,
         _total=sums.total / sums.count,
     )
-
-
-def _corrected(weight: Tensor, correction: Tensor, *, exact: bool) -> Tensor:
-    """Return the fitted canonical weight ``(groups, o, i, *kernel)``."""
-    if exact:
-        return weight + correction.reshape(weight.shape)
-    # The channels are mapped back to the original's as well as may be, whatever the weight.
-    flat = weight.flatten(3)
-    return (flat + torch.einsum("goik,gij->gojk", flat, correction)).reshape(weight.shape)
-
-
-def _as_moments(second: Tensor, count: int, layer: LayerInfo, *, exact: bool) -> Moments:
-    """Return second moments of the input in the compressed network as factorizations take them."""
-    if not exact or layer.kernel_numel == 1:
-        return Moments(channel=second, patch=None, count=count)
-    i, k = layer.group_in, layer.kernel_numel
-    channel = second.reshape(-1, i, k, i, k).diagonal(dim1=2, dim2=4).mean(-1)
-    return Moments(channel=channel, patch=second, count=count)
-
-
-def _from_canonical(weight: Tensor, layer: LayerInfo) -> Tensor:
-    """Return ``(groups, o, i, *kernel)`` in torch's layout."""
-    if layer.transposed:
-        weight = weight.movedim(1, 2)
-    return weight.reshape(layer.weight_shape)

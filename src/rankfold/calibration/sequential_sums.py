@@ -1,8 +1,10 @@
-"""Both networks run over the data up to a layer: the sums to which the layer is fitted."""
+"""The sums that a layer is fitted to: both networks run over the data, up to that layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from operator import length_hint
 from typing import Any
 
@@ -12,16 +14,12 @@ from torch import Tensor, nn
 from rankfold._progress import track
 from rankfold._tensors import model_device, to_device
 from rankfold.batches import iterate, split_batch
-from rankfold.calibration.flow import Use
+from rankfold.calibration.flow import OtherTerm, Use, first_tensor
 from rankfold.calibration.pairs import PairSums
 from rankfold.calibration.sequential_config import Sequential
-from rankfold.calibration.taps import Tap, run_to_taps
-from rankfold.inventory import find_module, undisturbed
+from rankfold.inventory import find_module, run_batch, undisturbed
 from rankfold.inventory.kinds import is_attention
 from rankfold.records import LayerInfo
-
-Sums = dict[str, PairSums | None]
-"""By layer name; None for a layer whose calls in the two networks cannot be paired."""
 
 
 def collect_pairs(
@@ -31,7 +29,7 @@ def collect_pairs(
     uses: Mapping[str, Use],
     batches: Iterable[Any],
     config: Sequential,
-) -> Sums:
+) -> dict[str, PairSums | None]:
     """Run the original and the compressed network on every batch, up to some layers.
 
     Parameters
@@ -39,29 +37,48 @@ def collect_pairs(
     original, small : Module
         The two networks.
     layers : mapping
-        The layers by name, called one after the other on the same input if there are several.
+        The layers by name; several layers are called one after the other on the same input.
     uses : mapping
-        How the original uses them.
+        How the original uses the layers.
     batches : iterable
         The data.
     config : Sequential
         Options.
+
+    Returns
+    -------
+    dict
+        The sums by layer name; None for a layer whose calls in the two networks do not correspond.
     """
-    sums: Sums = {
+    sums: dict[str, PairSums | None] = {
         name: PairSums(layer, max_patch=config.max_patch, max_positions=config.max_positions)
         for name, layer in layers.items()
     }
-    first = next(iter(layers))
-    with undisturbed(original) as reset, undisturbed(small) as reset_small:
-        items = track(iterate(batches, "calibration"), f"layer {first}", length_hint(batches) or None)
-        for number, batch in enumerate(items, 1):
-            wanted, found = (
-                _run(model, layers, uses, sums, batch, config, f"calibration batch {number}")
-                for model in (original, small)
+
+    def run(model: nn.Module, batch: Any, what: str) -> dict[str, _Tap]:
+        taps = {}
+        for name, layer in layers.items():
+            use, total = uses[name], sums[name]
+            exact = total is not None and total.exact
+            taps[name] = _Tap(
+                modules=layer_modules(model, layer),
+                outputs=exact,
+                calls=use.calls,
+                joins=use.joins and exact and config.shortcuts,
+                norm=None if use.norm is None else model.get_submodule(use.norm),
             )
-            for name in layers:
-                total = sums[name]
-                if total is not None and not _add(total, wanted[name], found[name]):
+        inputs = to_device(split_batch(batch)[0], model_device(model))
+        _run_to_taps(model, inputs, list(taps.values()), what)
+        return taps
+
+    with undisturbed(original) as reset, undisturbed(small) as reset_small:
+        description = f"layer {next(iter(layers))}"
+        for number, batch in enumerate(
+            track(iterate(batches, "calibration"), description, length_hint(batches) or None), 1
+        ):
+            wanted, actual = (run(model, batch, f"calibration batch {number}") for model in (original, small))
+            for name, total in sums.items():
+                if total is not None and not _add(total, wanted[name], actual[name]):
                     sums[name] = None
             reset()
             reset_small()
@@ -69,60 +86,32 @@ def collect_pairs(
 
 
 def layer_modules(model: nn.Module, layer: LayerInfo) -> list[nn.Module]:
-    """Return the modules that compute with a layer's weight; none if they cannot be seen."""
-    found: dict[int, nn.Module] = {}
+    """Return the modules that compute with a layer's weight; none if hooks cannot see one of them."""
+    modules: dict[int, nn.Module] = {}
     for path in (layer.name, *layer.ties):
         module = find_module(model, path)
         if module is None or is_attention(find_module(model, path.rpartition(".")[0])):
             return []
-        found[id(module)] = module
-    return list(found.values())
+        modules[id(module)] = module
+    return list(modules.values())
 
 
-def _run(
-    model: nn.Module,
-    layers: Mapping[str, LayerInfo],
-    uses: Mapping[str, Use],
-    sums: Sums,
-    batch: Any,
-    config: Sequential,
-    what: str,
-) -> dict[str, Tap]:
-    """Run one network on one batch and return what was taken at each layer."""
-    taps = {}
-    for name, layer in layers.items():
-        use, total = uses[name], sums[name]
-        exact = total is not None and total.exact
-        taps[name] = Tap(
-            modules=layer_modules(model, layer),
-            outputs=exact,
-            calls=use.calls,
-            joins=use.joins and exact and config.shortcuts,
-            norm=None if use.norm is None else model.get_submodule(use.norm),
-        )
-    inputs = to_device(split_batch(batch)[0], model_device(model))
-    run_to_taps(model, inputs, list(taps.values()), what)
-    return taps
-
-
-def _add(sums: PairSums, original: Tap, small: Tap) -> bool:
-    """Add what the layer's calls lacked on one batch; return False if they do not correspond."""
+def _add(sums: PairSums, original: _Tap, small: _Tap) -> bool:
+    """Add what the layer's calls lacked on one batch; return False if the calls do not correspond."""
     if len(original.taken) != len(small.taken):
         return False
-    for wanted, (given, *found) in zip(original.taken, small.taken, strict=True):
+    for wanted, (given, *output) in zip(original.taken, small.taken, strict=True):
         target = wanted[-1]
         if original.other is not None and small.other is not None:
-            target = target + _lost(original, small.other)
-        if not sums.add(target, found[0] if found else given, given):
+            target = target + _lost(original.other, small.other, original.norm)
+        if not sums.add(target, output[0] if output else given, given):
             return False
     return True
 
 
-def _lost(original: Tap, other: Tensor) -> Tensor:
-    """Return what the other term of a sum has lost, as the layer's output is to make up for it."""
-    assert original.other is not None
-    lost = original.other - other.to(original.other.device)
-    norm: Any = original.norm
+def _lost(original: Tensor, small: Tensor, norm: Any) -> Tensor:
+    """Return the error of the other term of a sum, divided by the gain of the BatchNorm before the sum."""
+    lost = original - small.to(original.device)
     if norm is None:
         return lost
     gain = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
@@ -130,3 +119,75 @@ def _lost(original: Tap, other: Tensor) -> Tensor:
     open_ = gain.abs() > 0.05 * gain.abs().mean()
     inverse = torch.where(open_, 1 / gain, torch.zeros_like(gain))
     return lost * inverse.reshape(-1, *(1,) * (lost.ndim - 2)).to(lost)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Tap:
+    """What to record at one layer during a forward pass, and what has been recorded: a tap on its inputs and outputs.
+
+    `outputs`: the output of each call, together with its input. `joins`: also the tensor that the output (of `norm`, if
+    there is one) is added to.
+    """
+
+    modules: Sequence[nn.Module]
+    outputs: bool
+    calls: int
+    joins: bool
+    norm: nn.Module | None
+    taken: list[tuple[Tensor, ...]] = field(default_factory=list)
+    other: Tensor | None = None
+
+    @property
+    def done(self) -> bool:
+        return len(self.taken) >= self.calls and (self.other is not None or not self.joins)
+
+
+class _Enough(BaseException):
+    """Ends a forward pass; no model catches it."""
+
+
+def _run_to_taps(model: nn.Module, inputs: Any, taps: Sequence[_Tap], what: str) -> None:
+    """Run the model, in its current mode, until every tap is done; all hooks are removed afterwards."""
+    with ExitStack() as stack:
+        for tap in taps:
+            _install(stack, tap, taps)
+        with suppress(_Enough):
+            run_batch(model, inputs, what)
+
+
+def _install(stack: ExitStack, tap: _Tap, taps: Sequence[_Tap]) -> None:
+    def finish() -> None:
+        if all(t.done for t in taps):
+            raise _Enough
+
+    def take(*tensors: Any) -> None:
+        if len(tap.taken) >= tap.calls or not all(isinstance(t, Tensor) for t in tensors):
+            return
+        tap.taken.append(tensors)
+        finish()
+        tap.taken[-1] = tuple(t.detach().clone() for t in tensors)  # the rest of the pass might change them in place
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ARG001
+        take(first_tensor(args, kwargs))
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ARG001
+        take(first_tensor(args, kwargs), output)
+
+    def joined(other: Tensor) -> None:
+        mode.term = None
+        tap.other = other
+        finish()
+        tap.other = other.detach().clone()
+
+    def summed(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG001
+        mode.term = output
+
+    for module in tap.modules:
+        if tap.outputs:
+            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        else:
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    if tap.joins:
+        mode = stack.enter_context(OtherTerm(joined))
+        last = tap.modules[0] if tap.norm is None else tap.norm
+        stack.callback(last.register_forward_hook(summed).remove)

@@ -1,4 +1,4 @@
-"""What is to be known before the walk: how the original uses its layers, and which of them are fitted together."""
+"""Preparation of the sequential fit: how the original uses its layers, and which of them are fitted together."""
 
 from __future__ import annotations
 
@@ -24,23 +24,10 @@ from rankfold.surgery.attention import separate_attention_
 def separate_attentions(
     original: nn.Module, work: nn.Module, layers: Mapping[str, LayerInfo], plan: Plan
 ) -> tuple[nn.Module, nn.Module]:
-    """Give every attention that is to be factored separate projections, in both networks: hooks see those.
+    """Give every attention that will be factored separate projections, which hooks can see, in both networks.
 
-    Parameters
-    ----------
-    original : Module
-        Left untouched: where something is to be changed, it is copied.
-    work : Module
-        Its copy, changed in place.
-    layers : mapping
-        The layers by name.
-    plan : Plan
-        What is factored.
-
-    Returns
-    -------
-    original, work : Module
-        The two networks to continue with.
+    `original` is copied if it has such an attention; `work`, its copy, is changed in place. Returns the two networks
+    to continue with.
     """
     paths: list[str] = []
     for name in plan.factored:
@@ -60,10 +47,10 @@ def separate_attentions(
 def observe_layers(
     model: nn.Module, layers: Mapping[str, LayerInfo], batches: Iterable[Any]
 ) -> tuple[dict[str, Use], set[str]]:
-    """Run a model on the first batch: how it uses each layer that is called, and which weights have other readers."""
+    """Return how a model uses each layer on the first batch, and which layers' weights are also used elsewhere."""
     entries = scan(model).entries
     usage = Usage(entries)
-    modules = {name: found for name, layer in layers.items() if (found := layer_modules(model, layer))}
+    modules = {name: layer_modules(model, layer) for name, layer in layers.items()}
     with undisturbed(model) as reset:
         first = split_batch(next(iterate(batches, "calibration")))[0]
         run = partial(run_batch, model, to_device(first, model_device(model)), "calibration batch 1")
@@ -75,7 +62,7 @@ def observe_layers(
 
 
 def joint_steps(names: Sequence[str], uses: Mapping[str, Use]) -> list[list[str]]:
-    """Join layers that follow each other on the same input: one pass serves them all."""
+    """Group consecutive layers that have the same input: one pass serves all of them."""
     steps: list[list[str]] = []
     for name in names:
         use = uses[name]
