@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
-from rankfold import strategies
+from rankfold import methods, strategies
 from rankfold.candidates import TableConfig, build_table
-from rankfold.candidates.ram import least_ram, plan_ram, with_ram, within_ram
+from rankfold.candidates.ram import least_ram, within_ram
 from rankfold.cost import Pricing, activation_profile, layer_ram
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.inventory import export_graph, inspect, layer_weight
@@ -61,9 +61,9 @@ def made() -> tuple[nn.Module, Inventory, ActivationProfile, CandidateTable]:
     net = Net().eval()
     found = inspect(net, X)
     config = TableConfig(methods=("svd", "tucker"), points=2)
-    table = build_table(Pricing.of(found, gauge=True), lambda name: layer_weight(net, name), config)
     profile = profile_of(net, found)
-    return net, found, profile, with_ram(table, found, profile)
+    pricing = Pricing.of(found, gauge=True, profile=profile)
+    return net, found, profile, build_table(pricing, lambda name: layer_weight(net, name), config)
 
 
 def every_choice(table: CandidateTable) -> Iterator[list[Candidate]]:
@@ -83,7 +83,7 @@ def test_a_choice_takes_what_its_plan_takes() -> None:
     choices = list(every_choice(table))[::31]
     assert len(choices) > 20
     for chosen in choices:
-        assert table.peak_ram(chosen) == plan_ram(as_plan(found, chosen), found, profile)
+        assert table.peak_ram(chosen) == Pricing.of(found, profile=profile).peak_ram(as_plan(found, chosen))
     for chosen in choices[:3]:
         small = rf.apply(net, as_plan(found, chosen), reconstruct="weights")
         assert profile_of(small, inspect(small, X)).peak == table.peak_ram(chosen)
@@ -145,17 +145,16 @@ def test_a_layer_without_a_candidate_left_is_kept_and_says_why() -> None:
 def test_decisions_made_beforehand_are_the_floor() -> None:
     net, found, profile, _ = made()
     config = TableConfig(methods=("svd",), points=3)
-    fixed = Candidate(layer="wide", method="svd", ranks=(8,), cost=Cost(), error=0.0)
-    table = build_table(Pricing.of(found), lambda name: layer_weight(net, name), config, fixed={"wide": fixed})
-    assert table.ram is None
-    priced = with_ram(table, found, profile)
+    pricing = Pricing.of(found, profile=profile)
+    fixed = pricing.candidate(found.layer("wide"), methods.get("svd"), (8,))
+    priced = build_table(pricing, lambda name: layer_weight(net, name), config, fixed={"wide": fixed})
     assert priced.ram is not None
     assert "wide" not in priced.ram.kept
     assert priced.ram.floor == priced.fixed["wide"].ram
     assert profile.floor < priced.ram.floor < layer_ram(profile, found.layer("wide")) + 4 * 24 * 144
     for chosen in list(every_choice(priced))[::7]:
         plan = as_plan(found, [fixed, *chosen])
-        assert priced.peak_ram(chosen) == plan_ram(plan, found, profile)
+        assert priced.peak_ram(chosen) == Pricing.of(found, profile=profile).peak_ram(plan)
 
 
 def test_a_table_without_ram_says_so() -> None:
@@ -187,11 +186,11 @@ def test_strategies_choose_from_what_is_left(strategy: str, more: str) -> None:
     small = within_ram(table, limit)
     assert small.required
     plan = strategies.get(strategy).plan(problem(small, f"ram<={limit}{more}"))
-    assert plan_ram(plan, found, profile) <= limit
+    assert Pricing.of(found, profile=profile).peak_ram(plan) <= limit
     assert small.required <= set(plan.factored)
     # The same bounds without the filter break the limit.
     if not more:
-        assert plan_ram(as_plan(found, []), found, profile) > limit
+        assert Pricing.of(found, profile=profile).peak_ram(as_plan(found, [])) > limit
 
 
 def test_a_strategy_that_keeps_a_required_layer_is_told() -> None:

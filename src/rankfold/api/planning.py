@@ -24,7 +24,7 @@ from rankfold.api.calibrating import calibration_of
 from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_measurable
 from rankfold.api.options import Search, chosen_methods, reconstruction, search_of
 from rankfold.calibration import LayerMoments
-from rankfold.candidates import Judge, TableConfig, build_table, plan_ram, with_ram, within_ram
+from rankfold.candidates import Judge, TableConfig, build_table, within_ram
 from rankfold.cost import Pricing, activation_profile
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.inventory import copy_model, export_graph, inspect, layer_weight
@@ -146,9 +146,12 @@ class Planner:
         selection = {name: getattr(search, name) for name in ("include", "exclude", "keep_first_last")}
         inspected = inspect(model, example_input, **selection)
         bounded = [name for budget in budgets if budget is not None for name in budget.resources]
-        self.pricing = Pricing.of(inspected, deploy_dtype=search.deploy_dtype, gauge=search.gauge, resources=bounded)
         check_compressible(inspected)
         check_counted(inspected, *budgets)
+        self.pricing = Pricing.of(
+            inspected, deploy_dtype=search.deploy_dtype, gauge=search.gauge, resources=bounded,
+            profile=self._profile(inspected) if PEAK in bounded else None,
+        )  # fmt: skip
 
     @functools.cached_property
     def moments(self) -> LayerMoments | None:
@@ -225,7 +228,7 @@ class Planner:
     def plan(self, bounds: Budget | None) -> Plan:
         """Return the strategy's plan for a budget."""
         total = self.problem.inventory.total
-        profile = None if bounds is None or not bounds.get(PEAK) else self.profile
+        profile = None if bounds is None or not bounds.get(PEAK) else self.pricing.profile
         ram = None if profile is None else (profile.peak, profile.peak)
         handled = any(bounds.get(resource) for resource in self.strategy.handles) if bounds is not None else False
         if bounds is not None and not handled and not bounds.exceeded(total, total, ram=ram):
@@ -235,7 +238,8 @@ class Planner:
             made = self.strategy.plan(problem)
         else:
             limit = bounds.limit(PEAK, profile.peak) or 0
-            made = self.strategy.plan(replace(problem, table=functools.cache(partial(self._within, limit))))
+            within = functools.cache(lambda: within_ram(self.problem.table(), limit))
+            made = self.strategy.plan(replace(problem, table=within))
             self._check_ram(made, bounds, profile, limit)
         provenance = replace(
             made.provenance,
@@ -277,23 +281,14 @@ class Planner:
             for name, choice in made.layers.items()
         }
 
-    @functools.cached_property
-    def profile(self) -> ActivationProfile:
-        """The dense model's activation memory."""
-        found = export_graph(self.model, self.example_input)
-        layers, dtype = self.problem.inventory.compressible, self.pricing.deploy_dtype
-        return activation_profile(found.graph, found.constants, found.users, layers, deploy_dtype=dtype)
-
-    @functools.cached_property
-    def _table_with_ram(self) -> CandidateTable:
-        return with_ram(self.problem.table(), self.problem.inventory, self.profile)
-
-    def _within(self, limit: int) -> CandidateTable:
-        return within_ram(self._table_with_ram, limit)
+    def _profile(self, inventory: Inventory) -> ActivationProfile:
+        """Return the dense model's activation memory."""
+        found, dtype = export_graph(self.model, self.example_input), self.search.deploy_dtype
+        return activation_profile(found.graph, found.constants, found.users, inventory.compressible, deploy_dtype=dtype)
 
     def _check_ram(self, made: Plan, bounds: Budget, profile: ActivationProfile, limit: int) -> None:
         """Hold a plan against the bound: a strategy may make candidates that are not in the table."""
-        peak = plan_ram(made, self.problem.inventory, profile)
+        peak = self.pricing.peak_ram(made)
         if peak > limit:
             raise InfeasibleBudget(
                 f"strategy {made.provenance.strategy!r} cannot meet budget {str(bounds)!r}: its plan takes more RAM. "

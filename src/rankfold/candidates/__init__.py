@@ -2,8 +2,6 @@
 
 from rankfold.candidates.judge import Judge as Judge
 from rankfold.candidates.proxies import ProxyConfig as ProxyConfig
-from rankfold.candidates.ram import plan_ram as plan_ram
-from rankfold.candidates.ram import with_ram as with_ram
 from rankfold.candidates.ram import within_ram as within_ram
 from rankfold.candidates.table import DEFAULT_METHODS as DEFAULT_METHODS
 from rankfold.candidates.table import TableConfig as TableConfig

@@ -119,7 +119,10 @@ def build_table(
         else:
             reasons[layer.name] = "no rank makes it cheaper in parameters without more MACs"
     dense = {name: inventory.costs[name] for name in (*rows, *fixed)}
-    return CandidateTable(rows=rows, dense=dense, total=inventory.total, reasons=reasons, fixed=fixed)
+    return CandidateTable(
+        rows=rows, dense=dense, total=inventory.total, reasons=reasons, fixed=fixed,
+        ram=pricing.peaks(rows, fixed.values()),
+    )  # fmt: skip
 
 
 def _candidates(

@@ -9,9 +9,11 @@ from typing import Any
 from rankfold import methods
 from rankfold._config import require
 from rankfold.cost.count import blueprint_cost, gauged_cost
+from rankfold.cost.ram import layer_ram
 from rankfold.errors import BudgetError, ConfigError, UnknownNameError
 from rankfold.records import (
     RESOURCES,
+    ActivationProfile,
     Blueprint,
     Budget,
     Candidate,
@@ -19,6 +21,7 @@ from rankfold.records import (
     Cost,
     Inventory,
     LayerInfo,
+    PeakRAM,
     Plan,
     Ranks,
     find_resource,
@@ -44,12 +47,15 @@ class Pricing:
         Whether factors are gauged wherever that wins (`rankfold.cost.gauged_cost`).
     resources : tuple of str
         Names of the resources with a `Resource.layer` that are priced, too.
+    profile : ActivationProfile or None
+        The dense model's activation memory, at the deployment data type; candidates are then priced in peak RAM, too.
     """
 
     inventory: Inventory
     deploy_dtype: str | None = None
     gauge: bool = False
     resources: tuple[str, ...] = ()
+    profile: ActivationProfile | None = None
 
     @classmethod
     def of(
@@ -59,6 +65,7 @@ class Pricing:
         deploy_dtype: str | None = None,
         gauge: bool = False,
         resources: Iterable[str] = (),
+        profile: ActivationProfile | None = None,
     ) -> Pricing:
         """Return the prices of a model.
 
@@ -66,7 +73,7 @@ class Pricing:
         ----------
         inventory : Inventory
             From `rankfold.inspect`.
-        deploy_dtype, gauge
+        deploy_dtype, gauge, profile
             As for the class.
         resources : iterable of str
             What is going to be bounded or reported. Only resources with a `Resource.layer` need to be named.
@@ -89,7 +96,7 @@ class Pricing:
         check_deploy_dtype(deploy_dtype)
         require(isinstance(gauge, bool), "gauge", gauge, "true or false")
         further = tuple(name for name in dict.fromkeys(resources) if find_resource(name).layer is not None)
-        pricing = cls(inventory, deploy_dtype, gauge, further)
+        pricing = cls(inventory, deploy_dtype, gauge, further, profile)
         return replace(pricing, inventory=pricing._priced(inventory))
 
     @classmethod
@@ -157,12 +164,14 @@ class Pricing:
         """
         blueprint = method.blueprint(layer, ranks)
         cost, gauged = gauged_cost(blueprint, layer, gauge=self.gauge, deploy_dtype=self.deploy_dtype)
-        if gauge or self.resources:
-            gauged = gauged or gauge
-            cost = self.blueprint_cost(layer, gauge_blueprint(blueprint) if gauged else blueprint)
+        gauged, ram = gauged or gauge, None
+        if gauge or self.resources or self.profile is not None:
+            blueprint = gauge_blueprint(blueprint) if gauged else blueprint
+            cost = self.blueprint_cost(layer, blueprint)
+            ram = None if self.profile is None else layer_ram(self.profile, layer, blueprint)
         return Candidate(
             layer=layer.name, method=method.name, ranks=ranks, cost=cost, error=1.0, options=options or {},
-            gauge=gauged,
+            gauge=gauged, ram=ram,
         )  # fmt: skip
 
     def is_smaller(self, candidate: Candidate) -> bool:
@@ -186,6 +195,27 @@ class Pricing:
     def plan_cost(self, plan: Plan) -> Cost:
         """Return the cost of the whole model with a plan applied."""
         return self.total_with(self.layer_costs(plan))
+
+    def peak_ram(self, plan: Plan) -> int:
+        """Return the peak activation memory with a plan applied, in bytes; the pricing must have a profile."""
+        assert self.profile is not None
+        profile, factored = self.profile, plan.factored
+
+        def taken(name: str) -> int:
+            layer, choice = self.inventory.layer(name), factored.get(name)
+            return layer_ram(profile, layer, None if choice is None else methods.chosen_blueprint(layer, choice))
+
+        return max([profile.floor, *map(taken, profile.layers)])
+
+    def peaks(self, layers: Iterable[str], fixed: Iterable[Candidate]) -> PeakRAM | None:
+        """Return the peak RAM outside of the candidates of some layers; None without a profile."""
+        if self.profile is None:
+            return None
+        dense = {name: layer_ram(self.profile, self.inventory.layer(name)) for name in self.profile.layers}
+        kept = {name: dense.get(name, 0) for name in layers}
+        decided = {candidate.layer: candidate.ram or 0 for candidate in fixed}
+        others = [size for name, size in (dense | decided).items() if name not in kept]
+        return PeakRAM(dense=self.profile.peak, floor=max([self.profile.floor, *others]), kept=kept)
 
     def built(self, inventory: Inventory, plan: Plan) -> Inventory:
         """Return the inventory of a model that a plan was applied to, at the deployment data type.
