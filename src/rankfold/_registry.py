@@ -66,7 +66,7 @@ class Registry(Generic[T]):
         Raises
         ------
         UnknownNameError
-            If there is no such plug-in or option.
+            If the plug-in or an option is unknown.
         ConfigError
             If an option has a value that is not allowed, or an object is given with further options.
         """

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Made:
-    """A compressed model: what is behind a handle.
+    """A compressed model, as a handle refers to it.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class Bench(Generic[M]):
         return Handle(self._make(plan))
 
     def finetune(self, model: Handle) -> None:
-        """Train a model in place; each training has a checkpoint of its own."""
+        """Train a model in place; each training has a separate checkpoint."""
         made, self._trained = _made(model), self._trained + 1
         recipe = own_checkpoint(_given(self._recipe, "recipe"), f"round-{self._trained}")
         metric = None if recipe.target is None else self._metric
@@ -168,7 +168,7 @@ class Bench(Generic[M]):
 
 
 def own_checkpoint(recipe: FineTune, label: str) -> FineTune:
-    """Return the recipe with a checkpoint of its own, for one of several trainings."""
+    """Return the recipe with a separate checkpoint, for one of several trainings."""
     if recipe.checkpoint is None:
         return recipe
     path, label = Path(recipe.checkpoint), label.replace(".", "_")

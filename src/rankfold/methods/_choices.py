@@ -1,4 +1,4 @@
-"""What a plan's choice means for one layer: whether it can be carried out, and the stages it gives."""
+"""One layer's choice in a plan: whether it can be carried out, and the stages it leads to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_choice(layer: LayerInfo, choice: Choice) -> None:
     Raises
     ------
     UnknownNameError, ConfigError
-        If there is no such method or option.
+        If the method or an option is unknown.
     UnsupportedLayer, RankError, GaugeError
         If the method, the ranks or the gauge do not fit the layer.
     """

@@ -1,4 +1,4 @@
-"""``filterwise_cp``: a CP decomposition of its own for every filter (NORTON)."""
+"""``filterwise_cp``: one CP decomposition for each filter (NORTON)."""
 
 from __future__ import annotations
 
@@ -95,4 +95,4 @@ class FilterwiseCP(CP):
         return PreparedFilters(Canonical(filters), layer, metric, self.effort)
 
 
-registry.register(FilterwiseCP, summary="one CP decomposition a filter (NORTON)")
+registry.register(FilterwiseCP, summary="one CP decomposition for each filter (NORTON)")

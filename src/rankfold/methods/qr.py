@@ -25,7 +25,7 @@ class QR(Method):
     Parameters
     ----------
     pivoting : bool
-        Whether to choose the columns that matter most. Without it the first ones are taken as they come, which is
+        Whether to choose the columns that matter most. Without it the first columns are taken, which is
         plain QR as in Kokhazadeh et al. (2025), section 2.1: faster on small matrices, its error never smaller in
         practice.
     """
@@ -56,7 +56,7 @@ class QR(Method):
         return matrix_blueprint(layer, ranks[0])
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
-        """Take the matrix; pivots are chosen when errors or factors are asked for."""
+        """Take the matrix; pivots are chosen when errors or factors are requested."""
         project = QRProjection if self.pivoting else PlainQRProjection
         return PreparedMatrix(project(weight.flatten(2), in_metric(weight, moments)), layer)
 

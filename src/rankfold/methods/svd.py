@@ -120,7 +120,7 @@ class SVD(Method):
         return (weight.flatten(2),)
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
-        """Take the matrix; singular vectors are found when errors or factors are asked for."""
+        """Take the matrix; singular vectors are computed when errors or factors are requested."""
         return PreparedMatrix(SVDProjection(weight.flatten(2), short_metric(weight, moments)), layer)
 
 

@@ -32,7 +32,7 @@ class PreparedTT:
         """Return 1x1 ``I -> r1``, one 1-D convolution for each axis, 1x1 ``r -> O``."""
         cores = self.train.cores(ranks)
         if self.metric is not None:
-            # As in Tucker: what un-whitening does to the conditioning moves on, here as far as the last core.
+            # As in Tucker: the conditioning that un-whitening spoils moves on, here to the last core.
             cores = orthonormalized([(self.metric.inverse @ cores[0].squeeze(1)).unsqueeze(1), *cores[1:]])
         dims = len(self.layer.kernel)
         stages = [cores[0].squeeze(1).mT.reshape(self.layer.groups, ranks[0], -1, *(1,) * dims)]
@@ -98,7 +98,7 @@ class TT(Method):
         )
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTT:
-        """Take the weight; spectra and cores are found when errors or factors are asked for."""
+        """Take the weight; spectra and cores are computed when errors or factors are requested."""
         metric = channel_metric(moments)
         tensor = whiten_inputs(weight, metric).movedim(1, -1).contiguous()
         return PreparedTT(TensorTrain.of(tensor), layer, metric)

@@ -19,7 +19,7 @@ from rankfold.methods.contract import Method, registry
 from rankfold.records import BiasSpec, Blueprint, ConvSpec, LayerInfo, Ranks, ReshapeSpec, Size, Stage
 
 MOST_CORES = 32
-"""No layer has so many factors that this is a limit."""
+"""More factors than any layer has."""
 
 
 def even_factors(n: int, count: int) -> Size:
@@ -198,7 +198,7 @@ class TTM(Method):
                     yield {"cores": d, "out_shape": outs, "in_shape": ins}
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTTM:
-        """Take the weight; spectra and cores are found when errors or factors are asked for."""
+        """Take the weight; spectra and cores are computed when errors or factors are requested."""
         outs, ins = self.shapes(layer)
         d = len(outs)
         split = weight[0].reshape(*outs, *ins)

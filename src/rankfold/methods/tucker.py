@@ -124,7 +124,7 @@ class Tucker(TuckerShape):
         return weight.flatten(2), weight.movedim(2, 1).flatten(2)
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTucker:
-        """Take the weight; bases are found when errors or factors are asked for.
+        """Take the weight; bases are computed when errors or factors are requested.
 
         With the patch moment, core and output projection are fitted to the layer's output instead.
         """

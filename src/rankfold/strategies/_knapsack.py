@@ -138,7 +138,7 @@ def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: flo
     most = np.array([min(bound, 2**62) for bound in bounds], dtype=np.int64)
     kept = [_undominated(layer) for layer in layers]
     pairs = list(zip(layers, kept, strict=True))
-    # Damage and costs above each layer's least, so that nothing is lost beside a part that every choice has.
+    # Damage and costs above each layer's least, so that no digits are lost to a part that every choice has.
     table = _Table(
         layer=np.repeat(np.arange(len(layers)), [len(keep) for keep in kept]),
         index=np.concatenate(kept),

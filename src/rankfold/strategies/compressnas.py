@@ -27,7 +27,7 @@ NEARBY = 4
 class CompressNAS(ProxyConfig, Strategy):
     """Rank selection as one global search (Sah et al. 2026, "CompressNAS").
 
-    Every candidate has a cost in each budgeted resource and a damage, which a proxy tells (the paper's: the squared
+    Every candidate has a cost in each budgeted resource and a damage, which a proxy estimates (the paper's: the squared
     error of the network's output when only this layer is replaced). To choose one candidate, or none, for each layer so
     that the sum of damages is least within the budget is a multiple-choice knapsack; it is solved exactly, as an
     integer program. One table of damages serves every budget. The options
@@ -77,10 +77,10 @@ class CompressNAS(ProxyConfig, Strategy):
         check_reachable(problem, table)
         damages = problem.judge.alone(self.judging)
         limits = _limits(problem, table) if problem.budget is not None else self._least_params(table, damages)
-        found = _solved(table, damages, limits)
-        if found is None:
+        solved = _solved(table, damages, limits)
+        if solved is None:
             raise _infeasible(problem, table)
-        picks, solution = found
+        picks, solution = solved
         search: dict[str, Any] = {
             "proxy": problem.judge.proxy(self.judging),
             "damage": solution.damage,
@@ -98,8 +98,8 @@ class CompressNAS(ProxyConfig, Strategy):
         low, high = table.least("params") - 1, table.cost(()).params  # of the model with every layer kept
         while high - low > max(1, table.total.params // 1000):
             middle = (low + high) // 2
-            found = _solved(table, damages, {"params": middle})
-            if found is not None and found[1].damage <= self.tolerance:
+            solved = _solved(table, damages, {"params": middle})
+            if solved is not None and solved[1].damage <= self.tolerance:
                 high = middle
             else:
                 low = middle
@@ -111,7 +111,7 @@ class CompressNAS(ProxyConfig, Strategy):
         """Correct the picks for what layers do to each other; return them and the damage together, round by round."""
         assert problem.judge is not None
         first, history, best = next(iter(picks)), [], picks
-        unmeasured = problem.judge.unmeasured(self.judging)  # measuring again would not tell more of them
+        unmeasured = problem.judge.unmeasured(self.judging)  # measuring again would not help
         for number in range(self.rounds + 1):
             nearby = {
                 name: [pick] if name in unmeasured else _neighbours(table, damages, limits, name, pick)
@@ -119,8 +119,8 @@ class CompressNAS(ProxyConfig, Strategy):
             }
             if number == self.rounds:  # the last picks are only measured
                 nearby = {first: nearby[first][:1]}
-            found = problem.judge.around(self.judging, {**problem.fixed, **picks}, nearby)
-            together = found[first][0]  # the first of the neighbours is the pick itself
+            measured = problem.judge.around(self.judging, {**problem.fixed, **picks}, nearby)
+            together = measured[first][0]  # the first of the neighbours is the pick itself
             if history and together >= history[-1]:
                 break
             history.append(together)
@@ -129,7 +129,7 @@ class CompressNAS(ProxyConfig, Strategy):
                 break
             # Differences from the least keep the damages nonnegative; a constant changes no choice.
             local = {
-                name: {_key(c): value - min(found[name]) for c, value in zip(row, found[name], strict=True)}
+                name: {_key(c): value - min(measured[name]) for c, value in zip(row, measured[name], strict=True)}
                 for name, row in nearby.items()
             }
             solved = _solved(table, local, limits, allowed=nearby)
@@ -189,7 +189,7 @@ def _solved(
 def _neighbours(
     table: CandidateTable, damages: Damages, limits: Mapping[str, int], name: str, pick: Candidate | None
 ) -> list[Candidate | None]:
-    """Return a pick and those beside it on the layer's front of cost and damage, the layer as it is included."""
+    """Return a pick and its neighbours on the layer's front of cost and damage, which includes the unchanged layer."""
 
     def price(candidate: Candidate | None) -> float:
         cost = table.dense[name] if candidate is None else candidate.cost

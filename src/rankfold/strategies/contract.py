@@ -196,7 +196,7 @@ def make_plan(
     InfeasibleBudget
         If a layer is kept that takes more RAM as it is than the budget allows.
     BudgetError
-        If the budget bounds RAM and the table does not know it.
+        If the budget bounds RAM and the table has no RAM costs.
     """
     _check_required(problem, strategy, chosen)
     layers: dict[str, Choice] = {}

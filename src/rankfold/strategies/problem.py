@@ -33,7 +33,7 @@ class Problem:
     options : mapping of str to mapping
         Options of methods, by method name.
     rank_multiple : int
-        Ranks are to be multiples of this.
+        Ranks are multiples of this.
     fixed : mapping of str to Candidate
         Decisions made beforehand, by layer name; the strategy leaves them as they are.
     judge : Judge or None

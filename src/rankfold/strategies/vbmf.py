@@ -64,8 +64,8 @@ class VBMF(Strategy):
             if method is None:
                 reasons[layer.name] = reason
                 continue
-            found = self._analytic(problem, layer, method)
-            clamped, note = self._clamp(problem, layer, method, found)
+            analytic = self._analytic(problem, layer, method)
+            clamped, note = self._clamp(problem, layer, method, analytic)
             if clamped is None:
                 reasons[layer.name] = note or ""
                 continue
@@ -123,26 +123,28 @@ class VBMF(Strategy):
         return tuple(self._rounded(problem, scale * rank, rank) for rank in ranks)
 
     def _clamp(
-        self, problem: Problem, layer: LayerInfo, method: Method, found: Ranks
+        self, problem: Problem, layer: LayerInfo, method: Method, analytic: Ranks
     ) -> tuple[Ranks | None, str | None]:
-        """Bring ranks into [least, break-even]; say so in the note, or why there is no rank in between."""
+        """Bring ranks into [least, break-even]; say so in the note, or why no rank lies in between."""
         limits = method.max_ranks(layer)
 
         def at(scale: float) -> Ranks:
-            pairs = zip(found, limits, strict=True)
+            pairs = zip(analytic, limits, strict=True)
             return tuple(self._rounded(problem, scale * rank, limit) for rank, limit in pairs)
 
         def cheaper(ranks: Ranks) -> bool:
             return problem.pricing.is_smaller(problem.pricing.candidate(layer, method, ranks))
 
         if cheaper(at(1.0)):
-            how = "raised" if max(found) < max(at(1.0)) else "rounded"
-            return at(1.0), None if at(1.0) == found else f"VBMF found rank {list(found)}; {how} to {list(at(1.0))}"
+            how = "raised" if max(analytic) < max(at(1.0)) else "rounded"
+            return at(1.0), None if at(
+                1.0
+            ) == analytic else f"VBMF found rank {list(analytic)}; {how} to {list(at(1.0))}"
         for step in range(1, 1001):
             ranks = at(1 - step / 1000)
             if cheaper(ranks):
-                return ranks, f"VBMF found rank {list(found)}; lowered to break-even {list(ranks)}"
-        return None, f"VBMF found rank {list(found)}; no rank makes the layer cheaper"
+                return ranks, f"VBMF found rank {list(analytic)}; lowered to break-even {list(ranks)}"
+        return None, f"VBMF found rank {list(analytic)}; no rank makes the layer cheaper"
 
 
 def _method(problem: Problem, layer: LayerInfo) -> tuple[Method | None, str]:

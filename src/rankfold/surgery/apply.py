@@ -173,9 +173,9 @@ def tied_paths(model: nn.Module, layer: LayerInfo) -> list[tuple[str, ...]]:
     """Return the paths of the layers tied to a layer: those of one module together."""
     paths: dict[object, list[str]] = {}
     for tie in layer.ties:
-        module = find_module(model, tie)  # None for a projection of an attention: that is no module yet
+        module = find_module(model, tie)  # None for a projection of an attention, which is not a module yet
         paths.setdefault(module or tie, []).append(tie)
-    return [tuple(found) for found in paths.values()]
+    return [tuple(names) for names in paths.values()]
 
 
 def tied_twin(module: Factored, bias: torch.Tensor | None, *, one_bias: bool) -> Factored:

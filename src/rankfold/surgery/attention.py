@@ -1,4 +1,4 @@
-"""A twin of ``nn.MultiheadAttention`` whose projections are layers of their own."""
+"""A twin of ``nn.MultiheadAttention`` whose projections are separate layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SeparatedAttention(nn.Module):
     Takes the same arguments and returns the same results as the ``nn.MultiheadAttention`` that it
     is made from, masks, dropout and returned weights included. Only torch's fused inference path,
     which reads a packed weight, is not for it; attention itself is torch's fused
-    ``scaled_dot_product_attention`` whenever the attention weights are not asked for.
+    ``scaled_dot_product_attention`` unless the attention weights are requested.
 
     Parameters
     ----------
@@ -230,9 +230,9 @@ def separate_attention_(model: nn.Module, path: str) -> SeparatedAttention:
     Raises
     ------
     NoMatchingLayer
-        If there is no module at `path`.
+        If `path` names no module.
     ModelError
-        If it is no ``nn.MultiheadAttention``, or one with a forward of its own.
+        If it is not an ``nn.MultiheadAttention``, or overrides its forward.
     """
     attention, _ = find_layer(model, path)
     if not isinstance(attention, nn.MultiheadAttention) or not is_attention(attention):

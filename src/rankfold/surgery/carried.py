@@ -104,14 +104,14 @@ def report_parameters(model: nn.Module) -> None:
 
 
 def _on_parameters(module: nn.Module, *, recurse: bool) -> list[str]:
-    found: list[str] = []
+    lost: list[str] = []
     for name, parameter in module.named_parameters(recurse=recurse):
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            found.append(f"hooks of the parameter {name!r}")
+            lost.append(f"hooks of the parameter {name!r}")
         noted = [key for key in vars(parameter) if not key.startswith("_")] if type(parameter) is nn.Parameter else []
         if noted:  # libraries' own marks begin with an underscore
-            found.append(f"attributes of the parameter {name!r} ({', '.join(noted)})")
-    return found
+            lost.append(f"attributes of the parameter {name!r} ({', '.join(noted)})")
+    return lost
 
 
 def _is_torchs(hook: object) -> bool:

@@ -78,12 +78,12 @@ class ComposedWeight(Tensor, metaclass=_LikeParameters):
             before = [_version(tensor) for tensor in composed]
             out = func(*args, **kwargs)
             for tensor, version in zip(composed, before, strict=True):
-                if _version(tensor) != version:  # it was a temporary: nothing is spoilt
+                if _version(tensor) != version:  # it was a temporary: nothing is lost
                     _refuse(tensor, name)
             return out if name == _FLAG else _guarded_like(out, composed)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; ``nn.Parameter(layer.weight)`` marks its copy as a parameter and gets one of its own."""
+        """Set an attribute; ``nn.Parameter(layer.weight)`` marks its copy as a parameter and gets a real one."""
         if name == "_is_param":
             self.__class__ = nn.Parameter  # pyright: ignore[reportAttributeAccessIssue]
         elif not (self._derived or name.startswith("_") or hasattr(Tensor, name)):
@@ -109,7 +109,7 @@ class ComposedWeight(Tensor, metaclass=_LikeParameters):
 
 
 def refuse_computed(value: object, name: str) -> None:
-    """Raise `ComputedWeightError` if a value is a composed weight, which is to be registered under a name."""
+    """Raise `ComputedWeightError` if a value is a composed weight, before it is registered under a name."""
     if type(value) is ComposedWeight:
         _refuse(value, name)
 

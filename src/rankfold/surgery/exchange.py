@@ -38,7 +38,7 @@ def exchange_(
     Raises
     ------
     ModelError
-        If a reference cannot be changed and there is no list for them.
+        If a reference cannot be changed and no list is given for them.
     """
     found = References(model, new, () if original is None else original.modules())
     if suspects is not None:
@@ -66,7 +66,7 @@ def disable_fused_paths_(model: nn.Module, modules: set[nn.Module]) -> None:
 
     In eval mode ``nn.TransformerEncoderLayer`` hands all of its weights to one fused kernel, and
     ``nn.TransformerEncoder`` packs a padded batch into nested tensors for it: factors would be
-    multiplied out there, or the kernel would fail. Both have switches of their own, which this
+    multiplied out there, or the kernel would fail. Both have switches, which this
     turns off for the layers that contain one of the modules. What the encoder returns at padded
     positions is then, as in training mode, what the layers compute there and not zero.
 
@@ -75,7 +75,7 @@ def disable_fused_paths_(model: nn.Module, modules: set[nn.Module]) -> None:
     model : nn.Module
         Changed in place; only the switches.
     modules : set of Module
-        The modules that are to be called.
+        The modules that will be called.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and not modules.isdisjoint(module.modules()):

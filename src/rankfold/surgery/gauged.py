@@ -82,7 +82,7 @@ class Gauged(nn.Module):
         return guarded(self.dense_weight(), "the gauged stage")
 
     def dense_weight(self) -> Tensor:
-        """Return the weight, to be written to at will."""
+        """Return the weight as a tensor that may be written to."""
         raise NotImplementedError
 
     def fill(self, made: Gauge) -> None:

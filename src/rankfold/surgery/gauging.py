@@ -36,7 +36,7 @@ def gauge_factors(blueprint: Blueprint, factors: Sequence[Tensor]) -> tuple[list
     # Linear factors become those of one group.
     plain = [f.unsqueeze(0) if f.ndim == 2 else f for f in factors]
     made: dict[int, Gauge] = {}
-    # A stage changes at its other bond first: an identity on the input side belongs to the bond behind the stage, so
+    # A stage changes at its other bond first: an identity on the input side belongs to the bond after the stage, so
     # these go from the first stage to the last, the others from the last to the first.
     for at, spec in enumerate(specs):
         if isinstance(spec, GaugedSpec) and spec.side == "input":
@@ -57,7 +57,7 @@ def gauge_factors(blueprint: Blueprint, factors: Sequence[Tensor]) -> tuple[list
 def check_gauge(
     weight: Tensor, reference: Tensor, condition: float, layer: LayerInfo, choice: Choice, dtype: torch.dtype
 ) -> None:
-    """Raise `GaugeError` unless gauged factors, rounded to the layer's data type, give the weight they should.
+    """Raise `GaugeError` unless gauged factors, rounded to the layer's data type, compose to the right weight.
 
     Parameters
     ----------

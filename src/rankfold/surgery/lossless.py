@@ -71,7 +71,7 @@ def gauge(model: nn.Module) -> nn.Module:
                 continue
             made[key] = module, twin
         twins.append((tuple(places), twin))
-    # Only now: a twin that has been swapped in holds the hooks of its own place.
+    # Only now: a twin that has been swapped in holds the hooks of its place.
     new = swap_(new, twins, original=model)
     gauged = {place for places, _ in twins for place in places}
     choices = {n: replace(c, gauge=c.gauge or n in gauged) for n, c in plan.layers.items()}

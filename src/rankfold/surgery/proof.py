@@ -30,7 +30,7 @@ class Proof:
     A compressed model is believed if, on the example, each of its factored layers is called as often as the layer that
     it replaces, and no operation reads memory of the original's parameters and buffers, or a replaced weight that the
     compressed model still holds. Whatever keeps the original
-    running is found that way: functions, closures, globals, references that no search sees.
+    running is detected that way: functions, closures, globals, references that a search misses.
 
     While it is proved, a factored layer answers with the output of the layer that it replaces. So the model decides
     what the original decides (which expert, how many steps), and calls can be compared exactly.
@@ -44,7 +44,7 @@ class Proof:
     model : nn.Module
         The original; it runs once. Build the proof before the model is changed in place.
     names : iterable of str
-        The layers that are to be replaced.
+        The layers to replace.
     example_input : object
         As `call_example` takes it.
     """
@@ -109,7 +109,7 @@ class Proof:
         problems += [f"{name} is read" for name in read]
         problems += [
             f"the weight of layer {name!r} is read outside of the layer, and the model holds a tensor that shares its "
-            "memory (a view, .data, .detach()), of which an artefact would know nothing"
+            "memory (a view, .data, .detach()), which an artefact would not hold"
             for name in self._views
         ]
         if problems:

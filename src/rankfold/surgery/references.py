@@ -52,7 +52,7 @@ class HeldTensor(str):
 
 
 class References:
-    """Where the objects of a model refer to modules that are to be replaced.
+    """Where the objects of a model refer to modules that will be replaced.
 
     One walk visits everything that can be reached from the attributes of the model's modules. What is held in a
     mutable container or an attribute can be changed (`change`); what a function holds (closure, default, global name)

@@ -25,7 +25,7 @@ def output_scales(old: Tensor, new: Tensor, info: LayerInfo) -> Tensor:
     Raises
     ------
     UnsupportedLayer
-        If the new weight has another shape or is no such multiple of the old one: factors cannot become any weight.
+        If the new weight has another shape, or is not such a multiple of the old one.
     """
     if new.shape == old.shape:
         exact_old, exact_new = (
@@ -48,7 +48,7 @@ def scale_outputs_(last: nn.Module, scales: Tensor, info: LayerInfo) -> None:
     Raises
     ------
     UnsupportedLayer
-        If the last stage is no plain convolution or linear layer with a weight for every output (gauged factors,
+        If the last stage is not a plain convolution or linear layer with a weight for every output (gauged factors,
         TT-matrix).
     """
     if not isinstance(last, nn.Linear | nn.modules.conv._ConvNd):

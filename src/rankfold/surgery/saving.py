@@ -1,4 +1,4 @@
-"""Other libraries' ways to save a model, which know nothing of factors."""
+"""Other libraries' ways to save a model, which do not support factored layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gauged factors as a method of their own, so that every check of the contract can be made on them, and their own."""
+"""Gauged factors as a method, so that every check of the contract runs on them, and a check of the gauge itself."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def plan_covers_every_layer(strategy: Strategy, case: ModelCase) -> None:
 
 
 def budget_is_kept(strategy: Strategy, case: ModelCase) -> None:
-    """The model built from a plan, counted anew, is within the budget; a refused budget is really out of reach."""
+    """The model built from a plan and counted again is within the budget; a refused budget is out of reach."""
     kept = 0
     for text in BUDGETS:
         model = case.model()

@@ -34,7 +34,7 @@ class Subject:
     model : Module
         The model around the layer.
     info : LayerInfo
-        What `inspect` found, calls included.
+        What `inspect` returns, calls included.
     input : Tensor
         The model's input.
     case : LayerCase
@@ -112,7 +112,7 @@ class Subject:
 
 @lru_cache(maxsize=256)
 def layer_info(case: LayerCase) -> LayerInfo:
-    """Return what `inspect` finds in a case; found once, for it is the same for every check."""
+    """Return what `inspect` returns for a case, computed once for all checks."""
     return inspect(_around(case.layer()), case.input()).layer(NAME)
 
 

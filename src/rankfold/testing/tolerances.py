@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 OUTPUT_TOLERANCE: dict[torch.dtype, float] = {
-    # Factors are found in float64. Rounding is about 1e-15; un-whitening multiplies it by the root's condition (<=
+    # Factors are computed in float64. Rounding is about 1e-15; un-whitening multiplies it by the root's condition (<=
     # 1e3), and five stages add up.
     torch.float64: 1e-10,
     # Factors and the outputs of up to five stages are rounded to 24 bits (6e-8 each); a sum of a few hundred products
