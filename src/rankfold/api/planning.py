@@ -243,7 +243,7 @@ class Planner:
             self._check_ram(made, bounds, profile, limit)
         provenance = replace(
             made.provenance,
-            reconstruct="data" if self.moments else "weights",
+            errors="outputs" if self.moments else "weights",
             deploy_dtype=self.search.deploy_dtype,
             options=given(self.search),
             weights_hash=self._weights_hash,

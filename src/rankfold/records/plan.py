@@ -119,9 +119,23 @@ class Choice:
 class Provenance:
     """Where a plan comes from.
 
-    `options` are those of the search that differ from their defaults. `search` is what the strategy learned on the
-    way: of ``compressnas``, the proxy, the damage that it predicts, a proven lower bound of it, and of rounds the
-    damage that was measured with all layers compressed.
+    Parameters
+    ----------
+    strategy, config, budget, methods, seed, deploy_dtype
+        What was asked for.
+    errors : {"outputs", "weights"} or None
+        What the predicted errors are errors of.
+    reconstruct : {"weights", "data", "sequential"} or None
+        How the factors were found; None before the plan is applied.
+    options : mapping
+        Options of the search that differ from their defaults.
+    search : mapping
+        What the strategy learned: of ``compressnas``, the proxy, the loss that it predicts, a proven lower bound of
+        that, and of rounds the loss that was measured with all layers compressed.
+    weights_hash : str or None
+        Of the model that the plan was made for.
+    versions : mapping
+        Of rankfold, torch and Python.
     """
 
     strategy: str = "manual"
@@ -129,6 +143,7 @@ class Provenance:
     budget: str | None = None
     methods: tuple[str, ...] = ()
     seed: int = 0
+    errors: str | None = None
     reconstruct: str | None = None
     deploy_dtype: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -140,7 +155,7 @@ class Provenance:
         """Return the provenance as JSON-ready values."""
         return {
             "strategy": self.strategy, "config": dict(self.config), "budget": self.budget,
-            "methods": list(self.methods), "seed": self.seed, "reconstruct": self.reconstruct,
+            "methods": list(self.methods), "seed": self.seed, "errors": self.errors, "reconstruct": self.reconstruct,
             "deploy_dtype": self.deploy_dtype, "options": dict(self.options),
             "weights_hash": self.weights_hash, "versions": dict(self.versions), "search": dict(self.search),
         }  # fmt: skip
@@ -166,7 +181,7 @@ class Provenance:
 
 _PROVENANCE: dict[str, tuple[type, ...]] = {
     "strategy": (str,), "config": (dict,), "budget": (str,), "methods": (list, tuple), "seed": (int,),
-    "reconstruct": (str,), "deploy_dtype": (str,), "options": (dict,), "weights_hash": (str,),
+    "errors": (str,), "reconstruct": (str,), "deploy_dtype": (str,), "options": (dict,), "weights_hash": (str,),
     "versions": (dict,), "search": (dict,),
 }  # fmt: skip
 

@@ -203,6 +203,7 @@ def provenance_rows(report: Report) -> list[tuple[str, str]]:
         ("seed", str(p.seed)),
         ("search", ", ".join(f"{_SEARCH.get(k, k)} {_value(v)}" for k, v in p.search.items())),
         ("deployment data type", p.deploy_dtype or ""),
+        ("predicted errors", f"of the {p.errors}" if p.errors else ""),
         ("reconstruction", p.reconstruct or ""),
         ("example input", report.example),
         ("source weights", p.weights_hash or ""),
