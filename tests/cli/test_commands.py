@@ -66,7 +66,17 @@ def test_compress_needs_no_data(run: Run, tmp_path: Path) -> None:
 
 def test_a_search_keeps_what_it_measures(run: Run, small: tuple[str, ...], tmp_path: Path) -> None:
     cache, plans = tmp_path / "cache", (tmp_path / "a.json", tmp_path / "b.json")
-    options = (*small[:5], "--calibration-images", "16", "--methods", "svd", "--option", "points=3", "--cache", cache)
+    options = (
+        *small[:5],
+        "--calibration-images",
+        "16",
+        "--methods",
+        "svd",
+        "--strategy-option",
+        "points=3",
+        "--cache",
+        cache,
+    )
     options += ("--device", "cpu")  # where ranks are multiples of 1 by default
     said = run("plan", *options, "-b", "params<=50%", "--out", plans[0], "--json").document
     assert said["plan"]["provenance"]["search"]["proxy"] == "network"
@@ -81,7 +91,17 @@ def test_a_search_keeps_what_it_measures(run: Run, small: tuple[str, ...], tmp_p
 
 def test_compress_takes_decisions_by_hand(run: Run, tmp_path: Path) -> None:
     options = ("--override", "conv2=tucker:8,4", "--override", "fc1=svd:0.25", "--override", "fc3=keep")
-    run("compress", "lenet5_mnist5k", "-b", "params<=40%", *options, "--option", "points=4", "--out", tmp_path / "out")
+    run(
+        "compress",
+        "lenet5_mnist5k",
+        "-b",
+        "params<=40%",
+        *options,
+        "--strategy-option",
+        "points=4",
+        "--out",
+        tmp_path / "out",
+    )
     layers = rf.Plan.load(tmp_path / "out").layers
     assert (layers["conv2"].method, layers["conv2"].ranks) == ("tucker", (8, 4))
     assert layers["fc1"].method == "svd"

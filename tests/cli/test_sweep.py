@@ -15,7 +15,7 @@ from rankfold.errors import ConfigError
 from rankfold.reporting.sweep import Sweep
 
 Run = Callable[..., Any]
-FEW = ("--option", "points=2", "--option", "samples=32")
+FEW = ("--strategy-option", "points=2", "--strategy-option", "samples=32")
 
 
 def test_files_models_and_a_table(run: Run, small: tuple[str, ...], tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ FLAGS: dict[str, Flag] = {
         help="Upper bound, such as params<=25%, params/4, macs<=0.5 or flash<=512KiB; may be repeated. "
         f"Resources: {', '.join(resource_names())}.",
     ),
-    "option": Flag(
+    "strategy_option": Flag(
         kind=list[str] | None, metavar="KEY=VALUE", panel=SEARCH,
         help="Option of the strategy, such as rounds=2; may be repeated.",
     ),
@@ -126,7 +126,7 @@ def search_flags() -> dict[str, Flag]:
         if known.flag is not None:
             flags[name] = replace(known.flag, help=known.help, default=field.default, panel=known.flag.panel or SEARCH)
         if name == "strategy":
-            flags["option"] = FLAGS["option"]
+            flags["strategy_option"] = FLAGS["strategy_option"]
     seed = flags.pop("seed")
     return {**flags, "calibration_images": FLAGS["calibration_images"], "seed": replace(seed, panel=_SOURCE)}
 

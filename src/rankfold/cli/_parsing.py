@@ -14,7 +14,7 @@ from rankfold.errors import ConfigError, CorruptArtifact
 from rankfold.records import Budget
 
 
-def parse_options(texts: Sequence[str] | None, *, flag: str = "--option") -> dict[str, Any]:
+def parse_options(texts: Sequence[str] | None, *, flag: str = "--strategy-option") -> dict[str, Any]:
     """Return ``{"keep": 0.95}`` for ``["keep=0.95"]``; values are JSON where they can be, else text."""
     result: dict[str, Any] = {}
     for text in texts or ():
@@ -46,7 +46,7 @@ def search_options(given: Given) -> dict[str, Any]:
         if known.flag is not None and hasattr(given, name):
             parse = known.flag.parse
             values[name] = getattr(given, name) if parse is None else parse(getattr(given, name))
-    chosen = parse_options(getattr(given, "option", None))
+    chosen = parse_options(getattr(given, "strategy_option", None))
     if chosen:
         values["strategy"] = strategies.get(values["strategy"], chosen)
     search = records.search_of(values)
