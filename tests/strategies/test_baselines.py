@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -219,6 +219,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return nn.Sequential(layer), x
 
 
+@settings(max_examples=60)  # of every kind of layer and weight a few
 @given(layers(), st.sampled_from([1, 2, 8]), st.integers(1, 4))
 def test_vbmf_never_crashes(case: tuple[nn.Module, Tensor], multiple: int, least: int) -> None:
     net, x = case
@@ -256,8 +257,7 @@ def test_manual_from_a_mapping() -> None:
 
 
 def test_manual_by_pattern_first_match_wins() -> None:
-    config = {"layers": {"2": ("svd", 2), "[02]": ("svd", 9)}}
-    plan = rf.plan(mlp(), X, strategy="manual", config=config)
+    plan = rf.plan(mlp(), X, strategy=rf.Manual(layers={"2": ("svd", 2), "[02]": ("svd", 9)}))
     assert {name: choice.ranks for name, choice in plan.factored.items()} == {"0": (9,), "2": (2,)}
     assert plan.kept == {"4": "not named"}
 

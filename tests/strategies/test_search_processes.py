@@ -39,7 +39,8 @@ for name, config in {"network": {"rounds": 1}, "fisher": {"proxy": "fisher"}}.it
         return alone(self, layer, weights)
 
     NetworkProxy.alone = watched
-    plan = rf.plan(net, data[0][:1], budget="params<=70%", methods="svd", calibration=data, config=config)
+    search = rf.CompressNAS(**config)
+    plan = rf.plan(net, data[0][:1], budget="params<=70%", methods="svd", calibration=data, strategy=search)
     NetworkProxy.alone = alone
     found[name] = {"plan": plan.to_json(), "seen": seen}
 (folder / f"{sys.argv[2]}-{rank}.json").write_text(json.dumps(found))

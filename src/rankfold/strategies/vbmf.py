@@ -135,13 +135,14 @@ class VBMF(Strategy):
         def cheaper(ranks: Ranks) -> bool:
             return problem.pricing.is_smaller(problem.pricing.candidate(layer, method, ranks))
 
-        if cheaper(at(1.0)):
-            how = "raised" if max(analytic) < max(at(1.0)) else "rounded"
-            return at(1.0), None if at(
-                1.0
-            ) == analytic else f"VBMF found rank {list(analytic)}; {how} to {list(at(1.0))}"
-        for step in range(1, 1001):
-            ranks = at(1 - step / 1000)
+        nearest = at(1.0)
+        if cheaper(nearest):
+            how = "raised" if max(analytic) < max(nearest) else "rounded"
+            return (
+                nearest,
+                None if nearest == analytic else f"VBMF found rank {list(analytic)}; {how} to {list(nearest)}",
+            )
+        for ranks in dict.fromkeys(at(1 - step / 1000) for step in range(1, 1001)):
             if cheaper(ranks):
                 return ranks, f"VBMF found rank {list(analytic)}; lowered to break-even {list(ranks)}"
         return None, f"VBMF found rank {list(analytic)}; no rank makes the layer cheaper"
