@@ -36,13 +36,13 @@ def by_matrix(project: Callable[[Tensor], matrix_module.Projection], *, tall: bo
 
 
 def by_tucker(weight: Tensor, rank: int) -> tuple[Tensor, float]:
-    tucker = Tucker2.of(weight)
+    tucker = Tucker2(weight)
     out, core, inn = (f.double() for f in tucker.hooi(rank, rank, iterations=5, tolerance=1e-4))
     return torch.einsum("goa,gabk,gbi->goik", out, core, inn), tucker.relative_error(rank, rank)
 
 
 def by_train(weight: Tensor, rank: int) -> tuple[Tensor, float]:
-    train = TensorTrain.of(weight)
+    train = TensorTrain(weight)
     whole, *cores = (core.double() for core in train.cores((rank, rank)))
     for core in cores:
         whole = torch.einsum("b...i,bijk->b...jk", whole, core)
@@ -112,5 +112,5 @@ def test_factors_keep_the_precision_that_was_enough() -> None:
     weight = random(1, 40, 24, 4).float()
     assert {f.dtype for f in SVDProjection(weight.flatten(2)).factors(5)} == {torch.float32}
     assert {f.dtype for f in SVDProjection(graded(8, smallest=1e-5).flatten(2)).factors(8)} == {torch.float64}
-    assert {f.dtype for f in Tucker2.of(weight).hooi(4, 4, iterations=3, tolerance=1e-4)} == {torch.float32}
-    assert {f.dtype for f in Tucker2.of(weight.double()).hooi(4, 4, iterations=3, tolerance=1e-4)} == {torch.float64}
+    assert {f.dtype for f in Tucker2(weight).hooi(4, 4, iterations=3, tolerance=1e-4)} == {torch.float32}
+    assert {f.dtype for f in Tucker2(weight.double()).hooi(4, 4, iterations=3, tolerance=1e-4)} == {torch.float64}

@@ -68,7 +68,7 @@ def test_it_beats_factors_that_see_the_channel_moment_only(case: tuple[Tensor, T
     weight, channel, patch = case
     metric = Metric.of(channel)
     whitened = torch.einsum("goik,gij->gojk", weight.flatten(3), metric.root)
-    others = Tucker2.of(whitened, metric).hooi(3, 3, iterations=10, tolerance=0.0)
+    others = Tucker2(whitened, metric).hooi(3, 3, iterations=10, tolerance=0.0)
     fitted = TuckerRegression.of(weight, channel, patch).factors(3, 3)
     errors = [float(energy(weight.flatten(3) - product(f), patch)) for f in (fitted, others)]
     assert errors[0] < errors[1]

@@ -34,11 +34,11 @@ def test_errors_are_tensorlys(ranks: tuple[int, ...]) -> None:
     tensor = random(1, 5, 3, 3, 6)
     theirs = tensor_train(tensor[0].numpy(), rank=[1, *ranks, 1])
     reference = np.linalg.norm(tensorly.tt_to_tensor(theirs) - tensor[0].numpy()) / float(tensor.norm())
-    assert achieved(TensorTrain.of(tensor), ranks) == pytest.approx(reference, abs=1e-9)
+    assert achieved(TensorTrain(tensor), ranks) == pytest.approx(reference, abs=1e-9)
 
 
 def test_the_bound_holds_and_never_grows() -> None:
-    train = TensorTrain.of(random(2, 4, 3, 3, 5))
+    train = TensorTrain(random(2, 4, 3, 3, 5))
     limits = (4, 12, 5)
     for ranks in itertools.product(*(range(1, limit + 1) for limit in limits)):
         bound = train.relative_error(ranks)
@@ -53,7 +53,7 @@ def test_the_bound_holds_and_never_grows() -> None:
 
 def test_a_planted_train_is_recovered() -> None:
     cores = [random(2, 1, 6, 2), random(2, 2, 3, 4, seed=1), random(2, 4, 3, 3, seed=2), random(2, 3, 8, 1, seed=3)]
-    train = TensorTrain.of(contract(cores))
+    train = TensorTrain(contract(cores))
     assert achieved(train, (2, 4, 3)) < 1e-10
     assert train.relative_error((2, 4, 3)) < 1e-6
     for smaller in ((1, 4, 3), (2, 3, 3), (2, 4, 2)):
@@ -61,7 +61,7 @@ def test_a_planted_train_is_recovered() -> None:
 
 
 def test_cores_are_orthonormal_but_for_the_last() -> None:
-    cores = TensorTrain.of(random(2, 4, 3, 3, 5)).cores((3, 5, 4))
+    cores = TensorTrain(random(2, 4, 3, 3, 5)).cores((3, 5, 4))
     for core in cores[:-1]:
         columns = core.flatten(1, 2)
         eye = torch.eye(columns.shape[-1], dtype=torch.float64).expand(2, -1, -1)
@@ -70,13 +70,13 @@ def test_cores_are_orthonormal_but_for_the_last() -> None:
 
 def test_ranks_that_cannot_be_filled_are_padded() -> None:
     """After the first bond is cut to 1, the second can have no more than 3."""
-    train = TensorTrain.of(random(1, 4, 3, 3, 5))
+    train = TensorTrain(random(1, 4, 3, 3, 5))
     cores = train.cores((1, 9, 5))
     assert [tuple(c.shape[1:]) for c in cores] == [(1, 4, 1), (1, 3, 9), (9, 3, 5), (5, 5, 1)]
     assert achieved(train, (1, 9, 5)) == pytest.approx(achieved(train, (1, 3, 5)), abs=1e-12)
 
 
 def test_a_zero_tensor_has_no_error() -> None:
-    train = TensorTrain.of(torch.zeros(1, 4, 3, 5, dtype=torch.float64))
+    train = TensorTrain(torch.zeros(1, 4, 3, 5, dtype=torch.float64))
     assert train.relative_error((1, 1)) == 0
     assert not contract(train.cores((2, 2))).any()

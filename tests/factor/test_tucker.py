@@ -40,7 +40,7 @@ def achieved(factors: Factors, weight: Tensor) -> float:
 @pytest.mark.parametrize("ranks", [(1, 1), (3, 2), (2, 4), (8, 3), (5, 6), (7, 5)])
 def test_errors_are_tensorlys(ranks: tuple[int, int]) -> None:
     weight = random(1, 8, 6, 3, 3)
-    tucker = Tucker2.of(weight)
+    tucker = Tucker2(weight)
     found: Any = cast(Any, partial_tucker)(weight[0].numpy(), rank=list(ranks), modes=[0, 1], n_iter_max=200, tol=1e-10)
     core, factors = found[0]
     whole = tensorly.tenalg.multi_mode_dot(core, factors, modes=[0, 1])
@@ -54,7 +54,7 @@ def test_errors_are_tensorlys(ranks: tuple[int, int]) -> None:
 
 def test_iterations_help_and_never_hurt() -> None:
     weight = random(2, 8, 6, 3, 3)
-    tucker = Tucker2.of(weight)
+    tucker = Tucker2(weight)
     errors = [achieved(tucker.hooi(3, 2, iterations=n, tolerance=0), weight) for n in range(8)]
     assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(errors))
     assert errors[-1] < errors[0] - 1e-3
@@ -72,7 +72,7 @@ def test_iterations_help_and_never_hurt() -> None:
 )
 def test_every_way_through_the_iteration_is_tensorlys(shape: tuple[int, ...], ranks: tuple[int, int]) -> None:
     weight = random(*shape)
-    ours = achieved(Tucker2.of(weight).hooi(*ranks, iterations=60, tolerance=0), weight)
+    ours = achieved(Tucker2(weight).hooi(*ranks, iterations=60, tolerance=0), weight)
     squares = 0.0
     for member in weight:
         found: Any = cast(Any, partial_tucker)(member.numpy(), rank=list(ranks), modes=[0, 1], n_iter_max=60, tol=1e-8)
@@ -81,7 +81,7 @@ def test_every_way_through_the_iteration_is_tensorlys(shape: tuple[int, ...], ra
         squares += float(np.linalg.norm(whole - member.numpy()) ** 2)
     theirs = (squares / float(weight.square().sum())) ** 0.5
     assert ours == pytest.approx(theirs, abs=1e-3)  # local optima of noise
-    hosvd = Tucker2.of(weight).relative_error(*ranks)
+    hosvd = Tucker2(weight).relative_error(*ranks)
     assert ours <= hosvd + 1e-12
     assert hosvd - theirs > 2e-3  # there was something to find
 
@@ -92,7 +92,7 @@ def test_more_ranks_than_the_weight_has(dtype: torch.dtype, true_rank: int) -> N
     """The filters between two decompositions see spectra that are zero but for rounding."""
     parts = random(1, 35, true_rank), random(1, true_rank, true_rank, 9, seed=1), random(1, true_rank, 33, seed=2)
     weight = compose(parts, (1, 35, 33, 9)).to(dtype)
-    tucker = Tucker2.of(weight)
+    tucker = Tucker2(weight)
     for ranks in ((20, 16), (5, 20), (true_rank, true_rank), (30, 4)):
         factors = tucker.hooi(*ranks, iterations=20, tolerance=1e-4)
         assert all(bool(factor.isfinite().all()) for factor in factors)
@@ -102,9 +102,9 @@ def test_more_ranks_than_the_weight_has(dtype: torch.dtype, true_rank: int) -> N
 
 def test_more_output_ranks_than_the_inputs_leave_are_filled() -> None:
     weight = random(1, 90, 30, 3)
-    out, core, inn = Tucker2.of(weight).hooi(70, 12, iterations=5, tolerance=1e-4)
+    out, core, inn = Tucker2(weight).hooi(70, 12, iterations=5, tolerance=1e-4)
     torch.testing.assert_close(out.mT @ out, torch.eye(70, dtype=torch.float64)[None], rtol=0, atol=1e-10)
-    best = Tucker2.of(weight).relative_error(90, 12)  # only the inputs are truncated
+    best = Tucker2(weight).relative_error(90, 12)  # only the inputs are truncated
     assert achieved((out, core, inn), weight) == pytest.approx(best, abs=1e-9)
 
 
@@ -112,7 +112,7 @@ def test_hosvd_is_within_root_two_of_the_best() -> None:
     """De Lathauwer et al. (2000), property 10: with N truncated modes the error is at most root N times the best."""
     for seed in range(10):
         weight = random(1, 7, 6, 3, seed=seed)
-        tucker = Tucker2.of(weight)
+        tucker = Tucker2(weight)
         tails = [torch.linalg.svdvals(weight[0].movedim(mode, 0).flatten(1)).square() for mode in (0, 1)]
         for ranks in ((2, 2), (4, 1), (6, 5)):
             lost = [float(t[r:].sum()) for t, r in zip(tails, ranks, strict=True)]
@@ -126,7 +126,7 @@ def test_hosvd_is_within_root_two_of_the_best() -> None:
 
 def test_tt_svd_is_no_worse_than_hosvd() -> None:
     weight = random(2, 8, 6, 3, 3)
-    tucker = Tucker2.of(weight)
+    tucker = Tucker2(weight)
     for ranks in itertools.product((1, 3, 8), (1, 4, 6)):
         assert achieved(tucker.sequential(*ranks), weight) <= tucker.relative_error(*ranks) + 1e-7
 
@@ -136,7 +136,7 @@ def test_a_planted_core_is_recovered(groups: int) -> None:
     weight = compose(
         (random(groups, 9, 3), random(groups, 3, 2, 9, seed=1), random(groups, 2, 7, seed=2)), (groups, 9, 7, 3, 3)
     )
-    tucker = Tucker2.of(weight)
+    tucker = Tucker2(weight)
     assert tucker.relative_error(3, 2) < 1e-7
     assert achieved(tucker.hooi(3, 2, iterations=10, tolerance=1e-5), weight) < 1e-10
     assert achieved(tucker.sequential(3, 2), weight) < 1e-10
@@ -149,12 +149,12 @@ def test_factors_have_orthonormal_sides_in_a_metric_too() -> None:
     metric = Metric.of(moment)
     weight = random(1, 8, 6, 3, 3)
     seen = torch.einsum("goikl,gij->gojkl", weight, metric.root)
-    out, core, inn = Tucker2.of(seen, metric).hooi(3, 2, iterations=10, tolerance=1e-6)
+    out, core, inn = Tucker2(seen, metric).hooi(3, 2, iterations=10, tolerance=1e-6)
     torch.testing.assert_close(out.mT @ out, torch.eye(3, dtype=torch.float64)[None], rtol=0, atol=1e-10)
     torch.testing.assert_close(inn @ inn.mT, torch.eye(2, dtype=torch.float64)[None], rtol=0, atol=1e-10)
     difference = compose((out, core, inn), weight.shape) - weight
     in_metric = torch.einsum("goikl,gij->gojkl", difference, metric.root).norm() / seen.norm()
-    assert float(in_metric) <= Tucker2.of(seen, metric).relative_error(3, 2) + 1e-7
+    assert float(in_metric) <= Tucker2(seen, metric).relative_error(3, 2) + 1e-7
 
 
 def energy(weight: Tensor, patch: Tensor) -> float:
@@ -193,7 +193,7 @@ def test_regression_beats_the_channel_metric_on_correlated_patches() -> None:
         channel = patch.reshape(1, 6, 9, 6, 9).diagonal(dim1=2, dim2=4).mean(-1)
         metric = Metric.of(channel)
         seen = torch.einsum("goikl,gij->gojkl", weight, metric.root)
-        blind = Tucker2.of(seen, metric).hooi(4, 3, iterations=20, tolerance=1e-8)
+        blind = Tucker2(seen, metric).hooi(4, 3, iterations=20, tolerance=1e-8)
         fitted = TuckerRegression.of(weight, channel, patch).factors(4, 3)
         losses = [energy(compose(f, weight.shape) - weight, patch) for f in (fitted, blind)]
         better += losses[0] < losses[1]
@@ -202,8 +202,8 @@ def test_regression_beats_the_channel_metric_on_correlated_patches() -> None:
 
 def test_zero_weights_and_silent_inputs() -> None:
     zero = torch.zeros(1, 4, 3, 3, 3, dtype=torch.float64)
-    assert Tucker2.of(zero).relative_error(1, 1) == 0
-    assert not compose(Tucker2.of(zero).hooi(2, 2, iterations=5, tolerance=0), zero.shape).any()
+    assert Tucker2(zero).relative_error(1, 1) == 0
+    assert not compose(Tucker2(zero).hooi(2, 2, iterations=5, tolerance=0), zero.shape).any()
     weight = random(1, 4, 3, 3, 3)
     silent = TuckerRegression.of(weight, torch.zeros(1, 3, 3).double(), torch.zeros(1, 27, 27).double())
     assert achieved(silent.factors(4, 3), weight) < 1e-9

@@ -1,1 +1,1 @@
-"""Pure tensor kernels: torch in, torch out; no module, no model, no global state."""
+"""Tensor kernels: pure functions of torch tensors, without modules or global state."""

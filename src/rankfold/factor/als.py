@@ -1,51 +1,52 @@
-"""Alternating least squares for CP decompositions: a batch of tensors, several starts each, accelerated and bounded.
+"""Alternating least squares for CP decompositions of a batch of tensors, with several starts, momentum and a bound.
 
 One sweep solves for the factor of every mode in turn. Its two large products are shared among the modes (a dimension
 tree of depth one; Phan, Tichavsky & Cichocki 2013, "Fast alternating LS algorithms for high order CANDECOMP/PARAFAC
-tensor factorizations", section III). Between sweeps the factors are extrapolated along their last change with
-Nesterov's momentum, which is dropped when the error rises (Mitchell, Ye & De Sterck 2020, "Nesterov acceleration of
-alternating least squares for canonical tensor decomposition", section 3): measured on random and on decaying weights,
-30 sweeps reach what 100 plain ones do.
+tensor factorizations", section III). Between sweeps, the factors are extrapolated along their last change with
+Nesterov's momentum, which restarts when the error increases (Mitchell, Ye & De Sterck 2020, "Nesterov acceleration of
+alternating least squares for canonical tensor decomposition", section 3). On random and on decaying weights, 30 sweeps
+reach the error of 100 plain ones.
 
-CP has degenerate sequences: terms that grow without bound and cancel. As long as the terms' energy is above a limit,
-the least squares of that tensor are damped, more with every sweep, and its iterates do not count (in the spirit of
-Phan et al. 2020, "Stable low-rank tensor decomposition for compression of convolutional neural network"). So what is
-returned is always within the limit.
+CP has degenerate sequences, whose terms grow without bound and cancel. While the energy of a tensor's terms exceeds a
+limit, its least-squares problems are damped, more with every sweep, and its iterates are not accepted (in the spirit of
+Phan et al. 2020, "Stable low-rank tensor decomposition for compression of convolutional neural network"). The returned
+factors are therefore always within the limit.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from rankfold.factor.linalg import SINGLE_ENOUGH, single_is_whole
 
-# Weights of at least so many elements are first iterated in float32: their products take half the time.
+# Tensors of at least SINGLE elements are first iterated in float32, where products take half the time.
 SINGLE = 2**17
-# Sweeps after which three quarters of the starts are given up (four stay); sweeps over which progress is judged.
+# After TRIAL sweeps a quarter of the starts (at least four) remain. Progress is measured over WINDOW sweeps.
 TRIAL, WINDOW = 30, 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long to iterate, and within which bounds.
+    """Stopping criteria and bounds of the iterations.
 
     Parameters
     ----------
     iterations : int
-        Most sweeps.
+        Maximum number of sweeps.
     tolerance : float
         Stop when the last 20 sweeps lowered the relative error by less than this share of it.
     target : float
         Stop as soon as the relative error is at most this.
     norm_limit : float
-        Bound of the energy of the rank-one terms, ``sum_r ||term_r||^2 / ||tensor||^2``. It is 1 for orthogonal terms
-        that make up the tensor.
+        Bound on the energy of the rank-one terms, ``sum_r ||term_r||^2 / ||tensor||^2``. The energy is 1 for orthogonal
+        terms that add up to the tensor.
     starts : int
-        Most starts. A small tensor has many local optima, and its sweeps cost next to nothing; a large one has one.
+        Maximum number of starts. Small tensors have many local optima and cheap sweeps; a large tensor gets one start.
     """
 
     iterations: int = 500
@@ -57,10 +58,7 @@ class Effort:
 
 def khatri_rao(factors: list[Tensor]) -> Tensor:
     """Return the columnwise Kronecker product ``(batch, n_0 n_1 ..., rank)`` of factors ``(batch, n_j, rank)``."""
-    product = factors[0]
-    for factor in factors[1:]:
-        product = (product.unsqueeze(2) * factor.unsqueeze(1)).flatten(1, 2)
-    return product
+    return reduce(lambda product, factor: (product.unsqueeze(2) * factor.unsqueeze(1)).flatten(1, 2), factors)
 
 
 def reconstruct(factors: list[Tensor]) -> Tensor:
@@ -75,13 +73,13 @@ def terms_energy(factors: list[Tensor]) -> Tensor:
 
 
 def even_out(factors: list[Tensor]) -> list[Tensor]:
-    """Give the column r of every mode the same norm, their product unchanged."""
+    """Give column r of every mode the same norm, without changing their product."""
     squares = [f.square().sum(1) for f in factors]
     return [f * scale for f, scale in zip(factors, _evening(squares), strict=True)]
 
 
 def _evening(squares: list[Tensor]) -> list[Tensor]:
-    """Return what columns of these squared norms ``(batch, rank)`` are multiplied with, ``(batch, 1, rank)``."""
+    """Return the scales ``(batch, 1, rank)`` that even out columns of these squared norms ``(batch, rank)``."""
     tiny = torch.finfo(squares[0].dtype).tiny
     stacked = torch.stack(squares)
     logs = stacked.clamp_min(tiny).log()
@@ -90,22 +88,22 @@ def _evening(squares: list[Tensor]) -> list[Tensor]:
 
 
 def refine(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[Tensor]:
-    """Return the best CP factors that the iterations find, for every tensor of a batch.
+    """Return the best CP factors found by the iterations, for every tensor of a batch.
 
     Parameters
     ----------
     tensor : Tensor
         ``(batch, n_0, n_1, n_2, ...)``, at least three modes, the two large ones first.
     starts : list of list of Tensor
-        Factors ``(batch, n_j, rank)`` to start from, one list a start.
+        Initial factors ``(batch, n_j, rank)``, one list per start.
     effort : Effort
-        When to stop.
+        Stopping criteria.
 
     Returns
     -------
     list of Tensor
-        ``(batch, n_j, rank)``, columns of even norm, in the data type of `tensor`. The error of each tensor is the
-        least that any sweep from any start had within `Effort.norm_limit`; the first start where there was none.
+        ``(batch, n_j, rank)``, columns of even norm, in the data type of `tensor`: for each tensor, the factors of the
+        smallest error over all sweeps and starts within `Effort.norm_limit`, or the first start if there were none.
     """
     single = tensor.dtype == torch.float64 and tensor.numel() >= SINGLE and single_is_whole()
     scale, share = _scale(tensor)
@@ -116,7 +114,7 @@ def refine(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[T
         members.step()
         error = float((members.least() * share).sum().clamp_min(0).sqrt())
         history.append(members.typical(share))
-        if members.work == torch.float32 and error < SINGLE_ENOUGH:  # float32 hardly tells better from worse
+        if members.work == torch.float32 and error < SINGLE_ENOUGH:  # float32 can hardly tell better from worse
             members.widen((tensor / _columns(scale, tensor)).double())
             continue
         if error <= effort.target or error < 1e-11:
@@ -131,9 +129,10 @@ def refine(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[T
 
 
 def sweep_each(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[list[Tensor]]:
-    """Return what some sweeps make of each start, each tensor's best within the limit.
+    """Return the result of some sweeps from each start: for each tensor, the best factors within the limit.
 
-    They end when the last ten lowered the relative error by less than `Effort.tolerance`, averaged over the starts.
+    The sweeps end when ten of them lowered the relative error, averaged over the starts, by less than
+    `Effort.tolerance`.
     """
     members, (_, share) = _members(tensor, starts, effort, tensor.dtype), _scale(tensor)
     error = math.inf
@@ -144,12 +143,12 @@ def sweep_each(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> li
             if before - error < effort.tolerance:
                 break
     root = _scale(tensor)[0] ** (1 / (tensor.ndim - 1))
-    found = zip(*(f.chunk(len(starts)) for f in members.best), strict=True)
-    return [[f * _columns(root, f) for f in factors] for factors in found]
+    results = zip(*(f.chunk(len(starts)) for f in members.best), strict=True)
+    return [[f * _columns(root, f) for f in factors] for factors in results]
 
 
 def _scale(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what each tensor is divided by, its norm if that is not 0, and its share of the squared norm of all."""
+    """Return the divisor of each tensor, its norm (1 if that is 0), and its share of the batch's squared norm."""
     norms = tensor.flatten(1).norm(dim=1)
     share = norms.double().square() / norms.double().square().sum()
     return torch.where(norms > 0, norms, torch.ones_like(norms)), share
@@ -166,16 +165,7 @@ def _members(tensor: Tensor, starts: list[list[Tensor]], effort: Effort, work: t
 class _Members:
     """All tensors times all starts, start by start, as one batch of iterations.
 
-    Parameters
-    ----------
-    tensor : Tensor
-        ``(batch, n_0, n_1, ...)``, each of norm 1 (or 0).
-    factors : list of Tensor
-        ``(starts * batch, n_j, rank)``.
-    starts : int
-        Number of starts.
-    norm_limit : float
-        As in `Effort`.
+    The tensors ``(batch, n_0, n_1, ...)`` have norm 1 or 0, the factors are ``(starts * batch, n_j, rank)``.
     """
 
     def __init__(self, tensor: Tensor, factors: list[Tensor], starts: int, norm_limit: float) -> None:
@@ -184,12 +174,12 @@ class _Members:
         self._set_tensor(tensor)
         count = factors[0].shape[0]
         self.previous = self.ahead = self.best = factors
-        nothing = torch.zeros(count, dtype=torch.float64, device=tensor.device)
-        self.error = nothing + math.inf
-        self.best_error = nothing + math.inf
-        self.run = nothing.clone()  # sweeps since the momentum was last dropped
-        self.damping = nothing.clone()
-        self.proximity = nothing + self._proximity
+        zeros = torch.zeros(count, dtype=torch.float64, device=tensor.device)
+        self.error = zeros + math.inf
+        self.best_error = zeros + math.inf
+        self.run = zeros.clone()  # sweeps since the last restart of the momentum
+        self.damping = zeros.clone()
+        self.proximity = zeros + self._proximity
 
     @property
     def _proximity(self) -> float:
@@ -202,11 +192,11 @@ class _Members:
         self.matrix = repeated.flatten(2)
 
     def widen(self, tensor: Tensor) -> None:
-        """Go on in float64."""
+        """Continue in float64."""
         self.work = torch.float64
         self._set_tensor(tensor)
         self.previous, self.ahead, self.best = ([f.double() for f in x] for x in (self.previous, self.ahead, self.best))
-        self.error = self.error + math.inf  # measured anew
+        self.error = self.error + math.inf  # to be measured again
         exact = (reconstruct(self.best).flatten(2) - self.matrix).square().sum((1, 2))
         self.best_error = torch.where(self.best_error.isfinite(), exact, self.best_error)
         self.proximity = torch.full_like(self.proximity, self._proximity)
@@ -216,7 +206,7 @@ class _Members:
         return self._best_errors().amin(0).clamp_min(0)
 
     def typical(self, share: Tensor) -> float:
-        """Return the relative error of the batch, averaged over the starts: what moves while any of them does."""
+        """Return the relative error of the batch, averaged over the starts, which changes while any of them does."""
         return float((self._best_errors().clamp_min(0) @ share).sqrt().mean())
 
     def _best_errors(self) -> Tensor:
@@ -224,7 +214,7 @@ class _Members:
         return self.best_error.unflatten(0, (self.starts, self.batch))
 
     def keep_best(self, starts: int) -> None:
-        """Give up all but the best starts of each tensor."""
+        """Drop all but the best starts of each tensor."""
         if starts >= self.starts:
             return
         order = self._best_errors().argsort(dim=0, stable=True)[:starts]
@@ -236,13 +226,13 @@ class _Members:
             setattr(self, name, getattr(self, name)[index])
 
     def step(self) -> None:
-        """Sweep from the extrapolated factors; take the result unless it is worse; extrapolate."""
+        """Sweep from the extrapolated factors; accept the result unless it is worse; extrapolate."""
         factors, error, energy = self._sweep(self.ahead)
         error = error + self.energy
         over = energy > self.norm_limit * self.energy
         self.damping = torch.where(over, (4 * self.damping).clamp_min(1e-7), 0.7 * self.damping)
         worse = (~(error <= self.error) & ~over) | ~error.isfinite()
-        # A plain step that made it worse: rounding. Stay closer to where it was.
+        # If a plain step increases the error, that is rounding: stay closer to the last factors.
         stuck = worse & (self.run == 0)
         self.proximity = torch.where(stuck, (10 * self.proximity).clamp_max(1e-2), self.proximity)
         factors = _choose(worse, self.previous, factors)
@@ -251,7 +241,7 @@ class _Members:
         self.best = _choose(better, factors, self.best)
         self.best_error = torch.where(better, error, self.best_error)
         self.run = torch.where(worse | over, 0, self.run + 1)
-        # Nesterov's sequence (k - 1) / (k + 2), entered at its eighth element.
+        # Nesterov's sequence (k - 1) / (k + 2), started at its eighth element.
         momentum = torch.where(self.run > 0, (self.run + 6) / (self.run + 9), 0).to(self.work)
         self.ahead = [
             torch.lerp(old, new, 1 + _columns(momentum, new)) for old, new in zip(self.previous, factors, strict=True)
@@ -259,10 +249,10 @@ class _Members:
         self.previous = factors
 
     def _sweep(self, factors: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Return new factors, their squared error less the tensor's energy, and the energy of their terms."""
+        """Return new factors, their squared error minus the tensor's energy, and the energy of their terms."""
         new = list(factors)
         n1, trailing = self.tensor.shape[2], self.tensor.shape[3:]
-        grams = [new[0]] + [f.mT @ f for f in new[1:]]  # that of the first is not looked at before it is solved for
+        grams = [new[0]] + [f.mT @ f for f in new[1:]]  # the first is a placeholder until its mode is solved for
         positions = khatri_rao(new[2:])
         self._solve(self.matrix @ khatri_rao([new[1], positions]), new, grams, 0)
         half = (self.matrix.mT @ new[0]).unflatten(1, (n1, -1))  # shared by all other modes
@@ -276,14 +266,14 @@ class _Members:
                     target = (target * new[other].unflatten(0, (-1, *(1,) * (target.ndim - 3)))).sum(-2)
             self._solve(target, new, grams, mode)
         inner = (target.double() * new[-1].double()).sum((1, 2))
-        product = _hadamard(grams).double()
+        product = reduce(torch.mul, grams).double()
         scales = _evening([g.diagonal(dim1=1, dim2=2) for g in grams])
         new = [f * scale for f, scale in zip(new, scales, strict=True)]
         return new, product.sum((1, 2)) - 2 * inner, product.diagonal(dim1=1, dim2=2).sum(1)
 
     def _solve(self, target: Tensor, factors: list[Tensor], grams: list[Tensor], mode: int) -> None:
-        """Solve for the factor of one mode, near its old value (proximity), damped towards zero (damping)."""
-        product = _hadamard([g for m, g in enumerate(grams) if m != mode])
+        """Solve for the factor of one mode, close to its old value (proximity) and damped towards zero (damping)."""
+        product = reduce(torch.mul, [g for m, g in enumerate(grams) if m != mode])
         mean = product.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(self.work).tiny)
         near = self.proximity.to(self.work) * mean
         diagonal = near + self.damping.to(self.work) * mean
@@ -295,18 +285,11 @@ class _Members:
         grams[mode] = factors[mode].mT @ factors[mode]
 
 
-def _hadamard(grams: list[Tensor]) -> Tensor:
-    product = grams[0]
-    for gram in grams[1:]:
-        product = product * gram
-    return product
-
-
 def _choose(first: Tensor, a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-    """Return the factors of `a` where `first` holds, else those of `b`."""
+    """Return the factors of `a` where `first` is true, those of `b` elsewhere."""
     return [torch.where(_columns(first, x), x, y) for x, y in zip(a, b, strict=True)]
 
 
 def _columns(values: Tensor, like: Tensor) -> Tensor:
-    """View ``(batch,)`` so that it multiplies ``(batch, ...)``; a shorter batch is repeated over the starts."""
+    """Return a view of ``(batch,)`` that broadcasts against ``(batch, ...)``."""
     return values.reshape(-1, *(1,) * (like.ndim - 1))

@@ -1,4 +1,4 @@
-"""Canonical polyadic (CP) decompositions of a batch of tensors: a bound for every rank, starts, and the best found."""
+"""Canonical polyadic (CP) decompositions of a batch of tensors: an error bound for every rank, starts, and factors."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rankfold.factor.als import Effort, even_out, reconstruct, refine, sweep_eac
 from rankfold.factor.linalg import eigh_descending, gram, unfold
 from rankfold.factor.pencil import pencil
 
-# As many starts as make up so many elements.
+# The number of starts times the elements of the tensor is at most STARTED.
 STARTED = 2**16
-# Small tensors are fitted beforehand at up to KNOTS ranks from up to TRIES starts, by up to SWEEPS sweeps, until ten of
-# them lower the relative error by less than PROGRESS. WORK limits the number of fits times the square of the largest
-# rank; where not even FEWEST ranks fit in it, the tensor is not small.
+# Small tensors are fitted in advance at up to KNOTS ranks from up to TRIES starts, with up to SWEEPS sweeps, until ten
+# sweeps lower the relative error by less than PROGRESS. WORK limits the number of fits times the square of the largest
+# rank; a tensor is small if at least FEWEST ranks are within this limit.
 KNOTS, FEWEST, TRIES, SWEEPS, PROGRESS, WORK = 12, 4, 8, 100, 0.005, 2**14
-# Where WORK does not suffice for all ranks, they are fitted by CLIMB sweeps, each from the fit of the rank before.
-# PRODUCTS limits the multiplications in all.
+# If WORK does not suffice for all ranks, each rank is fitted by CLIMB sweeps from the fit of the rank before. PRODUCTS
+# limits the total number of multiplications.
 CLIMB, PRODUCTS = 8, 2**33
 
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """A decomposition that others of higher rank extend by the largest terms of the slices of its residual."""
+    """A decomposition that can be extended to higher ranks by the largest terms of the slices of its residual."""
 
     rank: int
     factors: list[Tensor]
@@ -46,16 +46,16 @@ class _Fit:
 
 
 class Canonical:
-    """CP decompositions of tensors, with a bound of the error that is known before: that of the start.
+    """CP decompositions of tensors, with an error bound that is known in advance: the error of the start.
 
-    Tensors are fitted at some ranks first, by a few sweeps. Every other rank starts from one of these fits, extended by
-    the largest terms of the slices of its residual. Of a tensor too large for that, the low ranks are fitted, or none:
-    then it starts from its own slices. No more than the start's error is promised, and the iterations can only lower
-    it.
+    Tensors are first fitted at some ranks, with a few sweeps. Every other rank starts from one of these fits, extended
+    by the largest terms of the slices of its residual. For large tensors only low ranks are fitted, or none; then the
+    start consists of terms of the tensor's own slices. The predicted error is that of the start, and the iterations can
+    only lower it.
 
-    A mode larger than the product of all others is compressed to that product, which loses nothing (CANDELINC;
-    Carroll, Pruzansky & Kruskal 1980): the filters of a convolution, of thousands of elements, become tensors of a few
-    dozen. Modes of size 1 are left out, and the others sorted: slices that span the two largest modes are the fewest.
+    A mode larger than the product of all others is compressed to that product without loss (CANDELINC; Carroll,
+    Pruzansky & Kruskal 1980): convolution filters with thousands of elements become tensors with a few dozen. Modes of
+    size 1 are dropped, and the others sorted, because slices that span the two largest modes are the fewest.
 
     Parameters
     ----------
@@ -77,18 +77,18 @@ class Canonical:
 
     @cached_property
     def _plain(self) -> _Fit:
-        """No terms at all: its extensions are the slices' own terms."""
+        """The fit without terms; its extensions are terms of the slices of the tensor."""
         return _Fit(0, [], self.tensor, _Slices(self.tensor).left_out.sum(0).tolist())
 
     @property
     def max_rank(self) -> int:
-        """The rank from which on the slices are exact."""
+        """The smallest rank at which the slices are exact."""
         return len(self._plain.left_out) - 1
 
     def relative_error(self, rank: int, effort: Effort | None = None) -> float:
-        """Return the relative error of the start of `rank`, 0..1, which bounds that of `factors` with this effort.
+        """Return the relative error of the start of `rank`, 0..1, an upper bound for `factors` with this effort.
 
-        It never grows with the rank. Without an effort it is that of the slices alone.
+        It never grows with the rank. Without an effort, it is the error of the slices alone.
         """
         if self.total <= 0:
             return 0.0
@@ -96,10 +96,10 @@ class Canonical:
         return min(1.0, max(0.0, min(fit.error(rank) for fit in fits) / self.total)) ** 0.5
 
     def factors(self, rank: int, effort: Effort) -> list[Tensor]:
-        """Return factors ``(batch, n_j, rank)`` by alternating least squares, columns of even norm in all modes.
+        """Return factors ``(batch, n_j, rank)`` by alternating least squares, with columns of even norm in all modes.
 
-        Never worse than `relative_error` says. Small tensors are iterated from several starts: the one that
-        `relative_error` measures, the slices and (seeded) random ones.
+        Their error is at most `relative_error`. Small tensors are iterated from several starts: the one that
+        `relative_error` measures, the slices, and (seeded) random ones.
         """
         plain = self._plain.extended(rank)
         best = min(self._known(effort), key=lambda fit: fit.error(rank))
@@ -113,40 +113,35 @@ class Canonical:
                 start = self._better(even_out(algebraic), start, effort.norm_limit)
             count = max(1, min(effort.starts, STARTED // self.tensor.numel()))
             others += [_random_start(self.tensor, plain, number) for number in range(1, count)]
-            found = refine(self.tensor, [start, *others[: count - 1]], effort)
-            start = self._better(found, start, effort.norm_limit)
+            refined = refine(self.tensor, [start, *others[: count - 1]], effort)
+            start = self._better(refined, start, effort.norm_limit)
         large = [f if span is None else span @ f for span, f in zip(self._spans, start[:2], strict=True)]
         return even_out(self._restored([*large, *start[2:]]))
 
     def _restored(self, factors: list[Tensor]) -> list[Tensor]:
-        """Return factors in the order of the given tensor's modes, with ones for those that were left out."""
+        """Return factors in the order of the original tensor's modes, with ones for the modes that were dropped."""
         batch, _, rank = factors[0].shape
         unsorted = [f[:, place] for f, place in zip(factors, self._places, strict=True)]
-        found = dict(zip(self._modes, unsorted, strict=True))
-        return [found.get(mode, factors[0].new_ones(batch, 1, rank)) for mode in range(len(self._shape))]
+        by_mode = dict(zip(self._modes, unsorted, strict=True))
+        return [by_mode.get(mode, factors[0].new_ones(batch, 1, rank)) for mode in range(len(self._shape))]
 
     def _known(self, effort: Effort) -> list[_Fit]:
-        """Return the fits that start the factors of some rank: of matrices and of large tensors only the plain one.
+        """Return the fits that starts are made from: only the plain one for matrices and large tensors.
 
-        With a target, the plain one alone as well: fits beforehand would go beyond it.
+        With a target it is also the only one, because fits in advance would go beyond the target.
         """
-        if (
-            self.total <= 0
-            or self.tensor.ndim == 3
-            or effort.iterations == 0
-            or effort.norm_limit < 2
-            or effort.target > 0
-        ):
+        pointless = self.total <= 0 or self.tensor.ndim == 3
+        if pointless or effort.iterations == 0 or effort.norm_limit < 2 or effort.target > 0:
             return [self._plain]
         if effort not in self._fits:
             self._fits[effort] = [self._plain, *self._fitted(effort)]
         return self._fits[effort]
 
     def _fitted(self, effort: Effort) -> list[_Fit]:
-        """Return fits at evenly spaced ranks, from the lowest up to where the work becomes too much."""
+        """Return fits at evenly spaced ranks, from the lowest up to the highest that is affordable."""
         shape = self.tensor.shape[1:]
         exact = next(r for r in range(self.max_rank + 1) if self.relative_error(r) <= 1e-6)
-        # Nearly all tensors are of the rank that gives them as many free parameters as elements.
+        # Nearly all tensors have the rank at which the number of free parameters reaches the number of elements.
         generic = min(exact, 1 + math.ceil(shape.numel() / (sum(shape) - len(shape) + 1)))
         # Terms of the residual add at most the energy of the tensor to that of a fit.
         effort = replace(effort, norm_limit=effort.norm_limit - 1)
@@ -161,7 +156,7 @@ class Canonical:
         return fits
 
     def _climb(self, ranks: list[int], effort: Effort) -> list[_Fit]:
-        """Return fits that start each from the one before, extended: as many as `PRODUCTS` allows."""
+        """Return fits that each start from the one before, extended: as many as `PRODUCTS` allows."""
         fits, products = [self._plain], 0
         for rank in ranks:
             products += 4 * self.tensor.numel() * rank * effort.iterations
@@ -184,12 +179,12 @@ class Canonical:
             algebraic = pencil(self.tensor, rank, residue=0.1)
             if algebraic is not None:
                 several[-1] = algebraic
-            # Columns of zeros up to the largest rank: they stay zeros in every sweep.
+            # Columns of zeros up to the largest rank; they stay zero in every sweep.
             starts += [[pad(f, (0, ranks[-1] - rank)) for f in even_out(start)] for start in several]
-        found = sweep_each(self.tensor, starts, effort)
+        swept = sweep_each(self.tensor, starts, effort)
         fits = list[_Fit]()
         for number, rank in enumerate(ranks):
-            several = found[number * tries : (number + 1) * tries]
+            several = swept[number * tries : (number + 1) * tries]
             best = several[0]
             for other in several[1:]:
                 best = self._better(other, best, effort.norm_limit)
@@ -201,7 +196,7 @@ class Canonical:
         return _Fit(factors[0].shape[-1], factors, residual, _Slices(residual).left_out.sum(0).tolist())
 
     def _better(self, one: list[Tensor], other: list[Tensor], norm_limit: float) -> list[Tensor]:
-        """Return for each tensor the factors of less error; the other ones where the first break the limit."""
+        """Return, for each tensor, the factors of smaller error; `other` if `one` exceeds the limit."""
         energy = self.tensor.flatten(1).square().sum(1)
         bounded = terms_energy(one) <= 1.001 * norm_limit * energy  # False for NaN
         better = (_squared_errors(self.tensor, one) < _squared_errors(self.tensor, other)) & bounded
@@ -209,11 +204,11 @@ class Canonical:
 
 
 class _Slices:
-    """Tensors cut into matrix slices along their trailing modes: a CP decomposition of every rank for free.
+    """Tensors cut into matrix slices along their trailing modes, which give a CP decomposition of every rank.
 
-    Rotate the trailing modes into their eigenbases; every singular triple of every slice ``tensor[..., t]`` is a
-    rank-one term, all of them are mutually orthogonal, and the R largest make a CP decomposition of rank R whose error
-    is known at once.
+    After the trailing modes are rotated into their eigenbases, every singular triple of every slice ``tensor[..., t]``
+    is a rank-one term. All terms are mutually orthogonal, so the error of the R largest ones, a CP decomposition of
+    rank R, follows from their energies.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -221,7 +216,7 @@ class _Slices:
 
     @cached_property
     def left_out(self) -> Tensor:
-        """Squared error of the largest terms of every number 0..all, ``(batch, all + 1)``."""
+        """Squared error of the k largest terms for k = 0..all, ``(batch, all + 1)``."""
         energies = torch.linalg.eigvalsh(self._grams).clamp_min(0).flatten(1)
         return pad(energies.sort(dim=-1).values.cumsum(-1), (1, 0)).flip(1)
 
@@ -253,7 +248,7 @@ class _Slices:
 
     @cached_property
     def _grams(self) -> Tensor:
-        """``(batch, S, m, m)``, Grams of the slices on their smaller side m."""
+        """Gram matrices of the slices on their smaller side m, ``(batch, S, m, m)``."""
         return gram(self._slices if self._slices.shape[2] <= self._slices.shape[3] else self._slices.mT)
 
     @cached_property
@@ -272,7 +267,7 @@ def _spaced(most: int, count: int, exact: int) -> list[int]:
 
 
 def _random_start(tensor: Tensor, start: list[Tensor], number: int) -> list[Tensor]:
-    """Return a start with its trailing factors disturbed by as much as they are (odd numbers), or all random."""
+    """Return a start whose trailing factors have noise of their own size added (odd numbers), or an all-random one."""
     generator = torch.Generator().manual_seed(number)
     noise = [torch.randn(f.shape[1:], generator=generator, dtype=torch.float64).to(f) for f in start]
     if number % 2:
@@ -283,9 +278,9 @@ def _random_start(tensor: Tensor, start: list[Tensor], number: int) -> list[Tens
 
 
 def _sorted_by_norm(tensor: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Return the place of every index of every mode, and the tensor in that order: largest slices first.
+    """Return the place of every index of every mode, and the tensor in that order, largest slices first.
 
-    Fits with seeded starts then do not depend on the order of channels.
+    This makes fits with seeded starts independent of the order of channels.
     """
     places = list[Tensor]()
     for mode in range(1, tensor.ndim):
@@ -297,10 +292,7 @@ def _sorted_by_norm(tensor: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 def _compress(tensor: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-    """Return a core and bases ``(batch, n, m)`` of the first two modes, ``m = min(n, product of rest)``.
-
-    A basis is None where it would be the identity.
-    """
+    """Return a core and bases ``(batch, n, m)`` of the first two modes, None where m = n; m is at most the rest's size."""
     core, spans = tensor, list[Tensor | None]()
     for mode in (0, 1):
         flat = unfold(core, mode)
@@ -308,7 +300,7 @@ def _compress(tensor: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         if size <= rest:
             spans.append(None)
             continue
-        # Not by QR: many thin matrices are faster as one product. Directions without energy stay out of the core.
+        # Faster than QR for many thin matrices. Directions without energy are left out of the core.
         energies, rotation = eigh_descending(gram(flat.mT))
         root = energies.sqrt()
         inverse = torch.where(root > 1e-12 * root[:, :1], 1 / root, torch.zeros_like(root))
@@ -319,5 +311,5 @@ def _compress(tensor: Tensor) -> tuple[Tensor, list[Tensor | None]]:
 
 
 def _squared_errors(tensor: Tensor, factors: list[Tensor]) -> Tensor:
-    """Return the squared error of each member of the batch, measured on the residual (no cancellation)."""
+    """Return the squared error of each tensor, computed from the residual to avoid cancellation."""
     return (tensor - reconstruct(factors)).flatten(1).square().sum(-1)

@@ -1,4 +1,4 @@
-"""Pivoted Cholesky decomposition of a Gram matrix, as far as it is asked for."""
+"""Pivoted Cholesky decomposition of a Gram matrix, computed up to the requested rank."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 BLOCK = 16
-"""Pivots after which the remainder is updated by one matrix product."""
+"""Number of pivots after which the remainder is updated by one matrix product."""
 
 
 class PivotedCholesky:
-    """The greedy decomposition ``G = R^T R`` (Higham 2002, section 10.3), extended when a larger rank is asked for.
+    """The greedy decomposition ``G = R^T R`` (Higham 2002, section 10.3), extended when a larger rank is requested.
 
-    Each pivot is the largest remaining diagonal entry: of ``G = M^T M`` that is the column of M that is worst
-    represented by those before, so R is that of the column-pivoted QR of M. torch has no such routine; this one stops
-    at the rank that is wanted. Each pivot is read back from the device.
+    Each pivot is the largest remaining diagonal entry. For ``G = M^T M`` that is the column of M that the previous ones
+    represent worst, so R is that of the column-pivoted QR of M. torch has no such routine. Each pivot is read back from
+    the device.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class PivotedCholesky:
         self._columns: tuple[Tensor, ...] = ()
         self._pivots: list[int] = []
         self.exhausted = False
-        """Whether pivots were asked for beyond what is left: rows from there on are zero."""
+        """Whether more pivots were requested than the rank of the matrix; the rows beyond it are zero."""
 
     def pivots(self, rank: int) -> Tensor:
         """Return the first `rank` pivots, ``(rank,)``."""
@@ -39,23 +39,23 @@ class PivotedCholesky:
         return torch.tensor(self._pivots[:rank], device=self._left.device)
 
     def rows(self, rank: int) -> Tensor:
-        """Return the first `rank` rows of R, ``(rank, n)``; zero where nothing is left."""
+        """Return the first `rank` rows of R, ``(rank, n)``, padded with zeros."""
         self._extend(rank)
-        found = torch.cat(self._panels, dim=-1).mT[:rank] if self._panels else self._left.new_zeros(0, len(self._left))
-        return torch.cat([found, found.new_zeros(rank - len(found), found.shape[1])])
+        rows = torch.cat(self._panels, dim=-1).mT[:rank] if self._panels else self._left.new_zeros(0, len(self._left))
+        return torch.cat([rows, rows.new_zeros(rank - len(rows), rows.shape[1])])
 
     def _extend(self, rank: int) -> None:
         n = len(self._left)
         while len(self._pivots) < rank:
             largest, where = self._left.max(0)
             value, pivot = largest.item(), int(where.item())
-            if value <= self._least:  # nothing is left: any pivots will do
+            if value <= self._least:  # the remainder is zero, so any pivots will do
                 self.exhausted = True
                 unused = sorted(set(range(n)) - set(self._pivots))
                 self._pivots += unused[: rank - len(self._pivots)]
                 return
             place = len(self._pivots) % BLOCK
-            if place == 0:  # the remainder learns of the last panel
+            if place == 0:  # subtract the last panel from the remainder
                 if self._panels:
                     self._rest.addmm_(self._panels[-1], self._panels[-1].mT, alpha=-1)
                 self._panels.append(self._left.new_zeros(n, BLOCK))

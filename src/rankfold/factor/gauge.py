@@ -1,8 +1,10 @@
-"""Gauge fixing of a matrix: r of its rows become the identity, and the rest of the product takes up the change.
+"""Gauge fixing of a matrix: r of its rows become the identity, and the other factor of the product compensates.
 
-Any ``M`` of r columns is ``E T`` with ``T`` r of its rows and ``E`` the identity in these rows. How large the other
-entries of ``E`` are depends on the rows: those that span the largest volume leave none above 1 (Goreinov, Oseledets,
-Savostyanov, Tyrtyshnikov & Zamarashkin 2010, "How to find a good submatrix").
+Between two factors, any invertible r x r matrix can be moved from one to the other without changing their product. This
+freedom is the gauge; fixing it saves r^2 parameters. Any ``M`` with r columns is ``E T``, where ``T`` consists of r of
+its rows and ``E`` is the identity in these rows. The size of the other entries of ``E`` depends on the choice of rows:
+for the rows of largest volume, none exceeds 1 (Goreinov, Oseledets, Savostyanov, Tyrtyshnikov & Zamarashkin 2010, "How
+to find a good submatrix").
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ import torch
 from torch import Tensor
 
 BOUND = 1.1
-"""Rows are exchanged until no entry of `Gauge.rest` is larger."""
+"""Rows are exchanged until no entry of `Gauge.rest` exceeds this magnitude."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """``M = E T`` with ``E[pivots] = 1`` and ``E[others] = rest``, for a batch of matrices ``M (batch, m, r)``.
+    """``M = E T`` with ``E[pivots] = I`` and ``E[others] = rest``, for a batch of matrices ``M (batch, m, r)``.
 
     Parameters
     ----------
@@ -27,10 +29,10 @@ class Gauge:
     transfer : Tensor
         ``T (batch, r, r)``, to be multiplied into the other factor of the product.
     pivots, others : Tensor
-        ``(batch, r)`` and ``(batch, m - r)`` row indices, both ascending.
+        Row indices ``(batch, r)`` and ``(batch, m - r)``, both ascending.
     condition : float
-        The largest condition number of the pivots' block in an orthonormal basis of the columns: how much the gauge
-        magnifies rounding. At most ``sqrt(1 + r (m - r) BOUND^2)`` when the exchange has come to its end.
+        The largest condition number of the pivots' block in an orthonormal basis of the columns, by which the gauge
+        amplifies rounding. At most ``sqrt(1 + r (m - r) BOUND^2)`` once the exchange has converged.
     """
 
     rest: Tensor
@@ -43,8 +45,8 @@ class Gauge:
 def gauge(matrix: Tensor) -> Gauge:
     """Choose r rows of large volume and write the matrix in terms of them.
 
-    The rows are chosen in an orthonormal basis of the columns (which Householder reflections complete where columns
-    depend on each other or are zero), so the condition of the matrix itself does not matter.
+    The rows are chosen in an orthonormal basis of the columns (which Householder reflections complete if columns are
+    linearly dependent or zero), so the condition of the matrix itself does not matter.
 
     Parameters
     ----------
@@ -84,8 +86,8 @@ def _rows(matrix: Tensor, index: Tensor) -> Tensor:
 def _large_volume(basis: Tensor) -> Tensor:
     """Return r rows of ``(m, r)``: those of Gaussian elimination with row pivoting, improved by exchanges.
 
-    Each exchange multiplies the volume by more than `BOUND`, so there is an end; the limit on their number is for
-    rounding alone.
+    Each exchange multiplies the volume by more than `BOUND`, so the loop terminates; the limit on the number of
+    exchanges only guards against rounding.
     """
     m, r = basis.shape
     order = list(range(m))

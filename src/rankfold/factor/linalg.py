@@ -1,14 +1,14 @@
-"""Symmetric eigenproblems, metrics and balanced products: the ground under every factorization.
+"""Symmetric eigenproblems, metrics and balanced products: the building blocks of every factorization.
 
-Everything here is batched over leading dimensions (the groups of a convolution) and works in the data type and on the
-device of its arguments.
+All functions are batched over leading dimensions (the groups of a convolution) and work in the data type and on the
+device of their arguments.
 
-**Precision.** Spectra, which predicted errors are read off, are always computed in `wide_dtype`, that is float64. Bases
-are found in the weight's own data type where the truncation itself costs more than `SINGLE_ENOUGH`, else in float64 as
-well. The reason: a basis from a single-precision Gram matrix ``G + E`` (``||E||`` is a few times ``eps ||G||`` for the
-sizes of layers; Higham 2002, section 3.5) captures at most ``2 r ||E||`` less energy than the best one of rank r (Ky
-Fan's theorem, used once for G and once for G + E), in practice about 1e-6 of the total. To an error of at least 3 %
-that adds less than 2e-5; but an error of 1e-5 could not be reached at all.
+**Precision.** Spectra, from which errors are predicted, are always computed in `wide_dtype`, usually float64. Bases are
+computed in the weight's own data type if the truncation itself costs more than `SINGLE_ENOUGH`, otherwise in float64.
+A basis from a single-precision Gram matrix ``G + E`` (``||E||`` is a few times ``eps ||G||`` for the sizes of layers;
+Higham 2002, section 3.5) captures at most ``2 r ||E||`` less energy than the best one of rank r (Ky Fan's theorem,
+applied to G and to G + E), in practice about 1e-6 of the total. This adds less than 2e-5 to an error of at least 3 %,
+but it would make an error of 1e-5 impossible.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 
 NO_DOUBLE = ("mps",)
-"""Types of devices that have no float64, nor most decompositions of `torch.linalg`."""
+"""Types of devices without float64 and most decompositions of `torch.linalg`."""
 
 SINGLE_ENOUGH = 0.03
-"""Relative error from which on a truncation may be found in single precision."""
+"""Relative error above which a truncation may be computed in single precision."""
 
 FLOOR = 1e-6
-"""Share of the mean second moment that every direction of an input counts at least."""
+"""Minimum weight of every direction of an input, as a share of the mean second moment."""
 
 FEW_COLUMNS = 32
-"""Columns from which on matrix products make a basis sooner than Householder's QR does."""
+"""Number of columns from which orthonormalising by matrix products is faster than by Householder's QR."""
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
@@ -38,30 +38,17 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def double(tensor: Tensor) -> Tensor:
-    """Return float64, on the CPU if the device has none."""
+    """Return the tensor in float64, on the CPU if its device has no float64."""
     return (tensor.cpu() if tensor.device.type in NO_DOUBLE else tensor).double()
 
 
 def single_is_whole() -> bool:
-    """Return whether torch takes products of float32 numbers in float32, not in TF32 or bfloat16 as a user may ask."""
+    """Return whether torch multiplies float32 in full precision, not in TF32 or bfloat16 as a user may have set."""
     return torch.get_float32_matmul_precision() == "highest"
 
 
 def eigh_descending(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues (largest first, clamped at 0) and eigenvectors of symmetric positive matrices.
-
-    Parameters
-    ----------
-    gram : Tensor
-        ``(..., n, n)``, finite.
-
-    Returns
-    -------
-    values : Tensor
-        ``(..., n)``.
-    vectors : Tensor
-        ``(..., n, n)``, one eigenvector a column.
-    """
+    """Return eigenvalues ``(..., n)``, largest first and at least 0, and eigenvectors ``(..., n, n)`` as columns."""
     values, vectors = torch.linalg.eigh(gram)
     return values.flip(-1).clamp_min(0), vectors.flip(-1)
 
@@ -72,7 +59,7 @@ def unfold(tensor: Tensor, mode: int) -> Tensor:
 
 
 def gram(matrix: Tensor) -> Tensor:
-    """Return ``M M^T`` of ``(..., m, n)``; of a large one only the lower blocks are multiplied."""
+    """Return ``M M^T`` of ``(..., m, n)``; for large m, only the lower blocks are multiplied."""
     m = matrix.shape[-2]
     if m < 256:
         return matrix @ matrix.mT
@@ -85,37 +72,31 @@ def gram(matrix: Tensor) -> Tensor:
 
 
 def identity(like: Tensor, size: int) -> Tensor:
-    """Return identities ``(batch, size, size)`` for the batch, data type and device of a tensor."""
+    """Return identity matrices ``(batch, size, size)`` with the batch size, data type and device of a tensor."""
     return torch.eye(size, dtype=like.dtype, device=like.device).expand(like.shape[0], size, size)
 
 
 def orthonormal(columns: Tensor) -> Tensor:
     """Return orthonormal bases of the spans of columns; the first r of them span what the first r columns span.
 
-    Householder's QR goes column by column. Here the columns are divided by the Cholesky factor of their Gram matrix and
-    put right by one Newton-Schulz step (Bjorck & Bowie 1971, "An iterative algorithm for computing the best estimate of
-    an orthogonal matrix"), nearly all of it matrix products. The first basis loses orthogonality with the square of the
-    columns' condition number (Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015, "Roundoff error analysis of the
-    CholeskyQR2 algorithm"), and the step squares what is lost: while that is the root of the rounding or less, the
-    result is orthonormal to rounding (and nested to its root). Where it is more, and for few columns, Householder's QR
-    takes over.
+    The columns are divided by the Cholesky factor of their Gram matrix and corrected by one Newton-Schulz step (Bjorck
+    & Bowie 1971, "An iterative algorithm for computing the best estimate of an orthogonal matrix"), which consists
+    almost entirely of matrix products. The first basis loses orthogonality with the square of the columns' condition
+    number (Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015, "Roundoff error analysis of the CholeskyQR2 algorithm"),
+    and the step squares this loss: up to a loss of the root of the rounding error, the result is orthonormal to
+    rounding (and nested to its root). Beyond that, and for few columns, Householder's QR is used.
 
     Parameters
     ----------
     columns : Tensor
-        ``(batch, m, r)``, r at most m. Columns of any norms, zeros among them.
-
-    Returns
-    -------
-    Tensor
-        ``(batch, m, r)``.
+        ``(batch, m, r)`` with ``r <= m``, of any norms including zero.
     """
     if columns.shape[-1] >= FEW_COLUMNS:
         rows = columns.mT
         triangle, _ = torch.linalg.cholesky_ex(torch.bmm(rows, columns))
         basis = torch.linalg.solve_triangular(triangle, rows, upper=False)
         lost = torch.baddbmm(identity(rows, rows.shape[1]), basis, basis.mT, beta=-1)
-        # After a failed decomposition it is far more, or NaN.
+        # After a failed decomposition, the loss is far larger, or NaN.
         if torch.linalg.vector_norm(lost).item() <= torch.finfo(rows.dtype).eps ** 0.5:
             return torch.baddbmm(basis, lost, basis, alpha=-0.5).mT
     return torch.linalg.qr(columns).Q
@@ -128,9 +109,9 @@ def leading_left(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def unwanted(values: Tensor, rank: int) -> tuple[float, float]:
-    """Return the interval that holds all eigenvalues ``(batch, n)``, largest first, but the first `rank`.
+    """Return the interval of all eigenvalues ``(batch, n)``, largest first, except the first `rank`.
 
-    It is at least rounding wide: a filter for the spectrum of a matrix of lower rank would overflow otherwise.
+    It is at least as wide as the rounding error, because a filter for a matrix of lower rank would overflow otherwise.
     """
     low, high, largest = torch.stack([values[..., -1].min(), values[..., rank].max(), values.max()]).tolist()
     return low, max(high, low + torch.finfo(values.dtype).eps * largest)
@@ -139,10 +120,10 @@ def unwanted(values: Tensor, rank: int) -> tuple[float, float]:
 def filtered(gram_matrix: Tensor, basis: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """Improve a basis of the leading eigenvectors by one step of filtered subspace iteration.
 
-    The Chebyshev polynomial of degree 2 of the interval of the unwanted eigenvalues is small in it and grows fast above
-    (Zhou, Saad, Tiago & Chelikowsky 2006, "Self-consistent-field calculations using Chebyshev-filtered subspace
-    iteration"): from a good start that is as good as a handful of power steps, at a fraction of a whole
-    eigendecomposition if the columns are few.
+    The Chebyshev polynomial of degree 2 for the interval of the unwanted eigenvalues is small inside it and grows fast
+    above (Zhou, Saad, Tiago & Chelikowsky 2006, "Self-consistent-field calculations using Chebyshev-filtered subspace
+    iteration"). From a good start, one step equals a handful of power steps, and for few columns it costs a fraction of
+    a full eigendecomposition.
 
     Parameters
     ----------
@@ -151,9 +132,9 @@ def filtered(gram_matrix: Tensor, basis: Tensor, low: float, high: float) -> tup
     basis : Tensor
         ``(batch, n, r)``, orthonormal columns, most important first.
     low, high : float
-        The interval, ``0 <= low < high``, as from `unwanted` of a matrix nearby; the filter is sharper the better it
-        is known. It is one for the whole batch: a matrix much smaller than the others gains nothing and may lose, so
-        accept a step by what it captures.
+        The interval, ``0 <= low < high``, from `unwanted` of a similar matrix; the more accurate, the sharper the
+        filter. The whole batch shares it: a matrix much smaller than the others gains nothing and may lose, so accept a
+        step only by the energy it captures.
 
     Returns
     -------
@@ -170,38 +151,29 @@ def filtered(gram_matrix: Tensor, basis: Tensor, low: float, high: float) -> tup
 
 
 def balanced_columns(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewrite ``left @ right`` so that column j of the one and row j of the other have the same norm.
+    """Rewrite ``left @ right`` so that column j of the left and row j of the right factor have the same norm.
 
     For singular vectors (orthonormal columns, orthogonal rows) this is `balanced_product` without its decomposition.
     """
     scale = torch.linalg.vector_norm(right, dim=-1, keepdim=True).sqrt_()
-    torch.threshold_(scale, 0, 1)  # rows of nothing stay as they are
+    torch.threshold_(scale, 0, 1)  # rows of zeros stay unchanged
     return left * scale.mT, right / scale
 
 
 def tails(energies: Tensor) -> Tensor:
-    """Return the energy that is left out when the first r entries are kept, for r = 0..n.
+    """Return the sums ``(..., n + 1)`` of ``energies[..., r:]`` for r = 0..n, the energy that rank r leaves out.
 
-    Parameters
-    ----------
-    energies : Tensor
-        ``(..., n)``, nonnegative, largest first.
-
-    Returns
-    -------
-    Tensor
-        ``(..., n + 1)``; entry r is the sum of ``energies[..., r:]``, added up from the small end, so that it never
-        grows with r and is 0 at n.
+    The energies ``(..., n)`` are nonnegative, largest first, and added up from the small end, so the result never grows
+    with r and is 0 at n.
     """
     left = energies.flip(-1).cumsum(-1).flip(-1)
     return torch.cat([left, torch.zeros_like(left[..., :1])], dim=-1)
 
 
 def mean_share(moment: Tensor) -> Tensor:
-    """Return `FLOOR` of the mean eigenvalue of second moments ``(groups, n, n)``, as ``(groups, 1, 1)``; 1 for zeros.
+    """Return `FLOOR` times the mean eigenvalue of second moments ``(groups, n, n)``, ``(groups, 1, 1)``; 1 for zeros.
 
-    Added to every eigenvalue it does what `Metric.of` does with it: directions in which the data never moves still
-    count a little.
+    Added to every eigenvalue, it has the effect of the floor in `Metric.of`.
     """
     mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
     return torch.where(mean > 0, FLOOR * mean, torch.ones_like(mean))[:, None, None]
@@ -224,15 +196,10 @@ class Metric:
 
     @classmethod
     def of(cls, moment: Tensor) -> Metric:
-        """Take the root of a second moment.
+        """Return the metric of second moments ``(groups, n, n)``, symmetric positive semidefinite.
 
-        Eigenvalues are raised to at least `FLOOR` of the mean one. A direction in which the data never moves still
-        counts a little, so that the root can be inverted and the layer behaves on data unlike the calibration data.
-
-        Parameters
-        ----------
-        moment : Tensor
-            ``(groups, n, n)``, symmetric positive semidefinite.
+        Eigenvalues are raised to at least `FLOOR` times their mean. Directions in which the data does not vary thus
+        keep a small weight, so the root can be inverted and the layer stays usable on data unlike the calibration data.
         """
         values, vectors = eigh_descending(moment)
         mean = values.mean(-1, keepdim=True)
@@ -244,8 +211,8 @@ class Metric:
 def balanced_product(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Rewrite the product ``left @ right`` so that both factors share its singular values evenly.
 
-    With ``left @ right = U diag(s) V^T`` the result is ``U diag(s)^(1/2)`` and ``diag(s)^(1/2) V^T``: the condition
-    number of each factor is the square root of the product's, whatever the factors' were.
+    With ``left @ right = U diag(s) V^T``, the result is ``U diag(s)^(1/2)`` and ``diag(s)^(1/2) V^T``: the condition
+    number of each factor is the square root of the product's, independently of the given factors.
 
     Parameters
     ----------
@@ -257,12 +224,11 @@ def balanced_product(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     energies, rotation = eigh_descending(gram(right))
     values = energies.sqrt()
     largest = values[..., :1]
-    # Directions that carry nothing get scale 1, not 1/0.
+    # Directions without energy get scale 1, not 1/0.
     scale = torch.where(values > 1e-12 * largest, values, torch.ones_like(values)).sqrt()
     return (left @ rotation) * scale.unsqueeze(-2), (rotation.mT @ right) / scale.unsqueeze(-1)
 
 
 def pad_last(tensor: Tensor, size: int) -> Tensor:
     """Append zeros along the last dimension up to `size`."""
-    missing = size - tensor.shape[-1]
-    return tensor if missing <= 0 else torch.nn.functional.pad(tensor, (0, missing))
+    return torch.nn.functional.pad(tensor, (0, max(0, size - tensor.shape[-1])))

@@ -1,14 +1,14 @@
 """Low-rank matrix products by projection: truncated SVD and truncated column-pivoted QR.
 
 Both approximate ``M`` by ``Q Q^T M`` with orthonormal columns Q; they differ in the choice of Q. Because the
-projection acts on the output side, factors found in a whitened space need no un-whitening: Q is computed from ``M S``
-and applied to ``M``.
+projection acts on the output side, factors computed in a whitened space need no un-whitening: Q is computed from
+``M S`` and applied to ``M``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,44 +26,51 @@ from rankfold.factor.linalg import (
 )
 
 
-class Projection(Protocol):
-    """A nested family of projections of one matrix (a batch of them), one for each rank."""
-
-    def relative_error(self, rank: int) -> float:
-        """Return the relative error of `rank` in the metric, 0..1; 0 for a zero matrix."""
-        ...
-
-    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class SVDProjection:
-    """The projections onto the leading singular vectors.
-
-    The error is the least possible for every rank (Eckart & Young 1936; Golub & Van Loan, 4th ed., theorem 2.4.8), in
-    the metric ``||(M - M') S||_F``. Singular vectors are eigenvectors of the Gram matrix of the shorter side.
+class Projection:
+    """A nested family of projections of one matrix (a batch of them), one for each rank.
 
     Parameters
     ----------
     matrix : Tensor
         ``M``, ``(batch, m, n)``.
     seen : Tensor or None
-        ``M S``, the matrix in the metric; None if that is the matrix itself.
+        ``M S``, the matrix in the metric of the data; None if that is the matrix itself.
     """
 
     matrix: Tensor
     seen: Tensor | None = None
-    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def relative_error(self, rank: int) -> float:
-        """Return the root of the energy of the singular values left out."""
-        if "errors" not in self._found:
-            gram_matrix = _short_gram(_seen(self, wide_dtype(self.matrix)))
-            values = torch.linalg.eigvalsh(gram_matrix).flip(-1).clamp_min(0)
-            self._found["errors"] = relative_errors(tails(values).sum(0))
-        return self._found["errors"][rank]
+        """Return the relative error of `rank` in the metric, 0..1; 0 for a zero matrix."""
+        if "errors" not in self._cache:
+            left_out = self._left_out()
+            total = left_out[0]
+            errors = (left_out / total).clamp(0, 1).sqrt() if total > 0 else torch.zeros_like(left_out)
+            self._cache["errors"] = errors.tolist()
+        return self._cache["errors"][rank]
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``."""
+        raise NotImplementedError
+
+    def _left_out(self) -> Tensor:
+        """Return the squared error of every rank, beginning with rank 0, in `wide_dtype`."""
+        raise NotImplementedError
+
+    def _in_metric(self, dtype: torch.dtype) -> Tensor:
+        return (self.matrix if self.seen is None else self.seen).to(dtype)
+
+
+class SVDProjection(Projection):
+    """The projections onto the leading singular vectors.
+
+    The error is the least possible for every rank (Eckart & Young 1936; Golub & Van Loan, 4th ed., theorem 2.4.8), in
+    the metric ``||(M - M') S||_F``. Singular vectors are eigenvectors of the Gram matrix of the shorter side.
+    """
+
+    __slots__ = ()
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``."""
@@ -79,64 +86,39 @@ class SVDProjection:
         if self.seen is None:  # project the rows: columns of M V are sigma_j u_j
             right, left = balanced_columns(vectors, (matrix @ vectors).mT)
             return left.mT, right.mT
-        # Columns of M S V are sigma_j u_j: orthogonal but for rounding, not normalised, perhaps zero.
-        basis = orthonormal(_seen(self, dtype) @ vectors)
+        # The columns of M S V are sigma_j u_j: orthogonal up to rounding, not normalised, possibly zero.
+        basis = orthonormal(self._in_metric(dtype) @ vectors)
         return balanced_product(basis, basis.mT @ matrix)
 
+    def _left_out(self) -> Tensor:
+        return tails(torch.linalg.eigvalsh(self._short_gram(wide_dtype(self.matrix))).flip(-1).clamp_min(0)).sum(0)
+
     def _eigen(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        if dtype not in self._found:
-            self._found[dtype] = eigh_descending(_short_gram(_seen(self, dtype)))
-        return self._found[dtype]
+        if dtype not in self._cache:
+            self._cache[dtype] = eigh_descending(self._short_gram(dtype))
+        return self._cache[dtype]
+
+    def _short_gram(self, dtype: torch.dtype) -> Tensor:
+        """Return the Gram matrix of the shorter side."""
+        seen = self._in_metric(dtype)
+        return gram(seen if seen.shape[-2] <= seen.shape[-1] else seen.mT)
 
 
-def _seen(projection: SVDProjection | QRProjection, dtype: torch.dtype) -> Tensor:
-    """Return the matrix in the metric, in this data type."""
-    seen = projection.matrix if projection.seen is None else projection.seen
-    return seen if seen.dtype == dtype else seen.to(dtype)
-
-
-def _short_gram(matrix: Tensor) -> Tensor:
-    """Return the Gram matrix of the shorter side."""
-    return gram(matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT)
-
-
-def relative_errors(left_out: Tensor) -> list[float]:
-    """Return relative errors, 0..1, from squared ones that begin with the whole energy."""
-    total = left_out[0]
-    return ((left_out / total).clamp(0, 1).sqrt() if total > 0 else torch.zeros_like(left_out)).tolist()
-
-
-@dataclass(frozen=True, slots=True)
-class QRProjection:
+class QRProjection(Projection):
     """The projections onto the pivot columns of a column-pivoted QR decomposition ``M P = Q R``.
 
     The squared error of rank r is the energy of the rows of ``Q^T M`` below the r-th (Golub & Van Loan, 4th ed.,
     section 5.4.2).
-
-    Parameters
-    ----------
-    matrix, seen : Tensor
-        As for `SVDProjection`.
     """
 
-    matrix: Tensor
-    seen: Tensor | None = None
-    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
-
-    def relative_error(self, rank: int) -> float:
-        """Return the root of the energy of the rows left out."""
-        if "errors" not in self._found:
-            seen = _seen(self, wide_dtype(self.matrix))
-            basis = self._basis(seen.dtype, min(seen.shape[1:]))
-            self._found["errors"] = relative_errors(tails((basis.mT @ seen).square().sum(-1)).sum(0))
-        return self._found["errors"][rank]
+    __slots__ = ()
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``.
 
-        The Cholesky rows of ``M^T M`` are R itself. As long as much is left out of every matrix, the pivot columns are
-        well conditioned and Q is one triangular solve away; else it comes from Householder's QR of these columns in
-        float64, so that the Gram matrix's squared condition does not touch the factors.
+        The Cholesky rows of ``M^T M`` are R itself. While every matrix leaves out a large enough share, the pivot
+        columns are well conditioned and Q takes one triangular solve. Otherwise Q comes from Householder's QR of these
+        columns in float64, so that the squared condition number of the Gram matrix does not affect the factors.
         """
         choleskys = self._choleskys(self.matrix.dtype)
         rows, totals = torch.stack([c.rows(rank) for c in choleskys]), [c.total for c in choleskys]
@@ -145,7 +127,7 @@ class QRProjection:
         if enough and not any(c.exhausted for c in choleskys):
             pivots = self._pivots(self.matrix.dtype, rank)
             triangle = rows.gather(-1, pivots.expand(-1, rank, -1))
-            seen = _seen(self, rows.dtype)
+            seen = self._in_metric(rows.dtype)
             columns = seen.gather(-1, pivots.expand(-1, seen.shape[1], -1))
             basis = torch.linalg.solve_triangular(triangle, columns, upper=True, left=False)
             if self.seen is None:
@@ -155,23 +137,28 @@ class QRProjection:
         basis = self._basis(dtype, rank)
         return balanced_product(basis, basis.mT @ self.matrix.to(dtype))
 
+    def _left_out(self) -> Tensor:
+        seen = self._in_metric(wide_dtype(self.matrix))
+        basis = self._basis(seen.dtype, min(seen.shape[1:]))
+        return tails((basis.mT @ seen).square().sum(-1)).sum(0)
+
     def _choleskys(self, dtype: torch.dtype) -> list[PivotedCholesky]:
-        if dtype not in self._found:
-            self._found[dtype] = [PivotedCholesky(g) for g in gram(_seen(self, dtype).mT).unbind()]
-        return self._found[dtype]
+        if dtype not in self._cache:
+            self._cache[dtype] = [PivotedCholesky(g) for g in gram(self._in_metric(dtype).mT).unbind()]
+        return self._cache[dtype]
 
     def _pivots(self, dtype: torch.dtype, rank: int) -> Tensor:
-        """Return ``(batch, 1, rank)``."""
+        """Return the column indices, ``(batch, 1, rank)``."""
         return torch.stack([cholesky.pivots(rank) for cholesky in self._choleskys(dtype)]).unsqueeze(1)
 
     def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
         """Return an orthonormal basis of the pivot columns."""
-        seen, pivots = _seen(self, dtype), self._pivots(dtype, rank)
+        seen, pivots = self._in_metric(dtype), self._pivots(dtype, rank)
         return orthonormal(seen.gather(-1, pivots.expand(-1, seen.shape[1], -1)))
 
 
 class PlainQRProjection(QRProjection):
-    """The projections onto the first columns as they come: QR without pivoting (Golub & Van Loan, section 5.2)."""
+    """The projections onto the leading columns: QR without pivoting (Golub & Van Loan, section 5.2)."""
 
     __slots__ = ()
 
@@ -182,5 +169,5 @@ class PlainQRProjection(QRProjection):
         return balanced_columns(basis, rows) if self.seen is None else balanced_product(basis, rows)
 
     def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
-        """Return an orthonormal basis of the first columns."""
-        return orthonormal(_seen(self, dtype)[..., :rank])
+        """Return an orthonormal basis of the leading columns."""
+        return orthonormal(self._in_metric(dtype)[..., :rank])

@@ -1,4 +1,4 @@
-"""Second moments of a layer's input: what data-aware factorization needs to know of the data."""
+"""Second moments of a layer's input: all that data-aware factorization needs to know about the data."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Second moments ``E[x x^T]`` of a layer's input, averaged over samples and positions, float64.
+    """Second moments ``E[x x^T]`` of a layer's input x, averaged over samples and positions, in float64.
+
+    The mean squared change of the layer's output under a change D of its weight is ``tr(D E[x x^T] D^T)``, so these
+    matrices say how much every direction of the weight matters on the data.
 
     Parameters
     ----------
     channel : Tensor
-        Of the channel vector at one position, ``(groups, in / groups, in / groups)``.
+        Moment of the channel vector at one position, ``(groups, in / groups, in / groups)``.
     patch : Tensor or None
-        Of the patch that the kernel sees, ``(groups, n, n)`` with ``n = in / groups * prod(kernel)``, indexed like a
-        row of the weight reshaped to ``(out, n)`` (channel first, then kernel position). None where it would be too
-        large, or has no meaning (transposed convolutions).
+        Moment of the patch that the kernel sees, ``(groups, n, n)`` with ``n = in / groups * prod(kernel)``, indexed
+        like a row of the weight reshaped to ``(out, n)`` (channel first, then kernel position). None if it would be too
+        large, and for transposed convolutions, for which it has no meaning.
     count : int
-        How many vectors the channel moment averages.
+        Number of vectors that the channel moment averages.
     """
 
     channel: Tensor
@@ -29,15 +32,14 @@ class Moments:
     count: int
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the moments that there are, by name."""
+        """Return the moments that are present, by name."""
         return {"channel": self.channel} | ({} if self.patch is None else {"patch": self.patch})
 
 
 def output_energy(weight: Tensor, moments: Moments | None) -> Tensor:
     """Return ``E ||W x||^2`` of a canonical weight ``(groups, o, i, *kernel)``; the squared norm without moments.
 
-    With the patch moment this is exact; with the channel moment, every kernel position is taken to see it
-    independently.
+    With the patch moment this is exact; with the channel moment alone, kernel positions are treated as independent.
     """
     if moments is None:
         return weight.square().sum()

@@ -1,4 +1,4 @@
-"""The algebraic CP decomposition of a tensor that has one: eigenvectors of a matrix pencil."""
+"""The algebraic CP decomposition of a tensor, if it has one, from the eigenvectors of a matrix pencil."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rankfold.factor.linalg import eigh_descending, gram, unfold
 
 
 def pencil(tensor: Tensor, rank: int, *, residue: float) -> list[Tensor] | None:
-    """Return CP factors from a generalised eigenvalue problem, or None where that cannot work.
+    """Return CP factors from a generalised eigenvalue problem, or None if that cannot succeed.
 
     If a tensor is a sum of R terms ``a_r x b_r x c_r`` with independent a_r and independent b_r, two combinations of
     its slices are ``A D_1 B^T`` and ``A D_2 B^T``, so the eigenvectors of one times the inverse of the other are the
     a_r (Leurgans, Ross & Abel 1993, "A decomposition for three-way arrays", theorem 1; known as Jennrich's algorithm).
-    For tensors that nearly have rank R this is a good start, for others a useless one.
+    This is a good start only for tensors close to rank R.
 
     Parameters
     ----------
@@ -23,14 +23,14 @@ def pencil(tensor: Tensor, rank: int, *, residue: float) -> list[Tensor] | None:
     rank : int
         R.
     residue : float
-        The share of the norm that may lie outside of the R leading directions of each of the first two modes; more
-        than that, and None is returned: no decomposition of this rank can have a smaller error.
+        The maximum share of the norm outside of the R leading directions of each of the first two modes, which is a
+        lower bound for the error of any decomposition of this rank.
 
     Returns
     -------
     list of Tensor or None
-        ``(batch, n_j, rank)``. None as well if the rank exceeds one of the first two modes, if there is only one slice,
-        or if the slices are too singular.
+        ``(batch, n_j, rank)``. None if the residue is exceeded, the rank exceeds one of the first two modes, there is
+        only one slice, or the slices are too close to singular.
     """
     trailing = tensor.shape[3:]
     if rank > min(tensor.shape[1:3]) or trailing.numel() < 2:
@@ -50,7 +50,7 @@ def pencil(tensor: Tensor, rank: int, *, residue: float) -> list[Tensor] | None:
         return None
     values, vectors = torch.linalg.eig(quotient)
     first = torch.where((values.imag < 0).unsqueeze(1), vectors.imag, vectors.real)
-    terms, _ = torch.linalg.solve_ex(first, core.flatten(2))  # one term's matrix b_r x c_r a row
+    terms, _ = torch.linalg.solve_ex(first, core.flatten(2))  # each row is the matrix b_r x c_r of one term
     if not bool(terms.isfinite().all()):
         return None
     terms = terms.unflatten(2, core.shape[2:])
@@ -60,7 +60,7 @@ def pencil(tensor: Tensor, rank: int, *, residue: float) -> list[Tensor] | None:
 
 
 def _split(vectors: Tensor, sizes: torch.Size) -> list[Tensor]:
-    """Return factors ``(batch, size, rank)`` of the best (up to rounding off) rank-one tensors of these vectors."""
+    """Return factors ``(batch, size, rank)`` of nearly optimal rank-one tensors for these vectors."""
     if len(sizes) == 1:
         return [vectors.mT]
     cubes = vectors.unflatten(2, sizes).flatten(0, 1)

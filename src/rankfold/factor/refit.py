@@ -1,4 +1,4 @@
-"""Ridge least squares: what to add to a weight whose inputs have changed, and how far to trust the data."""
+"""Ridge least squares: the correction of a weight whose inputs have changed, and the choice of the ridge."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rankfold.factor.regression import damped_cholesky
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairMoments:
-    """Averages over pairs: d, what a layer's output lacks, and x, what the layer is given.
+    """Averages over pairs (d, x): d is what a layer's output lacks, x is the layer's input.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class PairMoments:
     energy : float
         ``E ||d||^2``, over all groups.
     count : int
-        Of how many pairs.
+        Number of pairs.
     """
 
     second: Tensor
@@ -55,48 +55,48 @@ class PairMoments:
 
 
 def ridge_correction(pairs: PairMoments, ridge: float) -> Tensor:
-    """Return the D that minimises ``E ||d - D x||^2 + ridge * c * ||D||^2``, c being the scale of x.
+    """Return the D that minimises ``E ||d - D x||^2 + ridge * c * ||D||^2``, where c is the scale of x.
 
-    With ``d = W x0 - W x``, what a weight W lacks on x of its output on x0, ``W + D`` is the ridge solution
-    ``(E[W x0 x^T] + ridge c W) (E[x x^T] + ridge c I)^-1``. Sums over the differences d keep the digits that those
-    over the outputs would lose: where the inputs have not changed, D is 0. Without the pull towards 0 the directions
-    in which the data hardly moves would be fitted to noise. The scale is not that about the mean: inputs that are
-    nearly constant have nothing but rounding there.
+    With ``d = W x0 - W x``, the difference of a weight's outputs on x0 and x, ``W + D`` is the ridge solution
+    ``(E[W x0 x^T] + ridge c W) (E[x x^T] + ridge c I)^-1``. Sums over the differences d keep the digits that sums over
+    the outputs would lose: if the inputs have not changed, D is 0. Without the pull towards 0, directions in which the
+    data hardly varies would be fitted to noise. The scale is not taken about the mean, because nearly constant inputs
+    have only rounding errors there.
 
     Parameters
     ----------
     pairs : PairMoments
-        Of the data.
+        The averages over the data.
     ridge : float
-        Above 0. Where the moment is not positive definite even so, it grows until that is.
+        Above 0. It is increased until ``E[x x^T] + ridge c I`` is positive definite.
 
     Raises
     ------
     RankfoldError
-        If ``E[x x^T]`` is no second moment.
+        If ``E[x x^T]`` is not a second moment.
     """
     return torch.cholesky_solve(pairs.cross.mT, damped_cholesky(damped(pairs, ridge), 1e-14)).mT
 
 
 def damped(pairs: PairMoments, ridge: float) -> Tensor:
-    """Return ``E[x x^T] + ridge * c * I``, ``(groups, n, n)``: the metric of what `ridge_correction` minimises.
+    """Return ``E[x x^T] + ridge * c * I``, ``(groups, n, n)``: the metric of the objective of `ridge_correction`.
 
-    Of a correction V that cannot be the minimiser D, as its rank is bounded, the objective is that of D and
-    ``||V - D||^2`` in this metric.
+    For any other correction V, such as one of lower rank, the objective exceeds that of D by ``||V - D||^2`` in this
+    metric.
     """
     identity = torch.eye(pairs.second.shape[-1], dtype=pairs.second.dtype, device=pairs.second.device)
     return pairs.second + ridge * pairs.scale[:, None, None] * identity
 
 
 def choose_ridge(folds: Sequence[PairMoments], ridges: Sequence[float]) -> float:
-    """Return the ridge that serves unseen data best: fitted to each fold in turn, judged by the others.
+    """Return the ridge with the smallest cross-validation error: fitted to each fold in turn, measured on the others.
 
     Parameters
     ----------
     folds : sequence of PairMoments
-        Of disjoint parts of the data; with less than two the largest ridge is returned.
+        Averages over disjoint parts of the data; with fewer than two, the largest ridge is returned.
     ridges : sequence of float
-        To choose from; of equals the largest.
+        The candidates; ties go to the largest.
     """
     if len(folds) < 2:
         return max(ridges)

@@ -1,4 +1,4 @@
-"""Tucker-2 fitted to a layer's output: reduced-rank regression on the projected patches."""
+"""Tucker-2 fitted to a layer's output, by reduced-rank regression on the projected patches."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rankfold.factor.linalg import FLOOR, Metric, eigh_descending, gram
 class TuckerRegression:
     """The best core and output projection for every rank, given nested input subspaces.
 
-    Fix an orthonormal basis Q of the input channels, of which rank r_i uses the first r_i directions. What is left of
+    Fix an orthonormal basis Q of the input channels, of which rank r_i uses the first r_i directions. Minimising
     ``E ||(W - V) p||^2`` over the patches p is then a reduced-rank regression from the projected patches, which has a
-    closed solution (Izenman 1975). With the patch moment in the basis, ``C = L L^T`` (Cholesky), and ``M = W L``, the
-    projected patches of every rank r_i are described by the leading columns of M, so one factorization serves all
-    ranks: the energy that ranks (r_o, r_i) keep is the sum of the r_o largest eigenvalues of ``M_r M_r^T``. It never
-    falls when a rank grows.
+    closed-form solution (Izenman 1975). With the patch moment in the basis, ``C = L L^T`` (Cholesky), and ``M = W L``,
+    the leading columns of M describe the projected patches of every rank r_i, so one factorization serves all ranks:
+    the energy that ranks (r_o, r_i) keep is the sum of the r_o largest eigenvalues of ``M_r M_r^T``, which never
+    decreases when a rank grows.
 
     Parameters
     ----------
@@ -52,8 +52,7 @@ class TuckerRegression:
         channel, patch : Tensor
             Second moments, as in `rankfold.factor.moments.Moments`.
         floor : float
-            As in `Metric.of`, a share of the mean second moment that is added to every direction (see
-            `damped_cholesky`).
+            The share of the mean second moment that `damped_cholesky` adds to every direction.
         """
         groups, o, i = weight.shape[:3]
         flat = weight.flatten(3)
@@ -69,7 +68,7 @@ class TuckerRegression:
         return cls(basis, lower, seen, float(seen.square().sum()))
 
     def relative_error(self, rank_out: int, rank_in: int) -> float:
-        """Return the relative error of the layer's output, 0..1; what the factors reach."""
+        """Return the relative error of the layer's output, 0..1, which the factors attain."""
         if self.total <= 0:
             return 0.0
         if rank_in not in self._kept:
@@ -90,26 +89,26 @@ class TuckerRegression:
         return self.lower.shape[-1] // self.basis_in.shape[-1]
 
     def _gram(self, rank_in: int) -> Tensor:
-        """Return ``M_r M_r^T``, from the last one where that was of a smaller rank, as planners ask for them."""
+        """Return ``M_r M_r^T``, updated from the last one if that had a smaller rank, as planners request them."""
         known = max((rank for rank in self._last if rank <= rank_in), default=0)
-        found = gram(self.seen[..., known * self._kernel : rank_in * self._kernel])
+        product = gram(self.seen[..., known * self._kernel : rank_in * self._kernel])
         if known:
-            found = found + self._last[known]
+            product = product + self._last[known]
         self._last.clear()
-        self._last[rank_in] = found
-        return found
+        self._last[rank_in] = product
+        return product
 
 
 def damped_cholesky(moment: Tensor, floor: float) -> Tensor:
-    """Return the Cholesky factor of second moments with a share of their mean added to the diagonal.
+    """Return the Cholesky factor of second moments with a share of their mean, `floor`, added to the diagonal.
 
-    Moments of few samples, summed in single precision, can be indefinite by more than `floor`; the share then grows
-    tenfold until the factorization exists.
+    Moments of few samples, summed in single precision, can be indefinite by more than `floor`; the share is then
+    multiplied by ten until the factorization exists.
 
     Raises
     ------
     RankfoldError
-        If a share of 1 is not enough: then these are no second moments.
+        If a share of 1 is not enough, so the matrices are not second moments.
     """
     mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
     scale = torch.where(mean > 0, mean, torch.ones_like(mean))[:, None, None]
@@ -120,5 +119,5 @@ def damped_cholesky(moment: Tensor, floor: float) -> Tensor:
             return lower
         floor *= 10
     raise RankfoldError(
-        "the second moments of a layer's input are not positive semidefinite. Pass other calibration data."
+        "the second moments of a layer's input are not positive semidefinite. Use other calibration data."
     )

@@ -13,7 +13,7 @@ from rankfold.factor.linalg import SINGLE_ENOUGH, eigh_descending, gram, identit
 
 @dataclass(frozen=True, slots=True)
 class TensorTrain:
-    """A tensor and, once they are needed, the spectra of its unfoldings.
+    """A tensor and, computed on demand, the spectra of its unfoldings.
 
     Parameters
     ----------
@@ -22,28 +22,23 @@ class TensorTrain:
     """
 
     tensor: Tensor
-    _found: dict[Any, Any] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> TensorTrain:
-        """Take ``(batch, n_1, ..., n_d)``."""
-        return cls(tensor)
+    _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def relative_error(self, ranks: tuple[int, ...]) -> float:
-        """Return the bound of Oseledets (2011), theorem 2.2: root of the sum of the bonds' errors squared.
+        """Return the bound of Oseledets (2011), theorem 2.2: the root of the sum of the bonds' squared errors.
 
-        The first call solves one symmetric eigenvalue problem for each bond, on the smaller side of its unfolding.
+        The first call solves one symmetric eigenvalue problem per bond, on the smaller side of its unfolding.
         """
-        if "bonds" not in self._found:
-            self._found["bonds"] = self._bonds()
-        squared = sum(left[min(rank, len(left) - 1)] for left, rank in zip(self._found["bonds"], ranks, strict=True))
+        if "bonds" not in self._cache:
+            self._cache["bonds"] = self._bonds()
+        squared = sum(left[min(rank, len(left) - 1)] for left, rank in zip(self._cache["bonds"], ranks, strict=True))
         return min(1.0, squared) ** 0.5
 
     def cores(self, ranks: tuple[int, ...]) -> list[Tensor]:
-        """Return cores ``(batch, r_{j-1}, n_j, r_j)`` with ``r_0 = r_d = 1``, as far as there is rank.
+        """Return cores ``(batch, r_{j-1}, n_j, r_j)`` with ``r_0 = r_d = 1``.
 
-        Oseledets (2011), algorithm 1 (TT-SVD), with eigendecompositions of Grams: all but the last are orthonormal. A
-        rank above what the unfolding of the already truncated rest has is filled with zeros.
+        Oseledets (2011), algorithm 1 (TT-SVD), with eigendecompositions of Gram matrices: all cores but the last are
+        orthonormal. A core is padded with zeros where its rank exceeds that of the tensor truncated so far.
         """
         cores = self._chain(self.tensor, ranks)
         if self.tensor.dtype == torch.float32:
@@ -53,7 +48,7 @@ class TensorTrain:
         return cores
 
     def _bonds(self) -> list[list[float]]:
-        """Return for each of the d - 1 bonds the share of the energy that every rank leaves out."""
+        """Return, for each of the d - 1 bonds, the share of the energy that every rank leaves out."""
         tensor = self.tensor.to(wide_dtype(self.tensor))
         shares = []
         for bond in range(1, tensor.ndim - 1):
@@ -83,8 +78,8 @@ class TensorTrain:
             basis = self._eigenvectors(matrix, first=first)[..., :rank]
             return basis, basis.mT @ matrix
         right = self._eigenvectors(matrix.mT, first=first)[..., :rank]
-        product = matrix @ right  # its columns are sigma_j u_j, orthogonal but for rounding
-        if last:  # nothing more is truncated in this basis, so that rounding does no harm
+        product = matrix @ right  # its columns are sigma_j u_j, orthogonal up to rounding
+        if last:  # this basis is not truncated any further, so rounding does no harm
             norms = product.norm(dim=1, keepdim=True)
             norms = torch.where(norms > 0, norms, torch.ones_like(norms))
             return product / norms, norms.mT * right.mT
@@ -92,20 +87,20 @@ class TensorTrain:
         return basis, triangle @ right.mT
 
     def _eigenvectors(self, matrix: Tensor, *, first: bool) -> Tensor:
-        """Return the eigenvectors of ``M M^T``; those of the first bond, the same for all ranks, are kept."""
+        """Return the eigenvectors of ``M M^T``; those of the first bond, which all ranks share, are cached."""
         if not first:
             return eigh_descending(gram(matrix))[1]
-        if matrix.dtype not in self._found:
-            self._found[matrix.dtype] = eigh_descending(gram(matrix))[1]
-        return self._found[matrix.dtype]
+        if matrix.dtype not in self._cache:
+            self._cache[matrix.dtype] = eigh_descending(gram(matrix))[1]
+        return self._cache[matrix.dtype]
 
 
 def orthonormalized(cores: list[Tensor]) -> list[Tensor]:
     """Return cores ``(batch, r_{j-1}, n_j, r_j)`` of the same tensor, all but the last orthonormal.
 
-    A sweep of QR decompositions hands every triangle on to the next core (Oseledets 2011, section 3), so that the last
-    one is as well conditioned as the tensor's last unfolding, and the others perfectly, whatever they were. Orthonormal
-    means: columns of ``(batch, r_{j-1} * n_j, r_j)``, as far as there are rows for them; zeros behind.
+    A sweep of QR decompositions passes every triangle on to the next core (Oseledets 2011, section 3), so the last core
+    is as well conditioned as the tensor's last unfolding. Orthonormal refers to the columns of ``(batch, r_{j-1} * n_j,
+    r_j)``; columns in excess of the rows are zero.
     """
     done: list[Tensor] = []
     rest = cores[0]

@@ -10,21 +10,12 @@ from torch import Tensor
 
 
 def evbmf_rank(matrix: Tensor) -> int:
-    """Return the rank that EVBMF with unknown noise variance finds in a matrix.
+    """Return the rank that EVBMF with unknown noise variance estimates for a finite matrix ``(m, n)``.
 
-    Nakajima, Sugiyama, Babacan & Tomioka (2013), "Global analytic solution of fully-observed variational Bayesian
-    matrix factorization", theorem 2 and corollary 1 (the threshold) and equation 30 (the noise variance, found by
-    minimising the free energy over the interval of theorem 3).
-
-    Parameters
-    ----------
-    matrix : Tensor
-        ``(m, n)``, finite.
-
-    Returns
-    -------
-    int
-        0 for a matrix without structure (or all zeros), at most ``min(m, n)``.
+    It is 0 for a matrix without structure, and at most ``min(m, n)``. Nakajima, Sugiyama, Babacan & Tomioka (2013),
+    "Global analytic solution of fully-observed variational Bayesian matrix factorization", theorem 2 and corollary 1
+    (the threshold) and equation 30 (the noise variance, which minimises the free energy over the interval of theorem
+    3).
     """
     rows, columns = sorted(matrix.shape)
     small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
@@ -39,9 +30,7 @@ def evbmf_rank(matrix: Tensor) -> int:
     largest = min(math.ceil(rows / (1 + ratio)) - 1, rows)
     upper = float(energies.sum()) / (rows * columns)
     rest = energies[max(largest, 0) :]
-    lower = max(
-        float(rest[0]) / (columns * edge) if len(rest) else 0.0, float(rest.mean()) / columns if len(rest) else 0.0
-    )
+    lower = max(float(rest[0]) / (columns * edge), float(rest.mean()) / columns) if len(rest) else 0.0
     lower = max(lower, upper * 1e-12)
     variance = _minimize(lambda v: _free_energy(v, energies, columns, ratio, edge), lower, upper)
     return int((energies > columns * variance * edge).sum())
@@ -53,7 +42,7 @@ def _free_energy(variance: float, energies: Tensor, columns: int, ratio: float, 
     signal = x[x > edge]
     shifted = signal - (1 + ratio)
     tau = 0.5 * (shifted + (shifted.square() - 4 * ratio).clamp_min(0).sqrt())
-    # sum of x - log x over all (log of the constants dropped), plus the gain of each component above the edge
+    # The sum of x - log x over all components (without constants), plus the gain of each component above the edge.
     base = float(x.sum()) + len(energies) * math.log(variance)
     gain = (tau + 1).log() + ratio * (tau / ratio + 1).log() - tau
     return base + float(gain.sum())

@@ -101,7 +101,7 @@ class TT(Method):
         """Take the weight; spectra and cores are computed when errors or factors are requested."""
         metric = channel_metric(moments)
         tensor = whiten_inputs(weight, metric).movedim(1, -1).contiguous()
-        return PreparedTT(TensorTrain.of(tensor), layer, metric)
+        return PreparedTT(TensorTrain(tensor), layer, metric)
 
 
 registry.register(TT, summary="tensor train over channels and kernel axes")

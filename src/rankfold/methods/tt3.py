@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rankfold.factor.moments import Moments
-from rankfold.factor.tucker import Sequential, Tucker2
+from rankfold.factor.tucker import Tucker2
 from rankfold.methods.contract import channel_metric, registry, whiten_inputs
 from rankfold.methods.tucker import PreparedTucker, TuckerShape
 from rankfold.records import LayerInfo
@@ -27,8 +27,8 @@ class TT3(TuckerShape):
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTucker:
         """Take the weight; bases are computed when errors or factors are requested."""
         metric = channel_metric(moments)
-        tucker = Tucker2.of(whiten_inputs(weight, metric), metric)
-        return PreparedTucker(Sequential(tucker), layer)
+        tucker = Tucker2(whiten_inputs(weight, metric), metric)
+        return PreparedTucker(tucker, tucker.sequential, layer)
 
 
 registry.register(TT3, summary="three-core tensor train (RENE, eq. 3)")

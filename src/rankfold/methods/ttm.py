@@ -209,7 +209,7 @@ class TTM(Method):
                 split = (split.movedim(d + j, -1) @ metric.root[0]).movedim(-1, d + j)
         order = [axis for j in range(d) for axis in (j, d + j)]
         tensor = split.permute(order).reshape(1, *(o * i for o, i in zip(outs, ins, strict=True)))
-        return PreparedTTM(TensorTrain.of(tensor), outs, ins, metrics)
+        return PreparedTTM(TensorTrain(tensor), outs, ins, metrics)
 
 
 def _marginal(moment: Tensor, shape: Size, mode: int) -> Tensor:

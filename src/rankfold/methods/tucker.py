@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
-from typing import Protocol
 
 from torch import Tensor
 
 from rankfold._config import is_integer, is_number, require
 from rankfold.factor.moments import Moments
 from rankfold.factor.regression import TuckerRegression
-from rankfold.factor.tucker import HOOI, Tucker2
+from rankfold.factor.tucker import Tucker2
 from rankfold.methods._stages import conv_reason, pointwise, spatial
 from rankfold.methods.contract import Method, channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks, Stage
 
 
-class Decomposition(Protocol):
-    """Tucker-2 of one weight for every rank."""
-
-    def relative_error(self, rank_out: int, rank_in: int) -> float:
-        """Return the predicted relative error, 0..1."""
-        ...
-
-    def factors(self, rank_out: int, rank_in: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``(groups, o, r_o)``, the core ``(groups, r_o, r_i, K)`` and ``(groups, r_i, i)``."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class PreparedTucker:
-    """A Tucker-2 decomposition as factors of convolutions."""
+    """A Tucker-2 decomposition as factors of convolutions.
 
-    decomposition: Decomposition
+    `factors` returns ``(groups, o, r_o)``, the core ``(groups, r_o, r_i, K)`` and ``(groups, r_i, i)`` for both ranks.
+    """
+
+    decomposition: Tucker2 | TuckerRegression
+    factors: Callable[[int, int], tuple[Tensor, Tensor, Tensor]]
     layer: LayerInfo
 
     def error(self, ranks: Ranks) -> float:
@@ -44,7 +36,7 @@ class PreparedTucker:
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """Return input projection, core and output projection; those of full rank are multiplied into the core."""
         layer, (rank_out, rank_in) = self.layer, ranks
-        out, core, inn = self.decomposition.factors(rank_out, rank_in)
+        out, core, inn = self.factors(rank_out, rank_in)
         ones = (1,) * len(layer.kernel)
         stages: list[Tensor] = []
         if rank_in == layer.group_in:
@@ -129,10 +121,12 @@ class Tucker(TuckerShape):
         With the patch moment, core and output projection are fitted to the layer's output instead.
         """
         if moments is not None and moments.patch is not None:
-            return PreparedTucker(TuckerRegression.of(weight, moments.channel, moments.patch), layer)
+            regression = TuckerRegression.of(weight, moments.channel, moments.patch)
+            return PreparedTucker(regression, regression.factors, layer)
         metric = channel_metric(moments)
-        tucker = Tucker2.of(whiten_inputs(weight, metric), metric)
-        return PreparedTucker(HOOI(tucker, self.iterations, self.tolerance), layer)
+        tucker = Tucker2(whiten_inputs(weight, metric), metric)
+        factors = partial(tucker.hooi, iterations=self.iterations, tolerance=self.tolerance)
+        return PreparedTucker(tucker, factors, layer)
 
 
 registry.register(Tucker, summary="Tucker-2 of the channel modes, both or one")
