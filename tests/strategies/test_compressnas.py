@@ -192,9 +192,12 @@ def test_rounds_measure_layers_together(fixed: dict[str, Any]) -> None:
 
 def test_the_same_search_twice_is_the_same_plan() -> None:
     model = network()
-    options: dict[str, Any] = {"budget": "macs<=50%", "calibration": images(), "config": {"rounds": 1, "points": 3}}
+    options: dict[str, Any] = {"budget": "macs<=50%", "calibration": images()}
     state = torch.get_rng_state()
-    first, second = (rf.plan(model, X, methods="svd", **options).to_json() for _ in range(2))
+    first, second = (
+        rf.plan(model, X, methods="svd", strategy=CompressNAS(rounds=1, points=3), **options).to_json()
+        for _ in range(2)
+    )
     assert first == second
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -278,7 +281,7 @@ def test_a_layer_that_takes_too_much_ram_may_not_be_kept() -> None:
 )
 def test_what_is_wrong_is_said(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        rf.plan(network(), X, budget="params<=50%", **options)
+        rf.plan(network(), X, budget="params<=50%", strategy=CompressNAS(**options.pop("config")), **options)
 
 
 def test_without_a_judge() -> None:
@@ -302,11 +305,12 @@ def test_rounds_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monkey
         return alone(self, layer, weights)
 
     monkeypatch.setattr(NetworkProxy, "alone", counted_alone)
-    options: dict[str, Any] = {"calibration": images(), "config": {"rounds": 1, "points": 3}, "cache": tmp_path}
-    first = rf.plan(network(), X, budget="params<=40%", **options)
+    search = CompressNAS(rounds=1, points=3)
+    options: dict[str, Any] = {"calibration": images(), "cache": tmp_path}
+    first = rf.plan(network(), X, budget="params<=40%", strategy=search, **options)
     assert calls
     calls.clear()
-    assert rf.plan(network(), X, budget="params<=40%", **options) == first
+    assert rf.plan(network(), X, budget="params<=40%", strategy=search, **options) == first
     assert not calls
-    rf.plan(network(), X, budget="params<=60%", **options)  # other picks: only the rounds are measured
+    rf.plan(network(), X, budget="params<=60%", strategy=search, **options)  # other picks: only the rounds are measured
     assert calls
