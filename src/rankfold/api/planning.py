@@ -245,7 +245,7 @@ class Planner:
             made.provenance,
             errors="outputs" if self.moments else "weights",
             deploy_dtype=self.search.deploy_dtype,
-            options=given(self.search),
+            options=given(replace(self.search, cache=None)),  # where measurements are kept does not change a plan
             weights_hash=self._weights_hash,
             versions={"rankfold": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )

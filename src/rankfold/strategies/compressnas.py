@@ -30,8 +30,8 @@ class CompressNAS(ProxyConfig, Strategy):
     Every candidate has a cost in each budgeted resource and a damage, which a proxy estimates (the paper's: the squared
     error of the network's output when only this layer is replaced). To choose one candidate, or none, for each layer so
     that the sum of damages is least within the budget is a multiple-choice knapsack; it is solved exactly, as an
-    integer program. One table of damages serves every budget. The options
-    of the proxy (`rankfold.candidates.ProxyConfig`) are options of the strategy, too.
+    integer program. One table of damages serves every budget. The options of the proxy
+    (`rankfold.candidates.ProxyConfig`) are options of the strategy, too.
 
     Parameters
     ----------

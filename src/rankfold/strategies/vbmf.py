@@ -137,11 +137,10 @@ class VBMF(Strategy):
 
         nearest = at(1.0)
         if cheaper(nearest):
+            if nearest == analytic:
+                return nearest, None
             how = "raised" if max(analytic) < max(nearest) else "rounded"
-            return (
-                nearest,
-                None if nearest == analytic else f"VBMF found rank {list(analytic)}; {how} to {list(nearest)}",
-            )
+            return nearest, f"VBMF found rank {list(analytic)}; {how} to {list(nearest)}"
         for ranks in dict.fromkeys(at(1 - step / 1000) for step in range(1, 1001)):
             if cheaper(ranks):
                 return ranks, f"VBMF found rank {list(analytic)}; lowered to break-even {list(ranks)}"
