@@ -66,8 +66,8 @@ def test_times(run: Run) -> None:
 
 
 BAD = {
-    "nothing": ((), "one of the two"),
-    "both": (("lenet5_mnist5k", *CONV), "one of the two"),
+    "nothing": ((), "either a network or layers"),
+    "both": (("lenet5_mnist5k", *CONV), "either a network or layers"),
     "unknown network": (("lenet5",), "Did you mean"),
     "bad layer": (("-l", "conv:3x3"), "conv:3x3"),
     "no method fits": (("-l", "linear:8x8", "--methods", "tt"), "for convolutions"),
@@ -82,9 +82,9 @@ BAD = {
     "cores": ((*CONV, "--cores", "1"), "--cores"),
     "html": ((*CONV, "--html", "{folder}/page.pdf"), "--html must end in .html"),
     "html is a folder": ((*CONV, "--html", "{folder}"), "is a folder"),
-    "weights without a network": ((*CONV, "--weights", "bundled"), "--weights goes with a network"),
-    "device without a network": ((*CONV, "--device", "cpu"), "--device goes with a network"),
-    "include without a network": ((*CONV, "--include", "fc"), "--include goes with a network"),
+    "weights without a network": ((*CONV, "--weights", "bundled"), "--weights requires a network"),
+    "device without a network": ((*CONV, "--device", "cpu"), "--device requires a network"),
+    "include without a network": ((*CONV, "--include", "fc"), "--include requires a network"),
     "size": (("lenet5_mnist5k", "--input-size", "one"), "'one'"),
 }
 

@@ -26,7 +26,18 @@ HEAVY = {"torchvision", "timm", "accelerate", "mlxtend", "pandas", "scipy.optimi
 
 
 def test_all_commands_are_there() -> None:
-    assert {"inspect", "plan", "apply", "compress", "finetune", "evaluate", "bench", "report", "demo"} <= set(COMMANDS)
+    assert {
+        "inspect",
+        "plan",
+        "apply",
+        "compress",
+        "finetune",
+        "evaluate",
+        "bench",
+        "report",
+        "demo",
+        "methods",
+    } <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

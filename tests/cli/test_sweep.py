@@ -69,7 +69,7 @@ BAD = {
     "at": (("--at", "params=5"), "cannot be read"),
     "accuracy": (("--budget", "accuracy_drop<=1%"), "Use compress"),
     "evaluate without data": (("--evaluate", "3"), "Give --data"),
-    "evaluate and not": (("--evaluate", "3", "--no-evaluate"), "contradict"),
+    "evaluate and not": (("--evaluate", "3", "--no-evaluate"), "exclude each other"),
     "file": (("--out", "{folder}/sweep.pdf"), "must end in .html or .json or .md or .csv"),
     "unknown network": (("--points", "3"), "Did you mean"),
     "reconstruction": (("--reconstruct", "data"), "needs calibration data. Give --data"),

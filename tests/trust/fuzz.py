@@ -41,10 +41,12 @@ import rankfold as rf
 from rankfold._hashing import state_hash, tensor_hash
 from rankfold.candidates.cache import Cache
 from rankfold.candidates.judge import as_damages
+from rankfold.cli._command import Given
 from rankfold.cli._source import Source, artifact_source
 from rankfold.records import Choice
 from rankfold.reporting import Report
 from rankfold.reporting.sweep import Sweep
+from rankfold.storage import artifact_identity, attach
 
 SECONDS, MEGABYTES, CHARACTERS = 2.0, 100.0, 2000
 WAIT_S = 30
@@ -104,7 +106,9 @@ class Ground:
         """Make an artefact with report and source, a cache entry and a sweep."""
         result = rf.compress(net(), X, budget="params<=90%", strategy=rf.Manual(layers=PLAN),
                              evaluate=lambda model: float(model(X).sum()), output=root / "good")  # fmt: skip
-        Source(model="lenet5_mnist5k", data="mnist5k", input_size=(1, 1, 28, 28)).attach(root / "good")
+        source = Source(model="lenet5_mnist5k", data="mnist5k", input_size=(1, 1, 28, 28))
+        identity = artifact_identity(root / "good") or ""
+        attach(root / "good", identity, source.texts(identity))
         Cache(root / "cache").put(KEY, VALUES)
         found = rf.sweep(net(), X, points=2, strategy="energy")
         plan = (root / "good" / "plan.json").read_text()
@@ -293,7 +297,7 @@ def special_file(ground: Ground, folder: Path, chance: random.Random) -> str:
         with file.open("wb") as stream:
             stream.truncate(5 * 2**30)  # sparse: no disk is used
     found = loads(ground, folder) if file.name in ("plan.json", "model.safetensors") else "right"
-    Report.load(folder) if file.name == "report.json" else artifact_source(str(folder))
+    Report.load(folder) if file.name == "report.json" else _source(folder)
     return found
 
 
@@ -328,7 +332,12 @@ def source_file(_ground: Ground, folder: Path, chance: random.Random) -> str:
         file.write_text(mutated_json(file.read_text(), chance))
     else:
         file.write_bytes(mutated_bytes(file.read_bytes(), chance))
-    return "read" if artifact_source(str(folder)) else "none"
+    return "read" if _source(folder) else "none"
+
+
+def _source(folder: Path) -> Source:
+    given = Given(artifact=str(folder), original=None, trust_source=False)
+    return artifact_source(given, reads_data=True)
 
 
 def mutated_entry(text: str, chance: random.Random) -> tuple[bytes, str]:

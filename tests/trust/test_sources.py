@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 import rankfold as rf
 from rankfold import zoo
 from rankfold.cli import app
+from rankfold.cli._command import Given
 from rankfold.cli._source import Source, artifact_source, names_code
 from rankfold.errors import ConfigError, CorruptArtifact, RankfoldWarning
+from rankfold.storage import artifact_identity, attach
 
 CODE = """
 from pathlib import Path
@@ -54,6 +56,10 @@ def remember(folder: Path, **fields: Any) -> None:
 def command(*args: object) -> tuple[int, str]:
     done = CliRunner(env={"COLUMNS": "100"}).invoke(app, [str(arg) for arg in args], prog_name="rankfold")
     return done.exit_code, done.output
+
+
+def given(folder: Path) -> Given:
+    return Given(artifact=str(folder), original=None, trust_source=False)
 
 
 NAMED = {
@@ -120,7 +126,7 @@ BAD: dict[str, dict[str, Any]] = {
 def test_values_have_limits(artefact: Path, name: str) -> None:
     remember(artefact, **BAD[name])
     with pytest.raises(CorruptArtifact, match="cannot be"):
-        artifact_source(str(artefact))
+        artifact_source(given(artefact), reads_data=True)
     assert command("evaluate", artefact)[0] == 2
 
 
@@ -151,7 +157,9 @@ def test_a_source_next_to_a_damaged_artefact(artefact: Path, name: str) -> None:
 
 def test_a_source_of_another_artefact_is_not_used(artefact: Path) -> None:
     source = Source(model="lenet5_mnist5k", weights="bundled")
-    source.attach(artefact)
+    identity = artifact_identity(artefact)
+    assert identity is not None
+    attach(artefact, identity, source.texts(identity))
     assert Source.load(artefact) == source
     plan = rf.Plan(layers={"fc2": rf.records.Choice(method="svd", ranks=(4,))})
     text = (artefact / "source.json").read_text()
@@ -161,4 +169,4 @@ def test_a_source_of_another_artefact_is_not_used(artefact: Path) -> None:
     with pytest.warns(RankfoldWarning, match="no longer there"):
         assert Source.load(artefact) is None
     with pytest.warns(RankfoldWarning), pytest.raises(ConfigError, match="--model"):
-        artifact_source(str(artefact))
+        artifact_source(given(artefact), reads_data=True)

@@ -1,4 +1,4 @@
-"""The command ``rankfold``: one command a file."""
+"""The command ``rankfold``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rankfold.cli import (
     demo,
     evaluating,
     inspecting,
+    listing,
     planning,
     reporting,
     sweeping,
@@ -28,11 +29,11 @@ from rankfold.cli._session import show_traceback
 
 @contextmanager
 def _safe_to_show() -> Iterator[None]:
-    """Write out control characters in what is said of a wrong argument, which it quotes."""
+    """Escape control characters in errors about arguments, which quote them."""
     try:
         yield
     except Exception as error:
-        # Usage errors are click's or typer's own, depending on the version; only these have a message.
+        # Only usage errors, which are click's or typer's depending on the version, have a message.
         message = getattr(error, "message", None)
         if isinstance(message, str):
             error.message = printable(message)  # pyright: ignore[reportAttributeAccessIssue]
@@ -61,25 +62,27 @@ COMMANDS = {
     "evaluate": evaluating.evaluate,
     "bench": benching.bench,
     "report": reporting.report,
+    "methods": listing.list_methods,
+    "strategies": listing.list_strategies,
 }
 """In the order of the help."""
 
 
 def build() -> typer.Typer:
     """Return the application with all commands."""
-    made = typer.Typer(
+    application = typer.Typer(
         cls=_Group,
         name="rankfold",
-        help="Make a trained PyTorch network smaller with low-rank factors, chosen layer by layer.",
+        help="Compress trained PyTorch networks with low-rank factorizations, chosen layer by layer.",
         epilog="Start with: rankfold demo",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    made.callback()(_options)
+    application.callback()(_options)
     for name, one in COMMANDS.items():
-        one.add_to(made, name)
-    return made
+        one.add_to(application, name)
+    return application
 
 
 def _print_version(wanted: bool) -> None:
@@ -92,7 +95,7 @@ def _options(
     version: Annotated[  # noqa: ARG001 - read by its callback
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
 ) -> None:
     show_traceback.set(traceback)
 

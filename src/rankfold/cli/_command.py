@@ -1,8 +1,7 @@
-"""A command: a function of what was given and of where its words go. Its flags are named, not spelled out again."""
+"""Commands: functions of the values of their flags and of an output; flags are defined in `rankfold.cli._options`."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from rankfold.cli._session import Output, guarded, session
 
 
 class Given(SimpleNamespace):
-    """What the user gave, by the name of the flag."""
+    """The values of flags by name."""
 
 
 Body = Callable[[Given, Output], None]
@@ -29,13 +28,13 @@ class Command:
     Parameters
     ----------
     body : callable
-        What it does; its docstring is the help.
+        The function that runs; its docstring is the help.
     example : str
         Shown below the help.
     names : tuple of str
         Its flags and groups of flags, in the order of the help.
     own : dict of str to Flag
-        Flags that only this command has, or has with another default.
+        Flags that only this command has, or that differ from those of other commands.
     """
 
     body: Body
@@ -61,8 +60,4 @@ class Command:
 
 def command(example: str, *names: str, **own: Flag) -> Callable[[Body], Command]:
     """Make a command of a function; `names` are flags and groups of flags (see `rankfold.cli._options`)."""
-    return functools.partial(_command, example, names, own)
-
-
-def _command(example: str, names: tuple[str, ...], own: dict[str, Flag], body: Body) -> Command:
-    return Command(body=body, example=example, names=names, own=own)
+    return lambda body: Command(body=body, example=example, names=names, own=own)

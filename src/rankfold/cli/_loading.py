@@ -1,4 +1,4 @@
-"""Models, inputs, loaders and metrics from what the command line names."""
+"""Models, inputs, loaders and metrics that the command line names."""
 
 from __future__ import annotations
 
@@ -13,28 +13,23 @@ from torch import nn
 from rankfold import zoo
 from rankfold.batches import iterate, split_batch
 from rankfold.cli._command import Given
-from rankfold.cli._source import OPTIONS, Source, artifact_source, source_of
+from rankfold.cli._source import Source
 from rankfold.errors import ConfigError, DataError, RankfoldWarning, UnknownNameError
 from rankfold.evaluation import Metric, agreement, topk
 from rankfold.zoo.factories import is_factory
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of this name; ``"auto"`` is cuda where there is one."""
+    """Return the device of this name; ``"auto"`` is cuda if available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"]) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device is {name!r}, but this machine has {torch.cuda.device_count()} such. Try auto.")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ConfigError(f"--device {name!r} is not available: this machine has {count} CUDA devices. Try auto.")
     return device
-
-
-def check_name(source: Source) -> None:
-    """Raise if there is no such network, before anything is read or built."""
-    zoo.entry(source.model)
 
 
 def open_model(source: Source, device: torch.device | None = None) -> nn.Module:
@@ -44,16 +39,16 @@ def open_model(source: Source, device: torch.device | None = None) -> nn.Module:
 
 
 def is_trained(source: Source) -> bool:
-    """Whether the network comes with weights: from a file, or from a factory that may load its own."""
+    """Return whether the network has weights: from a file, or from a factory that may load its own."""
     return source.weights is not None or is_factory(source.model)
 
 
 def warn_untrained(source: Source) -> None:
-    """Warn if random weights are going to be measured."""
+    """Warn before a network with random weights is measured."""
     if source.data is not None and not is_trained(source):
         bundled = ", such as bundled" if zoo.entry(source.model).bundled else ""
         warnings.warn(
-            f"{source.model} has random weights, so what is measured means nothing. Give --weights{bundled}.",
+            f"{source.model} has random weights, so its accuracy is meaningless. Give --weights{bundled}.",
             RankfoldWarning,
             stacklevel=2,
         )
@@ -62,16 +57,16 @@ def warn_untrained(source: Source) -> None:
 def open_data(source: Source, split: str, **options: Any) -> Iterable[Any]:
     """Return a loader of one split of the source's data; `options` are those of `rankfold.zoo.data`."""
     if source.data is None:
-        raise DataError("this needs data. Give --data, such as mnist5k or cifar10:PATH.")
+        raise DataError("this command needs data. Give --data, such as mnist5k or cifar10:PATH.")
     info = zoo.entry(source.model)
     shape = source.input_size[1:] if source.input_size else info.input_shape
     if source.data.startswith("imagefolder:") and shape is not None and len(shape) == 3:
         options["image_size"] = (shape[1], shape[2])
-    chosen: dict[str, Any] = {"normalize": info, "batch_size": source.batch_size, "seed": source.seed, **options}
-    loader = zoo.data(source.data, split=split, **chosen)
+    options = {"normalize": info, "batch_size": source.batch_size, "seed": source.seed, **options}
+    loader = zoo.data(source.data, split=split, **options)
     if iter(loader) is loader:
         raise DataError(
-            f"{source.data!r} returned an iterator, which gives its batches once. Return a list or a DataLoader."
+            f"{source.data!r} returned an iterator, which yields its batches only once. Return a list or a DataLoader."
         )
     return loader
 
@@ -82,13 +77,7 @@ def open_test(source: Source) -> Iterable[Any] | None:
 
 
 def open_example(source: Source, test: Iterable[Any] | None) -> Any:
-    """Return an example input: of the given size, else the zoo's, else the first test image.
-
-    Raises
-    ------
-    ConfigError
-        If none of them is to be had.
-    """
+    """Return an example input: of the given size, else the zoo's, else the first test image."""
     if source.input_size is not None:
         return torch.randn(source.input_size, generator=torch.Generator().manual_seed(0))
     example = zoo.example_input(source.model)
@@ -96,74 +85,40 @@ def open_example(source: Source, test: Iterable[Any] | None) -> Any:
         inputs, _ = split_batch(next(iterate(test, "test")))
         example = inputs[:1] if isinstance(inputs, torch.Tensor) else inputs
     if example is None:
-        raise ConfigError(f"no example input is known for {source.model!r}. Give --input-size, such as 1,3,224,224.")
+        raise ConfigError(f"the input of {source.model!r} is unknown. Give --input-size, such as 1,3,224,224.")
     return example
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """The model and data that a command works on.
+    """The network with its weights, an example input, and loaders (None without data)."""
 
-    Parameters
-    ----------
-    source : Source
-        What they are called.
-    dense : Module
-        The network with its weights, on the device.
-    example : object
-        Its example input.
-    test, calibration : iterable or None
-        Loaders; None without data.
-    """
-
-    source: Source
     dense: nn.Module
     example: Any
     test: Iterable[Any] | None
-    calibration: Iterable[Any] | None = None
+    calibration: Iterable[Any] | None
 
     @property
     def metric(self) -> Metric | None:
-        """What is measured on the test images; None without data."""
+        """The metric on the test images; None without data."""
         return pick_metric(self.test, lambda: self.dense)
 
 
-def given_source(given: Given) -> Source:
-    """Return the source that a command's flags name."""
-    options = {name: getattr(given, name, None) for name in OPTIONS}
-    return source_of(given.model, **options, seed=given.seed)
-
-
-def artifact_of(given: Given, *, reads_data: bool) -> Source:
-    """Return the source of an artefact, with the flags that are given instead of what it remembers."""
-    options = {name: getattr(given, name, None) for name in OPTIONS}
-    return artifact_source(
-        given.artifact, model=given.original, trust=given.trust_source, reads_data=reads_data, **options
-    )
-
-
 def open_work(source: Source, given: Given, *, tests: bool = True) -> Work:
-    """Open what a command works on; without `tests` the example input alone is taken from the test images."""
-    place = pick_device(given.device)
-    check_name(source)
+    """Open the model and data of a command; without `tests` the test images only serve as the example input."""
+    device = pick_device(given.device)
+    zoo.entry(source.model)  # an unknown name is an error before data is read
     if tests:
         warn_untrained(source)
     test = open_test(source)
     images = getattr(given, "calibration_images", None)
     calibration = None if source.data is None or images is None else open_data(source, "calibration", limit=images)
-    dense = open_model(source, place)
-    return Work(source=source, dense=dense, example=open_example(source, test), test=test, calibration=calibration)
-
-
-def resized(example: Any, batch: int) -> Any:
-    """Return an example input of another batch size."""
-    if not isinstance(example, torch.Tensor):
-        raise ConfigError("--batch-size works with a single input tensor only. Leave it out, or give --input-size.")
-    return example[:1].repeat(batch, *[1] * (example.ndim - 1))
+    dense = open_model(source, device)
+    return Work(dense=dense, example=open_example(source, test), test=test, calibration=calibration)
 
 
 def pick_metric(test: Iterable[Any] | None, reference: Callable[[], nn.Module], k: int = 1) -> Metric | None:
-    """Return top-k accuracy where the data has labels, else agreement with the reference; None without data."""
+    """Return top-k accuracy if the data has labels, else agreement with the reference; None without data."""
     if test is None:
         return None
     _, target = split_batch(next(iter(test), ()))

@@ -1,4 +1,4 @@
-"""The flags of the command line: each stands here once, or is an option of `rankfold.api.options.Search`."""
+"""All flags of the command line, apart from the options of a search (`rankfold.api.options.Search`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL_HELP = "Network: a name of the zoo, torchvision/NAME, timm/NAME, pkg.modul
 DATA_HELP = "Data set: mnist5k, cifar10:PATH, imagefolder:PATH, npz:PATH, pkg.module:factory or file.py:factory."
 
 REQUIRED = inspect.Parameter.empty
-"""The default of a flag that has none."""
+"""Default of a required flag."""
 
 _SOURCE, SEARCH, _TUNE, OUTPUT = "Model and data", "Search", "Fine-tuning", "Output"
 
@@ -32,32 +32,33 @@ FLAGS: dict[str, Flag] = {
     "model": Flag(kind=str, names=None, default=REQUIRED, help=MODEL_HELP, metavar="MODEL"),
     "artifact": Flag(
         kind=str, names=None, default=REQUIRED, metavar="ARTEFACT",
-        help="Folder that compress, apply or finetune wrote.",
+        help="Folder written by compress, apply or finetune.",
     ),
     "original": Flag(
         kind=str | None, names=("--model",), metavar="MODEL", panel=_SOURCE,
-        help=f"{MODEL_HELP} By default the one that the artefact was made from.",
+        help=f"{MODEL_HELP} By default the network that the artefact was made from.",
     ),
     "weights": Flag(
         kind=str | None, metavar="FILE", panel=_SOURCE,
-        help="File of the trained weights (.safetensors or a state dict of torch), or 'bundled'. By default random.",
+        help="File of trained weights (.safetensors or a torch state dict), or 'bundled'. By default random weights.",
     ),
     "num_classes": Flag(
-        kind=int | None, least=1, panel=_SOURCE, help="Number of outputs, where it differs from the network's own."
+        kind=int | None, least=1, panel=_SOURCE, help="Number of outputs. By default that of the network."
     ),
     "data": Flag(kind=str | None, metavar="SPEC", panel=_SOURCE, help=DATA_HELP),
     "trust_source": Flag(
         kind=bool, default=False, panel=_SOURCE,
-        help="Run the Python code (factories) that the artefact's source.json names.",
+        help="Run Python code (factories) that the artefact's source.json names.",
     ),
     "input_size": Flag(
-        kind=str | None, metavar="SIZES", panel=_SOURCE, help="Shape of an input with its batch, such as 1,3,224,224."
+        kind=str | None, metavar="SIZES", panel=_SOURCE,
+        help="Shape of an input with its batch dimension, such as 1,3,224,224.",
     ),
     "batch_size": Flag(kind=int | None, least=1, panel=_SOURCE, help="Images per batch. By default 128."),
-    "limit_test": Flag(kind=int | None, least=1, panel=_SOURCE, help="Measure on at most this many test images."),
+    "limit_test": Flag(kind=int | None, least=1, panel=_SOURCE, help="Maximum number of test images to measure on."),
     "device": Flag(
         kind=str, default="auto", panel=_SOURCE,
-        help="Where models run: auto (cuda if available), cpu, cuda, cuda:1.",
+        help="Device of the models: auto (cuda if available), cpu, cuda or cuda:1.",
     ),
     "budget": Flag(
         kind=list[str] | None, names=("--budget", "-b"), metavar="BOUND", panel=SEARCH,
@@ -69,40 +70,42 @@ FLAGS: dict[str, Flag] = {
         help="Option of the strategy, such as rounds=2; may be repeated.",
     ),
     "calibration_images": Flag(
-        kind=int, default=1024, least=1, panel=SEARCH, help="Unlabelled training images to calibrate on."
+        kind=int, default=1024, least=1, panel=SEARCH, help="Number of unlabelled training images to calibrate on."
     ),
     "epochs": Flag(
         kind=int, default=0, least=0, names=("--epochs", "--finetune-epochs"), panel=_TUNE,
-        help="Passes over the training data; 0 leaves fine-tuning out.",
+        help="Passes over the training data. With 0 there is no fine-tuning.",
     ),
     "loss": Flag(
-        kind=str, default=_of_recipe("loss"), panel=_TUNE, help="auto, or terms joined by '+': task, distill, layer."
+        kind=str, default=_of_recipe("loss"), panel=_TUNE,
+        help="Loss: auto, or terms joined by '+': task, distill, layer.",
     ),
     "lr": Flag(kind=float | None, panel=_TUNE, help="Peak learning rate. By default that of the optimizer."),
-    "optimizer": Flag(kind=str, default=_of_recipe("optimizer"), panel=_TUNE, help="sgd or adamw."),
+    "optimizer": Flag(kind=str, default=_of_recipe("optimizer"), panel=_TUNE, help="Optimizer: sgd or adamw."),
     "finetune_option": Flag(
         kind=list[str] | None, metavar="KEY=VALUE", panel=_TUNE,
         help="Any other field of FineTune, such as target=0.9 or mixed_precision=bf16; may be repeated.",
     ),
     "train_batch_size": Flag(kind=int | None, least=1, panel=_TUNE, help="Images per step. By default --batch-size."),
-    "limit_train": Flag(kind=int | None, least=1, panel=_TUNE, help="Train on at most this many images."),
+    "limit_train": Flag(kind=int | None, least=1, panel=_TUNE, help="Maximum number of training images."),
     "max_steps": Flag(kind=int | None, least=1, panel=_TUNE, help="Stop after this many steps."),
-    "augment": Flag(kind=bool, default=False, panel=_TUNE, help="Random crops, and flips of colour images."),
+    "augment": Flag(kind=bool, default=False, panel=_TUNE, help="Apply random crops and, to colour images, flips."),
     "checkpoint": Flag(kind=str | None, metavar="PATH", panel=_TUNE, help="File or folder of the checkpoint."),
     "checkpoint_every": Flag(
         kind=int | None, least=1, panel=_TUNE, help="Steps between checkpoints. By default one after each epoch."
     ),
-    "restart": Flag(kind=bool, default=False, panel=_TUNE, help="Train from the start even if there is a checkpoint."),
+    "restart": Flag(kind=bool, default=False, panel=_TUNE, help="Ignore any checkpoint and start over."),
     "out": Flag(
         kind=str, default="out", names=("--out", "-o"), metavar="FOLDER", panel=OUTPUT,
         help="Folder for the artefact and its report.",
     ),
     "as_json": Flag(
         kind=bool, default=False, names=("--json",), panel=OUTPUT,
-        help="Print one JSON document on standard output, nothing else.",
+        help="Print a single JSON document on standard output.",
     ),
     "quiet": Flag(
-        kind=bool, default=False, names=("--quiet", "-q"), panel=OUTPUT, help="Print no tables and no progress."
+        kind=bool, default=False, names=("--quiet", "-q"), panel=OUTPUT,
+        help="Print results only, without tables and progress.",
     ),
 }  # fmt: skip
 
@@ -144,7 +147,7 @@ def flags_of(names: Sequence[str], own: dict[str, Flag]) -> dict[str, Flag]:
 
 
 def parameter(name: str, flag: Flag) -> inspect.Parameter:
-    """Return a flag as typer reads it: a parameter of a function."""
+    """Return a flag as a parameter of a function, which typer reads."""
     shown: dict[str, Any] = {"help": flag.help, "metavar": flag.metavar}
     if flag.panel is not None:
         shown["rich_help_panel"] = flag.panel

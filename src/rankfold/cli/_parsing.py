@@ -1,30 +1,48 @@
-"""Options that are little languages, and the records that flags make up."""
+"""Records that flags make up, and texts that are parsed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from rankfold import strategies
+from rankfold._config import build_config
 from rankfold._documents import parse_json
 from rankfold._options import options_of
 from rankfold.api import options as records
 from rankfold.cli._command import Given
+from rankfold.cli._loading import open_data
+from rankfold.cli._source import Source, names_code
 from rankfold.errors import ConfigError, CorruptArtifact
 from rankfold.records import Budget
+from rankfold.tune import FineTune
+
+_TUNE_FIELDS = ("epochs", "loss", "lr", "optimizer", "max_steps", "checkpoint", "checkpoint_every", "seed")
+
+
+def parse_share(text: str) -> Fraction | None:
+    """Return ``"85%"`` or ``"0.85"`` as an exact number; None if it is neither."""
+    try:
+        number = Fraction(text.strip().removesuffix("%"))
+    except (ValueError, ZeroDivisionError):
+        return None
+    return number / 100 if text.strip().endswith("%") else number
 
 
 def parse_options(texts: Sequence[str] | None, *, flag: str = "--strategy-option") -> dict[str, Any]:
-    """Return ``{"keep": 0.95}`` for ``["keep=0.95"]``; values are JSON where they can be, else text."""
+    """Return ``{"keep": 0.95}`` for ``["keep=0.95"]``; values that are not JSON are strings."""
     result: dict[str, Any] = {}
     for text in texts or ():
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"{flag} must be KEY=VALUE, such as keep=0.95. Got {text!r} instead.")
+        name = key.strip().replace("-", "_")
         try:
-            result[key.strip().replace("-", "_")] = parse_json(value, source=flag)
+            result[name] = parse_json(value, source=flag)
         except CorruptArtifact:
-            result[key.strip().replace("-", "_")] = value
+            result[name] = value
     return result
 
 
@@ -34,12 +52,12 @@ def parse_budget(texts: Sequence[str] | None) -> Budget | None:
 
 
 def search_options(given: Given) -> dict[str, Any]:
-    """Return keyword arguments of a search, checked as far as that goes without a model.
+    """Return the keyword arguments of a search; all checks that need no model are done.
 
     Raises
     ------
     RankfoldError
-        If a name is unknown (the nearest one is offered), or a value cannot be read.
+        If a name is unknown (the message suggests the nearest one), or a value cannot be parsed.
     """
     values: dict[str, Any] = {}
     for name, (_, known) in options_of(records.Search).items():
@@ -53,3 +71,40 @@ def search_options(given: Given) -> dict[str, Any]:
     if hasattr(given, "data"):
         records.reconstruction(search.reconstruct, has_data=given.data is not None, data_aware=search.data_aware)
     return values
+
+
+def recipe_of(given: Given, source: Source, *, checkpoint: str | None = None) -> FineTune | None:
+    """Return the recipe without its data; None if no epochs are requested.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range, or there is no data to train on.
+    UnknownNameError
+        If ``--finetune-option`` does not name a field of `FineTune`.
+    """
+    if not given.epochs:
+        return None
+    if source.data is None:
+        raise ConfigError(f"--epochs {given.epochs} needs data to train on. Give --data, or leave --epochs out.")
+    options: dict[str, Any] = {name: getattr(given, name) for name in _TUNE_FIELDS}
+    options |= {"resume": not given.restart, "checkpoint": given.checkpoint or checkpoint}
+    others = parse_options(given.finetune_option, flag="--finetune-option")
+    for key in others:
+        if key in options or key == "data":
+            flag = "restart" if key == "resume" else key.replace("_", "-")
+            raise ConfigError(f"--finetune-option does not take {key!r}. Use --{flag} instead.")
+    return build_config(FineTune, {**options, **others}, owner="fine-tuning")
+
+
+def with_data(recipe: FineTune | None, given: Given, source: Source) -> FineTune | None:
+    """Return the recipe with the source's training data."""
+    if recipe is None:
+        return None
+    options: dict[str, Any] = {"shuffle": True, "augment": given.augment}
+    if source.data is not None and names_code(source.data):
+        if given.augment:
+            raise ConfigError(f"--augment does not apply to {source.data!r}: a factory augments its own data.")
+        options = {}
+    size = given.train_batch_size or source.batch_size
+    return replace(recipe, data=open_data(source, "train", batch_size=size, limit=given.limit_train, **options))

@@ -1,4 +1,4 @@
-"""What every command shares: where text goes, how errors end it, and how warnings look."""
+"""Output, errors and warnings of all commands."""
 
 from __future__ import annotations
 
@@ -35,23 +35,16 @@ _SPELLING = {
     "Pass evaluate=..., such as evaluate=rf.top1(loader).": "Give --data.",
     "Pass calibration=..., or reconstruct='weights'.": "Give --data, or --reconstruct weights.",
 }
-"""How options are called on the command line, where the library's messages name its own."""
+"""Names of options in the library's messages, and on the command line."""
 
 show_traceback: ContextVar[bool] = ContextVar("show_traceback", default=False)
 """Set by ``rankfold --traceback``."""
 
 
 class Output:
-    """Where a command's words go.
+    """Output of a command to `stream`, the process's standard output.
 
-    Parameters
-    ----------
-    stream : file
-        The real standard output.
-    as_json : bool
-        Print one JSON document there and nothing else.
-    quiet : bool
-        Print nothing but results asked for by name, warnings and errors.
+    With `as_json` it is a single JSON document; with `quiet` only the command's results, no tables and no progress.
     """
 
     def __init__(self, stream: TextIO, *, as_json: bool, quiet: bool) -> None:
@@ -59,7 +52,7 @@ class Output:
 
     @property
     def talks(self) -> bool:
-        """Whether text for people is wanted."""
+        """Whether text for people is printed."""
         return not (self.as_json or self.quiet)
 
     def say(self, text: str = "") -> None:
@@ -68,26 +61,26 @@ class Output:
             print(printable(text), file=self.stream)
 
     def result(self, text: str) -> None:
-        """Print a line that is the command's answer: also with ``--quiet``."""
+        """Print a line of the command's results, also with ``--quiet``."""
         if not self.as_json:
             print(printable(text), file=self.stream)
 
     def show(self, draw: Callable[[Console], object]) -> None:
-        """Let rich draw something for people."""
+        """Draw something for people on rich's console."""
         if self.talks:
             from rankfold.reporting.terminal import default_console
 
             draw(default_console())
 
     def document(self, data: Mapping[str, Any]) -> None:
-        """Print the JSON document, if one is wanted."""
+        """Print the JSON document with ``--json``."""
         if self.as_json:
             print(json_text(data, indent=2), file=self.stream)
 
 
 @contextlib.contextmanager
 def session(*, as_json: bool, quiet: bool) -> Iterator[Output]:
-    """Give a command its output; what else prints to standard output goes to standard error with ``--json``."""
+    """Provide the output of a command. With ``--json``, other prints to standard output go to standard error."""
     out = Output(sys.stdout, as_json=as_json, quiet=quiet)
     with contextlib.ExitStack() as stack:
         if as_json:
@@ -98,7 +91,7 @@ def session(*, as_json: bool, quiet: bool) -> Iterator[Output]:
 
 
 def guarded(function: Callable[P, None]) -> Callable[P, None]:
-    """Make errors end a command with a message and an exit code, without a traceback."""
+    """Turn errors into a message and an exit code, without a traceback."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -120,8 +113,8 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
                     traceback.print_exc()
                 _tell(
                     f"unexpected error: {type(error).__name__}: {shortened(str(error))}\n"
-                    "This is a bug in rankfold or in code of yours that it ran. Please report it with what "
-                    "`rankfold --traceback COMMAND ...` shows."
+                    "This is a bug in rankfold or in your code that it ran. To report it, include the output of "
+                    "`rankfold --traceback COMMAND ...`."
                 )
                 raise typer.Exit(UNEXPECTED) from None
 
@@ -130,7 +123,7 @@ def guarded(function: Callable[P, None]) -> Callable[P, None]:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Show warnings as one line, without the place in the code that a user of the command does not know."""
+    """Show warnings as one line, without the file and line of code."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", RankfoldWarning)
         warnings.showwarning = _show_warning

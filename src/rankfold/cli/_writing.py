@@ -1,4 +1,4 @@
-"""Outputs: found out before the work whether they can be written, and listed after it."""
+"""Output files: checked before the work starts, and listed after it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,7 @@ from rankfold.storage.folder import PLAN_FILE
 
 
 def destination(path: str, source: Source) -> Destination:
-    """Return where an artefact goes, with ``source.json``, or say why that will not work.
-
-    Raises
-    ------
-    RankfoldError
-        If it is a file, holds other files or a damaged artefact, or cannot be written to. Nothing is written.
-    """
+    """Return the destination of an artefact with its ``source.json``; raise if it cannot be written there."""
     to = Destination(folder=Path(path).expanduser(), beside=source.texts)
     try:
         to.check()
@@ -34,32 +28,26 @@ def destination(path: str, source: Source) -> Destination:
 
 
 def check_file(path: str, suffixes: tuple[str, ...], flag: str = "--out") -> Path:
-    """Return the file to write to, or say why that will not work."""
-    file = Path(path).expanduser()
+    """Return the path of an output file; raise if it has another suffix or cannot be written."""
+    file, wanted = Path(path).expanduser(), " or ".join(suffixes)
     if os.path.isdir(file):
-        raise RankfoldError(f"{flag} {path!r} is a folder. Give a file ending in {' or '.join(suffixes)}.")
+        raise RankfoldError(f"{flag} {path!r} is a folder. Give a file ending in {wanted}.")
     if file.suffix.lower() not in suffixes:
-        raise ConfigError(f"{flag} must end in {' or '.join(suffixes)}. Got {path!r} instead.")
+        raise ConfigError(f"{flag} must end in {wanted}. Got {path!r} instead.")
     check_writable(file.parent)
     return file
 
 
 def close(out: Output, command: str, report: Report, files: Mapping[str, Path], **more: Any) -> None:
-    """Print the report and where everything lies."""
+    """Print the report and the paths of the output files."""
     out.show(report.print)
     for what, path in files.items():
         out.say(f"{what + ':':<10} {path}")
-    out.document(
-        {
-            "command": command,
-            "files": {what: str(path) for what, path in files.items()},
-            **more,
-            "report": json.loads(report.to_json()),
-        }
-    )
+    written = {what: str(path) for what, path in files.items()}
+    out.document({"command": command, "files": written, **more, "report": json.loads(report.to_json())})
 
 
 def artifact_files(folder: Path) -> dict[str, Path]:
-    """Return what an artefact's folder holds, by what it is."""
-    found = {"artefact": folder, "plan": folder / PLAN_FILE, "report": folder / "report.html"}
-    return {what: path for what, path in found.items() if path.exists()}
+    """Return the folder of an artefact and the files in it that users open."""
+    files = {"artefact": folder, "plan": folder / PLAN_FILE, "report": folder / "report.html"}
+    return {what: path for what, path in files.items() if path.exists()}

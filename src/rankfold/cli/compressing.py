@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import rankfold as rf
 from rankfold.cli._command import Given, command
-from rankfold.cli._loading import given_source, open_work
-from rankfold.cli._parsing import parse_budget, search_options
+from rankfold.cli._loading import open_work
+from rankfold.cli._parsing import parse_budget, recipe_of, search_options, with_data
 from rankfold.cli._session import Output
-from rankfold.cli._tuning import recipe_of, with_data
+from rankfold.cli._source import given_source
 from rankfold.cli._writing import artifact_files, close, destination
 
 
@@ -17,12 +17,12 @@ from rankfold.cli._writing import artifact_files, close, destination
     "model", "out", "search", "tuning", "source",
 )  # fmt: skip
 def compress(given: Given, out: Output) -> None:
-    """Compress a network: plan, apply, fine-tune, save, measure the saved model again, report.
+    """Compress a network: plan, apply, fine-tune, save, measure the saved model, report.
 
-    With --data the accuracy on the test images is measured before and after, and the factors are found on unlabelled
-    training images. Without it an example input is enough.
+    With --data, accuracy is measured on the test images before and after, and factors are computed from unlabelled
+    training images. Without --data, an example input is enough.
     """
-    source = given_source(given)
+    source = given_source(given, given.model)
     budget, search = parse_budget(given.budget), search_options(given)
     recipe = recipe_of(given, source)
     to = destination(given.out, source)

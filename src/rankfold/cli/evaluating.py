@@ -6,22 +6,13 @@ import os
 from dataclasses import replace
 
 import rankfold as rf
+from rankfold import zoo
 from rankfold._options import Flag
 from rankfold.cli._command import Given, command
-from rankfold.cli._loading import (
-    artifact_of,
-    check_name,
-    given_source,
-    is_trained,
-    open_data,
-    open_model,
-    pick_device,
-    pick_metric,
-    warn_untrained,
-)
+from rankfold.cli._loading import is_trained, open_data, open_model, pick_device, pick_metric, warn_untrained
 from rankfold.cli._options import FLAGS, MODEL_HELP
 from rankfold.cli._session import Output
-from rankfold.cli._source import Source
+from rankfold.cli._source import Source, artifact_source, given_source
 from rankfold.errors import ConfigError, CorruptArtifact
 from rankfold.reporting import MetricValue, Report
 from rankfold.reporting.words import metric as in_words
@@ -31,33 +22,32 @@ from rankfold.reporting.words import metric as in_words
     "rankfold evaluate small",
     "artifact", "artefact_source", "top", "agreement",
     artifact=replace(FLAGS["artifact"], help=f"An artefact's folder, or a network. {MODEL_HELP}", metavar="TARGET"),
-    top=Flag(kind=int, default=1, least=1, help="Count a prediction if the class is among this many best ones."),
+    top=Flag(
+        kind=int, default=1, least=1, help="Count a prediction as correct if the class is among this many best ones."
+    ),
     agreement=Flag(
-        kind=bool, default=False, help="Share of predictions that equal the original's; needs no labels."
+        kind=bool, default=False, help="Measure the share of predictions that equal the original's; needs no labels."
     ),
 )  # fmt: skip
 def evaluate(given: Given, out: Output) -> None:
-    """Measure a compressed model, or a dense one, on the test images.
+    """Measure a compressed model or a dense network on the test images.
 
-    An artefact remembers its network and its data, so its folder is all that is needed; options take precedence over
-    what it remembers. Python code that it names is not run unless you name it again or pass --trust-source.
+    An artefact records its network and data, so its folder is sufficient; options take precedence. Python code that the
+    artefact names is not run unless you name it yourself or pass --trust-source.
     """
     target = given.artifact
     artifact = os.path.exists(target) or target.endswith(("/", "\\"))
-    if artifact:
-        source = artifact_of(given, reads_data=True)
-    elif given.original is not None:
-        raise ConfigError(f"--model goes with an artefact, but there is no folder {target!r}.")
-    else:
-        source = given_source(Given(**{**vars(given), "model": target, "seed": 0}))
-    place = pick_device(given.device)
-    check_name(source)
+    if not artifact and given.original is not None:
+        raise ConfigError(f"--model requires an artefact, but there is no folder {target!r}.")
+    source = artifact_source(given, reads_data=True) if artifact else given_source(given, target)
+    device = pick_device(given.device)
+    zoo.entry(source.model)
     if not artifact:
         warn_untrained(source)
     test = open_data(source, "test", limit=source.limit_test)
-    fresh = open_model(source, place)
-    measured = rf.load(target, fresh) if artifact else fresh
-    metric = rf.agreement(fresh, test) if given.agreement else pick_metric(test, lambda: fresh, given.top)
+    dense = open_model(source, device)
+    measured = rf.load(target, dense) if artifact else dense
+    metric = rf.agreement(dense, test) if given.agreement else pick_metric(test, lambda: dense, given.top)
     assert metric is not None
     if metric.name == "agreement":
         _check_reference(artifact, source)
@@ -76,7 +66,7 @@ def evaluate(given: Given, out: Output) -> None:
 def _check_reference(artifact: bool, source: Source) -> None:
     if not artifact:
         raise ConfigError(
-            f"agreement compares an artefact with its original, but {source.model!r} is the original itself. "
+            f"agreement compares an artefact with its original, but {source.model!r} is an original. "
             "Give an artefact's folder, or data with labels."
         )
     if not is_trained(source):
@@ -84,13 +74,13 @@ def _check_reference(artifact: bool, source: Source) -> None:
 
 
 def _compare(out: Output, target: str, name: str, value: float) -> None:
-    """Say whether the report next to the artefact has the same value."""
+    """Print whether the report next to the artefact has the same value."""
     try:
         report = Report.load(target)
     except CorruptArtifact:
-        return  # an artefact needs no report
-    for known in report.metrics:
-        if known.name == name and known.final == value:
+        return  # an artefact may have no report
+    for reported in report.metrics:
+        if reported.name == name and reported.final == value:
             out.say("the report says the same")
-        elif known.name == name:
-            out.say(f"the report says {known.final!r}, this run {value!r}: another machine, device or batch size?")
+        elif reported.name == name:
+            out.say(f"the report says {reported.final!r}, this run {value!r}: another machine, device or batch size?")

@@ -6,8 +6,9 @@ from typing import Any
 
 import rankfold as rf
 from rankfold.cli._command import Given, command
-from rankfold.cli._loading import given_source, open_work
+from rankfold.cli._loading import open_work
 from rankfold.cli._session import Output
+from rankfold.cli._source import given_source
 from rankfold.records import Cost, Inventory
 from rankfold.reporting.terminal import print_record
 
@@ -17,11 +18,11 @@ from rankfold.reporting.terminal import print_record
     "model", "weights", "include", "exclude", "keep_first_last", "input_size", "num_classes", "data", "device", "seed",
 )  # fmt: skip
 def inspect(given: Given, out: Output) -> None:
-    """List a network's layers: what each costs, and whether it can be compressed or why not.
+    """List a network's layers: the cost of each, and whether it can be compressed or why not.
 
-    The first line says what share of the network can be compressed. Weights are not needed.
+    The first line is the share of the network that can be compressed. Weights are not needed.
     """
-    work = open_work(given_source(given), given, tests=False)
+    work = open_work(given_source(given, given.model), given, tests=False)
     inventory = rf.inspect(
         work.dense, work.example, include=given.include or None, exclude=given.exclude or None,
         keep_first_last=given.keep_first_last,
@@ -39,7 +40,7 @@ def _as_json(inventory: Inventory) -> dict[str, Any]:
         "coverage": {"params": params, "macs": macs},
         "uncounted": list(inventory.uncounted),
         "example": inventory.example,
-        "total": cost_as_json(inventory.total),
+        "total": _cost(inventory.total),
         "layers": [
             {
                 "name": layer.name,
@@ -50,7 +51,7 @@ def _as_json(inventory: Inventory) -> dict[str, Any]:
                 "calls": sum(call.count for call in layer.calls),
                 "aliases": list(layer.aliases),
                 "ties": list(layer.ties),
-                **cost_as_json(inventory.costs.get(layer.name, Cost())),
+                **_cost(inventory.costs.get(layer.name, Cost())),
             }
             for layer in inventory
         ],
@@ -60,6 +61,5 @@ def _as_json(inventory: Inventory) -> dict[str, Any]:
     }
 
 
-def cost_as_json(cost: Cost) -> dict[str, int]:
-    """Return a cost as JSON-ready values."""
+def _cost(cost: Cost) -> dict[str, int]:
     return {"params": cost.params, "macs": cost.macs, "fm": cost.fm, "weight_bytes": cost.weight_bytes}

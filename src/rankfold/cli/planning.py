@@ -9,10 +9,11 @@ from rankfold._options import Flag
 from rankfold.api.options import reconstruction
 from rankfold.api.realizing import predict
 from rankfold.cli._command import Given, command
-from rankfold.cli._loading import given_source, open_work
+from rankfold.cli._loading import open_work
 from rankfold.cli._options import OUTPUT, REQUIRED
 from rankfold.cli._parsing import parse_budget, search_options
 from rankfold.cli._session import Output
+from rankfold.cli._source import given_source
 from rankfold.cli._writing import artifact_files, check_file, close, destination
 
 
@@ -21,38 +22,36 @@ from rankfold.cli._writing import artifact_files, check_file, close, destination
     "model", "out", "search", "weights", "data", "input_size", "num_classes", "batch_size", "device",
     out=Flag(
         kind=str, default=REQUIRED, names=("--out", "-o"), metavar="FILE", panel=OUTPUT,
-        help="File of the plan, ending in .json.",
+        help="File for the plan, ending in .json.",
     ),
 )  # fmt: skip
 def plan(given: Given, out: Output) -> None:
-    """Choose method and ranks of every layer, and write them to a file that you can read and edit.
+    """Choose the method and ranks of each layer, and write them to a file that you can read and edit.
 
-    The network is not changed: `rankfold apply` carries out the plan.
+    The network is not changed. Use `rankfold apply` to apply the plan.
     """
-    source = given_source(given)
+    source = given_source(given, given.model)
     budget, search = parse_budget(given.budget), search_options(given)
     file = check_file(given.out, (".json",))
     work = open_work(source, given)
-    made = rf.plan(work.dense, work.example, budget=budget, calibration=work.calibration, **search)
-    made.save(file)
+    planned = rf.plan(work.dense, work.example, budget=budget, calibration=work.calibration, **search)
+    planned.save(file)
     selection = {key: search[key] for key in ("include", "exclude", "keep_first_last")}
-    report = predict(rf.inspect(work.dense, work.example, **selection), made, given.model)
-    close(out, "plan", report, {"plan": file}, plan=json.loads(made.to_json()))
+    report = predict(rf.inspect(work.dense, work.example, **selection), planned, given.model)
+    close(out, "plan", report, {"plan": file}, plan=json.loads(planned.to_json()))
 
 
 @command(
     "rankfold apply lenet5_mnist5k --weights bundled --plan plan.json --data mnist5k --out small",
     "model", "plan", "out", "calibration_images", "data_aware", "reconstruct", "source",
-    plan=Flag(
-        kind=str, default=REQUIRED, metavar="FILE", help="A plan, edited or not, or an artefact's folder."
-    ),
+    plan=Flag(kind=str, default=REQUIRED, metavar="FILE", help="A plan file, edited or not, or an artefact's folder."),
 )  # fmt: skip
 def apply(given: Given, out: Output) -> None:
-    """Carry out a plan, and save the compressed model.
+    """Apply a plan, and save the compressed model.
 
-    With --data the factors are found on unlabelled training images, and the accuracy is measured before and after.
+    With --data, factors are computed from unlabelled training images, and accuracy is measured before and after.
     """
-    source = given_source(given)
+    source = given_source(given, given.model)
     chosen = rf.Plan.load(given.plan)
     how = reconstruction(given.reconstruct, has_data=given.data is not None, data_aware=given.data_aware)
     to = destination(given.out, source)

@@ -1,4 +1,4 @@
-"""``rankfold report``: an artefact's report in any form."""
+"""``rankfold report``."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def report(given: Given, out: Output) -> None:
     """Print an artefact's report, or write it as HTML, Markdown or JSON."""
     file = None if given.out is None else check_file(given.out, (".html", ".md", ".json"))
     loaded = Report.load(given.artifact)
+    files: dict[str, str] = {}
     if file is None:
         out.show(loaded.print)
     else:
         loaded.save(file)
+        files["report"] = str(file)
         out.say(f"report: {file}")
-    files = {} if file is None else {"report": str(file)}
     out.document({"command": "report", "files": files, "report": json.loads(loaded.to_json())})

@@ -10,11 +10,11 @@ from torch import nn
 import rankfold as rf
 from rankfold.api.realizing import Draft, Realizer
 from rankfold.cli._command import Given, command
-from rankfold.cli._loading import artifact_of, is_trained, open_work
+from rankfold.cli._loading import is_trained, open_work
 from rankfold.cli._options import FLAGS, REQUIRED
+from rankfold.cli._parsing import recipe_of, with_data
 from rankfold.cli._session import Output
-from rankfold.cli._source import Source
-from rankfold.cli._tuning import recipe_of, with_data
+from rankfold.cli._source import Source, artifact_source
 from rankfold.cli._writing import artifact_files, close, destination
 from rankfold.errors import ConfigError, CorruptArtifact
 from rankfold.reporting import Report
@@ -27,15 +27,15 @@ from rankfold.reporting import Report
     epochs=replace(FLAGS["epochs"], default=5, least=1, help="Passes over the training data."),
 )  # fmt: skip
 def finetune(given: Given, out: Output) -> None:
-    """Train a compressed model, with the original as its teacher where its weights are known.
+    """Train a compressed model, with the original as its teacher if its weights are known.
 
-    A run that was killed resumes when the same command is given again: a checkpoint lies in the output folder until
-    the tuned model is written.
+    To resume an interrupted run, repeat the same command. The output folder holds a checkpoint until the tuned model is
+    written.
     """
-    source = artifact_of(given, reads_data=True)
+    source = artifact_source(given, reads_data=True)
     to = destination(given.out, source)
     if to.folder.resolve() == Path(given.artifact).expanduser().resolve():
-        raise ConfigError(f"--out {given.out!r} is the artefact itself, which is kept as it is. Give another folder.")
+        raise ConfigError(f"--out {given.out!r} is the artefact itself, which is not overwritten. Give another folder.")
     recipe = recipe_of(given, source, checkpoint=given.out)
     work = open_work(source, given)
     recipe = with_data(recipe, given, source)
@@ -47,7 +47,7 @@ def finetune(given: Given, out: Output) -> None:
     draft = _draft(realizer, rf.load(given.artifact, work.dense), given.artifact, source)
     teacher = work.dense if is_trained(source) else None
     if teacher is None:
-        out.say("no weights of the original are known: training without it as the teacher (see --weights)")
+        out.say("the weights of the original are unknown: training without a teacher (see --weights)")
     tuned = realizer.tune(draft, recipe, teacher=teacher)
     if tuned.resumed_from:
         out.say(f"resumed from step {tuned.resumed_from} of {tuned.steps}")
@@ -59,25 +59,20 @@ def finetune(given: Given, out: Output) -> None:
 
 
 def _draft(realizer: Realizer, small: nn.Module, artifact: str, source: Source) -> Draft:
-    """Return the model of an artefact with what its report knows, as far as that is of the same data and network."""
-    earlier = _earlier(artifact)
-    rows = () if earlier is None else earlier.layers
+    """Return the model of an artefact with the values of its report that were measured on the same data and network."""
+    try:
+        report = Report.load(artifact)
+    except CorruptArtifact:
+        report = None  # an artefact may have no report
+    rows = report.layers if report else ()
     errors = {row.name: row.measured_error for row in rows if row.measured_error is not None}
     notes = ["measured errors are those before fine-tuning"] if rows else []
     draft = Draft(model=small, errors=errors, notes=notes)
     remembered = Source.load(artifact) or source
-    if earlier is not None and realizer.metric is not None and replace(remembered, seed=source.seed) == source:
-        for known in earlier.metrics:
-            if known.name == realizer.metric.name:
-                draft.values = {"dense": known.dense, "compressed": known.final}
+    if report and realizer.metric is not None and replace(remembered, seed=source.seed) == source:
+        for reported in report.metrics:
+            if reported.name == realizer.metric.name:
+                draft.values = {"dense": reported.dense, "compressed": reported.final}
     if not draft.values:
         draft.values = {"dense": realizer.value(realizer.model), "compressed": realizer.value(small)}
     return draft
-
-
-def _earlier(folder: str | Path) -> Report | None:
-    """Return the report next to an artefact; None if there is none that can be read."""
-    try:
-        return Report.load(folder)
-    except CorruptArtifact:
-        return None
