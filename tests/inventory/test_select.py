@@ -89,11 +89,11 @@ def test_a_single_layer_is_selected_by_type_or_star() -> None:
 @pytest.mark.parametrize(
     ("selector", "message"),
     [
-        ("boby.*", r"'boby.\*' selects no layer; there are 'body\.[01]'"),
-        ("Head", "'Head' selects no layer"),
-        ("re:hea", "'re:hea' selects no layer"),
-        (nn.Conv3d, "Conv3d selects no layer; there are 'head', 'body.0'"),
-        (["head", "nothing"], "'nothing' selects no layer"),
+        ("boby.*", r"'boby.\*' matches no layer. Close matches: 'body\.[01]'"),
+        ("Head", "'Head' matches no layer"),
+        ("re:hea", "'re:hea' matches no layer"),
+        (nn.Conv3d, "Conv3d matches no layer. Available layers: 'head', 'body.0'"),
+        (["head", "nothing"], "'nothing' matches no layer"),
     ],
 )
 def test_what_selects_nothing_is_an_error(option: str, selector: Any, message: str) -> None:

@@ -96,7 +96,7 @@ def test_tensor_subclasses_are_skipped() -> None:
     linear.weight = nn.Parameter(linear.weight.detach().as_subclass(Wrapped))
     (layer,) = static_inventory(linear)
     assert layer.skip is not None
-    assert "Wrapped, no plain tensor" in layer.skip
+    assert "Wrapped, not a plain tensor" in layer.skip
 
 
 def test_a_frozen_buffer_is_no_parameter() -> None:
@@ -106,7 +106,7 @@ def test_a_frozen_buffer_is_no_parameter() -> None:
     linear.register_buffer("weight", weight)
     (layer,) = inspect(linear, torch.zeros(1, 2)).layers
     assert layer.skip is not None
-    assert layer.skip.startswith("its weight is no parameter")
+    assert layer.skip.startswith("its weight is not a parameter")
 
 
 class Upsample(nn.Module):

@@ -89,7 +89,7 @@ def test_a_failing_forward_says_what_and_with_which_input() -> None:
     assert "4x5 float32" in message
     assert "RuntimeError: " in message
     assert "shapes cannot be multiplied (4x5 and 3x2)" in message
-    assert "a tuple holds positional arguments" in message
+    assert "a tuple of positional arguments" in message
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
@@ -127,7 +127,7 @@ def test_a_model_that_cannot_be_counted_is_warned_about(monkeypatch: pytest.Monk
     with pytest.warns(RankfoldWarning, match="no formula for these shapes"):
         inventory = inspect(net, torch.zeros(4, 3))
     assert inventory.total.macs == 4 * (6 + 4)
-    assert inventory.uncounted == ("all operations outside of the layers",)
+    assert inventory.uncounted == ("all operations outside the layers",)
     assert [call.count for layer in inventory for call in layer.calls] == [1, 1]
 
 

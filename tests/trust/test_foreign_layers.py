@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
 import rankfold as rf
-from rankfold.api.compressing import measured_errors
+from rankfold.api.applying import measured_errors
 from rankfold.errors import PlanMismatch
 from rankfold.inventory import layer_bias, layer_weight, static_inventory
 from rankfold.records import Choice

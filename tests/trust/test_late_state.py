@@ -111,7 +111,7 @@ def test_a_layer_that_is_not_there_yet_is_asked_for(verb: str, tmp_path: Path) -
         "plan": lambda: rf.plan(net, X, budget=BUDGET),
         "compress": lambda: rf.compress(net, X, budget=BUDGET, output=out),
     }
-    with pytest.raises(ModelError, match=r"makes 'b\.weight' in its first forward pass.*Run the model once before"):
+    with pytest.raises(ModelError, match=r"creates 'b\.weight' in its first forward pass.*Run the model once before"):
         calls[verb]()
     assert net.b is None
     assert not out.exists()

@@ -48,7 +48,7 @@ def observe_layers(
     model: nn.Module, layers: Mapping[str, LayerInfo], batches: Iterable[Any]
 ) -> tuple[dict[str, Use], set[str]]:
     """Return how a model uses each layer on the first batch, and which layers' weights are also used elsewhere."""
-    entries = scan(model).entries
+    entries, _ = scan(model)
     usage = Usage(entries)
     modules = {name: layer_modules(model, layer) for name, layer in layers.items()}
     with undisturbed(model) as reset:

@@ -1,17 +1,14 @@
-"""Model in, layers out: what there is to compress, found by hooks on an example input."""
+"""List a model's layers, and run models without changing them."""
 
 from rankfold.inventory.copying import copy_model as copy_model
-from rankfold.inventory.exported import ExportedGraph as ExportedGraph
 from rankfold.inventory.exported import export_graph as export_graph
 from rankfold.inventory.operations import OperationCounter as OperationCounter
 from rankfold.inventory.quiet import call_example as call_example
-from rankfold.inventory.quiet import describe as describe
 from rankfold.inventory.quiet import evaluating as evaluating
 from rankfold.inventory.quiet import example_failure as example_failure
 from rankfold.inventory.quiet import fused_attention_off as fused_attention_off
 from rankfold.inventory.quiet import measure as measure
 from rankfold.inventory.quiet import model_inputs as model_inputs
-from rankfold.inventory.quiet import on_device_of as on_device_of
 from rankfold.inventory.quiet import run_batch as run_batch
 from rankfold.inventory.quiet import run_example as run_example
 from rankfold.inventory.quiet import undisturbed as undisturbed

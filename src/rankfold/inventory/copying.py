@@ -1,4 +1,4 @@
-"""Copies of whole models."""
+"""Copy whole models."""
 
 from __future__ import annotations
 
@@ -17,67 +17,65 @@ _CUSTOM = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
 
 
 def copy_model(model: nn.Module, *, instead: str | None = None) -> nn.Module:
-    """Return a deep copy, which can be trained wherever the model came from.
+    """Return a trainable deep copy of any model.
 
-    Tensors that a module computed and keeps with their graph, in attributes, lists, dicts or objects at any depth, are
-    copied without it. What cannot be copied (locks, files, sockets, thread pools, generators) is shared with the
-    original. Tensors made in inference mode become ordinary ones.
+    Tensors that a module computed and stored with their graph, in attributes, lists, dicts or objects at any depth, are
+    copied without it. Objects that cannot be copied (locks, files, sockets, thread pools, generators) are shared with
+    the original. Inference tensors become ordinary ones.
 
     Parameters
     ----------
     model : Module
-        Any model.
+        The model.
     instead : str, optional
-        The function that works in place, for the message if there is no copy to be had.
+        A function that works in place, which the error message recommends.
 
     Raises
     ------
     ModelError
-        If it is no model, or a module in it cannot be copied.
+        If `model` is not a module, or contains a module that cannot be copied.
     """
     require_module(model)
     with torch.inference_mode(False):
-        made = {id(value): twin for value in reach(model) if (twin := _tensor_by_hand(value)) is not None}
+        memo = {id(value): twin for value in reach(model) if (twin := _copy_tensor(value)) is not None}
         try:
-            return copy.deepcopy(model, dict(made))
+            return copy.deepcopy(model, dict(memo))
         except Exception:  # a module's own __deepcopy__ or __reduce__ may raise anything
-            made |= _shared(model, made)
+            memo |= _shared(model, memo)
         try:
-            return copy.deepcopy(model, made)
+            return copy.deepcopy(model, memo)
         except Exception as error:
             advice = "Let its classes support copy.deepcopy"
             advice += "." if instead is None else f", or use {instead}, which works in place and needs no copy."
             raise ModelError(f"the model cannot be copied: {error}. {advice}") from error
 
 
-def _shared(model: nn.Module, made: dict[int, Any]) -> dict[int, Any]:
-    """Return what cannot be copied and is no module, by id: what is inside of others first."""
+def _shared(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
+    """Return by id the objects that cannot be copied and are not modules, those inside other objects first."""
     shared: dict[int, Any] = {}
     for value in reversed(list(reach(model))):
         if isinstance(value, nn.Module | Tensor | tuple | frozenset) or base_container(value) or _is_plain(value):
             continue
         try:
-            copy.deepcopy(value, made | shared)
-        except Exception:  # whatever it raises
+            copy.deepcopy(value, memo | shared)
+        except Exception:  # raised by the object's own code
             shared[id(value)] = value
     return shared
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether an object is copied attribute by attribute, each of which is looked at on its own."""
-    own = (getattr(type(value), n, None) is not getattr(object, n, None) for n in _CUSTOM)
-    return is_record(value) and not any(own)
+    """Whether an object is copied attribute by attribute; its attributes are then checked separately."""
+    custom = (getattr(type(value), name, None) is not getattr(object, name, None) for name in _CUSTOM)
+    return is_record(value) and not any(custom)
 
 
-def _tensor_by_hand(tensor: Any) -> Tensor | None:
-    """Return a copy of a tensor that torch does not copy; None for anything else."""
+def _copy_tensor(tensor: Any) -> Tensor | None:
+    """Return a copy of a tensor that ``copy.deepcopy`` rejects; None for anything else."""
     if not isinstance(tensor, Tensor):
         return None
     if is_lazy(tensor):
-        if isinstance(tensor, nn.Parameter):
-            return None
         cls: Any = type(tensor)
-        return cls(device=tensor.device, dtype=tensor.dtype)
+        return None if isinstance(tensor, nn.Parameter) else cls(device=tensor.device, dtype=tensor.dtype)
     if not tensor.is_leaf:
         return tensor.detach().clone()
     grad = None if isinstance(tensor, nn.Parameter) else tensor.grad

@@ -1,9 +1,8 @@
-"""A model's graph by ``torch.export``, and which of its operations compute which layer."""
+"""Export a model's graph with ``torch.export`` and find the operations that compute each layer."""
 
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,10 @@ from torch.export.graph_signature import InputKind
 
 from rankfold.errors import ModelError
 from rankfold.inventory.quiet import describe, on_device_of, undisturbed
-from rankfold.inventory.sharing import memory_range, storage_pointer
-from rankfold.inventory.static import scan
+from rankfold.inventory.sharing import Range, labelled_ranges, memory_range, overlapping, storage_pointer
+from rankfold.inventory.static import scan, weight_memory
 
-# Operations that a layer's weight takes part in when the layer runs; an embedding that shares it is none.
+# Operations that multiply by a layer's weight. An embedding that shares the weight does not.
 _PRODUCTS = frozenset(
     f"aten::{name}"
     for name in (
@@ -26,13 +25,10 @@ _PRODUCTS = frozenset(
     )
 )  # fmt: skip
 
-# Bytes of memory, and the layer whose weight they hold.
-_Ranges = list[tuple[int, int, str]]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExportedGraph:
-    """What a model computes on an example input.
+    """The computation of a model on an example input.
 
     Parameters
     ----------
@@ -41,8 +37,8 @@ class ExportedGraph:
     constants : frozenset of str
         Names of the placeholders that are parameters, buffers or other constants.
     users : dict of str to tuple of str
-        By node name, the layers that the node computes: one; or the input projections of an ``nn.MultiheadAttention``
-        that it multiplies by at once.
+        By node name, the layers that the node computes: one, or several input projections of an
+        ``nn.MultiheadAttention`` in a single product.
     """
 
     graph: fx.Graph
@@ -53,22 +49,17 @@ class ExportedGraph:
 def export_graph(model: nn.Module, example_input: Any) -> ExportedGraph:
     """Export a model in eval mode and find its layers in the graph, by the memory of their weights.
 
-    The model is traced once on fake tensors, without copying its weights, and left as it was. Memory and not names
-    tells the layers, so tied weights, repeated calls and weights computed by a parametrisation are found.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The model.
-    example_input : object
-        A tuple holds positional arguments, a mapping keyword arguments; anything else is the one argument.
+    The model is traced once on fake tensors, without copying its weights, and left unchanged. Layers are identified by
+    memory, not by name, so tied weights, repeated calls and weights computed by a parametrisation are found.
+    `example_input` is that of `run_example`.
 
     Raises
     ------
     ModelError
         If ``torch.export`` cannot trace the model.
     """
-    ranges = _weight_ranges(model)
+    entries, _ = scan(model)
+    ranges = labelled_ranges((tensor, entries[i].info.name) for tensor, i in weight_memory(entries))
     with undisturbed(model):
         program = _export(model, on_device_of(model, example_input))
         signature = program.graph_signature
@@ -97,29 +88,18 @@ def _export(model: nn.Module, example: Any) -> torch.export.ExportedProgram:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(
             f"the model cannot be exported on the example input, {describe(example)}: torch.export raised "
-            f"{type(error).__name__}: {reason}\nA bound on ram needs the model's graph: the peak depends on the "
-            "order of all operations. Bound other resources, or remove what torch.export refuses from the model."
+            f"{type(error).__name__}: {reason}\nA bound on ram requires the model's graph, because the peak depends on "
+            "the order of all operations. Bound other resources, or remove the unsupported code from the model."
         ) from error
 
 
-def _weight_ranges(model: nn.Module) -> dict[int, _Ranges]:
-    """Return where the layers' weights lie, by the address of the memory."""
-    ranges: dict[int, _Ranges] = defaultdict(list)
-    for entry in scan(model).entries:
-        for member in entry.members:
-            for tensor in member.stored if member.weight is None else (member.weight,):
-                if pointer := storage_pointer(tensor):
-                    ranges[pointer].append((*memory_range(tensor), entry.info.name))
-    return ranges
-
-
 def _users(
-    graph: fx.Graph, constants: frozenset[str], tensors: Mapping[str, Tensor], ranges: Mapping[int, _Ranges]
+    graph: fx.Graph, constants: frozenset[str], tensors: Mapping[str, Tensor], ranges: Mapping[int, list[Range]]
 ) -> dict[str, tuple[str, ...]]:
     """Return the layers of every product with a weight."""
-    # Of each node that depends on no input: the weights in its memory, by their bytes, or those it is computed from.
-    held: dict[fx.Node, _Ranges] = {}
-    memory: dict[int, _Ranges] = {}
+    # For each node that depends on no input: the weights in its memory, or those that it is computed from.
+    held: dict[fx.Node, list[Range]] = {}
+    memory: dict[int, list[Range]] = {}
     users: dict[str, tuple[str, ...]] = {}
     for node in graph.nodes:
         value = node.meta.get("val")
@@ -132,31 +112,26 @@ def _users(
             known = memory.get(_cell(value)) if isinstance(value, Tensor) else None
             held[node] = _merged(held, node.all_input_nodes) if known is None else known
         elif getattr(getattr(node.target, "_schema", None), "name", None) in _PRODUCTS:
-            names = [name for operand in node.all_input_nodes if operand in held for name in _inside(operand, held)]
+            weights = (overlapping(held[x], x.meta["val"]) for x in node.all_input_nodes if x in held)
+            names = [name for operand in weights for _, _, name in operand]
             if names:
                 users[node.name] = tuple(dict.fromkeys(names))
     return users
 
 
-def _placed(tensor: Tensor | None, value: Any, ranges: Mapping[int, _Ranges]) -> _Ranges:
-    """Return the weights in a parameter's memory, in the bytes of its fake twin."""
+def _placed(tensor: Tensor | None, value: Any, ranges: Mapping[int, list[Range]]) -> list[Range]:
+    """Return the weights in a parameter's memory, as ranges of the fake tensor that stands for it."""
     if tensor is None or not isinstance(value, Tensor):
         return []
     shift = memory_range(value)[0] - memory_range(tensor)[0]
-    start, stop = memory_range(tensor)
-    found = ranges.get(storage_pointer(tensor), [])
-    return [(low + shift, high + shift, name) for low, high, name in found if low < stop and start < high]
+    shared = overlapping(ranges.get(storage_pointer(tensor), ()), tensor)
+    return [(low + shift, high + shift, name) for low, high, name in shared]
 
 
-def _merged(held: Mapping[fx.Node, _Ranges], nodes: Iterable[fx.Node]) -> _Ranges:
-    """Return the weights that something is computed from, wherever in its memory."""
+def _merged(held: Mapping[fx.Node, list[Range]], nodes: Iterable[fx.Node]) -> list[Range]:
+    """Return the weights that a tensor is computed from, as ranges of all of its memory."""
     names = dict.fromkeys(name for node in nodes for _, _, name in held[node])
     return [(0, 2**62, name) for name in names]
-
-
-def _inside(node: fx.Node, held: Mapping[fx.Node, _Ranges]) -> list[str]:
-    start, stop = memory_range(node.meta["val"])
-    return [name for low, high, name in held[node] if start < high and low < stop]
 
 
 def _cell(value: Tensor) -> int:

@@ -1,9 +1,9 @@
-"""What counts as a multiply-accumulate, operation by operation.
+"""Formulas for the multiply-accumulates of each operation.
 
-A multiply-accumulate is a product that is added to a sum: those of matrix products, convolutions, attention and
-recurrent layers, of distances between all pairs, and of Fourier transforms (by the usual 5 N log2 N floating-point
-operations). Elementwise products, normalisation, softmax, pooling and interpolation count nothing. A mask saves
-nothing, and a product of complex numbers counts once.
+A multiply-accumulate is a product that is added to a sum. Counted are matrix products, convolutions, attention,
+recurrent layers, pairwise distances and Fourier transforms (5 N log2 N floating-point operations). Elementwise
+products, normalisation, softmax, pooling and interpolation count zero. Masks do not lower the count, and a product of
+complex numbers counts once.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 Formula = Callable[[Sequence[Any], Any], int]
-"""From an operation's arguments and its result to its multiply-accumulates."""
+"""Maps an operation's arguments and result to its number of multiply-accumulates."""
 
 
 def may_multiply(name: str) -> bool:
-    """Tell whether an operation without a formula may do work that should be counted."""
+    """Whether an operation without a formula may perform multiply-accumulates."""
     namespace, _, plain = name.partition("::")
     if namespace in FREE_NAMESPACES or name in FREE:
         return False
@@ -29,13 +29,13 @@ def may_multiply(name: str) -> bool:
 
 def _product(first: int) -> Formula:
     """Return the formula of a matrix product whose left factor is the argument at `first`."""
-    # torch.bmm and its kin have the batch in both factors.
+    # In batched products such as torch.bmm, both the first factor and the output hold the batch.
     return lambda args, out: args[first].numel() * out.shape[-1]
 
 
 def _grouped_product(args: Sequence[Any], _: Any) -> int:
     left, right = args[:2]
-    # Each column of a two-dimensional right factor belongs to one group.
+    # Each column of a two-dimensional right factor belongs to a single group.
     groups = left.shape[0] if left.ndim == 3 and right.ndim == 2 else 1
     return left.numel() * right.shape[-1] // groups
 
@@ -45,39 +45,36 @@ def _elements(index: int) -> Formula:
     return lambda args, _: args[index].numel()
 
 
-def _convolution(args: Sequence[Any], out: Any) -> int:
-    source, weight, transposed = args[0], args[1], args[6]
-    return _positions(source if transposed else out) * weight.numel()
-
-
-def _positions(features: Tensor) -> int:
+def _positions(features: Tensor, weight: Tensor) -> int:
+    """Return the positions at which a kernel is applied; `features` may lack the batch dimension."""
+    features = features if features.ndim == weight.ndim else features.unsqueeze(0)
     return features.shape[0] * math.prod(features.shape[2:])
 
 
 def _plain_convolution(args: Sequence[Any], out: Any) -> int:
-    return _positions(out if out.ndim > args[1].ndim - 1 else out[None]) * args[1].numel()
+    return _positions(out, args[1]) * args[1].numel()
 
 
 def _transposed_convolution(args: Sequence[Any], _: Any) -> int:
-    return _positions(args[0] if args[0].ndim > args[1].ndim - 1 else args[0][None]) * args[1].numel()
+    return _positions(args[0], args[1]) * args[1].numel()
+
+
+def _convolution(args: Sequence[Any], out: Any) -> int:
+    return _transposed_convolution(args, out) if args[6] else _plain_convolution(args, out)
 
 
 def _convolution_backward(args: Sequence[Any], _: Any) -> int:
     grad_out, source, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
-    return _positions(source if transposed else grad_out) * weight.numel() * sum(wanted[:2])
+    return _positions(source if transposed else grad_out, weight) * weight.numel() * sum(wanted[:2])
 
 
 def _time_convolution(args: Sequence[Any], out: Any) -> int:
     return out.shape[0] * out.shape[1] * args[1].numel()
 
 
-def _deformed_convolution(args: Sequence[Any], out: Any) -> int:
-    return _positions(out) * args[1].numel()
-
-
 def _attention(args: Sequence[Any], _: Any) -> int:
     query, key, value = args[:3]
-    # Heads of keys and values may serve several heads of queries.
+    # In grouped-query attention, several query heads share a head of keys and values.
     rows = math.prod(query.shape[:-1])
     return rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
@@ -85,12 +82,12 @@ def _attention(args: Sequence[Any], _: Any) -> int:
 def _attention_backward(args: Sequence[Any], _: Any) -> int:
     query, key, value = args[1:4]
     rows = math.prod(query.shape[:-1])
-    # The scores once more, the gradients of queries and keys; of the scores and of the values.
+    # 3: the scores again, the gradients of queries and keys. 2: the gradients of the scores and of the values.
     return rows * key.shape[-2] * (3 * query.shape[-1] + 2 * value.shape[-1])
 
 
 def _packed_attention(first: int, query_ends: int, key_ends: int) -> Formula:
-    """Return the formula of attention with heads before features: ``(batch, length, heads, features)`` or packed."""
+    """Return the formula of attention over ``(batch, length, heads, features)``, or packed without the batch."""
 
     def formula(args: Sequence[Any], _: Any) -> int:
         query, key, value = args[first : first + 3]
@@ -122,7 +119,7 @@ def _recurrent_layer(args: Sequence[Any], _: Any) -> int:
 
 
 def _recurrent_network(weights: int) -> Formula:
-    """Return the formula of all layers and directions in one operation; packed sequences hold no padding."""
+    """Return the formula of an operation that runs all layers and directions; packed sequences hold no padding."""
 
     def formula(args: Sequence[Any], _: Any) -> int:
         matrices = sum(weight.numel() for weight in args[weights] if weight.ndim == 2)
@@ -147,9 +144,9 @@ def _distances(args: Sequence[Any], out: Any) -> int:
 
 def _fourier(args: Sequence[Any], out: Any) -> int:
     source, dims = args[:2]
-    longer = max(source, out, key=Tensor.numel)  # the real side, or both
+    longer = max(source, out, key=Tensor.numel)  # a half spectrum is shorter than its real signal
     length = math.prod(longer.shape[dim] for dim in dims)
-    # The transform of a real signal does half of the work.
+    # The transform of a real signal takes half the operations.
     flops = 5 * longer.numel() * math.log2(max(length, 1)) / (1 if source.is_complex() and out.is_complex() else 2)
     return round(flops / 2)
 
@@ -158,7 +155,7 @@ def _named(formula: Formula, names: str) -> dict[str, Formula]:
     return {name if "::" in name else f"aten::{name}": formula for name in names.split()}
 
 
-# Operations that tensors of torch's own and torchvision's networks run, whatever the device and the release.
+# Operations of torch and torchvision on every device, in every supported release.
 FORMULAS: dict[str, Formula] = {
     **_named(
         _product(0),
@@ -175,7 +172,7 @@ FORMULAS: dict[str, Formula] = {
         "cudnn_convolution cudnn_convolution_relu cudnn_convolution_add_relu mkldnn_convolution miopen_convolution "
         "miopen_convolution_relu miopen_convolution_add_relu miopen_depthwise_convolution _mps_convolution "
         "_slow_conv2d_forward thnn_conv2d slow_conv3d slow_conv3d_forward slow_conv_dilated2d slow_conv_dilated3d "
-        "_conv_depthwise2d conv_depthwise3d _nnpack_spatial_convolution",
+        "_conv_depthwise2d conv_depthwise3d _nnpack_spatial_convolution torchvision::deform_conv2d",
     ),
     **_named(
         _transposed_convolution,
@@ -184,7 +181,6 @@ FORMULAS: dict[str, Formula] = {
     ),
     **_named(_convolution_backward, "convolution_backward convolution_backward_overrideable"),
     **_named(_time_convolution, "conv_tbc"),
-    **_named(_deformed_convolution, "torchvision::deform_conv2d"),
     **_named(
         _attention,
         "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
@@ -211,64 +207,26 @@ FORMULAS: dict[str, Formula] = {
     **_named(_fourier, "_fft_c2c _fft_r2c _fft_c2r"),
 }
 
-# Operations of torch that multiply matrices in ways without a formula here: then a total is partial.
+# Operations of torch that multiply matrices and have no formula above: with them, a total is partial.
 UNKNOWN_PREFIXES = (
-    "_sparse_mm",
-    "_sparse_addmm",
-    "_sparse_sparse_matmul",
-    "_sparse_semi_structured_",
-    "_cslt_sparse_mm",
-    "quantized_lstm",
-    "quantized_gru",
-    "quantized_rnn",
-    "fbgemm_linear_",
-    "_wrapped_quantized_linear",
-    "_dyn_quant_matmul",
-    "_mixed_dtypes_linear",
-    "_foreach_mm",
-    "_flash_attention_",
-    "_efficient_attention_",
-    "_cudnn_attention_",
-    "_scaled_dot_product_",
-    "_triton_",
-    "linalg_",
-    "_linalg_",
-)
+    "_sparse_mm", "_sparse_addmm", "_sparse_sparse_matmul", "_sparse_semi_structured_", "_cslt_sparse_mm",
+    "quantized_lstm", "quantized_gru", "quantized_rnn", "fbgemm_linear_", "_wrapped_quantized_linear",
+    "_dyn_quant_matmul", "_mixed_dtypes_linear", "_foreach_mm", "_flash_attention_", "_efficient_attention_",
+    "_cudnn_attention_", "_scaled_dot_product_", "_triton_", "linalg_", "_linalg_",
+)  # fmt: skip
 UNKNOWN = frozenset(
-    (
-        "hspmm",
-        "sspaddmm",
-        "sparse_sampled_addmm",
-        "_spsolve",
-        "_cudnn_rnn_backward",
-        "miopen_rnn_backward",
-        "mkldnn_rnn_layer_backward",
-        "lstm_mps_backward",
-        "_cdist_backward",
-        "_pdist_backward",
-        "conv_tbc_backward",
-        "linear_backward",
-        "matmul_backward",
-        "mkldnn_linear_backward",
-        "mkldnn_linear_backward_input",
-        "mkldnn_linear_backward_weights",
-        "_slow_conv2d_backward",
-        "cholesky_inverse",
-        "cholesky_solve",
-        "_cholesky_solve_helper",
-        "geqrf",
-        "orgqr",
-        "ormqr",
-        "lu_solve",
-        "_lu_with_info",
-        "triangular_solve",
+    {
+        "hspmm", "sspaddmm", "sparse_sampled_addmm", "_spsolve", "_cudnn_rnn_backward", "miopen_rnn_backward",
+        "mkldnn_rnn_layer_backward", "lstm_mps_backward", "_cdist_backward", "_pdist_backward", "conv_tbc_backward",
+        "linear_backward", "matmul_backward", "mkldnn_linear_backward", "mkldnn_linear_backward_input",
+        "mkldnn_linear_backward_weights", "_slow_conv2d_backward", "cholesky_inverse", "cholesky_solve",
+        "_cholesky_solve_helper", "geqrf", "orgqr", "ormqr", "lu_solve", "_lu_with_info", "triangular_solve",
         "_compute_linear_combination",
-        # Whole only on nested tensors, whose sizes cannot be asked for.
-        "matmul",
-        "scaled_dot_product_attention",
-    )
-)
-# Operations of other libraries that multiply no matrices; and of torch, where a prefix above says too much.
+        # These reach the counter as a whole only on nested tensors, whose sizes cannot be read.
+        "matmul", "scaled_dot_product_attention",
+    }
+)  # fmt: skip
+# Operations that multiply no matrices: those of other libraries, and those of torch that a prefix above includes.
 FREE = frozenset(
     [f"torchvision::{name}" for name in ("nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")]
     + [f"aten::{name}" for name in ("linalg_vector_norm", "linalg_cross", "linalg_diagonal", "_linalg_check_errors")]

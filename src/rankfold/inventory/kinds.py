@@ -1,4 +1,4 @@
-"""What a module is to rankfold: a layer, an attention, or something else that owns parameters."""
+"""Classify modules: layers, attentions, and other owners of parameters."""
 
 from __future__ import annotations
 
@@ -13,17 +13,10 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-STOCK: tuple[type[nn.Module], ...] = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED: tuple[type[nn.Module], ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 ROLES = ("q_proj", "k_proj", "v_proj", "out_proj")
+LAZY = "lazy module, not initialised; run the model once before compressing it"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HOOKED = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
 _OVERRIDES = ("forward", "_conv_forward", "_output_padding", "__call__")
@@ -36,29 +29,30 @@ _REASONS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """Return the module's class; the one before, where a parametrisation has put another in."""
+    """Return the module's class, that of the unparametrised module if it is parametrised."""
     return parametrize.type_before_parametrizations(module)
 
 
 def stock_base(module: nn.Module) -> type[nn.Module] | None:
-    """Return the class of torch that makes a module a layer, or None if it is no layer."""
+    """Return the torch layer class that a module is an instance of, or None."""
     cls = original_class(module)
-    return next((base for base in STOCK if issubclass(cls, base)), None)
+    return next((base for base in (*CONVS, *TRANSPOSED, nn.Linear) if issubclass(cls, base)), None)
 
 
 def conv1d_base(module: nn.Module) -> type[nn.Module] | None:
-    """Return the class that makes a module the ``Conv1D`` of transformers' GPT-2, or None if it is none.
+    """Return the ``Conv1D`` class that a module is an instance of, or None.
 
-    That is a linear layer whose weight is stored as ``(in, out)``. It is known by its name, its attributes and by what
-    its forward computes, so that transformers need not be imported and copies of the class are known as well.
+    The ``Conv1D`` of transformers' GPT-2 is a linear layer whose weight is stored as ``(in, out)``. It is recognised by
+    its name, its attributes and the result of its forward, so transformers need not be installed and copies of the
+    class are recognised as well.
     """
     base = next((cls for cls in original_class(module).__mro__ if cls.__name__ == "Conv1D" and _is_affine(cls)), None)
     return None if base is None or conv1d_sizes(module) is None else base
 
 
 def conv1d_sizes(module: nn.Module) -> tuple[int, int] | None:
-    """Return the input and output features that a ``Conv1D`` names; None if its weight is of another shape."""
-    # The attribute is not read: a parametrisation may change its state then. TorchScript has no dictionary.
+    """Return the input and output features of a ``Conv1D``; None if its weight has another shape."""
+    # Reading the attribute may change the state of a parametrisation; TorchScript modules have no dictionary.
     weight = dict(module.named_parameters(recurse=False)).get("weight")
     shape = None if weight is None or weight.ndim != 2 else tuple(weight.shape)
     inn, out = getattr(module, "nx", shape[0] if shape else None), getattr(module, "nf", None)
@@ -69,7 +63,7 @@ def conv1d_sizes(module: nn.Module) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=64)
 def _is_affine(cls: type[nn.Module]) -> bool:
-    """Whether a class's forward is ``x @ weight + bias``, tried out on a stand-in that has nothing else."""
+    """Whether a class's forward computes ``x @ weight + bias``, tested on an object with those attributes only."""
     options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     weight = torch.tensor([[1.0, -2.0], [3.0, 5.0], [-7.0, 11.0]], **options)
     bias = torch.tensor([0.5, -0.25], **options)
@@ -80,18 +74,18 @@ def _is_affine(cls: type[nn.Module]) -> bool:
             for x in (torch.tensor([[1.0, 2.0, -3.0]], **options), torch.arange(-6.0, 6.0, **options).view(2, 2, 3)):
                 if not torch.equal(forward(layer, x), (x.unsqueeze(-1) * weight).sum(-2) + bias):
                     return False
-        except Exception:  # it needs something that the layer in question has not
+        except Exception:  # its forward reads attributes that a Conv1D does not have
             return False
     return True
 
 
 def is_attention(module: nn.Module | None) -> bool:
-    """Whether this is a module that computes what ``nn.MultiheadAttention`` does."""
+    """Whether a module is an ``nn.MultiheadAttention`` that runs torch's own forward."""
     return isinstance(module, nn.MultiheadAttention) and own_forward(module, nn.MultiheadAttention) is None
 
 
 def attention_settings(attention: Any) -> str:
-    """Return what decides how an attention uses its projections, in words."""
+    """Return in words the settings that determine how an attention uses its projections."""
     words = [f"attention of {attention.num_heads} heads"]
     words += ["batch first"] if attention.batch_first else []
     words += ["added zeros"] if attention.add_zero_attn else []
@@ -100,7 +94,7 @@ def attention_settings(attention: Any) -> str:
 
 
 def own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
-    """Return in words how a module's computation differs from its base class's; None if not."""
+    """Return in words how a module overrides the computation of its base class; None if it does not."""
     cls = original_class(module)
     if any(getattr(cls, name, None) is not getattr(base, name, None) for name in _OVERRIDES):
         return f"{cls.__name__} has its own forward"
@@ -110,7 +104,7 @@ def own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
 
 
 def weight_hook(module: nn.Module, name: str) -> Any | None:
-    """Return the pre-hook that computes a weight before each call (the older norms, pruning)."""
+    """Return the forward pre-hook that computes a weight (legacy weight and spectral norm, pruning), or None."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, _HOOKED) and _hook_target(hook) == name:
             return hook
@@ -118,7 +112,7 @@ def weight_hook(module: nn.Module, name: str) -> Any | None:
 
 
 def hooked_names(module: nn.Module) -> list[str]:
-    """Return the tensors of a module that pre-hooks compute anew at each call."""
+    """Return the names of a module's tensors that pre-hooks recompute at each call."""
     return [_hook_target(h) for h in module._forward_pre_hooks.values() if isinstance(h, _HOOKED)]
 
 
@@ -127,7 +121,7 @@ def _hook_target(hook: Any) -> str:
 
 
 def reparametrization(module: nn.Module, name: str = "weight") -> str | None:
-    """Return the name of what computes a weight from other tensors, such as ``weight_norm``."""
+    """Return the name of the parametrisation that computes a weight, such as ``weight_norm``; None if it is stored."""
     hook = weight_hook(module, name)
     if isinstance(hook, prune.BasePruningMethod):
         return "the pruning mask"
@@ -144,7 +138,7 @@ def _snake(name: str) -> str:
 
 
 def stored_parameters(module: nn.Module, name: str = "weight") -> dict[str, Tensor]:
-    """Return the parameters that a weight is made of, by their names in the module."""
+    """Return the parameters that a weight is stored in or computed from, by their names in the module."""
     if parametrize.is_parametrized(module, name):
         inner = getattr(module.parametrizations, name)
         return {f"parametrizations.{name}.{k}": p for k, p in inner.named_parameters()}
@@ -154,7 +148,7 @@ def stored_parameters(module: nn.Module, name: str = "weight") -> dict[str, Tens
 
 
 def own_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters that a module holds itself, those of its parametrisations included."""
+    """Return a module's direct parameters, including those of its parametrisations."""
     own: dict[str, Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
     if parametrize.is_parametrized(module):
         inner = module.parametrizations
@@ -164,25 +158,25 @@ def own_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def packed_weight(module: nn.Module) -> Tensor | None:
-    """Return the weight of torch's quantised layers, which hold it packed and not as a parameter."""
+    """Return the weight of a quantised layer of torch, which is packed and not a parameter; None for other modules."""
     if not type(module).__module__.startswith("torch.ao.nn."):
         return None
-    weight = getattr(module, "weight", None)  # a method, where it is packed
+    weight = getattr(module, "weight", None)  # a method if the weight is packed
     packed = weight() if callable(weight) else None
     return packed if isinstance(packed, Tensor) else None
 
 
 def is_lazy(tensor: Tensor | None) -> bool:
-    """Whether a parameter or buffer waits for its first input to get a shape."""
+    """Whether a parameter or buffer gets its shape from the first input."""
     return tensor is not None and nn.parameter.is_lazy(tensor)
 
 
 def weight_fault(weight: Tensor) -> str | None:
-    """Return why a stored weight cannot be factored, whatever layer it belongs to."""
+    """Return why a stored weight cannot be factored in any layer; None if it can."""
     if is_lazy(weight):
-        return "lazy module, not initialised; run the model once before compressing it"
+        return LAZY
     if type(weight) not in (Tensor, nn.Parameter):
-        return f"its weight is a {type(weight).__name__}, no plain tensor (quantised or sharded)"
+        return f"its weight is a {type(weight).__name__}, not a plain tensor (quantised or sharded)"
     if weight.dtype not in _FLOATS:
         return f"its weight has dtype {dtype_name(weight)}"
     if weight.layout != torch.strided:
@@ -191,12 +185,12 @@ def weight_fault(weight: Tensor) -> str | None:
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """Return a tensor's data type as in ``"float32"``."""
+    """Return a tensor's data type, such as ``"float32"``."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def other_reason(module: nn.Module) -> str:
-    """Return why a module that owns parameters and is no layer stays as it is."""
+    """Return why a module that owns parameters outside of any layer is not compressed."""
     cls = original_class(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "TorchScript module"
@@ -208,7 +202,7 @@ def other_reason(module: nn.Module) -> str:
             return "added key and value of the attention"
         return own_forward(module, nn.MultiheadAttention) or "attention"
     if stock_base(module) is not None or conv1d_base(module) is not None:
-        return "parameters beside weight and bias"
+        return "parameters other than weight and bias"
     if "Norm" in cls.__name__:
         return "normalisation"
     if cls.__module__.startswith(("torch.ao.nn.", "torchao.")):

@@ -1,14 +1,15 @@
-"""One module as a layer: its record, and where its weight lies."""
+"""A module as a layer: its record, and the tensors that hold its weight."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from rankfold.inventory.kinds import (
+    CONVS,
     ROLES,
     TRANSPOSED,
     attention_settings,
@@ -36,17 +37,17 @@ class Member:
     Parameters
     ----------
     info : LayerInfo
-        The layer on its own: no calls, no ties.
+        The layer, without calls and ties.
     module : nn.Module
-        The module whose calls are this member's calls: the layer, or the attention.
+        The module whose calls are counted: the layer, or the attention.
     holder : nn.Module
-        The module that holds the weight; another one only for an attention's output projection.
+        The module that holds the weight; differs from `module` only for an attention's output projection.
     role : str or None
         Which projection of an attention.
     stored : tuple of Tensor
-        The parameters that the weight is made of.
+        The parameters that the weight is stored in or computed from.
     weight : Tensor or None
-        The weight, where it is a stored parameter or a part of one; None if it is computed.
+        The weight, if it is a stored parameter or a part of one; None if it is computed.
     """
 
     info: LayerInfo
@@ -58,144 +59,106 @@ class Member:
 
     @property
     def key(self) -> Hashable:
-        """The same for all members whose weight is the same memory."""
+        """Equal for all members whose weight is the same memory."""
         if self.weight is None:
             return ("computed", id(self.holder), self.role)
-        # The same memory read in another order, as by a transposed view, is another weight.
+        # A transposed view reads the same memory as another weight.
         return (tensor_key(self.weight, self.role), self.weight.shape, self.weight.stride())
+
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """The tensors in whose memory the weight lies."""
+        return self.stored if self.weight is None else (self.weight,)
 
 
 def members_of(module: Any, paths: tuple[str, ...]) -> list[Member]:
     """Return the layer that a module is, the four that an attention is, or none."""
     if is_attention(module):
         return [_projection(module, paths, role) for role in ROLES]
-    base = stock_base(module)
-    if base is nn.Linear:
-        return [_linear(module, paths, base, (module.in_features, module.out_features))]
-    if base is not None:
-        return [_conv(module, paths, base)]
-    base, sizes = conv1d_base(module), conv1d_sizes(module)
-    if base is None or sizes is None:
+    base = stock_base(module) or conv1d_base(module)
+    if base is None:
         return []
-    return [_linear(module, paths, base, sizes, input_first=True)]
+    skip = own_forward(module, base)
+    settings: dict[str, Any]
+    if base in CONVS or base in TRANSPOSED:
+        settings = _conv_settings(module, transposed=base in TRANSPOSED)
+        if skip is None and module.groups > 1 and module.groups == module.in_channels:
+            skip = "depthwise convolution: each group has one input channel, nothing to factor"
+    else:
+        sizes = (module.in_features, module.out_features) if base is nn.Linear else conv1d_sizes(module)
+        assert sizes is not None
+        settings = {"in_channels": sizes[0], "out_channels": sizes[1], "input_first": base is not nn.Linear}
+    return [_member(module, module, "weight", paths, skip=skip, bias=module.bias is not None, **settings)]
 
 
-def _linear(
-    module: Any, paths: tuple[str, ...], base: type[nn.Module], sizes: tuple[int, int], *, input_first: bool = False
-) -> Member:
-    stored = stored_parameters(module)
-    computed = reparametrization(module)
-    weight = None if computed else _plain(stored)
-    info = LayerInfo(
-        name=paths[0],
-        kind="linear",
-        in_channels=sizes[0],
-        out_channels=sizes[1],
-        input_first=input_first,
-        bias=module.bias is not None,
-        dtype=_dtype(stored),
-        type_name=original_class(module).__name__,
-        aliases=paths[1:],
-        skip=_fault(stored) or own_forward(module, base),
-        note=_folded(computed),
-    )
-    return Member(
-        info=info,
-        module=module,
-        holder=module,
-        stored=tuple(stored.values()),
-        weight=weight.detach().mT if input_first and weight is not None else weight,
-    )
-
-
-def _conv(module: Any, paths: tuple[str, ...], base: type[nn.Module]) -> Member:
-    stored = stored_parameters(module)
-    computed = reparametrization(module)
-    transposed = base in TRANSPOSED
-    skip = _fault(stored) or own_forward(module, base)
-    if skip is None and module.groups > 1 and module.groups == module.in_channels:
-        skip = "depthwise convolution: each group has one input channel, nothing to factor"
-    info = LayerInfo(
-        name=paths[0],
-        kind="conv",
-        in_channels=module.in_channels,
-        out_channels=module.out_channels,
-        kernel=tuple(module.kernel_size),
-        stride=tuple(module.stride),
-        padding=module.padding if isinstance(module.padding, str) else tuple(module.padding),
-        dilation=tuple(module.dilation),
-        output_padding=tuple(module.output_padding) if transposed else (),
-        groups=module.groups,
-        padding_mode=module.padding_mode,
-        transposed=transposed,
-        bias=module.bias is not None,
-        dtype=_dtype(stored),
-        type_name=original_class(module).__name__,
-        aliases=paths[1:],
-        skip=skip,
-        note=_folded(computed),
-    )
-    return Member(
-        info=info,
-        module=module,
-        holder=module,
-        stored=tuple(stored.values()),
-        weight=None if computed else _plain(stored),
-    )
+def _conv_settings(module: Any, *, transposed: bool) -> dict[str, Any]:
+    names = ("in_channels", "out_channels", "groups", "padding_mode")
+    return {
+        "kind": "conv",
+        **{name: getattr(module, name) for name in names},
+        "kernel": tuple(module.kernel_size),
+        "stride": tuple(module.stride),
+        "padding": module.padding if isinstance(module.padding, str) else tuple(module.padding),
+        "dilation": tuple(module.dilation),
+        "output_padding": tuple(module.output_padding) if transposed else (),
+        "transposed": transposed,
+    }
 
 
 def _projection(attention: Any, paths: tuple[str, ...], role: str) -> Member:
-    """The projections of an attention are linear layers, whichever way it packs their weights."""
-    names = tuple(f"{path}.{role}" if path else role for path in paths)
-    holder, name = attention, f"{role}_weight"
-    inputs = {"k_proj": attention.kdim, "v_proj": attention.vdim}.get(role, attention.embed_dim)
-    bias = attention.in_proj_bias is not None
+    """Return a projection of an attention, a linear layer however the attention packs its weights."""
+    holder, name, bias = attention, f"{role}_weight", attention.in_proj_bias
     if role == "out_proj":
-        holder, name = attention.out_proj, "weight"
-        bias = holder.bias is not None
+        holder, name, bias = attention.out_proj, "weight", attention.out_proj.bias
     elif attention._qkv_same_embed_dim:
         name = "in_proj_weight"
+    return _member(
+        attention,
+        holder,
+        name,
+        tuple(f"{path}.{role}" if path else role for path in paths),
+        role=role,
+        in_channels={"k_proj": attention.kdim, "v_proj": attention.vdim}.get(role, attention.embed_dim),
+        out_channels=attention.embed_dim,
+        bias=bias is not None,
+        attention=attention_settings(attention),
+    )
+
+
+def _member(
+    module: nn.Module,
+    holder: nn.Module,
+    name: str,
+    paths: tuple[str, ...],
+    *,
+    role: str | None = None,
+    skip: str | None = None,
+    kind: Literal["conv", "linear"] = "linear",
+    **settings: Any,
+) -> Member:
+    """Return the member whose weight is the tensor `name` of `holder`."""
     stored = stored_parameters(holder, name)
     computed = reparametrization(holder, name)
+    if stored:
+        fault = next((fault for tensor in stored.values() if (fault := weight_fault(tensor))), None)
+    else:
+        fault = "its weight is not a parameter of the layer (computed, or a frozen buffer)"
     info = LayerInfo(
-        name=names[0],
-        kind="linear",
-        in_channels=inputs,
-        out_channels=attention.embed_dim,
-        bias=bias,
-        dtype=_dtype(stored),
-        type_name=original_class(attention).__name__,
-        attention=attention_settings(attention),
-        aliases=names[1:],
-        skip=_fault(stored),
-        note=_folded(computed),
+        name=paths[0],
+        kind=kind,
+        aliases=paths[1:],
+        # A layer without parameters is skipped, and its data type does not matter.
+        dtype=next(map(dtype_name, stored.values()), "float32"),
+        type_name=original_class(module).__name__,
+        skip=fault or skip,
+        note=f"{computed} is folded into the factors" if computed else None,
+        **settings,
     )
-    known = not computed and info.skip is None
-    return Member(
-        info=info,
-        module=attention,
-        holder=holder,
-        role=role,
-        stored=tuple(stored.values()),
-        weight=projection(attention, role)[0].detach() if known else None,
-    )
-
-
-def _plain(stored: Mapping[str, Tensor]) -> Tensor | None:
-    weight = stored.get("weight")
-    return None if is_lazy(weight) else weight
-
-
-def _fault(stored: Mapping[str, Tensor]) -> str | None:
-    if not stored:
-        return "its weight is no parameter of the layer (computed, or a frozen buffer)"
-    return next((fault for t in stored.values() if (fault := weight_fault(t))), None)
-
-
-def _dtype(stored: Mapping[str, Tensor]) -> str:
-    # Without any parameter nothing is known; the layer is skipped and costs no bytes to speak of.
-    return next((dtype_name(tensor) for tensor in stored.values()), "float32")
-
-
-def _folded(computed: str | None) -> str | None:
-    return None if computed is None else f"{computed} is folded into the factors"
+    weight = None if computed else stored.get(name)
+    if is_lazy(weight) or (role is not None and fault):
+        weight = None
+    elif weight is not None and role is not None:
+        weight = projection(module, role)[0].detach()
+    elif weight is not None and info.input_first:
+        weight = weight.detach().mT
+    return Member(info=info, module=module, holder=holder, role=role, stored=tuple(stored.values()), weight=weight)

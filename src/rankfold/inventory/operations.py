@@ -1,12 +1,12 @@
-"""Counting the multiply-accumulates of every operation of a run, whatever the release of torch.
+"""Count the multiply-accumulates of a run, operation by operation.
 
-The formulas are rankfold's own: those of `torch.utils.flop_counter` differ from release to release.
+The formulas are rankfold's own, because those of `torch.utils.flop_counter` differ between releases of torch.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rankfold._tensors import tensors_of
 from rankfold.inventory.formulas import FORMULAS, Formula, may_multiply
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -21,17 +22,17 @@ _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bs
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts the multiply-accumulates of all operations inside; it sees what torch dispatches in this thread.
+    """Count the multiply-accumulates of all operations that torch dispatches in this thread.
 
     Attributes
     ----------
     macs : int
-        Of the operations that have a formula.
+        Total of the operations that have a formula.
     uncounted : set of str
-        Operations that ran, may do such work, and have no formula.
+        Operations that ran, may perform multiply-accumulates, and have no formula.
     """
 
-    # Otherwise torch refuses to run an operation that takes functions, such as flex attention.
+    # Without this, torch refuses to run operations that take functions, such as flex attention.
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
@@ -47,33 +48,29 @@ class OperationCounter(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if any(_wraps_tensors(cls) for cls in types):
-            return NotImplemented  # it does its work on the tensors that it wraps, and those operations are seen
-        name = operation_name(func)
+        if any(cls is not Tensor and hasattr(cls, "__tensor_flatten__") for cls in types):
+            return NotImplemented  # a wrapper: the operations on the tensors inside it are dispatched as well
+        name = _operation_name(func)
         formula = _formula(name, func, kwargs)
-        if formula is None and _is_composite(func) and not any(tensor.is_nested for tensor in _tensors(args)):
-            # In inference mode operations arrive whole that are otherwise taken apart before.
+        if formula is None and _is_composite(func) and not any(tensor.is_nested for tensor in tensors_of(args)):
+            # In inference mode composite operations arrive whole; elsewhere torch decomposes them first.
             with self:
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
         result = func(*args, **kwargs)
         if formula is None:
             if may_multiply(name):
                 self.uncounted.add(name)
-        elif any(tensor.layout in _SPARSE for tensor in _tensors(args)):
+        elif any(tensor.layout in _SPARSE for tensor in tensors_of(args)):
             self.uncounted.add(f"{name} (sparse)")
         else:
-            self._add(name, formula, args, result)
+            try:
+                self.macs += int(formula(args, result))
+            except Exception:  # the operation's arguments may differ in another release: the total is then partial
+                self.uncounted.add(name)
         return result
 
-    def _add(self, name: str, formula: Formula, args: Sequence[Any], result: Any) -> None:
-        try:
-            self.macs += int(formula(args, result))
-        except Exception:
-            # Another release may give the operation other arguments: then the total is known to be partial.
-            self.uncounted.add(name)
 
-
-def operation_name(func: Any) -> str:
+def _operation_name(func: Any) -> str:
     """Return an operation's name without its overload, such as ``aten::mm``; in-place variants share the name."""
     if isinstance(func, OpOverload):
         name = func._schema.name
@@ -82,27 +79,15 @@ def operation_name(func: Any) -> str:
 
 
 def _is_composite(func: Any) -> bool:
-    """Tell whether an operation is defined by others."""
+    """Whether an operation is defined in terms of others."""
     return isinstance(func, OpOverload) and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
-
-
-def _wraps_tensors(cls: type) -> bool:
-    return cls is not Tensor and hasattr(cls, "__tensor_flatten__")
-
-
-def _tensors(args: Iterable[Any]) -> Iterable[Tensor]:
-    for arg in args:
-        if isinstance(arg, Tensor):
-            yield arg
-        elif isinstance(arg, list | tuple):
-            yield from _tensors(arg)
 
 
 def _formula(name: str, func: Any, kwargs: Mapping[str, Any]) -> Formula | None:
     if name in FORMULAS:
         return FORMULAS[name]
     if not name.startswith("aten::") and (module := sys.modules.get("torch.utils.flop_counter")):
-        # What the user has registered for an operation of theirs, in FLOPs.
+        # A formula that the user registered for a custom operation, in FLOPs.
         flops = module.flop_registry.get(getattr(func, "overloadpacket", func))
         if flops is not None:
             return lambda args, out: flops(*args, **kwargs, out_val=out) // 2

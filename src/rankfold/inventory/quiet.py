@@ -1,4 +1,4 @@
-"""Running a model without leaving a trace in it."""
+"""Run a model and leave it unchanged."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from rankfold._tensors import copied, detached, model_device, tensors_of, to_dev
 from rankfold._turns import resting, turn
 from rankfold.batches import call_model, iterate, split_batch
 from rankfold.errors import ModelError, RankfoldError
-from rankfold.inventory.kinds import is_lazy
+from rankfold.inventory.kinds import dtype_name, is_lazy
 from rankfold.inventory.state import KeptState
+from rankfold.inventory.weights import in_eval
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Put a model into the state in which its layers can be watched; afterwards everything is as it was.
+    """Run the block as `evaluating` does, with hooks of all layers in effect.
 
-    As `evaluating`; besides, ``module.compile()`` and the fused attention are off inside: they would bypass the layers
-    and the hooks there.
+    ``module.compile()`` and torch's fused attention, which bypass layers and their hooks, are disabled inside it.
     """
-    compiled = [(m, vars(m)["_compiled_call_impl"]) for m in model.modules() if _is_compiled(m)]
+    compiled = [(m, call) for m in model.modules() if (call := vars(m).get("_compiled_call_impl")) is not None]
     try:
         for module, _ in compiled:
             vars(module)["_compiled_call_impl"] = None
@@ -43,15 +43,13 @@ def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
 def evaluating(
     model: nn.Module, *, without: Sequence[nn.Module] = (), differentiable: bool = True
 ) -> Iterator[Callable[[], None]]:
-    """Run the block with the model in evaluation mode and without gradients, leaving no trace.
+    """Run the block with the model in evaluation mode and without gradients, and restore everything afterwards.
 
-    Afterwards the model is as before, in all that a forward pass can change (`KeptState`, training flags,
-    ``requires_grad``), and so are the random states of torch, Python and NumPy. The flags are set one by one, because
-    ``train()`` may be overridden to do more.
+    Restored are the model's state (`KeptState`), training flags and ``requires_grad``, and the random states of torch,
+    Python and NumPy.
 
-    Every batch is to meet the model in the state that it was handed over with: recurrent state, caches and counters do
-    not pass from one batch to the next, and two models that are compared start equal. So call what the block gets after
-    each batch.
+    Recurrent state, caches and counters must not carry over from one batch to the next, so that every batch sees the
+    same model and two compared models start equal. Call the function that the block receives after each batch.
 
     Parameters
     ----------
@@ -60,75 +58,55 @@ def evaluating(
     without : sequence of Module
         Modules whose state may change.
     differentiable : bool
-        Whether the model may differentiate in its forward (`without_gradients`); False is ``torch.no_grad``, which
-        also holds for everything else that runs.
+        Whether the model may differentiate in its forward (`without_gradients`). If False, the block runs under
+        ``torch.no_grad``, which also affects other models.
 
     Yields
     ------
     callable
-        Puts the model's state back.
+        Restores the model's state.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
+    with in_eval(model):
         state = KeptState(model, without=without)
-        off = without_gradients(state.parameters) if differentiable else _no_grad(state.parameters)
-        with _saved_random_state(model), off:
+        with _saved_random_state(model), without_gradients(state.parameters, differentiable=differentiable):
             try:
                 yield state.reset
             finally:
                 state.reset()
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager
-def without_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Let none of a model's parameters require gradients, so that its outputs have no graph; the flags are restored.
+def without_gradients(parameters: Iterable[Tensor], *, differentiable: bool = True) -> Iterator[None]:
+    """Run the block with parameters that do not require gradients, and restore their flags.
 
-    Unlike ``torch.no_grad`` this leaves a model the means to differentiate inside its forward (forces from energies).
-    What it returns may then have a graph of its own: detach it.
+    Unlike ``torch.no_grad``, which `differentiable=False` uses instead, this allows a model to differentiate inside its
+    forward (forces from energies). Its outputs may then have a graph: detach them.
     """
-    parameters = [p for p in parameters if not is_lazy(p)]
-    made_in_inference = any(p.is_inference() for p in parameters)  # of these autograd can keep nothing
-    with torch.inference_mode(False), torch.set_grad_enabled(not made_in_inference), _kept_flags(parameters):
-        for parameter in parameters:
-            if parameter.requires_grad and parameter.is_leaf and not parameter.is_inference():
-                parameter.requires_grad_(False)
-        yield
-
-
-@contextmanager
-def _no_grad(parameters: Iterable[Tensor]) -> Iterator[None]:
-    with torch.inference_mode(False), torch.no_grad(), _kept_flags(parameters):
-        yield
-
-
-@contextmanager
-def _kept_flags(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Restore which parameters require gradients."""
     flags = [(p, p.requires_grad) for p in parameters if not is_lazy(p)]
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            if parameter.requires_grad != flag:
-                parameter.requires_grad_(flag)
+    enabled = differentiable and not any(p.is_inference() for p, _ in flags)  # autograd cannot save inference tensors
+    with torch.inference_mode(False), torch.set_grad_enabled(enabled):
+        try:
+            for parameter, flag in flags if differentiable else ():
+                if flag and parameter.is_leaf and not parameter.is_inference():
+                    parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, flag in flags:
+                if parameter.requires_grad != flag:
+                    parameter.requires_grad_(flag)
 
 
 def measure(model: nn.Module, metric: Callable[[nn.Module], Any]) -> Any:
-    """Return what a metric returns for a model, in evaluation mode and without gradients, leaving no trace.
+    """Return the result of a metric for a model in evaluation mode, without gradients, and restore the model.
 
-    The metric runs under ``torch.no_grad``, as other networks that it calls should. If it fails for want of gradients,
-    the model differentiates in its forward (forces from energies), and the metric is called again with gradients on.
+    The metric runs under ``torch.no_grad``. If it fails because gradients are missing, the model differentiates in its
+    forward (forces from energies), and the metric is called again with gradients enabled.
     """
     try:
         with evaluating(model, differentiable=False), resting():
             return metric(model)
     except (RuntimeError, AssertionError) as error:
-        if "grad" not in str(error):  # "... does not require grad", in torch's words
+        if "grad" not in str(error):  # torch: "... does not require grad"
             raise
     with evaluating(model), resting():
         return metric(model)
@@ -136,17 +114,13 @@ def measure(model: nn.Module, metric: Callable[[nn.Module], Any]) -> Any:
 
 @contextmanager
 def fused_attention_off() -> Iterator[None]:
-    """Switch torch's fused inference path of attention and transformer layers off."""
+    """Disable torch's fused inference path of attention and transformer layers."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return vars(module).get("_compiled_call_impl") is not None
 
 
 @contextmanager
@@ -164,32 +138,27 @@ def _saved_random_state(model: nn.Module) -> Iterator[None]:
 
 
 def run_example(model: nn.Module, example_input: Any) -> Any:
-    """Call a model on an example input, in eval mode, and leave the model as it was.
+    """Return what a model returns for an example input in eval mode; the model is left unchanged.
 
     Parameters
     ----------
     model : nn.Module
         The model.
     example_input : object
-        A tuple holds positional arguments, a mapping keyword arguments; anything else is the one
-        argument. Its tensors are moved to the model's device if the model is on one device only.
-
-    Returns
-    -------
-    object
-        What the model returns.
+        A tuple of positional arguments, a mapping of keyword arguments, or a single argument. Its tensors are moved to
+        the model's device unless the model lies on several.
 
     Raises
     ------
     ModelError
-        If the model fails; the message describes the example input and repeats the model's own.
+        If the model fails; the message describes the example input and repeats the model's error.
     """
     with undisturbed(model):
         return call_example(model, example_input)
 
 
 def call_example(model: nn.Module, example_input: Any) -> Any:
-    """Call a model as `run_example` does, as it is, on a copy of the input; a failure becomes a `ModelError`."""
+    """Call a model as `run_example` does, in its present mode, on a copy of the input."""
     try:
         return detached(call_model(model, copied(detached(on_device_of(model, example_input)))))
     except Exception as error:
@@ -197,17 +166,17 @@ def call_example(model: nn.Module, example_input: Any) -> Any:
 
 
 def example_failure(which: str, example_input: Any, error: Exception) -> ModelError:
-    """Return what says that a model failed on an example input."""
+    """Return the error for a model that failed on an example input."""
     return ModelError(
         f"{which} cannot run on the example input, {describe(example_input)}. "
         f"It raised {type(error).__name__}: {error}\n"
-        "Give an example input that the model takes: a tuple holds positional arguments, a "
-        "dict keyword arguments, anything else is the one argument."
+        "Give an example input that the model accepts: a tuple of positional arguments, a dict of keyword arguments, "
+        "or a single argument."
     )
 
 
 def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False) -> Any:
-    """Call a model as it is on a copy of one batch's inputs, which it may change; a failure becomes a `ModelError`.
+    """Call a model in its present mode on a copy of one batch's inputs, which it may change.
 
     Parameters
     ----------
@@ -216,9 +185,14 @@ def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False) 
     inputs : object
         As `call_model` takes them, on the model's device.
     what : str
-        What the inputs are, in the user's words, such as ``"calibration batch 3"``.
+        The inputs in the user's words, such as ``"calibration batch 3"``.
     graph : bool
-        Whether outputs keep the graph that they may have.
+        Whether to keep the outputs' graph.
+
+    Raises
+    ------
+    ModelError
+        If the model fails.
     """
     try:
         output = call_model(model, copied(detached(inputs)))
@@ -227,7 +201,7 @@ def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False) 
     except Exception as error:
         raise ModelError(
             f"the model cannot run on {what}, {describe(inputs)}. It raised {type(error).__name__}: {error}\n"
-            "Give batches (inputs, target) or inputs alone, of inputs that the model takes."
+            "Give batches (inputs, target) or inputs alone that the model accepts."
         ) from error
     return output if graph else detached(output)
 
@@ -235,16 +209,9 @@ def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False) 
 def model_inputs(
     model: nn.Module, batches: Iterable[Any], purpose: str, description: str
 ) -> Iterator[tuple[Any, Any | None]]:
-    """Yield every batch's inputs, on the model's device, and its target, and show the progress.
+    """Yield the inputs of every batch on the model's device, with the target or None, and show the progress.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model that is run.
-    batches : iterable
-        The data (`rankfold.batches`).
-    purpose, description : str
-        What the data is for, and what the loop does, in the user's words.
+    `purpose` names the data and `description` the loop, in the user's words.
     """
     device = model_device(model)
     for batch in track(iterate(batches, purpose), description, length_hint(batches) or None):
@@ -253,16 +220,15 @@ def model_inputs(
 
 
 def on_device_of(model: nn.Module, example_input: Any) -> Any:
-    """Return the input on the model's device; as it is if the model lies on several or none."""
+    """Return the input on the model's device, unchanged if the model lies on several devices or none."""
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    return to_device(example_input, model_device(model)) if len(devices) == 1 else example_input
+    return to_device(example_input, *devices) if len(devices) == 1 else example_input
 
 
 def describe(obj: Any) -> str:
     """Return an input in words, such as ``(1x3x224x224 float32, mask: 1x16 bool)``."""
     if isinstance(obj, Tensor):
-        size = "x".join(map(str, obj.shape)) if obj.ndim else "scalar"
-        return f"{size} {str(obj.dtype).removeprefix('torch.')}"
+        return f"{'x'.join(map(str, obj.shape)) or 'scalar'} {dtype_name(obj)}"
     if isinstance(obj, dict):
         return "{" + ", ".join(f"{key}: {describe(value)}" for key, value in obj.items()) + "}"
     if isinstance(obj, tuple | list):

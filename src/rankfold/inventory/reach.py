@@ -1,4 +1,4 @@
-"""What a model holds: every container, object and tensor that can be reached from its modules."""
+"""Traverse a model: every container, object and tensor that can be reached from its modules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import queue
 import sys
 import types
 from collections import OrderedDict, UserDict, UserList, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,39 +17,37 @@ ATOMS = frozenset(
     {type(None), bool, int, float, complex, str, bytes, range, slice, type, type(Ellipsis), type(NotImplemented)}
     | {types.FunctionType, types.BuiltinFunctionType, types.MethodType}
 )
-"""Types of values that hold nothing of the model's."""
+"""Types whose values hold no state of the model."""
 
-# Torch's own attributes in every module: hooks, flags and the three tables.
+# Torch's own attributes of every module: hooks, flags and the three tables.
 _OWN = frozenset(vars(nn.Module()))
-# An object of these packages is a tool (a logger, an optimizer, a graph), and no state of the model.
-_TOOLS = frozenset(sys.stdlib_module_names) - {"types"} | {"torch", "numpy", "rankfold"}  # types: made at run time
+# Objects of these packages are tools (loggers, optimizers, graphs), not state. Classes of `types` are made at run time.
+_TOOLS = frozenset(sys.stdlib_module_names) - {"types"} | {"torch", "numpy", "rankfold"}
 _RECORDS = (nn.Module, types.SimpleNamespace, UserDict, UserList, queue.Queue)
 _BASES: tuple[type[Any], ...] = (OrderedDict, dict, deque, list, set)
 
 
 def base_container(value: Any) -> type[Any] | None:
-    """Return the built-in class of a mutable container, whose methods no subclass has changed; None if it is none."""
-    if not isinstance(value, _BASES):
-        return None
-    return next(base for base in _BASES if isinstance(value, base))
+    """Return the built-in class of a mutable container, to bypass the methods of subclasses; None for others."""
+    return next((base for base in _BASES if isinstance(value, base)), None)
 
 
 def is_record(value: Any) -> bool:
-    """Whether an object's attributes may hold state of the model: a module, or an instance of the user's class."""
+    """Whether an object's attributes may hold state of the model: a module, or an instance of a user's class."""
     if isinstance(value, _RECORDS):
         return True
     return type(value).__module__.partition(".")[0] not in _TOOLS and not isinstance(value, type | enum.Enum)
 
 
 def attributes(value: Any) -> dict[str, Any]:
-    """Return the very dict that holds an object's attributes; an empty one if it has none."""
-    found = getattr(value, "__dict__", None)
-    return found if isinstance(found, dict) else {}
+    """Return the dict in which an object stores its attributes, not a copy; an empty one if it has none."""
+    own = getattr(value, "__dict__", None)
+    return own if isinstance(own, dict) else {}
 
 
 def slots(value: Any) -> dict[str, Any]:
-    """Return the filled slots of an object, in a new dict."""
-    missing, found = object(), dict[str, Any]()
+    """Return the filled slots of an object by the name under which they are stored."""
+    missing, filled = object(), dict[str, Any]()
     for cls in type(value).__mro__:
         own = vars(cls).get("__slots__", ())
         for name in (own,) if isinstance(own, str) else own:
@@ -57,21 +55,16 @@ def slots(value: Any) -> dict[str, Any]:
             stored = f"_{cls.__name__.lstrip('_')}{name}" if private else name
             content = getattr(value, stored, missing)
             if content is not missing and name not in ("__dict__", "__weakref__"):
-                found[stored] = content
-    return found
+                filled[stored] = content
+    return filled
 
 
 def reach(model: nn.Module, *, without: Iterable[nn.Module] = ()) -> Iterator[Any]:
-    """Yield the modules of a model, and whatever their attributes hold at any depth, each once; but no parameters.
+    """Yield once every module of a model and every object that their attributes hold at any depth, except parameters.
 
-    Parameters
-    ----------
-    model : Module
-        The model; modules that it holds in lists or objects are found, too.
-    without : iterable of Module
-        Modules to leave out, with all that only they hold.
+    The modules `without` and the objects that only they hold are left out.
     """
-    seen: dict[int, Any] = {id(module): module for module in without}  # held, so that no id is used twice
+    seen: dict[int, Any] = {id(module): module for module in without}  # held, so that no id is reused
     stack: list[Any] = [model]
     while stack:
         value = stack.pop()
@@ -79,13 +72,13 @@ def reach(model: nn.Module, *, without: Iterable[nn.Module] = ()) -> Iterator[An
             continue
         seen[id(value)] = value
         yield value
-        children(value, stack.append)
+        stack.extend(_children(value))
 
 
-def children(value: Any, found: Callable[[Any], object]) -> None:
-    """Call a function with all that a value holds directly, but for atoms."""
+def _children(value: Any) -> Iterator[Any]:
+    """Yield the values that a value holds directly, except atoms and parameters."""
     held: Iterable[Any] = ()
-    if isinstance(value, torch.jit.ScriptModule):  # it keeps its own elsewhere
+    if isinstance(value, torch.jit.ScriptModule):  # its attributes are not in its __dict__
         held = value.buffers()
     elif isinstance(value, nn.Module):
         table = vars(value)
@@ -100,4 +93,4 @@ def children(value: Any, found: Callable[[Any], object]) -> None:
         held = (*attributes(value).values(), *slots(value).values())
     for item in held:
         if type(item) not in ATOMS and not (isinstance(item, Tensor) and isinstance(item, nn.Parameter)):
-            found(item)
+            yield item

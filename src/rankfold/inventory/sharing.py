@@ -1,24 +1,23 @@
-"""Which parameters are the same memory."""
+"""Parameters that share memory."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rankfold.inventory.kinds import is_lazy
+
+Range = tuple[int, int, Any]
+"""First byte and end of a tensor in its memory, and its label."""
 
 
 def tensor_key(tensor: Tensor, role: str | None = None) -> Hashable:
     """Return a key that two tensors share if they are views of the same elements.
 
-    Parameters
-    ----------
-    tensor : Tensor
-        A parameter, a buffer, or a view of one.
-    role : str or None
-        Which part of `tensor` is meant, where it has no memory that could tell.
+    `role` names a part of a tensor, and tells parts apart where the tensor has no memory address.
     """
     if type(tensor) in (Tensor, nn.Parameter):
         pointer = storage_pointer(tensor)
@@ -36,7 +35,7 @@ def storage_pointer(tensor: Tensor) -> int:
 
 
 def unique(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the tensors without those whose memory an earlier one has; without lazy ones."""
+    """Return the tensors that are not lazy, the first of those that share memory."""
     seen: dict[Hashable, Tensor] = {}
     for tensor in tensors:
         if not is_lazy(tensor):
@@ -44,23 +43,19 @@ def unique(tensors: Iterable[Tensor]) -> list[Tensor]:
     return list(seen.values())
 
 
-def persistent_buffers(model: nn.Module) -> list[Tensor]:
-    """Return the buffers that a state dictionary holds."""
-    return [
+def stored_tensors(model: nn.Module) -> list[Tensor]:
+    """Return all parameters and persistent buffers, shared ones once."""
+    buffers = [
         buffer
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
         if name not in getattr(module, "_non_persistent_buffers_set", ())
     ]
-
-
-def stored_tensors(model: nn.Module) -> list[Tensor]:
-    """Return all parameters and persistent buffers, shared ones once."""
-    return unique([*model.parameters(), *persistent_buffers(model)])
+    return unique([*model.parameters(), *buffers])
 
 
 def memory_range(tensor: Tensor) -> tuple[int, int]:
-    """Return the bytes of its memory that a tensor spans."""
+    """Return the first byte and the end of a tensor in its memory."""
     start = int(tensor.storage_offset()) * tensor.element_size()
     if not tensor.numel():
         return start, start
@@ -68,7 +63,16 @@ def memory_range(tensor: Tensor) -> tuple[int, int]:
     return start, start + (last + 1) * tensor.element_size()
 
 
-def stored_params(model: nn.Module) -> int:
-    """Return the number of parameters, shared ones once."""
-    with torch.no_grad():
-        return sum(p.numel() for p in unique(model.parameters()))
+def labelled_ranges(tensors: Iterable[tuple[Tensor, Any]]) -> dict[int, list[Range]]:
+    """Return the ranges of labelled tensors by the address of their memory."""
+    ranges: dict[int, list[Range]] = defaultdict(list)
+    for tensor, label in tensors:
+        if pointer := storage_pointer(tensor):
+            ranges[pointer].append((*memory_range(tensor), label))
+    return ranges
+
+
+def overlapping(ranges: Iterable[Range], tensor: Tensor) -> list[Range]:
+    """Return the ranges that share bytes with a tensor in the same memory."""
+    start, stop = memory_range(tensor)
+    return [item for item in ranges if item[0] < stop and start < item[1]]

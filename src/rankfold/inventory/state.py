@@ -1,4 +1,4 @@
-"""The state of a model that a forward pass can change: kept, and put back."""
+"""Save and restore the state of a model that a forward pass can change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import operator
 import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,18 @@ from rankfold.inventory.reach import attributes, base_container, is_record, reac
 
 
 def holds_graph(model: nn.Module) -> bool:
-    """Whether a model keeps a tensor with its graph: state of the last batch."""
+    """Whether a model stores a tensor with its graph, as state of the last batch."""
     return any(isinstance(value, Tensor) and value.grad_fn is not None for value in reach(model))
 
 
 class KeptState:
-    """What a model holds, as it is now, to be put back after forward passes.
+    """A model's present state, to be restored after forward passes.
 
-    Kept are the attributes, buffers, parameters and children of every module, by identity; the contents of lists,
-    dicts, sets, deques and objects of the user's classes at any depth; the values of tensors and arrays that are no
-    parameters; and the states of random generators. Everything is restored in place, and only where it has changed:
-    writing regardless would spoil a backward pass that the user has still to run. Of parameters, only the weights of
-    embeddings that renormalise the rows they look up are kept by value.
+    The state consists of the attributes, buffers, parameters and children of every module, by identity; the contents of
+    lists, dicts, sets, deques and objects of the user's classes at any depth; the values of tensors and arrays that are
+    not parameters; and the states of random generators. It is restored in place and only where it changed, because
+    writing to a tensor would invalidate a backward pass that the user has yet to run. Among parameters, only the
+    weights of embeddings that renormalise the rows they look up are saved by value.
 
     Parameters
     ----------
@@ -37,12 +38,12 @@ class KeptState:
     without : iterable of Module
         Modules whose state may change.
     buffers : bool
-        Whether to keep buffers, and the weights of embeddings; training changes them.
+        Whether to save buffers and the weights of embeddings, which training changes.
 
     Attributes
     ----------
     parameters : list of Tensor
-        All parameters, those of modules in lists and objects too, and other leaves that require gradients.
+        All parameters, including those of modules in lists and objects, and other leaves that require gradients.
     """
 
     def __init__(self, model: nn.Module, *, without: Iterable[nn.Module] = (), buffers: bool = True) -> None:
@@ -62,24 +63,17 @@ class KeptState:
                 elif isinstance(value, nn.Embedding | nn.EmbeddingBag) and value.max_norm is not None:
                     self._keep_tensor(value.weight)
                 tables = (vars(value), value._parameters, value._modules, *([value._buffers] if buffers else ()))
-                for table in tables:
-                    if type(table) is dict:  # TorchScript has its own
-                        self._keep_table(table)
-            elif type(value) is tuple:
-                continue
+                self._tables += ((table, dict(table)) for table in tables if type(table) is dict)  # not TorchScript's
             elif isinstance(value, Tensor):
-                if id(value) not in computed:  # replaced at each call, never written to
+                if id(value) not in computed:  # computed tensors are replaced at each call, not written to
                     self._keep_tensor(value)
                 if value.requires_grad and value.is_leaf:
                     self.parameters.append(value)
-            else:
+            elif type(value) is not tuple:
                 self._keep_other(value)
 
-    def _keep_table(self, table: dict[str, Any]) -> None:
-        self._tables.append((table, dict(table)))
-
     def _keep_tensor(self, tensor: Tensor) -> None:
-        # Nothing can write to an inference tensor outside of inference mode.
+        # Inference tensors cannot be written to outside of inference mode.
         if not is_lazy(tensor) and not tensor.is_inference() and not tensor.is_meta:
             self._tensors.append((tensor, tensor.detach().clone(), tensor._version))
             if tensor.grad_fn is None:
@@ -100,12 +94,13 @@ class KeptState:
             return
         if type(value) in (dict, OrderedDict, list, tuple, set, deque) or not (base or is_record(value)):
             return
-        self._keep_table(attributes(value))
+        own = attributes(value)
+        self._tables.append((own, dict(own)))
         if not hasattr(value, "__dict__") or slots(value):
             self._others.append(_slot_restorer(value))
 
     def reset(self) -> None:
-        """Put everything back that has changed."""
+        """Restore everything that changed."""
         for table, kept in self._tables:
             same = len(table) == len(kept) and all(map(operator.is_, table.values(), kept.values()))
             if not same or not all(map(operator.is_, table, kept)):
@@ -114,7 +109,7 @@ class KeptState:
             for tensor, kept in _changed(self._tensors):
                 tensor.copy_(kept)
             for tensor in self._leaves:
-                if tensor.grad_fn is not None:  # written to in place with what has a graph
+                if tensor.grad_fn is not None:  # written to in place with a tensor that has a graph
                     tensor.detach_()
         for restore in self._others:
             restore()
@@ -122,33 +117,30 @@ class KeptState:
 
 def _refill(table: dict[str, Any], kept: dict[str, Any]) -> None:
     base: Any = OrderedDict if isinstance(table, OrderedDict) else dict
-    if list(base.keys(table)) != list(kept):  # also the order: that of buffers and modules shows
+    if list(base.keys(table)) != list(kept):  # the order of buffers and modules is visible to the user
         base.clear(table)
-    for key, value in kept.items():
+    for key, value in kept.items():  # `update` would call a subclass's own methods
         base.__setitem__(table, key, value)
 
 
 def _changed(held: Sequence[tuple[Tensor, Tensor, int]]) -> list[tuple[Tensor, Tensor]]:
-    """Return the tensors whose values have changed, with those that they had."""
-    found: list[tuple[Tensor, Tensor]] = []
-    away: list[tuple[Tensor, Tensor]] = []
+    """Return the tensors whose values changed, with the saved values."""
+    changed: list[tuple[Tensor, Tensor]] = []
+    by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for tensor, kept, version in held:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:  # not all of them can be compared
-            found += [(tensor, kept)] if tensor._version != version else []
+            changed += [(tensor, kept)] if tensor._version != version else []
         elif tensor.shape != kept.shape or tensor.dtype != kept.dtype or tensor.device != kept.device:
             tensor.data = kept.clone()
         elif tensor.device.type != "cpu":
-            away.append((tensor, kept))
-        # Versions do not tell: batch norm writes its statistics without counting it up.
+            by_device[tensor.device].append((tensor, kept))
+        # Versions are not reliable: batch norm updates its statistics without incrementing theirs.
         elif not torch.equal(tensor, kept):
-            found.append((tensor, kept))
-    by_device: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for pair in away:
-        by_device[pair[0].device].append(pair)
-    for pairs in by_device.values():  # an accelerator is asked once, not for each tensor
+            changed.append((tensor, kept))
+    for pairs in by_device.values():  # one transfer per accelerator instead of one per tensor
         flags = torch.stack([(tensor != kept).any() for tensor, kept in pairs]).tolist()
-        found += [pair for pair, flag in zip(pairs, flags, strict=True) if flag]
-    return found
+        changed += [pair for pair, flag in zip(pairs, flags, strict=True) if flag]
+    return changed
 
 
 def _restorer(value: Any, base: type[Any]) -> Callable[[], object]:
@@ -181,18 +173,11 @@ def _array_restorer(value: np.ndarray) -> Callable[[], object]:
 
 
 def _rewinder(value: Any) -> Callable[[], object] | None:
-    """Return what sets a random generator back; None for anything else."""
-    if isinstance(value, torch.Generator):
-        state = value.get_state()
-        return lambda: value.set_state(state)
+    """Return a function that restores the state of a random generator; None for anything else."""
+    if isinstance(value, torch.Generator | np.random.RandomState):
+        return partial(value.set_state, value.get_state())
     if isinstance(value, np.random.Generator):
-        bits = value.bit_generator
-        kept = bits.state
-        return lambda: setattr(bits, "state", kept)
-    if isinstance(value, np.random.RandomState):
-        legacy = value.get_state()
-        return lambda: value.set_state(legacy)
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
     if isinstance(value, random.Random):
-        python = value.getstate()
-        return lambda: value.setstate(python)
+        return partial(value.setstate, value.getstate())
     return None

@@ -1,13 +1,13 @@
-"""What can be known of a model's layers without running it."""
+"""Find a model's layers without running it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankfold.errors import ModelError
 from rankfold.inventory.kinds import (
@@ -29,54 +29,47 @@ Modules = Sequence[tuple[nn.Module, tuple[str, ...]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Entry:
-    """One decision: a layer, and every member whose weight it decides over."""
+    """One decision: a layer, and all members that compute with its weight."""
 
     info: LayerInfo
     members: tuple[Member, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scan:
-    """What a model is made of, before it is run."""
-
-    entries: tuple[Entry, ...]
-    others: tuple[OtherModule, ...]
-
-
 def static_inventory(model: nn.Module) -> tuple[LayerInfo, ...]:
-    """Return every layer of a model without running it.
+    """Return the layers of a model without running it.
 
-    Names, shapes, ties and settings are those that `inspect` lists; there are no calls, and the
-    skip reasons that only a run can tell are missing.
+    Names, shapes, ties and settings are those that `inspect` lists. Calls are missing, and so are the skip reasons that
+    require a run.
 
     Raises
     ------
     ModelError
         If the model is wrapped (DataParallel, DDP, FSDP, torch.compile) or TorchScript.
     """
-    return tuple(entry.info for entry in scan(model).entries)
+    return tuple(entry.info for entry in scan(model)[0])
 
 
-def scan(model: nn.Module) -> Scan:
-    """Find a model's layers, what they share, and what else owns parameters.
-
-    Raises
-    ------
-    ModelError
-        As `static_inventory` says.
-    """
+def scan(model: nn.Module) -> tuple[tuple[Entry, ...], tuple[OtherModule, ...]]:
+    """Return a model's layers, tied ones joined, and the other owners of parameters; raises as `static_inventory`."""
     check_model(model)
     modules = list(walk(model))
-    found = [member for module, paths in modules for member in members_of(module, paths)]
-    return Scan(entries=_decisions(found, modules), others=_others(found, modules))
+    members = [member for module, paths in modules for member in members_of(module, paths)]
+    return _decisions(members, modules), _others(members, modules)
+
+
+def weight_memory(entries: Sequence[Entry]) -> Iterator[tuple[Tensor, int]]:
+    """Yield the tensors in whose memory the layers' weights lie, with the positions of the entries."""
+    for i, entry in enumerate(entries):
+        for member in entry.members:
+            yield from ((tensor, i) for tensor in member.memory)
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise `ModelError` if this is no plain model whose modules can be swapped."""
+    """Raise `ModelError` unless this is a model whose modules can be replaced."""
     require_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
-            "the model is TorchScript, whose modules cannot be swapped. Pass the Python model that it was made from."
+            "the model is TorchScript, whose modules cannot be replaced. Pass the Python model that it was made from."
         )
     check_unwrapped(model)
 
@@ -84,7 +77,7 @@ def check_model(model: nn.Module) -> None:
 def walk(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
     """Yield every module once with all of its paths, in order of definition.
 
-    What an attention or a parametrisation consists of belongs to it and is no module here.
+    The submodules of an attention or a parametrisation are not listed.
     """
     paths: dict[nn.Module, list[str]] = {}
 
@@ -94,7 +87,7 @@ def walk(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
             return
         parametrized = nn.utils.parametrize.is_parametrized(module)
         for name, child in module._modules.items():
-            # A child that holds one of its parents would go on for ever.
+            # A child that holds one of its parents would recurse forever.
             if child is None or child in above or (parametrized and name == "parametrizations"):
                 continue
             visit(child, f"{path}.{name}" if path else name, above | {child})
@@ -104,44 +97,48 @@ def walk(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
         yield module, tuple(names)
 
 
-def _decisions(found: Sequence[Member], modules: Modules) -> tuple[Entry, ...]:
+def _decisions(members: Sequence[Member], modules: Modules) -> tuple[Entry, ...]:
     """Join the members with the same weight; skip those whose weight has other users."""
     groups: dict[Hashable, list[Member]] = defaultdict(list)
-    for member in found:
+    for member in members:
         groups[member.key].append(member)
-    owners = _owners(found, modules)
+    owners = _owners(members, modules)
     entries: list[Entry] = []
     for group in groups.values():
         first = group[0].info
         reason = _outsider(group, owners)
-        if reason is None and len({_settings(m.info) for m in group}) == 1:
+        settings = {replace(m.info, name="", aliases=(), type_name="", attention="") for m in group}
+        if reason is None and len(settings) == 1:
             ties = tuple(path for m in group[1:] for path in (m.info.name, *m.info.aliases))
             entries.append(Entry(info=replace(first, ties=ties), members=tuple(group)))
             continue
         for member in group:
-            why = reason or _unequal(member, group)
-            skip = member.info.skip or why
+            skip = member.info.skip or reason
+            if skip is None:
+                other = next(m.info.name for m in group if m is not member)
+                skip = f"its weight is shared with {other!r}, a layer with other settings"
             entries.append(Entry(info=replace(member.info, skip=skip), members=(member,)))
-    order = {id(member): i for i, member in enumerate(found)}
+    order = {id(member): i for i, member in enumerate(members)}
     return tuple(sorted(entries, key=lambda entry: order[id(entry.members[0])]))
 
 
-def _owners(found: Sequence[Member], modules: Modules) -> dict[Hashable, dict[int, str]]:
-    """Return who holds each stored parameter: the holder's id and its name in words."""
+def _owners(members: Sequence[Member], modules: Modules) -> dict[Hashable, dict[int, str]]:
+    """Return the holders of each stored parameter: their ids, and what to call them."""
     owners: dict[Hashable, dict[int, str]] = defaultdict(dict)
     for module, paths in modules:
+        owner = f"{repr(paths[0]) if paths[0] else 'the model itself'} ({original_class(module).__name__})"
         for parameter in own_parameters(module).values():
-            owners[tensor_key(parameter)][id(module)] = _called(paths[0], module)
-    for member in found:  # an attention's output projection is not among the modules
-        for parameter in member.stored:
-            if member.holder is not member.module:
+            owners[tensor_key(parameter)][id(module)] = owner
+    for member in members:  # an attention's output projection is not among the modules
+        if member.holder is not member.module:
+            for parameter in member.stored:
                 owner = f"{member.info.name!r} ({member.info.type_name})"
                 owners[tensor_key(parameter)][id(member.holder)] = owner
     return owners
 
 
 def _outsider(group: Sequence[Member], owners: dict[Hashable, dict[int, str]]) -> str | None:
-    """Return the reason to keep a weight that a module outside the group holds too."""
+    """Return the reason to keep a weight that a module outside the group also holds."""
     inside = {id(member.holder) for member in group}
     for member in group:
         for parameter in member.stored:
@@ -151,32 +148,17 @@ def _outsider(group: Sequence[Member], owners: dict[Hashable, dict[int, str]]) -
     return None
 
 
-def _unequal(member: Member, group: Sequence[Member]) -> str:
-    other = next(m.info.name for m in group if m is not member)
-    return f"its weight is shared with {other!r}, a layer with other settings"
+def _others(members: Sequence[Member], modules: Modules) -> tuple[OtherModule, ...]:
+    """Return the owners of parameters outside of layers, each parameter once.
 
-
-def _settings(info: LayerInfo) -> LayerInfo:
-    return replace(info, name="", aliases=(), type_name="", attention="")
-
-
-def _called(path: str, module: nn.Module) -> str:
-    name = original_class(module).__name__
-    return f"{path!r} ({name})" if path else f"the model itself ({name})"
-
-
-def _others(found: Sequence[Member], modules: Modules) -> tuple[OtherModule, ...]:
-    """List what owns parameters that belong to no layer, each parameter once.
-
-    Layers that are quantised already are listed with the size of their packed weight.
+    Quantised layers are listed with the size of their packed weight.
     """
-    seen = {tensor_key(p) for member in found for p in member.stored}
-    seen |= {tensor_key(p) for m in found for p in _biases(m)}
+    seen = {tensor_key(p) for member in members for p in (*member.stored, *_biases(member))}
     others: list[OtherModule] = []
     for module, paths in modules:
         own = [p for p in unique(own_parameters(module).values()) if tensor_key(p) not in seen]
-        packed = packed_weight(module)
-        own += [] if packed is None else [packed]
+        if (packed := packed_weight(module)) is not None:
+            own.append(packed)
         seen |= {tensor_key(p) for p in own}
         if own:
             others.append(
@@ -190,6 +172,6 @@ def _others(found: Sequence[Member], modules: Modules) -> tuple[OtherModule, ...
     return tuple(others)
 
 
-def _biases(member: Member) -> list[torch.Tensor]:
+def _biases(member: Member) -> Iterable[Tensor]:
     name = "bias" if member.role in (None, "out_proj") else "in_proj_bias"
-    return list(stored_parameters(member.holder, name).values())
+    return stored_parameters(member.holder, name).values()

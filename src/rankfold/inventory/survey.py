@@ -1,10 +1,10 @@
-"""The verb `inspect`: run a model once on an example input and list its layers."""
+"""`inspect`: run a model once on an example input and list its layers."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -17,18 +17,18 @@ from rankfold._turns import in_turn
 from rankfold.batches import batch_size
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory.copying import copy_model
-from rankfold.inventory.kinds import dtype_name, is_lazy
+from rankfold.inventory.kinds import LAZY, dtype_name, is_lazy
 from rankfold.inventory.operations import OperationCounter
 from rankfold.inventory.quiet import call_example, describe, evaluating, undisturbed
 from rankfold.inventory.select import Selector, exclusions
-from rankfold.inventory.sharing import stored_params, stored_tensors
+from rankfold.inventory.sharing import stored_tensors, unique
 from rankfold.inventory.static import Entry, check_model, scan, walk
 from rankfold.inventory.watch import Usage
 from rankfold.records import Cost, Inventory, LayerInfo
 from rankfold.records.dense import dense_cost
 
 _KEPT = 2**28
-"""Bytes of parameters that are copied to see whether a forward pass changes them; above, their versions tell."""
+"""Up to this size (bytes), parameters are copied to detect changes by a forward pass; above, versions are compared."""
 
 
 @in_turn
@@ -40,37 +40,35 @@ def inspect(
     exclude: Selector = None,
     keep_first_last: bool = False,
 ) -> Inventory:
-    """List a model's layers: shapes, cost, and whether each can be compressed or why not.
+    """List a model's layers: shapes, costs, and why a layer cannot be compressed.
 
-    The model runs once on the example input, in eval mode and without gradients, watched by hooks
-    and not traced; afterwards it is as it was. A model with lazy modules is copied first.
+    The model runs once on the example input in eval mode, without gradients, under hooks; it is not traced, and it is
+    left unchanged. A model with lazy modules is copied first.
 
     Parameters
     ----------
     model : nn.Module
         Any model.
     example_input : object
-        A tuple holds positional arguments, a mapping keyword arguments; anything else is the one
-        argument.
+        A tuple of positional arguments, a mapping of keyword arguments, or a single argument.
     include, exclude : str, type, list of these, or None
-        Consider only, or leave out, these layers: shell patterns of names, ``re:`` and a regular
-        expression, or module classes.
+        Layers to consider, or to leave out: shell patterns of names, regular expressions after ``re:``, or module
+        classes.
     keep_first_last : bool
-        Leave the first convolution executed (the first layer, if there is no convolution) and the
-        last layer executed as they are.
+        Whether to leave the first convolution executed (the first layer, if there is no convolution) and the last layer
+        executed unchanged.
 
     Returns
     -------
     Inventory
-        Its `summary` is the share of parameters and MACs that can be compressed.
+        Its `summary` states the share of parameters and MACs that can be compressed.
 
     Raises
     ------
     ModelError
-        If the model is wrapped or has no weights yet (meta device), or cannot run on the example
-        input.
+        If the model is wrapped, has no weights yet (meta device), or cannot run on the example input.
     NoMatchingLayer
-        If a pattern or type selects no layer.
+        If a pattern or type matches no layer.
 
     Examples
     --------
@@ -80,71 +78,67 @@ def inspect(
     'compressible: 78% of parameters, 80% of MACs (1 of 2 layers)'
     """
     check_model(model)
-    _check_not_meta(model)
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise ModelError(f"{name!r} is on the meta device and has no values. Load the model's weights first.")
     lazy = {path for module, paths in walk(model) if _is_lazy(module) for path in paths}
     if lazy:
-        # The first run gives lazy modules their shapes, which must not happen to the user's model.
+        # The first run materialises lazy modules, which must not happen to the user's model.
         model = copy_model(model)
         with evaluating(model, without=list(model.modules())):
             call_example(model, example_input)
-    found = scan(model)
-    out = exclusions(found.entries, include, exclude)
-    usage = Usage(found.entries)
+    entries, others = scan(model)
+    excluded = exclusions(entries, include, exclude)
+    usage = Usage(entries)
     macs, uncounted = _run(model, example_input, usage)
-    kept = _first_and_last(found.entries, usage) if keep_first_last else {}
+    kept = _first_and_last(entries, usage) if keep_first_last else {}
     layers = tuple(
-        _finished(entry.info, usage, i, lazy, [out.get(entry.info.name), kept.get(i)])
-        for i, entry in enumerate(found.entries)
+        _finished(entry.info, usage, i, lazy, excluded.get(entry.info.name) or kept.get(i))
+        for i, entry in enumerate(entries)
     )
     costs = {layer.name: dense_cost(layer) for layer in layers}
     listed = sum(costs.values(), Cost())
+    stored = stored_tensors(model)
     return Inventory(
         layers=layers,
-        others=found.others,
+        others=others,
         total=Cost(
-            params=stored_params(model),
+            params=sum(p.numel() for p in unique(model.parameters())),
             macs=max(macs, listed.macs),
             fm=listed.fm,
-            weight_bytes=sum(t.numel() * t.element_size() for t in stored_tensors(model)),
+            weight_bytes=sum(t.numel() * t.element_size() for t in stored),
         ),
         costs=costs,
         example=describe(example_input),
         batch=batch_size(example_input),
-        outside=_outside(model, layers),
+        outside=_outside(stored, layers, costs),
         uncounted=uncounted,
     )
 
 
-def _outside(model: nn.Module, layers: Sequence[LayerInfo]) -> dict[str, int]:
-    """Count what is stored beside the layers, by data type."""
+def _outside(stored: Iterable[Tensor], layers: Iterable[LayerInfo], costs: Mapping[str, Cost]) -> dict[str, int]:
+    """Count the numbers that are stored outside of the layers, by data type."""
     count: Counter[str] = Counter()
-    for tensor in stored_tensors(model):
+    for tensor in stored:
         count[dtype_name(tensor)] += tensor.numel()
     for layer in layers:
-        count[layer.dtype] -= dense_cost(layer).params
+        count[layer.dtype] -= costs[layer.name].params
     return {dtype: left for dtype, left in sorted(count.items()) if left}
 
 
-def _check_not_meta(model: nn.Module) -> None:
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_meta:
-            raise ModelError(f"{name!r} is on the meta device and has no values. Load the model's weights first.")
-
-
 def _is_lazy(module: nn.Module) -> bool:
-    own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
-    return any(is_lazy(tensor) for tensor in own)
+    return any(map(is_lazy, chain(module.parameters(recurse=False), module.buffers(recurse=False))))
 
 
 def _run(model: nn.Module, example_input: Any, usage: Usage) -> tuple[int, tuple[str, ...]]:
-    """Run the model once, watched; return its multiply-accumulates, and the operations that are not counted."""
+    """Run the model once under hooks; return its multiply-accumulates and the operations that are not counted."""
     with undisturbed(model), _complete(model), usage.watching():
         try:
             with OperationCounter() as counter:
                 call_example(model, example_input)
             return counter.macs, tuple(sorted(counter.uncounted))
         except ModelError as error:
-            # Was it the model or the counter? Only a run without the counter can tell.
+            # A second run without the counter shows whether the model or the counter failed.
             usage.clear()
             call_example(model, example_input)
             warnings.warn(
@@ -153,12 +147,12 @@ def _run(model: nn.Module, example_input: Any, usage: Usage) -> tuple[int, tuple
                 RankfoldWarning,
                 stacklevel=4,
             )
-            return 0, ("all operations outside of the layers",)
+            return 0, ("all operations outside the layers",)
 
 
 @contextmanager
 def _complete(model: nn.Module) -> Iterator[None]:
-    """Raise `ModelError` if the pass inside the block builds layers or changes parameters; small ones are put back."""
+    """Raise `ModelError` if the pass inside the block creates or changes parameters; small ones are restored."""
     names = {name for name, _ in model.named_parameters()}
     normed = {m.weight for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm}
     plain = {n: p for n, p in model.named_parameters() if not is_lazy(p) and p.layout == torch.strided}
@@ -170,8 +164,8 @@ def _complete(model: nn.Module) -> Iterator[None]:
     late = [name for name, _ in model.named_parameters() if name not in names]
     if late:
         raise ModelError(
-            f"the model makes {late[0]!r} in its first forward pass, so it is not known yet what there is to compress. "
-            "Run the model once before."
+            f"the model creates {late[0]!r} in its first forward pass, so its layers are not known yet. Run the model "
+            "once before compressing it."
         )
     changed = [n for n, p in watched.items() if (not _same(p, values[n]) if small else p._version != versions[n])]
     with torch.no_grad():
@@ -182,8 +176,8 @@ def _complete(model: nn.Module) -> Iterator[None]:
                 watched[name].data = values[name]
     if changed:
         raise ModelError(
-            f"the model changes its parameter {changed[0]!r} in forward, in evaluation mode too, so that each call "
-            "makes another model. Do that outside of forward, or only if self.training."
+            f"the model changes its parameter {changed[0]!r} in forward, even in evaluation mode, so its results "
+            "change with every call. Update the parameter outside of forward, or only if self.training."
         )
 
 
@@ -201,24 +195,24 @@ def _first_and_last(entries: Sequence[Entry], usage: Usage) -> dict[int, str]:
     return {order[-1]: "kept: last layer", first: "kept: first layer"}
 
 
-def _finished(info: LayerInfo, usage: Usage, entry: int, lazy: set[str], asked: Sequence[str | None]) -> LayerInfo:
-    """Add to a layer what the run has shown and what the user has asked for."""
+def _finished(info: LayerInfo, usage: Usage, entry: int, lazy: set[str], excluded: str | None) -> LayerInfo:
+    """Return a layer with its calls, and the skip reasons and notes that follow from the run and the user's options."""
     calls = usage.calls(entry)
     elsewhere = entry in usage.used_elsewhere
     skip = info.skip
     notes = [info.note]
     if info.name in lazy:
-        skip = skip or "lazy module, not initialised; run the model once before compressing it"
+        skip = skip or LAZY
     if entry in usage.with_output_size:
-        skip = skip or "it is called with output_size, which factors could not follow"
+        skip = skip or "it is called with output_size, which factors do not support"
     if elsewhere and not calls:
         skip = skip or "its weight is used without calling the layer (fused or functional code)"
     elif elsewhere:
-        notes.append("its weight is also used outside the layer, where it stays full")
+        notes.append("its weight is also used outside the layer, where it stays dense")
     elif any(0 in call.out_size for call in calls):
-        skip = skip or "its output is empty on the example input: factors of it would not run"
+        skip = skip or "its output is empty on the example input, so its factors could not run"
     elif not calls:
         notes.append("not called on the example input; factored by its weight alone")
-    skip = skip or next((reason for reason in asked if reason), None)
+    skip = skip or excluded
     note = "; ".join(n for n in notes if n) or None
     return replace(info, calls=calls, skip=skip, note=note if skip is None else None)

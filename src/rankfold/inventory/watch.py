@@ -1,31 +1,36 @@
-"""How a model uses its layers in one forward pass: hooks for calls, a dispatch mode for weights."""
+"""Record how a model uses its layers in a forward pass: hooks see calls, a dispatch mode sees reads of weights."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rankfold._tensors import tensors_of
 from rankfold.inventory.members import Member
-from rankfold.inventory.sharing import memory_range, storage_pointer
-from rankfold.inventory.static import Entry
+from rankfold.inventory.sharing import labelled_ranges, overlapping, storage_pointer
+from rankfold.inventory.static import Entry, weight_memory
 from rankfold.records import Call, LayerInfo
 
 _Sizes = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 class Usage:
-    """What was seen of each decision, by its position among the entries.
+    """Uses of each entry (`static.Entry`), by its position in `entries`.
 
-    Parameters
+    Attributes
     ----------
-    entries : sequence of Entry
-        The decisions to watch.
+    sequence : list of int
+        The calls, in order of execution.
+    used_elsewhere : set of int
+        Entries whose weight was read outside of their calls.
+    with_output_size : set of int
+        Transposed convolutions that were called with ``output_size``.
     """
 
     def __init__(self, entries: Sequence[Entry]) -> None:
@@ -33,7 +38,7 @@ class Usage:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything, before another pass."""
+        """Discard everything that was recorded."""
         self._sizes: dict[int, Counter[_Sizes]] = defaultdict(Counter)
         self.sequence: list[int] = []
         self.used_elsewhere: set[int] = set()
@@ -41,7 +46,7 @@ class Usage:
         self._inside: Counter[int] = Counter()
 
     def calls(self, entry: int) -> tuple[Call, ...]:
-        """Return the calls of one decision, equal sizes merged."""
+        """Return the calls of an entry, those of equal sizes merged."""
         return tuple(
             Call(batch=batch, in_size=inside, out_size=outside, count=count)
             for (batch, inside, outside), count in self._sizes[entry].items()
@@ -49,24 +54,21 @@ class Usage:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch every forward pass inside; the hooks are gone afterwards."""
+        """Record the forward passes inside the block."""
         by_module: dict[nn.Module, list[tuple[int, Member]]] = defaultdict(list)
         for i, entry in enumerate(self.entries):
             for member in entry.members:
                 by_module[member.module].append((i, member))
-        handles = []
-        try:
+        with ExitStack() as stack:
             for module, members in by_module.items():
-                # First in line: the layer's own arguments and result, whatever other hooks do, and
-                # weights that a pre-hook computes count as used inside.
+                # First in line, so that other hooks change neither the arguments and results seen here nor which reads
+                # count as the layer's own: those of pre-hooks that compute its weight do.
                 before = module.register_forward_pre_hook(self._enter([i for i, _ in members]), prepend=True)
                 after = module.register_forward_hook(self._leave(members), prepend=True, with_kwargs=True)
-                handles += [before, after]
-            with MemoryWatch(_weights(self.entries), self.touched):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+            stack.enter_context(MemoryWatch(weight_memory(self.entries), self._read))
+            yield
 
     def _enter(self, entries: list[int]) -> Any:
         def hook(module: nn.Module, args: Any) -> None:  # noqa: ARG001
@@ -82,14 +84,12 @@ class Usage:
                 if sizes is not None:
                     self._sizes[i][sizes] += 1
                 self.sequence.append(i)
-                sized = _argument(args, kwargs, 1, "output_size") is not None
-                if sized and member.info.transposed:
+                if member.info.transposed and _argument(args, kwargs, 1, "output_size") is not None:
                     self.with_output_size.add(i)
 
         return hook
 
-    def touched(self, entry: int) -> None:
-        """Note that an operation read a weight; what the layer itself does is no news."""
+    def _read(self, entry: int) -> None:
         if not self._inside[entry]:
             self.used_elsewhere.add(entry)
 
@@ -97,7 +97,7 @@ class Usage:
 def _sizes(member: Member, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> _Sizes | None:
     info = member.info
     if member.role is not None:
-        names = {"q_proj": (0, "query"), "k_proj": (1, "key"), "v_proj": (2, "value")}
+        names = {"k_proj": (1, "key"), "v_proj": (2, "value")}
         source = _argument(args, kwargs, *names.get(member.role, (0, "query")))
         return (_rows(source, info), (), ()) if isinstance(source, Tensor) else None
     source = _argument(args, kwargs, 0, "x" if info.input_first else "input")
@@ -119,28 +119,17 @@ def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: 
 
 
 class MemoryWatch(TorchDispatchMode):
-    """Reports every operation that reads watched memory, or a part of it, or a view of it.
-
-    Parameters
-    ----------
-    tensors : iterable of (Tensor, object)
-        What is watched, each with what it is called.
-    touched : callable
-        Is given the name of a tensor whenever an operation reads it.
-    """
+    """Call `touched` with a tensor's label whenever an operation reads its memory: all of it, a part, or a view."""
 
     def __init__(self, tensors: Iterable[tuple[Tensor, Any]], touched: Callable[[Any], object]) -> None:
         super().__init__()
         self._touched = touched
         self._watching = True
-        self._ranges: dict[int, list[tuple[int, int, Any]]] = defaultdict(list)
-        for tensor, name in tensors:
-            if pointer := storage_pointer(tensor):
-                self._ranges[pointer].append((*memory_range(tensor), name))
+        self._ranges = labelled_ranges(tensors)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Report nothing inside."""
+        """Report nothing inside the block."""
         self._watching = False
         try:
             yield
@@ -155,28 +144,12 @@ class MemoryWatch(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        # Making a view reads nothing; what then reads the view is seen by its memory.
-        # A model that differentiates in its forward reads weights on the way back, too; that is the layer's own use.
+        # Creating a view reads nothing; operations that read the view are seen by its memory. A model that
+        # differentiates in its forward also reads weights in the backward pass, which is the layer's own use.
         node: Any = torch._C._current_autograd_node()
         if self._watching and node is None and not getattr(func, "is_view", False):
-            for tensor in _tensors((*args, *kwargs.values())):
-                for low, high, name in self._ranges.get(storage_pointer(tensor), ()):
-                    start, stop = memory_range(tensor)
-                    if start < high and low < stop:
-                        self._touched(name)
+            for tensor in tensors_of((args, kwargs)):
+                if ranges := self._ranges.get(storage_pointer(tensor)):
+                    for _, _, label in overlapping(ranges, tensor):
+                        self._touched(label)
         return func(*args, **kwargs)
-
-
-def _weights(entries: Sequence[Entry]) -> Iterator[tuple[Tensor, int]]:
-    for i, entry in enumerate(entries):
-        for member in entry.members:
-            for tensor in member.stored if member.weight is None else (member.weight,):
-                yield tensor, i
-
-
-def _tensors(items: Iterable[Any]) -> Iterator[Tensor]:
-    for item in items:
-        if isinstance(item, torch.Tensor):
-            yield item
-        elif isinstance(item, list | tuple):
-            yield from _tensors(item)

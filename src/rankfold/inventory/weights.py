@@ -17,22 +17,20 @@ from rankfold.inventory.kinds import ROLES, conv1d_base, is_attention, weight_ho
 
 
 def layer_weight(model: nn.Module, name: str) -> Tensor:
-    """Return a layer's effective weight.
+    """Return a layer's effective weight, detached.
 
     Parameters
     ----------
     model : nn.Module
         The model.
     name : str
-        A layer's name as `inspect` lists it (or an alias); the projections of an
-        ``nn.MultiheadAttention`` included.
+        A layer's name or alias as `inspect` lists it, including the projections of an ``nn.MultiheadAttention``.
 
     Returns
     -------
     Tensor
-        In torch's layout, ``(out, in)`` of transformers' ``Conv1D`` too, detached. Where a
-        parametrisation (weight or spectral norm, a pruning mask) computes the weight, what it
-        computes in eval mode; power iterations do not advance.
+        In torch's layout, ``(out, in)`` also for transformers' ``Conv1D``. If a parametrisation (weight or spectral
+        norm, a pruning mask) computes the weight, its value in eval mode, without advancing power iterations.
         Otherwise the parameter's own memory, not a copy.
 
     Raises
@@ -42,9 +40,9 @@ def layer_weight(model: nn.Module, name: str) -> Tensor:
     """
     module, role = find_layer(model, name)
     with torch.no_grad():
-        weight = effective(module, "weight") if role is None else projection(module, role)[0]
+        weight = _effective(module, "weight") if role is None else projection(module, role)[0]
     if not isinstance(weight, Tensor):
-        raise NoMatchingLayer(f"{name!r} is no layer: {type(module).__name__} has no weight.")
+        raise NoMatchingLayer(f"{name!r} is not a layer: {type(module).__name__} has no weight.")
     weight = weight.detach()
     return weight.mT if role is None and conv1d_base(module) is not None else weight
 
@@ -53,39 +51,33 @@ def layer_bias(model: nn.Module, name: str) -> Tensor | None:
     """Return a layer's effective bias, detached; None if it has none. See `layer_weight`."""
     module, role = find_layer(model, name)
     with torch.no_grad():
-        bias = effective(module, "bias") if role is None else projection(module, role)[1]
+        bias = _effective(module, "bias") if role is None else projection(module, role)[1]
     return bias.detach() if isinstance(bias, Tensor) else None
 
 
 def stored_weight(model: nn.Module, name: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Return the tensor that stores a layer's weight, and the view of its like that is the weight in torch's layout.
+    """Return the parameter that stores a layer's weight, and a function that views it as the weight in torch's layout.
 
-    The tensor is the parameter itself: several projections of an attention may share one, and that of transformers'
-    ``Conv1D`` is transposed. Weights must not be computed by a parametrisation.
+    Several projections of an attention may share a parameter, and that of transformers' ``Conv1D`` is transposed. The
+    weight must not be computed by a parametrisation.
     """
     module: Any
     module, role = find_layer(model, name)
-    if role is None:
-        return module.weight, torch.t if conv1d_base(module) is not None else _whole
-    if role == "out_proj":
-        return module.out_proj.weight, _whole
+    if role in (None, "out_proj"):
+        holder = module if role is None else module.out_proj
+        return holder.weight, lambda tensor: tensor.mT if conv1d_base(holder) is not None else tensor
     if not module._qkv_same_embed_dim:
-        return getattr(module, f"{role}_weight"), _whole
-    start = ROLES.index(role) * module.embed_dim
-    return module.in_proj_weight, lambda packed: packed[start : start + module.embed_dim]
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor
+        return getattr(module, f"{role}_weight"), lambda tensor: tensor
+    return module.in_proj_weight, lambda packed: packed[_rows(module, role)]
 
 
 def find_layer(model: nn.Module, name: str) -> tuple[nn.Module, str | None]:
-    """Return the module of a layer; for a projection, its attention and which projection it is.
+    """Return the module of a layer; for a projection, its attention and the name of the projection.
 
     Raises
     ------
     NoMatchingLayer
-        If there is no module of this name.
+        If the model has no module of this name.
     """
     parent, _, last = name.rpartition(".")
     if last in ROLES:
@@ -101,7 +93,7 @@ def find_layer(model: nn.Module, name: str) -> tuple[nn.Module, str | None]:
 
 
 def find_module(model: nn.Module, name: str) -> nn.Module | None:
-    """Return the module of a dotted path; None if there is none, as for a projection of an attention."""
+    """Return the module at a dotted path; None if there is none, as for a projection of an attention."""
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -112,19 +104,22 @@ def projection(attention: nn.Module, role: str) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of one of `ROLES` of an ``nn.MultiheadAttention``."""
     mha: Any = attention
     if role == "out_proj":
-        return effective(mha.out_proj, "weight"), effective(mha.out_proj, "bias")
-    size = mha.embed_dim
-    start = ROLES.index(role) * size
-    if mha._qkv_same_embed_dim:
-        weight = effective(mha, "in_proj_weight")[start : start + size]
-    else:
-        weight = effective(mha, f"{role}_weight")
-    bias = effective(mha, "in_proj_bias")
-    return weight, bias if bias is None else bias[start : start + size]
+        return _effective(mha.out_proj, "weight"), _effective(mha.out_proj, "bias")
+    rows = _rows(attention, role)
+    packed = mha._qkv_same_embed_dim
+    weight = _effective(mha, "in_proj_weight")[rows] if packed else _effective(mha, f"{role}_weight")
+    bias = _effective(mha, "in_proj_bias")
+    return weight, None if bias is None else bias[rows]
 
 
-def effective(module: nn.Module, name: str) -> Any:
-    """Return a tensor of a module as its forward sees it in eval mode."""
+def _rows(attention: Any, role: str) -> slice:
+    """Return the rows of the packed projections that belong to one of them."""
+    start = ROLES.index(role) * attention.embed_dim
+    return slice(start, start + attention.embed_dim)
+
+
+def _effective(module: nn.Module, name: str) -> Any:
+    """Return a tensor of a module as its forward uses it in eval mode."""
     hook = weight_hook(module, name)
     if isinstance(hook, SpectralNorm):
         return hook.compute_weight(module, do_power_iteration=False)
@@ -133,14 +128,14 @@ def effective(module: nn.Module, name: str) -> Any:
     if hook is not None:
         return hook.compute_weight(module)
     if parametrize.is_parametrized(module, name):
-        with _in_eval(getattr(module.parametrizations, name)):
+        with in_eval(getattr(module.parametrizations, name)):  # in training mode, a read advances power iterations
             return getattr(module, name)
     return getattr(module, name, None)
 
 
 @contextmanager
-def _in_eval(module: nn.Module) -> Iterator[None]:
-    """Spectral norm advances its power iteration whenever it is read in training mode."""
+def in_eval(module: nn.Module) -> Iterator[None]:
+    """Run the block with all modules in eval mode, set one by one because ``train()`` may be overridden to do more."""
     flags = [(m, m.training) for m in module.modules()]
     try:
         for m, _ in flags:

@@ -20,6 +20,7 @@ from rankfold.surgery.exchange import exchange_
 from rankfold.surgery.factored import Factored, build
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.saving import refuse_save_pretrained_
+from rankfold.surgery.stock import memory_format
 
 _PLAN = "rankfold_plan"
 
@@ -121,15 +122,6 @@ def factor_layer(
     blueprint = methods.chosen_blueprint(layer, choice)
     module = build(blueprint, layer, choice, dtype=weight.dtype, device=weight.device, factors=factors, bias=bias)
     return module.to(memory_format=memory_format(weight))
-
-
-def memory_format(weight: torch.Tensor) -> torch.memory_format:
-    """Return channels-last if the weight is stored that way and could be stored otherwise."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = formats.get(weight.ndim)
-    if last is not None and weight.is_contiguous(memory_format=last) and not weight.is_contiguous():
-        return last
-    return torch.preserve_format
 
 
 def replace_layers(

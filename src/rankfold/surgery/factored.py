@@ -29,7 +29,7 @@ from rankfold.surgery.composed import guarded, refuse_computed, refuse_write
 from rankfold.surgery.gauged import Gauged, GaugedInput, GaugedOutput
 from rankfold.surgery.gauging import check_gauge, gauge_factors
 from rankfold.surgery.rescaling import output_scales, scale_outputs_, set_bias_
-from rankfold.surgery.stock import uninitialised, uninitialised_conv
+from rankfold.surgery.stock import uninitialised
 
 
 class Reshape(nn.Module):
@@ -225,11 +225,8 @@ def _canonical(stage: nn.Module, shape: Size) -> Tensor:
 def build_stage(spec: Stage, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Return the module of one stage, its weights uninitialised."""
     match spec:
-        case ConvSpec():
-            return uninitialised_conv(spec, bias=spec.bias, dtype=dtype, device=device)
-        case LinearSpec():
-            sizes = {"in_features": spec.in_features, "out_features": spec.out_features, "bias": spec.bias}
-            return uninitialised(nn.Linear, dtype=dtype, device=device, **sizes)
+        case ConvSpec() | LinearSpec():
+            return uninitialised(spec, bias=spec.bias, dtype=dtype, device=device)
         case GaugedSpec():
             return (GaugedInput if spec.side == "input" else GaugedOutput)(spec, dtype=dtype, device=device)
         case ReshapeSpec():

@@ -13,8 +13,9 @@ from rankfold._turns import in_turn
 from rankfold.cost import gauged_cost
 from rankfold.inventory import copy_model
 from rankfold.records import Choice
-from rankfold.surgery.apply import Swap, memory_format, plan_of, remember_plan, swap_, tied_twin
+from rankfold.surgery.apply import Swap, plan_of, remember_plan, swap_, tied_twin
 from rankfold.surgery.factored import Factored, build, stage_factors
+from rankfold.surgery.stock import memory_format
 
 
 @in_turn

@@ -21,7 +21,7 @@ from rankfold.records import LayerInfo
 from rankfold.surgery.apply import factored_layers
 from rankfold.surgery.exchange import listed
 from rankfold.surgery.references import HeldTensor
-from rankfold.surgery.stock import stock_layer
+from rankfold.surgery.stock import uninitialised
 
 
 class Proof:
@@ -51,7 +51,7 @@ class Proof:
 
     def __init__(self, model: nn.Module, names: Iterable[str], example_input: Any) -> None:
         self._example = example_input
-        entries = scan(model).entries
+        entries, _ = scan(model)
         usage = Usage(entries)
         with undisturbed(model), usage.watching():
             call_example(model, example_input)
@@ -153,7 +153,7 @@ class _Original:
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         tensors = {"weight": self.weight} if self.bias is None else {"weight": self.weight, "bias": self.bias}
-        bare = stock_layer(self.info, bias=self.bias is not None)
+        bare = uninitialised(self.info, bias=self.bias is not None, device="meta")
         return torch.func.functional_call(bare, tensors, args, dict(kwargs))
 
 

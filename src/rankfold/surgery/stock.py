@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from functools import cache
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from rankfold.records import ConvSpec, LayerInfo
-
-_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+from rankfold.inventory.kinds import CONVS, TRANSPOSED
+from rankfold.records import ConvSpec, LayerInfo, LinearSpec
 
 
-def uninitialised(kind: type[nn.Module], **options: object) -> nn.Module:
-    """Construct a layer without drawing random numbers: the library never touches the global generator.
+def uninitialised(settings: ConvSpec | LinearSpec | LayerInfo, *, bias: bool, **options: object) -> nn.Module:
+    """Return the stock layer with these settings without drawing random numbers; `options` are dtype and device.
 
-    As ``torch.nn.utils.skip_init``, which runs the initialisation on the meta device and takes ten times as long.
+    ``torch.nn.utils.skip_init`` runs the initialisation on the meta device, which takes ten times as long.
     """
-    module = _bare(kind)(**options)
+    if isinstance(settings, LinearSpec):
+        kind, sizes = nn.Linear, {"in_features": settings.in_features, "out_features": settings.out_features}
+    elif isinstance(settings, LayerInfo) and settings.kind == "linear":
+        kind, sizes = nn.Linear, {"in_features": settings.in_channels, "out_features": settings.out_channels}
+    else:
+        kind = (TRANSPOSED if settings.transposed else CONVS)[len(settings.kernel) - 1]
+        own = "output_padding" if settings.transposed else "padding_mode"
+        names = ("in_channels", "out_channels", "stride", "padding", "dilation", "groups", own)
+        sizes = {"kernel_size": settings.kernel, **{name: getattr(settings, name) for name in names}}
+    module = _bare(kind)(bias=bias, **sizes, **options)
     module.__class__ = kind
     return module
 
@@ -27,29 +35,9 @@ def _bare(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})  # noqa: ARG005 - torch's signature
 
 
-def stock_layer(info: LayerInfo, *, bias: bool) -> nn.Module:
-    """Return the stock layer of these settings on the meta device, to be called with tensors from elsewhere."""
-    if info.kind == "linear":
-        return uninitialised(
-            nn.Linear, in_features=info.in_channels, out_features=info.out_channels, bias=bias, device="meta"
-        )
-    return uninitialised_conv(info, bias=bias, device="meta")
-
-
-def uninitialised_conv(settings: ConvSpec | LayerInfo, *, bias: bool, **place: object) -> nn.Module:
-    """Return the stock convolution of these settings; `place` is its data type and device."""
-    kinds = _TRANSPOSED if settings.transposed else _CONVS
-    own = "output_padding" if settings.transposed else "padding_mode"
-    return uninitialised(
-        kinds[len(settings.kernel)],
-        in_channels=settings.in_channels,
-        out_channels=settings.out_channels,
-        kernel_size=settings.kernel,
-        stride=settings.stride,
-        padding=settings.padding,
-        dilation=settings.dilation,
-        groups=settings.groups,
-        bias=bias,
-        **{own: getattr(settings, own)},
-        **place,
-    )
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """Return channels-last if a tensor is stored that way and not contiguous, else ``torch.preserve_format``."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    if last is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=last):
+        return last
+    return torch.preserve_format
