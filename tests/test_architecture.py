@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import rankfold
+from rankfold.methods import registry
 
 # Each package may import the groups above its own, never its own group or one below.
 GROUPS: tuple[tuple[str, ...], ...] = (
@@ -79,6 +80,10 @@ ASKED = {
     "logits": "rankfold.outputs",  # class_scores
     "_orig_mod": "rankfold.inventory.wrappers",  # unwrap
 }
+
+# Packages that know methods by their contract only.
+METHOD_BLIND = {"calibration", "candidates", "cost", "strategies", "surgery"}
+NAMES_DEFAULTS = "rankfold.candidates.table"
 
 # Where rankfold's modules may be imported inside a function.
 LAZY = {"__init__", "__main__", "cli"}
@@ -184,6 +189,20 @@ def lookups(sources: Mapping[str, str]) -> list[str]:
     ]
 
 
+def named_methods(sources: Mapping[str, str]) -> list[str]:
+    """Return the modules that know a particular method: its name as a text, or its module as an import."""
+    known = set(registry.names())
+    return [
+        f"{module}: {name}"
+        for module, source in sorted(sources.items())
+        if top(module) in METHOD_BLIND and module != NAMES_DEFAULTS
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant | ast.ImportFrom)
+        for name in [node.value if isinstance(node, ast.Constant) else (node.module or "").rpartition("methods.")[2]]
+        if name in known
+    ]
+
+
 def faults(sources: Mapping[str, str]) -> list[str]:
     """Return every fault of these modules' imports, as ``module, line: imports x (why not)``."""
     modules = frozenset(sources)
@@ -267,6 +286,18 @@ def test_a_second_answer_is_noticed() -> None:
     line = 'higher = getattr(metric, "higher_is_better", True)'
     assert lookups({"rankfold.api.x": line}) == ["rankfold.api.x: higher_is_better"]
     assert lookups({"rankfold.evaluation.evaluate": line, "rankfold.api.x": "metric.higher_is_better"}) == []
+
+
+def test_what_differs_between_methods_is_said_in_their_files() -> None:
+    assert named_methods(read_package()) == []
+
+
+def test_a_method_that_is_named_elsewhere_is_noticed() -> None:
+    for line in ('x = method.name == "ttm"', 'x = {"ttm": 5}', "from rankfold.methods.ttm import TTM"):
+        assert named_methods({"rankfold.cost.x": line}) == ["rankfold.cost.x: ttm"]
+        assert named_methods({"rankfold.methods.x": line}) == []
+    assert named_methods({"rankfold.candidates.table": 'DEFAULT_METHODS = ("svd", "tucker")'}) == []
+    assert named_methods({"rankfold.cost.x": "from rankfold.methods.contract import get"}) == []
 
 
 OTHERS = {

@@ -292,7 +292,7 @@ def _sorted_by_norm(tensor: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 def _compress(tensor: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-    """Return a core and bases ``(batch, n, m)`` of the first two modes, None where m = n; m is at most the rest's size."""
+    """Return a core and bases ``(batch, n, m)`` of the first two modes, None where m = n; m <= the rest's size."""
     core, spans = tensor, list[Tensor | None]()
     for mode in (0, 1):
         flat = unfold(core, mode)
