@@ -192,12 +192,13 @@ def test_rounds_measure_layers_together(fixed: dict[str, Any]) -> None:
 
 def test_the_same_search_twice_is_the_same_plan() -> None:
     model = network()
-    options: dict[str, Any] = {"budget": "macs<=50%", "calibration": images()}
+    options: dict[str, Any] = {
+        "budget": "macs<=50%",
+        "calibration": images(),
+        "strategy": rf.CompressNAS(rounds=1, points=3),
+    }
     state = torch.get_rng_state()
-    first, second = (
-        rf.plan(model, X, methods="svd", strategy=CompressNAS(rounds=1, points=3), **options).to_json()
-        for _ in range(2)
-    )
+    first, second = (rf.plan(model, X, methods="svd", **options).to_json() for _ in range(2))
     assert first == second
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -260,28 +261,31 @@ def test_a_layer_that_takes_too_much_ram_may_not_be_kept() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"config": {"proxy": "network"}}, ConfigError, "'network' needs calibration data.*proxy='weight'"),
-        ({"config": {"proxy": "output"}}, ConfigError, "'output' needs calibration data"),
-        ({"config": {"proxy": "fisher"}}, ConfigError, "'fisher' needs calibration data"),
-        ({"config": {"rounds": 1}}, ConfigError, "rounds need calibration data.*rounds=0"),
+        ({"strategy": {"proxy": "network"}}, ConfigError, "'network' needs calibration data.*proxy='weight'"),
+        ({"strategy": {"proxy": "output"}}, ConfigError, "'output' needs calibration data"),
+        ({"strategy": {"proxy": "fisher"}}, ConfigError, "'fisher' needs calibration data"),
+        ({"strategy": {"rounds": 1}}, ConfigError, "rounds need calibration data.*rounds=0"),
         (
-            {"config": {"proxy": "output"}, "calibration": images(), "data_aware": False},
+            {"strategy": {"proxy": "output"}, "calibration": images(), "data_aware": False},
             ConfigError,
             "needs second moments.*data_aware=False",
         ),
-        ({"config": {"taps": ["fc3"]}, "calibration": images()}, UnknownNameError, "tap .*'fc3'.*Did you mean 'fc"),
-        ({"config": {"proxy": "accuracy"}}, ConfigError, "proxy must be one of auto, weight.*Got 'accuracy'"),
-        ({"config": {"points": 1}}, ConfigError, "points must be an integer >= 2"),
-        ({"config": {"samples": 0}}, ConfigError, "samples must be an integer >= 1"),
-        ({"config": {"taps": "fc1"}}, ConfigError, "taps must be a list"),
-        ({"config": {"rounds": -1}}, ConfigError, "rounds must be an integer >= 0"),
-        ({"config": {"tolerance": 0}}, ConfigError, "tolerance must be a number above 0"),
-        ({"config": {"tolerance": float("nan")}}, ConfigError, "tolerance must be a number above 0"),
+        ({"strategy": {"taps": ["fc3"]}, "calibration": images()}, UnknownNameError, "tap .*'fc3'.*Did you mean 'fc"),
+        ({"strategy": {"proxy": "accuracy"}}, ConfigError, "proxy must be one of auto, weight.*Got 'accuracy'"),
+        ({"strategy": {"points": 1}}, ConfigError, "points must be an integer >= 2"),
+        ({"strategy": {"samples": 0}}, ConfigError, "samples must be an integer >= 1"),
+        ({"strategy": {"taps": "fc1"}}, ConfigError, "taps must be a list"),
+        ({"strategy": {"rounds": -1}}, ConfigError, "rounds must be an integer >= 0"),
+        ({"strategy": {"tolerance": 0}}, ConfigError, "tolerance must be a number above 0"),
+        ({"strategy": {"tolerance": float("nan")}}, ConfigError, "tolerance must be a number above 0"),
     ],
 )
 def test_what_is_wrong_is_said(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    def search(strategy: dict[str, Any], **others: Any) -> rf.Plan:
+        return rf.plan(network(), X, budget="params<=50%", strategy=rf.CompressNAS(**strategy), **others)
+
     with pytest.raises(error, match=message):
-        rf.plan(network(), X, budget="params<=50%", strategy=CompressNAS(**options.pop("config")), **options)
+        search(**options)
 
 
 def test_without_a_judge() -> None:
@@ -305,12 +309,15 @@ def test_rounds_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monkey
         return alone(self, layer, weights)
 
     monkeypatch.setattr(NetworkProxy, "alone", counted_alone)
-    search = CompressNAS(rounds=1, points=3)
-    options: dict[str, Any] = {"calibration": images(), "cache": tmp_path}
-    first = rf.plan(network(), X, budget="params<=40%", strategy=search, **options)
+    options: dict[str, Any] = {
+        "calibration": images(),
+        "strategy": rf.CompressNAS(rounds=1, points=3),
+        "cache": tmp_path,
+    }
+    first = rf.plan(network(), X, budget="params<=40%", **options)
     assert calls
     calls.clear()
-    assert rf.plan(network(), X, budget="params<=40%", strategy=search, **options) == first
+    assert rf.plan(network(), X, budget="params<=40%", **options) == first
     assert not calls
-    rf.plan(network(), X, budget="params<=60%", strategy=search, **options)  # other picks: only the rounds are measured
+    rf.plan(network(), X, budget="params<=60%", **options)  # other picks: only the rounds are measured
     assert calls

@@ -31,7 +31,7 @@ layers = [m for i in range(5) for m in (nn.Linear(10 + i, 11 + i), nn.Tanh())]
 net = nn.Sequential(*layers).eval()
 data = [torch.randn(8, 10), torch.randn(8, 10)]
 found = {}
-for name, config in {"network": {"rounds": 1}, "fisher": {"proxy": "fisher"}}.items():
+for name, strategy in {"network": rf.CompressNAS(rounds=1), "fisher": rf.CompressNAS(proxy="fisher")}.items():
     seen, alone = [], NetworkProxy.alone
 
     def watched(self, layer, weights):
@@ -39,8 +39,7 @@ for name, config in {"network": {"rounds": 1}, "fisher": {"proxy": "fisher"}}.it
         return alone(self, layer, weights)
 
     NetworkProxy.alone = watched
-    search = rf.CompressNAS(**config)
-    plan = rf.plan(net, data[0][:1], budget="params<=70%", methods="svd", calibration=data, strategy=search)
+    plan = rf.plan(net, data[0][:1], budget="params<=70%", methods="svd", calibration=data, strategy=strategy)
     NetworkProxy.alone = alone
     found[name] = {"plan": plan.to_json(), "seen": seen}
 (folder / f"{sys.argv[2]}-{rank}.json").write_text(json.dumps(found))

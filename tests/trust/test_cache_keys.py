@@ -63,7 +63,7 @@ def tensors(seed: int = 1) -> list[Tensor]:
 @pytest.mark.parametrize("proxy", ["network", "fisher"])
 @pytest.mark.parametrize("change", [{"head": 2}, {"power": 3.0}, {"gain": 2.0}, {"scale": 9.0}])
 def test_what_the_state_dict_does_not_show(change: dict[str, Any], proxy: str, tmp_path: Path) -> None:
-    options = {"config": {"proxy": proxy}}
+    options = {"strategy": rf.CompressNAS(proxy=proxy)}
     first, right = plan(Net(), tensors(), None, **options), plan(Net(**change), tensors(), None, **options)
     assert first != right, "the case tells nothing"
     assert plan(Net(), tensors(), tmp_path, **options) == first
@@ -74,7 +74,7 @@ def test_what_the_state_dict_does_not_show(change: dict[str, Any], proxy: str, t
 @pytest.mark.parametrize("rounds", [0, 1])
 @pytest.mark.parametrize("wrap", [lambda h: (h,), lambda h: ([h, h, h],), lambda h: ((({"object": h}),), None)])
 def test_batches_that_cannot_be_seen_are_not_cached(wrap: Any, rounds: int, tmp_path: Path) -> None:
-    options = {"data_aware": False, "config": {"rounds": rounds}}
+    options = {"data_aware": False, "strategy": rf.CompressNAS(rounds=rounds)}
     for seed in (1, 2):
         data = [wrap(Hidden(seed))]
         right = plan(Net(), data, None, **options)
@@ -158,7 +158,7 @@ def test_all_data_of_a_metric_counts(tmp_path: Path) -> None:
         loader = DataLoader(TensorDataset(torch.cat([common, tensors(seed)[0]])), batch_size=32)
         metric = output_error(Net().eval(), loader)  # 0 for the dense model, whatever the data
         found = [
-            rf.sweep(Net().eval(), X, budgets=["params<=40%"], evaluate=metric, cache=cache).points[0].metric
+            rf.sweep(Net().eval(), X, points=["params<=40%"], evaluate=metric, cache=cache).points[0].metric
             for cache in (tmp_path, None)
         ]
         assert found[0] == found[1]

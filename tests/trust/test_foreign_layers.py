@@ -107,8 +107,8 @@ def test_data_decides_over_conv1d_as_over_linear() -> None:
     for options in (
         {"reconstruct": "data"},
         {"reconstruct": "sequential"},
-        {"config": {"proxy": "network"}},
-        {"config": {"proxy": "fisher"}},
+        {"strategy": rf.CompressNAS(proxy="network")},
+        {"strategy": rf.CompressNAS(proxy="fisher")},
     ):
         ours, theirs = (
             rf.compress(model, data[0], budget="params<=50%", calibration=data, **options) for model in (net, twin)

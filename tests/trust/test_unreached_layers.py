@@ -109,7 +109,9 @@ def test_a_layer_whose_output_is_not_used() -> None:
     assert rank(plan, "parts.2") >= min(rank(plan, "parts.0"), rank(plan, "parts.1"))
 
 
-@pytest.mark.parametrize("options", [{"data_aware": False}, {"config": {"rounds": 2}}, {"strategy": "energy"}])
+@pytest.mark.parametrize(
+    "options", [{"data_aware": False}, {"strategy": rf.CompressNAS(rounds=2)}, {"strategy": "energy"}]
+)
 def test_other_searches_do_not_cut_it_to_the_bone(options: dict[str, Any]) -> None:
     plan, told = planned(Mixture, **options)
     assert any("'parts.2'" in text for text in told)

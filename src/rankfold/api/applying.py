@@ -27,10 +27,10 @@ from rankfold.calibration import (
 )
 from rankfold.factor.linalg import double
 from rankfold.factor.moments import Moments, output_energy
-from rankfold.inventory import layer_weight, static_inventory
+from rankfold.inventory import Spare, layer_weight, static_inventory
 from rankfold.methods import to_canonical
 from rankfold.records import Plan
-from rankfold.surgery import Proof, apply_plan_, check_plan, copy_model, factored_layers, plan_of
+from rankfold.surgery import Proof, apply_plan_, check_plan, factored_layers, plan_of
 from rankfold.surgery.apply import remember_plan
 from rankfold.surgery.carried import report_parameters
 
@@ -145,9 +145,9 @@ def apply_plan(
     *,
     batchnorm: bool = True,
     example_input: Any = None,
-    twin: nn.Module | None = None,
+    spare: Spare | None = None,
 ) -> Applied:
-    """Apply a checked plan to a copy of the model, which may be given (`twin`), and prove it."""
+    """Apply a checked plan to a copy of the model, the spare one if there is one, and prove it."""
     errors: dict[str, float] = {}
     notes: list[str] = []
     report_parameters(model)
@@ -160,7 +160,7 @@ def apply_plan(
         errors = {name: error for name, error in made.errors.items() if name in plan.factored}
         notes = [f"{name}: {note}" for name, note in made.notes.items()]
     else:
-        twin = copy_model(model, instead="rankfold.apply_ with a plan") if twin is None else twin
+        twin = (spare or Spare(model, instead="rankfold.apply_ with a plan")).give()
         new = _factored_(twin, plan, moments, original=model, suspects=suspects)
     if proof is not None:
         proof.check(new, suspects or ())

@@ -88,14 +88,13 @@ def compress(
         bounds.without(ACCURACY) if bounds is not None and searched else bounds,
         given=[need for need, value in given.items() if value is not None],
     )  # fmt: skip
-    twin = planner.proved_copy()
+    planner.prove()
     clock.lap("inspect")
     metric = None if evaluate is None else as_metric(evaluate)
     realizer = Realizer(
         model=model, example_input=example_input, inventory=planner.inventory, data=planner.data, how=how,
-        metric=metric, name=name, clock=clock, twin=twin,
+        metric=metric, name=name, clock=clock, spare=planner.spare,
     )  # fmt: skip
-    del twin
     bench = planner.workbench = Bench(
         model, partial(realizer.apply, measured=False), batches=None if planner.data is None else planner.data.batches,
         metric=metric, recipe=finetune,

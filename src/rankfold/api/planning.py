@@ -27,7 +27,7 @@ from rankfold.calibration import LayerMoments
 from rankfold.candidates import Judge, TableConfig, build_table, within_ram
 from rankfold.cost import Pricing, activation_profile
 from rankfold.errors import BudgetError, InfeasibleBudget
-from rankfold.inventory import copy_model, export_graph, inspect, layer_weight
+from rankfold.inventory import Spare, export_graph, inspect, layer_weight
 from rankfold.methods import sharing_prepared
 from rankfold.records import (
     PEAK,
@@ -136,6 +136,7 @@ class Planner:
         given: Collection[Need] = (),
     ) -> None:
         self.strategy = strategies.get(search.strategy)
+        self.spare = Spare(model, instead="rankfold.apply_ with a plan")
         for budget in budgets:
             check_measurable(budget, self.strategy.handles)
         self.data = calibration_of(model, calibration, example_input)
@@ -182,6 +183,7 @@ class Planner:
             model, self.pricing.inventory, table,
             weight_table=table if moments is None else partial(table, weighted=False),
             batches=None if self.data is None else self.data.batches, moments=moments, cache=search.cache,
+            spare=self.spare,
         )  # fmt: skip
         posed = Problem(
             pricing=self.pricing,
@@ -251,11 +253,9 @@ class Planner:
         )
         return replace(made, layers=self._with_notes(made), provenance=provenance)
 
-    def proved_copy(self) -> nn.Module:
-        """Return a copy of the model; raise if it runs the original. So that is known before any work."""
-        twin = copy_model(self.model, instead="rankfold.apply_ with a plan")
-        Proof(self.model, (), self.example_input).check(twin)
-        return twin
+    def prove(self) -> None:
+        """Raise if a copy of the model runs the original: before any work, not after it."""
+        Proof(self.model, (), self.example_input).check(self.spare.lend())
 
     def forget(self) -> None:
         """Free the second moments and what was measured."""

@@ -21,7 +21,7 @@ from rankfold.cost import Pricing
 from rankfold.errors import ConfigError, DataError, PlanMismatch
 from rankfold.evaluation import Metric, as_metric
 from rankfold.evaluation import evaluate as measure
-from rankfold.inventory import check_model, inspect
+from rankfold.inventory import Spare, check_model, inspect
 from rankfold.records import ACCURACY, Budget, Inventory, Plan
 from rankfold.records.display import Shown, show
 from rankfold.records.inventory import LARGE_REST
@@ -173,8 +173,8 @@ class Realizer:
         The model's name, for the report.
     clock : Clock
         Times the stages.
-    twin : Module or None
-        A copy of the original, for the first model.
+    spare : Spare or None
+        A copy of the original, for the next model.
     """
 
     model: nn.Module
@@ -185,7 +185,7 @@ class Realizer:
     metric: Metric | None = None
     name: str = ""
     clock: Clock = field(default_factory=Clock)
-    twin: nn.Module | None = None
+    spare: Spare | None = None
 
     def value(self, model: nn.Module) -> float:
         """Measure a model."""
@@ -196,8 +196,7 @@ class Realizer:
 
     def apply(self, plan: Plan, *, measured: bool = True) -> Draft:
         """Apply a plan and measure the model."""
-        twin, self.twin = self.twin, None
-        applied = apply_plan(self.model, plan, self.data, self.how, example_input=self.example_input, twin=twin)
+        applied = apply_plan(self.model, plan, self.data, self.how, example_input=self.example_input, spare=self.spare)
         errors = applied.errors
         if not errors:
             errors = measured_errors(applied.model, self.model, moments_for(self.model, plan, self.data, self.how))

@@ -112,11 +112,12 @@ def sweep(
     started = time.perf_counter()
     varied = Budget((Bound(resource=resource, value=1.0, relative=True),)) if budgets is None else None
     planner = Planner(model, example_input, search, calibration, fixed, varied, *(budgets or ()))
-    twin = planner.proved_copy() if realizing else None
+    if realizing:
+        planner.prove()
     metric = None if evaluate is None else as_metric(evaluate)
     realizer = Realizer(
         model=model, example_input=example_input, inventory=planner.inventory, data=planner.data, how=how,
-        metric=metric, name=name, twin=twin,
+        metric=metric, name=name, spare=planner.spare,
     )  # fmt: skip
     dense = None if metric is None else realizer.value(model)
     if isinstance(points, int):

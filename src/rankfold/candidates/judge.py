@@ -26,7 +26,7 @@ from rankfold.candidates.outputs import check_taps, data_hash
 from rankfold.candidates.proxies import MEASURED, ProxyConfig
 from rankfold.errors import ConfigError, RankfoldWarning
 from rankfold.factor.moments import Moments
-from rankfold.inventory import layer_weight
+from rankfold.inventory import Spare, layer_weight
 from rankfold.records import Candidate, CandidateTable, Inventory, Ranks
 from rankfold.surgery.approximate import approximations
 
@@ -60,6 +60,8 @@ class Judge:
         Second moments by layer name, which the factors are found with.
     cache : str, Path or None
         Folder that keeps what was measured.
+    spare : Spare, optional
+        A copy of the model to work on; it is left as it was.
 
     Attributes
     ----------
@@ -77,8 +79,10 @@ class Judge:
         batches: Iterable[Any] | None,
         moments: Mapping[str, Moments] | None,
         cache: str | Path | None = None,
+        spare: Spare | None = None,
     ) -> None:
         self.model = model
+        self._spare = spare
         self.inventory = inventory
         self.table = table
         self.weight_table = weight_table
@@ -260,7 +264,7 @@ class Judge:
 
     def _network(self, config: ProxyConfig) -> NetworkProxy:
         if config not in self._networks:
-            self._networks[config] = NetworkProxy(self.model, self._samples(config), config.taps)
+            self._networks[config] = NetworkProxy(self.model, self._samples(config), config.taps, self._spare)
         return self._networks[config]
 
     def _fisher(self, config: ProxyConfig) -> FisherProxy:

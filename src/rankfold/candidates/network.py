@@ -16,11 +16,11 @@ from rankfold.batches import batch_size, iterate, leading, split_batch
 from rankfold.calibration.replay import Memory, run_before
 from rankfold.candidates.outputs import check_comparable, check_taps, compared, modules_of, nothing_put_out
 from rankfold.errors import ModelError, RankfoldWarning
-from rankfold.inventory import layer_weight, undisturbed
+from rankfold.inventory import Spare, layer_weight, undisturbed
 from rankfold.outputs import distance_and_energy
 from rankfold.records import LayerInfo
 from rankfold.surgery import copy_model
-from rankfold.surgery.approximate import bake_weights_
+from rankfold.surgery.approximate import bake_weights_, computes_weights
 
 _ANEW = (
     "what the network computes before layer {!r} cannot be remembered (it changes from run to run or in place, "
@@ -46,11 +46,13 @@ class NetworkProxy:
     Parameters
     ----------
     model : Module
-        The original; left untouched, and copied once.
+        The original; left untouched.
     batches : sequence
         Batches of inputs; targets are not used.
     taps : sequence of str
         Modules whose outputs are compared; the network's own without any.
+    spare : Spare, optional
+        A copy of the model to work on; each measurement leaves it as it was.
 
     Raises
     ------
@@ -60,15 +62,23 @@ class NetworkProxy:
         From `alone`: if the original's outputs hold NaN, or no tensors that can be compared.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Any], taps: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Any], taps: Sequence[str] = (), spare: Spare | None = None
+    ) -> None:
         self.original = model
-        self.work = bake_weights_(copy_model(model))
+        self._spare = spare or Spare(model)
+        self._baked = bake_weights_(copy_model(model)) if computes_weights(model) else None
         self.batches = batches
         self.taps = taps
         self._references: dict[int, list[Tensor]] = {}
         self._room = _REMEMBERED
         self._whole: list[Tensor] | None = None  # outputs of `work` on the first batch
         check_taps(model, taps)
+
+    @property
+    def work(self) -> nn.Module:
+        """The copy whose weights are replaced, all of them plain tensors; between measurements it is the original."""
+        return self._spare.lend() if self._baked is None else self._baked
 
     def alone(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
         """Return the damage of each of some weights of a layer, all other layers being as they are in `work`."""

@@ -1,5 +1,6 @@
 """List a model's layers, and run models without changing them."""
 
+from rankfold.inventory.copying import Spare as Spare
 from rankfold.inventory.copying import copy_model as copy_model
 from rankfold.inventory.exported import export_graph as export_graph
 from rankfold.inventory.operations import OperationCounter as OperationCounter

@@ -50,6 +50,33 @@ def copy_model(model: nn.Module, *, instead: str | None = None) -> nn.Module:
             raise ModelError(f"the model cannot be copied: {error}. {advice}") from error
 
 
+class Spare:
+    """One copy of a model, made when it is needed first, for all who need one.
+
+    Parameters
+    ----------
+    model : Module
+        Any model.
+    instead : str, optional
+        As for `copy_model`.
+    """
+
+    def __init__(self, model: nn.Module, *, instead: str | None = None) -> None:
+        self._model, self._instead = model, instead
+        self._copy: nn.Module | None = None
+
+    def lend(self) -> nn.Module:
+        """Return the copy to someone who leaves it as it was."""
+        if self._copy is None:
+            self._copy = copy_model(self._model, instead=self._instead)
+        return self._copy
+
+    def give(self) -> nn.Module:
+        """Return the copy to someone who changes it; the next one gets another."""
+        given, self._copy = self.lend(), None
+        return given
+
+
 def _shared(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
     """Return by id the objects that cannot be copied and are not modules, those inside other objects first."""
     shared: dict[int, Any] = {}

@@ -56,6 +56,11 @@ def _unparametrize_(module: nn.Module) -> None:
         module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
 
+def computes_weights(model: nn.Module) -> bool:
+    """Return whether any weight is computed: by a parametrization, weight or spectral norm, or a pruning mask."""
+    return any(parametrize.is_parametrized(module) or hooked_names(module) for module in model.modules())
+
+
 def bake_weights_(model: nn.Module) -> nn.Module:
     """Replace weights that are computed (weight and spectral norm, pruning masks) by what they are in eval mode.
 
