@@ -11,7 +11,7 @@ import typer
 
 from rankfold._options import Flag
 from rankfold.cli._options import flags_of, parameter
-from rankfold.cli._session import Output, guarded, session
+from rankfold.cli._session import Output, session
 
 
 class Given(SimpleNamespace):
@@ -50,12 +50,11 @@ class Command:
             with session(as_json=given.as_json, quiet=given.quiet) as out:
                 self.body(given, out)
 
-        wrapped = guarded(run)
         flags = flags_of(self.names, self.own)
-        wrapped.__signature__ = inspect.Signature([parameter(n, f) for n, f in flags.items()])
+        run.__signature__ = inspect.Signature([parameter(n, f) for n, f in flags.items()])
         paragraphs = inspect.cleandoc(self.body.__doc__ or "").split("\n\n")
         text = "\n\n".join(" ".join(p.split()) for p in paragraphs)
-        app.command(name, help=text, epilog=f"Example: {self.example}")(wrapped)
+        app.command(name, help=text, epilog=f"Example: {self.example}")(run)
 
 
 def command(example: str, *names: str, **own: Flag) -> Callable[[Body], Command]:

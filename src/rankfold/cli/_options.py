@@ -12,10 +12,13 @@ import typer
 from rankfold._options import Flag, options_of, spellings
 from rankfold.api import options as records
 from rankfold.records import resource_names
+from rankfold.records.amounts import either
 from rankfold.tune import FineTune
+from rankfold.tune.config import OPTIMIZERS
+from rankfold.zoo import DATA_SPECS
 
 MODEL_HELP = "Network: a name of the zoo, torchvision/NAME, timm/NAME, pkg.module:factory or file.py:factory."
-DATA_HELP = "Data set: mnist5k, cifar10:PATH, imagefolder:PATH, npz:PATH, pkg.module:factory or file.py:factory."
+DATA_HELP = f"Data set: {either(DATA_SPECS)}."
 
 REQUIRED = inspect.Parameter.empty
 """Default of a required flag."""
@@ -81,7 +84,9 @@ FLAGS: dict[str, Flag] = {
         help="Loss: auto, or terms joined by '+': task, distill, layer.",
     ),
     "lr": Flag(kind=float | None, panel=_TUNE, help="Peak learning rate. By default that of the optimizer."),
-    "optimizer": Flag(kind=str, default=_of_recipe("optimizer"), panel=_TUNE, help="Optimizer: sgd or adamw."),
+    "optimizer": Flag(
+        kind=str, default=_of_recipe("optimizer"), panel=_TUNE, help=f"Optimizer: {either(list(OPTIMIZERS))}."
+    ),
     "finetune_option": Flag(
         kind=list[str] | None, metavar="KEY=VALUE", panel=_TUNE,
         help="Any other field of FineTune, such as target=0.9 or mixed_precision=bf16; may be repeated.",
@@ -123,7 +128,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def search_flags() -> dict[str, Flag]:
-    """Return the flags of a search: the options of `Search` that the command line can spell."""
+    """Return the flags of a search: the options of `Search` that are available on the command line."""
     flags = {"budget": FLAGS["budget"]}
     for name, (field, known) in options_of(records.Search).items():
         if known.flag is not None:
@@ -135,7 +140,7 @@ def search_flags() -> dict[str, Flag]:
 
 
 def flags_of(names: Sequence[str], own: dict[str, Flag]) -> dict[str, Flag]:
-    """Return flags by name; ``"search"`` and the names of `GROUPS` stand for several, and `own` takes precedence."""
+    """Return flags by name; ``"search"`` and the keys of `GROUPS` are names of groups, and `own` takes precedence."""
     search = search_flags()
     flags = dict[str, Flag]()
     for name in (*names, *own, "as_json", "quiet"):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ParamSpec, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import typer
 
@@ -20,8 +19,6 @@ from rankfold.errors import RankfoldError, RankfoldWarning
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-P = ParamSpec("P")
 
 BAD_INPUT = 2
 UNEXPECTED = 1
@@ -52,11 +49,11 @@ class Output:
 
     @property
     def talks(self) -> bool:
-        """Whether text for people is printed."""
+        """Whether human-readable text is printed."""
         return not (self.as_json or self.quiet)
 
     def say(self, text: str = "") -> None:
-        """Print a line for people."""
+        """Print a line of human-readable text."""
         if self.talks:
             print(printable(text), file=self.stream)
 
@@ -66,7 +63,7 @@ class Output:
             print(printable(text), file=self.stream)
 
     def show(self, draw: Callable[[Console], object]) -> None:
-        """Draw something for people on rich's console."""
+        """Draw human-readable output on rich's console."""
         if self.talks:
             from rankfold.reporting.terminal import default_console
 
@@ -80,65 +77,50 @@ class Output:
 
 @contextlib.contextmanager
 def session(*, as_json: bool, quiet: bool) -> Iterator[Output]:
-    """Provide the output of a command. With ``--json``, other prints to standard output go to standard error."""
+    """Provide the output of a command, show warnings as single lines, and turn errors into messages and exit codes.
+
+    With ``--json``, other prints to standard output go to standard error.
+    """
     out = Output(sys.stdout, as_json=as_json, quiet=quiet)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("default", RankfoldWarning)
+        warnings.showwarning = _show_warning
         if as_json:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         if quiet:
             stack.enter_context(silenced())
-        yield out
+        try:
+            yield out
+        except RankfoldError as error:
+            message = str(error)
+            for python, flag in _SPELLING.items():
+                message = message.replace(python, flag)
+            _end(f"error: {message}", BAD_INPUT)
+        except KeyboardInterrupt:
+            _tell("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            _end(
+                f"unexpected error: {type(error).__name__}: {shortened(str(error))}\n"
+                "This is a bug in rankfold or in your code that it ran. To report it, include the output of "
+                "`rankfold --traceback COMMAND ...`.",
+                UNEXPECTED,
+            )
 
 
-def guarded(function: Callable[P, None]) -> Callable[P, None]:
-    """Turn errors into a message and an exit code, without a traceback."""
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        with _plain_warnings():
-            try:
-                function(*args, **kwargs)
-            except RankfoldError as error:
-                if show_traceback.get():
-                    traceback.print_exc()
-                _tell(f"error: {_spelled(str(error))}")
-                raise typer.Exit(BAD_INPUT) from None
-            except KeyboardInterrupt:
-                _tell("interrupted")
-                raise typer.Exit(INTERRUPTED) from None
-            except (typer.Exit, typer.Abort, BrokenPipeError):
-                raise
-            except Exception as error:
-                if show_traceback.get():
-                    traceback.print_exc()
-                _tell(
-                    f"unexpected error: {type(error).__name__}: {shortened(str(error))}\n"
-                    "This is a bug in rankfold or in your code that it ran. To report it, include the output of "
-                    "`rankfold --traceback COMMAND ...`."
-                )
-                raise typer.Exit(UNEXPECTED) from None
-
-    return run
-
-
-@contextlib.contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Show warnings as one line, without the file and line of code."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", RankfoldWarning)
-        warnings.showwarning = _show_warning
-        yield
+def _end(message: str, code: int) -> NoReturn:
+    if show_traceback.get():
+        traceback.print_exc()
+    _tell(message)
+    raise typer.Exit(code) from None
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_args: Any, **_kwargs: Any) -> None:
-    who = "" if issubclass(category, RankfoldWarning) else f" ({category.__name__})"
-    _tell(f"warning{who}: {shortened(' '.join(str(message).split()))}")
-
-
-def _spelled(message: str) -> str:
-    for ours, theirs in _SPELLING.items():
-        message = message.replace(ours, theirs)
-    return message
+    kind = "" if issubclass(category, RankfoldWarning) else f" ({category.__name__})"
+    _tell(f"warning{kind}: {shortened(' '.join(str(message).split()))}")
 
 
 def _tell(text: str) -> None:
