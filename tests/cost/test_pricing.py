@@ -177,6 +177,7 @@ def test_further_amounts_add_up() -> None:
     a, b = Cost(params=1, more={"x": 3}), Cost(params=2, more={"x": 4, "y": 5})
     assert (a + b).more == {"x": 7, "y": 5}
     assert (b - a).more == {"x": 1, "y": 5}
+    assert len({a, b, Cost(params=1, more={"x": 3}), Cost(params=1)}) == 3
 
 
 def test_help_and_documents_list_the_resources() -> None:

@@ -36,7 +36,7 @@ class Cost:
     macs: int = 0
     fm: int = 0
     weight_bytes: int = 0
-    more: Mapping[str, int] = field(default_factory=dict)
+    more: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def memory(self) -> int:

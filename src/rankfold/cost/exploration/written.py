@@ -63,13 +63,13 @@ def _conv(text: str, sizes: Size, given: dict[str, Size], bias: bool) -> LayerIn
     dims = len(kernel)
     if not 1 <= dims <= 3 or 0 in kernel:
         raise _bad(text, ": a convolution has one to three kernel sizes, then inputs and outputs")
-    defaults = {"stride": (1,), "dilation": (1,), "size": (SIZE,), "groups": (1,)}
-    dilation = _each(text, "dilation", given.get("dilation", defaults["dilation"]), dims)
+    given = {"stride": (1,), "dilation": (1,), "size": (SIZE,), "groups": (1,), **given}
+    dilation = _each(text, "dilation", given["dilation"], dims)
     half = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-    stride = _each(text, "stride", given.get("stride", defaults["stride"]), dims)
+    stride = _each(text, "stride", given["stride"], dims)
     padding = _each(text, "padding", given.get("padding", half), dims)
-    size = _each(text, "size", given.get("size", defaults["size"]), dims)
-    groups = given.get("groups", defaults["groups"])
+    size = _each(text, "size", given["size"], dims)
+    groups = given["groups"]
     if 0 in (*stride, *dilation, *size, *groups) or len(groups) != 1:
         raise _bad(text, ": stride, dilation, groups and size are at least 1")
     if inputs % groups[0] or outputs % groups[0]:
