@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, locks between processes, and files that can be read without waiting."""
+"""Atomic writes of files, locks between processes, and reads that never block."""
 
 from __future__ import annotations
 
@@ -16,76 +16,96 @@ from rankfold.errors import CorruptArtifact, RankfoldError
 
 try:
     import fcntl
-except ImportError:  # a system without POSIX locks: nothing is locked, and nothing of other processes is swept
+except ImportError:  # without POSIX locks, nothing is locked, and files of other processes are not swept
     fcntl = None
 
 LOCK_S = 120.0
-"""How long one process waits for another one that writes to the same folder."""
+"""Seconds that one process waits for another one that writes to the same folder."""
 
-_KEPT = 150
-"""Characters of a file's name in that of its temporary file; a name may have 255 bytes."""
-
-_UNUSABLE = (OSError, ValueError)
-"""What a path raises: ValueError for one with a NUL or half a surrogate pair in it."""
+_KEPT = 150  # characters of a file's name in the name of its temporary file; a name may have 255 bytes
+_UNUSABLE = (OSError, ValueError)  # what a path raises; ValueError if it contains a NUL or half a surrogate pair
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], object], *, sweeping: bool = True) -> Path:
     """Let `write` fill a temporary file next to `path`, then rename it into place.
 
-    The temporary file is locked while its process lives. One that a killed process left is removed by the next write
-    to the same path.
+    The temporary file is locked while its process lives. If a process is killed, the next write to the same path
+    removes its temporary file.
 
     Parameters
     ----------
     path : str or Path
-        The file to appear; its folder is made if need be.
+        The file; its folder is created if necessary.
     write : callable
         Called with the temporary path.
     sweeping : bool
-        Whether to look for what killed processes left of this file; False for one of many files in a folder, which
-        `sweep` looks through once.
+        Whether to remove temporary files of killed processes; pass False for many files in one folder, and call `sweep`
+        once.
 
     Raises
     ------
     RankfoldError
-        If the folder cannot be written to; nothing is left behind.
+        If the folder cannot be written to; then nothing is left behind.
     """
     path = Path(path)
     require_usable(path)
-    made: list[Path] = []
-    try:
-        _refuse_special(path)
-        made = [folder for folder in path.parents if not folder.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with making_folder(path.parent, target=path):
+        if os.path.exists(path) and not os.path.isfile(path):  # a rename would replace it
+            kind = _kind(os.stat(path).st_mode)
+            raise RankfoldError(f"cannot write {str(path)!r}: it is {kind}. Choose another place.")
         if sweeping:
             sweep(path.parent, path.name)
-        return _write(path, write)
+        temporary, handle = _locked_temporary(path)
+        try:
+            write(temporary)
+            to_disk(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            if handle is not None:
+                os.close(handle)
+    return path
+
+
+@contextlib.contextmanager
+def making_folder(folder: Path, *, target: Path) -> Iterator[None]:
+    """Create a folder if necessary; if the block raises, remove the new folders again.
+
+    An OSError becomes a `RankfoldError` that `target` cannot be written.
+    """
+    created: list[Path] = []
+    try:
+        created = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException as error:
-        _remove_folders(made)
+        for place in created:  # the deepest first; folders that others have written to stay
+            with contextlib.suppress(OSError):
+                place.rmdir()
         if isinstance(error, OSError):
-            raise _cannot_write(path, error) from error
+            raise _cannot_write(target, error) from error
         raise
 
 
 def write_text(path: str | Path, text: str, *, sweeping: bool = True) -> Path:
-    """Write text to a file, whole or not at all, as `as_utf8` gives it."""
+    """Write text to a file atomically, encoded by `as_utf8`."""
     data = as_utf8(text)
     return write_atomic(path, lambda temporary: temporary.write_bytes(data), sweeping=sweeping)
 
 
 def as_utf8(text: str) -> bytes:
-    """Return text as a file holds it; half a surrogate pair is written out."""
+    """Return text in UTF-8; half a surrogate pair is escaped."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raise `RankfoldError` unless files can be written to a folder, which need not exist yet; nothing is made."""
+    """Raise `RankfoldError` unless files can be written to a folder, which need not exist yet; nothing is created."""
     folder = Path(folder)
     try:
         nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         with tempfile.TemporaryFile(dir=nearest):
             pass
-        # A name that is too long, or that a system cannot have, is only found out by asking for it.
+        # Only a lookup reveals a name that is too long or otherwise invalid.
         with contextlib.suppress(FileNotFoundError):
             folder.absolute().stat()
     except _UNUSABLE as error:
@@ -93,7 +113,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def require_usable(path: Path) -> None:
-    """Raise `RankfoldError` for a path that the system cannot have, such as one that is too long or has a NUL."""
+    """Raise `RankfoldError` for a path that is invalid on this system, such as one that is too long or has a NUL."""
     try:
         os.lstat(path)
     except ValueError as error:
@@ -104,12 +124,9 @@ def require_usable(path: Path) -> None:
 
 
 def sweep(folder: Path, *names: str) -> None:
-    """Remove what killed processes left of files that they were writing; temporary files of the living are locked.
+    """Remove temporary files that killed processes left of files with these names; those in use are locked.
 
-    Parameters
-    ----------
-    names : str
-        The files' names; ``*`` and ``?`` are placeholders in names that no user gives.
+    ``*`` and ``?`` in names are wildcards, so do not pass names that come from users with them.
     """
     if fcntl is None:
         return
@@ -127,10 +144,10 @@ def sweep(folder: Path, *names: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, timeout: float = LOCK_S) -> Iterator[bool]:
-    """Keep other processes and threads that lock a folder out while the block runs.
+    """Lock a folder against other processes and threads while the block runs.
 
-    The lock is on the folder itself, so that no file stays, and it ends with the process, however that ends. Yielded
-    is whether there is a lock: some network file systems have none.
+    The lock is on the folder itself, so it leaves no file, and it ends with the process in any case. Yields whether the
+    folder is locked: some network file systems have no locks.
 
     Raises
     ------
@@ -166,35 +183,31 @@ def _acquired(handle: int, folder: Path, deadline: float) -> bool:
 
 
 def read_bytes(path: Path, *, limit: int) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes, without ever waiting for one.
+    """Return the content of a regular file of at most `limit` bytes, without ever blocking.
 
     Raises
     ------
-    FileNotFoundError
-        If there is none.
     OSError
-        If the system says so.
+        If the file does not exist or cannot be read.
     CorruptArtifact
-        If it is another kind of file (a FIFO, a device, a socket, a folder), too long, or the path cannot be one.
+        If it is another kind of file (a FIFO, a device, a socket, a folder), too long, or the path is invalid.
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:
-        raise CorruptArtifact(f"{str(path)!r} is not a path of a file: {error}.") from error
+        raise CorruptArtifact(f"{str(path)!r} is not a valid path: {error}.") from error
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(handle)
         require_regular(path, status)
         if status.st_size <= limit:
-            data = file.read(limit + 1)  # it may be growing
+            data = file.read(limit + 1)  # the file may be growing
             if len(data) <= limit:
                 return data
-    raise CorruptArtifact(
-        f"{str(path)!r} is larger than {limit / 2**20:.0f} MiB, the most that is read of such a file."
-    )
+    raise CorruptArtifact(f"{str(path)!r} is larger than {limit / 2**20:.0f} MiB, the limit for such files.")
 
 
 def require_regular(path: Path, status: os.stat_result) -> None:
-    """Raise `CorruptArtifact` unless a file is a regular one: nothing else has an end for certain."""
+    """Raise `CorruptArtifact` unless a file is a regular one; reading from others may never end."""
     if not stat.S_ISREG(status.st_mode):
         raise CorruptArtifact(f"{str(path)!r} is {_kind(status.st_mode)}, not a regular file.")
 
@@ -207,38 +220,13 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a special file")
 
 
-def _refuse_special(path: Path) -> None:
-    """Raise `RankfoldError` if a path is a device, a FIFO or a folder: a rename would put a file in its place."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise RankfoldError(f"cannot write {str(path)!r}: it is {_kind(os.stat(path).st_mode)}. Choose another place.")
-
-
-def _remove_folders(made: list[Path]) -> None:
-    for folder in made:  # the deepest first; one that somebody has put something into stays
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
 def _cannot_write(path: Path, error: Exception) -> RankfoldError:
     reason = getattr(error, "strerror", None) or error
     return RankfoldError(f"cannot write {str(path)!r}: {reason}. Choose another place.")
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> Path:
-    temporary, handle = _locked_temporary(path)
-    try:
-        write(temporary)
-        to_disk(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        if handle is not None:
-            os.close(handle)
-    return path
-
-
 def to_disk(file: Path) -> None:
-    """Make sure that a finished file is on the disk, and as public as any other output."""
+    """Flush a finished file to the disk, and give it the permissions of ordinary output."""
     with open(file, "rb+") as stream:
         os.fsync(stream.fileno())
     umask = os.umask(0)
@@ -253,8 +241,8 @@ def _locked_temporary(path: Path) -> tuple[Path, int | None]:
         if fcntl is None:
             os.close(handle)
             return Path(name), None
-        with contextlib.suppress(OSError):  # no locks here
+        with contextlib.suppress(OSError):  # this file system has no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if Path(name).exists():  # else it was swept before it was locked
+        if Path(name).exists():  # otherwise it was swept before it was locked
             return Path(name), handle
         os.close(handle)

@@ -262,8 +262,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "complex128": (buffer(lambda: torch.randn(5, dtype=torch.complex128)), "'odd' .*torch.complex128.*Convert it"),
     "subclass": (buffer(lambda: torch.randn(5).as_subclass(Subclass)), "'odd' .*is a Subclass.*plain tensor"),
     "lazy": (lazy, "'late.weight' .*not initialised.*Run the model once"),
-    "elsewhere": (KeepsAList, "holds 'memory', which is neither a parameter nor.*register_buffer"),
-    "no tensor": (Versioned, "holds 'version', a int, which cannot be saved"),
+    "elsewhere": (KeepsAList, "contains 'memory', which is neither a parameter or.*register_buffer"),
+    "no tensor": (Versioned, "contains 'version', a int, which cannot be saved"),
 }
 
 

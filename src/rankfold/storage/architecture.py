@@ -1,10 +1,10 @@
-"""What decides a network's function without showing in the names and shapes of its tensors."""
+"""The settings that decide what a network computes but do not show in the names and shapes of its tensors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -26,7 +26,8 @@ Settings = dict[str, str]
 
 _KEY, _CHECKSUM = "architecture", "architecture_sha256"
 _SHOWN = 20
-# What changes nothing in eval mode: training, memory, and the two spellings of "nothing happens here".
+FRESH = "Load it into a fresh instance of the architecture that was compressed."
+# Settings without an effect in eval mode, and the modules that do nothing there.
 _IRRELEVANT = frozenset({"inplace", "p", "momentum", "dropout", "sparse", "scale_grad_by_freq"})
 _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd)
 _CONTAINERS = ("torch.nn.modules.module", "torch.nn.modules.container")
@@ -35,11 +36,11 @@ _CONTAINERS = ("torch.nn.modules.module", "torch.nn.modules.container")
 def architecture(model: nn.Module) -> dict[str, Settings]:
     """Return the settings of every layer and every module of ``torch.nn`` by path.
 
-    Layers have their fingerprint (`LayerInfo.fingerprint`), factored ones that of the layer they replace. Of other
-    stock modules, such as pooling, activations and norms, the class and the attributes that its own ``__constants__``
-    lists are taken. What the model's own classes compute in their ``forward`` cannot be known.
+    The settings of a layer are its fingerprint (`LayerInfo.fingerprint`), those of a factored layer the fingerprint of
+    the layer it replaces. The settings of other stock modules, such as pooling, activations and norms, are the class
+    and the attributes in its ``__constants__``. What the model's own classes compute in ``forward`` is not recorded.
     """
-    found: dict[str, Settings] = {}
+    by_path: dict[str, Settings] = {}
     inside: set[str] = set()
     for path, module in model.named_modules():
         if path.rpartition(".")[0] in inside:
@@ -47,112 +48,110 @@ def architecture(model: nn.Module) -> dict[str, Settings]:
             continue
         settings = _settings(module)
         if settings is not None:
-            found[path] = settings
+            by_path[path] = settings
         if isinstance(module, Factored) or is_attention(module):
             inside.add(path)
-    return found
+    return by_path
 
 
 def write_architecture(model: nn.Module) -> dict[str, str]:
-    """Return the record of a model's architecture, and its checksum, as an artefact's metadata."""
+    """Return the record of a model's architecture and its checksum, for an artefact's metadata."""
     text = json.dumps(architecture(model))
     return {_KEY: text, _CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_architecture(metadata: Mapping[str, str], source: str) -> dict[str, Settings]:
-    """Return what an artefact records of the architecture; nothing where an earlier version wrote it.
+    """Return the architecture that an artefact records; empty if an earlier version wrote it.
 
     Raises
     ------
     CorruptArtifact
-        If the record is not what was written.
+        If the record is damaged.
     """
     text, checksum = metadata.get(_KEY), metadata.get(_CHECKSUM)
     if text is None and checksum is None:
         return {}
     if text is None or hashlib.sha256(text.encode()).hexdigest() != checksum:
         raise CorruptArtifact(f"{source!r} is damaged: its record of the architecture does not match its checksum.")
-    found = parse_json(text, source=f"the record of the architecture in {source!r}")
-    if not isinstance(found, dict) or not all(map(_is_settings, found.values())):
+    recorded = parse_json(text, source=f"the record of the architecture in {source!r}")
+    if not isinstance(recorded, dict) or not all(map(_is_settings, recorded.values())):
         raise CorruptArtifact(f"{source!r} is damaged: its record of the architecture is malformed.")
-    return found
+    return recorded
 
 
 def check_architecture(model: nn.Module, expected: Mapping[str, Settings]) -> None:
-    """Compare a model, with the factored layers in place, with what an artefact records of the one that was saved.
+    """Compare a model, with the factored layers in place, with the architecture that an artefact records.
 
-    Attributes that only one side knows, as those of another version of torch, are not compared.
+    Attributes that only one side has, as with another version of torch, are not compared.
 
     Raises
     ------
     PlanMismatch
-        If the model computes something else; every difference is named.
+        If the architectures differ; the message lists the differences.
     """
-    found = architecture(model)
-    problems = [p for path, settings in expected.items() for p in _differences(path, settings, found.get(path))]
+    actual = architecture(model)
+    problems = [p for path, settings in expected.items() for p in _differences(path, settings, actual.get(path))]
     if expected:
-        added = {path: found[path]["type"] for path in found if path not in expected}
         problems += [
-            f"module {path!r} ({kind}) was not in the saved one"
-            for path, kind in added.items()
-            if kind != nn.Identity.__name__
+            f"module {path!r} ({settings['type']}) was not in the saved model"
+            for path, settings in actual.items()
+            if path not in expected and settings["type"] != nn.Identity.__name__
         ]
     if problems:
-        shown = problems[:_SHOWN] + ([f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])
-        raise PlanMismatch(
-            "the model computes something else than the one that was saved:\n  " + "\n  ".join(shown) + "\n"
-            "Load it into a fresh instance of the architecture that was compressed."
-        )
+        raise PlanMismatch(f"the model differs from the one that was saved:\n  {listed(problems)}\n{FRESH}")
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Return the first problems, one per line, and the number of the others."""
+    shown = [*problems[:_SHOWN], *([f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])]
+    return "\n  ".join(shown)
 
 
 def _is_settings(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
 
 
-def _differences(path: str, expected: Mapping[str, str], found: Mapping[str, str] | None) -> list[str]:
+def _differences(path: str, expected: Mapping[str, str], actual: Mapping[str, str] | None) -> list[str]:
     kind = expected.get("type", "")
-    if found is None:
+    if actual is None:
         return [] if kind == nn.Identity.__name__ else [f"module {path!r} is missing or of another kind: saved {kind}"]
-    if found["type"] != kind:
-        return [f"module {path!r} is {found['type']}, saved was {kind}"]
+    if actual["type"] != kind:
+        return [f"module {path!r} is {actual['type']}, saved was {kind}"]
     return [
-        f"module {path!r} ({kind}) has {name} {found[name]}, saved was {value}"
+        f"module {path!r} ({kind}) has {name} {actual[name]}, saved was {value}"
         for name, value in expected.items()
-        if found.get(name, value) != value
+        if actual.get(name, value) != value
     ]
 
 
 def _settings(module: nn.Module) -> Settings | None:
-    """Return the settings of one module; None for containers and classes that are not torch's."""
+    """Return the settings of one module; None for containers and classes outside of torch."""
     if isinstance(module, Factored):
         return {"type": "layer", "fingerprint": module.info.fingerprint}
     if isinstance(module, SeparatedAttention) or is_attention(module):
         return {"type": "attention", "settings": attention_settings(module)}
     members = members_of(module, ("",))
     if members:
-        forward = members[0].info.skip if _has_own_forward(module) else "of torch"
-        return {"type": "layer", "fingerprint": members[0].info.fingerprint, "forward": str(forward)}
+        layer_class = stock_base(module) or conv1d_base(module)
+        custom = layer_class is not None and own_forward(module, layer_class) is not None
+        forward = str(members[0].info.skip) if custom else "of torch"
+        return {"type": "layer", "fingerprint": members[0].info.fingerprint, "forward": forward}
     base = _stock_class(module)
     if base is None:
         return None
     if issubclass(base, _PASSING):
         return {"type": nn.Identity.__name__}
-    # SyncBatchNorm and the dimensions of a batch norm differ in what they accept, not in what they compute.
+    # SyncBatchNorm and BatchNorms of other dimensions differ in what they accept, not in what they compute.
     name = "BatchNorm" if issubclass(base, nn.modules.batchnorm._BatchNorm) else base.__name__
     settings = {"type": name}
     for attribute in getattr(base, "__constants__", ()):
         value = _text(getattr(module, attribute, _UNKNOWN))
         if attribute not in _IRRELEVANT and value is not None:
             settings[attribute] = value
-    function = getattr(module, "activation", None)  # of a transformer layer
+    function = getattr(module, "activation", None)  # transformer layers have one
     if callable(function) and not isinstance(function, nn.Module) and hasattr(function, "__name__"):
         settings["activation"] = str(function.__name__)
     return settings
-
-
-def _has_own_forward(layer: nn.Module) -> bool:
-    base = stock_base(layer) or conv1d_base(layer)
-    return base is not None and own_forward(layer, base) is not None
 
 
 def _stock_class(module: nn.Module) -> type[nn.Module] | None:
@@ -168,7 +167,7 @@ _UNKNOWN = object()
 
 
 def _text(value: object) -> str | None:
-    """Return a setting in one spelling (``2``, ``2.0`` and ``(2, 2)`` are the same); None if it is no plain value."""
+    """Return a setting as text, the same for ``2``, ``2.0`` and ``(2, 2)``; None if it is not a plain value."""
     if isinstance(value, tuple | list):
         parts = [_text(v) for v in value]
         if not parts or any(part is None for part in parts):

@@ -1,4 +1,4 @@
-"""Save a compressed model as plan and weights; rebuild it on a fresh instance of the original architecture."""
+"""Save a compressed model as plan and weights, and rebuild it on a fresh instance of the original architecture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldW
 from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.wrappers import unwrap
 from rankfold.records import Plan
-from rankfold.storage.architecture import Settings, check_architecture, read_architecture, write_architecture
+from rankfold.storage.architecture import (
+    FRESH,
+    Settings,
+    check_architecture,
+    listed,
+    read_architecture,
+    write_architecture,
+)
 from rankfold.storage.folder import PLAN_FILE, Describe, check_output, find, replace_artifact
 from rankfold.storage.state import stored_state
 from rankfold.storage.weights import Weights, weights_metadata
@@ -28,10 +35,10 @@ from rankfold.surgery import Proof, build, check_plan, copy_model, plan_of
 from rankfold.surgery.apply import remember_plan, replace_layers
 from rankfold.surgery.gauged import Gauged
 
-_SLACK, _MOST_BYTES = 16 * 2**20, 64  # factors in float64 may be several times as many as the layer's weights
+_SLACK, _MOST_BYTES = 16 * 2**20, 64  # factors in float64 may take several times the space of the layer's weights
 _LATE = (
-    "If the network builds layers or resizes buffers in its forward pass, run the new instance once before loading, on "
-    "an input of the same size."
+    "If the network creates layers or resizes buffers in its forward pass, run the new instance once before loading, "
+    "on an input of the same size."
 )
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -43,12 +50,12 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
     Parameters
     ----------
     model : Module
-        A model made by `apply` or `compress`, possibly fine-tuned since; wrappers (DistributedDataParallel,
-        torch.compile) are looked through.
+        A model returned by `apply` or `compress`, possibly fine-tuned since; wrappers (DistributedDataParallel,
+        torch.compile) are ignored.
     path : str or Path
-        The folder; made if need be. An artefact that is there already is replaced.
+        The folder; it is created if necessary. An existing artefact is replaced.
     plan : Plan or None
-        The plan that made the model; found on the model by default.
+        The plan of the model; by default the one attached to the model.
 
     Returns
     -------
@@ -58,16 +65,15 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
     Raises
     ------
     RankfoldError
-        If the model holds no factored layer, the path is a file, or the folder holds something else or cannot be
-        written.
+        If the model has no factored layer, the path is a file, or the folder contains other files or cannot be written.
 
     Notes
     -----
-    ``plan.json`` is the plan; ``model.safetensors`` holds every parameter and persistent buffer once (tied ones are
-    recorded as aliases), a checksum of its tensors and the checksum of the plan it belongs to. Both are replaced in one
-    step: a process that is killed leaves the old or the new artefact whole, processes that save to one folder wait for
-    each other, and `load` can read meanwhile (`rankfold.storage.folder` says how). ``source.json``, ``report.json`` and
-    ``report.html`` of rankfold's that describe another artefact are removed.
+    ``plan.json`` is the plan; ``model.safetensors`` contains every parameter and persistent buffer once (tied ones are
+    recorded as aliases), a checksum of its tensors and the checksum of its plan. Both files are replaced in one step:
+    if the process is killed, the folder contains the complete old or the complete new artefact. Processes that save to
+    the same folder wait for each other, and `load` can run at any time (see `rankfold.storage.folder`). A
+    ``source.json``, ``report.json`` or ``report.html`` that describes another artefact is removed.
     """
     save_described(model, path, plan=plan)
     return Path(path)
@@ -77,7 +83,7 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
 def save_described(
     model: nn.Module, path: str | Path, *, plan: Plan | None = None, describe: Describe | None = None
 ) -> str:
-    """Save as `save` does, together with files that describe the artefact, and return its checksum."""
+    """Save a model like `save`, together with files that describe the artefact, and return its checksum."""
     path = Path(path)
     model = unwrap(model)
     plan = plan_of(model) if plan is None else plan
@@ -99,10 +105,10 @@ def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> nn
     path : str or Path
         A folder written by `save`.
     model : Module
-        The original architecture; its weights do not matter and it is left untouched.
+        The original architecture, with any weights; it is left unchanged.
     example_input : object, optional
-        What the model is called with: a run then proves that the loaded layers are the ones that run
-        (`rankfold.surgery.Proof`). Without it, only references that can be seen are checked.
+        An input for the model. A run on it verifies that the loaded layers are the ones that run
+        (`rankfold.surgery.Proof`). Without it, only visible references to layers are checked.
 
     Returns
     -------
@@ -112,19 +118,17 @@ def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> nn
     Raises
     ------
     CorruptArtifact
-        If files are missing, truncated, edited or of another program.
+        If files are missing, truncated, edited or written by another program.
     PlanMismatch
-        If `model` is another architecture; every difference is named.
+        If `model` has another architecture; the message lists the differences.
     ModelError
-        If `model` is on the meta device, where nothing can be loaded to; or if the result would still run layers of
-        `model`, such as by a `forward` that was set on the instance.
+        If `model` is on the meta device, or if the result would still run layers of `model`, for example because
+        ``forward`` was set on the instance.
     """
     path = Path(path)
     for name, tensor in (*unwrap(model).named_parameters(), *unwrap(model).named_buffers()):
         if tensor.is_meta:
-            raise ModelError(
-                f"{name!r} of the model is on the meta device. Build the model on the CPU or an accelerator."
-            )
+            raise ModelError(f"{name!r} of the model is on the meta device. Build it on the CPU or an accelerator.")
     text, weights = find(path)
     plan = Plan.from_json(text, source=str(path / PLAN_FILE))
     _check_size(weights, model)
@@ -132,7 +136,7 @@ def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> nn
     owners = weights.buffer_owners()
     plan, tensors, recorded = _strip_prefixes(plan, tensors, recorded, model)
     original = unwrap(model)
-    # Before the weights are loaded: the layers that are not factored decide as those of the original do.
+    # The proof runs before the weights are loaded, so that layers that are not factored act like the original's.
     proof = None if example_input is None else Proof(original, plan.factored, example_input)
     suspects: list[str] | None = None if proof is None else []
     try:
@@ -152,7 +156,7 @@ def rebuild(
 ) -> nn.Module:
     """Give a model the structure of a plan in place, with uninitialised factors.
 
-    `original` and `suspects` are those of `rankfold.surgery.exchange.exchange_`.
+    `original` and `suspects` are as in `rankfold.surgery.exchange.exchange_`.
     """
     layers = check_plan(model, plan)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -165,33 +169,32 @@ def rebuild(
 
 
 def _check_size(weights: Weights, model: nn.Module) -> None:
-    """Raise `PlanMismatch` for weights that are far too many for a model, before they are read."""
+    """Raise `PlanMismatch` if the weights file is far too large for a model, before it is read."""
     tensors = (*model.parameters(), *model.buffers())
     if any(map(is_lazy, tensors)):
         raise PlanMismatch(f"the model has lazy modules that are not initialised. {_LATE}")
     elements = sum(tensor.numel() for tensor in tensors)
     if weights.size > _SLACK + _MOST_BYTES * elements:
         raise PlanMismatch(
-            f"{str(weights.file)!r} has {weights.size:,} bytes, far more than any compressed form of a model of "
-            f"{elements:,} elements. "
-            "Load it into a fresh instance of the architecture that was compressed."
+            f"{str(weights.file)!r} has {weights.size:,} bytes, far more than any compressed form of a model with "
+            f"{elements:,} elements. {FRESH}"
         )
 
 
 def check_orders(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise `CorruptArtifact` if the channel indices of a gauged layer are no rearrangement of its channels."""
+    """Raise `CorruptArtifact` if the channel indices of a gauged layer are not a permutation of its channels."""
     for path, module in model.named_modules():
         name = f"{path}.order"
         if isinstance(module, Gauged) and name in tensors and not module.is_order(tensors[name]):
             raise CorruptArtifact(
-                f"{source!r} is damaged: {name!r} does not name every channel once. Copy or save the artefact again."
+                f"{source!r} is damaged: {name!r} is not a permutation of channels. Copy or save the artefact again."
             )
 
 
 def _strip_prefixes(
     plan: Plan, tensors: dict[str, Tensor], recorded: dict[str, Settings], model: nn.Module
 ) -> tuple[Plan, dict[str, Tensor], dict[str, Settings]]:
-    """Drop wrapper prefixes that the artefact has and the model has not, and say so."""
+    """Remove wrapper prefixes that the artefact has but the model does not, with a warning."""
     names = [name for name, _ in unwrap(model).named_modules()]
     for prefix in _PREFIXES:
         if tensors and all(n.startswith(prefix) for n in tensors) and not any(n.startswith(prefix) for n in names):
@@ -217,18 +220,15 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> N
         for name, tensor in expected.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
-    if problems:
-        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise PlanMismatch(  # the file itself is sound: its checksum has been compared
-            f"{str(file)!r} does not fit the model that its plan describes:\n  " + "\n  ".join(shown) + "\n"
-            f"Load it into a fresh instance of the architecture that was compressed. {_LATE}"
+    if problems:  # the file itself is intact: its checksum has been verified
+        raise PlanMismatch(
+            f"{str(file)!r} does not fit the model that its plan describes:\n  {listed(problems)}\n{FRESH} {_LATE}"
         )
     check_orders(model, tensors, str(file))
     for name, tensor in expected.items():
         if not torch.can_cast(tensors[name].dtype, tensor.dtype):
             raise PlanMismatch(
-                f"{name!r} in {str(file)!r} is {tensors[name].dtype}, which cannot become {tensor.dtype}. "
-                "Load it into a fresh instance of the architecture that was compressed."
+                f"{name!r} in {str(file)!r} is {tensors[name].dtype}, which cannot be cast to {tensor.dtype}. {FRESH}"
             )
     differing = {f"{tensors[n].dtype} -> {t.dtype}" for n, t in expected.items() if tensors[n].dtype != t.dtype}
     if differing:

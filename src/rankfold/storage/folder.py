@@ -1,19 +1,19 @@
-"""The folder of an artefact, written so that at every instant it holds the old artefact or the new one, whole.
+"""The folder of an artefact, written so that it contains either the complete old artefact or the complete new one.
 
-An artefact is ``plan.json`` and the ``model.safetensors`` whose header has the checksum of that plan. Saving goes
-through a folder inside, ``.rankfold-next``:
+An artefact consists of ``plan.json`` and the ``model.safetensors`` whose header has the checksum of that plan. Saving
+uses a folder inside it, ``.rankfold-next``:
 
-1. The weights, what belongs next to them (``source.json``) and the plan are written there, to the disk.
-2. ``plan.json`` is replaced by one rename. This is the switch: weights that fit the plan are now those in
-   ``.rankfold-next``, where a reader finds them. If both artefacts have the same plan, the switch is step 3.
-3. ``model.safetensors`` is replaced by a rename, then what belongs next to it. ``.rankfold-next`` is removed.
+1. The weights, the files that describe them (``source.json``) and the plan are written there and flushed to the disk.
+2. ``plan.json`` is replaced by one rename. This is the switch: the weights that match the plan are now those in
+   ``.rankfold-next``, where readers look for them. If both artefacts have the same plan, step 3 is the switch.
+3. ``model.safetensors`` is replaced by a rename, then the files that describe it. ``.rankfold-next`` is removed.
 
-A process that is killed before the switch leaves the old artefact, after it the new one. The next save completes or
-discards what it left. Writers lock the folder (`rankfold._files.locked`), readers do not: one that finds plan and
-weights of different artefacts reads the plan again. Where the file system has no locks, only one process may write.
+If a process is killed before the switch, the old artefact remains, otherwise the new one. The next save completes or
+discards the staged files. Writers lock the folder (`rankfold._files.locked`), readers do not: a reader that gets plan
+and weights of different artefacts reads the plan again. On a file system without locks, only one process may write.
 
-``source.json`` and ``report.json`` carry the checksum of the artefact that they describe. One that describes another
-artefact is not used.
+``source.json`` and ``report.json`` contain the checksum of the artefact that they describe. A file that describes
+another artefact is ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rankfold._documents import parse_json, read_text
-from rankfold._files import as_utf8, check_writable, locked, sweep, to_disk, write_text
+from rankfold._files import as_utf8, check_writable, locked, making_folder, sweep, to_disk, write_text
 from rankfold.errors import CorruptArtifact, RankfoldError
 from rankfold.records import Plan
 from rankfold.storage.weights import Weights, file_state, identity_of, text_hash, write_weights
@@ -41,7 +41,6 @@ _STAGE = ".rankfold-next"
 _BESIDE = (SOURCE_FILE, *REPORT_FILES)
 _MOST_ATTEMPTS = 10_000
 
-
 Describe = Callable[[str], Mapping[str, str]]
 """Maps an artefact's checksum to the texts of files that describe it, by name."""
 
@@ -53,26 +52,25 @@ def replace_artifact(
     metadata: Mapping[str, str],
     describe: Describe | None = None,
 ) -> str:
-    """Put an artefact into a folder, in the place of one that is there, and return its checksum.
+    """Write an artefact to a folder, replacing an existing one, and return its checksum.
 
     Parameters
     ----------
     folder : Path
-        Made if need be.
+        The folder; it is created if necessary.
     plan_text : str
         The plan.
     tensors, metadata : mapping
-        What `write_weights` writes.
+        As `write_weights` takes them.
     describe : callable, optional
-        Returns what belongs next to the artefact.
+        Returns the files that describe the artefact.
 
     Raises
     ------
     RankfoldError
-        If the folder cannot be written to; the artefact that was there stays, and nothing else is left.
+        If the folder cannot be written to; an existing artefact is kept, and nothing else is left.
     """
     with _writing(folder):
-        _settle(folder)
         stage, identity = folder / _STAGE, identity_of(metadata)
         try:
             stage.mkdir()
@@ -85,7 +83,7 @@ def replace_artifact(
             os.replace(stage / PLAN_FILE, folder / PLAN_FILE)
             _complete(folder, identity)
         except BaseException:
-            if not _is_switched(folder):  # else the staged files are the artefact, and the next save moves them
+            if not _is_switched(folder):  # otherwise the staged files are the artefact, and the next save moves them
                 with contextlib.suppress(OSError):
                     _discard(stage)
             raise
@@ -93,26 +91,18 @@ def replace_artifact(
 
 
 def attach(folder: Path, identity: str, texts: Mapping[str, str]) -> None:
-    """Write files that describe an artefact into its folder.
-
-    Parameters
-    ----------
-    identity : str
-        The checksum of the artefact that they describe.
-    texts : mapping
-        Their texts, by name.
+    """Write files that describe the artefact with the checksum `identity` into its folder, given their texts by name.
 
     Raises
     ------
     RankfoldError
-        If another process has put another artefact there meanwhile.
+        If another process has replaced the artefact in the meantime.
     """
     with _writing(folder):
-        _settle(folder)
         if artifact_identity(folder) != identity:
             raise RankfoldError(
-                f"another process has saved another artefact to {str(folder)!r} meanwhile. "
-                "Give each process a folder of its own."
+                f"another process has saved another artefact to {str(folder)!r} in the meantime. "
+                "Give each process its own folder."
             )
         for name, text in texts.items():
             write_text(folder / name, text)
@@ -124,7 +114,7 @@ def find(folder: Path) -> tuple[str, Weights]:
     Raises
     ------
     CorruptArtifact
-        If the folder holds no artefact, or one that is damaged or edited.
+        If the folder contains no artefact, or one that is damaged or edited.
     """
     seen = None
     for _ in range(_MOST_ATTEMPTS):
@@ -136,19 +126,19 @@ def find(folder: Path) -> tuple[str, Weights]:
             weights = _open(file)
             if weights is not None and weights.plan_hash == wanted:
                 return text, weights
-        if state == seen:  # twice the same: this is not a moment of another process's save
+        if state == seen:  # unchanged, so no other process is saving right now
             break
         seen = state
     if not (folder / WEIGHTS_FILE).exists():
-        raise CorruptArtifact(f"the artefact in {str(folder)!r} has no {WEIGHTS_FILE}; it is incomplete.")
+        raise CorruptArtifact(f"the artefact in {str(folder)!r} is incomplete: {WEIGHTS_FILE} is missing.")
     raise CorruptArtifact(
         f"{PLAN_FILE} and {WEIGHTS_FILE} in {str(folder)!r} do not belong together; was the plan edited? "
-        "An edited plan goes to `apply` with the original model."
+        "To use an edited plan, pass it to `apply` with the original model."
     )
 
 
 def artifact_identity(folder: str | Path) -> str | None:
-    """Return the checksum of the artefact in a folder; None if there is none that can be read."""
+    """Return the checksum of the artefact in a folder; None if there is no readable one."""
     try:
         return find(Path(folder))[1].identity
     except CorruptArtifact:
@@ -156,13 +146,13 @@ def artifact_identity(folder: str | Path) -> str | None:
 
 
 def artifact_bytes(folder: str | Path) -> int:
-    """Return the bytes of an artefact: of its plan and its weights, whatever else the folder holds."""
+    """Return the size of an artefact's plan and weights in bytes; other files in the folder do not count."""
     text, weights = find(Path(folder))
     return len(text.encode()) + weights.size
 
 
 def beside_file(folder: str | Path, name: str) -> Path:
-    """Return where a file that describes the artefact in a folder is, also in the middle of a save."""
+    """Return the path of a file that describes the artefact in a folder, which may be staged by an unfinished save."""
     folder = Path(folder)
     staged = folder / _STAGE / name
     return staged if staged.exists() and _is_switched(folder) else folder / name
@@ -171,55 +161,44 @@ def beside_file(folder: str | Path, name: str) -> Path:
 def check_output(path: str | Path) -> None:
     """Raise `RankfoldError` unless an artefact can be saved to a folder; nothing is written.
 
-    It may be new, be empty but for hidden files, hold an artefact, or hold what a run that was killed has left: a
-    checkpoint and files that describe an artefact.
+    The folder may be new, be empty except for hidden files, contain an artefact, or contain the files of a killed run:
+    a checkpoint and files that describe an artefact.
     """
     path = Path(path)
     if os.path.exists(path) and not os.path.isdir(path):
-        raise RankfoldError(f"cannot save to {str(path)!r}: it is a file. Give a folder.")
+        raise RankfoldError(f"cannot save to {str(path)!r}: it is a file. Choose a folder.")
     check_writable(path)
     if not path.is_dir():
         return
     for name in (WEIGHTS_FILE, *_BESIDE):
         if (path / name).is_dir():
             raise RankfoldError(
-                f"cannot save to {str(path)!r}: {name!r} in it is a folder. Give an empty or new folder."
+                f"cannot save to {str(path)!r}: {name!r} in it is a folder. Choose an empty or new folder."
             )
     if not os.path.lexists(path / PLAN_FILE):
         others = sorted(entry.name for entry in path.iterdir() if not _is_left_over(entry))
         if others:
             raise RankfoldError(
                 f"cannot save to {str(path)!r}: the folder holds other files ({others[0]!r}). "
-                "Give an empty or new folder."
+                "Choose an empty or new folder."
             )
         return
     try:
         Plan.load(path)
     except CorruptArtifact as error:
-        raise RankfoldError(f"cannot save to {str(path)!r}: {error} Give an empty or new folder.") from error
+        raise RankfoldError(f"cannot save to {str(path)!r}: {error} Choose an empty or new folder.") from error
 
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Make a folder if need be and lock it; if the block raises, folders that were made are removed again."""
-    made: list[Path] = []
-    try:
-        made = [place for place in (folder, *folder.parents) if not place.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
-            yield
-    except BaseException as error:
-        for place in made:  # the deepest first; one that somebody has put something into stays
-            with contextlib.suppress(OSError):
-                place.rmdir()
-        if isinstance(error, OSError):
-            reason = error.strerror or error
-            raise RankfoldError(f"cannot write {str(folder)!r}: {reason}. Choose another place.") from error
-        raise
+    """Create a folder if necessary, lock it, and settle the saves of killed processes."""
+    with making_folder(folder, target=folder), locked(folder):
+        _settle(folder)
+        yield
 
 
 def _settle(folder: Path) -> None:
-    """Complete or discard what killed processes left of their saves; the folder is locked."""
+    """Complete or discard the saves of killed processes; the folder is locked."""
     stage = folder / _STAGE
     if os.path.lexists(stage):
         if _is_switched(folder):
@@ -231,7 +210,7 @@ def _settle(folder: Path) -> None:
 
 
 def _is_switched(folder: Path) -> bool:
-    """Whether what is staged belongs to the artefact in the folder: its save was beyond the switch."""
+    """Return whether the staged files belong to the artefact in the folder, because its save was past the switch."""
     stage = folder / _STAGE
     if not _is_own(stage):
         return False
@@ -240,13 +219,13 @@ def _is_switched(folder: Path) -> bool:
     except CorruptArtifact:
         return False
     staged, current = _open_whole(stage / WEIGHTS_FILE), _open_whole(folder / WEIGHTS_FILE)
-    if staged is None:  # not written yet, or in its place already: then only what belongs next to it is left
+    if staged is None:  # not written yet, or already moved: then only files that describe it can be left
         return not (stage / WEIGHTS_FILE).exists() and any((stage / name).exists() for name in _BESIDE)
     return staged.plan_hash == plan and (current is None or current.plan_hash != plan)
 
 
 def _is_own(stage: Path) -> bool:
-    """Whether a stage is a folder, as saves make it, and no link, file or FIFO that somebody has put there."""
+    """Return whether a stage is a folder, as saves create it, and not a link, file or FIFO from elsewhere."""
     return stage.is_dir() and not stage.is_symlink()
 
 
@@ -265,7 +244,7 @@ def _complete(folder: Path, identity: str) -> None:
             os.replace(stage / name, folder / name)
     _remove_stale(folder, identity)
     shutil.rmtree(stage)
-    with contextlib.suppress(OSError):  # some file systems cannot
+    with contextlib.suppress(OSError):  # some file systems cannot flush a folder
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -277,12 +256,12 @@ def _remove_stale(folder: Path, identity: str) -> None:
     for name, with_it in ((SOURCE_FILE, ()), ("report.json", ("report.html",))):
         document = _document(folder / name)
         if document is not None and document.get("artifact") != identity:
-            for stale in (*with_it, name):  # the page first: it is known by the other one
+            for stale in (*with_it, name):  # the page first, because only the JSON file identifies it
                 (folder / stale).unlink(missing_ok=True)
 
 
 def _document(file: Path) -> Mapping[str, object] | None:
-    """Return the content of a JSON document of rankfold's; None if there is none or it is of somebody else."""
+    """Return the content of a JSON document written by rankfold; None if there is none or it has another origin."""
     try:
         data = parse_json(read_text(file, kind="document", hint=""), source=str(file))
     except CorruptArtifact:
@@ -292,10 +271,10 @@ def _document(file: Path) -> Mapping[str, object] | None:
 
 
 def _is_left_over(entry: Path) -> bool:
-    """Whether a run that was killed may have left a file: then a folder that holds it is free for the next run."""
+    """Return whether a killed run may have left this file, so that its folder is free for the next run."""
     if entry.name.startswith(".") or (entry.name.startswith("finetune") and entry.suffix == ".pt"):
         return True
-    if entry.name == WEIGHTS_FILE:  # of a version that wrote it before the plan
+    if entry.name == WEIGHTS_FILE:  # an earlier version wrote it before the plan
         return _open_whole(entry) is not None
     if entry.name in (SOURCE_FILE, "report.json"):
         return _document(entry) is not None
@@ -307,7 +286,7 @@ def _is_left_over(entry: Path) -> bool:
 def _plan_text(folder: Path) -> str:
     if not os.path.isdir(folder):
         raise CorruptArtifact(
-            f"there is no artefact folder at {str(folder)!r}. Give a folder that `rankfold compress` or rf.save wrote."
+            f"there is no artefact folder at {str(folder)!r}. Use a folder written by `rankfold compress` or rf.save."
         )
     hint = f"{str(folder)!r} is not a rankfold artefact."
     return read_text(folder / PLAN_FILE, kind="plan", hint=hint)

@@ -1,4 +1,4 @@
-"""What of a model an artefact stores, and what it cannot: found out before any work."""
+"""The state of a model that an artefact stores, and the check that it can be stored."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from rankfold.errors import ModelError
 from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.wrappers import check_whole
 
-# What safetensors writes depends on its version.
-_DTYPES = frozenset(safetensors.torch._TYPES.values())
+_DTYPES = frozenset(safetensors.torch._TYPES.values())  # depends on the version of safetensors
 _RESERVED = "__metadata__"
 
 
 def check_state(model: nn.Module) -> None:
-    """Raise `ModelError` if an artefact could not hold all of a model's state.
+    """Raise `ModelError` if an artefact cannot store all of a model's state.
 
-    An artefact holds every parameter and persistent buffer, whatever the model's ``state_dict()`` leaves out or
-    renames, and tensors that ``get_extra_state`` returns. What it could not hold is named: tensors of a form that is
-    not stored, and state that a customised ``state_dict()`` takes from elsewhere.
+    An artefact stores every parameter and persistent buffer, even if the model's ``state_dict()`` omits or renames
+    them, and tensors returned by ``get_extra_state``. It cannot store some kinds of tensors, nor state that a
+    customised ``state_dict()`` takes from elsewhere.
     """
     check_whole(model)
     own = own_state(model)
@@ -44,13 +43,13 @@ def check_state(model: nn.Module) -> None:
             raise ModelError(_no_tensor(name, value))
         if not any(_equal(value, tensor) for tensor in own.values()):
             raise ModelError(
-                f"the state dict of the model holds {name!r}, which is neither a parameter nor a persistent buffer nor "
-                "equal to one: an artefact would lose it. Register it with register_buffer."
+                f"the state dict of the model contains {name!r}, which is neither a parameter or persistent buffer nor "
+                "equal to one, so an artefact would lose it. Register it with register_buffer."
             )
 
 
 def stored_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return every tensor of a model's state once, on the CPU, and the names under which it appears again."""
+    """Return every tensor of a model's state once, on the CPU, and its further names (aliases)."""
     check_state(model)
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -68,8 +67,8 @@ def stored_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _no_tensor(name: str, value: object) -> str:
     return (
-        f"the state of the model holds {name!r}, a {type(value).__name__}, which cannot be saved. "
-        "Let get_extra_state return a tensor."
+        f"the state of the model contains {name!r}, a {type(value).__name__}, which cannot be saved. "
+        "Return a tensor from get_extra_state."
     )
 
 
@@ -78,36 +77,36 @@ def _fault(name: str, tensor: Tensor) -> str | None:
     if name == _RESERVED:
         return "has a name that the file format reserves. Rename it."
     if not name.isascii() and name != name.encode("utf-8", "replace").decode():
-        return "has a name with half a surrogate pair, which is not text. Rename it."
+        return "has a name with half a surrogate pair, which is not valid text. Rename it."
     if is_lazy(tensor):
         return "belongs to a lazy module that is not initialised. Run the model once before compressing it."
     if type(tensor) not in (Tensor, nn.Parameter):
-        return f"is a {type(tensor).__name__}, which is not stored. Replace it by a plain tensor of its values."
+        return f"is a {type(tensor).__name__}, which cannot be stored. Replace it with a plain tensor of its values."
     if tensor.is_meta:
         return "is on the meta device and has no values. Load the model's weights first."
     if tensor.is_nested:
-        return "is a nested tensor, which is not stored. Keep it padded, with the lengths in another buffer."
+        return "is a nested tensor, which cannot be stored. Store it padded, with the lengths in another buffer."
     if tensor.layout != torch.strided:
         return (
-            f"has layout {tensor.layout}, which is not stored. Make it dense, keep its indices and values as buffers, "
-            "or build it in __init__ and register it with persistent=False."
+            f"has layout {tensor.layout}, which cannot be stored. Make it dense, keep its indices and values as "
+            "buffers, or build it in __init__ and register it with persistent=False."
         )
     if tensor.dtype not in _DTYPES:
-        return f"has data type {tensor.dtype}, which is not stored. Convert it, or register it with persistent=False."
+        return f"has data type {tensor.dtype}, which cannot be stored. Convert it, or set persistent=False."
     return None
 
 
 def _state_dict(model: nn.Module) -> Mapping[str, Any]:
-    """Return the state dict; what its modules alone write into one where it cannot be called as usual."""
-    # It may have another signature, raise or return anything: what the modules hold is stored regardless.
+    """Return the state dict, or what the modules write into one if ``state_dict()`` cannot be called as usual."""
+    # An overridden state_dict may have another signature, raise or return anything.
     with contextlib.suppress(Exception):
         state = model.state_dict()
         if isinstance(state, Mapping):
             return state
-    found: dict[str, Any] = {}
+    state = dict[str, Any]()
     for path, module in model.named_modules():
-        module._save_to_state_dict(found, f"{path}." if path else "", False)
-    return found
+        module._save_to_state_dict(state, f"{path}." if path else "", False)
+    return state
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -1,11 +1,11 @@
-"""The weights file of an artefact: safetensors, with checksums of the tensors and of the plan in its header."""
+"""The weights file of an artefact: safetensors, with checksums of its tensors and of the plan in the header."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,14 @@ _AGAIN = "Copy or save the artefact again."
 
 
 def text_hash(text: str) -> str:
-    """Return the SHA-256 of a text."""
+    """Return the SHA-256 hash of a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def weights_metadata(
     tensors: Mapping[str, Tensor], aliases: Mapping[str, str], plan_text: str, more: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return what the header of a weights file says besides names and shapes."""
+    """Return the metadata in the header of a weights file."""
     return {
         "format": FORMAT,
         "version": str(VERSION),
@@ -51,38 +51,27 @@ def identity_of(metadata: Mapping[str, str]) -> str:
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a weights file.
-
-    Raises
-    ------
-    OSError
-        If that fails, also where safetensors has another word for it.
-    """
+    """Write a weights file; raise OSError if that fails."""
     try:
         save_file(dict(tensors), str(file), metadata=dict(metadata))
-    except SafetensorError as error:  # its way to report that a disk is full
+    except SafetensorError as error:  # raised if the disk is full
         raise OSError(str(error)) from error
 
 
 class Weights:
-    """An open weights file; what is read from it stays that of one artefact, whatever happens to its folder.
-
-    Parameters
-    ----------
-    file : Path
-        The file; it may be renamed meanwhile.
+    """An open weights file. It may be renamed or replaced afterwards: everything read comes from the file as opened.
 
     Attributes
     ----------
     size : int
-        Bytes of the file.
+        Size of the file in bytes.
     metadata : mapping
-        What the header says besides names and shapes.
+        The metadata in the header.
 
     Raises
     ------
     FileNotFoundError
-        If there is none, or it was replaced or renamed meanwhile.
+        If the file does not exist, or was replaced or renamed while it was opened.
     CorruptArtifact
         If it is not a regular file, was not written by rankfold, or is damaged.
     """
@@ -90,7 +79,7 @@ class Weights:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.size = _checked_size(file)
-        # safetensors opens a path twice: for the header and for the tensors. Both must be of one file.
+        # safetensors opens the path twice, for the header and for the tensors; both must come from the same file.
         before = file_state(file)
         try:
             self._handle: Any = safe_open(str(file), framework="pt")
@@ -118,50 +107,44 @@ class Weights:
         return identity_of(self.metadata)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor by name, those that are stored under another name included.
+        """Return every tensor by name, including those stored under another name.
 
         Raises
         ------
         CorruptArtifact
-            If the checksum differs or the file is damaged.
+            If the checksum does not match or the file is damaged.
         """
         try:
             tensors = {name: self._handle.get_tensor(name) for name in self._handle.keys()}  # noqa: SIM118
-            aliases = parse_json(
-                self.metadata.get("aliases", "{}"), source=f"the list of aliases in {str(self.file)!r}"
-            )
-            if not isinstance(aliases, dict) or not all(isinstance(v, str) and v in tensors for v in aliases.values()):
-                raise CorruptArtifact(f"{str(self.file)!r} is damaged: its list of aliases is malformed. {_AGAIN}")
-            tensors = _with_aliases(tensors, aliases)
-            found = tensor_hash(tensors)
+            tensors = _with_aliases(tensors, self._record("aliases", "list of aliases", among=tensors))
+            checksum = tensor_hash(tensors)
         except CorruptArtifact:
             raise
         except Exception as error:  # a damaged file can raise anything in torch
             raise self._damaged(error) from error
-        if self.metadata.get("tensors_sha256") != found:
-            raise CorruptArtifact(f"{str(self.file)!r} is damaged: its checksum does not match. {_AGAIN}")
+        if self.metadata.get("tensors_sha256") != checksum:
+            raise self._damaged("its checksum does not match")
         return tensors
 
     def buffer_owners(self) -> dict[str, str]:
-        """Return what the header records of the modules that own the buffers; nothing from an earlier version.
+        """Return the classes of the modules that own buffers; raise `CorruptArtifact` if the record is malformed."""
+        return self._record("buffers", "record of the buffers")
 
-        Raises
-        ------
-        CorruptArtifact
-            If the record is malformed.
-        """
-        source = f"the record of the buffers in {str(self.file)!r}"
-        owners = parse_json(self.metadata.get("buffers", "{}"), source=source)
-        if not isinstance(owners, dict) or not all(isinstance(value, str) for value in owners.values()):
-            raise CorruptArtifact(f"{str(self.file)!r} is damaged: its record of the buffers is malformed.")
-        return owners
+    def _record(self, key: str, what: str, *, among: Collection[str] | None = None) -> dict[str, str]:
+        """Return a table of strings in the header; an earlier version may not have written it."""
+        table = parse_json(self.metadata.get(key, "{}"), source=f"the {what} in {str(self.file)!r}")
+        if not isinstance(table, dict) or not all(
+            isinstance(value, str) and (among is None or value in among) for value in table.values()
+        ):
+            raise self._damaged(f"its {what} is malformed")
+        return table
 
-    def _damaged(self, error: Exception) -> CorruptArtifact:
-        return CorruptArtifact(f"{str(self.file)!r} is damaged: {error}. {_AGAIN}")
+    def _damaged(self, reason: object) -> CorruptArtifact:
+        return CorruptArtifact(f"{str(self.file)!r} is damaged: {reason}. {_AGAIN}")
 
 
 def file_state(file: Path) -> tuple[int, int, int] | None:
-    """Return what tells a file from one that takes its place; None if there is none."""
+    """Return what distinguishes a file from one that replaces it; None if it does not exist."""
     try:
         status = os.stat(file)
     except (OSError, ValueError):
@@ -175,14 +158,14 @@ def _require_unmoved(file: Path, before: tuple[int, int, int] | None) -> None:
 
 
 def _checked_size(file: Path) -> int:
-    """Return a file's size; raise unless it is a regular one with a header of a size that is safe to read."""
+    """Return a file's size; raise unless it is a regular file with a header that is small enough to read safely."""
     status = os.stat(file)
     require_regular(file, status)
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
     if length > _LONGEST_HEADER:
         raise CorruptArtifact(
-            f"{str(file)!r} is damaged: its header would have {length:,} bytes, more than {_LONGEST_HEADER:,}. {_AGAIN}"
+            f"{str(file)!r} is damaged: its header claims {length:,} bytes; the limit is {_LONGEST_HEADER:,}. {_AGAIN}"
         )
     return status.st_size
 
