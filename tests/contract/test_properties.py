@@ -18,8 +18,7 @@ from rankfold.records import Ranks
 from rankfold.testing import LayerCase
 from rankfold.testing.accuracy import measured_error
 from rankfold.testing.gauge import GaugedMethod
-from rankfold.testing.subject import Subject, count_macs, relative_error
-from rankfold.testing.tolerances import ERROR_SLACK, OUTPUT_TOLERANCE
+from rankfold.testing.subject import ERROR_SLACK, OUTPUT_TOLERANCE, Subject, count_macs, relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 

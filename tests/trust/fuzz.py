@@ -349,7 +349,8 @@ def mutated_entry(text: str, chance: random.Random) -> tuple[bytes, str]:
         ), kind
     data = json.loads(text)
     if kind == "numbers":
-        data["values"] = [chance.choice((0, 1e-308, 0.5, 1, 1e308, 10**30)) for _ in data["values"]]
+        size = len(data["value"]) if isinstance(data["value"], list) else 1
+        data["value"] = [chance.choice((0, 1e-308, 0.5, 1, 1e308, 10**30)) for _ in range(size)]
     data = dict(chance.sample(sorted(data.items()), len(data)))
     if chance.random() < 0.3:
         data["more"] = chance.choice(("\x1b[2J", {"values": [9]}, [1] * 100))

@@ -12,8 +12,15 @@ from rankfold.factor.moments import Moments, output_energy
 from rankfold.methods import Method
 from rankfold.records import LayerInfo
 from rankfold.testing.cases import LayerCase
-from rankfold.testing.subject import Subject, expect, neighbours, relative_error, sample_ranks
-from rankfold.testing.tolerances import ERROR_SLACK, OUTPUT_TOLERANCE
+from rankfold.testing.subject import (
+    ERROR_SLACK,
+    OUTPUT_TOLERANCE,
+    Subject,
+    expect,
+    neighbours,
+    relative_error,
+    sample_ranks,
+)
 
 
 def error_never_grows_with_a_rank(method: Method, case: LayerCase) -> None:

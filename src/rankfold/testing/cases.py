@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 SEED = 20
-"""Of all weights and inputs."""
+"""The seed of all weights and inputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,15 +25,15 @@ class LayerCase:
     kind : type
         The layer's class.
     options : mapping
-        Arguments of its constructor.
+        Arguments of the constructor.
     input_shape : tuple of int
-        Of the input.
+        Shape of the input.
     dtype : torch.dtype
-        Of weight and input.
+        Data type of weight and input.
     channels_last : bool
         Whether layer and input are in the channels-last memory format.
     thorough : bool
-        Whether the checks that take a second each (compiling, exporting) are made on this layer as well.
+        Whether to run the slow checks (compiling, exporting; about a second each) on this layer as well.
     """
 
     id: str
@@ -76,40 +76,24 @@ def _conv(
     size: tuple[int, ...] | None = None,
     batch: int | None = 2,
     transposed: bool = False,
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-    thorough: bool = False,
     **options: Any,
 ) -> LayerCase:
-    kinds = (
-        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-        if transposed
-        else (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    )
+    case = {name: options.pop(name) for name in ("dtype", "channels_last", "thorough") if name in options}
     spatial = size or {1: (11,), 2: (8, 7), 3: (6, 5, 4)}[dims]
     return LayerCase(
         id=id,
-        kind=kinds[dims - 1],
+        kind=getattr(nn, f"{'ConvTranspose' if transposed else 'Conv'}{dims}d"),
         options={"in_channels": channels[0], "out_channels": channels[1], "kernel_size": kernel, **options},
         input_shape=(*(() if batch is None else (batch,)), channels[0], *spatial),
-        dtype=dtype,
-        channels_last=channels_last,
-        thorough=thorough,
+        **case,
     )
 
 
 def _linear(
-    id: str,
-    features: tuple[int, int],
-    *,
-    leading: tuple[int, ...] = (3,),
-    bias: bool = True,
-    dtype: torch.dtype = torch.float32,
-    thorough: bool = False,
+    id: str, features: tuple[int, int], *, leading: tuple[int, ...] = (3,), bias: bool = True, **case: Any
 ) -> LayerCase:
     options = {"in_features": features[0], "out_features": features[1], "bias": bias}
-    shape = (*leading, features[0])
-    return LayerCase(id=id, kind=nn.Linear, options=options, input_shape=shape, dtype=dtype, thorough=thorough)
+    return LayerCase(id=id, kind=nn.Linear, options=options, input_shape=(*leading, features[0]), **case)
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 from torch import Tensor, nn
 
@@ -23,31 +25,24 @@ def cost_is_the_modules(method: Method, case: LayerCase) -> None:
         params = sum(p.numel() for p in module.parameters())
         size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
         macs, fm = count_macs(module, subject.input), _feature_maps(module, subject.input)
-        expect(
-            cost.params == params,
-            f"ranks {ranks}: the blueprint says {cost.params} parameters, not {params}",
-        )
+        expect(cost.params == params, f"ranks {ranks}: the blueprint says {cost.params} parameters, not {params}")
         expect(cost.weight_bytes == size, f"ranks {ranks}: the blueprint says {cost.weight_bytes} bytes, not {size}")
         expect(cost.macs == macs, f"ranks {ranks}: the blueprint says {cost.macs} MACs, the forward pass does {macs}")
         expect(cost.fm == fm, f"ranks {ranks}: the blueprint says feature maps of {cost.fm}, the stages write {fm}")
 
 
 def _feature_maps(module: nn.Module, x: Tensor) -> int:
-    written = 0
+    sizes: list[int] = []
 
     def count(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        nonlocal written
-        written += output.numel()
+        sizes.append(output.numel())
 
     stages = [m for m in module.children() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd | Gauged)]
-    handles = [m.register_forward_hook(count) for m in stages]
-    try:
-        with torch.no_grad():
-            module(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return written
+    with ExitStack() as hooks, torch.no_grad():
+        for stage in stages:
+            hooks.callback(stage.register_forward_hook(count).remove)
+        module(x)
+    return sum(sizes)
 
 
 def grid_is_valid(method: Method, case: LayerCase) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 from rankfold import methods
 from rankfold.methods import Method
 from rankfold.testing.cases import LayerCase
-from rankfold.testing.subject import Subject, expect, random_factors, relative_error, sample_ranks
-from rankfold.testing.tolerances import OUTPUT_TOLERANCE
+from rankfold.testing.subject import OUTPUT_TOLERANCE, Subject, expect, random_factors, relative_error, sample_ranks
 
 
 def full_rank_is_exact(method: Method, case: LayerCase) -> None:

@@ -13,8 +13,7 @@ from rankfold.methods import Method, Prepared
 from rankfold.records import Blueprint, LayerInfo, Ranks, gauge_blueprint
 from rankfold.surgery.gauged import Gauged
 from rankfold.testing.cases import LayerCase
-from rankfold.testing.subject import Subject, count_macs, expect, relative_error, sample_ranks
-from rankfold.testing.tolerances import OUTPUT_TOLERANCE
+from rankfold.testing.subject import OUTPUT_TOLERANCE, Subject, count_macs, expect, relative_error, sample_ranks
 
 
 class GaugedMethod(Method):

@@ -1,4 +1,4 @@
-"""Every check over every method and every layer of the zoo."""
+"""The contract of methods: every check on every method and every layer of the zoo."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EVERY_LAYER: tuple[Check, ...] = (
     refusals.bad_ranks_are_refused,
     refusals.broken_weights_are_refused,
 )
-"""Checks of each layer that a method supports."""
+"""Checks for each layer that a method supports."""
 
 GAUGED_LAYERS: tuple[Check, ...] = (
     exactness.weight_is_what_forward_computes,
@@ -50,16 +50,13 @@ GAUGED_LAYERS: tuple[Check, ...] = (
     modules.state_dict_round_trip,
     modules.copies_and_pickles,
 )
-"""Checks of each supported layer that are made once more on gauged factors, where there are any."""
+"""Checks for each supported layer that are repeated on gauged factors, if it can have them."""
 
 FLOAT32_LAYERS: tuple[Check, ...] = (modules.autocast_runs,)
-"""Checks of each supported layer in float32."""
+"""Checks for each supported layer in float32."""
 
 THOROUGH_LAYERS: tuple[Check, ...] = (modules.compiles_whole, modules.exports)
-"""Checks that take a second each: of the supported layers marked `LayerCase.thorough`."""
-
-UNSUPPORTED_LAYERS: tuple[Check, ...] = (refusals.unsupported_layers_are_refused,)
-"""Checks of each layer that a method does not support."""
+"""Slow checks (about a second each), for the supported layers marked `LayerCase.thorough`."""
 
 
 def method_checks(
@@ -67,14 +64,14 @@ def method_checks(
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield every check of one method, or of all registered ones, as ``(id, callable)``.
 
-    A callable takes nothing, returns nothing, and raises ``AssertionError`` saying what is wrong.
+    A callable takes no arguments and raises ``AssertionError`` if the check fails.
 
     Parameters
     ----------
     method : str, Method or None
         A registered name, an instance, or None for every registered method with its default options.
     cases : sequence of LayerCase or None
-        Layers to check on; the whole zoo by default.
+        Layers to check; the whole zoo by default.
 
     Examples
     --------
@@ -94,38 +91,21 @@ def method_checks(
         return
     chosen = methods.get(method) if isinstance(method, str) else method
     for case in layer_zoo() if cases is None else cases:
-        info = layer_info(case)
+        info, more = layer_info(case), FLOAT32_LAYERS if case.dtype == torch.float32 else ()
+        more += THOROUGH_LAYERS if case.thorough else ()
+        runs: list[tuple[str, Method, tuple[Check, ...]]] = []
         if chosen.supports(info) is not None:
-            checks = UNSUPPORTED_LAYERS
+            runs.append(("", chosen, (refusals.unsupported_layers_are_refused,)))
         else:
-            checks = EVERY_LAYER
-            checks += FLOAT32_LAYERS if case.dtype == torch.float32 else ()
-            checks += THOROUGH_LAYERS if case.thorough else ()
-        for check in checks:
-            yield f"{chosen.name}-{case.id}-{check.__name__}", partial(check, chosen, case)
-        if chosen.supports(info) is None and can_be_gauged(chosen, info):
-            checks = GAUGED_LAYERS
-            checks += FLOAT32_LAYERS if case.dtype == torch.float32 else ()
-            checks += THOROUGH_LAYERS if case.thorough else ()
-            yield (
-                f"{chosen.name}-{case.id}-gauge_changes_only_the_numbers",
-                partial(gauge_changes_only_the_numbers, chosen, case),
-            )
+            runs.append(("", chosen, EVERY_LAYER + more))
+            if can_be_gauged(chosen, info):
+                runs.append(("", chosen, (gauge_changes_only_the_numbers,)))
+                runs.append(("gauged-", GaugedMethod(chosen), GAUGED_LAYERS + more))
+        for prefix, subject, checks in runs:
             for check in checks:
-                yield f"{chosen.name}-{case.id}-gauged-{check.__name__}", partial(check, GaugedMethod(chosen), case)
+                yield f"{chosen.name}-{case.id}-{prefix}{check.__name__}", partial(check, subject, case)
 
 
 def check_method(method: str | Method, *, cases: Sequence[LayerCase] | None = None) -> int:
-    """Run every check of one method.
-
-    Returns
-    -------
-    int
-        The number of checks.
-
-    Raises
-    ------
-    AssertionError
-        Naming every check that failed, with what it said.
-    """
+    """Run every check of one method; return their number, or raise ``AssertionError`` with every failure."""
     return run_all(method_checks(method, cases=cases))

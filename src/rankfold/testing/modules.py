@@ -13,8 +13,15 @@ from rankfold import methods
 from rankfold.methods import Method
 from rankfold.surgery import Factored
 from rankfold.testing.cases import LayerCase
-from rankfold.testing.subject import Subject, count_macs, expect, random_factors, relative_error, sample_ranks
-from rankfold.testing.tolerances import OUTPUT_TOLERANCE
+from rankfold.testing.subject import (
+    OUTPUT_TOLERANCE,
+    Subject,
+    count_macs,
+    expect,
+    random_factors,
+    relative_error,
+    sample_ranks,
+)
 
 
 def gradients_reach_every_factor(method: Method, case: LayerCase) -> None:

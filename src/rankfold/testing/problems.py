@@ -113,40 +113,45 @@ def _concentrate_(weight: Tensor) -> None:
     weight.copy_(((left * falling) @ right).reshape(weight.shape))
 
 
+def _sequence(**layers: nn.Module) -> nn.Module:
+    return nn.Sequential(OrderedDict(layers))
+
+
 def _mlp() -> nn.Module:
-    layers = {"fc1": nn.Linear(24, 32), "act1": nn.ReLU(), "fc2": nn.Linear(32, 16), "act2": nn.ReLU()}
-    return nn.Sequential(OrderedDict({**layers, "fc3": nn.Linear(16, 10, bias=False)}))
+    return _sequence(
+        fc1=nn.Linear(24, 32),
+        act1=nn.ReLU(),
+        fc2=nn.Linear(32, 16),
+        act2=nn.ReLU(),
+        fc3=nn.Linear(16, 10, bias=False),
+    )
 
 
 def _cnn() -> nn.Module:
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(3, 12, 3, padding=1, bias=False),
-            norm1=nn.BatchNorm2d(12),
-            act1=nn.ReLU(),
-            conv2=nn.Conv2d(12, 16, 3, stride=2, padding=1),
-            depthwise=nn.Conv2d(16, 16, 3, groups=16, padding=1),
-            pointwise=nn.Conv2d(16, 24, 1),
-            act2=nn.ReLU(),
-            pool=nn.AdaptiveAvgPool2d(2),
-            flat=nn.Flatten(),
-            fc1=nn.Linear(96, 10),
-        )
+    return _sequence(
+        conv1=nn.Conv2d(3, 12, 3, padding=1, bias=False),
+        norm1=nn.BatchNorm2d(12),
+        act1=nn.ReLU(),
+        conv2=nn.Conv2d(12, 16, 3, stride=2, padding=1),
+        depthwise=nn.Conv2d(16, 16, 3, groups=16, padding=1),
+        pointwise=nn.Conv2d(16, 24, 1),
+        act2=nn.ReLU(),
+        pool=nn.AdaptiveAvgPool2d(2),
+        flat=nn.Flatten(),
+        fc1=nn.Linear(96, 10),
     )
 
 
 def _grouped() -> nn.Module:
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(8, 16, (3, 5), groups=2, padding=(1, 2), padding_mode="circular"),
-            act1=nn.ReLU(),
-            up=nn.ConvTranspose2d(16, 8, 3, stride=2, padding=1, output_padding=1),
-            act2=nn.ReLU(),
-            conv2=nn.Conv2d(8, 8, 3, dilation=2),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flat=nn.Flatten(),
-            fc1=nn.Linear(8, 12),
-        )
+    return _sequence(
+        conv1=nn.Conv2d(8, 16, (3, 5), groups=2, padding=(1, 2), padding_mode="circular"),
+        act1=nn.ReLU(),
+        up=nn.ConvTranspose2d(16, 8, 3, stride=2, padding=1, output_padding=1),
+        act2=nn.ReLU(),
+        conv2=nn.Conv2d(8, 8, 3, dilation=2),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(),
+        fc1=nn.Linear(8, 12),
     )
 
 
@@ -165,14 +170,12 @@ class _Tied(nn.Module):
 
 
 def _incompressible() -> nn.Module:
-    return nn.Sequential(
-        OrderedDict(
-            depthwise=nn.Conv2d(2, 2, 3, groups=2),
-            norm=nn.BatchNorm2d(2),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flat=nn.Flatten(),
-            fc1=nn.Linear(2, 2),  # at rank one as large as it is
-        )
+    return _sequence(
+        depthwise=nn.Conv2d(2, 2, 3, groups=2),
+        norm=nn.BatchNorm2d(2),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(),
+        fc1=nn.Linear(2, 2),  # rank one has as many parameters as the layer
     )
 
 

@@ -1,6 +1,9 @@
-"""Checks that what cannot be done is refused, with the layer's name and what to do."""
+"""Checks that impossible requests are refused, with messages that name the layer."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 
@@ -12,55 +15,48 @@ from rankfold.testing.subject import NAME, Subject, expect
 
 
 def bad_ranks_are_refused(method: Method, case: LayerCase) -> None:
-    """Ranks that are 0, negative, too large, too many or too few raise `RankError` naming layer and limits."""
+    """Ranks that are 0, negative, too large, too many or too few raise `RankError` with the layer and the limits."""
     info = Subject.of(case).info
     limits = method.max_ranks(info)
     bad: list[tuple[object, ...]] = [(*limits, 1), limits[:-1]]
     for position in range(len(limits)):
         for value in (0, -1, limits[position] + 1, 1.0, True):
             bad.append((*limits[:position], value, *limits[position + 1 :]))
+    words = (NAME, method.name, *map(str, limits))
     for ranks in bad:
-        try:
-            methods.check_ranks(method, info, ranks)  # type: ignore[arg-type]
-        except RankError as error:
-            text = str(error)
-            for word in (NAME, method.name, *map(str, limits)):
-                expect(word in text, f"ranks {ranks}: the message does not say {word!r}: {text}")
-        else:
-            raise AssertionError(f"ranks {ranks} are accepted, the limits are {limits}")
+        check = partial(methods.check_ranks, method, info, ranks)  # type: ignore[arg-type]
+        _expect_refusal(RankError, check, words, f"ranks {ranks} (limits {limits})")
     methods.check_ranks(method, info, limits)
     methods.check_ranks(method, info, (1,) * len(limits))
 
 
 def broken_weights_are_refused(method: Method, case: LayerCase) -> None:
-    """NaN and infinity raise `InvalidWeight`, and so does a weight of another shape; the message names the layer."""
+    """NaN, infinity and a weight of another shape raise `InvalidWeight` with the layer."""
     subject = Subject.of(case)
+    broken = {"a weight of another shape": torch.ones(*subject.weight.shape, 1)}
     for value in (float("nan"), float("inf"), -float("inf")):
-        weight = subject.weight.clone()
+        weight = broken[f"a weight with {value}"] = subject.weight.clone()
         weight[(-1,) * weight.ndim] = value
-        _refuses_weight(method, subject, weight, f"a weight with {value}")
-    _refuses_weight(method, subject, torch.ones(*subject.weight.shape, 1), "a weight of another shape")
-
-
-def _refuses_weight(method: Method, subject: Subject, weight: torch.Tensor, words: str) -> None:
-    try:
-        methods.prepare(method, weight, subject.info)
-    except InvalidWeight as error:
-        expect(NAME in str(error), f"{words}: the message does not name the layer: {error}")
-    else:
-        raise AssertionError(f"{words} is accepted")
+    for what, weight in broken.items():
+        _expect_refusal(InvalidWeight, partial(methods.prepare, method, weight, subject.info), (NAME,), what)
 
 
 def unsupported_layers_are_refused(method: Method, case: LayerCase) -> None:
-    """A layer that the method does not support raises `UnsupportedLayer` with the reason; nothing else happens."""
+    """A layer that the method does not support raises `UnsupportedLayer` with the reason."""
     subject = Subject.of(case)
     expect(bool(method.supports(subject.info)), "supports() gives no reason")
     reason = subject.info.skip or method.supports(subject.info)  # the inventory's reason comes first
+    prepare = partial(methods.prepare, method, subject.weight, subject.info)
+    words = (NAME, method.name, str(reason))
+    _expect_refusal(UnsupportedLayer, prepare, words, "a layer that supports() refuses")
+
+
+def _expect_refusal(kind: type[Exception], call: Callable[[], object], words: Iterable[str], what: str) -> None:
+    """Expect an error whose message contains the words."""
     try:
-        methods.prepare(method, subject.weight, subject.info)
-    except UnsupportedLayer as error:
-        text = str(error)
-        for word in (NAME, method.name, str(reason)):
-            expect(word in text, f"the message does not say {word!r}: {text}")
+        call()
+    except kind as error:
+        for word in words:
+            expect(word in str(error), f"{what}: the message does not contain {word!r}: {error}")
     else:
-        raise AssertionError("the layer is factored although supports() refuses it")
+        raise AssertionError(f"{what}: accepted, expected {kind.__name__}")

@@ -1,4 +1,4 @@
-"""What a check works on: one layer inside a model, inspected and factored as the library itself does it."""
+"""The subject of a check: one layer inside a model, inspected and factored as in the library; and tolerances."""
 
 from __future__ import annotations
 
@@ -24,6 +24,25 @@ from rankfold.testing.cases import SEED, LayerCase
 NAME = "block.layer"
 """The name of the layer in the model around it."""
 
+OUTPUT_TOLERANCE: dict[torch.dtype, float] = {
+    # Factors are computed in float64, with rounding errors of about 1e-15; un-whitening multiplies them by the
+    # condition number of the root (<= 1e3), and five stages add up.
+    torch.float64: 1e-10,
+    # Factors and the outputs of up to five stages are rounded to 24 bits (6e-8 each); a sum of a few hundred products
+    # adds its square root. The project's promise is 1e-4.
+    torch.float32: 1e-5,
+    # 11 bits (5e-4) for each of five factors and five outputs.
+    torch.float16: 1e-2,
+    # 8 bits (4e-3) for each of five factors and five outputs.
+    torch.bfloat16: 6e-2,
+}
+"""Maximum relative Frobenius error of outputs and weights that should be equal, by the layer's data type."""
+
+ERROR_SLACK = 1e-6
+"""Absolute tolerance between predicted and achieved relative errors. Predictions come from Gram matrices, whose
+eigenvalues are accurate to 1e-16 of the largest one, so errors are accurate to its root, 1e-8, times sums over a few
+hundred of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
@@ -34,7 +53,7 @@ class Subject:
     model : Module
         The model around the layer.
     info : LayerInfo
-        What `inspect` returns, calls included.
+        The layer in the inventory, including its calls.
     input : Tensor
         The model's input.
     case : LayerCase
@@ -58,7 +77,7 @@ class Subject:
 
     @property
     def weight(self) -> Tensor:
-        """Its weight, detached, sharing memory with the parameter."""
+        """The layer's weight, detached; it shares memory with the parameter."""
         return layer_weight(self.model, NAME)
 
     def exact_output(self) -> Tensor:
@@ -77,14 +96,14 @@ class Subject:
     def factored(
         self, method: Method, ranks: Ranks, *, moments: Moments | None = None, dtype: torch.dtype | None = None
     ) -> Factored:
-        """Return the layer factored by a method; in the layer's data type unless another one is given."""
+        """Return the layer factored by a method, by default in the layer's data type."""
         factors = methods.prepare(method, self.weight, self.info, moments).factorize(ranks)
         return self.built(method, ranks, factors, dtype=dtype)
 
     def built(
         self, method: Method, ranks: Ranks, factors: tuple[Tensor, ...] | None, *, dtype: torch.dtype | None = None
     ) -> Factored:
-        """Return the module of a method's blueprint, in the case's memory format; uninitialised without factors."""
+        """Return the module of a method's blueprint in the case's memory format; without factors, uninitialised."""
         module = build(
             method.blueprint(self.info, ranks),
             self.info,
@@ -97,7 +116,7 @@ class Subject:
         return module.to(memory_format=self.case.memory_format).eval()
 
     def random(self, method: Method, ranks: Ranks, *, dtype: torch.dtype | None = None) -> Factored:
-        """Return the module of a method's blueprint with random weights (and pivots), where they do not matter."""
+        """Return the module of a method's blueprint with random weights (and pivots), for when they do not matter."""
         module = self.built(method, ranks, None, dtype=dtype)
         generator = torch.Generator().manual_seed(SEED)
         with torch.no_grad():
@@ -121,7 +140,7 @@ def _around(layer: nn.Module) -> nn.Module:
 
 
 def _arguments(module: nn.Module) -> dict[str, Any]:
-    """Return the constructor's arguments, read off a layer."""
+    """Return the constructor arguments of a layer."""
     bias = "bias" in dict(module.named_parameters())
     if isinstance(module, nn.Linear):
         return {"in_features": module.in_features, "out_features": module.out_features, "bias": bias}
@@ -132,7 +151,7 @@ def _arguments(module: nn.Module) -> dict[str, Any]:
 
 
 def sample_ranks(method: Method, info: LayerInfo, *, count: int) -> list[Ranks]:
-    """Return some ranks that a planner might choose: evenly spread over the method's grid, its middle if one."""
+    """Return `count` ranks that a planner might choose, evenly spread over the method's grid; one is its middle."""
     grid = list(method.rank_grid(info, points=8))
     if count == 1:
         return [grid[len(grid) // 2]]
@@ -146,7 +165,7 @@ def random_factors(blueprint: Blueprint) -> tuple[Tensor, ...]:
 
 
 def random_ranks(method: Method, info: LayerInfo, generator: torch.Generator, *, count: int) -> list[Ranks]:
-    """Return random ranks within the limits, useful or not."""
+    """Return random ranks within the limits."""
     limits = method.max_ranks(info)
     return [tuple(int(torch.randint(1, limit + 1, (), generator=generator)) for limit in limits) for _ in range(count)]
 
@@ -166,10 +185,9 @@ def neighbours(method: Method, info: LayerInfo, *, most: int = 64) -> list[tuple
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Return the Frobenius norm of the difference over that of `expected`, in float64; infinity where not finite.
+    """Return the Frobenius norm of the difference relative to that of `expected`, in float64; infinity if not finite.
 
-    Both are first divided by the largest magnitude of `expected`, so that squares of huge and tiny values do not
-    overflow.
+    Both are first divided by the largest magnitude of `expected`, so that squares neither overflow nor underflow.
     """
     if tuple(actual.shape) != tuple(expected.shape):
         raise AssertionError(f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
@@ -194,20 +212,20 @@ def count_macs(module: nn.Module, x: Tensor) -> int:
 
 
 def expect(condition: bool, message: str) -> None:
-    """Raise ``AssertionError`` with the message unless the condition holds; works under ``python -O`` too."""
+    """Raise ``AssertionError`` with the message unless the condition holds, under ``python -O`` as well."""
     if not condition:
         raise AssertionError(message)
 
 
 def run_all(checks: Iterator[tuple[str, Callable[[], None]]]) -> int:
-    """Run checks, all of them; return their number, or raise ``AssertionError`` with what each failing one said."""
+    """Run all checks; return their number, or raise ``AssertionError`` with the message of each that failed."""
     failures: list[str] = []
     count = 0
     for name, check in checks:
         count += 1
         try:
             check()
-        except Exception as error:  # a crash is a failure like any other
+        except Exception as error:  # a crash is also a failure
             failures.append(f"{name}: {type(error).__name__}: {error}")
     if failures:
         raise AssertionError(f"{len(failures)} of {count} checks failed:\n  " + "\n  ".join(failures))
