@@ -108,9 +108,9 @@ def open_work(source: Source, given: Given, *, tests: bool = True) -> Work:
     """Open the model and data of a command; without `tests` the test images only serve as the example input."""
     device = pick_device(given.device)
     zoo.entry(source.model)  # an unknown name is an error before data is read
+    test = open_test(source)
     if tests:
         warn_untrained(source)
-    test = open_test(source)
     images = getattr(given, "calibration_images", None)
     calibration = None if source.data is None or images is None else open_data(source, "calibration", limit=images)
     dense = open_model(source, device)

@@ -17,13 +17,14 @@ from rankfold.tune import FineTune
 from rankfold.tune.config import OPTIMIZERS
 from rankfold.zoo import DATA_SPECS
 
-MODEL_HELP = "Network: a name of the zoo, torchvision/NAME, timm/NAME, pkg.module:factory or file.py:factory."
+NETWORKS = "a name of the zoo, torchvision/NAME, timm/NAME, pkg.module:factory or file.py:factory."
 DATA_HELP = f"Data set: {either(DATA_SPECS)}."
 
 REQUIRED = inspect.Parameter.empty
 """Default of a required flag."""
 
-_SOURCE, SEARCH, _TUNE, OUTPUT = "Model and data", "Search", "Fine-tuning", "Output"
+_ARTEFACT_SOURCE = "Model and data (by default those of the artefact)"
+_SOURCE, SEARCH, TUNE, OUTPUT = "Model and data", "Search", "Fine-tuning", "Output"
 
 
 def _of_recipe(name: str) -> Any:
@@ -32,14 +33,14 @@ def _of_recipe(name: str) -> Any:
 
 
 FLAGS: dict[str, Flag] = {
-    "model": Flag(kind=str, names=None, default=REQUIRED, help=MODEL_HELP, metavar="MODEL"),
+    "model": Flag(kind=str, names=None, default=REQUIRED, help=f"Network: {NETWORKS}", metavar="MODEL"),
     "artifact": Flag(
         kind=str, names=None, default=REQUIRED, metavar="ARTEFACT",
         help="Folder written by compress, apply or finetune.",
     ),
     "original": Flag(
         kind=str | None, names=("--model",), metavar="MODEL", panel=_SOURCE,
-        help=f"{MODEL_HELP} By default the network that the artefact was made from.",
+        help=f"Network: {NETWORKS} By default the one that the artefact was made from.",
     ),
     "weights": Flag(
         kind=str | None, metavar="FILE", panel=_SOURCE,
@@ -76,30 +77,30 @@ FLAGS: dict[str, Flag] = {
         kind=int, default=1024, least=1, panel=SEARCH, help="Number of unlabelled training images to calibrate on."
     ),
     "epochs": Flag(
-        kind=int, default=0, least=0, names=("--epochs", "--finetune-epochs"), panel=_TUNE,
+        kind=int, default=0, least=0, names=("--epochs", "--finetune-epochs"), panel=TUNE,
         help="Passes over the training data. With 0 there is no fine-tuning.",
     ),
     "loss": Flag(
-        kind=str, default=_of_recipe("loss"), panel=_TUNE,
+        kind=str, default=_of_recipe("loss"), panel=TUNE,
         help="Loss: auto, or terms joined by '+': task, distill, layer.",
     ),
-    "lr": Flag(kind=float | None, panel=_TUNE, help="Peak learning rate. By default that of the optimizer."),
+    "lr": Flag(kind=float | None, panel=TUNE, help="Peak learning rate. By default that of the optimizer."),
     "optimizer": Flag(
-        kind=str, default=_of_recipe("optimizer"), panel=_TUNE, help=f"Optimizer: {either(list(OPTIMIZERS))}."
+        kind=str, default=_of_recipe("optimizer"), panel=TUNE, help=f"Optimizer: {either(list(OPTIMIZERS))}."
     ),
     "finetune_option": Flag(
-        kind=list[str] | None, metavar="KEY=VALUE", panel=_TUNE,
+        kind=list[str] | None, metavar="KEY=VALUE", panel=TUNE,
         help="Any other field of FineTune, such as target=0.9 or mixed_precision=bf16; may be repeated.",
     ),
-    "train_batch_size": Flag(kind=int | None, least=1, panel=_TUNE, help="Images per step. By default --batch-size."),
-    "limit_train": Flag(kind=int | None, least=1, panel=_TUNE, help="Maximum number of training images."),
-    "max_steps": Flag(kind=int | None, least=1, panel=_TUNE, help="Stop after this many steps."),
-    "augment": Flag(kind=bool, default=False, panel=_TUNE, help="Apply random crops and, to colour images, flips."),
-    "checkpoint": Flag(kind=str | None, metavar="PATH", panel=_TUNE, help="File or folder of the checkpoint."),
+    "train_batch_size": Flag(kind=int | None, least=1, panel=TUNE, help="Images per step. By default --batch-size."),
+    "limit_train": Flag(kind=int | None, least=1, panel=TUNE, help="Maximum number of training images."),
+    "max_steps": Flag(kind=int | None, least=1, panel=TUNE, help="Stop after this many steps."),
+    "augment": Flag(kind=bool, default=False, panel=TUNE, help="Apply random crops and, to colour images, flips."),
+    "checkpoint": Flag(kind=str | None, metavar="PATH", panel=TUNE, help="File or folder of the checkpoint."),
     "checkpoint_every": Flag(
-        kind=int | None, least=1, panel=_TUNE, help="Steps between checkpoints. By default one after each epoch."
+        kind=int | None, least=1, panel=TUNE, help="Steps between checkpoints. By default one after each epoch."
     ),
-    "restart": Flag(kind=bool, default=False, panel=_TUNE, help="Ignore any checkpoint and start over."),
+    "restart": Flag(kind=bool, default=False, panel=TUNE, help="Ignore any checkpoint and start over."),
     "out": Flag(
         kind=str, default="out", names=("--out", "-o"), metavar="FOLDER", panel=OUTPUT,
         help="Folder for the artefact and its report.",
@@ -147,7 +148,10 @@ def flags_of(names: Sequence[str], own: dict[str, Flag]) -> dict[str, Flag]:
         if name == "search":
             flags |= search
         for one in GROUPS.get(name, () if name == "search" else (name,)):
-            flags[one] = own.get(one) or search.get(one) or FLAGS[one]
+            flag = own.get(one) or search.get(one) or FLAGS[one]
+            if name == "artefact_source":
+                flag = replace(flag, panel=_ARTEFACT_SOURCE, help=flag.help.partition(" By default")[0])
+            flags[one] = flag
     return flags
 
 

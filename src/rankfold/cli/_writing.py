@@ -13,6 +13,7 @@ from rankfold.api.realizing import Destination
 from rankfold.cli._session import Output
 from rankfold.cli._source import Source
 from rankfold.errors import ConfigError, RankfoldError
+from rankfold.records.amounts import either
 from rankfold.reporting import Report
 from rankfold.storage.folder import PLAN_FILE
 
@@ -29,7 +30,7 @@ def destination(path: str, source: Source) -> Destination:
 
 def check_file(path: str, suffixes: tuple[str, ...], flag: str = "--out") -> Path:
     """Return the path of an output file; raise if it has another suffix or cannot be written."""
-    file, wanted = Path(path).expanduser(), " or ".join(suffixes)
+    file, wanted = Path(path).expanduser(), either(suffixes)
     if os.path.isdir(file):
         raise RankfoldError(f"{flag} {path!r} is a folder. Give a file ending in {wanted}.")
     if file.suffix.lower() not in suffixes:

@@ -10,7 +10,7 @@ from rankfold import zoo
 from rankfold._options import Flag
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import is_trained, open_data, open_model, pick_device, pick_metric, warn_untrained
-from rankfold.cli._options import FLAGS, MODEL_HELP
+from rankfold.cli._options import FLAGS, NETWORKS
 from rankfold.cli._session import Output
 from rankfold.cli._source import Source, artifact_source, given_source
 from rankfold.errors import ConfigError, CorruptArtifact
@@ -21,7 +21,7 @@ from rankfold.reporting.words import metric as in_words
 @command(
     "rankfold evaluate small",
     "artifact", "artefact_source", "top", "agreement",
-    artifact=replace(FLAGS["artifact"], help=f"An artefact's folder, or a network. {MODEL_HELP}", metavar="TARGET"),
+    artifact=replace(FLAGS["artifact"], help=f"An artefact's folder, or a network: {NETWORKS}", metavar="TARGET"),
     top=Flag(
         kind=int, default=1, least=1, help="Count a prediction as correct if the class is among this many best ones."
     ),
@@ -42,9 +42,9 @@ def evaluate(given: Given, out: Output) -> None:
     source = artifact_source(given, reads_data=True) if artifact else given_source(given, target)
     device = pick_device(given.device)
     zoo.entry(source.model)
+    test = open_data(source, "test", limit=source.limit_test)
     if not artifact:
         warn_untrained(source)
-    test = open_data(source, "test", limit=source.limit_test)
     dense = open_model(source, device)
     measured = rf.load(target, dense) if artifact else dense
     metric = rf.agreement(dense, test) if given.agreement else pick_metric(test, lambda: dense, given.top)

@@ -15,7 +15,9 @@ from rankfold.cli._session import Output
 from rankfold.reporting.sections import Content, Section
 from rankfold.reporting.terminal import draw
 
-_NAME = Flag(kind=str | None, names=None, metavar="NAME", help="The one to describe. By default all are listed.")
+_NAME = Flag(
+    kind=str | None, names=None, metavar="NAME", help="Method or strategy to describe. By default all are listed."
+)
 _PARAMETERS = "Parameters\n----------\n"
 _PARAMETER = re.compile(r"^(\S.*) : (.*)\n((?: {4}.*\n?)+)", re.MULTILINE)
 

@@ -11,7 +11,7 @@ import rankfold as rf
 from rankfold.api.realizing import Draft, Realizer
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import is_trained, open_work
-from rankfold.cli._options import FLAGS, REQUIRED
+from rankfold.cli._options import FLAGS, REQUIRED, TUNE, search_flags
 from rankfold.cli._parsing import recipe_of, with_data
 from rankfold.cli._session import Output
 from rankfold.cli._source import Source, artifact_source
@@ -25,6 +25,7 @@ from rankfold.reporting import Report
     "artifact", "out", "tuning", "artefact_source", "seed",
     out=replace(FLAGS["out"], default=REQUIRED),
     epochs=replace(FLAGS["epochs"], default=5, least=1, help="Passes over the training data."),
+    seed=replace(search_flags()["seed"], panel=TUNE),
 )  # fmt: skip
 def finetune(given: Given, out: Output) -> None:
     """Train a compressed model, with the original as its teacher if its weights are known.

@@ -15,7 +15,7 @@ import torch
 from rankfold.errors import DataError
 from rankfold.zoo.array_cache import cached
 from rankfold.zoo.image_sets import ImageArray
-from rankfold.zoo.pictures import decode_picture, require_folder, require_pillow
+from rankfold.zoo.pictures import decode_picture, require_folder
 
 # In the usual order of the labels.
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -47,7 +47,6 @@ def cifar10(path: str, split: str) -> ImageArray:
     root = require_folder(path, "CIFAR-10 folder", "cifar10")
     zips = sorted(root.glob(f"{split}*.zip"))
     if zips or (root / split).is_dir():
-        require_pillow("reading CIFAR-10 from PNGs")
         files = zips or sorted((root / split).glob("*/*.png"))
         pictures = _zipped(zips) if zips else ((file.parent.name, file.name, file) for file in files)
         return cached(f"cifar10-{split}", files, lambda: _decode(pictures, root, split))
