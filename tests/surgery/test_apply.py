@@ -107,7 +107,7 @@ def test_every_mismatch_is_named() -> None:
     with pytest.raises(PlanMismatch) as caught:
         check_plan(other, plan)
     text = str(caught.value)
-    assert "'fc' is Linear 8->5, the plan was made for Linear 8->6" in text
+    assert "'fc' is Linear 8->5, but the plan was made for Linear 8->6" in text
     assert "'gone' is not in the model" in text
     assert "'conv'" not in text
 

@@ -173,7 +173,7 @@ def test_twin_calls_its_projections() -> None:
         ({"attn_mask": torch.zeros(3, TARGET, SOURCE)}, "attn_mask must have shape"),
         ({"key_padding_mask": torch.zeros(1, SOURCE)}, "key_padding_mask must have shape"),
         ({"attn_mask": torch.zeros(TARGET, SOURCE, dtype=torch.int64)}, "boolean or floating"),
-        ({"is_causal": True}, "is_causal is a hint"),
+        ({"is_causal": True}, "is_causal is only a hint"),
     ],
 )
 def test_bad_masks_are_refused(options: dict[str, Any], message: str) -> None:
@@ -190,7 +190,7 @@ def test_nested_tensors_are_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nested tensors are announced as a prototype
         x = torch.nested.nested_tensor([torch.randn(2, EMBED), torch.randn(3, EMBED)])
-    with pytest.raises(RuntimeError, match="not nested"):
+    with pytest.raises(RuntimeError, match="does not support nested tensors"):
         twin(x, x, x)
 
 

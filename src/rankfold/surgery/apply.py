@@ -1,4 +1,4 @@
-"""Apply a plan to a model: check everything first, then swap layer by layer."""
+"""Apply a plan to a model: check everything first, then replace the layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rankfold.inventory import find_module, layer_bias, layer_weight, static_inv
 from rankfold.records import Choice, LayerInfo, Plan, Provenance
 from rankfold.surgery.attention import separated
 from rankfold.surgery.carried import carry_attributes_, carry_gradient_flags_, move_hooks_
-from rankfold.surgery.exchange import exchange_
+from rankfold.surgery.exchange import exchange_, listed
 from rankfold.surgery.factored import Factored, build
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.saving import refuse_save_pretrained_
@@ -25,19 +25,19 @@ from rankfold.surgery.stock import memory_format
 _PLAN = "rankfold_plan"
 
 Swap = tuple[tuple[str, ...], Factored]
-"""The names of one module, and what replaces it."""
+"""The names of one module, and its replacement."""
 
 
 def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
-    """Return the model's layers by name if the plan fits them.
+    """Return the model's layers by name, after checking that the plan fits them.
 
     Raises
     ------
     PlanMismatch
-        If layers of the plan are missing in the model or differ from the plan's fingerprint; every one is named.
+        If layers of the plan are missing in the model or differ from the plan's fingerprint; all of them are named.
     RankfoldError
-        If a choice names an unknown method, an unknown option, a layer that the method cannot factor, ranks out of
-        range, or a gauge that there is none of (the respective subclass).
+        If a choice has an unknown method or option, a layer that the method does not support, ranks out of range, or
+        no bond that can be gauged (the respective subclass).
     """
     if not isinstance(plan, Plan):
         raise ConfigError(f"the plan must be a rankfold.Plan; Plan.load reads one. Got {type(plan).__name__} instead.")
@@ -46,19 +46,16 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
     problems = []
     for name in plan.layers:
         if name in shared:
-            problems.append(f"layer {name!r} shares its weight with {shared[name]!r}; decide under that name")
+            problems.append(f"layer {name!r} shares its weight with {shared[name]!r}; use that name in the plan")
         elif name not in layers:
             problems.append(f"layer {name!r} is not in the model")
         elif name in plan.fingerprint:
             wanted = plan.fingerprint[name]
             here = layers[name].fingerprint_like(wanted)
             if here != wanted:
-                problems.append(f"layer {name!r} is {here}, the plan was made for {wanted}")
+                problems.append(f"layer {name!r} is {here}, but the plan was made for {wanted}")
     if problems:
-        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise PlanMismatch(
-            "the plan does not fit this model:\n  " + "\n  ".join(shown) + "\nMake a plan for this model."
-        )
+        raise PlanMismatch(f"the plan does not fit this model:\n{listed(problems, 20)}\nMake a plan for this model.")
     for name, choice in plan.factored.items():
         methods.check_choice(layers[name], choice)
     return layers
@@ -73,43 +70,45 @@ def apply_plan_(
     original: nn.Module | None = None,
     suspects: list[str] | None = None,
 ) -> nn.Module:
-    """Replace the planned layers in place.
-
-    Nothing is changed unless every check passes and every layer could be factored.
+    """Replace the planned layers in place; the model is unchanged if this raises.
 
     Parameters
     ----------
     model : nn.Module
-        The model; returned, unless it is itself the one layer, in which case its replacement is.
+        The model.
     plan : Plan
-        What to do.
+        The plan.
     moments : mapping or None
         Second moments of the layers' inputs, by layer name; layers without an entry are factored by their weight
         alone.
     progress : callable
         Wraps the iteration over the layer names.
     original, suspects
-        As for `exchange_`.
+        See `exchange_`.
+
+    Returns
+    -------
+    nn.Module
+        The model, or its replacement if the model itself is the layer.
 
     Raises
     ------
-    ModelError
-        If a layer is also held where it cannot be replaced, such as by a function.
     RankfoldError
-        As for `check_plan`.
+        As for `check_plan` and `exchange_`.
     """
     layers = check_plan(model, plan)
-    new: dict[str, Factored] = {}
-    for name in progress(list(plan.factored)):
-        choice = plan.layers[name]
-        new[name] = factor_layer(model, layers[name], choice, (moments or {}).get(name))
+    moments = moments or {}
+    new = {
+        name: factor_layer(model, layers[name], plan.layers[name], moments.get(name))
+        for name in progress(list(plan.factored))
+    }
     return remember_plan(replace_layers(model, layers, new, original=original, suspects=suspects), plan)
 
 
 def factor_layer(
     model: nn.Module, layer: LayerInfo, choice: Choice, moments: Moments | None, *, weight: torch.Tensor | None = None
 ) -> Factored:
-    """Return the module that is to replace a layer; it approximates `weight`, by default the layer's own."""
+    """Return the replacement of a layer, which approximates `weight` or, by default, the layer's own."""
     weight = layer_weight(model, layer.name) if weight is None else weight
     bias = layer_bias(model, layer.name)
     if weight.is_meta:
@@ -132,18 +131,9 @@ def replace_layers(
     original: nn.Module | None = None,
     suspects: list[str] | None = None,
 ) -> nn.Module:
-    """Put factored layers in the place of layers, their aliases and (sharing the factors) the layers tied to them.
+    """Replace layers by name, with their aliases and, sharing the factors, the layers tied to them; return the model.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Changed in place and returned; a model that is itself the layer cannot be, so its replacement is.
-    layers : mapping of str to LayerInfo
-        The model's layers by name.
-    modules : mapping of str to Factored
-        The replacements by the name of the layer.
-    original, suspects
-        As for `exchange_`.
+    `layers` are the model's layers by name; for `original` and `suspects`, see `exchange_`.
     """
     swaps: list[Swap] = []
     for name, module in modules.items():
@@ -162,7 +152,7 @@ def _stored_bias(model: nn.Module, path: str) -> nn.Parameter | None:
 
 
 def tied_paths(model: nn.Module, layer: LayerInfo) -> list[tuple[str, ...]]:
-    """Return the paths of the layers tied to a layer: those of one module together."""
+    """Return the paths of the layers tied to a layer, grouped by module."""
     paths: dict[object, list[str]] = {}
     for tie in layer.ties:
         module = find_module(model, tie)  # None for a projection of an attention, which is not a module yet
@@ -171,9 +161,9 @@ def tied_paths(model: nn.Module, layer: LayerInfo) -> list[tuple[str, ...]]:
 
 
 def tied_twin(module: Factored, bias: torch.Tensor | None, *, one_bias: bool) -> Factored:
-    """Return the module for a layer tied to the one that a module replaces: the very weights and indices of it.
+    """Return the module for a layer tied to the one that `module` replaces: it shares weights and indices.
 
-    Its bias is its own, of these values, or with `one_bias` the very bias of the module.
+    Its bias is a parameter with the values `bias`, or the bias of `module` if `one_bias`.
     """
     twin: Any = copy.deepcopy(module)
     if one_bias:
@@ -196,16 +186,9 @@ def swap_(
     original: nn.Module | None = None,
     suspects: list[str] | None = None,
 ) -> nn.Module:
-    """Put factored layers in the place of modules in place, each under all of its names; return the model.
+    """Replace modules in place, each under all of its names, and return the model, which is unchanged if this raises.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Changed in place; nothing is changed if this raises.
-    swaps : sequence of (tuple of str, Factored)
-        The names of a module, and what replaces it.
-    original, suspects
-        As for `exchange_`.
+    If the model itself is replaced, its replacement is returned. For `original` and `suspects`, see `exchange_`.
     """
     new: dict[nn.Module, nn.Module] = {}
     inside: list[tuple[nn.Module, str, Factored]] = []
@@ -219,13 +202,16 @@ def swap_(
                 twin = new[attention]
                 inside.append((twin, role, module))
                 old = twin.get_submodule(role)
-                if role == "out_proj":  # the attention's own was never called, but others may refer to it
+                if role == "out_proj":  # the attention never called its own module, but others may refer to it
                     new[attention.out_proj] = module
             else:
                 old = model.get_submodule(name)
                 new[old] = module
             if name == names[0]:
-                carry_(old, module)
+                module.train(old.training)
+                carry_gradient_flags_(old, module)
+                move_hooks_(old, module)
+                carry_attributes_(old, module)
     root = new.get(model, model)
     for twin, role, module in inside:
         twin.set_submodule(role, module)
@@ -234,47 +220,43 @@ def swap_(
     return root
 
 
-def carry_(old: nn.Module, module: Factored) -> None:
-    """Give a factored layer the flags, hooks and attributes of the module that it replaces."""
-    module.train(old.training)
-    carry_gradient_flags_(old, module)
-    move_hooks_(old, module)
-    carry_attributes_(old, module)
-
-
 def factored_layers(model: nn.Module) -> dict[str, Factored]:
     """Return the factored layers of a model by dotted path, each module once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Factored)}
 
 
+def factors_key(module: Factored) -> tuple[int, ...]:
+    """Return a key that tied layers share: the identities of their factors."""
+    return tuple(id(p) for name, p in module.named_parameters() if name.endswith("weight"))
+
+
 def remember_plan(model: nn.Module, plan: Plan) -> nn.Module:
-    """Note on a model which plan made it, for `plan_of`, and keep others from saving it; return the model."""
+    """Store the plan on a model for `plan_of`, disable other libraries' ways to save it, and return it."""
     object.__setattr__(model, _PLAN, plan)
     refuse_save_pretrained_(model)
     return model
 
 
 def plan_of(model: nn.Module) -> Plan:
-    """Return the plan that made a model.
+    """Return the plan that was applied to a model.
 
-    If the model has been wrapped or put into another one since, the choices are read off its factored layers.
+    If the model has since been wrapped or made part of another one, the choices are those of its factored layers.
 
     Raises
     ------
     RankfoldError
-        If the model holds no factored layer.
+        If the model has no factored layers.
     """
     factored = factored_layers(model)
     plan = getattr(model, _PLAN, None)
     if isinstance(plan, Plan) and set(plan.factored) <= set(factored):
         return plan
     if not factored:
-        raise RankfoldError("the model holds no factored layer; apply a plan first.")
-    decisions: dict[tuple[int, ...], str] = {}
-    for name, module in factored.items():  # tied layers hold the same factors: the first of them has the decision
-        weights = tuple(id(p) for n, p in module.named_parameters() if n.endswith("weight"))
-        decisions.setdefault(weights, name)
-    factored = {name: factored[name] for name in decisions.values()}
+        raise RankfoldError("the model has no factored layers; apply a plan first.")
+    first: dict[tuple[int, ...], str] = {}  # tied layers share their factors and one choice
+    for name, module in factored.items():
+        first.setdefault(factors_key(module), name)
+    factored = {name: factored[name] for name in first.values()}
     return Plan(
         layers={name: module.choice for name, module in factored.items()},
         fingerprint={name: module.info.fingerprint for name, module in factored.items()},

@@ -1,4 +1,4 @@
-"""What a layer's weight becomes: dense approximations, for judging candidates without building them into a model."""
+"""Dense approximations of weights, which evaluate candidates without building their modules."""
 
 from __future__ import annotations
 
@@ -19,18 +19,10 @@ from rankfold.records import Candidate, LayerInfo
 def approximations(
     weight: Tensor, layer: LayerInfo, candidates: Sequence[Candidate], moments: Moments | None
 ) -> Iterator[Tensor]:
-    """Yield what each candidate makes of a weight, in torch's layout; a method prepares the layer once.
+    """Yield the weight that each candidate of a layer composes to; a method prepares the layer once.
 
-    Parameters
-    ----------
-    weight : Tensor
-        In torch's layout.
-    layer : LayerInfo
-        The layer.
-    candidates : sequence of Candidate
-        Of this layer. Gauged factors compute the same as others, so nothing is gauged here.
-    moments : Moments or None
-        Second moments of the layer's input; None approximates the weight instead of the output.
+    Weights are in torch's layout. Gauged factors compute the same as plain ones, so nothing is gauged here. Without
+    `moments`, the weight is approximated instead of the output.
     """
     prepared: dict[str, methods.Prepared] = {}
     for candidate in candidates:
@@ -41,35 +33,27 @@ def approximations(
         yield methods.compose(method.blueprint(layer, candidate.ranks), layer, factors)
 
 
-def _unparametrize_(module: nn.Module) -> None:
-    """Take all parametrisations off a module.
-
-    Not by torch's `remove_parametrizations`: it deletes the weight from the module's class, which a deep copy shares
-    with the original.
-    """
-    with torch.no_grad():
-        computed = {name: getattr(module, name).clone() for name in cast("nn.ModuleDict", module.parametrizations)}
-    plain = parametrize.type_before_parametrizations(module)
-    del module.parametrizations
-    module.__class__ = plain
-    for name, tensor in computed.items():
-        module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-
-
 def computes_weights(model: nn.Module) -> bool:
-    """Return whether any weight is computed: by a parametrization, weight or spectral norm, or a pruning mask."""
+    """Whether any weight is computed by a parametrisation, weight or spectral norm, or a pruning mask."""
     return any(parametrize.is_parametrized(module) or hooked_names(module) for module in model.modules())
 
 
 def bake_weights_(model: nn.Module) -> nn.Module:
-    """Replace weights that are computed (weight and spectral norm, pruning masks) by what they are in eval mode.
+    """Replace computed weights (weight and spectral norm, pruning masks) by their values in eval mode.
 
-    The model, which is in eval mode then, is returned.
+    Returns the model, in eval mode.
     """
     model.eval()
     for module in model.modules():
         if parametrize.is_parametrized(module):
-            _unparametrize_(module)
+            with torch.no_grad():
+                computed = {n: getattr(module, n).clone() for n in cast("nn.ModuleDict", module.parametrizations)}
+            # torch's `remove_parametrizations` would delete the weight from a class that copies of the module share.
+            plain = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            module.__class__ = plain
+            for name, tensor in computed.items():
+                module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         for name in hooked_names(module):
             hook = weight_hook(module, name)
             if isinstance(hook, prune.BasePruningMethod):

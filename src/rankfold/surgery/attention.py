@@ -20,29 +20,21 @@ _OWN = frozenset(vars(nn.MultiheadAttention(1, 1, device="meta")))
 
 
 class SeparatedAttention(nn.Module):
-    """Multi-head attention with four ordinary linear layers, so that each can be factored.
+    """Multi-head attention with four ordinary linear layers, each of which can be factored.
 
-    Takes the same arguments and returns the same results as the ``nn.MultiheadAttention`` that it
-    is made from, masks, dropout and returned weights included. Only torch's fused inference path,
-    which reads a packed weight, is not for it; attention itself is torch's fused
-    ``scaled_dot_product_attention`` unless the attention weights are requested.
+    Takes the same arguments and returns the same results as the given ``nn.MultiheadAttention``, including masks,
+    dropout and returned weights. Torch's fused inference path, which reads a packed weight, is not used; attention
+    itself is ``scaled_dot_product_attention`` unless the attention weights are requested.
 
-    Parameters
-    ----------
-    attention : nn.MultiheadAttention
-        The module to rebuild. The output projection's and the added key's and value's parameters
-        are taken over; the input projections are copied out of the packed ones.
+    The parameters of the output projection and of the added key and value are shared with the given module; those of
+    the input projections are copied from the packed ones.
     """
 
-    # What nn.TransformerEncoderLayer and nn.TransformerEncoder read before they choose the fused
-    # path; with None for the packed parameters they refuse it.
-    in_proj_weight = None
-    in_proj_bias = None
-    q_proj_weight = None
-    k_proj_weight = None
-    v_proj_weight = None
+    # nn.TransformerEncoderLayer and nn.TransformerEncoder read these before they choose the fused path, and do not
+    # choose it if they are None.
+    in_proj_weight = in_proj_bias = q_proj_weight = k_proj_weight = v_proj_weight = None
     _qkv_same_embed_dim = False
-    # TorchScript sees no other attribute of a class.
+    # TorchScript sees no other attributes of a class.
     __constants__: ClassVar = [
         *("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight", "_qkv_same_embed_dim")
     ]
@@ -78,32 +70,15 @@ class SeparatedAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attention's output and its weights, as ``nn.MultiheadAttention`` does.
 
-        Parameters
-        ----------
-        query, key, value : Tensor
-            ``(batch, length, features)`` if `batch_first`, else ``(length, batch, features)``; or
-            ``(length, features)``.
-        key_padding_mask : Tensor or None
-            ``(batch, source length)``; True, or a number that is added, hides a key.
-        need_weights : bool
-            Whether to return the weights.
-        attn_mask : Tensor or None
-            ``(length, source length)`` or one for each ``batch * head``.
-        average_attn_weights : bool
-            Whether to average the returned weights over the heads.
-        is_causal : bool
-            A hint that `attn_mask` is the causal mask.
-
         Raises
         ------
         RuntimeError
-            If a mask has the wrong shape or type, ``is_causal`` comes without a mask, or the inputs
-            are nested tensors.
+            If a mask has the wrong shape or type, ``is_causal`` is set without a mask, or inputs are nested tensors.
         """
         if query.is_nested or key.is_nested or value.is_nested:
-            raise RuntimeError("separated attention takes padded tensors and a mask, not nested.")
+            raise RuntimeError("separated attention does not support nested tensors. Pass padded tensors and a mask.")
         if is_causal and attn_mask is None:
-            raise RuntimeError("is_causal is a hint only; give the causal attn_mask as well.")
+            raise RuntimeError("is_causal is only a hint. Pass the causal attn_mask as well.")
         batched = query.dim() == 3
         hidden = None if key_padding_mask is None else _additive(key_padding_mask, query.dtype)
         if is_causal and hidden is None and not need_weights:
@@ -153,7 +128,7 @@ class SeparatedAttention(nn.Module):
         return x if self.batch_first else x.transpose(0, 1)
 
     def _joined(self, mask: Tensor | None, hidden: Tensor | None, q: Tensor, k: Tensor, batched: bool) -> Tensor | None:
-        """Return one additive mask that broadcasts to (batch, heads, length, source length)."""
+        """Return an additive mask that broadcasts to ``(batch, heads, length, source length)``."""
         batch, length, source = q.shape[0], q.shape[1], k.shape[1]
         if mask is not None and mask.dim() == 3:
             _check_shape("attn_mask", mask, [batch * self.num_heads, length, source])
@@ -172,23 +147,25 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.is_floating_point():
         return mask
     if mask.dtype != torch.bool:
-        raise RuntimeError(f"masks are boolean or floating point. Got {mask.dtype} instead.")
+        raise RuntimeError(f"masks must be boolean or floating point. Got {mask.dtype} instead.")
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
 
 
 def _check_shape(name: str, mask: Tensor, shape: list[int]) -> None:
-    found = list(mask.shape)
-    if found != shape:
-        raise RuntimeError(f"{name} must have shape {shape}. Got {found} instead.")
+    if list(mask.shape) != shape:
+        raise RuntimeError(f"{name} must have shape {shape}. Got {list(mask.shape)} instead.")
 
 
 def _linear(attention: nn.MultiheadAttention, role: str) -> nn.Linear:
-    """Return one projection as a stock layer; no random number is drawn for it."""
+    """Return one projection as a stock layer, without drawing random numbers."""
     with torch.no_grad():
         weight, bias = projection(attention, role)
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    holder = attention.out_proj if role == "out_proj" else attention
-    names = ("weight", "bias") if role == "out_proj" else (_packed(attention, role), "in_proj_bias")
+    if role == "out_proj":
+        holder, names = attention.out_proj, ("weight", "bias")
+    else:
+        holder = attention
+        names = ("in_proj_weight" if attention._qkv_same_embed_dim else f"{role}_weight", "in_proj_bias")
     layer.weight = _parameter(weight, holder, names[0])
     if bias is not None:
         layer.bias = _parameter(bias, holder, names[1])
@@ -199,12 +176,8 @@ def _added(bias: Tensor | None) -> nn.Parameter | None:
     return bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias)
 
 
-def _packed(attention: nn.MultiheadAttention, role: str) -> str:
-    return "in_proj_weight" if attention._qkv_same_embed_dim else f"{role}_weight"
-
-
 def _parameter(tensor: Tensor, holder: nn.Module, name: str) -> nn.Parameter:
-    """Take a whole parameter over as it is; copy a part of one, or what is computed from some."""
+    """Return a whole parameter itself, and a copy of a part of one or of a computed tensor."""
     if isinstance(tensor, nn.Parameter):
         return tensor
     trained = any(p.requires_grad for p in stored_parameters(holder, name).values())
@@ -212,20 +185,9 @@ def _parameter(tensor: Tensor, holder: nn.Module, name: str) -> nn.Parameter:
 
 
 def separate_attention_(model: nn.Module, path: str) -> SeparatedAttention:
-    """Put a `SeparatedAttention` in the place of an ``nn.MultiheadAttention``, wherever it is used.
+    """Replace the ``nn.MultiheadAttention`` at a path by its twin, in place, and return the twin.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Changed in place.
-    path : str
-        The attention's dotted path. If it is empty the model itself is the attention: nothing can
-        be swapped, and the twin that is returned is the new model.
-
-    Returns
-    -------
-    SeparatedAttention
-        With the attention's training flag, data type, device and ``requires_grad``.
+    If the path is empty, the model itself is the attention: it is not changed, and the twin is the new model.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What model code notes and hooks on a layer, carried over to the module that replaces it."""
+"""Carry over the attributes and hooks of a layer to the module that replaces it."""
 
 from __future__ import annotations
 
@@ -19,56 +19,29 @@ _LEFT = {
     "_load_state_dict_post_hooks": "load_state_dict post-hooks",
 }
 
-# What torch's own layers set on themselves; a factored layer answers for these itself.
-_STOCK = frozenset(
-    {
-        "in_channels",
-        "out_channels",
-        "kernel_size",
-        "stride",
-        "padding",
-        "dilation",
-        "transposed",
-        "output_padding",
-        "groups",
-        "padding_mode",
-        "_reversed_padding_repeated_twice",
-        "in_features",
-        "out_features",
-        "weight",
-        "bias",
-        "forward",
-        "_compiled_call_impl",
-    }
+# Attributes that torch sets on its layers, whose values a factored layer provides itself.
+_STOCK = frozenset({"weight", "bias", "forward", "_compiled_call_impl"}).union(
+    vars(nn.ConvTranspose1d(1, 1, 1, device="meta")), vars(nn.Linear(1, 1, device="meta"))
 )
 
 
 def carry_attributes_(old: nn.Module, new: nn.Module, *, without: frozenset[str] = frozenset()) -> None:
-    """Set on a module the attributes that were set on the one it replaces.
+    """Set the attributes of a replaced module on its replacement, except those of torch and those that it has already.
 
-    Model code numbers its layers and notes where their inputs come from (``m.i`` and ``m.f`` of detection networks,
-    which `forward` reads for every layer), or leaves a configuration on them. What torch's own layers set, and what
-    the new module has already, is left alone.
-
-    Parameters
-    ----------
-    old, new : nn.Module
-        The replaced module and its replacement, which is changed in place.
-    without : frozenset of str
-        Further names to leave out.
+    Model code numbers its layers and stores where their inputs come from (``m.i`` and ``m.f`` of detection networks,
+    which `forward` reads for every layer), or a configuration. Attributes named in `without` are left out.
     """
-    ignored = _STOCK | without | vars(nn.Module()).keys() | vars(new).keys()
+    ignored = _STOCK | without | vars(new).keys()
     for name, value in vars(old).items():
-        # A name may hide a method that every module has (``m.type``), but none that the replacement needs.
+        # A name may hide a method of every module (``m.type``), but not one of the replacement.
         if name not in ignored and (hasattr(nn.Module, name) or not hasattr(type(new), name)):
             setattr(new, name, value)
 
 
 def move_hooks_(old: nn.Module, new: nn.Module) -> None:
-    """Register the user's hooks on the new module; torch's own (weight norm, pruning) ended in the factors.
+    """Move the user's hooks to the new module; those of torch (weight norm, pruning) are part of the factors.
 
-    What belongs to a parameter or a state dictionary that the new module does not have cannot be moved; a
-    `RankfoldWarning` names it.
+    A `RankfoldWarning` names the hooks and attributes of parameters and state dictionaries, which cannot be moved.
     """
     theirs = {k for k, hook in old._forward_pre_hooks.items() if not _is_torchs(hook)}
     for table in _MOVED:
@@ -79,21 +52,21 @@ def move_hooks_(old: nn.Module, new: nn.Module) -> None:
         new._is_full_backward_hook = old._is_full_backward_hook
     lost = [words for table, words in _LEFT.items() if any(not _is_torchs(h) for h in getattr(old, table).values())]
     if old._is_full_backward_hook is False and old._backward_hooks:
-        lost.append("backward hooks of the older kind (they see the last factor's gradients)")
+        lost.append("legacy backward hooks (they receive the gradients of the last factor)")
     lost += _on_parameters(old, recurse=False)
     if lost:
         info = getattr(new, "info", None)
         title = type(old).__name__ if info is None else info.title
         warnings.warn(
-            f"{title} is replaced, and what was set on it cannot be carried over: {'; '.join(lost)}. Set it on the "
-            "factors of the compressed model.",
+            f"{title} is replaced, and these cannot be carried over: {'; '.join(lost)}. Set them on the factors of the "
+            "compressed model.",
             RankfoldWarning,
             stacklevel=2,
         )
 
 
 def report_parameters(model: nn.Module) -> None:
-    """Name in a `RankfoldWarning` the hooks and attributes of parameters: a deep copy of a model has none of them."""
+    """Issue a `RankfoldWarning` for hooks and attributes of parameters, which a deep copy of a model loses."""
     if lost := _on_parameters(model, recurse=True):
         shown = "; ".join(lost[:5]) + (f"; and {len(lost) - 5} more" if len(lost) > 5 else "")
         warnings.warn(
@@ -109,7 +82,7 @@ def _on_parameters(module: nn.Module, *, recurse: bool) -> list[str]:
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             lost.append(f"hooks of the parameter {name!r}")
         noted = [key for key in vars(parameter) if not key.startswith("_")] if type(parameter) is nn.Parameter else []
-        if noted:  # libraries' own marks begin with an underscore
+        if noted:  # names that begin with an underscore belong to libraries
             lost.append(f"attributes of the parameter {name!r} ({', '.join(noted)})")
     return lost
 
@@ -120,7 +93,7 @@ def _is_torchs(hook: object) -> bool:
 
 
 def carry_gradient_flags_(old: nn.Module, new: nn.Module) -> None:
-    """Let the factors be trained if the weight was, and the bias if the bias was."""
+    """Make factors trainable if the weight was, and the bias if the bias was."""
     flags: dict[bool, bool] = {}
     for name, parameter in old.named_parameters():
         flags[_is_bias(name)] = flags.get(_is_bias(name), False) or parameter.requires_grad

@@ -1,4 +1,4 @@
-"""A weight that is computed when it is read: what is written to it is refused, for it would be lost."""
+"""A weight that is computed when it is read: writing to it raises, because the value would be lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from rankfold.errors import ComputedWeightError
 
-# Writes by name: versions, which tell all others, do not count in inference mode and where the tensor object is meant.
+# Functions that write, by name. Version counters reveal other writes, except in inference mode and writes to the tensor
+# object.
 _WRITES = frozenset(
     {
         "__set__", "__delete__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__",
@@ -23,16 +24,9 @@ _FLAG = "requires_grad_"
 
 
 def guarded(weight: Tensor, title: str) -> Tensor:
-    """Return a weight that was just computed as one that refuses to be written to.
+    """Return a computed weight as a tensor that raises when it is written to; `title` is the layer's, for the message.
 
-    Where torch records what is done (compiling, exporting, tracing, function transforms), the plain tensor is returned.
-
-    Parameters
-    ----------
-    weight : Tensor
-        The weight.
-    title : str
-        Of the layer, for the message.
+    While torch records operations (compiling, exporting, tracing, function transforms), return the plain tensor.
     """
     if (
         type(weight) is not Tensor
@@ -47,7 +41,7 @@ def guarded(weight: Tensor, title: str) -> Tensor:
 
 
 class _LikeParameters(type(Tensor)):
-    """Counts parameters among the instances: ``torch.testing.assert_close`` compares tensors of related types only."""
+    """Count parameters among the instances: ``torch.testing.assert_close`` compares only tensors of related types."""
 
     def __instancecheck__(cls, instance: object) -> bool:
         return super().__instancecheck__(instance) or isinstance(instance, nn.Parameter)
@@ -56,8 +50,8 @@ class _LikeParameters(type(Tensor)):
 class ComposedWeight(Tensor, metaclass=_LikeParameters):
     """The weight of a factored layer, as model code reads it.
 
-    Reading gives plain tensors; what shares the memory of the weight (``.data``, ``.detach()``, views) is guarded, too.
-    Writing raises `ComputedWeightError`: the layer computes with its factors and would not see it.
+    Results of operations are plain tensors; those that share the weight's memory (``.data``, ``.detach()``, views) are
+    guarded as well. Writing raises `ComputedWeightError`, because the layer computes with its factors.
     """
 
     _title: str
@@ -72,14 +66,15 @@ class ComposedWeight(Tensor, metaclass=_LikeParameters):
         composed = list(_composed((*args, *kwargs.values())))
         name = getattr(func, "__name__", "")
         targets = list(_composed((args[:1], kwargs.get("out"))))
-        if targets and (_composed_in(kwargs, "out") or _writes(name, targets[0])):
-            _refuse(targets[0], name)
+        out_given = next(_composed((kwargs.get("out"),)), None) is not None
+        if targets and (out_given or _writes(name, targets[0])):
+            refuse_write(targets[0]._title, name)
         with torch._C.DisableTorchFunctionSubclass():
             before = [_version(tensor) for tensor in composed]
             out = func(*args, **kwargs)
             for tensor, version in zip(composed, before, strict=True):
                 if _version(tensor) != version:  # it was a temporary: nothing is lost
-                    _refuse(tensor, name)
+                    refuse_write(tensor._title, name)
             return out if name == _FLAG else _guarded_like(out, composed)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -87,13 +82,13 @@ class ComposedWeight(Tensor, metaclass=_LikeParameters):
         if name == "_is_param":
             self.__class__ = nn.Parameter  # pyright: ignore[reportAttributeAccessIssue]
         elif not (self._derived or name.startswith("_") or hasattr(Tensor, name)):
-            _refuse(self, name)  # a mark such as `no_decay` would be on this one copy
+            refuse_write(self._title, name)  # an attribute such as `no_decay` would be lost with this copy
         else:
             super().__setattr__(name, value)
 
     def set_(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - torch does not ask `__torch_function__`
-        """Refuse."""
-        _refuse(self, "set_")
+        """Raise `ComputedWeightError`."""
+        refuse_write(self._title, "set_")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Return a plain copy without graph."""
@@ -111,21 +106,21 @@ class ComposedWeight(Tensor, metaclass=_LikeParameters):
 def refuse_computed(value: object, name: str) -> None:
     """Raise `ComputedWeightError` if a value is a composed weight, before it is registered under a name."""
     if type(value) is ComposedWeight:
-        _refuse(value, name)
+        refuse_write(value._title, name)
 
 
 def refuse_write(title: str, name: str) -> None:
-    """Raise `ComputedWeightError` for what would write the weight of a layer."""
+    """Raise `ComputedWeightError` for `name`, which would write to the weight of a layer."""
     raise ComputedWeightError(
-        f"{title} is factored: its weight is computed from the factors whenever it is read, so what {name!r} "
-        "writes to it would be lost. Merge adapters, prune, tie or initialise before compressing and plan again; or "
-        "change the factors, which are the parameters of the layer (requires_grad_() of the layer freezes them)."
+        f"{title} is factored: its weight is computed from the factors at every read, so what {name!r} writes to it "
+        "would be lost. Merge adapters, prune, tie or initialise before compressing and plan again; or change the "
+        "factors, which are the layer's parameters (its requires_grad_() freezes them)."
     )
 
 
 def _writes(name: str, target: ComposedWeight) -> bool:
     if name == _FLAG:
-        return not target._derived  # a flag of what was detached is its own
+        return not target._derived  # a detached tensor has its own flag
     return name in _WRITES or (name.endswith("_") and not name.endswith("__"))
 
 
@@ -137,16 +132,12 @@ def _composed(values: Any) -> Iterator[ComposedWeight]:
             yield from _composed(value)
 
 
-def _composed_in(kwargs: dict[str, Any], name: str) -> bool:
-    return any(True for _ in _composed((kwargs.get(name),)))
-
-
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _guarded_like(out: Any, composed: list[ComposedWeight]) -> Any:
-    """Return a result in which all that shares memory with a composed weight is guarded."""
+    """Return a result in which the tensors that share memory with a composed weight are guarded."""
     if isinstance(out, Tensor):
         source = next((t for t in composed if _shares(out, t)), None)
         if source is None:
@@ -160,16 +151,12 @@ def _guarded_like(out: Any, composed: list[ComposedWeight]) -> Any:
     if type(out) in (list, tuple):
         return type(out)(_guarded_like(item, composed) for item in out)
     if isinstance(out, np.ndarray) and out.base is not None:
-        out.setflags(write=False)  # it is the memory of the weight
+        out.setflags(write=False)  # it shares the weight's memory
     return out
 
 
 def _shares(a: Tensor, b: Tensor) -> bool:
     try:
         return a.untyped_storage()._cdata == b.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):  # sparse: not the same memory
+    except (RuntimeError, NotImplementedError):  # sparse tensors have no storage
         return False
-
-
-def _refuse(weight: ComposedWeight, name: str) -> None:
-    refuse_write(weight._title, name)

@@ -1,4 +1,4 @@
-"""Exchange modules of a model wherever they are referred to."""
+"""Replace modules of a model wherever they are referenced."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from torch import nn
 from rankfold.errors import ModelError
 from rankfold.surgery.references import References
 
-_SHOWN = 5
-
 
 def exchange_(
     model: nn.Module,
@@ -19,63 +17,54 @@ def exchange_(
     original: nn.Module | None = None,
     suspects: list[str] | None = None,
 ) -> None:
-    """Put modules in the place of others, wherever objects of the model refer to them.
+    """Replace modules in place, wherever objects of the model refer to them; nothing is changed if this raises.
 
-    Nothing is changed if this raises. The transformer layers around the modules are told to call them
-    (`disable_fused_paths_`).
+    Transformer layers around the modules no longer use their fused paths (`disable_fused_paths_`).
 
     Parameters
     ----------
     model : nn.Module
-        Changed in place; it is none of the modules itself.
+        The model, which must not be one of the modules itself.
     new : mapping of Module to Module
         The replacements.
     original : nn.Module or None
-        The model that this one is a copy of, if it is one.
+        The model that this one is a copy of, if any.
     suspects : list of str or None
-        Is given the references that cannot be changed, if it is going to be proved by a run that they do not matter.
+        Receives the references that cannot be changed, if a `Proof` will show whether they matter.
 
     Raises
     ------
     ModelError
-        If a reference cannot be changed and no list is given for them.
+        If a reference cannot be changed and `suspects` is None.
     """
-    found = References(model, new, () if original is None else original.modules())
+    references = References(model, new, () if original is None else original.modules())
     if suspects is not None:
-        suspects.extend((*found.fixed, *found.tensors))
-    elif found.fixed:
+        suspects.extend((*references.fixed, *references.tensors))
+    elif references.fixed:
         raise ModelError(
-            "layers would be replaced, but the compressed model would still run the original ones, which are held by\n"
-            f"{listed(found.fixed)}\nA copy of the model shares functions and weak references with the original, and "
-            "they keep the module that they were made for. Make the function a method of the class; take off a "
-            "`forward` that was set on an instance (`del model.forward`) and set it on the result again. If what is "
-            "held is never run, pass example_input=... so that this is proved."
+            "layers cannot be replaced: the compressed model would still run the original ones, which are held by\n"
+            f"{listed(references.fixed)}\nA copy of the model shares functions and weak references with the original. "
+            "Make such a function a method of the class; remove a `forward` that was set on an instance "
+            "(`del model.forward`) and set it again on the result. If the references are never used, pass "
+            "example_input=... so that a run proves it."
         )
     disable_fused_paths_(model, set(new))
-    found.change()
+    references.change()
 
 
-def listed(lines: list[str]) -> str:
-    """Return the first few lines, indented, and how many are left out."""
-    more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n".join(f"  {line}" for line in (*lines[:_SHOWN], *more))
+def listed(lines: list[str], most: int = 5) -> str:
+    """Return the first lines, indented, and the number of those left out."""
+    more = [f"... and {len(lines) - most} more"] if len(lines) > most else []
+    return "\n".join(f"  {line}" for line in (*lines[:most], *more))
 
 
 def disable_fused_paths_(model: nn.Module, modules: set[nn.Module]) -> None:
-    """Make the transformer layers around modules call them, also at inference.
+    """Make the transformer layers that contain one of the modules call it, also at inference.
 
-    In eval mode ``nn.TransformerEncoderLayer`` hands all of its weights to one fused kernel, and
-    ``nn.TransformerEncoder`` packs a padded batch into nested tensors for it: factors would be
-    multiplied out there, or the kernel would fail. Both have switches, which this
-    turns off for the layers that contain one of the modules. What the encoder returns at padded
-    positions is then, as in training mode, what the layers compute there and not zero.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Changed in place; only the switches.
-    modules : set of Module
-        The modules that will be called.
+    In eval mode ``nn.TransformerEncoderLayer`` passes all of its weights to a fused kernel, for which
+    ``nn.TransformerEncoder`` packs padded batches into nested tensors. The kernel would multiply factors out or fail,
+    so the switches of both classes are turned off. At padded positions the encoder then returns what its layers
+    compute, as in training mode, instead of zeros.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and not modules.isdisjoint(module.modules()):

@@ -28,7 +28,7 @@ from rankfold.records import (
 from rankfold.surgery.composed import guarded, refuse_computed, refuse_write
 from rankfold.surgery.gauged import Gauged, GaugedInput, GaugedOutput
 from rankfold.surgery.gauging import check_gauge, gauge_factors
-from rankfold.surgery.rescaling import output_scales, scale_outputs_, set_bias_
+from rankfold.surgery.rescaling import grouped, output_scales, scale_outputs_, set_bias_
 from rankfold.surgery.stock import uninitialised
 
 
@@ -212,8 +212,7 @@ def _canonical(stage: nn.Module, shape: Size) -> Tensor:
     if isinstance(stage, Gauged):
         return stage.dense_weight().reshape(shape)
     if isinstance(stage, nn.modules.conv._ConvNd):
-        weight = stage.weight.unflatten(0, (stage.groups, -1))
-        return weight.movedim(2, 1) if stage.transposed else weight
+        return grouped(stage)
     if isinstance(stage, nn.Linear):
         return stage.weight
     # An adapter or a quantised layer in the place of a linear one: what it makes of the identity, less its bias.

@@ -1,4 +1,4 @@
-"""From plain factors to those of a gauged blueprint, and the check that they compute the same."""
+"""Convert plain factors to those of a gauged blueprint, and check that they compute the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rankfold.factor.gauge import Gauge, gauge
 from rankfold.records import Blueprint, Choice, GaugedSpec, LayerInfo
 
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
-"""How much gauged factors, rounded to a data type, may change the layer's weight: relative Frobenius norm."""
+"""Largest change of a layer's weight by gauged factors that are rounded to a data type: relative Frobenius norm."""
 
 
 def gauge_factors(blueprint: Blueprint, factors: Sequence[Tensor]) -> tuple[list[Tensor | Gauge], float]:
@@ -21,7 +21,7 @@ def gauge_factors(blueprint: Blueprint, factors: Sequence[Tensor]) -> tuple[list
     Parameters
     ----------
     blueprint : Blueprint
-        Made by `gauge_blueprint`.
+        A result of `gauge_blueprint`.
     factors : sequence of Tensor
         Canonical factors of the plain blueprint, in its order.
 
@@ -30,43 +30,36 @@ def gauge_factors(blueprint: Blueprint, factors: Sequence[Tensor]) -> tuple[list
     factors : list of Tensor or Gauge
         In the blueprint's order: canonical factors of the plain stages, gauges of the gauged ones.
     condition : float
-        The largest condition number of a pivots' block.
+        The largest condition number of a block of pivots.
     """
     specs = [spec for spec in blueprint.stages if spec.factor_shape is not None]
-    # Linear factors become those of one group.
+    # Linear factors get a group dimension of size 1.
     plain = [f.unsqueeze(0) if f.ndim == 2 else f for f in factors]
-    made: dict[int, Gauge] = {}
-    # A stage changes at its other bond first: an identity on the input side belongs to the bond after the stage, so
-    # these go from the first stage to the last, the others from the last to the first.
+    gauges: dict[int, Gauge] = {}
+    # A stage must absorb the transfer of its other bond before it is gauged. An identity on the input side belongs to
+    # the bond after the stage, so these stages are gauged from first to last, and the others from last to first.
     for at, spec in enumerate(specs):
         if isinstance(spec, GaugedSpec) and spec.side == "input":
-            made[at] = gauge(plain[at].flatten(2).mT)
+            gauges[at] = gauge(plain[at].flatten(2).mT)
             after = plain[at + 1]
             flat = after.flatten(3) if after.ndim > 3 else after.unsqueeze(-1)
-            plain[at + 1] = (made[at].transfer.unsqueeze(1) @ flat).reshape(after.shape)
+            plain[at + 1] = (gauges[at].transfer.unsqueeze(1) @ flat).reshape(after.shape)
     for at, spec in reversed(list(enumerate(specs))):
         if isinstance(spec, GaugedSpec) and spec.side == "output":
-            made[at] = gauge(plain[at].flatten(2))
+            gauges[at] = gauge(plain[at].flatten(2))
             before = plain[at - 1]
-            plain[at - 1] = (made[at].transfer @ before.flatten(2)).reshape(before.shape)
+            plain[at - 1] = (gauges[at].transfer @ before.flatten(2)).reshape(before.shape)
     shaped = [p if f.ndim > 2 else p.squeeze(0) for p, f in zip(plain, factors, strict=True)]
-    condition = max((g.condition for g in made.values()), default=1.0)
-    return [made.get(at, factor) for at, factor in enumerate(shaped)], condition
+    condition = max((g.condition for g in gauges.values()), default=1.0)
+    return [gauges.get(at, factor) for at, factor in enumerate(shaped)], condition
 
 
 def check_gauge(
     weight: Tensor, reference: Tensor, condition: float, layer: LayerInfo, choice: Choice, dtype: torch.dtype
 ) -> None:
-    """Raise `GaugeError` unless gauged factors, rounded to the layer's data type, compose to the right weight.
+    """Raise `GaugeError` unless gauged factors, rounded to `dtype`, compose to the same weight as the plain ones.
 
-    Parameters
-    ----------
-    weight, reference : Tensor
-        The weight that the gauged factors and that the plain ones compose to.
-    condition : float
-        Of the pivots' blocks, for the message.
-    dtype : torch.dtype
-        Of the layer.
+    `weight` is that of the gauged factors, `reference` that of the plain ones. `condition` is for the message.
     """
     scale = float(reference.abs().max()) if reference.numel() else 0.0
     scale = scale if scale > 0 else 1.0
@@ -76,6 +69,6 @@ def check_gauge(
     if not difference <= limit:
         raise GaugeError(
             f"gauging {layer.title} ({choice.method}, ranks {list(choice.ranks)}) would change its weight by "
-            f"{difference:.1e} relative in {str(dtype).removeprefix('torch.')}, allowed {limit:.0e}; the condition "
-            f"number of the pivots' block is {condition:.1e}. Set 'gauge' to false for this layer."
+            f"{difference:.1e} relative in {str(dtype).removeprefix('torch.')}, more than the allowed {limit:.0e}; the "
+            f"condition number of the pivots' block is {condition:.1e}. Set 'gauge' to false for this layer."
         )

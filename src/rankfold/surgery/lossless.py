@@ -13,7 +13,7 @@ from rankfold._turns import in_turn
 from rankfold.cost import gauged_cost
 from rankfold.inventory import copy_model
 from rankfold.records import Choice
-from rankfold.surgery.apply import Swap, plan_of, remember_plan, swap_, tied_twin
+from rankfold.surgery.apply import Swap, factors_key, plan_of, remember_plan, swap_, tied_twin
 from rankfold.surgery.factored import Factored, build, stage_factors
 from rankfold.surgery.stock import memory_format
 
@@ -21,24 +21,24 @@ from rankfold.surgery.stock import memory_format
 @in_turn
 @trainable
 def gauge(model: nn.Module) -> nn.Module:
-    """Return a copy of a compressed model whose factors are gauged wherever that makes them smaller.
+    """Return a copy of a compressed model without the redundant parameters of its factors.
 
-    A product of factors of rank r has r^2 redundant numbers; in the copy an r x r block of one factor at every bond is
-    the identity, which is neither stored nor multiplied. The outputs are the same up to rounding, of fine-tuned factors
-    too. Layers whose bonds cannot be gauged (`cp`, `filterwise_cp`, `ttm`) or that would not become smaller stay as
-    they are. An optimizer of the model given holds the parameters of that one: make a new one for the copy.
+    A product of factors of rank r has r^2 redundant parameters at every bond. In the copy, an r x r block of one factor
+    is the identity, which is neither stored nor multiplied. Outputs are equal up to rounding, also after fine-tuning.
+    Layers whose bonds cannot be gauged (`cp`, `filterwise_cp`, `ttm`) or that would not become smaller are unchanged.
+    An optimizer holds the parameters of the given model: create a new one for the copy.
 
     Parameters
     ----------
     model : Module
-        A model that `apply`, `compress` or `load` returned, fine-tuned or not; left untouched.
+        A model that `apply`, `compress` or `load` returned, fine-tuned or not; left unchanged.
 
     Raises
     ------
     RankfoldError
-        If the model holds no factored layer.
+        If the model has no factored layers.
     GaugeError
-        If a layer's gauged factors, rounded to its data type, would compute something else.
+        If a layer's gauged factors, rounded to its data type, would not give the same results.
 
     Examples
     --------
@@ -58,29 +58,29 @@ def gauge(model: nn.Module) -> nn.Module:
     for name, module in new.named_modules(remove_duplicate=False):
         if isinstance(module, Factored):
             names.setdefault(module, []).append(name)
-    made: dict[tuple[int, ...], tuple[Factored, Factored]] = {}
-    twins: list[Swap] = []
-    for module, places in names.items():
-        key = tuple(id(p) for n, p in module.named_parameters() if n.endswith("weight"))
-        if key in made:  # tied to a layer that is gauged already
-            first, gauged_first = made[key]
-            one_bias = module.bias is not None and module.bias is first.bias
-            twin = tied_twin(gauged_first, module.bias, one_bias=one_bias)
+    first: dict[tuple[int, ...], tuple[Factored, Factored]] = {}
+    swaps: list[Swap] = []
+    for module, paths in names.items():
+        key = factors_key(module)
+        if key in first:  # tied to a layer that is gauged already
+            source, gauged_source = first[key]
+            one_bias = module.bias is not None and module.bias is source.bias
+            twin = tied_twin(gauged_source, module.bias, one_bias=one_bias)
         else:
             twin = _gauged(module)
             if twin is None:
                 continue
-            made[key] = module, twin
-        twins.append((tuple(places), twin))
-    # Only now: a twin that has been swapped in holds the hooks of its place.
-    new = swap_(new, twins, original=model)
-    gauged = {place for places, _ in twins for place in places}
+            first[key] = module, twin
+        swaps.append((tuple(paths), twin))
+    # After the loop: a module that has replaced another holds its hooks, which `tied_twin` would copy.
+    new = swap_(new, swaps, original=model)
+    gauged = {path for paths, _ in swaps for path in paths}
     choices = {n: replace(c, gauge=c.gauge or n in gauged) for n, c in plan.layers.items()}
     return remember_plan(new, replace(plan, layers=choices))
 
 
 def _gauged(module: Factored) -> Factored | None:
-    """Return the gauged twin of a layer; None if it is gauged, cannot be, or would not be smaller."""
+    """Return the gauged twin of a layer; None if it is gauged already, cannot be, or would not be smaller."""
     bias = module.bias
     info = replace(module.info, bias=bias is not None)  # folding a batch norm may have given it one
     if module.choice.gauge or not gauged_cost(methods.chosen_blueprint(info, module.choice), info)[1]:

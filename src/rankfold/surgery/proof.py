@@ -1,11 +1,10 @@
-"""Proof by a run that the layers of a compressed model run, and that nothing else runs in their place."""
+"""Prove with a run that a compressed model runs its factored layers and nothing in their place."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,28 +24,27 @@ from rankfold.surgery.stock import uninitialised
 
 
 class Proof:
-    """Proves compressed models of one original on one example input.
+    """Proof for compressed models of one original on one example input.
 
-    A compressed model is believed if, on the example, each of its factored layers is called as often as the layer that
-    it replaces, and no operation reads memory of the original's parameters and buffers, or a replaced weight that the
-    compressed model still holds. Whatever keeps the original
-    running is detected that way: functions, closures, globals, references that a search misses.
+    In the run, each factored layer must be called as often as the layer that it replaces, and no operation may read
+    memory of the original's parameters and buffers, or a replaced weight that the compressed model still holds. This
+    detects every way to keep the original running: functions, closures, globals, references that no search finds.
 
-    While it is proved, a factored layer answers with the output of the layer that it replaces. So the model decides
-    what the original decides (which expert, how many steps), and calls can be compared exactly.
+    During the run, a factored layer returns the output of the layer that it replaces. The model then takes the same
+    decisions as the original (which expert, how many steps), and calls can be compared exactly.
 
-    Memory that the compressed model itself holds, because a model's own ``__deepcopy__`` shares it or because the
-    model was changed in place, may be read. So may a replaced weight that the original also uses outside of its
-    layer, which the inventory says (it stays full there).
+    Reads are allowed of memory that the compressed model shares with the original, because of a ``__deepcopy__`` of its
+    own or because it was changed in place, and of replaced weights that the original also uses outside of the layer
+    (the inventory notes that they stay dense there).
 
     Parameters
     ----------
     model : nn.Module
-        The original; it runs once. Build the proof before the model is changed in place.
+        The original, which runs once. Create the proof before the model is changed in place.
     names : iterable of str
-        The layers to replace.
+        The layers that will be replaced.
     example_input : object
-        As `call_example` takes it.
+        As for `call_example`.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str], example_input: Any) -> None:
@@ -58,7 +56,7 @@ class Proof:
         counts = Counter(usage.sequence)
         wanted = set(names)
         self._calls: dict[str, int] = {}
-        self._originals: dict[str, _Original] = {}
+        self._originals: dict[str, tuple[LayerInfo, Tensor, Tensor | None]] = {}
         self._views: list[str] = []
         outside: set[int] = set()
         for i, entry in enumerate(entries):
@@ -71,18 +69,14 @@ class Proof:
             if info.name in wanted:
                 self._calls[info.name] = counts[i]
                 for path in (info.name, *info.aliases, *info.ties):
-                    self._originals[path] = _Original(info, layer_weight(model, path), layer_bias(model, path))
+                    self._originals[path] = (info, layer_weight(model, path), layer_bias(model, path))
         self._memory = [(name, tensor) for name, tensor in _tensors(model) if storage_pointer(tensor) not in outside]
 
     def check(self, small: nn.Module, suspects: Sequence[str] = ()) -> None:
-        """Raise `ModelError` unless a compressed model runs what was swapped.
+        """Raise `ModelError` unless a compressed model, which is left unchanged, runs its factored layers.
 
-        Parameters
-        ----------
-        small : nn.Module
-            The compressed model; left as it was. Its layers that are not factored have the original's weights.
-        suspects : sequence of str
-            References that could not be changed: the likely reason.
+        `suspects` are references that could not be changed, the likely reason. Layers that are not factored must have
+        the original's weights.
         """
         own = {storage_pointer(tensor) for _, tensor in _tensors(small)}
         read: dict[str, None] = {}
@@ -94,11 +88,11 @@ class Proof:
         with ExitStack() as stack:
             for path, module in factored_layers(small).items():
                 if path in self._originals:
-                    hook = _Answer(self._originals[path], counts, watch)
+                    hook = _answer(*self._originals[path], counts, watch)
                     handle = module.register_forward_hook(hook, prepend=True, with_kwargs=True)
                     stack.callback(handle.remove)
             stack.enter_context(undisturbed(small))
-            torch.backends.mha.set_fastpath_enabled(fused)  # as the user will run it; undisturbed() puts it back
+            torch.backends.mha.set_fastpath_enabled(fused)  # as the user runs it; undisturbed() restores it
             stack.enter_context(watch)
             call_example(small, self._example)
         problems = [
@@ -120,19 +114,19 @@ def _message(problems: list[str], suspects: Sequence[str]) -> str:
     reasons = (
         f"These hold the original layers or their weights and cannot be changed:\n{listed(list(suspects))}"
         if suspects
-        else "The model reaches its layers by another way than its attributes, such as a function that was set on an "
+        else "The model reaches its layers other than through its attributes, such as by a function that was set on an "
         "instance, a global variable, a hook or a cache."
     )
     return (
-        "the compressed model does not run what was swapped; on the example input\n"
-        f"{listed(problems)}\n{reasons}\nA copy of a model shares functions with the original, which keep the layers "
-        "that they were made for. Call the layers as attributes of the model in a method of its class; take off a "
-        "`forward` that was set on an instance (`del model.forward`) and set it on the result again."
+        "the compressed model does not run its factored layers; on the example input\n"
+        f"{listed(problems)}\n{reasons}\nA copy of a model shares functions with the original, and they keep calling "
+        "the original layers. Call the layers as attributes of the model in a method of its class; remove a `forward` "
+        "that was set on an instance (`del model.forward`) and set it again on the result."
     )
 
 
 def _held_view(model: nn.Module, pointers: set[int]) -> bool:
-    """Whether a model holds a tensor that shares memory with a weight, but is neither a parameter nor a buffer."""
+    """Whether a model holds a tensor that shares a weight's memory and is neither a parameter nor a buffer."""
     buffers = {id(buffer) for buffer in model.buffers()}
     tensors = (value for value in reach(model) if isinstance(value, Tensor) and id(value) not in buffers)
     return any(storage_pointer(tensor) in pointers for tensor in tensors)
@@ -143,29 +137,16 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Original:
-    """One original layer: its settings and tensors, without its hooks."""
+def _answer(
+    info: LayerInfo, weight: Tensor, bias: Tensor | None, counts: Counter[str], watch: MemoryWatch
+) -> Callable[..., Tensor]:
+    """Return a forward hook that counts calls and returns the output of the original layer, without its hooks."""
+    bare = uninitialised(info, bias=bias is not None, device="meta")
+    tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
-    info: LayerInfo
-    weight: Tensor
-    bias: Tensor | None
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:  # noqa: ARG001
+        counts[info.name] += 1
+        with watch.paused():
+            return torch.func.functional_call(bare, tensors, args, kwargs)
 
-    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        tensors = {"weight": self.weight} if self.bias is None else {"weight": self.weight, "bias": self.bias}
-        bare = uninitialised(self.info, bias=self.bias is not None, device="meta")
-        return torch.func.functional_call(bare, tensors, args, dict(kwargs))
-
-
-class _Answer:
-    """A forward hook of a factored layer: counts the call and answers with the original layer's output."""
-
-    def __init__(self, original: _Original, counts: Counter[str], watch: MemoryWatch) -> None:
-        self._original = original
-        self._counts = counts
-        self._watch = watch
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:  # noqa: ARG002 - torch's signature
-        self._counts[self._original.info.name] += 1
-        with self._watch.paused():
-            return self._original(args, kwargs)
+    return hook

@@ -1,4 +1,4 @@
-"""References to layers that are not children of a module: lists, tuples, dictionaries, objects, partials, functions."""
+"""Find references to layers outside of module children: in lists, tuples, dicts, objects, partials and functions."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankfold.inventory.reach import ATOMS, attributes, slots
 from rankfold.inventory.sharing import storage_pointer
 
 MOST = 300_000
-"""How many objects are visited; what lies beyond is left to the check that runs the model."""
+"""Number of objects that are visited at most; references beyond are left to `Proof`."""
 
 _DEPTH = 8
-_ATOMS = frozenset(
-    {
-        bool, int, float, complex, str, bytes, bytearray, type(None), type(Ellipsis), type, range, slice, property,
-        types.ModuleType, types.CodeType, types.BuiltinFunctionType, types.GeneratorType,
-        Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator,
-    }
-)  # fmt: skip
+_ATOMS = (ATOMS - {types.FunctionType, types.MethodType}) | {
+    bytearray, property, types.ModuleType, types.CodeType, types.GeneratorType,
+    Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator,
+}  # fmt: skip
 _SKIPPED = frozenset({"training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_compiled_call_impl"})
 _HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
@@ -40,7 +38,7 @@ _Where = tuple[Any, str] | None
 
 
 class HeldTensor(str):
-    """Where a tensor of a replaced layer is held, outside of the modules' parameters; and the tensor."""
+    """A tensor of a replaced layer that is held outside of the modules' parameters, with the place as text."""
 
     __slots__ = ("tensor",)
 
@@ -52,12 +50,12 @@ class HeldTensor(str):
 
 
 class References:
-    """Where the objects of a model refer to modules that will be replaced.
+    """References of a model's objects to modules that will be replaced.
 
-    One walk visits everything that can be reached from the attributes of the model's modules. What is held in a
-    mutable container or an attribute can be changed (`change`); what a function holds (closure, default, global name)
-    or what is referred to weakly cannot, and is listed in `fixed`. Tensors of the modules are listed in `tensors`: only
-    a run can tell whether the model computes with them.
+    All objects that can be reached from the attributes of the model's modules are visited. References in mutable
+    containers and attributes can be changed (`change`). Those of functions (closure, default, global name) and weak
+    references cannot, and are listed in `fixed`. Tensors of the modules are listed in `tensors`, because only a run can
+    show whether the model uses them.
 
     Parameters
     ----------
@@ -66,8 +64,8 @@ class References:
     new : mapping of Module to Module
         The replacements.
     foreign : iterable of Module
-        Modules of the model that `model` is a copy of. A deep copy does not copy functions or weak references: what
-        they hold are modules of the original.
+        Modules of the original, if `model` is a copy. A deep copy shares functions and weak references with the
+        original, so they hold modules of the original.
     """
 
     def __init__(self, model: nn.Module, new: Mapping[nn.Module, nn.Module], foreign: Iterable[nn.Module] = ()) -> None:
@@ -97,15 +95,15 @@ class References:
             self._visit_shut(*self._shut.pop())
 
     def change(self) -> None:
-        """Put the new modules in the place of the old ones."""
+        """Replace the old modules by the new ones."""
         for edit in self._edits:
             edit()
 
-    # What can be changed.
+    # References that can be changed.
 
     def _push(self, value: Any, where: _Where) -> None:
         if type(value) not in _ATOMS and id(value) not in self._seen and not isinstance(value, Tensor | type):
-            self._seen[id(value)] = value  # kept, so that the number is not given to another object
+            self._seen[id(value)] = value  # held, so that no id is reused
             self._open.append((value, where))
 
     def _visit(self, value: Any, where: _Where) -> None:
@@ -126,21 +124,14 @@ class References:
                 return
             case _:
                 pass
-        self._attributes(value, where)
-
-    def _attributes(self, value: Any, where: _Where) -> None:
-        inside = getattr(value, "__dict__", None)
-        if isinstance(inside, dict) and inside:
-            held = inside.items()
-            if isinstance(value, nn.Module):
-                held = [(k, v) for k, v in held if k not in _SKIPPED and (k not in _HOOKS or v)]
-                for name in [k for k, v in held if k in _HOOKS and id(v) not in self._seen]:
-                    self._hooks(inside[name], where)
-                held = [(k, v) for k, v in held if k not in _HOOKS]
-            self._items(held, inside.__setitem__, where, "attribute ")
-        for name in _slots(type(value)):
-            if hasattr(value, name):
-                self._items([(name, getattr(value, name))], partial(object.__setattr__, value), where, "attribute ")
+        own = attributes(value)
+        held = own.items()
+        if isinstance(value, nn.Module):
+            for table in [v for k, v in held if k in _HOOKS and v and id(v) not in self._seen]:
+                self._hooks(table, where)
+            held = [(k, v) for k, v in held if k not in _SKIPPED and k not in _HOOKS]
+        self._items(held, own.__setitem__, where, "attribute ")
+        self._items(slots(value).items(), partial(object.__setattr__, value), where, "attribute ")
 
     def _items(
         self, items: Iterable[tuple[Any, Any]], put: Callable[[Any, Any], object], where: _Where, kind: str = "item "
@@ -177,14 +168,14 @@ class References:
             self._edits.append(lambda: value.__setstate__((*new, value.keywords, vars(value))))  # pyright: ignore[reportAttributeAccessIssue]
 
     def _hooks(self, table: Mapping[Any, Any], where: _Where) -> None:
-        """A hook that is a function often knows its model without running it; objects and partials are visited."""
+        """Visit hooks except functions, which often refer to the model without running it."""
         self._seen[id(table)] = table
         for hook in table.values():
             if not isinstance(hook, types.FunctionType):
                 self._replaced(hook, (where, "hook"))
 
     def _replaced(self, value: Any, where: _Where) -> Any:
-        """Return what is to stand in the place of a value: itself, if nothing in it is replaced."""
+        """Return the replacement of a value: the value itself if nothing in it is replaced."""
         if isinstance(value, Tensor):
             if storage_pointer(value) in self._memory:
                 self.tensors.append(HeldTensor(_text(where), value))
@@ -240,13 +231,13 @@ class References:
         return value
 
     def _is_twin(self, module: nn.Module) -> bool:
-        """Whether a module computes with the parameters of one that is replaced, as the copy of a weak proxy does."""
+        """Whether a module has parameters of a replaced one, as the copy of a weak proxy does."""
         return any(id(parameter) in self._weights for parameter in vars(module).get("_parameters", {}).values())
 
-    # What cannot be changed.
+    # References that cannot be changed.
 
     def _class(self, cls: type, where: _Where) -> None:
-        """Look at what the class of a module holds for all of its instances, and what its forward finds by name."""
+        """Visit the attributes of a module's class, and the globals that its forward uses."""
         for base in cls.__mro__:
             if base.__module__.startswith("torch."):
                 continue
@@ -286,7 +277,7 @@ def _text(where: _Where) -> str:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object that is not to be changed holds, each with a label."""
+    """Yield the values that an object holds which cannot be changed, with labels."""
     if type(value) in _PROXIES:
         with contextlib.suppress(ReferenceError):
             yield "weak proxy", value.__init__.__self__
@@ -306,9 +297,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, Sequence | set | frozenset | deque | weakref.WeakSet):
         yield from (("an item", held) for held in list(value))
     else:
-        inside = getattr(value, "__dict__", None)
-        if isinstance(inside, dict):
-            yield from ((f"attribute {name!r}", held) for name, held in list(inside.items()))
+        yield from ((f"attribute {name!r}", held) for name, held in list(attributes(value).items()))
 
 
 def _held_by(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
@@ -333,9 +322,3 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
-
-
-def _slots(kind: type) -> list[str]:
-    found = [vars(base).get("__slots__", ()) for base in kind.__mro__[:-1]]
-    names = [name for slots in found for name in ((slots,) if isinstance(slots, str) else slots)]
-    return [name for name in names if name not in ("__dict__", "__weakref__")]

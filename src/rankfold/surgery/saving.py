@@ -14,16 +14,14 @@ _METHODS = ("save_pretrained", "push_to_hub")
 
 
 def refuse_save_pretrained_(model: nn.Module) -> None:
-    """Let ``save_pretrained`` and ``push_to_hub`` of transformers, diffusers, PEFT and others raise.
+    """Make ``save_pretrained`` and ``push_to_hub`` raise, on every module instance that contains factors.
 
-    That is, of every module that holds factors.
-
-    They would write a folder from which ``from_pretrained`` builds the dense architecture again, with random numbers
-    for all weights that have become factors, and with no more than a warning. The ``Trainer`` of transformers calls the
-    same method. Methods are replaced on the instances only.
+    With these methods of transformers, diffusers, PEFT and others, and with the ``Trainer`` that calls them,
+    ``from_pretrained`` would build the dense architecture again and fill the factored weights with random numbers,
+    with only a warning.
     """
     for module in model.modules():
-        # Asked of the class: wrappers hand on the attributes of what they wrap.
+        # Look at the class, because wrappers forward the attributes of the wrapped module.
         methods = [name for name in _METHODS if callable(getattr(type(module), name, None))]
         if methods and any(isinstance(part, Factored) for part in module.modules()):
             for name in methods:
@@ -31,7 +29,7 @@ def refuse_save_pretrained_(model: nn.Module) -> None:
 
 
 def refuse_stripped_(model: nn.Module) -> None:
-    """Let what raises already know that the model consists of plain modules now."""
+    """Adapt the methods that raise to a model that now consists of plain modules."""
     for module in model.modules():
         for name in _METHODS:
             if isinstance(vars(module).get(name), Refusal):
@@ -44,10 +42,10 @@ class Refusal:
     Parameters
     ----------
     model, method : str
-        The class of the model that it belongs to, and its own name.
+        Names of the model's class and of the method.
     stripped : bool
-        Whether the model needs rankfold no longer. This must not need it either, to be unpickled: it is pickled as
-        ``"{reason}".format`` then, which raises a KeyError with the reason, whatever it is called with.
+        Whether the model no longer requires rankfold. To be unpickled without rankfold, the method is then pickled as
+        ``"{reason}".format``, which raises a KeyError with the reason for any arguments.
     """
 
     def __init__(self, model: str, method: str, stripped: bool) -> None:
@@ -57,7 +55,7 @@ class Refusal:
         """Raise `ModelError`."""
         raise ModelError(
             f"{self.model}.{self.method} would write weights that from_pretrained cannot load: this model was "
-            f"compressed, and {self.model}.from_pretrained would fill the layers in question with random numbers. "
+            f"compressed, and {self.model}.from_pretrained would fill the factored layers with random numbers. "
             + (
                 "Save the model with rankfold.save before stripping it, or its state_dict with torch.save."
                 if self.stripped

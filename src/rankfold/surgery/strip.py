@@ -1,4 +1,4 @@
-"""Undo rankfold's own classes: the same network as plain torch modules."""
+"""Convert a compressed model to plain torch modules."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _OWN = frozenset({"blueprint", "info", "choice", "rankfold_plan"})
 def strip(model: nn.Module) -> nn.Module:
     """Return a copy in which every factored layer is a plain torch module.
 
-    A chain of convolutions or linear layers becomes an ``nn.Sequential``; a TT-matrix, which reshapes between its
-    cores, and gauged factors, which copy channels, a ``torch.fx.GraphModule`` of the same stock layers. Outputs are the
-    same; `rankfold` is no longer needed to unpickle them. State-dict keys of the sequential ones stay as they are. All
-    of them compile with ``torch.jit.script``.
+    A chain of convolutions or linear layers becomes an ``nn.Sequential`` with the same state-dict keys. A TT-matrix,
+    which reshapes between its cores, and gauged factors, which copy channels, become a ``torch.fx.GraphModule`` of the
+    same stock layers. Outputs are the same, `rankfold` is not needed to unpickle the copy, and the modules compile with
+    ``torch.jit.script``.
 
     Parameters
     ----------
     model : nn.Module
-        A compressed model; left untouched.
+        A compressed model; left unchanged.
     """
     new = copy_model(model)
     plain: dict[nn.Module, nn.Module] = {}
@@ -60,6 +60,6 @@ def _plain(module: Factored) -> nn.Module:
 
     graph = Tracer().trace(module)
     for node in graph.nodes:
-        node.type = None  # torch.fx writes annotations in a way that TorchScript cannot read
+        node.type = None  # torch.fx writes annotations that TorchScript cannot read
     traced = torch.fx.GraphModule(module, graph, "GraphModule")
     return traced.train(module.training)
