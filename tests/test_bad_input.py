@@ -249,7 +249,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, methods=3)
 
 
-@case("strategy option unknown", e.UnknownNameError, r"option of strategy 'energy' 'kep'", r"Did you mean 'keep'")
+@case("strategy option unknown", e.UnknownNameError, r"option 'kep' of strategy 'energy'", r"Did you mean 'keep'")
 def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, strategy=strategies.get("energy", {"kep": 0.5}))
 
@@ -269,7 +269,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, strategy=strategies.get("energy", 0.5))
 
 
-@case("method option unknown", e.UnknownNameError, r"option of method 'svd' 'bogus'")
+@case("method option unknown", e.UnknownNameError, r"option 'bogus' of method 'svd'")
 def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, methods=[methods.get("svd", {"bogus": 1})])
 
@@ -711,7 +711,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.apply_(s.net, plan)
 
 
-@case("plan with an unknown method option", e.UnknownNameError, r"option of method 'svd' 'tol'")
+@case("plan with an unknown method option", e.UnknownNameError, r"option 'tol' of method 'svd'")
 def _(s: Scene) -> Act:
     plan = Plan.load(s.edited_plan(_edit(options={"tol": 1})))
     return lambda: rf.apply_(s.net, plan)

@@ -44,10 +44,10 @@ def test_defaults_mappings_and_instances() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"cuont": 3}, UnknownNameError, "unknown option of cars 'cuont'. Did you mean 'count'"),
+        ({"cuont": 3}, UnknownNameError, "unknown option 'cuont' of cars. Did you mean 'count'"),
         ({"count": 0}, ConfigError, "count must be an integer above 0. Got 0 instead"),
         ({"count": "four"}, ConfigError, "count must be an integer above 0. Got 'four' instead"),
-        ({3: 4}, UnknownNameError, "unknown option of cars 3"),
+        ({3: 4}, UnknownNameError, "unknown option 3 of cars"),
         ("count=3", ConfigError, "options of cars must be a mapping or Wheels. Got str instead"),
         (3, ConfigError, "Got int instead"),
     ],
@@ -89,7 +89,7 @@ def test_plugins_by_name_or_object() -> None:
     assert registry.get("car", {"count": 3}) == Car(count=3) != registry.get("car")
     own = Car(count=3)
     assert registry.get(own) is registry.get("car", own) is own
-    with pytest.raises(UnknownNameError, match="unknown option of vehicle 'car' 'cuont'"):
+    with pytest.raises(UnknownNameError, match="unknown option 'cuont' of vehicle 'car'"):
         registry.get("car", {"cuont": 3})
     with pytest.raises(ConfigError, match="vehicle 'car' is given as an object: set its options there"):
         registry.get(own, {"count": 3})

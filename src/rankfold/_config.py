@@ -41,7 +41,7 @@ def build_config(config: type[C], options: Mapping[str, Any] | C | None, *, owne
     known = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     for key in options:
         if key not in known:
-            raise UnknownNameError(f"option of {owner}", key, sorted(known))
+            raise UnknownNameError("option", key, sorted(known), of=owner)
     try:
         return config(**{k: _tuples(v) for k, v in options.items()})
     except TypeError as error:

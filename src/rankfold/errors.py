@@ -38,14 +38,17 @@ class UnknownNameError(RankfoldError, ValueError):
     name : str
         The name that was not found.
     choices : iterable of str
-        Every valid name; the nearest one is offered.
+        Every valid name; the message suggests the nearest one.
+    of : str
+        What the name belongs to, such as ``"strategy 'energy'"`` for an option.
     """
 
-    def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, choices: Iterable[str], *, of: str = "") -> None:
         names = list(choices)
         near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], names, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"unknown {kind} {quoted(name)}.{hint} Choose from: {', '.join(names)}.")
+        owner = f" of {of}" if of else ""
+        super().__init__(f"unknown {kind} {quoted(name)}{owner}.{hint} Choose from: {', '.join(names)}.")
 
 
 class ConfigError(RankfoldError, ValueError):

@@ -1,4 +1,4 @@
-"""The command line in this process, and one small artefact for the commands that start from one."""
+"""Run commands in this process, and provide a small artefact."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from rankfold.cli import app
 
-# Before click 8.2, which the oldest typer is installed with, the two streams were one unless told otherwise.
+# Before click 8.2, which the oldest supported typer is installed with, the two streams are mixed by default.
 _APART: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
 SMALL = ("--weights", "bundled", "--data", "mnist5k", "--limit-test", "200", "--calibration-images", "64")
 
 
 class Done:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     def __init__(self, result: Any) -> None:
         self.code: int = result.exit_code
@@ -28,7 +28,7 @@ class Done:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The JSON document on standard output, which holds nothing else."""
+        """The JSON document on standard output, which has no other content."""
         return json.loads(self.out)
 
 
@@ -39,7 +39,7 @@ def _invoke(*args: str | Path) -> Done:
 
 @pytest.fixture
 def invoke() -> Callable[..., Done]:
-    """Return a function that runs a command, however it ends."""
+    """Return a function that runs a command, whatever its exit code."""
     return _invoke
 
 
@@ -51,7 +51,7 @@ def small() -> tuple[str, ...]:
 
 @pytest.fixture
 def run() -> Callable[..., Done]:
-    """Return a function that runs a command and expects it to work."""
+    """Return a function that runs a command and expects it to succeed."""
 
     def checked(*args: str | Path) -> Done:
         done = _invoke(*args)
@@ -63,7 +63,7 @@ def run() -> Callable[..., Done]:
 
 @pytest.fixture
 def fail() -> Callable[..., Done]:
-    """Return a function that runs a command and expects it to say what is wrong, in words, with exit code 2."""
+    """Return a function that runs a command and expects an error message and exit code 2."""
 
     def checked(*args: str | Path) -> Done:
         done = _invoke(*args)
@@ -77,7 +77,7 @@ def fail() -> Callable[..., Done]:
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a LeNet-5 that was compressed on digits; not to be changed."""
+    """Return the folder of a LeNet-5 compressed on digits; tests must not change it."""
     folder = tmp_path_factory.mktemp("cli") / "small"
     done = _invoke("compress", "lenet5_mnist5k", *SMALL, "--budget", "params<=25%", "--out", folder)
     assert done.code == 0, done.err

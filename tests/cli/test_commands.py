@@ -1,4 +1,4 @@
-"""Each command does what it says, and says it to people and to programs."""
+"""Results of the commands, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_evaluate_repeats_the_report_to_the_last_digit(run: Run, artifact: Path)
 
 
 def test_evaluate_notices_other_weights(run: Run, artifact: Path, tmp_path: Path) -> None:
-    """The control: a report that belongs to other weights is not confirmed."""
+    """Negative control: a report of other weights is not confirmed."""
     folder = tmp_path / "copy"
     shutil.copytree(artifact, folder)
     text = (folder / "report.json").read_text()

@@ -1,4 +1,4 @@
-"""Bad input: exit code 2, a message that names the thing, no traceback, nothing on standard output, nothing written."""
+"""Bad input: exit code 2, a message that names the input, no traceback, nothing on standard output, nothing written."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ LATE = {
 
 @pytest.fixture
 def places(tmp_path: Path, artifact: Path) -> dict[str, str]:
-    """Return paths by the names that the tables use."""
+    """Return the paths that the tables refer to."""
     found = {"new": tmp_path / "new", "artifact": artifact}
     found["file"] = tmp_path / "file.txt"
     found["file"].write_text("words")
@@ -190,7 +190,7 @@ def test_bugs_say_so(invoke: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_checkpoint_of_another_run(run: Run, fail: Run, artifact: Path, tmp_path: Path) -> None:
-    """The way out is named as it is called on the command line, and works."""
+    """The message names the command-line option that resolves the error, and the option works."""
     command = (
         "finetune",
         artifact,

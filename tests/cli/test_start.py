@@ -49,7 +49,7 @@ def test_help_has_an_example_that_parses(invoke: Run, name: str) -> None:
     _, example = (command.epilog or "").split("Example: rankfold ")
     first, *args = shlex.split(example)
     assert first == name
-    command.make_context(name, args)  # raises for an option or argument that there is not
+    command.make_context(name, args)  # raises for unknown options and arguments
 
 
 def test_every_option_is_explained() -> None:

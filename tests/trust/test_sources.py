@@ -89,7 +89,7 @@ def test_code_is_refused(artefact: Path, tmp_path: Path, name: str, verb: str) -
 
 @pytest.mark.parametrize("way", ["named", "trusted"])
 def test_code_runs_where_the_user_says_so(artefact: Path, tmp_path: Path, way: str) -> None:
-    """The control: both ways that the message names work."""
+    """Control: both ways that the message names work."""
     file = artefact / "evil_module.py"
     remember(artefact, model=f"{file}:make", weights=None, data=f"{file}:batches", limit_test=None)
     said_so = ("--trust-source",) if way == "trusted" else ("--model", f"{file}:make", "--data", f"{file}:batches")
@@ -165,7 +165,7 @@ def test_a_source_of_another_artefact_is_not_used(artefact: Path) -> None:
     text = (artefact / "source.json").read_text()
     rf.save(rf.apply(zoo.create("lenet5_mnist5k", weights="bundled"), plan), artefact)
     assert not (artefact / "source.json").exists()
-    (artefact / "source.json").write_text(text)  # as a process that was killed in between leaves it
+    (artefact / "source.json").write_text(text)  # as left by a process that was killed in between
     with pytest.warns(RankfoldWarning, match="no longer there"):
         assert Source.load(artefact) is None
     with pytest.warns(RankfoldWarning), pytest.raises(ConfigError, match="--model"):

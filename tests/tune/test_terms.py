@@ -197,7 +197,7 @@ def test_a_term_that_is_a_module_is_trained(dense: nn.Sequential, loader: Loader
         ({"objective": Gated, "loss": "task"}, ConfigError, "takes the place of loss"),
         ({"groups": [{}]}, ConfigError, "groups must be a callable"),
         ({"groups": lambda o: []}, ModelError, "nothing to train"),
-        ({"loss": ["task", 3]}, UnknownNameError, "unknown term of the fine-tuning loss '3'"),
+        ({"loss": ["task", 3]}, UnknownNameError, "unknown loss term '3'"),
     ],
 )
 def test_errors(dense: nn.Sequential, loader: Loader, options: dict[str, Any], kind: Any, said: str) -> None:

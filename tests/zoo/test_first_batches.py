@@ -1,4 +1,4 @@
-"""The beginning of any loader: the samples, and how many batches they are."""
+"""The first samples of a loader, and the number of their batches."""
 
 from __future__ import annotations
 

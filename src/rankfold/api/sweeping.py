@@ -157,7 +157,7 @@ def _check_evaluation(evaluate: Measure | None, points: int | None) -> None:
 def check_range(resource: str, points: int | Sequence[BudgetLike], limits: tuple[float, float] | None) -> None:
     """Raise for budgets that cannot be, whatever the model."""
     if resource not in resource_names("additive"):
-        raise UnknownNameError("resource of a sweep", resource, resource_names("additive"))
+        raise UnknownNameError("sweep resource", resource, resource_names("additive"))
     listed = isinstance(points, Sequence) and not isinstance(points, str) and len(points) > 0
     count = is_integer(points) and 2 <= points <= MOST_POINTS
     require(

@@ -83,4 +83,4 @@ class Term:
         raise NotImplementedError
 
 
-terms: Registry[Term] = Registry("term of the fine-tuning loss")
+terms: Registry[Term] = Registry("loss term")

@@ -82,7 +82,7 @@ def names(family: str | None = None) -> list[str]:
     if family is None:
         return sorted(_NETWORKS)
     if family not in external.FAMILIES:
-        raise UnknownNameError("family of networks", family, external.FAMILIES)
+        raise UnknownNameError("network family", family, external.FAMILIES)
     return [f"{family}/{name}" for name in external.network_names(family)]
 
 

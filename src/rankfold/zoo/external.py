@@ -95,7 +95,7 @@ def _torchvision_input(network: str, module: str) -> dict[str, Any]:
 def _unknown(family: str, network: str, known: Sequence[str]) -> UnknownNameError:
     # There are hundreds of names: list the nearest ones and the call that returns all of them.
     near = difflib.get_close_matches(network, known, n=8, cutoff=0.4)
-    return UnknownNameError(f"network of {family}", network, [*near, f"or any of rankfold.zoo.names({family!r})"])
+    return UnknownNameError("network", network, [*near, f"or any of rankfold.zoo.names({family!r})"], of=family)
 
 
 def _torchvision() -> ModuleType:
