@@ -773,7 +773,7 @@ def _(s: Scene) -> Act:
     return lambda: Plan.load(file)
 
 
-@case("plan nested too deep", e.CorruptArtifact, r"plan\.json", r"nested 100,000 deep", r"at most 64 levels")
+@case("plan nested too deep", e.CorruptArtifact, r"plan\.json", r"nested 100,000 levels deep", r"limit is 64")
 def _(s: Scene) -> Act:
     file = s.file("plan.json", "[" * 100_000)
     return lambda: Plan.load(file)
@@ -869,7 +869,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.load(file.parent, s.net)
 
 
-@case("artefact without weights", e.CorruptArtifact, r"no model\.safetensors", r"incomplete")
+@case("artefact without weights", e.CorruptArtifact, r"incomplete", r"model\.safetensors is missing")
 def _(s: Scene) -> Act:
     folder = s.artifact()
     (folder / "model.safetensors").unlink()
@@ -920,7 +920,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.save(s.net, s.folder / "out")
 
 
-@case("save to a file", e.RankfoldError, r"notes\.txt", r"it is a file", r"Give a folder")
+@case("save to a file", e.RankfoldError, r"notes\.txt", r"it is a file", r"Choose a folder")
 def _(s: Scene) -> Act:
     small, file = rf.apply(s.net, s.plan()), s.file("notes.txt", "mine")
     return lambda: rf.save(small, file)

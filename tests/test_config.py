@@ -70,7 +70,7 @@ def test_registry() -> None:
     assert registry.names() == ["car", "cart"]
     assert registry.names("*t") == ["cart"]
     assert [entry.summary for entry in registry] == ["four wheels", "two wheels"]
-    with pytest.raises(ValueError, match="vehicle 'car' is registered already"):
+    with pytest.raises(ValueError, match="vehicle 'car' is already registered"):
         registry.register(OtherCar, summary="")
     assert registry.entry("car").plugin is Car
     with pytest.raises(UnknownNameError, match="unknown vehicle 'crt'. Did you mean 'cart'.*Choose from: car, cart"):
@@ -91,7 +91,7 @@ def test_plugins_by_name_or_object() -> None:
     assert registry.get(own) is registry.get("car", own) is own
     with pytest.raises(UnknownNameError, match="unknown option 'cuont' of vehicle 'car'"):
         registry.get("car", {"cuont": 3})
-    with pytest.raises(ConfigError, match="vehicle 'car' is given as an object: set its options there"):
+    with pytest.raises(ConfigError, match="vehicle 'car' is given as an object. Set its options there"):
         registry.get(own, {"count": 3})
     with pytest.raises(ConfigError, match=r"by its name or an object: 'car' or Car\(\)"):
         registry.get(Car)

@@ -1,4 +1,4 @@
-"""Frozen config dataclasses from plain mappings, with errors that name the option."""
+"""Frozen config dataclasses built from plain mappings, with errors that name the option."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def build_config(config: type[C], options: Mapping[str, Any] | C | None, *, owne
     config : type
         The dataclass.
     options : mapping, instance or None
-        Values by field name; an instance is passed through; None gives the defaults.
+        Values by field name; an instance is returned unchanged; None gives the defaults.
     owner : str
-        Whose options these are, for the messages, such as ``"strategy 'energy'"``.
+        The owner of the options in messages, such as ``"strategy 'energy'"``.
 
     Raises
     ------
     UnknownNameError
-        If an option does not exist; the nearest one is offered.
+        If an option does not exist; the message suggests the nearest one.
     ConfigError
         If a value has the wrong type or is out of range.
     """
@@ -60,28 +60,28 @@ def changed(config: Any) -> dict[str, Any]:
 
 
 def require(condition: bool, option: str, value: object, wanted: str) -> None:
-    """Raise `ConfigError` in the library's one sentence form unless the condition holds."""
+    """Raise `ConfigError`, in the wording that all options share, unless the condition holds."""
     if not condition:
         raise ConfigError(f"{option} must be {wanted}. Got {value!r} instead.")
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is an integer or float (no truth value)."""
+    """Return whether a value is an int or float, but not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Return whether a value is an integer (no truth value)."""
+    """Return whether a value is an int, but not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _lists(value: Any) -> Any:
-    """As it comes back from JSON."""
+    """Return the value as JSON gives it back."""
     if isinstance(value, Mapping):
         return {k: _lists(v) for k, v in value.items()}
     return [_lists(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has lists where configs hold tuples."""
+    """Return the value with tuples in place of JSON's lists."""
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,7 +1,7 @@
-"""JSON documents, read strictly and in one place: limits on everything, and clear words where a file is not one.
+"""Strict reading of JSON documents, with limits on everything and clear messages for invalid files.
 
-Every JSON text from outside (plans, reports, sources, cache entries, the tables inside a weights file) is read by
-`parse_json`. It takes time and memory in proportion to the text, whatever the text is.
+`parse_json` reads every JSON text from outside (plans, reports, sources, cache entries, the tables inside a weights
+file). Its time and memory are proportional to the length of the text, whatever the text contains.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankfold._config import is_integer
 from rankfold._files import read_bytes, write_text
 from rankfold._printable import escaped, printable, quoted
 from rankfold.errors import ConfigError, CorruptArtifact
@@ -20,20 +21,9 @@ from rankfold.errors import ConfigError, CorruptArtifact
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The most that a document may hold.
+    """Limits of a document: its bytes, values, levels of nesting, digits per number, and characters per string.
 
-    Parameters
-    ----------
-    size : int
-        Bytes.
-    entries : int
-        Values in all objects and lists together.
-    depth : int
-        Objects and lists inside each other.
-    digits : int
-        Of one number.
-    text : int
-        Characters of one string.
+    A plan of 10,000 layers takes a quarter of the default size.
     """
 
     size: int = 8 * 2**20
@@ -44,41 +34,33 @@ class Limits:
 
 
 LIMITS = Limits()
-"""Plans, reports and all else: a plan of 10,000 layers takes a quarter of it."""
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def parse_json(text: str, *, source: str, limits: Limits = LIMITS) -> Any:
-    """Return the value of a JSON text.
-
-    Parameters
-    ----------
-    source : str
-        Where it is from, for the messages.
-    limits : Limits
-        The most that it may hold.
+    """Return the value of a JSON text; `source` names its origin in messages.
 
     Raises
     ------
     CorruptArtifact
-        If the text is not JSON, exceeds a limit, names something twice in an object, or holds half a surrogate pair.
+        If the text is not JSON, exceeds a limit, repeats a key in an object, or contains half a surrogate pair.
     """
     _check_limits(text, source, limits)
 
     def whole(digits: str) -> int:
         if len(digits) > limits.digits:
-            raise CorruptArtifact(f"{source} has a number of {len(digits):,} digits; at most {limits.digits} are read.")
+            raise CorruptArtifact(f"{source} has a number with {len(digits):,} digits; the limit is {limits.digits}.")
         return int(digits)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """Build an object; plain `json` would silently take the last of two entries with one name."""
+        """Build an object; `json` alone would silently take the last of two entries with the same key."""
         out = dict(pairs)
         if len(out) < len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise CorruptArtifact(f"{source} has {quoted(twice)} twice; remove one of them.")
+            raise CorruptArtifact(f"{source} has the key {quoted(twice)} twice. Remove one of them.")
         return out
 
     try:
@@ -90,31 +72,31 @@ def parse_json(text: str, *, source: str, limits: Limits = LIMITS) -> Any:
     if len(text) > limits.text:
         _check_texts(value, source, limits.text)
     if "\\ud" in text.lower() and _LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
-        raise CorruptArtifact(f"{source} holds half a surrogate pair (such as \\ud800), which is not text. Remove it.")
+        raise CorruptArtifact(f"{source} has half a surrogate pair (such as \\ud800), which is not valid. Remove it.")
     return value
 
 
 def _check_limits(text: str, source: str, limits: Limits) -> None:
-    """Raise for a text that is too large before anything is built from it; JSON's own errors are found later."""
+    """Raise for a text that is too large before anything is built from it; errors of syntax are reported later."""
     if len(text) > limits.size:
-        raise CorruptArtifact(f"{source} has {len(text):,} characters; at most {limits.size:,} are read.")
+        raise CorruptArtifact(f"{source} has {len(text):,} characters; the limit is {limits.size:,}.")
     structure = _STRING.sub("", text)
     entries = structure.count(",") + structure.count("[") + structure.count("{")
     entries = max(entries, structure.count("]") + structure.count("}"))
     if entries > limits.entries:
-        raise CorruptArtifact(f"{source} has {entries:,} entries; at most {limits.entries:,} are read.")
+        raise CorruptArtifact(f"{source} has {entries:,} entries; the limit is {limits.entries:,}.")
     depth = deepest = 0
     for bracket in re.finditer(r"[\[\]{}]", structure):
         depth += 1 if bracket[0] in "[{" else -1
         deepest = max(deepest, depth)
     if deepest > limits.depth:
-        raise CorruptArtifact(f"{source} is nested {deepest:,} deep; at most {limits.depth} levels are read.")
+        raise CorruptArtifact(f"{source} is nested {deepest:,} levels deep; the limit is {limits.depth}.")
 
 
 def _check_texts(value: Any, source: str, longest: int) -> None:
-    """Raise for a string that is too long; the value is nested no deeper than the limits allow."""
+    """Raise for a string that is too long; the depth of the value is already checked."""
     if isinstance(value, str) and len(value) > longest:
-        raise CorruptArtifact(f"{source} has a text of {len(value):,} characters; at most {longest:,} are read.")
+        raise CorruptArtifact(f"{source} has a string of {len(value):,} characters; the limit is {longest:,}.")
     if isinstance(value, dict):
         for key in value:
             _check_texts(key, source, longest)
@@ -132,38 +114,30 @@ def parse_document(
     Parameters
     ----------
     kind : str
-        What it holds, in a word such as ``"plan"``.
+        The kind of document in messages, such as ``"plan"``.
     format, version : str, int
-        What it calls itself, and the newest version that is understood.
-    source : str
-        Where it is from, for the messages.
-    limits : Limits
-        The most that it may hold.
+        The value of its field "format", and the newest version that can be read.
+    source, limits : str, Limits
+        As in `parse_json`.
 
     Raises
     ------
     CorruptArtifact
-        If the text is not JSON, another document, of a newer version, too large, or names something twice.
+        If `parse_json` rejects the text, or it is another document or has a newer version.
     """
     data = parse_json(text, source=source, limits=limits)
     if not isinstance(data, Mapping) or data.get("format") != format:
         raise CorruptArtifact(f"{source} is not a rankfold {kind} (its 'format' is not {format!r}).")
-    found = data.get("version")
-    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= version:
+    stored = data.get("version")
+    if not is_integer(stored) or not 1 <= stored <= version:
         raise CorruptArtifact(
-            f"{source} has {kind} version {quoted(found)}; this rankfold reads up to {version}. Upgrade rankfold."
+            f"{source} has {kind} version {quoted(stored)}; this rankfold reads up to {version}. Upgrade rankfold."
         )
     return data
 
 
 def read_text(path: Path, *, kind: str, hint: str, limits: Limits = LIMITS) -> str:
-    """Return the text of a document's file, which must be a regular one and not too large.
-
-    Raises
-    ------
-    CorruptArtifact
-        If there is none (`hint` says what to give), or it cannot be read.
-    """
+    """Return the text of a document's file; raise `CorruptArtifact` if it is missing (with `hint`) or unreadable."""
     try:
         return read_bytes(path, limit=limits.size).decode("utf-8")
     except FileNotFoundError as error:
@@ -173,43 +147,29 @@ def read_text(path: Path, *, kind: str, hint: str, limits: Limits = LIMITS) -> s
 
 
 def json_text(data: Any, *, indent: int | None = None) -> str:
-    """Return JSON text that people can read, with everything that a terminal would obey as an escape.
+    """Return readable JSON text in which control characters are escaped; raise ValueError for NaN and infinity.
 
-    It is read back without loss, except halves of surrogate pairs: these are not text, and are written out.
-
-    Raises
-    ------
-    ValueError
-        If a number is not finite.
+    Reading it back loses nothing but halves of surrogate pairs, which are not text.
     """
     text = json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
-    return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+    return "\n".join(line if line.isprintable() else "".join(map(_escaped, line)) for line in text.split("\n"))
 
 
-def _escaped(line: str) -> str:
-    return "".join(c if printable(c) == c else _json_escape(c) for c in line)
-
-
-def _json_escape(character: str) -> str:
+def _escaped(character: str) -> str:
+    if printable(character) == character:
+        return character
     if _LONE_SURROGATE.match(character):
         return f"\\{escaped(character)}"
     return json.dumps(character)[1:-1] if ord(character) != 0x7F else "\\u007f"
 
 
 def write_by_suffix(path: str | Path, writers: Mapping[str, Callable[[], str]], *, what: str) -> Path:
-    """Write a file, whole or not at all, in the form that its suffix names.
-
-    Parameters
-    ----------
-    writers : mapping of str to callable
-        Returns the text, by suffix.
-    what : str
-        What is written, with its article, such as ``"a report"``.
+    """Write a file atomically in the format of its suffix; `writers` return the text, `what` is such as "a report".
 
     Raises
     ------
     ConfigError
-        If the suffix is another one.
+        If there is no writer for the suffix.
     RankfoldError
         If the file cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Verbs that give models which can be trained, wherever they are called."""
+"""A decorator for functions whose models must be trainable wherever they are called."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ R = TypeVar("R")
 
 
 def trainable(verb: Callable[P, R]) -> Callable[P, R]:
-    """Let a verb leave the caller's ``torch.inference_mode`` and ``torch.no_grad``.
+    """Run a function outside of the caller's ``torch.inference_mode`` and ``torch.no_grad``.
 
-    Parameters and buffers that are made in inference mode could never be trained.
+    Parameters and buffers created in inference mode can never be trained.
     """
 
     @functools.wraps(verb)

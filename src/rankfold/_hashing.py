@@ -1,4 +1,4 @@
-"""Names for contents: two tensors, models or batches have one hash exactly if they are equal."""
+"""Content hashes: two tensors, models or batches have the same hash exactly if they are equal."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from rankfold._state import extra_state, own_state
 
 DEEPEST = 50
-"""How far containers are followed; what lies deeper, or holds itself, cannot be seen."""
+"""Maximum depth to which containers are followed; deeper or recursive content counts as hidden."""
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors: names, data types, shapes and bytes, in order of name."""
+    """Return the SHA-256 hash of named tensors: names, data types, shapes and bytes, in order of name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         for tensor in _parts(tensors[name].detach().cpu()):
@@ -30,14 +30,14 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def state_hash(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's parameters and persistent buffers."""
+    """Return the SHA-256 hash of a model's parameters and persistent buffers."""
     extra = {name: value for name, value in extra_state(model).items() if isinstance(value, Tensor)}
     own = {name: tensor for name, tensor in own_state(model).items() if not nn.parameter.is_lazy(tensor)}
     return tensor_hash(own | extra)
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
-    """Return dense tensors that make up a tensor: itself, or what a sparse, nested or quantised one consists of."""
+    """Return the dense tensors that make up a tensor: itself, or the parts of a sparse, nested or quantised one."""
     if tensor.layout == torch.sparse_coo:
         tensor = tensor.coalesce()
         return [tensor.indices(), tensor.values()]
@@ -53,17 +53,17 @@ def _parts(tensor: Tensor) -> list[Tensor]:
 
 
 def module_hash(model: nn.Module) -> str:
-    """Return the SHA-256 of a model: its text, state dict, and every parameter and buffer, and where they are."""
+    """Return the SHA-256 hash of a model: its repr, state, parameters, buffers, and devices."""
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    found = {name: t for name, t in own.items() if not nn.parameter.is_lazy(t)}
-    places = sorted({str(t.device) for t in found.values()})
-    return json_hash([repr(model), state_hash(model), tensor_hash(found), places])
+    tensors = {name: t for name, t in own.items() if not nn.parameter.is_lazy(t)}
+    devices = sorted({str(t.device) for t in tensors.values()})
+    return json_hash([repr(model), state_hash(model), tensor_hash(tensors), devices])
 
 
 def content_hash(value: Any) -> str | None:
-    """Return the SHA-256 of what data holds: nested tensors, arrays, numbers and text.
+    """Return the SHA-256 hash of data: nested tensors, arrays, numbers and text.
 
-    None if there is an object whose content cannot be seen (an image, a batch class) and it holds no tensor.
+    None if the data has no tensor but an object whose content is not accessible (an image, a batch class).
     """
     digest = hashlib.sha256()
     tensors, hidden = _read(value, digest)
@@ -71,7 +71,7 @@ def content_hash(value: Any) -> str | None:
 
 
 def _read(value: Any, digest: Any, depth: int = 0) -> tuple[int, int]:
-    """Feed a value to a hash; return how many tensors it holds, and how many objects that cannot be looked into."""
+    """Feed a value to a hash; return its number of tensors, and of objects whose content is not accessible."""
     parts: list[Any]
     if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
         digest.update(tensor_hash({"": value.resolve_conj().resolve_neg()}).encode())
@@ -99,5 +99,5 @@ def _read(value: Any, digest: Any, depth: int = 0) -> tuple[int, int]:
 
 
 def json_hash(value: Any) -> str:
-    """Return the SHA-256 of a JSON-ready value, whatever the order of its keys."""
+    """Return the SHA-256 hash of a JSON-ready value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,7 +1,8 @@
-"""Options that stand once: the fields of frozen records, with name, type, default, check, help and spelling.
+"""Options as fields of frozen records, each with its name, type, default, check, help and command-line flag.
 
-A field made by `option` knows all that Python, the command line and the documentation say of it. The command line adds
-its flags from `options_of`, `document` writes the record's docstring, and `options_table` the table of the docs.
+A field created by `option` holds everything that Python, the command line and the documentation say about it. The
+command line takes its flags from `options_of`, `document` writes the record's docstring, and `options_table` the table
+in the documentation.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ R = TypeVar("R")
 T = TypeVar("T", bound=type)
 
 Check = Callable[[str, Any], object]
-"""``check(name, value)`` raises `ConfigError` for a value that cannot be meant."""
+"""``check(name, value)`` raises `ConfigError` for an invalid value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,21 +29,21 @@ class Flag:
     Parameters
     ----------
     kind : type
-        What the command line reads, such as ``int``, ``str | None`` or ``list[str] | None``.
+        The type on the command line, such as ``int``, ``str | None`` or ``list[str] | None``.
     help : str
-        One sentence or two.
+        One or two sentences.
     default : object
-        Where the user gives nothing.
+        The default value.
     names : tuple of str
-        Spellings such as ``("--strategy", "-s")``; by default that of the name. None is a positional argument.
+        Spellings such as ``("--strategy", "-s")``, by default derived from the name. None is a positional argument.
     metavar : str or None
-        What stands for the value in the help.
+        The placeholder for the value in the help.
     least, most : int or None
         Range of a number.
     panel : str
         Heading in the help.
     parse : callable or None
-        Makes the record's value of what was read.
+        Converts the command line's value to the record's.
     """
 
     kind: Any
@@ -58,7 +59,7 @@ class Flag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """What is known of one option besides its name, type and default."""
+    """The metadata of one option, in addition to its name, type and default."""
 
     help: str
     check: Check | None
@@ -71,39 +72,31 @@ def option(default: Any, help: str, *, check: Check | None = None, flag: Flag | 
     Parameters
     ----------
     default : object
-        Its default, in Python and on the command line.
+        The default, in Python and on the command line.
     help : str
-        What it does, for the docstring, the command line and the docs.
+        The description in the docstring, the command line's help and the documentation.
     check : callable, optional
-        ``check(name, value)`` raises for a value that cannot be meant; None is always checked by it, too.
+        ``check(name, value)`` raises for an invalid value; None is checked like any other value.
     flag : Flag, optional
-        How the command line spells it; without one it is an option of Python alone.
+        The flag on the command line; without one, the option exists in Python only.
     """
     return dataclasses.field(default=default, metadata={"option": Option(help=help, check=check, flag=flag)})
 
 
 def options_of(record: Any) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
-    """Return the options of a record, or of its class, by name."""
+    """Return the fields and options of a record, or of its class, by name."""
     return {f.name: (f, f.metadata["option"]) for f in dataclasses.fields(record) if "option" in f.metadata}
 
 
 def check_options(record: Any) -> None:
-    """Raise for the first option of a record whose value cannot be meant."""
-    for name, (_, known) in options_of(record).items():
-        if known.check is not None:
-            known.check(name, getattr(record, name))
+    """Raise `ConfigError` for the first option of a record with an invalid value."""
+    for name, (_, described) in options_of(record).items():
+        if described.check is not None:
+            described.check(name, getattr(record, name))
 
 
 def options_from(record: type[R], values: Mapping[str, Any]) -> R:
-    """Return a record of options that were given by name.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such option; the nearest one is offered.
-    ConfigError
-        If a value cannot be meant.
-    """
+    """Return a record with options by name; raise `UnknownNameError` or `ConfigError` if they are invalid."""
     known = sorted(options_of(record))
     for name in values:
         if name not in known:
@@ -120,8 +113,9 @@ def given(record: Any) -> dict[str, Any]:
 def document(record: T) -> T:
     """Add the options of a record class to its docstring, as a numpydoc section."""
     lines = [record.__doc__ or "", "", "Parameters", "----------"]
-    for name, (field, known) in options_of(record).items():
-        lines += [f"{name} : {_type(field)}", f"    {known.help} The default is ``{field.default!r}``."]
+    for name, (field, described) in options_of(record).items():
+        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        lines += [f"{name} : {kind}", f"    {described.help} The default is ``{field.default!r}``."]
     record.__doc__ = "\n".join(lines)
     return record
 
@@ -129,26 +123,26 @@ def document(record: T) -> T:
 def options_table(record: Any) -> str:
     """Return the options of a record class as a Markdown table: Python, command line, default, help."""
     lines = ["| option | command line | default | what it does |", "|---|---|---|---|"]
-    for name, (field, known) in options_of(record).items():
-        flag = known.flag
+    for name, (field, described) in options_of(record).items():
+        flag = described.flag
         spelled = "" if flag is None else ", ".join(f"`{s}`" for s in spellings(name, flag))
-        help = known.help.replace("|", "\\|")
+        help = described.help.replace("|", "\\|")
         lines.append(f"| `{name}` | {spelled} | `{field.default!r}` | {help} |")
     return "\n".join(lines)
 
 
 def spellings(name: str, flag: Flag) -> tuple[str, ...]:
-    """Return how the command line spells an option."""
+    """Return the spellings of an option on the command line."""
     return flag.names or (f"--{name.replace('_', '-')}",)
 
 
 def boolean(name: str, value: object) -> None:
-    """Check a switch."""
+    """Check a boolean option."""
     require(isinstance(value, bool), name, value, "True or False")
 
 
 def integer(least: int, *, optional: bool = False) -> Check:
-    """Return the check of an integer of at least `least`, or None where that is allowed."""
+    """Return a check for integers of at least `least`, or None if `optional`."""
 
     def check(name: str, value: object) -> None:
         if value is None and optional:
@@ -158,12 +152,8 @@ def integer(least: int, *, optional: bool = False) -> Check:
     return check
 
 
-def _type(field: dataclasses.Field[Any]) -> str:
-    return field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-
-
 def _plain(value: Any) -> Any:
-    """Return a value as it comes out of JSON; what JSON cannot hold by its name."""
+    """Return a value in JSON's types; classes and other objects become text."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, type):

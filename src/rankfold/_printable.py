@@ -1,4 +1,4 @@
-"""Text from outside (names in files, models and data) made safe to show: no control character, no endless quotation."""
+"""Safe display of text from outside (names in files, models and data): no control characters, limited length."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import reprlib
 import unicodedata
 
 LONGEST = 2000
-"""Characters of a message; what is longer is cut in its middle."""
+"""Maximum number of characters of a message; a longer one is cut in the middle."""
 
 _QUOTE = 160
 
 
 def printable(text: str) -> str:
-    r"""Return text in which everything that a terminal or browser would obey is written out, such as ``\x1b``.
+    r"""Return text in which characters that a terminal or browser would interpret are escaped, such as ``\x1b``.
 
-    Kept are printable characters, spaces of any width and line feeds. Written out are control characters (escape
-    sequences, carriage returns, tabs), marks of direction, line and paragraph separators, and halves of surrogate
-    pairs, which cannot be written as UTF-8.
+    Printable characters, spaces of any width and line feeds are kept. Control characters (escape sequences, carriage
+    returns, tabs), directional marks, line and paragraph separators, and halves of surrogate pairs, which have no UTF-8
+    encoding, are escaped.
 
     Examples
     --------
@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, limit: int = LONGEST) -> str:
-    """Return text of at most `limit` characters: what is longer keeps its beginning and its end.
+    """Return text of at most `limit` characters; a longer one keeps its beginning and its end.
 
     Examples
     --------
@@ -38,14 +38,14 @@ def shortened(text: str, limit: int = LONGEST) -> str:
     """
     if len(text) <= limit:
         return text
-    kept = limit - 40  # the note in the middle, with a number of up to 9 digits
+    kept = limit - 40  # leaves space for the note, with a number of up to 9 digits
     tail = min(kept // 2, 600)
     left_out = len(text) - kept
     return f"{text[: kept - tail]} ... ({left_out} characters left out) ... {text[len(text) - tail :]}"
 
 
 def quoted(value: object, limit: int = _QUOTE) -> str:
-    """Return the `repr` of a value from outside in at most `limit` characters, however large and deep it is.
+    """Return the `repr` of a value from outside in at most `limit` characters, however large and nested it is.
 
     Examples
     --------
@@ -56,7 +56,7 @@ def quoted(value: object, limit: int = _QUOTE) -> str:
 
 
 def escaped(character: str) -> str:
-    """Return a character as Python writes it in a string: with a backslash, in ASCII."""
+    """Return a character as an ASCII escape sequence of Python."""
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 

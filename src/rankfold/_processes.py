@@ -1,4 +1,4 @@
-"""Work shared by the processes of ``accelerate launch`` or ``torchrun``; alone, all of it is one's own."""
+"""Work shared among the processes of ``accelerate launch`` or ``torchrun``; a single process does all of it."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ V = TypeVar("V")
 
 
 def own_share(items: Sequence[T]) -> list[T]:
-    """Return every n-th of the items, beginning with the process's own number; n processes take them all."""
+    """Return this process's share of the items, every n-th for n processes."""
     rank, world = _place()
     return list(items[rank::world])
 
 
 def merged(mine: Mapping[str, V]) -> dict[str, V]:
-    """Return what all processes found together; a call that all of them have to make."""
-    if _place()[1] == 1:
+    """Return the results of all processes together; all of them must call this."""
+    world = _place()[1]
+    if world == 1:
         return dict(mine)
-    found: list[Mapping[str, V]] = [{} for _ in range(_place()[1])]
-    torch.distributed.all_gather_object(found, dict(mine))
-    return {key: value for part in found for key, value in part.items()}
+    parts: list[Mapping[str, V]] = [{} for _ in range(world)]
+    torch.distributed.all_gather_object(parts, dict(mine))
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _place() -> tuple[int, int]:
-    """Return the number of this process and how many there are, joining them if they have just been launched."""
+    """Return the rank of this process and the number of processes; initialise the group if they were just launched."""
     distributed = torch.distributed
     if not distributed.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1
     if not distributed.is_initialized():
-        from accelerate import PartialState  # imported here: `import rankfold` must not pay for it
+        from accelerate import PartialState  # imported here, to keep `import rankfold` fast
 
         PartialState(cpu=not torch.accelerator.is_available())
     return distributed.get_rank(), distributed.get_world_size()

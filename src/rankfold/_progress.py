@@ -1,4 +1,4 @@
-"""Progress with an estimate of the time left, where it matters: bars in terminals and notebooks, else lines."""
+"""Progress with an estimate of the remaining time: bars in terminals and notebooks, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,23 +22,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DELAY_S = 2.0
-"""A bar appears after so long."""
-LINE_S = 60.0
-"""Where there are no bars, a line is written after so long and then as often."""
+DELAY_S = 2.0  # delay before a bar appears
+LINE_S = 60.0  # interval of lines, if there are no bars
 
 _clock = time.monotonic
 _logger = logging.getLogger("rankfold")
 
-# The display while there is one: nested loops share it, because a terminal has only one.
-_display: Progress | None = None
-
+_display: Progress | None = None  # shared by nested loops, because a terminal has only one
 _silent: ContextVar[bool] = ContextVar("_silent", default=False)
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Show no progress while the block runs, terminal or not."""
+    """Show no progress while the block runs."""
     token = _silent.set(True)
     try:
         yield
@@ -47,22 +43,21 @@ def silenced() -> Iterator[None]:
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items and show how far the loop is.
+    """Yield the items and show the progress of the loop.
 
-    In a terminal (the standard error stream) and in a notebook a bar appears with the first item
-    after `DELAY_S` seconds, and is erased when the loop ends, however it ends. Nested loops share
-    one display. Elsewhere one line a minute tells how far all loops are: it goes to the logger
-    ``rankfold`` at level INFO where that is enabled, and to the standard error stream otherwise. A
-    level that was set on that logger itself is kept to.
+    In a terminal (on standard error) and in a notebook, a bar appears with the first item after `DELAY_S` seconds and
+    is erased when the loop ends. Nested loops share one display. Elsewhere, one line per minute reports the progress of
+    all loops: to the logger ``rankfold`` if its level INFO is enabled, otherwise to standard error. A level set on that
+    logger itself is respected.
 
     Parameters
     ----------
     iterable : iterable
-        What to loop over.
+        The items.
     description : str
-        What the loop does, in the user's words.
+        The label of the loop.
     total : int or None
-        How many items there are; by default the iterable's length where it has one.
+        The number of items; by default the iterable's length, if it has one.
     """
     if _silent.get():
         yield from iterable
@@ -91,14 +86,14 @@ def _has_bars() -> bool:
         return True
     if "ipykernel" not in sys.modules and "google.colab" not in sys.modules:
         return False
-    from rich import get_console  # imported here, as in `_new_display`
+    from rich import get_console
 
     return get_console().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class _Loop:
-    """One loop that is running, and how far it is."""
+    """A running loop and its progress."""
 
     description: str
     total: int | None
@@ -106,7 +101,7 @@ class _Loop:
     done: int = 0
 
     def text(self, now: float) -> str:
-        """Return how far the loop is, and how long it is going to take."""
+        """Return the progress of the loop and the estimated remaining time."""
         seconds = now - self.start
         text = f"{self.description}: {self.done:,}" + (f" of {self.total:,}" if self.total else "")
         text += f", {_duration(seconds)}"
@@ -117,9 +112,9 @@ class _Loop:
 
 @dataclass(eq=False, slots=True)
 class _Lines:
-    """The lines of all loops together: no more than one in `LINE_S` seconds, however many loops there are."""
+    """The lines of all loops together: at most one in `LINE_S` seconds."""
 
-    loops: dict[int, list[_Loop]] = field(default_factory=dict)  # of every thread, the outermost first
+    loops: dict[int, list[_Loop]] = field(default_factory=dict)  # by thread, the outermost loop first
     due: float = 0.0
     seen: float = float("-inf")
 
@@ -127,7 +122,7 @@ class _Lines:
         """Yield the items and write a line whenever one is due."""
         thread = threading.get_ident()
         loop = _Loop(description=description, total=total, start=_clock())
-        if not self.loops and loop.start - self.seen >= LINE_S / 2:  # not the next step of the same work
+        if not self.loops and loop.start - self.seen >= LINE_S / 2:  # otherwise it continues recent work
             self.due = loop.start + LINE_S
         self.loops.setdefault(thread, []).append(loop)
         try:
@@ -155,7 +150,7 @@ _lines = _Lines()
 
 
 def _say(text: str) -> None:
-    if os.environ.get("RANK", "0") != "0":  # of the processes of one launch, the first one speaks
+    if os.environ.get("RANK", "0") != "0":  # only the first process of a launch reports
         return
     if _logger.isEnabledFor(logging.INFO) and _logger.hasHandlers():
         _logger.info(text)
@@ -172,7 +167,7 @@ def _duration(seconds: float) -> str:
 
 
 def _show(description: str, total: int | None) -> TaskID:
-    """Add a line to the display, which appears if need be, and return its id."""
+    """Add a bar to the display, creating it if necessary, and return the bar's id."""
     from rich.markup import escape
 
     global _display
@@ -184,7 +179,7 @@ def _show(description: str, total: int | None) -> TaskID:
 
 
 def _hide(task: TaskID) -> None:
-    """Remove a line from the display, which disappears with the last one."""
+    """Remove a bar from the display, which disappears with the last one."""
     global _display
     if _display is None:
         return
@@ -195,24 +190,16 @@ def _hide(task: TaskID) -> None:
 
 
 def _new_display() -> Progress:
-    # Imported here, so that only those who see the bar pay for rich.
+    from rich import progress  # imported here, so that rich is loaded only if a bar is shown
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left:"),
+        progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=False,

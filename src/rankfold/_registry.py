@@ -1,4 +1,4 @@
-"""One registry for every kind of plug-in: methods and strategies."""
+"""The registry of plug-ins: methods, strategies and loss terms."""
 
 from __future__ import annotations
 
@@ -22,33 +22,27 @@ T = TypeVar("T", bound=Plugin)
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[T]):
-    """A registered class, with one line on what it does."""
+    """A registered class with a one-line summary."""
 
     plugin: type[T]
     summary: str
 
 
 class Registry(Generic[T]):
-    """Named plug-ins of one kind.
-
-    Parameters
-    ----------
-    kind : str
-        The kind in the user's words; it appears in error messages.
-    """
+    """Named plug-ins of one `kind`, which error messages mention."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, Entry[T]] = {}
 
     def register(self, plugin: type[T], *, summary: str) -> None:
-        """Add a class under its `name`; a name that is taken raises ``ValueError`` (nothing is overwritten)."""
+        """Add a class under its `name`; raise ``ValueError`` if the name is taken."""
         if plugin.name in self._entries:
-            raise ValueError(f"{self.kind} {plugin.name!r} is registered already")
+            raise ValueError(f"{self.kind} {plugin.name!r} is already registered")
         self._entries[plugin.name] = Entry(plugin, summary)
 
     def entry(self, name: str) -> Entry[T]:
-        """Return the entry of `name`; raise `UnknownNameError` with the nearest name otherwise."""
+        """Return the entry of `name`; raise `UnknownNameError` if there is none."""
         if not isinstance(name, str) or name not in self._entries:
             raise UnknownNameError(self.kind, name, self.names())
         return self._entries[name]
@@ -77,7 +71,7 @@ class Registry(Generic[T]):
         if isinstance(spec, str) or all(type(spec) is not entry.plugin for entry in self):
             return build_config(self.entry(cast("str", spec)).plugin, options, owner=f"{self.kind} {spec!r}")
         if options is not None:
-            raise ConfigError(f"{self.kind} {spec.name!r} is given as an object: set its options there.")
+            raise ConfigError(f"{self.kind} {spec.name!r} is given as an object. Set its options there.")
         return spec
 
     def names(self, pattern: str = "*") -> list[str]:

@@ -1,7 +1,7 @@
-"""The state of a model: its parameters and persistent buffers under their own names, whatever its state dict says.
+"""The state of a model: its parameters and persistent buffers under their own names, independent of its state dict.
 
-Training repositories leave the frozen backbone out of ``state_dict()``, rename keys, or load with ``strict=False``.
-What a model computes with is in its modules, and that is what is read and written here.
+Training repositories omit a frozen backbone from ``state_dict()``, rename keys, or load with ``strict=False``. The
+functions here read and write the modules directly, because a model computes with what they contain.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ EXTRA = "_extra_state"
 
 
 def own_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and persistent buffer, detached, under every name that it has."""
-    found: dict[str, Tensor] = {}
+    """Return every parameter and persistent buffer, detached, under each of its names."""
+    state: dict[str, Tensor] = {}
     for path, module in _modules(model, "", frozenset()):
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and name not in module._non_persistent_buffers_set:
-                found[path + name] = tensor if nn.parameter.is_lazy(tensor) else tensor.detach()
-    return found
+                state[path + name] = tensor if nn.parameter.is_lazy(tensor) else tensor.detach()
+    return state
 
 
 def extra_state(model: nn.Module) -> dict[str, Any]:
-    """Return what the modules with a ``get_extra_state`` of their own keep beyond tensors, by the name of torch."""
+    """Return the extra state of every module that overrides ``get_extra_state``, by the key that torch uses."""
     return {
         path + EXTRA: module.get_extra_state()
         for path, module in _modules(model, "", frozenset())
@@ -36,9 +36,9 @@ def extra_state(model: nn.Module) -> dict[str, Any]:
 
 
 def buffer_owners(model: nn.Module) -> dict[str, str]:
-    """Return the class of the module that holds it for each persistent buffer, where that is no class of torch's.
+    """Return, for each persistent buffer outside of torch's modules, the class of the module that owns it.
 
-    Such a module may register a buffer, or fill one that is None, in its first forward pass; a new instance has not.
+    Such a module may register a buffer, or fill one that is None, only in its first forward pass.
     """
     return {
         path + name: type(module).__qualname__
@@ -50,16 +50,9 @@ def buffer_owners(model: nn.Module) -> dict[str, str]:
 
 
 def register_late_buffers_(model: nn.Module, state: Mapping[str, Any], owners: Mapping[str, str]) -> None:
-    """Give a model the buffers of a state that its modules register in their first forward pass, in place.
+    """Register in a new instance the buffers that its modules register only in their first forward pass.
 
-    Parameters
-    ----------
-    model : Module
-        A new instance.
-    state : mapping
-        Values by name.
-    owners : mapping
-        As `buffer_owners` gives them for the model that the state is of.
+    `state` maps names to values; `owners` is the result of `buffer_owners` for the model that the state comes from.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
     for path, module in list(_modules(model, "", frozenset())):
@@ -71,14 +64,14 @@ def register_late_buffers_(model: nn.Module, state: Mapping[str, Any], owners: M
 
 
 def load_state_(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Give a model the values of `own_state` and `extra_state` of one like it, in place.
+    """Load the `own_state` and `extra_state` of a model of the same architecture, in place.
 
-    The model's own ``load_state_dict`` runs first, as it may derive more from the values; whatever it skips, changes
-    or refuses is then written directly. Values are converted to the data type and device that the model has.
+    A customised ``load_state_dict`` runs first, because it may derive more from the values; everything it skips,
+    changes or rejects is then written directly. Values are converted to the model's data types and device.
     """
-    # It may expect other names, or refuse memory that overlaps: then nothing is derived, and nothing is lost. Torch's
-    # own, which takes time that grows with the square of the number of modules in one container, derives nothing.
-    if any(map(_loads_by_itself, model.modules())):
+    # A customised load_state_dict may fail, for other names or overlapping memory, without harm. Torch's own derives
+    # nothing, and its time grows with the square of the number of modules in one container.
+    if any(map(_is_customised, model.modules())):
         with contextlib.suppress(Exception):
             model.load_state_dict(dict(state))
     with torch.no_grad():
@@ -91,8 +84,8 @@ def load_state_(model: nn.Module, state: Mapping[str, Any]) -> None:
                 module.set_extra_state(state[path + EXTRA])
 
 
-def _loads_by_itself(module: nn.Module) -> bool:
-    """Whether loading a state dict may do more to a module than to copy values."""
+def _is_customised(module: nn.Module) -> bool:
+    """Return whether loading a state dict may do more to a module than copy values."""
     if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
         return True
     methods = (module.load_state_dict, module._load_from_state_dict)
@@ -100,7 +93,7 @@ def _loads_by_itself(module: nn.Module) -> bool:
 
 
 def _written(tensor: Tensor, value: Tensor) -> Any:
-    """Write a value into a tensor; return it, or a new one where its elements share memory."""
+    """Write a value into a tensor; return the tensor, or a new one if its elements share memory."""
     value = value.detach().to(dtype=tensor.dtype, device=tensor.device)
     if any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
         own = value.clone()
@@ -111,7 +104,7 @@ def _written(tensor: Tensor, value: Tensor) -> Any:
 
 
 def _modules(module: nn.Module, path: str, above: frozenset[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module under every path, with the path as the prefix of its names; circles are not followed."""
+    """Yield every module under every path, as the prefix of its names, without following cycles."""
     yield path, module
     for name, child in module._modules.items():
         if child is not None and child not in above and child is not module:

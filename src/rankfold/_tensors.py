@@ -1,4 +1,4 @@
-"""The tensors inside nested tuples, lists, mappings and dataclasses."""
+"""Access to the tensors inside nested tuples, lists, mappings and dataclasses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def tensors_of(obj: Any) -> list[Tensor]:
-    """Return every tensor inside an object, in order; a mapping is read in the order of its keys."""
+    """Return every tensor inside an object, in order."""
     if isinstance(obj, Tensor):
         return [obj]
     if isinstance(obj, Mapping):
@@ -25,26 +25,26 @@ def tensors_of(obj: Any) -> list[Tensor]:
 
 
 def float_tensors(obj: Any) -> list[Tensor]:
-    """Return every tensor of floating type inside an object, in order."""
+    """Return every floating-point tensor inside an object, in order."""
     return [tensor for tensor in tensors_of(obj) if tensor.is_floating_point()]
 
 
 def map_tensors(change: Callable[[Tensor], Any], obj: Any) -> Any:
-    """Return an object like this one with every tensor inside it changed; the object itself stays as it is."""
+    """Return a copy of an object with every tensor inside it replaced by `change(tensor)`."""
     return change(obj) if isinstance(obj, Tensor) else map_items(lambda item: map_tensors(change, item), obj)
 
 
 def map_items(change: Callable[[Any], Any], obj: Any) -> Any:
-    """Return a container like this one with every item changed; what `tensors_of` does not look into is shared."""
+    """Return a copy of a container with every item replaced by `change(item)`; other objects are returned unchanged."""
     if isinstance(obj, Mapping):
         items = {key: change(value) for key, value in obj.items()}
         if type(obj) is dict or not isinstance(obj, MutableMapping):
             return items
-        twin = copy.copy(obj)  # its class may have more to it, as the encodings of tokenizers do
+        twin = copy.copy(obj)  # its class may have further attributes, as the encodings of tokenizers do
         for key, value in items.items():
             twin[key] = value
         return twin
-    if isinstance(obj, tuple) and hasattr(obj, "_fields"):  # a named tuple takes them one by one
+    if isinstance(obj, tuple) and hasattr(obj, "_fields"):  # named tuples take one argument per item
         return type(obj)(*map(change, obj))
     if isinstance(obj, tuple | list):
         return (tuple if isinstance(obj, tuple) else list)(map(change, obj))
@@ -57,22 +57,22 @@ def map_items(change: Callable[[Any], Any], obj: Any) -> Any:
 
 
 def copied(tensors: Any) -> Any:
-    """Return inputs or outputs that may be changed in place without harm to those given."""
+    """Return a copy of inputs or outputs with cloned tensors."""
     return map_tensors(torch.clone, tensors)
 
 
 def detached(tensors: Any) -> Any:
-    """Return inputs or outputs without their graph."""
+    """Return inputs or outputs with detached tensors."""
     return map_tensors(torch.detach, tensors)
 
 
 def ordinary(tensors: Any) -> Any:
-    """Return a batch whose tensors autograd can keep: those made in inference mode are copied."""
+    """Return a batch whose tensors can be saved for backward: those created in inference mode are cloned."""
     return map_tensors(lambda t: t.clone() if t.is_inference() else t, tensors)
 
 
 def to_device(obj: Any, device: torch.device | str | None) -> Any:
-    """Return the object with every tensor inside it on the device; None leaves it as it is."""
+    """Return the object with every tensor inside it on the device; for None, the object itself."""
     return obj if device is None else map_tensors(lambda tensor: tensor.to(device), obj)
 
 

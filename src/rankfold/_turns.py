@@ -1,9 +1,9 @@
-"""One thread at a time works on models.
+"""Turns: only one thread at a time works on models.
 
-Running a model under hooks, switching modes and gradients, torch's switch of the fused attention and its random states
-belong to the whole process: two threads would disturb each other, on one model or on two. So every verb takes a turn
-for as long as it runs, and another thread that calls one waits. Within a thread, verbs may call verbs; so may threads
-that a user's metric starts, which the metric waits for. Plain forward passes take no turn.
+Hooks, train/eval modes, gradient flags, torch's switch for fused attention and random states are shared by the whole
+process, so two threads would interfere with each other even on different models. Every public function that runs or
+changes models therefore takes a turn while it runs, and other threads wait. Within a thread, turns nest. Threads that a
+user's metric starts, and waits for, may take turns as well. Plain forward passes take no turn.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PATIENCE = 60.0
-"""Seconds after which a thread that waits says so."""
+"""Seconds after which a waiting thread issues a warning."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Rest:
-    """A turn that is interrupted: whose, how deep in verbs, and the threads that were there before."""
+    """An interrupted turn: its owner, its nesting depth, and the threads that existed before."""
 
     owner: threading.Thread
     depth: int
@@ -36,7 +36,7 @@ class _Rest:
 
 
 class _Turns:
-    """Whose turn it is, how deep in its verbs that thread is, and in how many blocks that nobody may interrupt."""
+    """The owner of the turn, its nesting depth, and the number of its blocks that must not be interrupted."""
 
     def __init__(self) -> None:
         self.free = threading.Condition(threading.Lock())
@@ -57,9 +57,9 @@ class _Turns:
     def _tell_of_waiting(self) -> None:
         owner = self.owner or self.rests[-1].owner
         warnings.warn(
-            f"this thread waits for the thread {owner.name!r}, which has been working on models for {PATIENCE} s or "
-            "more: one thread at a time does. If that thread waits for this one (a data loader, a metric or a callback "
-            "that hands work to another thread), neither will end: call rankfold in the same thread there.",
+            f"this thread is waiting for the thread {owner.name!r}, which has been working on models for {PATIENCE} s "
+            "or more; only one thread at a time can. If that thread waits for this one (a data loader, a metric or a "
+            "callback that hands work to another thread), both are deadlocked: call rankfold in the same thread there.",
             RankfoldWarning,
             stacklevel=5,
         )
@@ -72,7 +72,7 @@ class _Turns:
                 self.free.notify_all()
 
     def rest(self) -> _Rest | None:
-        """Interrupt the turn for threads that are started from now on; None if this cannot be."""
+        """Interrupt the turn for threads that are started from now on; return None if that is not possible."""
         me = threading.current_thread()
         with self.free:
             if self.owner is not me or self.firm:
@@ -83,7 +83,7 @@ class _Turns:
         return rest
 
     def resume(self, rest: _Rest) -> None:
-        """Take up the turn again, after whoever came in between has finished."""
+        """Resume the turn after the threads in between have finished."""
         with self.free:
             while self.owner is not None or self.rests[-1] is not rest:
                 self.free.wait()
@@ -91,7 +91,7 @@ class _Turns:
             self.owner, self.depth = rest.owner, rest.depth
 
     def after_fork(self) -> None:
-        """In the child only the thread that forked is left: nobody else will ever give the turn back."""
+        """Release the turns of other threads in a forked child, where only the forking thread exists."""
         self.free = threading.Condition(threading.Lock())
         me = threading.current_thread()
         self.rests = [rest for rest in self.rests if rest.owner is me]
@@ -110,12 +110,9 @@ os.register_at_fork(after_in_child=_turns.after_fork)
 
 @contextmanager
 def turn(*, firm: bool = False) -> Iterator[None]:
-    """Wait until no other thread works on models, and keep them waiting during the block.
+    """Wait until no other thread works on models, and keep the others waiting during the block.
 
-    Parameters
-    ----------
-    firm : bool
-        Whether a model is in a state within the block that no other thread may see: then `resting` does nothing.
+    In a `firm` block, models are in a state that no other thread may see, so `resting` has no effect.
     """
     _turns.take()
     _turns.firm += firm
@@ -128,7 +125,7 @@ def turn(*, firm: bool = False) -> Iterator[None]:
 
 @contextmanager
 def resting() -> Iterator[None]:
-    """Let threads that are started during the block work on models: the user's code there may wait for them."""
+    """Let threads that are started during the block work on models, because the user's code may wait for them."""
     rest = _turns.rest()
     try:
         yield
@@ -138,7 +135,7 @@ def resting() -> Iterator[None]:
 
 
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function take a turn for as long as it runs."""
+    """Make a function take a turn while it runs."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:

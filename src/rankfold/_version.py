@@ -1,3 +1,3 @@
-"""The version, in the one place that packaging and provenance both read."""
+"""The version of rankfold, for packaging and provenance."""
 
 __version__ = "0.1.0"

@@ -64,7 +64,7 @@ def test_a_registered_term_is_known_by_its_name(dense: nn.Sequential, loader: Lo
         finetune(small, FineTune(data=loader, loss="features"))
     with pytest.raises(UnknownNameError, match="feature.*Did you mean 'features'"):
         FineTune(loss="feature")
-    with pytest.raises(ValueError, match="registered already"):
+    with pytest.raises(ValueError, match="already registered"):
         terms.register(Features, summary="")
 
 
