@@ -70,7 +70,7 @@ BAD = {
     "accuracy": (("--budget", "accuracy_drop<=1%"), "Use compress"),
     "evaluate without data": (("--evaluate", "3"), "Give --data"),
     "evaluate and not": (("--evaluate", "3", "--no-evaluate"), "exclude each other"),
-    "file": (("--out", "{folder}/sweep.pdf"), "must end in .html or .json or .md or .csv"),
+    "file": (("--out", "{folder}/sweep.pdf"), "must end in .html, .json, .md or .csv"),
     "unknown network": (("--points", "3"), "Did you mean"),
     "reconstruction": (("--reconstruct", "data"), "needs calibration data. Give --data"),
 }
