@@ -166,11 +166,15 @@ def _alike(given: Any, example: Any) -> bool:
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
     """Call the model with a tuple's or mapping's items as its arguments, or the one argument."""
-    if isinstance(inputs, tuple):
-        return model(*inputs)
+    args, kwargs = arguments(inputs)
+    return model(*args, **kwargs)
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a model's inputs as positional and keyword arguments."""
     if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(inputs)
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 def batch_size(inputs: Any) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.errors import ModelError, RankfoldWarning
-from rankfold.inventory import inspect, run_example, static_inventory, survey
+from rankfold.inventory import call_example, inspect, static_inventory, survey, undisturbed
 
 
 class Restless(nn.Module):
@@ -66,7 +66,8 @@ def test_everything_is_restored(fails: bool, training: bool) -> None:
             inspect(model, x)
     else:
         inspect(model, x)
-        run_example(model, x)
+        with undisturbed(model):
+            call_example(model, x)
     assert state(model) == before
 
 
@@ -104,7 +105,8 @@ def test_the_model_runs_in_eval_mode_without_gradients() -> None:
             return x
 
     seen: list[tuple[bool, bool]] = []
-    run_example(Seen(), torch.zeros(1))
+    with undisturbed(model := Seen()):
+        call_example(model, torch.zeros(1))
     assert seen == [(False, False)]
 
 

@@ -64,7 +64,9 @@ def test_a_convolution_of_another_function(changed: Callable[[], nn.Module], kep
         with pytest.raises(PlanMismatch):
             rf.load(folder, other)
         assert rf.load(folder, network(conv()))(X).shape == (2, 8, 9, 9)
-    with pytest.raises(PlanMismatch, match="layer '0' is Conv.*, but the plan was made for Conv2d 8->8 3x3 s1 g1, padding"):
+    with pytest.raises(
+        PlanMismatch, match="layer '0' is Conv.*, but the plan was made for Conv2d 8->8 3x3 s1 g1, padding"
+    ):
         rf.apply(other, made)
 
 
@@ -162,7 +164,9 @@ def test_data_types_are_no_difference(tmp_path: Path) -> None:
 def test_plans_of_earlier_versions_are_compared_as_far_as_they_tell() -> None:
     plan = rf.Plan(layers={"0": FACTORED}, fingerprint={"0": "Conv2d 8->8 3x3 s1 g1"})
     assert rf.apply(network(conv(padding=0)), plan)(X).shape == (2, 8, 7, 7)
-    with pytest.raises(PlanMismatch, match="layer '0' is Conv2d 8->8 3x3 s2 g1, but the plan was made for Conv2d 8->8 3x3"):
+    with pytest.raises(
+        PlanMismatch, match="layer '0' is Conv2d 8->8 3x3 s2 g1, but the plan was made for Conv2d 8->8 3x3"
+    ):
         rf.apply(network(conv(stride=2)), plan)
 
 

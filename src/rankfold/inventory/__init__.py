@@ -11,7 +11,6 @@ from rankfold.inventory.quiet import fused_attention_off as fused_attention_off
 from rankfold.inventory.quiet import measure as measure
 from rankfold.inventory.quiet import model_inputs as model_inputs
 from rankfold.inventory.quiet import run_batch as run_batch
-from rankfold.inventory.quiet import run_example as run_example
 from rankfold.inventory.quiet import undisturbed as undisturbed
 from rankfold.inventory.quiet import without_gradients as without_gradients
 from rankfold.inventory.state import KeptState as KeptState

@@ -51,30 +51,22 @@ def copy_model(model: nn.Module, *, instead: str | None = None) -> nn.Module:
 
 
 class Spare:
-    """One copy of a model, made when it is needed first, for all who need one.
-
-    Parameters
-    ----------
-    model : Module
-        Any model.
-    instead : str, optional
-        As for `copy_model`.
-    """
+    """A copy of a model that several functions use in turn, created on first use; the arguments are `copy_model`'s."""
 
     def __init__(self, model: nn.Module, *, instead: str | None = None) -> None:
         self._model, self._instead = model, instead
         self._copy: nn.Module | None = None
 
     def lend(self) -> nn.Module:
-        """Return the copy to someone who leaves it as it was."""
+        """Return the copy to a caller that leaves it unchanged."""
         if self._copy is None:
             self._copy = copy_model(self._model, instead=self._instead)
         return self._copy
 
     def give(self) -> nn.Module:
-        """Return the copy to someone who changes it; the next one gets another."""
-        given, self._copy = self.lend(), None
-        return given
+        """Return the copy to a caller that changes it; the next caller gets a new copy."""
+        copied, self._copy = self.lend(), None
+        return copied
 
 
 def _shared(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from rankfold.batches import arguments
 from rankfold.errors import ModelError
 from rankfold.inventory.quiet import describe, on_device_of, undisturbed
 from rankfold.inventory.sharing import Range, labelled_ranges, memory_range, overlapping, storage_pointer
@@ -51,7 +52,7 @@ def export_graph(model: nn.Module, example_input: Any) -> ExportedGraph:
 
     The model is traced once on fake tensors, without copying its weights, and left unchanged. Layers are identified by
     memory, not by name, so tied weights, repeated calls and weights computed by a parametrisation are found.
-    `example_input` is that of `run_example`.
+    `example_input` is that of `call_example`.
 
     Raises
     ------
@@ -74,21 +75,16 @@ def export_graph(model: nn.Module, example_input: Any) -> ExportedGraph:
 
 
 def _export(model: nn.Module, example: Any) -> torch.export.ExportedProgram:
-    args: tuple[Any, ...] = (example,)
-    kwargs: dict[str, Any] = {}
-    if isinstance(example, tuple):
-        args = example
-    elif isinstance(example, Mapping):
-        args, kwargs = (), dict(example)
+    args, kwargs = arguments(example)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs, strict=False)
-    except Exception as error:  # whatever the model's own code raises on fake tensors
+    except Exception as error:  # the model's own code may raise anything on fake tensors
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(
             f"the model cannot be exported on the example input, {describe(example)}: torch.export raised "
-            f"{type(error).__name__}: {reason}\nA bound on ram requires the model's graph, because the peak depends on "
+            f"{type(error).__name__}: {reason}\nA bound on ram needs the model's graph, because the peak depends on "
             "the order of all operations. Bound other resources, or remove the unsupported code from the model."
         ) from error
 
@@ -109,8 +105,8 @@ def _users(
                 if isinstance(value, Tensor):
                     memory.setdefault(_cell(value), held[node])
         elif node.op != "output" and all(operand in held for operand in node.all_input_nodes):
-            known = memory.get(_cell(value)) if isinstance(value, Tensor) else None
-            held[node] = _merged(held, node.all_input_nodes) if known is None else known
+            view = memory.get(_cell(value)) if isinstance(value, Tensor) else None
+            held[node] = _merged(held, node.all_input_nodes) if view is None else view
         elif getattr(getattr(node.target, "_schema", None), "name", None) in _PRODUCTS:
             weights = (overlapping(held[x], x.meta["val"]) for x in node.all_input_nodes if x in held)
             names = [name for operand in weights for _, _, name in operand]

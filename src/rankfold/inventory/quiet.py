@@ -137,8 +137,8 @@ def _saved_random_state(model: nn.Module) -> Iterator[None]:
             np.random.set_state(legacy)  # noqa: NPY002
 
 
-def run_example(model: nn.Module, example_input: Any) -> Any:
-    """Return what a model returns for an example input in eval mode; the model is left unchanged.
+def call_example(model: nn.Module, example_input: Any) -> Any:
+    """Return a model's detached output for a copy of an example input, in its present mode.
 
     Parameters
     ----------
@@ -153,12 +153,6 @@ def run_example(model: nn.Module, example_input: Any) -> Any:
     ModelError
         If the model fails; the message describes the example input and repeats the model's error.
     """
-    with undisturbed(model):
-        return call_example(model, example_input)
-
-
-def call_example(model: nn.Module, example_input: Any) -> Any:
-    """Call a model as `run_example` does, in its present mode, on a copy of the input."""
     try:
         return detached(call_model(model, copied(detached(on_device_of(model, example_input)))))
     except Exception as error:
@@ -176,18 +170,10 @@ def example_failure(which: str, example_input: Any, error: Exception) -> ModelEr
 
 
 def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False) -> Any:
-    """Call a model in its present mode on a copy of one batch's inputs, which it may change.
+    """Return a model's output for a copy of one batch's inputs, in its present mode.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model.
-    inputs : object
-        As `call_model` takes them, on the model's device.
-    what : str
-        The inputs in the user's words, such as ``"calibration batch 3"``.
-    graph : bool
-        Whether to keep the outputs' graph.
+    `what` names the inputs in the error message, such as ``"calibration batch 3"``. With `graph`, outputs keep their
+    graph.
 
     Raises
     ------

@@ -182,9 +182,8 @@ def _complete(model: nn.Module) -> Iterator[None]:
 
 
 def _same(tensor: Tensor, before: Tensor) -> bool:
-    if tensor.shape != before.shape or tensor.dtype != before.dtype:
-        return False
-    return torch.equal(tensor, before) or bool(((tensor == before) | (tensor.isnan() & before.isnan())).all())
+    alike = tensor.shape == before.shape and tensor.dtype == before.dtype
+    return alike and torch.allclose(tensor, before, rtol=0, atol=0, equal_nan=True)
 
 
 def _first_and_last(entries: Sequence[Entry], usage: Usage) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""The only code that changes a model: build blueprints, swap modules, undo."""
+"""Change models: build blueprints, replace modules, strip factored layers."""
 
 from rankfold.inventory.copying import copy_model as copy_model
 from rankfold.surgery.apply import apply_plan_ as apply_plan_
@@ -6,7 +6,6 @@ from rankfold.surgery.apply import check_plan as check_plan
 from rankfold.surgery.apply import factored_layers as factored_layers
 from rankfold.surgery.apply import plan_of as plan_of
 from rankfold.surgery.factored import Factored as Factored
-from rankfold.surgery.factored import FactoredConv as FactoredConv
 from rankfold.surgery.factored import FactoredLinear as FactoredLinear
 from rankfold.surgery.factored import build as build
 from rankfold.surgery.lossless import gauge as gauge

@@ -70,31 +70,11 @@ def apply_plan_(
     original: nn.Module | None = None,
     suspects: list[str] | None = None,
 ) -> nn.Module:
-    """Replace the planned layers in place; the model is unchanged if this raises.
+    """Replace the planned layers in place and return the model, or its replacement if it is itself the layer.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model.
-    plan : Plan
-        The plan.
-    moments : mapping or None
-        Second moments of the layers' inputs, by layer name; layers without an entry are factored by their weight
-        alone.
-    progress : callable
-        Wraps the iteration over the layer names.
-    original, suspects
-        See `exchange_`.
-
-    Returns
-    -------
-    nn.Module
-        The model, or its replacement if the model itself is the layer.
-
-    Raises
-    ------
-    RankfoldError
-        As for `check_plan` and `exchange_`.
+    The model is unchanged if this raises, as `check_plan` and `exchange_` do. `moments` are the second moments of the
+    layers' inputs by layer name; layers without an entry are factored by their weight alone. `progress` wraps the
+    iteration over the layer names. For `original` and `suspects`, see `exchange_`.
     """
     layers = check_plan(model, plan)
     moments = moments or {}

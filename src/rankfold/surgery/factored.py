@@ -63,9 +63,9 @@ class Bias(nn.Module):
 class Factored(nn.Sequential):
     """A layer replaced by stages that compute a low-rank approximation of it.
 
-    The forward pass is that of ``nn.Sequential`` over stock layers; no dense weight is ever rebuilt in it. For model
-    code that looks inside, `weight` and `bias` and the original layer's attributes can be read. A `weight` whose output
-    channels are multiples of those before can be assigned, and so can `bias`: that is how batch norms are folded.
+    The forward pass is that of ``nn.Sequential`` over stock layers and never builds the dense weight. Model code can
+    read `weight`, `bias` and the original layer's attributes. To fold batch norms it can assign `bias`, and a `weight`
+    whose output channels are multiples of the present ones.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Factored(nn.Sequential):
     choice : Choice
         Method, ranks and options.
     dtype, device : torch.dtype, torch.device
-        Of the parameters, which are left uninitialised.
+        Of the parameters, which are uninitialised.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Factored(nn.Sequential):
         self.choice = choice
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; `weight` and `bias` on the stages that hold them."""
+        """Set an attribute; `weight` and `bias` are set on the stages that hold them."""
         if name == "weight" and isinstance(value, Tensor):
             value = value.mT if self.info.input_first else value
             scale_outputs_(self._last, output_scales(self.dense_weight(), value, self.info), self.info)
@@ -100,12 +100,12 @@ class Factored(nn.Sequential):
             super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Register a parameter, but not the weight under another name, which is how ``torch.nn.utils.prune`` starts."""
+        """Register a parameter; raise for the computed weight, which ``torch.nn.utils.prune`` would register."""
         refuse_computed(param, name)
         super().register_parameter(name, param)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Refuse a checkpoint of the dense model, which ``strict=False`` would skip without a word."""
+        """Raise for a checkpoint of the dense model, which ``strict=False`` would silently skip."""
         if f"{prefix}weight" in state_dict:
             refuse_write(self.info.title, f"load_state_dict: {prefix}weight")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -123,16 +123,16 @@ class Factored(nn.Sequential):
     def weight(self) -> Tensor:
         """The approximated weight in the original layout, computed from the factors at every read; differentiable.
 
-        Writing to it raises `ComputedWeightError`, for it would be lost.
+        Writing to it raises `ComputedWeightError`, because the value would be lost.
         """
         return guarded(self.dense_weight(), self.info.title)
 
     def dense_weight(self) -> Tensor:
-        """Return the approximated weight in torch's layout, as `rankfold.inventory.layer_weight` has it."""
+        """Return the approximated weight in torch's layout, as `rankfold.inventory.layer_weight` does."""
         return compose(self.blueprint, self.info, stage_factors(self))
 
     def extra_repr(self) -> str:
-        """Show what was replaced, by what."""
+        """Show the replaced layer, the method and the ranks."""
         gauged = ", gauged" if self.choice.gauge else ""
         return f"{self.info.describe()}, {self.choice.method}{list(self.choice.ranks)}{gauged}"
 
@@ -148,7 +148,7 @@ class Factored(nn.Sequential):
 
 
 def _of_info(name: str, doc: str) -> property:
-    """Return a property that reads the replaced layer's settings, for model code that looks inside."""
+    """Return a property that reads a setting of the replaced layer, for model code that expects it."""
     return property(lambda module: getattr(module.info, name), doc=doc)
 
 
@@ -160,16 +160,16 @@ class FactoredLinear(Factored):
 
 
 class FactoredTensorLinear(FactoredLinear):
-    """A factored ``nn.Linear`` whose stages reshape their input: leading dimensions are put back at the end."""
+    """A factored ``nn.Linear`` whose stages reshape their input; leading dimensions are restored at the end."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``."""
-        # In a way that torch.fx traces and TorchScript compiles; an input of one dimension gets a second one.
+        # Written so that torch.fx can trace and TorchScript can compile it; a 1-d input gets a leading dimension.
         return super().forward(input).unflatten(0, input.unsqueeze(0).shape[:-1]).squeeze(0)
 
 
 class _InputFirst(FactoredLinear):
-    """What the ``Conv1D`` of transformers offers: its names, and its weight as ``(in, out)``."""
+    """The interface of transformers' ``Conv1D``: its attribute names, and the weight as ``(in, out)``."""
 
     @property
     def weight(self) -> Tensor:
@@ -202,27 +202,27 @@ class FactoredConv(Factored):
 
 
 def stage_factors(module: Factored) -> list[Tensor]:
-    """Return the factors of a layer as `build` takes them: canonical, of the stages that have any, in their order."""
+    """Return the canonical factors of a layer in the order of its stages, as `build` takes them."""
     stages = zip(module.blueprint.stages, module, strict=True)
     return [_canonical(stage, spec.factor_shape) for spec, stage in stages if spec.factor_shape is not None]
 
 
 def _canonical(stage: nn.Module, shape: Size) -> Tensor:
-    """Return the weight of a stage in canonical form: a parameter, or what its gauged factors compose to."""
+    """Return the weight of a stage in canonical form."""
     if isinstance(stage, Gauged):
         return stage.dense_weight().reshape(shape)
     if isinstance(stage, nn.modules.conv._ConvNd):
         return grouped(stage)
     if isinstance(stage, nn.Linear):
         return stage.weight
-    # An adapter or a quantised layer in the place of a linear one: what it makes of the identity, less its bias.
+    # An adapter or a quantised layer has replaced the linear layer: apply it to the identity, and subtract its bias.
     like = next(stage.parameters(), torch.empty(0))
     identity = torch.eye(shape[1], dtype=like.dtype, device=like.device)
     return (stage(identity) - stage(torch.zeros_like(identity))).mT
 
 
 def build_stage(spec: Stage, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Return the module of one stage, its weights uninitialised."""
+    """Return the module of one stage, with uninitialised weights."""
     match spec:
         case ConvSpec() | LinearSpec():
             return uninitialised(spec, bias=spec.bias, dtype=dtype, device=device)
@@ -249,21 +249,21 @@ def build(
     Parameters
     ----------
     blueprint : Blueprint
-        Its stages.
+        The stages.
     info, choice : LayerInfo, Choice
-        The replaced layer and what was decided; kept on the module.
+        The replaced layer and the choice for it, which the module stores.
     dtype, device : torch.dtype, torch.device
-        Of the new parameters.
+        Of the parameters.
     factors : sequence of Tensor or None
-        Canonical factors in the blueprint's order, which a gauged blueprint changes; None leaves the weights
-        uninitialised (for loading).
+        Canonical factors in the blueprint's order, of the plain stages even if the blueprint is gauged. If None, the
+        weights are uninitialised (for loading).
     bias : Tensor or None
         The layer's bias.
 
     Raises
     ------
     GaugeError
-        If gauged factors would not compute the same in this data type.
+        If the gauged factors would not compute the same in this data type.
     """
     kind: type[Factored] = FactoredConv
     if info.kind == "linear":
@@ -287,25 +287,20 @@ def build(
 
 
 def _fill(module: Factored, blueprint: Blueprint, factors: Sequence[Tensor | Gauge], bias: Tensor | None) -> None:
-    pending = list(factors)
-    for spec, stage in zip(blueprint.stages, module, strict=True):
-        if spec.factor_shape is None:
-            continue
-        factor = pending.pop(0)
+    stages = zip(blueprint.stages, module, strict=True)
+    filled = [(spec, stage) for spec, stage in stages if spec.factor_shape is not None]
+    for (spec, stage), factor in zip(filled, factors, strict=True):
         if isinstance(factor, Gauge):
             assert isinstance(stage, Gauged)
             stage.fill(factor)
             continue
+        assert isinstance(stage, nn.Linear | nn.modules.conv._ConvNd)
         if tuple(factor.shape) != spec.factor_shape:
             raise AssertionError(
-                f"stage {spec.name!r} wants {spec.factor_shape}, the method gave {tuple(factor.shape)}"
+                f"stage {spec.name!r} needs a factor of shape {spec.factor_shape}. The method returned "
+                f"{tuple(factor.shape)}."
             )
-        weight = stage.get_parameter("weight")
-        if isinstance(spec, ConvSpec):
-            factor = (factor.movedim(2, 1) if spec.transposed else factor).flatten(0, 1)
-        weight.copy_(factor)
-    if pending:
-        raise AssertionError(f"{len(pending)} factor(s) without a stage")
+        grouped(stage).copy_(factor)
     if module.bias is not None:
         assert bias is not None
         module.bias.copy_(bias)

@@ -16,21 +16,10 @@ LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.
 
 
 def gauge_factors(blueprint: Blueprint, factors: Sequence[Tensor]) -> tuple[list[Tensor | Gauge], float]:
-    """Fix the gauge at the bonds that a blueprint names.
+    """Fix the gauge at the bonds that a blueprint, a result of `gauge_blueprint`, names.
 
-    Parameters
-    ----------
-    blueprint : Blueprint
-        A result of `gauge_blueprint`.
-    factors : sequence of Tensor
-        Canonical factors of the plain blueprint, in its order.
-
-    Returns
-    -------
-    factors : list of Tensor or Gauge
-        In the blueprint's order: canonical factors of the plain stages, gauges of the gauged ones.
-    condition : float
-        The largest condition number of a block of pivots.
+    Takes the canonical factors of the plain blueprint. Returns, in the blueprint's order, canonical factors of plain
+    stages and gauges of gauged ones, and the largest condition number of a block of pivots.
     """
     specs = [spec for spec in blueprint.stages if spec.factor_shape is not None]
     # Linear factors get a group dimension of size 1.

@@ -51,7 +51,7 @@ class Refusal:
     def __init__(self, model: str, method: str, stripped: bool) -> None:
         self.model, self.method, self.stripped = model, method, stripped
 
-    def __call__(self, *args: object, **kwargs: object) -> None:  # noqa: ARG002 - whatever the method takes
+    def __call__(self, *args: object, **kwargs: object) -> None:  # noqa: ARG002 - the method's
         """Raise `ModelError`."""
         raise ModelError(
             f"{self.model}.{self.method} would write weights that from_pretrained cannot load: this model was "
