@@ -195,7 +195,8 @@ class Planner:
             rank_multiple=table_config.rank_multiple,
             judge=judge,
         )
-        posed = with_overrides(posed, search.overrides) if search.overrides else posed
+        if search.overrides:
+            posed = with_overrides(posed, search.overrides)
         return posed
 
     @functools.cached_property
@@ -258,7 +259,8 @@ class Planner:
         Proof(self.model, (), self.example_input).check(self.spare.lend())
 
     def forget(self) -> None:
-        """Free the second moments and what was measured."""
+        """Free the second moments, what was measured, and the copy."""
+        self.spare = Spare(self.model)
         for name in ("moments", "problem", "workbench"):
             self.__dict__.pop(name, None)
         if self.data is not None:
