@@ -8,10 +8,10 @@ the common level is such that the plan is of a given size. It is chosen from tho
 error, in every third plan among those of one method, drawn at random for each layer. So plans of one size differ in
 methods and in how they spread over layers, which is what a proxy is for. Each is applied with data-aware factors (the
 last ``--sequential`` of them also with sequential reconstruction), 1,024 unlabelled training images, BatchNorm left as
-it is, and its top-1 is counted on test images. A proxy's verdict on a plan is the sum of the damages of its candidates,
+it is, and its top-1 is counted on test images. A proxy's verdict on a plan is the sum of the losses of its candidates,
 as strategy ``compressnas`` adds them up.
 
-Printed is Spearman's rho between damage and error rate: over all plans, and within those of one size (their mean).
+Printed is Spearman's rho between loss and error rate: over all plans, and within those of one size (their mean).
 After ± stands the standard deviation over bootstrap samples of plans. Beside it stands the accuracy of the plans that
 the strategy makes with each proxy, on the same images, their factors found in the same way. For comparison, two
 measures that need the whole compressed network: the squared distance of its logits to the original's and their KL
@@ -138,15 +138,15 @@ class Bench:
         return {"kl": float(kl), "mse": float((ours - dense).square().sum() / dense.square().sum())}
 
     def judge_plans(self) -> None:
-        """Add up the damages of every proxy."""
-        judge = self.planner.problem.judge
-        assert judge is not None
+        """Add up the losses of every proxy."""
+        estimator = self.planner.problem.estimator
+        assert estimator is not None
         for proxy in self.args.proxies:
             start = time.process_time()
-            damages = judge.alone(ProxyConfig(proxy=proxy))
+            losses = estimator.single(ProxyConfig(proxy=proxy))
             print(proxy, f"{time.process_time() - start:.0f} s (less what the cache knew)", flush=True)
             for plan, picks in zip(self.plans, self.picks, strict=True):
-                plan[proxy] = sum(damages[n][p.method, p.ranks] for n, p in picks.items() if p is not None)
+                plan[proxy] = sum(losses[n][p.method, p.ranks] for n, p in picks.items() if p is not None)
         self.save_plans()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -160,15 +160,15 @@ class Bench:
                 if not measured:
                     continue
                 plans = [self.plans[i] for i in measured]
-                damage = np.array([p[mode][proxy] if proxy in WHOLE else p[proxy] for p in plans])
+                loss = np.array([p[mode][proxy] if proxy in WHOLE else p[proxy] for p in plans])
                 wrong = -np.array([sum(p[mode]["right"][: max(self.args.test // CHUNK, 1)]) for p in plans])
                 gone = np.array([self.args.gone[i % len(self.args.gone)] for i in measured])
                 after = "" if mode == "data" else ", sequential"
-                row[f"all {len(plans)} plans{after}"] = with_spread(rho, damage, wrong, gone, self.args.seed)
+                row[f"all {len(plans)} plans{after}"] = with_spread(rho, loss, wrong, gone, self.args.seed)
                 if mode == "data":
-                    row["of one size"] = with_spread(rho_within, damage, wrong, gone, self.args.seed)
+                    row["of one size"] = with_spread(rho_within, loss, wrong, gone, self.args.seed)
                     for g in sorted(set(gone)):
-                        row[f"{g} % gone"] = f"{rho(damage[gone == g], wrong[gone == g], gone):.2f}"
+                        row[f"{g} % gone"] = f"{rho(loss[gone == g], wrong[gone == g], gone):.2f}"
             if proxy in PROXIES:
                 row |= {f"its own plan, {g} % gone": accuracy for g, accuracy in self.own_plans(proxy).items()}
             rows.append(row)
@@ -246,25 +246,25 @@ def describe(table: CandidateTable, picks: Picks) -> dict[str, Any]:
     return {"gone": round(100 * share), "share gone": round(share, 4), "layers": layers}
 
 
-def rho(damage: Any, wrong: Any, gone: Any) -> float:  # noqa: ARG001
+def rho(loss: Any, wrong: Any, gone: Any) -> float:  # noqa: ARG001
     """Return Spearman's rank correlation."""
-    return float(np.asarray(spearmanr(damage, wrong))[0])
+    return float(np.asarray(spearmanr(loss, wrong))[0])
 
 
-def rho_within(damage: Any, wrong: Any, gone: Any) -> float:
+def rho_within(loss: Any, wrong: Any, gone: Any) -> float:
     """Return the mean of the rank correlations among plans of one size."""
-    return float(np.mean([rho(damage[gone == g], wrong[gone == g], g) for g in set(gone)]))
+    return float(np.mean([rho(loss[gone == g], wrong[gone == g], g) for g in set(gone)]))
 
 
-def with_spread(statistic: Any, damage: Any, wrong: Any, gone: Any, seed: int) -> str:
+def with_spread(statistic: Any, loss: Any, wrong: Any, gone: Any, seed: int) -> str:
     """Return a statistic and its standard deviation over bootstrap samples of the plans, drawn size by size."""
     random = np.random.default_rng(seed)
     groups = [np.flatnonzero(gone == g) for g in sorted(set(gone))]
     samples = []
     for _ in range(1000):
         chosen = np.concatenate([random.choice(group, len(group)) for group in groups])
-        samples.append(statistic(damage[chosen], wrong[chosen], gone[chosen]))
-    return f"{statistic(damage, wrong, gone):.3f} ± {np.std(samples):.3f}"
+        samples.append(statistic(loss[chosen], wrong[chosen], gone[chosen]))
+    return f"{statistic(loss, wrong, gone):.3f} ± {np.std(samples):.3f}"
 
 
 def _inputs(batch: Any) -> Tensor:

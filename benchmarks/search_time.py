@@ -79,7 +79,7 @@ def measure(name: str, model: nn.Module, example: Any, images: list[Any], proxy:
         "network": name,
         "proxy": proxy,
         "candidates": candidates,
-        "measured": planner.judge.measured,
+        "measured": planner.estimator.measured,
         "second moments, s": round(collected - start, 1),
         "table and plan, s": round(planned - collected, 1),
         "another budget, ms": round(1e3 * statistics.median(solves)),
@@ -94,7 +94,7 @@ def measure(name: str, model: nn.Module, example: Any, images: list[Any], proxy:
                 seen.append(split_batch(batch)[0])
                 shown += len(seen[-1])
         each = naive(model, list(planner.problem.table().rows), seen)
-        row["naive loop, measured, s"] = f"{each * planner.judge.measured:,.0f}"
+        row["naive loop, measured, s"] = f"{each * planner.estimator.measured:,.0f}"
         row["naive loop, all, s"] = f"{each * candidates:,.0f}"
     print(row, flush=True)
     return row

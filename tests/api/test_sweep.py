@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold.api import family
-from rankfold.candidates import Judge
+from rankfold.candidates import Estimator
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, UnknownNameError
 from rankfold.records import Budget
 from rankfold.reporting import MetricValue
@@ -64,13 +64,13 @@ class Distance:
 def alone(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of candidates of each measurement of a layer."""
     counts: list[int] = []
-    measure = Judge._stored
+    measure = Estimator._stored
 
-    def counted(self: Judge, name: str, candidates: Any, config: Any) -> list[float]:
+    def counted(self: Estimator, name: str, candidates: Any, config: Any) -> list[float]:
         counts.append(len(candidates))
         return measure(self, name, candidates, config)
 
-    monkeypatch.setattr(Judge, "_stored", counted)
+    monkeypatch.setattr(Estimator, "_stored", counted)
     return counts
 
 
@@ -100,7 +100,7 @@ def test_twenty_points_from_one_table(alone: list[int]) -> None:
 @pytest.mark.parametrize("data", [True, False])
 def test_a_larger_budget_damages_less_and_none_is_exceeded(resource: str, data: bool) -> None:
     found = rf.sweep(cnn(), X, resource=resource, points=20, calibration=batches() if data else None)
-    damages = [point.damage for point in found.points]
+    damages = [point.predicted_loss for point in found.points]
     assert None not in damages
     assert damages == sorted(damages, reverse=True)
     assert len(set(damages)) > 10
@@ -175,21 +175,21 @@ def test_other_strategies(strategy: str) -> None:
     for point in found.points:
         assert point.plan == rf.plan(cnn(), X, budget=point.budget, strategy=strategy)
         errors = [choice.error or 0.0 for choice in point.plan.factored.values()]
-        assert point.damage == pytest.approx(sum(e**2 for e in errors))
+        assert point.predicted_loss == pytest.approx(sum(e**2 for e in errors))
     best = rf.sweep(cnn(), X, points=5, limits=(0.4, 0.9))
     pairs = zip(best.points, found.points, strict=True)
-    assert all((b.damage or 0.0) <= (p.damage or 0.0) for b, p in pairs)
+    assert all((b.predicted_loss or 0.0) <= (p.predicted_loss or 0.0) for b, p in pairs)
 
 
 def test_the_front_is_what_no_point_beats() -> None:
     found = rf.sweep(cnn(), X, points=8, strategy="uniform", limits=(0.3, 0.9))
-    worse = replace(found.points[2], budget="other", damage=1e6)
+    worse = replace(found.points[2], budget="other", predicted_loss=1e6)
     twin = replace(found.points[3], budget="twin")
     mixed = replace(found, points=(worse, *found.points, twin))
 
     def beaten(point: Any) -> bool:
-        mine = (mixed.amount(point), point.damage)
-        others = [(mixed.amount(p), p.damage) for p in mixed.feasible]
+        mine = (mixed.amount(point), point.predicted_loss)
+        others = [(mixed.amount(p), p.predicted_loss) for p in mixed.feasible]
         return any(o != mine and o[0] <= mine[0] and o[1] <= mine[1] for o in others)
 
     front = mixed.front()

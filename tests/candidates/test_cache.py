@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold.candidates import Judge
+from rankfold.candidates import Estimator
 from rankfold.candidates.cache import Cache
-from rankfold.candidates.judge import as_damages
+from rankfold.candidates.estimator import as_losses
 from rankfold.errors import RankfoldError, RankfoldWarning
 
 KEY = {"layer": "fc", "candidates": [["svd", [3], {"modes": (1, 2)}]], "seed": 1}
@@ -41,7 +41,7 @@ def _edit(**changes: Any) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "loss",
     [
         lambda text: text[:-5], lambda text: "", lambda text: "[]", lambda text: "null", lambda text: "\x00\x01",
         _edit(version=1), _edit(key={}), _edit(value=None), _edit(value=[0.1]), _edit(value=[0.1, "0.2"]),
@@ -49,18 +49,18 @@ def _edit(**changes: Any) -> Callable[[str], str]:
         _edit(value=[0.1, -1.0]), _edit(value={"0": 0.1, "1": 0.2}),
     ],
 )  # fmt: skip
-def test_damaged_and_foreign_files_do_not_count(tmp_path: Path, damage: Callable[[str], str]) -> None:
+def test_damaged_and_foreign_files_do_not_count(tmp_path: Path, loss: Callable[[str], str]) -> None:
     cache = Cache(tmp_path)
     cache.put(KEY, [0.1, 0.2])
     (file,) = tmp_path.iterdir()
     text = file.read_text()
-    file.write_text(damage(text))
-    assert as_damages(cache.get(KEY), 2) is None
+    file.write_text(loss(text))
+    assert as_losses(cache.get(KEY), 2) is None
     cache.put(KEY, [0.3, 0.4])
-    assert as_damages(cache.get(KEY), 2) == [0.3, 0.4]
+    assert as_losses(cache.get(KEY), 2) == [0.3, 0.4]
     file.unlink()
     file.mkdir()
-    assert as_damages(cache.get(KEY), 2) is None
+    assert as_losses(cache.get(KEY), 2) is None
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
@@ -82,13 +82,13 @@ class Search:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         self.cache, self.judges = cache, []
-        start = Judge.__init__
+        start = Estimator.__init__
 
-        def watched(judge: Judge, *args: Any, **kwargs: Any) -> None:
+        def watched(judge: Estimator, *args: Any, **kwargs: Any) -> None:
             start(judge, *args, **kwargs)
             self.judges.append(judge)
 
-        monkeypatch.setattr(Judge, "__init__", watched)
+        monkeypatch.setattr(Estimator, "__init__", watched)
 
     def __call__(self, net: nn.Module, data: list[torch.Tensor], budget: str = "params<=60%", **options: Any) -> Any:
         options = {"methods": "svd"} | options
@@ -120,7 +120,7 @@ def test_another_problem_measures_anew(tmp_path: Path, monkeypatch: pytest.Monke
     measured = search(net, data)[1]
     other = network()
     with torch.no_grad():
-        other[4].bias[0] += 1  # of one layer, but every damage depends on it
+        other[4].bias[0] += 1  # of one layer, but every loss depends on it
     assert search(other, data)[1] == measured
     dropped = network()
     dropped[3] = nn.Identity()

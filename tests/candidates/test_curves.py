@@ -50,30 +50,30 @@ def test_what_is_read_off_grows_with_the_error(row: list[Candidate], points: int
     chosen = representatives(row, points)
     values = st.floats(0, 1e6)
     measured = {i: data.draw(values) for i in chosen}
-    damages = read_off(row, measured)
-    assert len(damages) == len(row)
+    losses = read_off(row, measured)
+    assert len(losses) == len(row)
     for method in {c.method for c in row}:
         members = sorted(of(row, method), key=lambda i: row[i].error)
-        assert all(damages[i] == 0 for i in members if row[i].error == 0)
+        assert all(losses[i] == 0 for i in members if row[i].error == 0)
         for a, b in itertools.pairwise(members):
-            assert damages[a] <= damages[b] * (1 + 1e-9)
+            assert losses[a] <= losses[b] * (1 + 1e-9)
         highest = 0.0
         for i in [i for i in members if i in measured]:
             highest = max(highest, measured[i])
             if row[i].error > 1e-9:
-                assert damages[i] == pytest.approx(max(highest, 1e-18), rel=1e-9), "as measured, but for dips"
+                assert losses[i] == pytest.approx(max(highest, 1e-18), rel=1e-9), "as measured, but for dips"
 
 
 def test_between_two_it_is_a_power_and_beyond_them_a_square() -> None:
     row = [candidate("svd", 10 - i, error) for i, error in enumerate((0.01, 0.1, 0.2, 0.4, 0.8))]
-    damages = read_off(row, {1: 0.05, 3: 0.05 * 4**1.5})
-    assert damages == pytest.approx((0.05 / 100, 0.05, 0.05 * 2**1.5, 0.05 * 4**1.5, 0.05 * 4**1.5 * 4), rel=1e-9)
+    losses = read_off(row, {1: 0.05, 3: 0.05 * 4**1.5})
+    assert losses == pytest.approx((0.05 / 100, 0.05, 0.05 * 2**1.5, 0.05 * 4**1.5, 0.05 * 4**1.5 * 4), rel=1e-9)
 
 
 def test_methods_have_curves_of_their_own() -> None:
     row = [candidate("svd", 3, 0.1), candidate("tucker", 3, 0.1), candidate("svd", 1, 0.2), candidate("tucker", 1, 0.2)]
-    damages = read_off(row, {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4})
-    assert damages == pytest.approx((0.1, 0.2, 0.3, 0.4))
+    losses = read_off(row, {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4})
+    assert losses == pytest.approx((0.1, 0.2, 0.3, 0.4))
 
 
 def test_a_dip_is_levelled() -> None:

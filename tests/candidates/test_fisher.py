@@ -1,4 +1,4 @@
-"""The proxy from gradients: against the exact Jacobian, and against the measured damage of small changes."""
+"""The proxy from gradients: against the exact Jacobian, and against the measured loss of small changes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def convolutional() -> nn.Module:
 def exact(model: nn.Module, name: str, batches: Sequence[Tensor], weights: Sequence[Tensor]) -> list[float]:
     """Return ||J d||^2 relative to the outputs' energy, J being built entry by entry."""
     parameter = dict(model.named_parameters())[f"{name}.weight"]
-    damages = [0.0] * len(weights)
+    losses = [0.0] * len(weights)
     energy = 0.0
     for batch in batches:
         outputs = model(batch).flatten()
@@ -71,8 +71,8 @@ def exact(model: nn.Module, name: str, batches: Sequence[Tensor], weights: Seque
         energy += float(outputs.detach().square().sum())
         for i, weight in enumerate(weights):
             change = (weight - parameter).detach().flatten()
-            damages[i] += float((torch.stack(rows) @ change).square().sum())
-    return [damage / energy for damage in damages]
+            losses[i] += float((torch.stack(rows) @ change).square().sum())
+    return [loss / energy for loss in losses]
 
 
 @pytest.mark.parametrize("name", ["0", "2", "4"])

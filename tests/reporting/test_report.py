@@ -157,7 +157,7 @@ def test_load_refuses_what_is_not_there_or_no_text(tmp_path: Path) -> None:
 def test_what_a_search_found_is_shown(small: Report) -> None:
     """The proxy, the predicted loss and the rounds of a search stand where the plan's origin does."""
     origin = Provenance(
-        strategy="compressnas", search={"proxy": "network", "damage": 0.123456, "together": [0.5, 0.25]}
+        strategy="compressnas", search={"proxy": "network", "predicted_loss": 0.123456, "together": [0.5, 0.25]}
     )
     rows = dict(provenance_rows(replace(small, provenance=origin)))
     assert rows["search"] == "proxy network, predicted loss 0.1235, together 0.5 → 0.25"

@@ -33,7 +33,7 @@ def sweep() -> Sweep:
     net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
     found = rf.sweep(net, torch.randn(1, 32), points=6, name=HOSTILE, strategy=rf.CompressNAS(proxy="weight"))
     points = [replace(p, metric=0.9 - 0.1 / (i + 1)) for i, p in enumerate(found.points)]
-    points[1] = replace(points[1], damage=3.0)
+    points[1] = replace(points[1], predicted_loss=3.0)
     points[2] = replace(points[2], metric=None, folder="models/one")
     lost = SweepPoint(budget="params<=0.1%", reason="budget 'params<=0.1%' cannot be met.\n  resource asked")
     return replace(found, points=(lost, *points), metric=MetricValue(name="top-1", dense=0.92, samples=500))
@@ -88,7 +88,7 @@ def test_the_page_shows_the_front_and_needs_nothing_else(sweep: Sweep) -> None:
     tips = ["".join(title.itertext()) for title in damage.iter("title")]
     assert len(tips) == 6
     assert tips[0].startswith(f"budget {sweep.points[1].budget}".replace("<=", " ≤ ").replace("%", " %"))
-    assert f"predicted loss {sweep.points[1].damage:.3g}" in tips[0]
+    assert f"predicted loss {sweep.points[1].predicted_loss:.3g}" in tips[0]
     assert "top-1 80.00 %" in tips[0]
     dots = [dot.get("class") for dot in damage.iter("circle")]
     assert dots == ["dot loss", "dot kept", *["dot loss"] * 4]
@@ -106,7 +106,7 @@ def test_points_lie_where_their_numbers_say(sweep: Sweep) -> None:
     steps = zip(itertools.pairwise(dots), itertools.pairwise(shares), strict=True)
     slopes = [(b[0] - a[0]) / (t - s) for (a, b), (s, t) in steps]
     assert max(slopes) - min(slopes) < 1
-    by_damage = sorted(zip(sweep.feasible, dots, strict=True), key=lambda pair: pair[0].damage or 0.0)
+    by_damage = sorted(zip(sweep.feasible, dots, strict=True), key=lambda pair: pair[0].predicted_loss or 0.0)
     heights = [y for _, (_, y) in by_damage]
     assert heights == sorted(heights, reverse=True)
     assert all(0 <= x <= 1040 for x, _ in dots)
@@ -115,7 +115,7 @@ def test_points_lie_where_their_numbers_say(sweep: Sweep) -> None:
 
 @pytest.mark.parametrize("damages", [(0.0, 0.0), (0.0, 1e-9), (5.0, 5.0), (1e-30, 1e30)])
 def test_any_damage_can_be_drawn(sweep: Sweep, damages: tuple[float, float]) -> None:
-    points = [replace(p, damage=d) for p, d in zip(sweep.feasible[:2], damages, strict=True)]
+    points = [replace(p, predicted_loss=d) for p, d in zip(sweep.feasible[:2], damages, strict=True)]
     (chart, _) = drawings(replace(sweep, points=tuple(points)).to_html())
     assert all(0 <= float(dot.get("cy", -1)) <= 301 for dot in chart.iter("circle"))
     assert len(list(chart.iter("text"))) < 40
@@ -160,7 +160,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no version": (lambda d: d.pop("version"), "None"),
     "no points": (lambda d: d.pop("points"), "points must be a list"),
     "a point that is none": (lambda d: d["points"].append(3), "points must be a list of objects"),
-    "a damage in words": (lambda d: d["points"][1].update(damage="much"), r"points\[1\].damage"),
+    "a damage in words": (lambda d: d["points"][1].update(predicted_loss="much"), r"points\[1\].predicted_loss"),
     "a plan that is none": (lambda d: d["points"][1].update(plan={"a": 1}), r"points\[1\].plan"),
     "a plan without its cost": (lambda d: d["points"][1].update(cost=None), "without its cost"),
     "no budget": (lambda d: d["points"][1].pop("budget"), "has no 'budget'"),

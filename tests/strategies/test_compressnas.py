@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold import strategies
-from rankfold.candidates import Judge, ProxyConfig, TableConfig, build_table
+from rankfold.candidates import Estimator, ProxyConfig, TableConfig, build_table
 from rankfold.candidates.network import NetworkProxy
 from rankfold.cost import Pricing
 from rankfold.errors import ConfigError, InfeasibleBudget, UnknownNameError
@@ -63,8 +63,10 @@ def pose(model: nn.Module, points: int, methods: tuple[str, ...], **options: Any
     """Return a problem with a small table, judged by the network."""
     pricing, weight = Pricing.of(inspect(model, X)), partial(layer_weight, model)
     table = build_table(pricing, weight, TableConfig(methods=methods, points=points), **options)
-    judge = Judge(model, pricing.inventory, lambda: table, weight_table=lambda: table, batches=images(), moments=None)
-    return Problem(pricing=pricing, table=lambda: table, weight=weight, methods=methods, judge=judge, **options)
+    estimator = Estimator(
+        model, pricing.inventory, lambda: table, weight_table=lambda: table, batches=images(), moments=None
+    )
+    return Problem(pricing=pricing, table=lambda: table, weight=weight, methods=methods, estimator=estimator, **options)
 
 
 def counted(model: nn.Module, plan: Plan) -> Cost:
@@ -85,9 +87,9 @@ def test_equals_brute_force(budget: str) -> None:
     model = network()
     problem = replace(pose(model, 3, ("svd",)), budget=Budget.parse(budget))
     table, strategy = problem.table(), strategies.get("compressnas")
-    assert problem.judge is not None
+    assert problem.estimator is not None
     assert problem.budget is not None
-    damages = problem.judge.alone(ProxyConfig())
+    losses = problem.estimator.single(ProxyConfig())
     best = float("inf")
     choices = [[None, *row] for row in table.rows.values()]
     within = 0
@@ -95,16 +97,16 @@ def test_equals_brute_force(budget: str) -> None:
         picks = [c for c in chosen if c is not None]
         if not problem.budget.exceeded(table.cost(picks), table.total):
             within += 1
-            best = min(best, sum(damages[c.layer][c.method, c.ranks] for c in picks))
+            best = min(best, sum(losses[c.layer][c.method, c.ranks] for c in picks))
     assert 10 < within < len(list(itertools.product(*choices)))
     plan = strategy.plan(problem)
     chosen = picks_of(table, plan)
-    assert sum(damages[c.layer][c.method, c.ranks] for c in chosen) == pytest.approx(best, rel=1e-9)
+    assert sum(losses[c.layer][c.method, c.ranks] for c in chosen) == pytest.approx(best, rel=1e-9)
     search = plan.provenance.search
     assert search["proxy"] == "network"
-    assert search["damage"] == pytest.approx(best, rel=1e-9)
+    assert search["predicted_loss"] == pytest.approx(best, rel=1e-9)
     assert search["bound"] == pytest.approx(best, rel=1e-6)
-    assert search["bound"] <= search["damage"]
+    assert search["bound"] <= search["predicted_loss"]
     assert not problem.budget.exceeded(counted(model, plan), table.total)
 
 
@@ -122,9 +124,9 @@ def test_damage_falls_as_the_budget_grows(resource: str, calibrated: bool) -> No
         else:
             plans.append(rf.plan(model, X, budget=budget))
         assert not budget.exceeded(counted(model, plans[-1]), before)
-    damage = [plan.provenance.search["damage"] for plan in plans]
-    assert damage == sorted(damage, reverse=True)
-    assert len(set(damage)) == 5
+    loss = [plan.provenance.search["predicted_loss"] for plan in plans]
+    assert loss == sorted(loss, reverse=True)
+    assert len(set(loss)) == 5
     assert {plan.provenance.search["proxy"] for plan in plans} == {"network" if calibrated else "weight"}
 
 
@@ -147,8 +149,8 @@ def test_without_a_budget_the_tolerance_decides(proxy: str, tolerance: float) ->
     model = network()
     options: dict[str, Any] = {"calibration": images(), "methods": "svd"}
     plan = rf.plan(model, X, strategy=rf.CompressNAS(proxy=proxy, points=4, tolerance=tolerance), **options)
-    damage = plan.provenance.search["damage"]
-    assert damage <= tolerance
+    loss = plan.provenance.search["predicted_loss"]
+    assert loss <= tolerance
     params, total = counted(model, plan).params, inspect(model, X).total.params
     if not plan.factored:
         return
@@ -157,7 +159,7 @@ def test_without_a_budget_the_tolerance_decides(proxy: str, tolerance: float) ->
         other = rf.plan(model, X, budget=tighter, strategy=rf.CompressNAS(proxy=proxy, points=4), **options)
     except InfeasibleBudget:
         return
-    assert other.provenance.search["damage"] > tolerance, "fewer parameters would be tolerable"
+    assert other.provenance.search["predicted_loss"] > tolerance, "fewer parameters would be tolerable"
 
 
 @pytest.mark.parametrize("fixed", [{}, {"conv1": ("svd", 2)}])
@@ -218,13 +220,13 @@ def test_fixed_and_kept_layers() -> None:
 
 def test_gauged_candidates_buy_less_damage() -> None:
     model = network()
-    damage = {}
+    loss = {}
     for gauge in (True, False):
         plan = rf.plan(model, X, budget="params<=50%", gauge=gauge)
         assert not Budget.parse("params<=50%").exceeded(counted(model, plan), inspect(model, X).total)
         assert any(choice.gauge for choice in plan.factored.values()) == gauge
-        damage[gauge] = plan.provenance.search["damage"]
-    assert damage[True] < damage[False]
+        loss[gauge] = plan.provenance.search["predicted_loss"]
+    assert loss[True] < loss[False]
 
 
 def test_bounds_that_cannot_be_met_together() -> None:
@@ -250,8 +252,11 @@ def test_a_layer_that_takes_too_much_ram_may_not_be_kept() -> None:
     both = rf.plan(model, X, budget="ram<=60%, params<=40%")
     assert "2" in both.factored
     assert counted(model, both).params <= 0.4 * inspect(model, X).total.params
-    assert both.provenance.search["damage"] > plan.provenance.search["damage"]
-    assert rf.plan(model, X, budget="params<=99%").provenance.search["damage"] < plan.provenance.search["damage"]
+    assert both.provenance.search["predicted_loss"] > plan.provenance.search["predicted_loss"]
+    assert (
+        rf.plan(model, X, budget="params<=99%").provenance.search["predicted_loss"]
+        < plan.provenance.search["predicted_loss"]
+    )
     rounds = rf.plan(model, X, budget="ram<=75%", calibration=images(), strategy=rf.CompressNAS(points=3, rounds=1))
     assert set(rounds.factored) == {"2"}
     with pytest.raises(InfeasibleBudget):
@@ -288,15 +293,15 @@ def test_what_is_wrong_is_said(options: dict[str, Any], error: type[Exception], 
         search(**options)
 
 
-def test_without_a_judge() -> None:
-    problem = replace(pose(network(), 3, ("svd",)), judge=None)
-    with pytest.raises(ConfigError, match="needs a judge"):
+def test_without_an_estimator() -> None:
+    problem = replace(pose(network(), 3, ("svd",)), estimator=None)
+    with pytest.raises(ConfigError, match="needs an estimator"):
         strategies.get("compressnas").plan(problem)
 
 
 def test_options_are_those_of_the_proxy_and_more() -> None:
     config = CompressNAS(proxy="network", samples=3, points=4, taps=("a",), rounds=2)
-    assert config.judging == ProxyConfig(proxy="network", samples=3, points=4, taps=("a",))
+    assert config.proxy_options == ProxyConfig(proxy="network", samples=3, points=4, taps=("a",))
 
 
 def test_rounds_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

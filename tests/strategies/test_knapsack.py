@@ -25,15 +25,15 @@ SLACK = 1 + 1e-12  # rounding of float sums
 RESOLUTION = Fraction(1, 100)  # of a sum of cost shares, for each resource
 
 
-def options(damage: list[float], costs: list[list[int]] | list[int]) -> Options:
+def options(loss: list[float], costs: list[list[int]] | list[int]) -> Options:
     table = np.array(costs, dtype=np.int64)
-    return Options(damage=np.array(damage, dtype=np.float64), costs=table.reshape(len(damage), -1))
+    return Options(loss=np.array(loss, dtype=np.float64), costs=table.reshape(len(loss), -1))
 
 
 @dataclass(frozen=True)
 class Choice:
     picks: tuple[int, ...]
-    damage: Fraction
+    loss: Fraction
     share: Fraction
 
 
@@ -43,14 +43,14 @@ def choices(layers: list[Options], limits: list[int]) -> list[Choice]:
     for picks in itertools.product(*(undominated(layer) for layer in layers)):
         sums = [sum(int(x.costs[i, k]) for x, i in zip(layers, picks, strict=True)) for k in range(len(limits))]
         if all(s <= most for s, most in zip(sums, limits, strict=True)):
-            damage = sum((Fraction(float(x.damage[i])) for x, i in zip(layers, picks, strict=True)), Fraction(0))
+            loss = sum((Fraction(float(x.loss[i])) for x, i in zip(layers, picks, strict=True)), Fraction(0))
             share = sum((Fraction(s, max(most, 1)) for s, most in zip(sums, limits, strict=True)), Fraction(0))
-            found.append(Choice(picks, damage, share))
+            found.append(Choice(picks, loss, share))
     return found
 
 
 def undominated(layer: Options) -> list[int]:
-    rows = [(float(d), *map(int, c)) for d, c in zip(layer.damage, layer.costs, strict=True)]
+    rows = [(float(d), *map(int, c)) for d, c in zip(layer.loss, layer.costs, strict=True)]
     return [
         j
         for j, b in enumerate(rows)
@@ -61,7 +61,7 @@ def undominated(layer: Options) -> list[int]:
 
 
 def check(layers: list[Options], limits: list[int]) -> Solution | None:
-    """Solve, and compare with brute force: damage, limits, ties, bound."""
+    """Solve, and compare with brute force: loss, limits, ties, bound."""
     got, found = solve(layers, limits), choices(layers, limits)
     if not found:
         assert got is None
@@ -69,13 +69,13 @@ def check(layers: list[Options], limits: list[int]) -> Solution | None:
     assert got is not None
     mine = [choice for choice in found if choice.picks == got.picks]
     assert mine  # within the limits, and nothing dominated
-    least = min(choice.damage for choice in found)
-    assert mine[0].damage <= least * (1 + Fraction(TIE))
-    share = min(choice.share for choice in found if choice.damage <= mine[0].damage)
+    least = min(choice.loss for choice in found)
+    assert mine[0].loss <= least * (1 + Fraction(TIE))
+    share = min(choice.share for choice in found if choice.loss <= mine[0].loss)
     assert mine[0].share <= share + RESOLUTION * len(limits)
-    assert got.damage == pytest.approx(float(mine[0].damage), rel=1e-14)
+    assert got.loss == pytest.approx(float(mine[0].loss), rel=1e-14)
     assert got.bound <= float(least) * SLACK
-    assert got.bound <= got.damage
+    assert got.bound <= got.loss
     assert got.gap == 0
     return got
 
@@ -99,9 +99,9 @@ COSTS = {
 @st.composite
 def problems(draw: st.DrawFn, most_layers: int = 6) -> tuple[list[Options], list[int]]:
     """Tables of up to 6 layers whose limits some choice meets to the last unit, or misses by one."""
-    damages = DAMAGES[draw(st.sampled_from(sorted(DAMAGES)))]
+    losses = DAMAGES[draw(st.sampled_from(sorted(DAMAGES)))]
     resources = [COSTS[draw(st.sampled_from(sorted(COSTS)))] for _ in range(draw(st.integers(1, 3)))]
-    option = st.tuples(damages, st.tuples(*resources))
+    option = st.tuples(losses, st.tuples(*resources))
     rows = draw(st.lists(st.lists(option, min_size=1, max_size=4), min_size=1, max_size=most_layers))
     layers = [options([d for d, _ in row], [list(c) for _, c in row]) for row in rows]
     met = [draw(st.integers(0, len(row) - 1)) for row in rows]
@@ -124,7 +124,7 @@ def test_equals_brute_force_on_six_layers(seed: int, resources: int) -> None:
     limits = [int(x) for x in np.sum([layer.costs.mean(0) for layer in layers], 0) * 0.7]
     got = check(layers, limits)
     tight = solve(layers, [int(sum(layer.costs[:, k].min() for layer in layers)) for k in range(resources)])
-    assert tight is None or (got is not None and tight.damage > got.damage)  # the limits decide what is taken
+    assert tight is None or (got is not None and tight.loss > got.loss)  # the limits decide what is taken
 
 
 def test_a_limit_is_never_passed_by_one_unit_of_1e10() -> None:
@@ -133,7 +133,7 @@ def test_a_limit_is_never_passed_by_one_unit_of_1e10() -> None:
     over, within = solve(layers, [10**10 - 1]), solve(layers, [10**10])
     assert over is not None
     assert within is not None
-    assert (over.damage, within.damage) == (1.0, 0.0)
+    assert (over.loss, within.loss) == (1.0, 0.0)
 
 
 def test_an_answer_over_the_limit_by_tolerance_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_damage_within_the_tolerance_is_equal_and_beyond_is_not() -> None:
     equal, worse = two(1e-10), two(1e-8)
     assert equal is not None
     assert worse is not None
-    assert (equal.picks, worse.picks) == ((1,), (0,))  # a worse damage never buys shares
+    assert (equal.picks, worse.picks) == ((1,), (0,))  # a worse loss never buys shares
     assert equal.bound <= 1.0
     assert equal.gap == 0
 
@@ -186,13 +186,13 @@ def test_many_equal_layers() -> None:
     layers = [options([2.0, 1.5, 0.0], [0, 3, 4])] * 20
     got = solve(layers, [40])
     assert got is not None
-    assert got.damage == 20
+    assert got.loss == 20
     assert got == solve(layers, [40])
 
 
 def test_small_damages_beside_huge_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The optimum is 1e-12 of the largest damages, and the linear relaxation says nothing: each layer can keep its
-    # option of no damage for a part, and none wholly. HiGHS' tolerance on one scale would not see it.
+    # The optimum is 1e-12 of the largest losses, and the linear relaxation says nothing: each layer can keep its
+    # option of no loss for a part, and none wholly. HiGHS' tolerance on one scale would not see it.
     layers = [options([1.0, 3e-12, 1e-12], [0, 2, 3]), options([1.0, 5e-12, 4e-12], [0, 1, 3])]
     got = check(layers, [4])
     assert got is not None
@@ -210,24 +210,24 @@ def test_small_damages_beside_huge_ones(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(_knapsack, "_minimise", watched)
     found = check(hidden, [5])
     assert found is not None
-    assert found.damage == pytest.approx(5e-12)
+    assert found.loss == pytest.approx(5e-12)
     assert len(scales) > 1
     assert scales[0] > 1e-4
-    assert scales[-1] <= 2 * found.damage
+    assert scales[-1] <= 2 * found.loss
 
 
 @pytest.mark.parametrize("exponent", [-250, -30, 30, 250])
 def test_the_unit_of_damage_changes_nothing(exponent: int) -> None:
     layers, limits = table_of(4, 6, 1)
-    scaled = [Options(damage=layer.damage * 2.0**exponent, costs=layer.costs) for layer in layers]
+    scaled = [Options(loss=layer.loss * 2.0**exponent, costs=layer.costs) for layer in layers]
     plain, got = solve(layers, limits), check(scaled, limits)
     assert plain is not None
     assert got is not None
-    assert got.damage == plain.damage * 2.0**exponent
+    assert got.loss == plain.loss * 2.0**exponent
 
 
 def test_a_large_part_that_every_choice_has_is_no_excuse() -> None:
-    # A relative 1e-9 of the whole damage is what counts: 1e-8 of it is seen beside a constant 1.
+    # A relative 1e-9 of the whole loss is what counts: 1e-8 of it is seen beside a constant 1.
     layers = [options([1.0, 1 + 1e-8, 1 + 3e-8], [5, 3, 0]), options([1.0, 1 + 2e-8], [4, 0])]
     got = check(layers, [7])
     assert got is not None
@@ -239,7 +239,7 @@ def test_dominated_options_are_never_taken() -> None:
         return _knapsack._undominated(options([d for d, _ in rows], [c for _, c in rows])).tolist()
 
     assert kept((1.0, [1, 1]), (1.0, [1, 1]), (2.0, [1, 2]), (0.0, [9, 9])) == [0, 3]
-    # What lies above the lower hull of damage over cost may still be optimal, and stays.
+    # What lies above the lower hull of loss over cost may still be optimal, and stays.
     assert kept((1.0, [0]), (0.9, [5]), (0.0, [6])) == [0, 1, 2]
     got = check([options([1.0, 0.9, 0.0], [0, 5, 6])], [5])
     assert got is not None
@@ -258,14 +258,14 @@ def test_nothing_fits() -> None:
 
 def test_no_layers_and_no_limits() -> None:
     empty = solve([], [5])
-    assert empty == Solution(picks=(), damage=0.0, bound=0.0)
-    free = solve([Options(damage=np.array([2.0, 1.0]), costs=np.zeros((2, 0), dtype=np.int64))], [])
+    assert empty == Solution(picks=(), loss=0.0, bound=0.0)
+    free = solve([Options(loss=np.array([2.0, 1.0]), costs=np.zeros((2, 0), dtype=np.int64))], [])
     assert free is not None
     assert free.picks == (1,)
 
 
 def table_of(count: int, size: int, seed: int) -> tuple[list[Options], list[int]]:
-    """A network's table: parameters and MACs, damage that falls off with the rank, unevenly."""
+    """A network's table: parameters and MACs, loss that falls off with the rank, unevenly."""
     random = np.random.default_rng(seed)
     layers, dense = [], np.zeros(2)
     for _ in range(count):
@@ -273,8 +273,8 @@ def table_of(count: int, size: int, seed: int) -> tuple[list[Options], list[int]
         share = np.linspace(0, 1, size) * random.uniform(0.8, 1, size)
         params = (full * share).astype(np.int64)
         macs = params * positions * random.integers(9, 12, size) // 10
-        damage = 10 ** random.uniform(-3, 0) * np.exp(-random.uniform(1, 6) * share) * (1 - share)
-        layers.append(Options(damage=damage, costs=np.stack([params, macs], 1)))
+        loss = 10 ** random.uniform(-3, 0) * np.exp(-random.uniform(1, 6) * share) * (1 - share)
+        layers.append(Options(loss=loss, costs=np.stack([params, macs], 1)))
         dense += [full, full * positions]
     return layers, [int(x) for x in dense * 0.5]
 
@@ -301,9 +301,9 @@ def test_dominance_by_definition(rows: list[tuple[float, list[int]]]) -> None:
 
 
 def test_the_gap_is_what_is_missing() -> None:
-    assert Solution(picks=(0,), damage=2.0, bound=1.5).gap == 0.25
-    assert Solution(picks=(0,), damage=2.0, bound=2.0).gap == 0
-    assert Solution(picks=(0,), damage=0.0, bound=0.0).gap == 0
+    assert Solution(picks=(0,), loss=2.0, bound=1.5).gap == 0.25
+    assert Solution(picks=(0,), loss=2.0, bound=2.0).gap == 0
+    assert Solution(picks=(0,), loss=0.0, bound=0.0).gap == 0
 
 
 def test_highs_out_of_time_is_an_error() -> None:
@@ -356,11 +356,11 @@ def test_bad_tables_are_refused() -> None:
     with pytest.raises(ValueError, match="not be negative"):
         options([0.0], [-1])
     with pytest.raises(ValueError, match="int64"):
-        Options(damage=np.zeros(2), costs=np.zeros((2, 1)))
+        Options(loss=np.zeros(2), costs=np.zeros((2, 1)))
     with pytest.raises(ValueError, match="2 rows"):
-        Options(damage=np.zeros(2), costs=np.zeros((3, 1), dtype=np.int64))
+        Options(loss=np.zeros(2), costs=np.zeros((3, 1), dtype=np.int64))
     with pytest.raises(ValueError, match="float64"):
-        Options(damage=np.zeros(0), costs=np.zeros((0, 1), dtype=np.int64))
+        Options(loss=np.zeros(0), costs=np.zeros((0, 1), dtype=np.int64))
     with pytest.raises(ValueError, match="2 resources"):
         solve([options([0.0], [1])], [1, 2])
     with pytest.raises(ValueError, match="too large"):
@@ -376,5 +376,5 @@ def test_more_room_never_does_more_damage(problem: tuple[list[Options], list[int
     small, large = solve(layers, limits), solve(layers, [limit + more for limit in limits])
     if small is not None:
         assert large is not None
-        assert large.bound <= small.damage
-        assert large.damage <= small.damage * (1 + 2 * TIE)
+        assert large.bound <= small.loss
+        assert large.loss <= small.loss * (1 + 2 * TIE)

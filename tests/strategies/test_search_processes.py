@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 import rankfold as rf
-from rankfold.candidates import Judge
+from rankfold.candidates import Estimator
 from rankfold.candidates.network import NetworkProxy
 
 torch.set_num_threads(1)

@@ -88,7 +88,7 @@ def test_the_solver_runs_inside(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(scipy.optimize, "milp", watched)
     before = sys.stdout
-    option = _knapsack.Options(damage=np.array([1.0, 0.0]), costs=np.array([[0], [2]]))
+    option = _knapsack.Options(loss=np.array([1.0, 0.0]), costs=np.array([[0], [2]]))
     assert _knapsack.solve([option], [1]) is not None
     assert inside == [True]
     assert sys.stdout is before

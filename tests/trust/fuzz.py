@@ -40,7 +40,7 @@ from torch import Tensor, nn
 import rankfold as rf
 from rankfold._hashing import state_hash, tensor_hash
 from rankfold.candidates.cache import Cache
-from rankfold.candidates.judge import as_damages
+from rankfold.candidates.estimator import as_losses
 from rankfold.cli._command import Given
 from rankfold.cli._source import Source, artifact_source
 from rankfold.records import Choice
@@ -367,7 +367,7 @@ def cache_file(ground: Ground, _folder: Path, chance: random.Random) -> str:
     (file,) = cache.folder.iterdir()
     data, kind = mutated_entry(file.read_text(), chance)
     file.write_bytes(data)
-    found = as_damages(cache.get(KEY), len(VALUES))
+    found = as_losses(cache.get(KEY), len(VALUES))
     assert found is None or all(math.isfinite(value) and value >= 0 for value in found)
     assert kind != "same" or found == VALUES, "an entry that says the same is not used"
     return f"{kind}, {'measured again' if found is None else 'used'}"

@@ -70,7 +70,7 @@ def test_damages_are_those_without_the_masked_classes() -> None:
             return super().forward(x)[:, :4]
 
     found = [
-        rf.plan(net.eval(), data()[0][:2], budget="params<=60%", calibration=data()).provenance.search["damage"]
+        rf.plan(net.eval(), data()[0][:2], budget="params<=60%", calibration=data()).provenance.search["predicted_loss"]
         for net in (Rest(), Masked("fill"), Masked("add"), Masked("least"), Masked("far"))
     ]
     assert found[1:] == pytest.approx(found[:1] * 4, rel=1e-6)

@@ -24,7 +24,7 @@ from rankfold.api.calibrating import calibration_of
 from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_measurable
 from rankfold.api.options import Search, chosen_methods, reconstruction, search_of
 from rankfold.calibration import LayerMoments
-from rankfold.candidates import Judge, TableConfig, build_table, within_ram
+from rankfold.candidates import Estimator, TableConfig, build_table, within_ram
 from rankfold.cost import Pricing, activation_profile
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.inventory import Spare, export_graph, inspect, layer_weight
@@ -179,7 +179,7 @@ class Planner:
             seen = moments if weighted else None
             return build_table(posed.pricing, weight, table_config, moments=seen, fixed=posed.fixed, progress=progress)
 
-        judge = Judge(
+        estimator = Estimator(
             model, self.pricing.inventory, table,
             weight_table=table if moments is None else partial(table, weighted=False),
             batches=None if self.data is None else self.data.batches, moments=moments, cache=search.cache,
@@ -193,7 +193,7 @@ class Planner:
             methods=table_config.methods,
             options=table_config.options,
             rank_multiple=table_config.rank_multiple,
-            judge=judge,
+            estimator=estimator,
         )
         if search.overrides:
             posed = with_overrides(posed, search.overrides)
@@ -223,10 +223,10 @@ class Planner:
         return self.pricing.inventory
 
     @property
-    def judge(self) -> Judge:
-        """What tells the damage of candidates."""
-        assert isinstance(self.problem.judge, Judge)
-        return self.problem.judge
+    def estimator(self) -> Estimator:
+        """What tells the loss of candidates."""
+        assert isinstance(self.problem.estimator, Estimator)
+        return self.problem.estimator
 
     def plan(self, bounds: Budget | None) -> Plan:
         """Return the strategy's plan for a budget."""
@@ -268,7 +268,7 @@ class Planner:
 
     def unknown(self) -> dict[str, str]:
         """Return a note for each layer of which the data says nothing, by name; those of plans made so far."""
-        notes = dict.fromkeys(self.judge.every_unmeasured, UNMEASURED)
+        notes = dict.fromkeys(self.estimator.every_unmeasured, UNMEASURED)
         if self.moments is not None:
             notes |= dict.fromkeys(self.moments.unreached, UNREACHED)
         return notes

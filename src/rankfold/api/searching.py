@@ -77,7 +77,7 @@ def smallest_within(
     """Return the smallest model whose metric is at most so much worse than the original's as the budget allows.
 
     "Smallest" is in the first resource that the budget bounds besides, in parameters if it bounds none. Bisection: a
-    larger budget is taken to give a model that is no worse, which holds for the predicted damage, and but for noise
+    larger budget is taken to give a model that is no worse, which holds for the predicted loss, and but for noise
     for the metric; what is returned was measured in any case.
 
     Parameters

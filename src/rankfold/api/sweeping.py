@@ -95,7 +95,7 @@ def sweep(
     >>> import torch, rankfold as rf
     >>> net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
     >>> result = rf.sweep(net, torch.randn(1, 32), points=5)
-    >>> damages = [point.damage for point in result.points]
+    >>> damages = [point.predicted_loss for point in result.points]
     >>> damages == sorted(damages, reverse=True)
     True
     """
@@ -141,7 +141,7 @@ def sweep(
         strategy=planner.strategy.name,
         proxy=str(plans[0].provenance.search.get("proxy", "the layers' errors")),
         metric=None if metric is None or dense is None else metric_value(metric, {"dense": dense}),
-        measured=planner.judge.measured,
+        measured=planner.estimator.measured,
         timings=timings,
         created=datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
     )
@@ -208,5 +208,5 @@ def _planned(planner: Planner, budget: Budget) -> SweepPoint:
         budget=str(budget),
         plan=plan,
         cost=planner.pricing.plan_cost(plan),
-        damage=float(search.get("damage", errors)),
+        predicted_loss=float(search.get("predicted_loss", errors)),
     )

@@ -1,6 +1,6 @@
-"""What could be done with each layer: method x ranks, with cost, error, and the damage to the network."""
+"""What could be done with each layer: method x ranks, with cost, error, and the loss to the network."""
 
-from rankfold.candidates.judge import Judge as Judge
+from rankfold.candidates.estimator import Estimator as Estimator
 from rankfold.candidates.proxies import ProxyConfig as ProxyConfig
 from rankfold.candidates.ram import within_ram as within_ram
 from rankfold.candidates.table import DEFAULT_METHODS as DEFAULT_METHODS

@@ -31,13 +31,13 @@ def representatives(row: Sequence[Candidate], points: int) -> list[int]:
 
 
 def read_off(row: Sequence[Candidate], measured: Mapping[int, float]) -> tuple[float, ...]:
-    """Return the damage of every candidate of a layer from that of some.
+    """Return the loss of every candidate of a layer from that of some.
 
-    Between two measured candidates of a method the damage is a power of the predicted error; beyond the last one it
-    falls or grows with its square, as it must for small errors. A measured damage is used as it is, except for dips:
-    more error never counts as less damage.
+    Between two measured candidates of a method the loss is a power of the predicted error; beyond the last one it
+    falls or grows with its square, as it must for small errors. A measured loss is used as it is, except for dips:
+    more error never counts as less loss.
     """
-    damages = [0.0] * len(row)
+    losses = [0.0] * len(row)
     for method in dict.fromkeys(candidate.method for candidate in row):
         members = [i for i, candidate in enumerate(row) if candidate.method == method]
         known = sorted((max(row[i].error, _SMALLEST), measured[i]) for i in members if i in measured)
@@ -48,5 +48,5 @@ def read_off(row: Sequence[Candidate], measured: Mapping[int, float]) -> tuple[f
                 continue
             at = np.log(max(row[i].error, _SMALLEST))
             beyond = min(at - errors[0], 0.0) + max(at - errors[-1], 0.0)
-            damages[i] = float(np.exp(np.interp(at, errors, values) + 2 * beyond))
-    return tuple(damages)
+            losses[i] = float(np.exp(np.interp(at, errors, values) + 2 * beyond))
+    return tuple(losses)

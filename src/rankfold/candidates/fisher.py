@@ -1,4 +1,4 @@
-"""The damage that a layer's candidates do to the outputs of the whole network, to second order, from gradients."""
+"""The loss that candidates of a layer cause in the outputs of the whole network, to second order, from gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_
 
 DRAWS = 64
-"""Gradients over all batches together. A damage's relative standard deviation is about sqrt(2 / DRAWS) at most; that of
+"""Gradients over all batches together. A loss's relative standard deviation is about sqrt(2 / DRAWS) at most; that of
 the ratio of two candidates' of one layer is far less, since the same gradients judge both."""
 HELD = 2**29
 """Bytes of gradients that are held at once; layers beyond that take further passes."""
@@ -91,21 +91,21 @@ class FisherProxy:
         check_taps(model, taps)
 
     def alone(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
-        """Return the damage of each of some weights of a layer, all other layers being as they are in the model."""
+        """Return the loss of each of some weights of a layer, all other layers being as they are in the model."""
         kept = layer_weight(self.work, layer.name)
         totals = [0.0 for _ in weights]
 
-        def judge(gradients: Tensor) -> None:
+        def add(gradients: Tensor) -> None:
             for i, weight in enumerate(weights):
                 change = (weight - kept).reshape(-1).to(gradients.dtype)
                 totals[i] += float((gradients @ change).square().sum())
 
-        if self._bytes(layer) > self.held:  # judged gradient by gradient
-            self._differentiate([layer], lambda _, found: judge(found[0][None]))
+        if self._bytes(layer) > self.held:  # one gradient by gradient
+            self._differentiate([layer], lambda _, found: add(found[0][None]))
         else:
             if layer.name not in self._gradients:
                 self._hold(self._group(layer))
-            judge(self._gradients[layer.name])
+            add(self._gradients[layer.name])
         if not all(map(math.isfinite, totals)):
             raise ModelError(
                 f"the gradient of the network's outputs at layer {layer.name!r} holds NaN or infinity; "
@@ -150,7 +150,7 @@ class FisherProxy:
     def _differentiate(self, layers: Sequence[LayerInfo], take: Callable[[int, list[Tensor]], None]) -> None:
         """Hand over the gradients of some layers, draw by draw, flat and scaled.
 
-        The sum of (gradient . change)^2 over all of them is a change's damage. The signs are the same whichever layers
+        The sum of (gradient . change)^2 over all of them is a change's loss. The signs are the same whichever layers
         are asked for.
         """
         energies = self._energies = self._energies or self._measure_energies()

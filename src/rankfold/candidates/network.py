@@ -1,4 +1,4 @@
-"""The damage that a layer's candidates do to the outputs of the whole network, measured."""
+"""The loss that candidates of a layer cause in the outputs of the whole network, measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COMPARABLE = "Name modules whose outputs can (taps=[...]), or choose proxy='out
 _REMEMBERED = 2**28
 """Bytes of the original's outputs that are kept for the next layer."""
 _WORST = 1e6
-"""The damage of outputs that overflow, or are infinite elsewhere than the original's: as bad as a thousand times too
+"""The loss of outputs that overflow, or are infinite elsewhere than the original's: as bad as a thousand times too
 large."""
 
 
@@ -81,7 +81,7 @@ class NetworkProxy:
         return self._spare.lend() if self._baked is None else self._baked
 
     def alone(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
-        """Return the damage of each of some weights of a layer, all other layers being as they are in `work`."""
+        """Return the loss of each of some weights of a layer, all other layers being as they are in `work`."""
         totals = [_Distance() for _ in weights]
         modules = modules_of(self.work, layer)
         target = layer_weight(self.work, layer.name)

@@ -18,7 +18,7 @@ class ProxyConfig:
     Parameters
     ----------
     proxy : {"auto", "weight", "output", "network", "fisher"}
-        The damage that a candidate does, added up over layers. "weight": relative squared error of the weight.
+        The loss of a candidate, added up over layers. "weight": relative squared error of the weight.
         "output": of the layer's output, from second moments. "network": of the network's output when only this layer is
         replaced, measured; the estimator of CompressNAS (Sah et al. 2026). "fisher": the same to second order, from
         gradients. "auto" is "network" with calibration data and "weight" without.

@@ -1,4 +1,4 @@
-"""Prepared layers are used again: the search, the judge and the factorization need the same ones."""
+"""Prepared layers are used again: the candidate table, the estimator and the factorization need the same ones."""
 
 from __future__ import annotations
 

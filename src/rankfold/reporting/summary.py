@@ -214,7 +214,7 @@ def provenance_rows(report: Report) -> list[tuple[str, str]]:
     return [(what, value) for what, value in rows if value]
 
 
-_SEARCH = {"damage": "predicted loss", "bound": "lower bound"}
+_SEARCH = {"predicted_loss": "predicted loss", "bound": "lower bound"}
 """The names of what a search returns, where the field's name says too little."""
 
 

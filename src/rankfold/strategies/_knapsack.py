@@ -1,15 +1,15 @@
-"""One option per layer, the least damage within every limit: the multiple-choice knapsack, solved exactly.
+"""One option per layer, the least loss within every limit: the multiple-choice knapsack, solved exactly.
 
-1. *Dominated* options (another of the layer does no more damage and costs no more of anything; of equal ones the
+1. *Dominated* options (another of the layer has no more loss and costs no more of anything; of equal ones the
    later) go, and those that leave the other layers too little of a limit.
 2. One integer program, SciPy's HiGHS, over the rest. Its tolerances are absolute (1e-6), so the objective is counted
-   in millionths of a *scale*: the value of the linear relaxation, which the least damage reaches and is mostly close
-   to. A relaxation far below the largest damage says little: then the scale is a thousandth of the largest damage,
-   and if the answer's damage is less than that, the options of more damage go and the program is solved again.
+   in millionths of a *scale*: the value of the linear relaxation, which the least loss reaches and is mostly close
+   to. A relaxation far below the largest loss says little: then the scale is a thousandth of the largest loss,
+   and if the answer's loss is less than that, the options of more loss go and the program is solved again.
 3. HiGHS may pass a limit by a part of 1e-8, and loses no choice within them. Every answer is counted again in int64;
    one over a limit is cut off by name (at most all but one of its options), and the program solved again.
 4. *Ties*: the objective holds the choice's cost shares too, with so small a weight that they never outweigh more than
-   1e-9 of the least damage.
+   1e-9 of the least loss.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from rankfold.errors import RankfoldError
 from rankfold.strategies._stdout import without_c_prints
 
-# Choices whose damages differ by less than this part of them are equal: the cost shares may decide.
+# Choices whose losses differ by less than this part of them are equal: the cost shares may decide.
 TIE = 1e-9
 # The scale in units of the objective. HiGHS' absolute gap, 1e-6 of a unit, is then 1e-12 of the scale.
 UNITS = 1e6
 # A limit in units of its row. HiGHS' tolerance, 1e-6 of a unit, is then 1e-8 of the limit.
 ROW = 100.0
-# The least scale, as a part of the largest damage: HiGHS cannot tell coefficients much further apart.
+# The least scale, as a part of the largest loss: HiGHS cannot tell coefficients much further apart.
 SMALLEST = 1e-3
 # Answers over a limit that are cut off before the search gives up.
 CUTS = 1_000
@@ -43,25 +43,25 @@ class Options:
 
     Parameters
     ----------
-    damage : ndarray of float64, shape (options,)
+    loss : ndarray of float64, shape (options,)
         What is minimised, added over the layers; finite, >= 0.
     costs : ndarray of int64, shape (options, resources)
         What each option takes of every resource; >= 0.
     """
 
-    damage: NDArray[np.float64]
+    loss: NDArray[np.float64]
     costs: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        if self.damage.ndim != 1 or self.damage.size == 0 or self.damage.dtype != np.float64:
-            raise ValueError(f"damage must be a float64 array (options,), got {self.damage.dtype} {self.damage.shape}")
-        if self.costs.ndim != 2 or len(self.costs) != len(self.damage) or self.costs.dtype != np.int64:
+        if self.loss.ndim != 1 or self.loss.size == 0 or self.loss.dtype != np.float64:
+            raise ValueError(f"loss must be a float64 array (options,), got {self.loss.dtype} {self.loss.shape}")
+        if self.costs.ndim != 2 or len(self.costs) != len(self.loss) or self.costs.dtype != np.int64:
             raise ValueError(
-                f"costs must be an int64 array (options, resources) with {len(self.damage)} rows, "
+                f"costs must be an int64 array (options, resources) with {len(self.loss)} rows, "
                 f"got {self.costs.dtype} {self.costs.shape}"
             )
-        if not np.isfinite(self.damage).all() or (self.damage < 0).any():
-            raise ValueError("damage must be finite and not negative")
+        if not np.isfinite(self.loss).all() or (self.loss < 0).any():
+            raise ValueError("loss must be finite and not negative")
         if (self.costs < 0).any():
             raise ValueError("costs must not be negative")
 
@@ -74,25 +74,25 @@ class Solution:
     ----------
     picks : tuple of int
         For each layer the index of the option taken.
-    damage : float
-        Sum of the picks' damages.
+    loss : float
+        Sum of the picks' losses.
     bound : float
-        Proven lower bound on the damage of every choice within the limits; at most `damage`.
+        Proven lower bound on the loss of every choice within the limits; at most `loss`.
     """
 
     picks: tuple[int, ...]
-    damage: float
+    loss: float
     bound: float
 
     @property
     def gap(self) -> float:
-        """Return the relative optimality gap, (damage − bound) / damage; 0 within the tolerance of a tie."""
-        missing = self.damage - self.bound
-        return 0.0 if missing <= 2 * TIE * self.damage else missing / self.damage
+        """Return the relative optimality gap, (loss − bound) / loss; 0 within the tolerance of a tie."""
+        missing = self.loss - self.bound
+        return 0.0 if missing <= 2 * TIE * self.loss else missing / self.loss
 
 
 def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: float = 600.0) -> Solution | None:
-    """Return the choice of least damage within every limit, or None where nothing fits.
+    """Return the choice of least loss within every limit, or None where nothing fits.
 
     Parameters
     ----------
@@ -106,8 +106,8 @@ def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: flo
     Returns
     -------
     Solution or None
-        Within every limit, in whole numbers. No choice within them does less damage by more than a relative 1e-9;
-        none of equal damage has a sum of cost / limit over layers and resources that is less by more than 0.01 for
+        Within every limit, in whole numbers. No choice within them has less loss by more than a relative 1e-9;
+        none of equal loss has a sum of cost / limit over layers and resources that is less by more than 0.01 for
         each resource. A dominated option is never taken. The same input gives the same answer.
 
     Raises
@@ -125,15 +125,15 @@ def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: flo
     bounds = [int(limit) for limit in limits]
     if any(layer.costs.shape[1] != len(bounds) for layer in layers):
         raise ValueError(f"every layer needs costs in {len(bounds)} resources, one for each limit")
-    if not math.isfinite(sum(float(layer.damage.max()) for layer in layers)):
-        raise ValueError("the sum of the largest damages is not finite")
+    if not math.isfinite(sum(float(layer.loss.max()) for layer in layers)):
+        raise ValueError("the sum of the largest losses is not finite")
     for k in range(len(bounds)):
         if sum(int(layer.costs[:, k].max()) for layer in layers) >= 2**62:
             raise ValueError(f"the costs of resource {k} are too large to be added")
     if any(limit < 0 for limit in bounds):
         return None
     if not layers:
-        return Solution(picks=(), damage=0.0, bound=0.0)
+        return Solution(picks=(), loss=0.0, bound=0.0)
     # A limit beyond all costs bounds nothing: as good as the largest sum that int64 holds here.
     most = np.array([min(bound, 2**62) for bound in bounds], dtype=np.int64)
     kept = [_undominated(layer) for layer in layers]
@@ -142,11 +142,11 @@ def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: flo
     table = _Table(
         layer=np.repeat(np.arange(len(layers)), [len(keep) for keep in kept]),
         index=np.concatenate(kept),
-        damage=np.concatenate([layer.damage[keep] - layer.damage.min() for layer, keep in pairs]),
+        loss=np.concatenate([layer.loss[keep] - layer.loss.min() for layer, keep in pairs]),
         costs=np.concatenate([layer.costs[keep] - layer.costs.min(0) for layer, keep in pairs]),
         room=most - np.array([layer.costs.min(0) for layer in layers]).sum(0),
         limits=most,
-        base=math.fsum(float(layer.damage.min()) for layer in layers),
+        base=math.fsum(float(layer.loss.min()) for layer in layers),
     )
     table = table.take(np.logical_and.reduce(table.costs <= table.room, axis=1))
     if len(np.unique(table.layer)) < len(layers):
@@ -156,22 +156,22 @@ def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: flo
         if found is None:
             return None
         taken, scale, lower = found
-        above = math.fsum(table.damage[taken].tolist())
+        above = math.fsum(table.loss[taken].tolist())
         if above == 0 or table.base + above >= scale / 2:
             break
-        table = table.take(table.damage <= above)
+        table = table.take(table.loss <= above)
     picks = tuple(table.index[taken].tolist())
-    damage = math.fsum(float(layer.damage[i]) for layer, i in zip(layers, picks, strict=True))
-    return Solution(picks=picks, damage=damage, bound=min(max(lower, table.base), damage))
+    loss = math.fsum(float(layer.loss[i]) for layer, i in zip(layers, picks, strict=True))
+    return Solution(picks=picks, loss=loss, bound=min(max(lower, table.base), loss))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
-    """The options of all layers in one array; damage, costs and room are what is above each layer's least."""
+    """The options of all layers in one array; loss, costs and room are what is above each layer's least."""
 
     layer: NDArray[np.int64]
     index: NDArray[np.int64]
-    damage: NDArray[np.float64]
+    loss: NDArray[np.float64]
     costs: NDArray[np.int64]
     room: NDArray[np.int64]
     limits: NDArray[np.int64]
@@ -180,14 +180,14 @@ class _Table:
     def take(self, mask: NDArray[np.bool_]) -> _Table:
         """Return the table of the options where `mask` holds."""
         return replace(
-            self, layer=self.layer[mask], index=self.index[mask], damage=self.damage[mask], costs=self.costs[mask]
+            self, layer=self.layer[mask], index=self.index[mask], loss=self.loss[mask], costs=self.costs[mask]
         )
 
 
 def _undominated(layer: Options) -> NDArray[np.int64]:
     """Return the options, in order, that no other makes useless: no worse in anything, and better or earlier."""
     # Sorted so that an option is dominated only by earlier ones: the first left is always kept.
-    left = np.lexsort((*layer.costs.T[::-1], layer.damage))
+    left = np.lexsort((*layer.costs.T[::-1], layer.loss))
     kept: list[int] = []
     while left.size:
         kept.append(int(left[0]))
@@ -196,7 +196,7 @@ def _undominated(layer: Options) -> NDArray[np.int64]:
 
 
 def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[np.bool_], float, float] | None:
-    """Return the options of the best choice, the scale, and a lower bound on the damage; None where nothing fits."""
+    """Return the options of the best choice, the scale, and a lower bound on the loss; None where nothing fits."""
     from scipy.optimize import Bounds, LinearConstraint, linprog, milp
     from scipy.sparse import csr_array
 
@@ -205,10 +205,10 @@ def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[
     rows = table.costs.T / np.maximum(table.room, 1)[:, None] * ROW
     most = np.full(resources, ROW)
 
-    largest = float(table.damage.max())
+    largest = float(table.loss.max())
     scale = largest or 1.0
     with without_c_prints():
-        relaxed = linprog(table.damage / scale, A_ub=rows, b_ub=most, A_eq=one_each, b_eq=np.ones(layers))
+        relaxed = linprog(table.loss / scale, A_ub=rows, b_ub=most, A_eq=one_each, b_eq=np.ones(layers))
     if relaxed.status == 0:
         scale = max(table.base + relaxed.fun * scale, SMALLEST * largest) or 1.0
     # The cost shares of a choice within the limits add up to at most one for each resource.
@@ -220,7 +220,7 @@ def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[
         constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(rows, -np.inf, cast("float", most))]
         with without_c_prints():
             result = milp(
-                (table.damage + ties * shares) / unit,
+                (table.loss + ties * shares) / unit,
                 integrality=np.ones(options),
                 bounds=Bounds(0.0, 1.0),
                 constraints=constraints,

@@ -16,7 +16,7 @@ from rankfold.strategies._knapsack import Options, Solution, solve
 from rankfold.strategies.contract import Strategy, check_reachable, make_plan, registry
 from rankfold.strategies.problem import Problem
 
-Damages = Mapping[str, Mapping[tuple[str, Ranks], float]]
+Losses = Mapping[str, Mapping[tuple[str, Ranks], float]]
 Picks = dict[str, Candidate | None]
 
 NEARBY = 4
@@ -27,10 +27,10 @@ NEARBY = 4
 class CompressNAS(ProxyConfig, Strategy):
     """Rank selection as one global search (Sah et al. 2026, "CompressNAS").
 
-    Every candidate has a cost in each budgeted resource and a damage, which a proxy estimates (the paper's: the squared
+    Every candidate has a cost in each budgeted resource and a loss, which a proxy estimates (the paper's: the squared
     error of the network's output when only this layer is replaced). To choose one candidate, or none, for each layer so
-    that the sum of damages is least within the budget is a multiple-choice knapsack; it is solved exactly, as an
-    integer program. One table of damages serves every budget. The options of the proxy
+    that the sum of losses is least within the budget is a multiple-choice knapsack; it is solved exactly, as an
+    integer program. One table of losses serves every budget. The options of the proxy
     (`rankfold.candidates.ProxyConfig`) are options of the strategy, too.
 
     Parameters
@@ -40,7 +40,7 @@ class CompressNAS(ProxyConfig, Strategy):
         proxy adds layers up as if each were alone. Ends early where that brings the network's outputs no closer. Needs
         calibration data.
     tolerance : float
-        Without a budget: the fewest parameters whose predicted damage is at most this.
+        Without a budget: the fewest parameters whose predicted loss is at most this.
     """
 
     name = "compressnas"
@@ -54,12 +54,12 @@ class CompressNAS(ProxyConfig, Strategy):
         require(is_number(self.tolerance) and self.tolerance > 0, "tolerance", self.tolerance, "a number above 0")
 
     @property
-    def judging(self) -> ProxyConfig:
+    def proxy_options(self) -> ProxyConfig:
         """The options of the proxy alone."""
         return ProxyConfig(**{f.name: getattr(self, f.name) for f in fields(ProxyConfig)})
 
     def plan(self, problem: Problem) -> Plan:
-        """Return the plan of least damage within the budget.
+        """Return the plan of least loss within the budget.
 
         Raises
         ------
@@ -68,58 +68,58 @@ class CompressNAS(ProxyConfig, Strategy):
         ConfigError
             If the proxy, or a round, needs calibration data and there is none.
         """
-        if problem.judge is None:
+        if problem.estimator is None:
             raise ConfigError(
-                "strategy 'compressnas' needs a judge of candidates: plan with rankfold.plan or compress."
+                "strategy 'compressnas' needs an estimator of candidates: plan with rankfold.plan or compress."
             )
-        problem.judge.check(self.judging, together=self.rounds > 0)
+        problem.estimator.check(self.proxy_options, together=self.rounds > 0)
         table = problem.table()
         check_reachable(problem, table)
-        damages = problem.judge.alone(self.judging)
-        limits = _limits(problem, table) if problem.budget is not None else self._least_params(table, damages)
-        solved = _solved(table, damages, limits)
+        losses = problem.estimator.single(self.proxy_options)
+        limits = _limits(problem, table) if problem.budget is not None else self._least_params(table, losses)
+        solved = _solved(table, losses, limits)
         if solved is None:
             raise _infeasible(problem, table)
         picks, solution = solved
         search: dict[str, Any] = {
-            "proxy": problem.judge.proxy(self.judging),
-            "damage": solution.damage,
+            "proxy": problem.estimator.proxy(self.proxy_options),
+            "predicted_loss": solution.loss,
             "bound": solution.bound,
         }
         if self.rounds and picks:
-            picks, search["together"] = self._rounds(problem, table, damages, limits, picks)
+            picks, search["together"] = self._rounds(problem, table, losses, limits, picks)
         reasons = dict.fromkeys(table.rows, "the budget is better spent here") | dict(table.reasons)
         chosen = {name: pick for name, pick in picks.items() if pick is not None}
         plan = make_plan(problem, self, chosen, reasons=reasons)
         return replace(plan, provenance=replace(plan.provenance, search=search))
 
-    def _least_params(self, table: CandidateTable, damages: Damages) -> dict[str, int]:
-        """Return the tightest limit on the parameters that keeps the damage tolerable."""
+    def _least_params(self, table: CandidateTable, losses: Losses) -> dict[str, int]:
+        """Return the tightest limit on the parameters that keeps the loss tolerable."""
         low, high = table.least("params") - 1, table.cost(()).params  # of the model with every layer kept
         while high - low > max(1, table.total.params // 1000):
             middle = (low + high) // 2
-            solved = _solved(table, damages, {"params": middle})
-            if solved is not None and solved[1].damage <= self.tolerance:
+            solved = _solved(table, losses, {"params": middle})
+            if solved is not None and solved[1].loss <= self.tolerance:
                 high = middle
             else:
                 low = middle
         return {"params": high}
 
     def _rounds(
-        self, problem: Problem, table: CandidateTable, damages: Damages, limits: Mapping[str, int], picks: Picks
+        self, problem: Problem, table: CandidateTable, losses: Losses, limits: Mapping[str, int], picks: Picks
     ) -> tuple[Picks, list[float]]:
-        """Correct the picks for what layers do to each other; return them and the damage together, round by round."""
-        assert problem.judge is not None
+        """Correct the picks for what layers do to each other; return them and the loss together, round by round."""
+        assert problem.estimator is not None
         first, history, best = next(iter(picks)), [], picks
-        unmeasured = problem.judge.unmeasured(self.judging)  # measuring again would not help
+        unmeasured = problem.estimator.unmeasured(self.proxy_options)  # measuring again would not help
         for number in range(self.rounds + 1):
             nearby = {
-                name: [pick] if name in unmeasured else _neighbours(table, damages, limits, name, pick)
+                name: [pick] if name in unmeasured else _neighbours(table, losses, limits, name, pick)
                 for name, pick in picks.items()
             }
             if number == self.rounds:  # the last picks are only measured
                 nearby = {first: nearby[first][:1]}
-            measured = problem.judge.around(self.judging, {**problem.fixed, **picks}, nearby)
+            measured = problem.estimator.joint(self.proxy_options, {**problem.fixed, **picks}, nearby)
             together = measured[first][0]  # the first of the neighbours is the pick itself
             if history and together >= history[-1]:
                 break
@@ -127,7 +127,7 @@ class CompressNAS(ProxyConfig, Strategy):
             best = picks
             if number == self.rounds:
                 break
-            # Differences from the least keep the damages nonnegative; a constant changes no choice.
+            # Differences from the least keep the losses nonnegative; a constant changes no choice.
             local = {
                 name: {_key(c): value - min(measured[name]) for c, value in zip(row, measured[name], strict=True)}
                 for name, row in nearby.items()
@@ -154,18 +154,18 @@ def _kept(table: CandidateTable, name: str) -> list[None]:
     return [] if name in table.required else [None]
 
 
-def _damage(damages: Mapping[tuple[str, Ranks], float], candidate: Candidate | None) -> float:
+def _loss(losses: Mapping[tuple[str, Ranks], float], candidate: Candidate | None) -> float:
     """Return what a candidate of a layer does; nothing, unless it was measured together, if the layer is kept."""
-    return damages.get(_key(None), 0.0) if candidate is None else damages[_key(candidate)]
+    return losses.get(_key(None), 0.0) if candidate is None else losses[_key(candidate)]
 
 
 def _solved(
     table: CandidateTable,
-    damages: Damages,
+    losses: Losses,
     limits: Mapping[str, int],
     allowed: Mapping[str, Sequence[Candidate | None]] | None = None,
 ) -> tuple[Picks, Solution] | None:
-    """Return the picks of least damage within the limits of the whole model; None if nothing is."""
+    """Return the picks of least loss within the limits of the whole model; None if nothing is."""
     names = list(table.rows)
     rows: dict[str, list[Candidate | None]] = {
         name: [*_kept(table, name), *table.rows[name]] if allowed is None else list(allowed[name]) for name in names
@@ -176,7 +176,7 @@ def _solved(
         costs = [table.dense[name] if c is None else c.cost for c in rows[name]]
         options.append(
             Options(
-                damage=np.array([_damage(damages[name], c) for c in rows[name]]),
+                loss=np.array([_loss(losses[name], c) for c in rows[name]]),
                 costs=np.array([[cost.get(r) for r in limits] for cost in costs], dtype=np.int64),
             )
         )
@@ -187,20 +187,20 @@ def _solved(
 
 
 def _neighbours(
-    table: CandidateTable, damages: Damages, limits: Mapping[str, int], name: str, pick: Candidate | None
+    table: CandidateTable, losses: Losses, limits: Mapping[str, int], name: str, pick: Candidate | None
 ) -> list[Candidate | None]:
-    """Return a pick and its neighbours on the layer's front of cost and damage, which includes the unchanged layer."""
+    """Return a pick and its neighbours on the layer's front of cost and loss, which includes the unchanged layer."""
 
     def price(candidate: Candidate | None) -> float:
         cost = table.dense[name] if candidate is None else candidate.cost
         return table.share(cost, limits)
 
-    def damage(candidate: Candidate | None) -> float:
-        return _damage(damages[name], candidate)
+    def loss(candidate: Candidate | None) -> float:
+        return _loss(losses[name], candidate)
 
     front: list[Candidate | None] = []
-    for candidate in sorted([*table.rows[name], *_kept(table, name)], key=lambda c: (price(c), damage(c))):
-        if candidate is pick or not front or damage(candidate) < damage(front[-1]):
+    for candidate in sorted([*table.rows[name], *_kept(table, name)], key=lambda c: (price(c), loss(c))):
+        if candidate is pick or not front or loss(candidate) < loss(front[-1]):
             front.append(candidate)
     at = next(i for i, candidate in enumerate(front) if candidate is pick)
     return [pick, *front[max(0, at - NEARBY) : at], *front[at + 1 : at + 1 + NEARBY]]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankfold.candidates import Judge
+from rankfold.candidates import Estimator
 from rankfold.cost import Pricing
 from rankfold.records import Budget, Candidate, CandidateTable, Inventory
 from rankfold.strategies.workbench import Workbench
@@ -36,8 +36,8 @@ class Problem:
         Ranks are multiples of this.
     fixed : mapping of str to Candidate
         Decisions made beforehand, by layer name; the strategy leaves them as they are.
-    judge : Judge or None
-        Tells the damage of candidates.
+    estimator : Estimator or None
+        Tells the loss of candidates.
     workbench : Workbench or None
         For strategies that loop: applies plans; trains, measures and compares models.
     """
@@ -51,7 +51,7 @@ class Problem:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rank_multiple: int = 1
     fixed: Mapping[str, Candidate] = field(default_factory=dict)
-    judge: Judge | None = None
+    estimator: Estimator | None = None
     workbench: Workbench | None = None
 
     @property

@@ -10,7 +10,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from rankfold.candidates import DEFAULT_METHODS, Judge, TableConfig, build_table
+from rankfold.candidates import DEFAULT_METHODS, Estimator, TableConfig, build_table
 from rankfold.cost import Pricing
 from rankfold.evaluation import output_error
 from rankfold.inventory import inspect, layer_weight
@@ -86,7 +86,7 @@ def make_problem(
         budget=budget,
         seed=SEED,
         methods=DEFAULT_METHODS,
-        judge=Judge(model, pricing.inventory, table, weight_table=table, batches=None, moments=None),
+        estimator=Estimator(model, pricing.inventory, table, weight_table=table, batches=None, moments=None),
         fixed=decided,
         workbench=_bench(case, model),
     )

@@ -61,7 +61,10 @@ def _plans(sweep: Sweep, *, brief: bool) -> Section:
         macs = words.at_least(words.compact(cost.macs)) if sweep.uncounted else _amount(cost.macs, dense.macs)
         row = [words.bound(point.budget), _amount(cost.params, dense.params), macs]
         row += [_amount(cost.get(name), dense.get(name)) for name in extra]
-        row += [words.size(cost.weight_bytes), words.NONE if point.damage is None else f"{point.damage:.3g}"]
+        row += [
+            words.size(cost.weight_bytes),
+            words.NONE if point.predicted_loss is None else f"{point.predicted_loss:.3g}",
+        ]
         if metric is not None:
             value = replace(metric, compressed=point.metric, percent=metric.in_percent)
             row += [words.metric(value, point.metric), words.metric_change(value).removesuffix(" points")]
@@ -92,10 +95,13 @@ def _figures(sweep: Sweep) -> list[Markup]:
     across = linear([sweep.share(p) for p in points], lambda v: f"{100 * v:g} %", number=6)
     below, left = f"{sweep.resource} left, as a share of the dense model", f"by {sweep.resource} left"
     best, said = sweep.front(), list(zip(points, tips(_plans(sweep, brief=False)), strict=True))
-    dots = [Dot(x=sweep.share(p), y=p.damage or 0.0, tip=tip, css="loss" if p in best else "kept") for p, tip in said]
+    dots = [
+        Dot(x=sweep.share(p), y=p.predicted_loss or 0.0, tip=tip, css="loss" if p in best else "kept")
+        for p, tip in said
+    ]
     positive = [dot.y for dot in dots if dot.y > 0]
     up = logarithmic(positive) if positive else linear([0.0, 1.0], words.tick)
-    line = [(sweep.share(p), p.damage or 0.0) for p in best]
+    line = [(sweep.share(p), p.predicted_loss or 0.0) for p in best]
     figures = [plot(f"Predicted loss {left}", dots, line, across, up, css="loss", below=below)]
     dots = [Dot(x=sweep.share(p), y=p.metric, tip=tip, css="metric") for p, tip in said if p.metric is not None]
     if metric is not None and dots:

@@ -31,7 +31,7 @@ class SweepPoint:
         What to do with each layer; None if the budget has none.
     cost : Cost or None
         Of the whole model with the plan applied.
-    damage : float or None
+    predicted_loss : float or None
         The predicted loss: that of the plan's search where there is one (``compressnas``), else the sum of the layers'
         squared relative errors.
     metric : float or None
@@ -45,7 +45,7 @@ class SweepPoint:
     budget: str
     plan: Plan | None = None
     cost: Cost | None = None
-    damage: float | None = None
+    predicted_loss: float | None = None
     metric: float | None = None
     reason: str = ""
     folder: str | None = None
@@ -72,7 +72,7 @@ class Sweep(Document):
     strategy : str
         The strategy that chose the plans.
     proxy : str
-        The estimate that `SweepPoint.damage` is by.
+        The estimate that `SweepPoint.predicted_loss` is by.
     metric : MetricValue or None
         The metric, with its value for the dense model.
     measured : int
@@ -114,8 +114,8 @@ class Sweep(Document):
         the two. Of equal points the first counts.
         """
         best: list[SweepPoint] = []
-        for point in sorted(self.feasible, key=lambda p: (self.amount(p), p.damage)):
-            if not best or (point.damage or 0.0) < (best[-1].damage or 0.0):
+        for point in sorted(self.feasible, key=lambda p: (self.amount(p), p.predicted_loss)):
+            if not best or (point.predicted_loss or 0.0) < (best[-1].predicted_loss or 0.0):
                 best.append(point)
         return tuple(best)
 
@@ -143,7 +143,9 @@ class Sweep(Document):
             )
         if self.uncounted and asked.get("macs"):
             raise BudgetError(f"budget {str(asked)!r} bounds macs, but the model's {counted_in_part(self.uncounted)}.")
-        known = [(p.damage or 0.0, p.plan, p.cost) for p in self.points if p.plan is not None and p.cost is not None]
+        known = [
+            (p.predicted_loss or 0.0, p.plan, p.cost) for p in self.points if p.plan is not None and p.cost is not None
+        ]
         fitting = [(loss, plan) for loss, plan, cost in known if not asked.exceeded(cost, self.dense)]
         if not fitting:
             costs = [cost for *_, cost in known] or [self.dense]
@@ -185,11 +187,13 @@ class Sweep(Document):
         stream, best = io.StringIO(), self.front()
         writer = csv.writer(stream, lineterminator="\n")
         names = ("params", "macs", "fm", "weight_bytes")
-        writer.writerow(("budget", *names, "damage", "metric", "front", "folder", "reason"))
+        writer.writerow(("budget", *names, "predicted_loss", "metric", "front", "folder", "reason"))
         for point in self.points:
             costs = [None if point.cost is None else getattr(point.cost, name) for name in names]
             front = int(point in best)
-            writer.writerow((point.budget, *costs, point.damage, point.metric, front, point.folder, point.reason))
+            writer.writerow(
+                (point.budget, *costs, point.predicted_loss, point.metric, front, point.folder, point.reason)
+            )
         return printable(stream.getvalue())
 
     def writers(self) -> dict[str, Callable[[], str]]:
@@ -201,6 +205,6 @@ def _point(entry: Mapping[str, Any], where: str) -> SweepPoint:
     point: SweepPoint = decode(SweepPoint, {k: v for k, v in entry.items() if k != "plan"}, where)
     if entry.get("plan") is None:
         return point
-    if point.cost is None or point.damage is None:
-        raise CorruptArtifact(f"{where} has a plan without its cost or damage. Was it edited or truncated?")
+    if point.cost is None or point.predicted_loss is None:
+        raise CorruptArtifact(f"{where} has a plan without its cost or predicted loss. Was it edited or truncated?")
     return replace(point, plan=Plan.from_json(json.dumps(entry["plan"]), source=f"{where}.plan"))

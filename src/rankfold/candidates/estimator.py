@@ -1,4 +1,4 @@
-"""The judge of candidates: what each would cost in accuracy, by the proxy that was asked for."""
+"""The estimator of candidates: the loss that each would cause, by a proxy."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ MOST_MACS = 1e13
 FEWEST, MOST = 16, 256
 """Samples that it looks at, whatever they cost."""
 TELLING = 1e-3
-"""A candidate of at least this error that does no damage at all tells that nothing was measured."""
+"""If a candidate of at least this error causes no loss at all, nothing was measured."""
 
 
-class Judge:
-    """Tells the damage of candidates, additive over layers.
+class Estimator:
+    """Tells the loss of candidates, additive over layers.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class Judge:
         config : ProxyConfig
             Which proxy.
         together : bool
-            Whether layers are to be measured together, too (`around`).
+            Whether layers are to be measured together, too (`joint`).
 
         Raises
         ------
@@ -129,11 +129,11 @@ class Judge:
             return "weight" if self.batches is None else "network"
         return config.proxy
 
-    def alone(self, config: ProxyConfig) -> dict[str, dict[Key, float]]:
-        """Return the damage of every candidate of the table if only it is applied, by layer, method and ranks.
+    def single(self, config: ProxyConfig) -> dict[str, dict[Key, float]]:
+        """Return the loss of every candidate of the table if only it is applied, by layer, method and ranks.
 
         Where not one candidate of a layer changes what is compared, however large its error, the samples say nothing of
-        the layer (`unmeasured`). Its damages are then those of its candidates' errors, on the scale of the most
+        the layer (`unmeasured`). Its losses are then those of its candidates' errors, on the scale of the most
         sensitive layer of the same shape, or of the median layer if there is no other of its shape.
         """
         proxy = self.proxy(config)
@@ -151,12 +151,12 @@ class Judge:
         out: dict[str, dict[Key, float]] = {}
         for name, row in rows.items():
             scale = scales.get(name)
-            damages = read_off(row, measured[name]) if scale is None else [scale * c.error**2 for c in row]
-            out[name] = {(c.method, c.ranks): damage for c, damage in zip(row, damages, strict=True)}
+            losses = read_off(row, measured[name]) if scale is None else [scale * c.error**2 for c in row]
+            out[name] = {(c.method, c.ranks): loss for c, loss in zip(row, losses, strict=True)}
         return out
 
     def unmeasured(self, config: ProxyConfig) -> tuple[str, ...]:
-        """Return the layers of which `alone` could measure nothing."""
+        """Return the layers of which `single` could measure nothing."""
         return self._unmeasured.get(config, ())
 
     @property
@@ -167,7 +167,7 @@ class Judge:
     def _scales(
         self, config: ProxyConfig, rows: Mapping[str, Sequence[Candidate]], measured: Mapping[str, Mapping[int, float]]
     ) -> dict[str, float]:
-        """Return, for each layer of which nothing was measured, the damage of a candidate with error 1."""
+        """Return, for each layer of which nothing was measured, the loss of a candidate with error 1."""
         unknown, ratios = [], dict[str, float]()
         for name, row in rows.items():
             squares = {i: row[i].error ** 2 for i in measured[name]}
@@ -211,7 +211,7 @@ class Judge:
         return values
 
     def _lookup(self, key: Mapping[str, Any] | None, count: int) -> list[float] | None:
-        return None if self.cache is None or key is None else as_damages(self.cache.get(key), count)
+        return None if self.cache is None or key is None else as_losses(self.cache.get(key), count)
 
     def _keep(self, key: Mapping[str, Any] | None, values: list[float]) -> None:
         self.measured += len(values)
@@ -224,13 +224,13 @@ class Judge:
         made = approximations(weight, layer, factored, (self.moments or {}).get(name))
         return [weight if candidate is None else next(made) for candidate in candidates]
 
-    def around(
+    def joint(
         self,
         config: ProxyConfig,
         picks: Mapping[str, Candidate | None],
         nearby: Mapping[str, Sequence[Candidate | None]],
     ) -> dict[str, list[float]]:
-        """Return the damage of the network with these picks applied, one layer's replaced by each of some others.
+        """Return the loss of the network with these picks applied, one layer's replaced by each of some others.
 
         Parameters
         ----------
@@ -291,7 +291,7 @@ class Judge:
         config: ProxyConfig,
         picks: Mapping[str, Candidate | None] | None = None,
     ) -> dict[str, Any] | None:
-        """Return all that the damages of a layer's candidates depend on; `picks` are applied to the other layers.
+        """Return all that the losses of a layer's candidates depend on; `picks` are applied to the other layers.
 
         None if there is no cache, or the data holds objects that cannot be looked into.
         """
@@ -330,7 +330,7 @@ class Judge:
         return module_hash(self.model)
 
 
-def as_damages(value: Any, count: int) -> list[float] | None:
+def as_losses(value: Any, count: int) -> list[float] | None:
     """Return a value from a cache as numbers; None unless it is a list of that many, finite and not negative."""
     if not isinstance(value, list) or len(value) != count:
         return None
