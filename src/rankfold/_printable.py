@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
+from collections.abc import Sequence
 
 LONGEST = 2000
 """Maximum number of characters of a message; a longer one is cut in the middle."""
@@ -53,6 +54,11 @@ def quoted(value: object, limit: int = _QUOTE) -> str:
     "[['aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa']]"
     """
     return shortened(printable(_repr.repr(value)), limit)
+
+
+def few(names: Sequence[str], most: int = 8) -> str:
+    """Return the first names, quoted, and the number of the others."""
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def escaped(character: str) -> str:

@@ -1,8 +1,8 @@
-"""Every error and warning that rankfold raises on purpose.
+"""The errors and warnings that rankfold raises deliberately.
 
-Each message says what was wrong (with the layer or option and its value) and what to do. On the command line the
-message is printed without a traceback and the exit code is 2. Messages quote what comes from outside (names in files
-and models): control characters in it are written out, and a message is cut to 2,000 characters, all in one place.
+Each message states what is wrong (with the layer or option and its value) and what to do. The command line prints it
+without a traceback and exits with code 2. In text quoted from files and models, control characters are escaped, and a
+message is cut to 2,000 characters.
 """
 
 from __future__ import annotations
@@ -16,25 +16,19 @@ _LONGEST_NAME = 200  # comparing names is quadratic in their length
 
 
 class RankfoldError(Exception):
-    """Base of every error that rankfold raises on purpose.
-
-    Parameters
-    ----------
-    message : str
-        What was wrong and what to do. It is shown without control characters, in at most 2,000 characters.
-    """
+    """Base class of all errors that rankfold raises deliberately."""
 
     def __init__(self, message: object = "", *more: object) -> None:
         super().__init__(_message(message), *more)
 
 
 class UnknownNameError(RankfoldError, ValueError):
-    """A name (method, strategy, option, data set, ...) that nothing is registered under.
+    """An unknown name of a method, strategy, option, data set or similar.
 
     Parameters
     ----------
     kind : str
-        What was looked up, in the user's words, such as ``"method"``.
+        The kind of name in messages, such as ``"method"``.
     name : str
         The name that was not found.
     choices : iterable of str
@@ -52,11 +46,11 @@ class UnknownNameError(RankfoldError, ValueError):
 
 
 class ConfigError(RankfoldError, ValueError):
-    """An option has a value that it cannot have."""
+    """An option with an invalid value."""
 
 
 class BudgetError(RankfoldError, ValueError):
-    """A budget that cannot be understood, or that asks for nothing."""
+    """A budget that cannot be parsed, or that has no effect."""
 
 
 class InfeasibleBudget(BudgetError):
@@ -81,43 +75,43 @@ class InfeasibleBudget(BudgetError):
 
 
 class RankError(RankfoldError, ValueError):
-    """A rank that the layer and method do not allow."""
+    """A rank that is invalid for the layer and method."""
 
 
 class UnsupportedLayer(RankfoldError, TypeError):
-    """A method was asked to factor a layer that it cannot factor."""
+    """A layer that a method cannot factor."""
 
 
 class GaugeError(RankfoldError, ValueError):
-    """A layer whose factors cannot be gauged: nothing is there to gauge, or rounding would change what it computes."""
+    """A layer whose factors cannot be gauged: it has nothing to gauge, or rounding would change its output."""
 
 
 class ComputedWeightError(RankfoldError, RuntimeError):
-    """A write to a weight that is computed from factors whenever it is read: it would be lost.
+    """A write to a weight that is computed from factors whenever it is read, so the write would be lost.
 
-    A `RuntimeError`, as torch raises for other writes in place; as a `TypeError`, Python would try ``a + b`` for
-    ``a += b``.
+    It is a `RuntimeError`, as torch raises for other in-place writes; for a `TypeError`, Python would evaluate
+    ``a += b`` as ``a + b``.
     """
 
 
 class InvalidWeight(RankfoldError, ValueError):
-    """A weight that holds NaN or infinity, or is not initialised."""
+    """A weight that contains NaN or infinity, or is not initialised."""
 
 
 class NoMatchingLayer(RankfoldError, ValueError):
-    """A name pattern or type that selects nothing."""
+    """A layer name, pattern or type that matches nothing."""
 
 
 class PlanMismatch(RankfoldError, ValueError):
-    """A plan that belongs to another model; the message names every difference."""
+    """A plan for another model; the message lists the differences."""
 
 
 class CorruptArtifact(RankfoldError):
-    """A file that is truncated, edited, of another program or of a newer version."""
+    """A file that is truncated, edited, written by another program, or of a newer version."""
 
 
 class DataError(RankfoldError, ValueError):
-    """Data that is missing, empty or of the wrong form."""
+    """Data that is missing, empty or in the wrong format."""
 
 
 class ModelError(RankfoldError, ValueError):
@@ -125,7 +119,7 @@ class ModelError(RankfoldError, ValueError):
 
 
 class MetricError(RankfoldError, ValueError):
-    """A metric that returned something else than a finite number."""
+    """A metric that did not return a finite number."""
 
 
 class MissingExtra(RankfoldError, ImportError):
@@ -134,11 +128,11 @@ class MissingExtra(RankfoldError, ImportError):
     Parameters
     ----------
     feature : str
-        What the user asked for.
+        The requested feature.
     extra : str
-        The extra of rankfold that brings the package.
+        The extra of rankfold that includes the package.
     package : str
-        The package that is missing.
+        The missing package.
     """
 
     def __init__(self, feature: str, extra: str, package: str) -> None:
@@ -149,7 +143,7 @@ class MissingExtra(RankfoldError, ImportError):
 
 
 class RankfoldWarning(UserWarning):
-    """Something the user should know that does not stop the work; its message is as safe to show as an error's."""
+    """A warning of rankfold; its message is escaped and shortened like that of an error."""
 
     def __init__(self, message: object = "", *more: object) -> None:
         super().__init__(_message(message), *more)

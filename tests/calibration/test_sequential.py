@@ -240,7 +240,7 @@ def test_flow_finds_norms_and_sums(shortcut_last: bool) -> None:
     }  # fmt: skip
     # Of the two terms of the last sum only the later layer knows the other term.
     assert [name for name, use in uses.items() if use.joins] == ["conv2", last]
-    assert {name: use.beside for name, use in uses.items() if use.beside} == {last: before}
+    assert {name: use.sibling for name, use in uses.items() if use.sibling} == {last: before}
 
 
 class Forked(nn.Module):
@@ -677,4 +677,4 @@ def test_an_input_that_was_changed_in_place_is_another_one() -> None:
     net = Steps().eval()
     with torch.no_grad():
         uses = observe(net, {"a": [net.a], "b": [net.b]}, lambda: net(torch.randn(3, 4)))
-    assert uses["b"].beside is None
+    assert uses["b"].sibling is None

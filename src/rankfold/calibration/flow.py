@@ -32,14 +32,14 @@ class Use:
     joins : bool
         Whether the output (of `norm`, if there is one) is added to a tensor of the same shape to which neither this
         layer nor a later one contributes, such as the shortcut of a residual block.
-    beside : str or None
+    sibling : str or None
         The layer called just before with the same input.
     """
 
     calls: int
     norm: str | None
     joins: bool
-    beside: str | None
+    sibling: str | None
 
 
 def observe(model: nn.Module, modules: Mapping[str, Iterable[nn.Module]], run: Callable[[], object]) -> dict[str, Use]:
@@ -83,7 +83,7 @@ class _Watch(TorchDispatchMode):
         self.norm_calls: Counter[nn.Module] = Counter()
         self.readers: Counter[str] = Counter()
         self.joins: set[str] = set()
-        self.beside: dict[str, str] = {}
+        self.sibling: dict[str, str] = {}
         self._last: str | None = None
         self._given: Any = WeakIdKeyDictionary()  # input tensor -> the layer that it was last passed to
         self._level: Any = WeakIdKeyDictionary()  # tensor -> the latest layer that contributed to it
@@ -97,7 +97,7 @@ class _Watch(TorchDispatchMode):
                 given = first_tensor(args, kwargs)
                 if given is not None:
                     if self._last is not None and self._given.get(given) == self._last:
-                        self.beside[name] = self._last
+                        self.sibling[name] = self._last
                     self._given[given] = name
                 self._last = name
             self.calls[name] += 1
@@ -130,7 +130,7 @@ class _Watch(TorchDispatchMode):
             calls=self.calls[name],
             norm=norms[norm] if alone and norm is not None else None,
             joins=once and name in self.joins and (norm is None or alone),
-            beside=self.beside.get(name),
+            sibling=self.sibling.get(name),
         )
 
     def __torch_dispatch__(

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankfold._config import require
+from rankfold._printable import few
 from rankfold.calibration.gram import GramSum
 from rankfold.calibration.patches import channel_vectors, patch_vectors, with_batch
 from rankfold.errors import RankfoldWarning
@@ -21,8 +22,6 @@ from rankfold.factor.moments import Moments
 from rankfold.inventory import find_layer, model_inputs, run_batch, undisturbed
 from rankfold.inventory.kinds import ROLES
 from rankfold.records import LayerInfo
-
-_SHOWN = 8  # layers that a warning names
 
 
 class LayerMoments(dict[str, Moments]):
@@ -101,17 +100,14 @@ def collect_moments(
     collected = LayerMoments({name: moments for name, moments in averages.items() if moments is not None})
     collected.unreached = tuple(s.layer.name for s in sums if s.saw_nothing(averages[s.layer.name]))
     if collected.unreached:
-        warnings.warn(f"{unreached_text(collected.unreached)}.", RankfoldWarning, stacklevel=2)
+        warnings.warn(
+            f"no calibration sample reaches {few(collected.unreached)} (never called, or all inputs are zero): errors "
+            "and factors are computed from the weights alone. Use data that reaches these layers, or exclude them to "
+            "keep them dense.",
+            RankfoldWarning,
+            stacklevel=2,
+        )
     return collected
-
-
-def unreached_text(names: Sequence[str]) -> str:
-    """Return the sentence for layers that no calibration sample reaches, without a full stop."""
-    shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    return (
-        f"no calibration sample reaches {shown} (never called, or all inputs are zero): errors and factors are "
-        "computed from the weights alone. Use data that reaches these layers, or exclude them to keep them dense"
-    )
 
 
 class LayerSums:

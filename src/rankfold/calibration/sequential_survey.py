@@ -66,7 +66,7 @@ def joint_steps(names: Sequence[str], uses: Mapping[str, Use]) -> list[list[str]
     steps: list[list[str]] = []
     for name in names:
         use = uses[name]
-        if steps and use.beside == steps[-1][-1] and use.calls == 1 and not use.joins:
+        if steps and use.sibling == steps[-1][-1] and use.calls == 1 and not use.joins:
             steps[-1].append(name)
         else:
             steps.append([name])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rankfold._config import is_number
 from rankfold._hashing import module_hash, tensor_hash
+from rankfold._printable import few
 from rankfold._processes import merged, own_share
 from rankfold._progress import track
 from rankfold._version import __version__
@@ -339,11 +340,10 @@ def as_losses(value: Any, count: int) -> list[float] | None:
 
 def unmeasured_text(names: Sequence[str]) -> str:
     """Return the sentence for layers of which nothing could be measured, without a full stop."""
-    shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return (
-        f"no change of {shown} changes what is compared on the calibration samples that the search looks at: judged by "
-        "the errors of the layers alone. Give samples that reach them (samples=...), or exclude them to keep them as "
-        "they are"
+        f"no change of {few(names)} changes what is compared on the calibration samples that the search looks at: "
+        "judged by the errors of the layers alone. Give samples that reach them (samples=...), or exclude them to keep "
+        "them as they are"
     )
 
 

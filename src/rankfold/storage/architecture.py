@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -21,11 +21,11 @@ from rankfold.inventory.kinds import (
 from rankfold.inventory.members import members_of
 from rankfold.surgery import Factored
 from rankfold.surgery.attention import SeparatedAttention
+from rankfold.surgery.exchange import listed
 
 Settings = dict[str, str]
 
 _KEY, _CHECKSUM = "architecture", "architecture_sha256"
-_SHOWN = 20
 FRESH = "Load it into a fresh instance of the architecture that was compressed."
 # Settings without an effect in eval mode, and the modules that do nothing there.
 _IRRELEVANT = frozenset({"inplace", "p", "momentum", "dropout", "sparse", "scale_grad_by_freq"})
@@ -98,13 +98,7 @@ def check_architecture(model: nn.Module, expected: Mapping[str, Settings]) -> No
             if path not in expected and settings["type"] != nn.Identity.__name__
         ]
     if problems:
-        raise PlanMismatch(f"the model differs from the one that was saved:\n  {listed(problems)}\n{FRESH}")
-
-
-def listed(problems: Sequence[str]) -> str:
-    """Return the first problems, one per line, and the number of the others."""
-    shown = [*problems[:_SHOWN], *([f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])]
-    return "\n  ".join(shown)
+        raise PlanMismatch(f"the model differs from the one that was saved:\n{listed(problems, 20)}\n{FRESH}")
 
 
 def _is_settings(value: object) -> bool:

@@ -20,19 +20,13 @@ from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldW
 from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.wrappers import unwrap
 from rankfold.records import Plan
-from rankfold.storage.architecture import (
-    FRESH,
-    Settings,
-    check_architecture,
-    listed,
-    read_architecture,
-    write_architecture,
-)
+from rankfold.storage.architecture import FRESH, Settings, check_architecture, read_architecture, write_architecture
 from rankfold.storage.folder import PLAN_FILE, Describe, check_output, find, replace_artifact
 from rankfold.storage.state import stored_state
 from rankfold.storage.weights import Weights, weights_metadata
 from rankfold.surgery import Proof, build, check_plan, copy_model, plan_of
 from rankfold.surgery.apply import remember_plan, replace_layers
+from rankfold.surgery.exchange import listed
 from rankfold.surgery.gauged import Gauged
 
 _SLACK, _MOST_BYTES = 16 * 2**20, 64  # factors in float64 may take several times the space of the layer's weights
@@ -222,7 +216,7 @@ def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], file: Path) -> N
     ]
     if problems:  # the file itself is intact: its checksum has been verified
         raise PlanMismatch(
-            f"{str(file)!r} does not fit the model that its plan describes:\n  {listed(problems)}\n{FRESH} {_LATE}"
+            f"{str(file)!r} does not fit the model that its plan describes:\n{listed(problems, 20)}\n{FRESH} {_LATE}"
         )
     check_orders(model, tensors, str(file))
     for name, tensor in expected.items():
