@@ -1,9 +1,9 @@
 # %% [markdown]
-# # From a trained network to a smaller one, stage by stage
+# # Compress a network stage by stage
 #
-# LeNet-5 for handwritten digits, with weights that come with rankfold. `rf.compress` does all of this in one call;
-# here every stage is called by itself, so that you can look at what it hands to the next. Run it as a script;
-# `--smoke` makes it short.
+# The network is LeNet-5 for handwritten digits, with the weights that are included in rankfold. `rf.compress` runs all
+# stages in one call; here each stage is called separately, so that you can look at its result. Run this file as a
+# script; `--smoke` shortens it.
 
 # %%
 import argparse
@@ -11,8 +11,8 @@ import tempfile
 
 import rankfold as rf
 
-parser = argparse.ArgumentParser(description="From a trained network to a smaller one, stage by stage.")
-parser.add_argument("--smoke", action="store_true", help="a few images and one epoch only")
+parser = argparse.ArgumentParser(description="Compress a network stage by stage.")
+parser.add_argument("--smoke", action="store_true", help="use a few images and one epoch")
 smoke = parser.parse_args().smoke
 
 info = rf.zoo.entry("lenet5_mnist5k")
@@ -23,15 +23,15 @@ images = rf.zoo.data("mnist5k", split="calibration", normalize=info, limit=128 i
 test = rf.zoo.data("mnist5k", split="test", normalize=info)
 
 # %% [markdown]
-# What is there to compress? The coverage line first.
+# List the layers. The summary states how much of the network can be compressed.
 
 # %%
 inventory = rf.inspect(model, example)
 print(inventory.summary())
 
 # %% [markdown]
-# A plan says what to do with every layer. It is a small JSON file that you can read and edit. The last classifier is
-# kept by hand.
+# Plan. A plan states the method and the ranks of each layer, and can be saved as a JSON file and edited. The override
+# keeps the last classifier.
 
 # %%
 plan = rf.plan(model, example, budget="params<=25%", calibration=images, overrides={"fc3": None})
@@ -39,7 +39,7 @@ for name, choice in plan.layers.items():
     print(f"{name:8}", f"{choice.method} {list(choice.ranks)}" if choice.method else f"kept: {choice.reason}")
 
 # %% [markdown]
-# Apply it, look at the damage, and repair it: the labels' loss plus distillation from the original.
+# Apply the plan, measure the loss of accuracy, and fine-tune: task loss plus distillation from the original.
 
 # %%
 top1 = rf.top1(test)
@@ -50,7 +50,7 @@ tuned = rf.finetune(small, rf.FineTune(data=train, epochs=1 if smoke else 8, opt
 print(f"fine-tuned {rf.evaluate(tuned.model, top1):.2%}")
 
 # %% [markdown]
-# Save, load onto a fresh instance, and measure that: the number that counts.
+# Save, load onto a new instance, and measure the loaded model.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
