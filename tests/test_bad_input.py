@@ -211,7 +211,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.compress(s.net, s.x, budget="params<=1%, macs<=1%", output=s.folder / "out")
 
 
-@case("budget met already", e.BudgetError, r"'params<=1000000'", r"met by the model as it is")
+@case("budget met already", e.BudgetError, r"'params<=1000000'", r"already meets budget")
 def _(s: Scene) -> Act:
     return lambda: rf.compress(s.net, s.x, budget="params<=1M", output=s.folder / "out")
 
@@ -411,7 +411,13 @@ def _(s: Scene) -> Act:
     return lambda: rf.compress(s.net, s.x, budget="params<=50%", calibration=used)
 
 
-@case("calibration of a wrong shape", e.ModelError, r"calibration batch 2", r"2x4x8x8", r"inputs that the model takes")
+@case(
+    "calibration of a wrong shape",
+    e.ModelError,
+    r"calibration batch 2",
+    r"2x4x8x8",
+    r"inputs alone that the model accepts",
+)
 def _(s: Scene) -> Act:
     data = [torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8)]
     return lambda: rf.compress(s.net, s.x, budget="params<=50%", calibration=data, output=s.folder / "out")
@@ -662,7 +668,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.apply_(s.net, plan)
 
 
-@case("plan with the second name of a layer", e.PlanMismatch, r"'1' shares its weight with '0'", r"under that name")
+@case("plan with the second name of a layer", e.PlanMismatch, r"'1' shares its weight with '0'", r"use that name")
 def _(s: Scene) -> Act:
     layer = nn.Linear(4, 4)
     net = nn.Sequential(layer, layer)

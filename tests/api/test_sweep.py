@@ -157,7 +157,7 @@ def test_budgets_without_a_plan_are_listed_with_the_reason() -> None:
     assert "cannot be met" in low.reason
     assert middle.reason == ""
     assert all_of_it.plan is None
-    assert "met by the model as it is" in all_of_it.reason
+    assert "already meets budget" in all_of_it.reason
     assert found.feasible == (middle,)
     with pytest.raises(InfeasibleBudget, match=r"not one of 2 budgets.*macs<=1%"):
         rf.sweep(cnn(), X, points=["params<=20%", "params<=30%"], budget="macs<=1%")

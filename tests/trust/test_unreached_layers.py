@@ -141,7 +141,7 @@ def test_the_report_and_every_reconstruction() -> None:
                 net, X, budget="params<=70%", methods="svd", calibration=data, reconstruct=mode,
                 overrides={"parts.2": ("svd", 4)},
             )  # fmt: skip
-        note = "parts.2: no calibration sample reaches it: judged and factored by its weight alone"
+        note = "parts.2: no calibration sample reaches it: its errors and factors come from the weight alone"
         assert note in result.report.notes
         weight = result.model.get_submodule("parts.2").weight.detach()
         errors[mode] = float((weight - net.parts[2].weight.detach()).norm())

@@ -96,7 +96,7 @@ def apply_(
 ) -> nn.Module:
     """Apply a plan in place and return the model.
 
-    As `apply`, but BatchNorm statistics are not estimated anew (there is no original to compare with). Only
+    As `apply`, but BatchNorm statistics are not re-estimated, because the original is gone. Only
     "sequential" needs a copy of the model, and holds it until the end. A model that is itself one layer cannot be
     changed in place: its replacement is returned. Nothing is changed if a check fails, except for the proof by a run
     (`example_input`, or the first calibration batch), which comes after the change.

@@ -34,7 +34,7 @@ class Calibration:
         self._seen: set[str] = set()
 
     def moments(self, layers: Sequence[LayerInfo]) -> LayerMoments:
-        """Return the second moments of these layers' inputs, and of those that were asked for before."""
+        """Return the second moments of the inputs of these layers, and of all layers requested before."""
         missing = [layer for layer in layers if layer.name not in self._seen]
         if missing:
             new = collect_moments(self._model, self.batches, missing)

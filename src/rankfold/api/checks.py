@@ -15,8 +15,8 @@ def check_measurable(budget: Budget | None, handled: Collection[str] = ()) -> No
     """Raise `BudgetError` if a bound can only be kept by measuring the model, unless the strategy does."""
     if budget is not None and budget.get(ACCURACY) and ACCURACY not in handled:
         raise BudgetError(
-            f"budget {str(budget)!r} bounds {ACCURACY}, which only a measured metric can tell. Use compress with "
-            f"evaluate=..., or bound {either(resource_names('additive', 'peak'))}."
+            f"budget {str(budget)!r} bounds {ACCURACY}, which can only be checked by measuring a metric. Use "
+            f"compress with evaluate=..., or bound {either(resource_names('additive', 'peak'))}."
         )
 
 

@@ -69,7 +69,7 @@ class Family:
         return result
 
     def _point(self, point: SweepPoint, known: _Values | None) -> SweepPoint:
-        """Return one point, measured if `known` is given, and saved where that is asked for."""
+        """Return one point, measured if `known` is given, and saved if there is an output."""
         assert point.plan is not None
         value = None if known is None else known.get(point.plan)
         fresh = known is not None and value is None
@@ -90,7 +90,7 @@ class Family:
         return point if value is None else replace(point, metric=value)
 
     def _context(self) -> dict[str, Any] | None:
-        """Return all that a metric depends on besides the plan, as far as it can be seen; None if too little can."""
+        """Return everything visible that a metric depends on except the plan; None if too little is visible."""
         realizer, metric = self.realizer, self.realizer.metric
         assert metric is not None
         batches = None if realizer.data is None else realizer.data.batches
@@ -145,7 +145,7 @@ class _Values:
 
 
 def _evenly(items: Sequence[int], number: int) -> list[int]:
-    """Return so many of the items, evenly spread, first and last included; the middle one of one."""
+    """Return `number` of the items, evenly spread, with the first and the last; of one, the middle item."""
     if number >= len(items):
         return list(items)
     if number == 1:

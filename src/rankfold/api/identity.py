@@ -1,4 +1,4 @@
-"""What a metric is, as far as it can be seen: so that values of another one are not taken from a cache."""
+"""Identity of a metric, so that values of another metric are not taken from a cache."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DEEPEST = 4
 
 
 def identity(value: Any, depth: int = 0) -> Any:
-    """Return a value that changes with what a metric computes, ready for JSON; None for what cannot be seen.
+    """Return a value that changes with what a metric computes, ready for JSON; None for what is not visible.
 
-    Seen are numbers, text, tensors and arrays, modules, DataLoaders (all of their batches), the code of functions with
-    what they close over, and the attributes of objects.
+    Visible are numbers, text, tensors and arrays, modules, DataLoaders (all of their batches), the code of functions
+    with their closures, and the attributes of objects.
     """
     if depth > DEEPEST:
         return None
@@ -45,7 +45,7 @@ def identity(value: Any, depth: int = 0) -> Any:
 
 
 def metric_identity(metric: Any) -> Any:
-    """Return the identity of a metric but for its ``loader``, whose batches `rankfold.candidates` hashes."""
+    """Return the identity of a metric without its ``loader``, whose batches `rankfold.candidates` hashes."""
     if getattr(metric, "loader", None) is None:
         return identity(metric)
     parts = {name: identity(item, 1) for name, item in _attributes(metric).items() if name not in ("loader", "samples")}

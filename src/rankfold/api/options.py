@@ -98,7 +98,7 @@ class Search:
     )
     data_aware: bool = option(
         True,
-        "Predict errors and find factors on the calibration data, or, without, from the weights alone.",
+        "Use the calibration data for predicted errors and factors (default), or the weights only.",
         check=boolean,
         flag=Flag(kind=bool, names=("--data-aware/--no-data-aware",)),
     )
@@ -106,19 +106,19 @@ class Search:
         None,
         "What the factors minimise: weights (error of the weights), data (error of each layer's output) or sequential "
         "(error of each layer's output given the compressed layers before it; the most accurate and the slowest). By "
-        "default data where there is any.",
+        "default data with calibration data, weights without.",
         check=_reconstruct,
         flag=Flag(kind=str | None, metavar="HOW"),
     )
     include: Any = option(
         None,
-        "Compress only layers that match this name pattern; may be repeated.",
+        "Name pattern of the layers to compress; may be repeated.",
         check=_selector,
         flag=Flag(kind=list[str] | None, metavar="PATTERN", parse=lambda texts: texts or None),
     )
     exclude: Any = option(
         None,
-        "Keep layers that match this name pattern; may be repeated.",
+        "Name pattern of layers to keep as they are; may be repeated.",
         check=_selector,
         flag=Flag(kind=list[str] | None, metavar="PATTERN", parse=lambda texts: texts or None),
     )
@@ -127,8 +127,8 @@ class Search:
     )
     overrides: Mapping[str, Any] | None = option(
         None,
-        "Decisions by layer name or pattern, which the strategy leaves alone and the budget counts: "
-        "NAME=METHOD:RANKS, NAME=METHOD:SHARE (such as 0.5) or NAME=keep.",
+        "Choice for a layer, by name or pattern, that the strategy does not change: NAME=METHOD:RANKS, "
+        "NAME=METHOD:SHARE (such as 0.5) or NAME=keep. It counts towards the budget; may be repeated.",
         check=_overrides,
         flag=Flag(
             kind=list[str] | None, names=("--override",), metavar="CHOICE", parse=lambda texts: parse_overrides(texts)
@@ -136,27 +136,27 @@ class Search:
     )
     rank_multiple: int | None = option(
         None,
-        "Ranks are multiples of this. By default 8 for a model on an accelerator, otherwise 1.",
+        "Multiple of which all ranks are. By default 8 for a model on an accelerator, otherwise 1.",
         check=integer(1, optional=True),
         flag=Flag(kind=int | None, least=1),
     )
     gauge: bool = option(
         False,
-        "Gauge factors where that makes them smaller: the same function with r^2 fewer parameters at a bond of rank r.",
+        "Remove redundant parameters of factors where possible: r^2 fewer at a bond of rank r, for the same function.",
         check=boolean,
         flag=Flag(kind=bool),
     )
     deploy_dtype: str | None = option(
         None,
-        "Data type of weights and activations on the device, which bounds on flash and ram count: float32, float16, "
-        "bfloat16 or int8. By default the model's own. Nothing is converted.",
+        "Data type of weights and activations on the device, for bounds on flash and ram: float32, float16, bfloat16 "
+        "or int8. By default the model's own. Nothing is converted.",
         check=_dtype,
         flag=Flag(kind=str | None, metavar="TYPE"),
     )
     cache: str | Path | None = option(
         None,
-        "Folder that keeps what a search measures: a search that was killed resumes, and another budget measures "
-        "nothing twice. Data that cannot be identified is not cached.",
+        "Folder for measurements: an interrupted search resumes from it, and another budget measures only what is "
+        "missing. Data that cannot be identified is not cached.",
         check=_cache,
         flag=Flag(kind=str | None, metavar="FOLDER"),
     )

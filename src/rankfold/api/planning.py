@@ -43,8 +43,8 @@ from rankfold.strategies.manual import with_overrides
 from rankfold.surgery import Proof
 from rankfold.workbench import Bench, Made
 
-UNREACHED = "no calibration sample reaches it: judged and factored by its weight alone"
-UNMEASURED = "no sample that the search looks at reaches it: judged by its own error"
+UNREACHED = "no calibration sample reaches it: its errors and factors come from the weight alone"
+UNMEASURED = "no sample that the search looks at reaches it: its predicted loss comes from its own error"
 """Notes on layers of which the data says nothing."""
 
 
@@ -103,7 +103,7 @@ def plan(
 
 
 class Planner:
-    """One model's problem, posed once and answered for any budget: table and measurements are shared.
+    """Plans for one model under any budget; the candidate table and measurements are shared.
 
     Parameters
     ----------
@@ -116,9 +116,9 @@ class Planner:
     calibration : iterable or None
         Batches of inputs.
     *budgets : Budget or None
-        The bounds that plans are going to be asked for: those that cannot be kept on this model raise before any work.
+        Budgets of the plans to come. Bounds that cannot be checked on this model raise before any work.
     given : collection of str
-        What there is for the strategy besides calibration data (`rankfold.strategies.NEEDS`); `workbench` then has it.
+        Needs of the strategy that are met in addition to calibration data (`rankfold.strategies.NEEDS`).
 
     Raises
     ------
@@ -163,7 +163,7 @@ class Planner:
 
     @functools.cached_property
     def problem(self) -> Problem:
-        """What the strategy is given, but for the budget."""
+        """The problem of the strategy, without a budget."""
         search, moments, model = self.search, self.moments, self.model
         chosen, method_options = chosen_methods(search.methods)
         table_config = TableConfig(
@@ -235,7 +235,7 @@ class Planner:
         ram = None if profile is None else (profile.peak, profile.peak)
         handled = any(bounds.get(resource) for resource in self.strategy.handles) if bounds is not None else False
         if bounds is not None and not handled and not bounds.exceeded(total, total, ram=ram):
-            raise BudgetError(f"budget {str(bounds)!r} is met by the model as it is; there is nothing to compress.")
+            raise BudgetError(f"the model already meets budget {str(bounds)!r}; there is nothing to compress.")
         problem = replace(self.problem, budget=bounds, workbench=self.workbench)
         if bounds is None or profile is None:
             made = self.strategy.plan(problem)
@@ -289,7 +289,7 @@ class Planner:
         return activation_profile(found.graph, found.constants, found.users, inventory.compressible, deploy_dtype=dtype)
 
     def _check_ram(self, made: Plan, bounds: Budget, profile: ActivationProfile, limit: int) -> None:
-        """Hold a plan against the bound: a strategy may make candidates that are not in the table."""
+        """Check a plan against the bound: a strategy may use candidates that are not in the table."""
         peak = self.pricing.peak_ram(made)
         if peak > limit:
             raise InfeasibleBudget(

@@ -18,7 +18,7 @@ def reloaded(
 ) -> tuple[nn.Module, int]:
     """Save a compressed model to a temporary folder and load it again.
 
-    Nothing is written where the user will look: what is refused leaves nothing behind.
+    Nothing is written to the output folder, so a model that is refused leaves no files.
 
     Parameters
     ----------
@@ -60,5 +60,5 @@ def check_kept(budget: Budget | None, built: Cost, dense: Cost) -> None:
         raise InfeasibleBudget(
             f"the compressed model does not keep {str(bound)!r}: it has {built.get(bound.resource):,} "
             f"{bound.resource} where {bound.limit(dense):,} are allowed, although the plan predicts fewer. "
-            "What the model does beside its layers may depend on them. Ask for less, or bound other resources."
+            "Operations outside of its layers may depend on them. Loosen the bound, or bound other resources."
         )

@@ -244,7 +244,7 @@ class Realizer:
         draft : Draft
             The model; its `values` hold those of the original, under ``"dense"``, if it is measured.
         budget : Budget, optional
-            What was asked for; by default what the plan says.
+            By default that of the plan.
         measured : bool
             Whether to measure the loaded model.
         notes : sequence of str

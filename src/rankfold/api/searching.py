@@ -54,13 +54,13 @@ def check_searchable(budget: Budget | None, has_metric: bool) -> bool:
     Raises
     ------
     ConfigError
-        If it does and there is no metric to tell it by.
+        If it does and there is no metric.
     """
     if budget is None or not budget.get(ACCURACY):
         return False
     if not has_metric:
         raise ConfigError(
-            f"budget {str(budget)!r} bounds {ACCURACY}, so there must be a metric. "
+            f"budget {str(budget)!r} bounds {ACCURACY}, which requires a metric. "
             "Pass evaluate=..., such as evaluate=rf.top1(loader)."
         )
     return True
@@ -74,11 +74,11 @@ def smallest_within(
     dense: float,
     metric: Metric,
 ) -> Smallest:
-    """Return the smallest model whose metric is at most so much worse than the original's as the budget allows.
+    """Return the smallest model whose metric drops by no more than the budget allows.
 
-    "Smallest" is in the first resource that the budget bounds besides, in parameters if it bounds none. Bisection: a
-    larger budget is taken to give a model that is no worse, which holds for the predicted loss, and but for noise
-    for the metric; what is returned was measured in any case.
+    "Smallest" refers to the first other resource in the budget, or to parameters. The search is a bisection. It assumes
+    that a larger budget gives a model that is at least as good, which holds for the predicted loss and, up to noise,
+    for the metric. The metric of the returned model is always measured.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def smallest_within(
     limit = None if rest is None else rest.limit(resource, table.total)
     high = whole - step if limit is None else min(whole - step, limit / total)
     bounded = limit is not None and limit / total <= whole - step
-    # Tells before any work whether the other bounds can be met.
+    # Raises before any work if the other bounds cannot be met.
     mildest = planner.plan(rest if bounded else _at(high, resource, rest))
 
     trials: list[Trial] = []
