@@ -122,7 +122,10 @@ def test_evaluate_repeats_the_report_to_the_last_digit(run: Run, artifact: Path)
     assert known["dense"] > 0.95
     assert run("evaluate", artifact, "--json").document["value"] == known["reloaded"] == known["compressed"]
     shown = run("evaluate", artifact).out.splitlines()
-    assert shown == [f"top-1 of {artifact}: {100 * known['reloaded']:.2f} % (200 samples)", "the report says the same"]
+    assert shown == [
+        f"top-1 of {artifact}: {100 * known['reloaded']:.2f} % (200 samples)",
+        "the report has the same value",
+    ]
     assert run("evaluate", artifact, "-q").out == f"{100 * known['reloaded']:.2f} %\n"
 
 
@@ -133,7 +136,7 @@ def test_evaluate_notices_other_weights(run: Run, artifact: Path, tmp_path: Path
     text = (folder / "report.json").read_text()
     value = top1(json.loads(text))["reloaded"]
     (folder / "report.json").write_text(text.replace(f'"reloaded": {value!r}', '"reloaded": 0.125'))
-    assert "the report says 0.125" in run("evaluate", folder).out
+    assert "the report has 0.125" in run("evaluate", folder).out
 
 
 def test_evaluate_a_dense_network(run: Run, small: tuple[str, ...]) -> None:

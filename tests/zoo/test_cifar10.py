@@ -138,10 +138,10 @@ def test_broken_batches(tmp_path: Path, pictures: list[Picture]) -> None:
     whole = path.read_bytes()
     for length in (0, 1, 50, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match="not a whole batch"):
+        with pytest.raises(DataError, match="not a complete batch"):
             cifar10(str(tmp_path), "test")
     path.write_bytes(pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}))
-    with pytest.raises(DataError, match="not a whole batch"):
+    with pytest.raises(DataError, match="not a complete batch"):
         cifar10(str(tmp_path), "test")
 
 
@@ -226,7 +226,7 @@ def test_wrong_pictures(tmp_path: Path, cache: Path, pictures: list[Picture]) ->
         cifar10(str(tmp_path), "test")
     write_zip(tmp_path / "test.zip", pictures)
     (tmp_path / "test.zip").write_bytes((tmp_path / "test.zip").read_bytes()[:-30])
-    with pytest.raises(DataError, match="not a whole zip file"):
+    with pytest.raises(DataError, match="not a complete zip file"):
         cifar10(str(tmp_path), "test")
     assert not cache.exists()
 

@@ -352,7 +352,7 @@ def test_broken_npz_files(tmp_path: Path, npz: str) -> None:
     whole = file.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 5):
         file.write_bytes(whole[:length])
-        with pytest.raises(DataError, match=r"not a whole \.npz file"):
+        with pytest.raises(DataError, match=r"not a complete \.npz file"):
             zoo.data(npz, split="test")
     np.save(tmp_path / "single.npy", X)
     with pytest.raises(DataError, match="single array"):

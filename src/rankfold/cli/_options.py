@@ -131,9 +131,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
 def search_flags() -> dict[str, Flag]:
     """Return the flags of a search: the options of `Search` that are available on the command line."""
     flags = {"budget": FLAGS["budget"]}
-    for name, (field, known) in options_of(records.Search).items():
-        if known.flag is not None:
-            flags[name] = replace(known.flag, help=known.help, default=field.default, panel=known.flag.panel or SEARCH)
+    for name, (field, option) in options_of(records.Search).items():
+        if option.flag is not None:
+            flags[name] = replace(
+                option.flag, help=option.help, default=field.default, panel=option.flag.panel or SEARCH
+            )
         if name == "strategy":
             flags["strategy_option"] = FLAGS["strategy_option"]
     seed = flags.pop("seed")

@@ -60,9 +60,9 @@ def search_options(given: Given) -> dict[str, Any]:
         If a name is unknown (the message suggests the nearest one), or a value cannot be parsed.
     """
     values: dict[str, Any] = {}
-    for name, (_, known) in options_of(records.Search).items():
-        if known.flag is not None and hasattr(given, name):
-            parse = known.flag.parse
+    for name, (_, option) in options_of(records.Search).items():
+        if option.flag is not None and hasattr(given, name):
+            parse = option.flag.parse
             values[name] = getattr(given, name) if parse is None else parse(getattr(given, name))
     chosen = parse_options(getattr(given, "strategy_option", None))
     if chosen:

@@ -81,6 +81,6 @@ def _compare(out: Output, target: str, name: str, value: float) -> None:
         return  # an artefact may have no report
     for reported in report.metrics:
         if reported.name == name and reported.final == value:
-            out.say("the report says the same")
+            out.say("the report has the same value")
         elif reported.name == name:
-            out.say(f"the report says {reported.final!r}, this run {value!r}: another machine, device or batch size?")
+            out.say(f"the report has {reported.final!r}, this run {value!r}: another machine, device or batch size?")

@@ -70,7 +70,7 @@ def _zipped(zips: list[Path]) -> Iterator[Picture]:
                         continue
                     yield parts[-2], parts[-1], archive.read(member)
         except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise DataError(f"{str(path)!r} is not a whole zip file: {error}. Copy or download it again.") from error
+            raise DataError(f"{str(path)!r} is not a complete zip file: {error}. Copy or download it again.") from error
 
 
 def _decode(pictures: Iterator[Picture], root: Path, split: str) -> ImageArray:
@@ -120,7 +120,7 @@ def _read_batches(files: list[Path]) -> ImageArray:
         # A damaged pickle can raise almost any error.
         except Exception as error:
             raise DataError(
-                f"{str(file)!r} is not a whole batch of CIFAR-10: {error or type(error).__name__}. "
+                f"{str(file)!r} is not a complete batch of CIFAR-10: {error or type(error).__name__}. "
                 f"Copy or download it again."
             ) from error
     return ImageArray(torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)))

@@ -1,4 +1,4 @@
-"""Networks by name: what is known about each, and an example input."""
+"""Networks by name, with facts and an example input for each."""
 
 from __future__ import annotations
 

@@ -92,9 +92,9 @@ def _torchvision_input(network: str, module: str) -> dict[str, Any]:
     return {"task": "image", "input_shape": (3, size, size), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
-def _unknown(family: str, network: str, known: Sequence[str]) -> UnknownNameError:
+def _unknown(family: str, network: str, available: Sequence[str]) -> UnknownNameError:
     # There are hundreds of names: list the nearest ones and the call that returns all of them.
-    near = difflib.get_close_matches(network, known, n=8, cutoff=0.4)
+    near = difflib.get_close_matches(network, available, n=8, cutoff=0.4)
     return UnknownNameError("network", network, [*near, f"or any of rankfold.zoo.names({family!r})"], of=family)
 
 

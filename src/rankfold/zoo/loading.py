@@ -57,7 +57,7 @@ def data(
           ``factory(split=..., batch_size=...)``. It returns an iterable of batches and takes care of normalisation,
           shuffling and augmentation.
 
-        The guide describes the files of each data set.
+        The page "Networks and data by name" of the documentation describes the files of each data set.
     split : {"train", "calibration", "test"}
         ``"calibration"`` is a random subset of ``"train"``, drawn regardless of labels.
     normalize : NetworkInfo, (mean, std) or None

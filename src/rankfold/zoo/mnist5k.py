@@ -32,9 +32,9 @@ def _held_out(labels: np.ndarray) -> np.ndarray:
     """Return the mask of the test split, ``(N,)`` bool."""
     marks = np.zeros(len(labels), dtype=bool)
     for digit in np.unique(labels):
-        places = np.flatnonzero(labels == digit).tolist()
-        places.sort(key=lambda place: hashlib.sha256(f"mnist5k:{place}".encode()).digest())
-        marks[places[:_HELD_OUT_PER_DIGIT]] = True
+        indices = np.flatnonzero(labels == digit).tolist()
+        indices.sort(key=lambda index: hashlib.sha256(f"mnist5k:{index}".encode()).digest())
+        marks[indices[:_HELD_OUT_PER_DIGIT]] = True
     return marks
 
 

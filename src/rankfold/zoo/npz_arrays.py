@@ -30,7 +30,7 @@ def npz_arrays(path: str, split: str) -> ImageArray:
     except DataError:
         raise
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path!r} is not a whole .npz file of plain arrays: {error}. Save it again.") from error
+        raise DataError(f"{path!r} is not a complete .npz file of plain arrays: {error}. Save it again.") from error
     return ImageArray(
         torch.from_numpy(_images(images, f"{names[0]} of {path!r}")),
         torch.from_numpy(_labels(labels, f"{names[1]} of {path!r}", len(images))),

@@ -77,7 +77,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 f"Save model.state_dict() alone, preferably with safetensors, and load that file."
             ) from error
         raise CorruptArtifact(
-            f"{str(file)!r} is not a whole {kind} file: {(str(error) or type(error).__name__).splitlines()[0]}. "
+            f"{str(file)!r} is not a complete {kind} file: {(str(error) or type(error).__name__).splitlines()[0]}. "
             f"It may be truncated or of another format; copy or download it again."
         ) from error
 
