@@ -46,7 +46,7 @@ from rankfold.cli._source import Source, artifact_source
 from rankfold.records import Choice
 from rankfold.reporting import Report
 from rankfold.reporting.sweep import Sweep
-from rankfold.storage import artifact_identity, attach
+from rankfold.storage import SOURCE_FILE, artifact_identity
 
 SECONDS, MEGABYTES, CHARACTERS = 2.0, 100.0, 2000
 WAIT_S = 30
@@ -108,7 +108,7 @@ class Ground:
                              evaluate=lambda model: float(model(X).sum()), output=root / "good")  # fmt: skip
         source = Source(model="lenet5_mnist5k", data="mnist5k", input_size=(1, 1, 28, 28))
         identity = artifact_identity(root / "good") or ""
-        attach(root / "good", identity, source.texts(identity))
+        (root / "good" / SOURCE_FILE).write_text(source.texts(identity)[SOURCE_FILE])
         Cache(root / "cache").put(KEY, VALUES)
         found = rf.sweep(net(), X, points=2, strategy="energy")
         plan = (root / "good" / "plan.json").read_text()

@@ -23,7 +23,7 @@ from rankfold.cli import app
 from rankfold.cli._source import Source
 from rankfold.errors import CorruptArtifact, RankfoldError
 from rankfold.reporting import Report
-from rankfold.storage import artifact_bytes, artifact_identity, attach, check_output, folder
+from rankfold.storage import artifact_bytes, artifact_identity, check_output, folder
 
 
 def _script(name: str) -> ModuleType:
@@ -141,10 +141,6 @@ def test_what_describes_another_artefact_is_removed_or_ignored(tmp_path: Path) -
     (place / "report.json").write_text(text)  # as if the process had been killed before it was removed
     with pytest.raises(CorruptArtifact, match="no longer there"):
         Report.load(place)
-    with pytest.raises(RankfoldError, match="another process has saved another artefact"):
-        attach(place, report.artifact or "", report.texts(report.artifact or ""))
-    with pytest.raises(RankfoldError, match="another process"):
-        attach(place, "0" * 64, {"report.json": "{}"})
 
 
 def test_report_and_source_are_part_of_the_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from rankfold.cli import app
 from rankfold.cli._command import Given
 from rankfold.cli._source import Source, artifact_source, names_code
 from rankfold.errors import ConfigError, CorruptArtifact, RankfoldWarning
-from rankfold.storage import artifact_identity, attach
+from rankfold.storage import SOURCE_FILE, artifact_identity
 
 CODE = """
 from pathlib import Path
@@ -159,7 +159,7 @@ def test_a_source_of_another_artefact_is_not_used(artefact: Path) -> None:
     source = Source(model="lenet5_mnist5k", weights="bundled")
     identity = artifact_identity(artefact)
     assert identity is not None
-    attach(artefact, identity, source.texts(identity))
+    (artefact / SOURCE_FILE).write_text(source.texts(identity)[SOURCE_FILE])
     assert Source.load(artefact) == source
     plan = rf.Plan(layers={"fc2": rf.records.Choice(method="svd", ranks=(4,))})
     text = (artefact / "source.json").read_text()

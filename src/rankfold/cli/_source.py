@@ -20,7 +20,7 @@ from rankfold._printable import quoted
 from rankfold.api.options import MOST_SEED
 from rankfold.cli._command import Given
 from rankfold.errors import ConfigError, CorruptArtifact, RankfoldError, RankfoldWarning
-from rankfold.storage import SOURCE_FILE, artifact_identity, beside_file
+from rankfold.storage import SOURCE_FILE, artifact_identity, companion_file
 from rankfold.zoo.building import MOST_CLASSES
 from rankfold.zoo.loading import KINDS, PATH_KINDS
 
@@ -78,7 +78,7 @@ class Source:
         CorruptArtifact
             If it is damaged, or of a newer version.
         """
-        file = beside_file(folder, SOURCE_FILE)
+        file = companion_file(folder, SOURCE_FILE)
         if not os.path.lexists(file):
             return None
         advice = "Delete it and pass --model (and --data) explicitly."

@@ -13,7 +13,7 @@ from rankfold.errors import CorruptArtifact
 from rankfold.records import Cost, OtherModule, Provenance
 from rankfold.reporting.document import Document
 from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue
-from rankfold.storage import artifact_identity, beside_file
+from rankfold.storage import artifact_identity, companion_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -99,7 +99,7 @@ class Report(Document):
         """
         path = Path(path)
         folder = os.path.isdir(path)
-        file = beside_file(path, "report.json") if folder else path
+        file = companion_file(path, "report.json") if folder else path
         text = read_text(file, kind=cls.KIND, hint="Give an artefact's folder or its report.json.")
         report = cls.from_json(text, source=str(file))
         if folder and report.artifact not in (None, artifact_identity(path) or report.artifact):

@@ -27,7 +27,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rankfold._documents import parse_json, read_text
-from rankfold._files import as_utf8, check_writable, locked, making_folder, sweep, to_disk, write_text
+from rankfold._files import as_utf8, check_writable, locked, making_folder, sweep, to_disk
 from rankfold.errors import CorruptArtifact, RankfoldError
 from rankfold.records import Plan
 from rankfold.storage.weights import Weights, file_state, identity_of, text_hash, write_weights
@@ -38,7 +38,7 @@ SOURCE_FILE = "source.json"
 REPORT_FILES = ("report.html", "report.json")
 
 _STAGE = ".rankfold-next"
-_BESIDE = (SOURCE_FILE, *REPORT_FILES)
+_COMPANIONS = (SOURCE_FILE, *REPORT_FILES)
 _MOST_ATTEMPTS = 10_000
 
 Describe = Callable[[str], Mapping[str, str]]
@@ -90,24 +90,6 @@ def replace_artifact(
     return identity
 
 
-def attach(folder: Path, identity: str, texts: Mapping[str, str]) -> None:
-    """Write files that describe the artefact with the checksum `identity` into its folder, given their texts by name.
-
-    Raises
-    ------
-    RankfoldError
-        If another process has replaced the artefact in the meantime.
-    """
-    with _writing(folder):
-        if artifact_identity(folder) != identity:
-            raise RankfoldError(
-                f"another process has saved another artefact to {str(folder)!r} in the meantime. "
-                "Give each process its own folder."
-            )
-        for name, text in texts.items():
-            write_text(folder / name, text)
-
-
 def find(folder: Path) -> tuple[str, Weights]:
     """Return the text of an artefact's plan and the weights that belong to it.
 
@@ -151,7 +133,7 @@ def artifact_bytes(folder: str | Path) -> int:
     return len(text.encode()) + weights.size
 
 
-def beside_file(folder: str | Path, name: str) -> Path:
+def companion_file(folder: str | Path, name: str) -> Path:
     """Return the path of a file that describes the artefact in a folder, which may be staged by an unfinished save."""
     folder = Path(folder)
     staged = folder / _STAGE / name
@@ -170,7 +152,7 @@ def check_output(path: str | Path) -> None:
     check_writable(path)
     if not path.is_dir():
         return
-    for name in (WEIGHTS_FILE, *_BESIDE):
+    for name in (WEIGHTS_FILE, *_COMPANIONS):
         if (path / name).is_dir():
             raise RankfoldError(
                 f"cannot save to {str(path)!r}: {name!r} in it is a folder. Choose an empty or new folder."
@@ -206,7 +188,7 @@ def _settle(folder: Path) -> None:
             _complete(folder, "" if weights is None else weights.identity)
         else:
             _discard(stage)
-    sweep(folder, PLAN_FILE, WEIGHTS_FILE, *_BESIDE)
+    sweep(folder, PLAN_FILE, WEIGHTS_FILE, *_COMPANIONS)
 
 
 def _is_switched(folder: Path) -> bool:
@@ -220,7 +202,7 @@ def _is_switched(folder: Path) -> bool:
         return False
     staged, current = _open_whole(stage / WEIGHTS_FILE), _open_whole(folder / WEIGHTS_FILE)
     if staged is None:  # not written yet, or already moved: then only files that describe it can be left
-        return not (stage / WEIGHTS_FILE).exists() and any((stage / name).exists() for name in _BESIDE)
+        return not (stage / WEIGHTS_FILE).exists() and any((stage / name).exists() for name in _COMPANIONS)
     return staged.plan_hash == plan and (current is None or current.plan_hash != plan)
 
 
@@ -239,7 +221,7 @@ def _discard(stage: Path) -> None:
 def _complete(folder: Path, identity: str) -> None:
     """Move staged files into place, the weights first, and remove files that describe another artefact."""
     stage = folder / _STAGE
-    for name in (WEIGHTS_FILE, *_BESIDE):
+    for name in (WEIGHTS_FILE, *_COMPANIONS):
         if (stage / name).exists():
             os.replace(stage / name, folder / name)
     _remove_stale(folder, identity)
