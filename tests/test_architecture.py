@@ -28,7 +28,6 @@ GROUPS: tuple[tuple[str, ...], ...] = (
         "_options",
         "_registry",
         "_files",
-        "_grad_mode",
         "_hashing",
         "_processes",
         "_progress",

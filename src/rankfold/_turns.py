@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+import torch
+
 from rankfold.errors import RankfoldWarning
 
 P = ParamSpec("P")
@@ -140,6 +142,20 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with turn():
+            return function(*args, **kwargs)
+
+    return run
+
+
+def in_grad_turn(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function take a turn, outside of the caller's ``torch.inference_mode`` and ``torch.no_grad``.
+
+    Parameters and buffers created in inference mode can never be trained.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with turn(), torch.inference_mode(False), torch.enable_grad():
             return function(*args, **kwargs)
 
     return run

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold._grad_mode import trainable
 from rankfold._progress import track
-from rankfold._turns import in_turn
+from rankfold._turns import in_grad_turn
 from rankfold.api.calibrating import Calibration, calibration_of
 from rankfold.api.options import Fitting, Reconstruct, reconstruction
 from rankfold.calibration import (
@@ -35,8 +34,7 @@ from rankfold.surgery.apply import remember_plan
 from rankfold.surgery.carried import report_parameters
 
 
-@in_turn
-@trainable
+@in_grad_turn
 def apply(
     model: nn.Module,
     plan: Plan,
@@ -84,8 +82,7 @@ def apply(
     return apply_plan(model, plan, data, how, batchnorm=batchnorm, example_input=example_input).model
 
 
-@in_turn
-@trainable
+@in_grad_turn
 def apply_(
     model: nn.Module,
     plan: Plan,

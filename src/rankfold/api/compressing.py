@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from rankfold import strategies
-from rankfold._grad_mode import trainable
-from rankfold._turns import in_turn
+from rankfold._turns import in_grad_turn
 from rankfold.api.checks import BudgetLike
 from rankfold.api.family import folder_name
 from rankfold.api.options import reconstruction, search_of
@@ -25,8 +24,7 @@ from rankfold.tune import FineTune
 from rankfold.workbench import Bench, own_checkpoint
 
 
-@in_turn
-@trainable
+@in_grad_turn
 @sharing_prepared()
 def compress(
     model: nn.Module,

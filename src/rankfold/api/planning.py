@@ -13,11 +13,10 @@ import torch
 from torch import nn
 
 from rankfold import strategies
-from rankfold._grad_mode import trainable
 from rankfold._hashing import state_hash
 from rankfold._options import given
 from rankfold._progress import track
-from rankfold._turns import in_turn
+from rankfold._turns import in_grad_turn
 from rankfold._version import __version__
 from rankfold.api.applying import apply_plan
 from rankfold.api.calibrating import calibration_of
@@ -48,8 +47,7 @@ UNMEASURED = "no sample that the search looks at reaches it: its predicted loss 
 """Notes on layers of which the data says nothing."""
 
 
-@in_turn
-@trainable
+@in_grad_turn
 @sharing_prepared()
 def plan(
     model: nn.Module,

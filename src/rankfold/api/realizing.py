@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold._grad_mode import trainable
-from rankfold._turns import in_turn
+from rankfold._turns import in_grad_turn
 from rankfold.api.applying import apply_plan, measured_errors, moments_for
 from rankfold.api.calibrating import Calibration, calibration_of
 from rankfold.api.options import Fitting, Reconstruct, reconstruction
@@ -282,8 +281,7 @@ class Realizer:
         return Result(model=small, plan=plan, report=report, tuned=draft.tuned)
 
 
-@in_turn
-@trainable
+@in_grad_turn
 def realize(
     model: nn.Module,
     example_input: Any,

@@ -11,9 +11,8 @@ from typing import Any
 from torch import nn
 
 from rankfold._config import is_integer, is_number, require
-from rankfold._grad_mode import trainable
 from rankfold._progress import track
-from rankfold._turns import in_turn
+from rankfold._turns import in_grad_turn
 from rankfold.api.checks import BudgetLike
 from rankfold.api.family import Family
 from rankfold.api.options import reconstruction, search_of
@@ -31,8 +30,7 @@ FINEST = 100
 """Budgets are whole hundredths of a per cent, unless they lie closer together."""
 
 
-@in_turn
-@trainable
+@in_grad_turn
 @sharing_prepared()
 def sweep(
     model: nn.Module,

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rankfold import methods
-from rankfold._grad_mode import trainable
 from rankfold._state import buffer_owners, extra_state, load_state_, own_state, register_late_buffers_
-from rankfold._turns import in_turn
+from rankfold._turns import in_grad_turn, in_turn
 from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldWarning
 from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.wrappers import unwrap
@@ -89,8 +88,7 @@ def save_described(
     return replace_artifact(path, text, tensors, metadata, describe)
 
 
-@in_turn
-@trainable
+@in_grad_turn
 def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> nn.Module:
     """Rebuild a saved model on a fresh instance of the original architecture.
 

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from rankfold import methods
-from rankfold._grad_mode import trainable
-from rankfold._turns import in_turn
+from rankfold._turns import in_grad_turn
 from rankfold.cost import gauged_cost
 from rankfold.inventory import copy_model
 from rankfold.records import Choice
@@ -18,8 +17,7 @@ from rankfold.surgery.factored import Factored, build, stage_factors
 from rankfold.surgery.stock import memory_format
 
 
-@in_turn
-@trainable
+@in_grad_turn
 def gauge(model: nn.Module) -> nn.Module:
     """Return a copy of a compressed model without the redundant parameters of its factors.
 

@@ -7,8 +7,7 @@ from collections import OrderedDict
 import torch.fx
 from torch import nn
 
-from rankfold._grad_mode import trainable
-from rankfold._turns import in_turn
+from rankfold._turns import in_grad_turn
 from rankfold.inventory import copy_model
 from rankfold.surgery.apply import factored_layers
 from rankfold.surgery.carried import carry_attributes_, move_hooks_
@@ -20,8 +19,7 @@ from rankfold.surgery.saving import refuse_stripped_
 _OWN = frozenset({"blueprint", "info", "choice", "rankfold_plan"})
 
 
-@in_turn
-@trainable
+@in_grad_turn
 def strip(model: nn.Module) -> nn.Module:
     """Return a copy in which every factored layer is a plain torch module.
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold._grad_mode import trainable
-from rankfold._turns import in_turn
+from rankfold._turns import in_grad_turn
 from rankfold.errors import ConfigError, ModelError
 from rankfold.evaluation import as_metric
 from rankfold.inventory.wrappers import unwrap
@@ -24,8 +23,7 @@ from rankfold.tune.result import TuneResult
 from rankfold.tune.run import Progress, Run
 
 
-@in_turn
-@trainable
+@in_grad_turn
 def finetune(
     model: nn.Module,
     config: FineTune,
@@ -84,8 +82,7 @@ def finetune(
     return finetune_(twin, config, teacher=teacher, metric=metric, progress=progress)
 
 
-@in_turn
-@trainable
+@in_grad_turn
 def finetune_(
     model: nn.Module,
     config: FineTune,
