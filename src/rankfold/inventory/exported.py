@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind
 
 from rankfold.batches import arguments
 from rankfold.errors import ModelError
-from rankfold.inventory.quiet import describe, on_device_of, undisturbed
+from rankfold.inventory.running import describe, on_device_of, undisturbed
 from rankfold.inventory.sharing import Range, labelled_ranges, memory_range, overlapping, storage_pointer
 from rankfold.inventory.static import scan, weight_memory
 

@@ -29,7 +29,7 @@ _REASONS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """Return the module's class, that of the unparametrised module if it is parametrised."""
+    """Return a module's class; for a parametrised module, its class before parametrisation."""
     return parametrize.type_before_parametrizations(module)
 
 
@@ -167,7 +167,7 @@ def packed_weight(module: nn.Module) -> Tensor | None:
 
 
 def is_lazy(tensor: Tensor | None) -> bool:
-    """Whether a parameter or buffer gets its shape from the first input."""
+    """Whether a parameter or buffer is lazy: without a shape until the first input."""
     return tensor is not None and nn.parameter.is_lazy(tensor)
 
 

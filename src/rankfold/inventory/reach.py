@@ -21,7 +21,8 @@ ATOMS = frozenset(
 
 # Torch's own attributes of every module: hooks, flags and the three tables.
 _OWN = frozenset(vars(nn.Module()))
-# Objects of these packages are tools (loggers, optimizers, graphs), not state. Classes of `types` are made at run time.
+# Objects of these packages are tools (loggers, optimizers, graphs), not state. Classes created at run time belong to
+# `types`.
 _TOOLS = frozenset(sys.stdlib_module_names) - {"types"} | {"torch", "numpy", "rankfold"}
 _RECORDS = (nn.Module, types.SimpleNamespace, UserDict, UserList, queue.Queue)
 _BASES: tuple[type[Any], ...] = (OrderedDict, dict, deque, list, set)

@@ -19,7 +19,7 @@ from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory.copying import copy_model
 from rankfold.inventory.kinds import LAZY, dtype_name, is_lazy
 from rankfold.inventory.operations import OperationCounter
-from rankfold.inventory.quiet import call_example, describe, evaluating, undisturbed
+from rankfold.inventory.running import call_example, describe, evaluating, undisturbed
 from rankfold.inventory.select import Selector, exclusions
 from rankfold.inventory.sharing import stored_tensors, unique
 from rankfold.inventory.static import Entry, check_model, scan, walk

@@ -61,8 +61,8 @@ class Usage:
                 by_module[member.module].append((i, member))
         with ExitStack() as stack:
             for module, members in by_module.items():
-                # First in line, so that other hooks change neither the arguments and results seen here nor which reads
-                # count as the layer's own: those of pre-hooks that compute its weight do.
+                # Registered first, so that other hooks do not change the arguments and results seen here, and reads by
+                # pre-hooks that compute the weight count as the layer's own.
                 before = module.register_forward_pre_hook(self._enter([i for i, _ in members]), prepend=True)
                 after = module.register_forward_hook(self._leave(members), prepend=True, with_kwargs=True)
                 stack.callback(before.remove)

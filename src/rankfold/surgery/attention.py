@@ -208,7 +208,7 @@ def separate_attention_(model: nn.Module, path: str) -> SeparatedAttention:
 
 
 def separated(attention: nn.MultiheadAttention) -> SeparatedAttention:
-    """Return the twin of an attention, with its hooks and what model code has set on it."""
+    """Return the twin of an attention, with its hooks and the attributes that model code has set."""
     twin = SeparatedAttention(attention)
     move_hooks_(attention, twin)
     carry_attributes_(attention, twin, without=_OWN)

@@ -57,7 +57,7 @@ class Bias(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum."""
-        return x + self.bias.to(x.dtype)  # under autocast x has less precision, as the output of nn.Linear has
+        return x + self.bias.to(x.dtype)  # under autocast x has a lower precision, like the output of nn.Linear
 
 
 class Factored(nn.Sequential):

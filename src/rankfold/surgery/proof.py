@@ -28,7 +28,7 @@ class Proof:
 
     In the run, each factored layer must be called as often as the layer that it replaces, and no operation may read
     memory of the original's parameters and buffers, or a replaced weight that the compressed model still holds. This
-    detects every way to keep the original running: functions, closures, globals, references that no search finds.
+    detects any code that still runs the original: functions, closures, globals, references that no search finds.
 
     During the run, a factored layer returns the output of the layer that it replaces. The model then takes the same
     decisions as the original (which expert, how many steps), and calls can be compared exactly.
@@ -96,7 +96,7 @@ class Proof:
             stack.enter_context(watch)
             call_example(small, self._example)
         problems = [
-            f"layer {name!r} runs {counts[name]} time(s), its original ran {calls} time(s)"
+            f"layer {name!r} ran {counts[name]} time(s), its original {calls} time(s)"
             for name, calls in self._calls.items()
             if counts[name] != calls
         ]
@@ -118,7 +118,7 @@ def _message(problems: list[str], suspects: Sequence[str]) -> str:
         "instance, a global variable, a hook or a cache."
     )
     return (
-        "the compressed model does not run its factored layers; on the example input\n"
+        "the compressed model does not run its factored layers as it should. On the example input:\n"
         f"{listed(problems)}\n{reasons}\nA copy of a model shares functions with the original, and they keep calling "
         "the original layers. Call the layers as attributes of the model in a method of its class; remove a `forward` "
         "that was set on an instance (`del model.forward`) and set it again on the result."

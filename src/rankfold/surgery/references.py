@@ -277,7 +277,7 @@ def _text(where: _Where) -> str:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the values that an object holds which cannot be changed, with labels."""
+    """Yield the values held by an object that cannot be changed, with labels."""
     if type(value) in _PROXIES:
         with contextlib.suppress(ReferenceError):
             yield "weak proxy", value.__init__.__self__

@@ -1,4 +1,4 @@
-"""Other libraries' ways to save a model, which do not support factored layers."""
+"""Disable other libraries' methods to save a model, which do not support factored layers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Refusal:
     def __init__(self, model: str, method: str, stripped: bool) -> None:
         self.model, self.method, self.stripped = model, method, stripped
 
-    def __call__(self, *args: object, **kwargs: object) -> None:  # noqa: ARG002 - the method's
+    def __call__(self, *args: object, **kwargs: object) -> None:  # noqa: ARG002 - any signature
         """Raise `ModelError`."""
         raise ModelError(
             f"{self.model}.{self.method} would write weights that from_pretrained cannot load: this model was "

@@ -24,7 +24,7 @@ from rankfold.inventory.weights import in_eval
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Run the block as `evaluating` does, with hooks of all layers in effect.
+    """Run the block as `evaluating` does, and make every layer call its hooks.
 
     ``module.compile()`` and torch's fused attention, which bypass layers and their hooks, are disabled inside it.
     """
