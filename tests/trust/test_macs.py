@@ -298,9 +298,9 @@ def test_no_report_shows_a_share_of_macs_that_are_partial() -> None:
 
 def test_a_sweep_over_macs_is_refused_and_one_over_parameters_shows_no_share() -> None:
     model, x = Calls(custom), torch.randn(BATCH, STEPS, HIDDEN)
-    for options in ({"resource": "macs"}, {"budget": "macs<=95%"}, {"budgets": ["params<=90%", "macs<=90%"]}):
+    for options in ({"resource": "macs"}, {"budget": "macs<=95%"}, {"points": ["params<=90%", "macs<=90%"]}):
         with pytest.raises(BudgetError, match="rankfold_tests::product"):
-            rf.sweep(model, x, points=2, **options)
+            rf.sweep(model, x, **({"points": 2} | options))
     found = rf.sweep(model, x, points=2)
     with pytest.raises(BudgetError, match="rankfold_tests::product"):
         found.plan("macs<=90%")

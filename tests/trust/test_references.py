@@ -250,7 +250,7 @@ def test_a_route_that_no_search_sees_is_refused_by_the_run(in_place: bool) -> No
     HIDDEN.update(a=net.a, b=net.b)
     try:
         apply = rf.apply_ if in_place else rf.apply
-        with pytest.raises(ModelError, match=r"layer 'a' runs 0 time\(s\), its original ran 1"):
+        with pytest.raises(ModelError, match=r"layer 'a' ran 0 time\(s\), its original 1"):
             apply(net, PLAN, example_input=X)
     finally:
         HIDDEN.clear()
