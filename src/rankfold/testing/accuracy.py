@@ -1,4 +1,4 @@
-"""Checks of the predicted error: honest, and never growing with a rank."""
+"""Checks of the predicted error: the built layer does not exceed it, and it never grows with a rank."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def error_never_grows_with_a_rank(method: Method, case: LayerCase) -> None:
 
 
 def prediction_is_kept(method: Method, case: LayerCase) -> None:
-    """The error of the built layer, measured on its weight, is at most the predicted one; in the metric of data too."""
+    """The error of the built layer, measured on its weight, is at most the predicted one, with and without moments."""
     subject = Subject.of(case)
     of_data = (geometric_moments(subject.info), geometric_moments(subject.info, patch=True))
-    if of_data[1].patch is None:  # the same again
+    if of_data[1].patch is None:  # both are the same
         of_data = of_data[:1]
     for moments, count in ((None, 3), *((moments, 1) for moments in of_data)):
         prepared = methods.prepare(method, subject.weight, subject.info, moments)
@@ -49,14 +49,12 @@ def prediction_is_kept(method: Method, case: LayerCase) -> None:
             achieved = measured_error(module.weight, subject, moments)
             predicted = prepared.error(ranks)
             where = f"ranks {ranks}{' with moments' if moments else ''}"
-            expect(
-                achieved <= predicted + ERROR_SLACK,
-                f"{where}: predicted {predicted:.6f}, achieved {achieved:.6f}",
-            )
+            kept = achieved <= predicted + ERROR_SLACK
+            expect(kept, f"{where}: predicted {predicted:.6f}, achieved {achieved:.6f}")
 
 
 def moments_change_only_the_metric(method: Method, case: LayerCase) -> None:
-    """With moments full rank is exact too; white moments give the errors of the weight alone."""
+    """With moments, full rank is exact as well; white moments give the same errors as the weight alone."""
     subject = Subject.of(case)
     top = method.max_ranks(subject.info)
     expected, tolerance = subject.exact_output(), OUTPUT_TOLERANCE[case.dtype]
@@ -73,7 +71,7 @@ def moments_change_only_the_metric(method: Method, case: LayerCase) -> None:
 
 
 def scale_does_not_matter(method: Method, case: LayerCase) -> None:
-    """The relative error of a scaled weight is the same."""
+    """Scaling the weight does not change the relative error."""
     subject = Subject.of(case)
     scaled = subject.weight.double() * 2.0**-40
     one = methods.prepare(method, subject.weight, subject.info)
@@ -84,7 +82,7 @@ def scale_does_not_matter(method: Method, case: LayerCase) -> None:
 
 
 def measured_error(weight: Tensor, subject: Subject, moments: Moments | None) -> float:
-    """Return the relative error of an approximated weight, in the metric of the moments if there are any."""
+    """Return the relative error of an approximated weight, in the metric of the moments if given."""
     dense = methods.to_canonical(subject.weight.double(), subject.info)
     approximation = methods.to_canonical(weight.detach().double(), subject.info)
     total, left = (float(output_energy(w, moments)) for w in (dense, approximation - dense))
@@ -93,23 +91,15 @@ def measured_error(weight: Tensor, subject: Subject, moments: Moments | None) ->
     return math.sqrt(max(0.0, left) / total) if total > 0 else 0.0
 
 
-def geometric_moments(info: LayerInfo, *, patch: bool = False, ratio: float = 1e3) -> Moments:
-    """Return moments of independent inputs whose energies fall geometrically from 1 to ``1 / ratio``.
+def geometric_moments(info: LayerInfo, *, patch: bool = False) -> Moments:
+    """Return moments of independent inputs whose energies decrease geometrically from 1 to 1/1000.
 
-    A geometric sequence is a Kronecker product in every mixed radix, and independent positions make the patch moment
-    one too: methods that split the channels into factors, or know only the channel moment, need not approximate it.
-
-    Parameters
-    ----------
-    info : LayerInfo
-        The layer.
-    patch : bool
-        Whether to give the moment of patches as well, where it has a meaning.
-    ratio : float
-        Of the largest to the smallest energy.
+    A geometric sequence is a Kronecker product in every mixed radix, and with independent positions so is the patch
+    moment (`patch`, for layers that can have one). Methods that split the channels into factors, or use only the
+    channel moment, therefore need no approximation.
     """
     n, k = info.group_in, info.kernel_numel
-    channel = torch.logspace(0, -math.log10(ratio), n, dtype=torch.float64).diag()
+    channel = torch.logspace(0, -3, n, dtype=torch.float64).diag()
     whole = torch.kron(channel, torch.eye(k, dtype=torch.float64))
     return Moments(
         channel=channel.expand(info.groups, n, n).clone(),

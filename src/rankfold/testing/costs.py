@@ -1,4 +1,4 @@
-"""Checks that a blueprint's cost is what the built module really costs."""
+"""Checks that a blueprint's cost equals the cost of the built module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rankfold.testing.subject import Subject, count_macs, expect, random_ranks
 
 
 def cost_is_the_modules(method: Method, case: LayerCase) -> None:
-    """Parameters, MACs, feature maps and bytes of the blueprint equal those counted on the module, exactly."""
+    """Parameters, MACs, feature maps and bytes of the blueprint equal those counted on the module."""
     subject = Subject.of(case)
     generator = torch.Generator().manual_seed(SEED)
     limits = method.max_ranks(subject.info)

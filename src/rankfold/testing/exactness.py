@@ -1,4 +1,4 @@
-"""Checks that a factored layer computes what it should."""
+"""Checks that a factored layer computes the right output."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def output_looks_the_same(method: Method, case: LayerCase) -> None:
             expect(actual.shape == expected.shape, f"ranks {ranks}: shape {actual.shape}, expected {expected.shape}")
             expect(actual.dtype == expected.dtype, f"ranks {ranks}: {actual.dtype}, expected {expected.dtype}")
             expect(actual.device == expected.device, f"ranks {ranks}: {actual.device}, expected {expected.device}")
-            # Of a volume torch's kernels choose the format by size, whatever they are given.
+            # For volumes, torch's kernels choose the format by size, whatever the input has.
             same = case.memory_format != torch.channels_last or (
                 actual.is_contiguous(memory_format=case.memory_format)
                 == expected.is_contiguous(memory_format=case.memory_format)
@@ -95,19 +95,19 @@ def special_weights_work(method: Method, case: LayerCase) -> None:
 
 
 def special_weights(weight: Tensor) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield words, values, and whether the weight is of rank one in every sense."""
+    """Yield a description, the values, and whether the weight has rank one in every unfolding."""
     yield "zero", torch.zeros_like(weight), True
     yield "constant", torch.full_like(weight, 0.3), True
     signs = torch.ones_like(weight)
     for axis, size in enumerate(weight.shape):  # a product of alternating signs: an outer product over all modes
         alternating = 1 - 2 * (torch.arange(size) % 2).to(weight)
         signs = signs * alternating.reshape([-1 if a == axis else 1 for a in range(weight.ndim)])
-    if weight.ndim > 2:  # of a matrix, a TT-matrix splits the modes further
+    if weight.ndim > 2:  # a TT-matrix splits the modes of a matrix further
         yield "rank-one", signs, True
     half = weight.clone(memory_format=torch.contiguous_format)
     half[weight.shape[0] // 2 :] = half[: weight.shape[0] - weight.shape[0] // 2].clone()
     yield "rank-deficient", half, False
-    if weight.dtype != torch.float16:  # which ends at 65504
+    if weight.dtype != torch.float16:  # its largest value is 65504
         yield "huge", (weight.double() * 1e30).to(weight), False
         yield "tiny", (weight.double() * 1e-30).to(weight), False
 

@@ -17,7 +17,7 @@ from rankfold.testing.subject import OUTPUT_TOLERANCE, Subject, count_macs, expe
 
 
 class GaugedMethod(Method):
-    """A method whose blueprints are gauged wherever they can be; everything else is the method's own."""
+    """A method like another one, with gauged blueprints wherever possible."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -25,15 +25,15 @@ class GaugedMethod(Method):
         self.adaptive = method.adaptive
 
     def supports(self, layer: LayerInfo) -> str | None:
-        """As the method."""
+        """Return the result of the wrapped method."""
         return self.method.supports(layer)
 
     def max_ranks(self, layer: LayerInfo) -> Ranks:
-        """As the method."""
+        """Return the result of the wrapped method."""
         return self.method.max_ranks(layer)
 
     def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
-        """Return those of the method's ranks that have a bond to gauge."""
+        """Return the method's ranks for which some bond can be gauged."""
         grid = self.method.rank_grid(layer, multiple=multiple, points=points)
         return [ranks for ranks in grid if self.blueprint(layer, ranks).gauged]
 
@@ -42,17 +42,17 @@ class GaugedMethod(Method):
         return gauge_blueprint(self.method.blueprint(layer, ranks))
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> Prepared:
-        """As the method."""
+        """Return the result of the wrapped method."""
         return self.method.prepare(weight, layer, moments)
 
 
 def can_be_gauged(method: Method, info: LayerInfo) -> bool:
-    """Return whether some ranks of a method's grid have a bond to gauge."""
+    """Return whether some bond can be gauged for some ranks of a method's grid."""
     return len(GaugedMethod(method).rank_grid(info, points=8)) > 0
 
 
 def gauge_changes_only_the_numbers(method: Method, case: LayerCase) -> None:
-    """Gauged factors compute what plain ones do, with r^2 parameters and MACs a position less at every gauged bond."""
+    """Gauged factors compute the same as plain ones, with r^2 fewer parameters and fewer MACs at every gauged bond."""
     subject, gauged = Subject.of(case), GaugedMethod(method)
     prepared = methods.prepare(method, subject.weight, subject.info)
     x = subject.input.double()
@@ -68,12 +68,12 @@ def gauge_changes_only_the_numbers(method: Method, case: LayerCase) -> None:
                 expect(error <= tolerance, f"ranks {ranks}: off by {error:.1e} in {dtype}, allowed {tolerance:.0e}")
         saved = sum(spec.groups * spec.rank**2 for spec in specs)
         before, after = (sum(p.numel() for p in m.parameters()) for m in (plain, module))
-        expect(before - after == saved, f"ranks {ranks}: {before - after} parameters less, expected {saved}")
+        expect(before - after == saved, f"ranks {ranks}: {before - after} fewer parameters, expected {saved}")
         stages = [m for m in module.modules() if isinstance(m, Gauged)]
         expect(len(stages) == len(specs), f"ranks {ranks}: {len(stages)} gauged stages, expected {len(specs)}")
         for stage in stages:
             largest = float(stage.weight.detach().abs().max())
-            expect(largest <= 2, f"ranks {ranks}: an entry of size {largest:.2f} in a gauged factor")
+            expect(largest <= 2, f"ranks {ranks}: an entry of magnitude {largest:.2f} in a gauged factor")
         if saved and x.numel():
             macs = [count_macs(plain, x), count_macs(module, subject.input)]
             expect(macs[1] < macs[0], f"ranks {ranks}: {macs[1]} MACs gauged, {macs[0]} without")

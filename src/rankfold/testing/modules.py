@@ -25,7 +25,7 @@ from rankfold.testing.subject import (
 
 
 def gradients_reach_every_factor(method: Method, case: LayerCase) -> None:
-    """After a backward pass every parameter has a finite gradient that is not zero, and so does the input."""
+    """After a backward pass, every parameter and the input have a finite gradient that is not zero."""
     subject = Subject.of(case)
     for ranks in sample_ranks(method, subject.info, count=2):
         module = subject.factored(method, ranks).train()
@@ -40,7 +40,7 @@ def gradients_reach_every_factor(method: Method, case: LayerCase) -> None:
 
 
 def weight_is_differentiable(method: Method, case: LayerCase) -> None:
-    """Gradients of a loss on ``weight`` reach every factor; those of the composed factors are right."""
+    """Gradients of a loss on ``weight`` reach every factor; those of the composed factors are correct."""
     subject = Subject.of(case)
     ranks = sample_ranks(method, subject.info, count=1)[0]
     blueprint = method.blueprint(subject.info, ranks)
@@ -68,7 +68,7 @@ def no_dense_weight_in_forward(method: Method, case: LayerCase) -> None:
 
 
 def state_dict_round_trip(method: Method, case: LayerCase) -> None:
-    """A fresh module of the same blueprint takes the state dict and computes the same bits."""
+    """A fresh module of the same blueprint loads the state dict and computes bitwise the same output."""
     subject = Subject.of(case)
     ranks = sample_ranks(method, subject.info, count=1)[0]
     module = subject.random(method, ranks)
@@ -78,7 +78,7 @@ def state_dict_round_trip(method: Method, case: LayerCase) -> None:
 
 
 def copies_and_pickles(method: Method, case: LayerCase) -> None:
-    """Deep copies and pickles compute the same bits, keep ``info`` and ``choice``, and share no memory."""
+    """Deep copies and pickles compute bitwise the same output, keep ``info`` and ``choice``, and share no memory."""
     subject = Subject.of(case)
     module = subject.random(method, sample_ranks(method, subject.info, count=1)[0])
     for words, twin in (("the copy", copy.deepcopy(module)), ("the pickle", pickle.loads(pickle.dumps(module)))):
@@ -89,7 +89,7 @@ def copies_and_pickles(method: Method, case: LayerCase) -> None:
 
 
 def autocast_runs(method: Method, case: LayerCase) -> None:
-    """Under autocast the output has the dense layer's data type and about its values."""
+    """Under autocast, the output has the dense layer's data type and approximately its values."""
     subject = Subject.of(case)
     module = subject.factored(method, method.max_ranks(subject.info))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -100,7 +100,7 @@ def autocast_runs(method: Method, case: LayerCase) -> None:
 
 
 def compiles_whole(method: Method, case: LayerCase) -> None:
-    """``torch.compile(fullgraph=True)`` takes the layer without a graph break, forwards and backwards."""
+    """``torch.compile(fullgraph=True)`` compiles the layer without graph breaks, forward and backward."""
     subject = Subject.of(case)
     module = subject.factored(method, sample_ranks(method, subject.info, count=1)[0]).train()
     torch.compiler.reset()
@@ -118,7 +118,7 @@ def compiles_whole(method: Method, case: LayerCase) -> None:
 
 
 def exports(method: Method, case: LayerCase) -> None:
-    """``torch.export`` takes the layer with a dynamic batch; the program does the same on another batch."""
+    """``torch.export`` exports the layer with a dynamic batch size; the program gives the same outputs."""
     subject = Subject.of(case)
     module = subject.factored(method, sample_ranks(method, subject.info, count=1)[0])
     batch = torch.export.Dim("batch", min=1, max=64)

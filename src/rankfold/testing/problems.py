@@ -1,4 +1,4 @@
-"""Small networks for strategies to plan, and the problem that each of them poses."""
+"""Small networks for strategies to plan, and their problems."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class ModelCase:
     Parameters
     ----------
     id : str
-        A name, unique among `model_zoo`.
+        A name, unique in `model_zoo`.
     build : callable
         Returns the network; its random weights are the same on every call.
     input_shape : tuple of int
-        Of the input.
+        Shape of the input.
     compressible : bool
         Whether any of its layers can be compressed.
     """
@@ -107,7 +107,7 @@ def applied(model: nn.Module, plan: Plan) -> nn.Module:
 
 @torch.no_grad()
 def _concentrate_(weight: Tensor) -> None:
-    """Let the singular values of the weight's matrix fall geometrically, to a hundredth, as training does to them."""
+    """Make the singular values of a weight decrease geometrically to a hundredth, similar to a trained weight's."""
     left, values, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
     falling = values[0] * torch.logspace(0, -2, len(values))
     weight.copy_(((left * falling) @ right).reshape(weight.shape))
@@ -181,7 +181,7 @@ def _incompressible() -> nn.Module:
 
 @cache
 def model_zoo() -> tuple[ModelCase, ...]:
-    """Return the networks: linear layers only, a CNN, grouped and transposed, shared and tied, nothing to compress."""
+    """Return the networks: an MLP, a CNN, one with grouped and transposed layers, a tied and an incompressible one."""
     return (
         ModelCase(id="mlp", build=_mlp, input_shape=(2, 24)),
         ModelCase(id="cnn", build=_cnn, input_shape=(2, 3, 10, 9)),

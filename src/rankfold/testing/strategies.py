@@ -1,4 +1,4 @@
-"""The contract of strategies: every check over every strategy and every network of the model zoo."""
+"""The contract of strategies: every check on every strategy and every network of the model zoo."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ EXAMPLE_OPTIONS: dict[str, dict[str, Any]] = {
     "manual": {"layers": {"fc1": ("svd", (1,))}},
     "compressnas": {"tolerance": 0.2},  # without a budget the default keeps some of the networks as they are
 }
-"""Options of registered strategies whose defaults make no plan, or an empty one."""
+"""Options of registered strategies whose defaults give no plan, or an empty one."""
 
 
 def plan_covers_every_layer(strategy: Strategy, case: ModelCase) -> None:
-    """The plan decides on every layer of the inventory, with a reason where it keeps one, and applies."""
+    """The plan has a choice for every layer of the inventory, with a reason for dense ones, and can be applied."""
     model = case.model()
     problem = make_problem(case, model)
     plan = strategy.plan(problem)
@@ -88,10 +88,10 @@ def _check_within(budget: Budget, model: nn.Module, small: nn.Module, case: Mode
 
 
 def impossible_budget_is_refused(strategy: Strategy, case: ModelCase) -> None:
-    """One parameter, one MAC: `InfeasibleBudget` names the least reachable value, which can then be reached."""
+    """One parameter, one MAC: `InfeasibleBudget` reports the least reachable value, which can then be reached."""
     for resource in ("params", "macs"):
         amount = 1
-        for _ in range(4):  # the table's least value may be lower than the strategy's
+        for _ in range(4):  # the table's minimum may be lower than the strategy's
             model = case.model()
             budget = Budget((Bound(resource=resource, value=amount, relative=False),))
             try:
@@ -113,7 +113,7 @@ def impossible_budget_is_refused(strategy: Strategy, case: ModelCase) -> None:
 
 
 def same_plan_twice(strategy: Strategy, case: ModelCase) -> None:
-    """The same problem gives the same plan; the model and torch's global generator are left alone."""
+    """The same problem gives the same plan; the model and torch's global generator are not changed."""
     model = case.model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.random.get_rng_state()
@@ -125,7 +125,7 @@ def same_plan_twice(strategy: Strategy, case: ModelCase) -> None:
 
 
 def plan_round_trips(strategy: Strategy, case: ModelCase) -> None:
-    """Through JSON and back a plan says the same and builds the same model; the strategy's options stay, too."""
+    """After a round trip through JSON, a plan is the same and builds the same model, and options are the same."""
     model = case.model()
     plan = strategy.plan(make_problem(case, model))
     again = Plan.from_json(plan.to_json())
@@ -133,13 +133,13 @@ def plan_round_trips(strategy: Strategy, case: ModelCase) -> None:
     with torch.no_grad():
         outputs = [applied(model, p)(case.input()) for p in (plan, again)]
     expect(torch.equal(*outputs), "the plan read from JSON builds another model")
-    options = json.loads(json.dumps(config_to_dict(strategy)))  # JSON has lists for tuples
+    options = json.loads(json.dumps(config_to_dict(strategy)))  # tuples become lists
     again = build_config(type(strategy), options, owner=f"strategy {strategy.name!r}")
     expect(json.loads(json.dumps(config_to_dict(again))) == options, "the options change when read from JSON")
 
 
 def predictions_are_kept(strategy: Strategy, case: ModelCase) -> None:
-    """Every planned layer states an error, 0..1, that the built layer does not exceed."""
+    """Every planned layer has a predicted error, 0..1, that the built layer does not exceed."""
     model = case.model()
     plan = strategy.plan(make_problem(case, model))
     small = applied(model, plan)
@@ -153,7 +153,7 @@ def predictions_are_kept(strategy: Strategy, case: ModelCase) -> None:
 
 
 def fixed_decisions_stand(strategy: Strategy, case: ModelCase) -> None:
-    """A decision made beforehand is in the plan as it is."""
+    """A fixed decision is in the plan unchanged."""
     model = case.model()
     rows = make_problem(case, model).table().rows
     for name, row in list(rows.items())[-2:]:
@@ -167,7 +167,7 @@ def fixed_decisions_stand(strategy: Strategy, case: ModelCase) -> None:
 
 
 def gauge_is_carried_out(strategy: Strategy, case: ModelCase) -> None:
-    """Where gauged factors are wanted, a choice is gauged exactly if that wins, and what is built keeps the budget."""
+    """With gauge=True, a choice is gauged exactly if that is smaller, and the built model is within the budget."""
     for text in (None, "params<=60%", "flash<=60%"):
         model = case.model()
         budget = None if text is None else Budget.parse(text)
@@ -175,7 +175,7 @@ def gauge_is_carried_out(strategy: Strategy, case: ModelCase) -> None:
         try:
             plan = strategy.plan(problem)
         except InfeasibleBudget:
-            continue  # `budget_is_kept` asks whether that is so
+            continue  # `budget_is_kept` checks this
         for name, choice in plan.factored.items():
             layer = problem.inventory.layer(name)
             method = methods.get(choice.method or "", choice.options)

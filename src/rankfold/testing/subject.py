@@ -93,12 +93,9 @@ class Subject:
         with torch.no_grad():
             self.module.get_parameter("weight").copy_(values)
 
-    def factored(
-        self, method: Method, ranks: Ranks, *, moments: Moments | None = None, dtype: torch.dtype | None = None
-    ) -> Factored:
-        """Return the layer factored by a method, by default in the layer's data type."""
-        factors = methods.prepare(method, self.weight, self.info, moments).factorize(ranks)
-        return self.built(method, ranks, factors, dtype=dtype)
+    def factored(self, method: Method, ranks: Ranks, *, moments: Moments | None = None) -> Factored:
+        """Return the layer factored by a method, in the layer's data type."""
+        return self.built(method, ranks, methods.prepare(method, self.weight, self.info, moments).factorize(ranks))
 
     def built(
         self, method: Method, ranks: Ranks, factors: tuple[Tensor, ...] | None, *, dtype: torch.dtype | None = None
