@@ -107,7 +107,7 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_what_registers_nothing_cannot_be_drawn() -> None:
-    with pytest.raises(TypeError, match="shows a int"):
+    with pytest.raises(TypeError, match="registered for int"):
         terminal.print_record(3)
 
 

@@ -139,7 +139,7 @@ def test_what_describes_another_artefact_is_removed_or_ignored(tmp_path: Path) -
     rf.save(kills.by_hand(6), place)
     assert kills.names(place) == ["model.safetensors", "plan.json"]
     (place / "report.json").write_text(text)  # as if the process had been killed before it was removed
-    with pytest.raises(CorruptArtifact, match="no longer there"):
+    with pytest.raises(CorruptArtifact, match="no longer exists"):
         Report.load(place)
 
 

@@ -24,7 +24,7 @@ from rankfold.inventory import Spare, check_model, inspect
 from rankfold.records import ACCURACY, Budget, Inventory, Plan
 from rankfold.records.display import Shown, show
 from rankfold.records.inventory import LARGE_REST
-from rankfold.reporting import EpochRow, MetricValue, Report, build_report
+from rankfold.reporting import MetricValue, Report, build_report
 from rankfold.storage import check_output, save_described
 from rankfold.storage.state import check_state
 from rankfold.surgery import check_plan, plan_of
@@ -270,7 +270,7 @@ class Realizer:
             rest.total,
             pricing.layer_costs(plan),
             metrics=metrics,
-            history=_history(draft.tuned),
+            history=draft.tuned.history if draft.tuned is not None else (),
             notes=[*_coverage_notes(inventory), *draft.notes, *notes],
             disk_bytes=disk_bytes,
             measured_errors=draft.errors,
@@ -368,13 +368,6 @@ def predict(inventory: Inventory, plan: Plan, name: str) -> Report:
 
 def _decisions(plan: Plan) -> dict[str, Any]:
     return {name: (c.method, c.ranks, dict(c.options), c.gauge) for name, c in plan.factored.items()}
-
-
-def _history(tuned: TuneResult | None) -> list[EpochRow]:
-    """Return the fine-tuning history as the report shows it."""
-    if tuned is None:
-        return []
-    return [EpochRow(epoch=e.epoch, loss=e.loss, lr=e.lr, metric=e.metric, seconds=e.seconds) for e in tuned.history]
 
 
 def metric_value(metric: Metric, values: Mapping[str, float]) -> MetricValue:

@@ -1,4 +1,4 @@
-"""What is shown and stored of a compression: documents whose sections the terminal, Markdown and HTML all draw."""
+"""Reports and other documents, whose sections the terminal, Markdown and HTML render."""
 
 from rankfold.reporting.build import build_report as build_report
 from rankfold.reporting.layers import inventory_markdown as inventory_markdown

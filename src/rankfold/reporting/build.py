@@ -1,4 +1,4 @@
-"""A report from what the other stages hand over."""
+"""Reports from the results of the other stages."""
 
 from __future__ import annotations
 
@@ -36,30 +36,22 @@ def build_report(
     Parameters
     ----------
     inventory : Inventory
-        Of the dense model.
+        The inventory of the dense model.
     plan : Plan
-        What was applied.
+        The plan that was applied.
     after : Cost
-        Of the whole compressed model.
+        The cost of the compressed model.
     layer_costs : mapping of str to Cost
-        The cost of each factored layer as it is now, by layer name.
-    metrics : sequence of MetricValue
-        The most important one first.
+        The cost of each factored layer, by layer name.
+    metrics, notes, disk_bytes, model_name, timings
+        As in `Report`.
     history : iterable of EpochRow
-        Fine-tuning, epoch by epoch; any records with the same fields do, such as those of a tuning result.
-    notes : sequence of str
-        Notes and warnings for the user.
-    disk_bytes : int or None
-        Size of the saved artefact.
+        Fine-tuning, epoch by epoch; any records with the same fields are accepted.
     measured_errors : mapping of str to float
-        Relative error of each factored layer as measured, 0..1.
-    model_name : str
-        Title of the report.
-    timings : mapping of str to float
-        Wall-clock seconds by stage, in order.
+        Measured relative error of each factored layer, 0..1.
     budget : Budget or None
-        The budget to hold the result against; None reads it from the plan's provenance. Bounds
-        that are on no cost, such as one on accuracy, are shown without a verdict.
+        The budget to check; None reads it from the plan's provenance. Bounds that are not on a cost are shown without a
+        verdict, except a bound on the accuracy.
 
     Raises
     ------
@@ -68,12 +60,12 @@ def build_report(
     ConfigError
         If a factored layer has no cost.
     """
-    known = {layer.name for layer in inventory}
-    foreign = [name for name in plan.layers if name not in known]
+    names = {layer.name for layer in inventory}
+    foreign = [name for name in plan.layers if name not in names]
     if foreign:
         raise PlanMismatch(
-            f"the plan's layer {foreign[0]!r} is not in the inventory ({len(foreign)} such); "
-            "build the report with the inventory of the model that the plan was made for."
+            f"the plan's layer {foreign[0]!r} is not in the inventory ({len(foreign)} in total). "
+            "Use the inventory of the model that the plan was created for."
         )
     report = Report(
         model_name=model_name,
@@ -98,11 +90,7 @@ def build_report(
 
 
 def _row(
-    layer: LayerInfo,
-    inventory: Inventory,
-    plan: Plan,
-    layer_costs: Mapping[str, Cost],
-    measured: Mapping[str, float],
+    layer: LayerInfo, inventory: Inventory, plan: Plan, layer_costs: Mapping[str, Cost], measured: Mapping[str, float]
 ) -> LayerRow:
     before = inventory.costs.get(layer.name, Cost())
     choice = plan.layers.get(layer.name, Choice())
@@ -117,7 +105,7 @@ def _row(
     if choice.method is None:
         return kept
     if layer.name not in layer_costs:
-        raise ConfigError(f"layer_costs must hold every factored layer. Got none for {layer.name!r} instead.")
+        raise ConfigError(f"layer_costs must contain every factored layer. Layer {layer.name!r} is missing.")
     return replace(
         kept,
         method=choice.method,
@@ -130,14 +118,14 @@ def _row(
 
 
 def _bounds(provenance: Provenance, budget: Budget | None, report: Report) -> Iterator[BoundRow]:
-    """Hold every bound against the report's numbers."""
+    """Check every bound against the report's numbers."""
     if budget is not None:
         yield from (_bound(bound, report) for bound in budget.bounds)
         return
     for text in filter(None, map(str.strip, re.split(r"[,;]", provenance.budget or ""))):
         try:
             yield from (_bound(bound, report) for bound in Budget.parse(text).bounds)
-        except (BudgetError, UnknownNameError):  # shown, with the verdict "unknown"
+        except (BudgetError, UnknownNameError):  # shown with the verdict "unknown"
             yield BoundRow(resource=re.split(r"[<=/ ]", text)[0], text=text)
 
 
@@ -146,14 +134,14 @@ def _bound(bound: Bound, report: Report) -> BoundRow:
     if bound.kind == "accuracy" and report.metrics:
         drop = report.metrics[0].drop
         return replace(row, limit=bound.value, value=None if drop is None else round(drop, 9))
-    if bound.kind != "additive":  # neither a cost nor a metric tells
+    if bound.kind != "additive":  # neither on a cost nor on a metric
         return row
     value = None if bound.resource == "macs" and report.uncounted else report.after.get(bound.resource)
     return replace(row, limit=bound.limit(report.before), value=value, dense=report.before.get(bound.resource))
 
 
 def _plain(provenance: Provenance) -> Provenance:
-    """Return the provenance as JSON gives it back, so that a reloaded report equals the first."""
+    """Return the provenance as JSON restores it, so that a reloaded report equals the original."""
     config = json.loads(json.dumps(dict(provenance.config), default=str))
     versions = {str(k): str(v) for k, v in provenance.versions.items()}
     return replace(provenance, config=config, versions=versions, methods=tuple(provenance.methods))

@@ -1,4 +1,4 @@
-"""Charts as inline SVG figures: coloured by the page's style sheet, with a title on every mark."""
+"""Charts as inline SVG figures, coloured by the page's style sheet, with a tooltip on every mark."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rankfold.reporting.markup import Child, Markup, el, join
 WIDTH, HEIGHT = 1040.0, 190.0
 LEFT, RIGHT, TOP = 56.0, 6.0, 12.0
 MAX_NAMED = 28
-"""Up to this many columns, each has its name below it; beyond, groups of layers have."""
+"""Up to this number of columns, each is labelled; beyond it, groups of layers are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One kind of bar; a value that is None has no bar. `css` is its class in the style sheet."""
+    """One kind of bar; None values are left out. `css` is its class in the style sheet."""
 
     name: str
     css: str
@@ -27,7 +27,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """Round numbers at an axis, and where a value lies on it, 0..1."""
+    """Round numbers along an axis, and the position of a value on it, 0..1."""
 
     steps: Sequence[float]
     place: Callable[[float], float]
@@ -36,7 +36,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dot:
-    """A point of a plot; `tip` is what it says under the pointer, `css` its class, `label` stands next to it."""
+    """A point of a plot with its tooltip, its CSS class, and the label next to it."""
 
     x: float
     y: float
@@ -46,14 +46,14 @@ class Dot:
 
 
 def linear(values: Sequence[float], show: Callable[[float], str], number: int = 4) -> Axis:
-    """Return an axis that encloses the values."""
+    """Return an axis that covers the values."""
     steps = ticks(min(values), max(values), number)
     low, high = steps[0], steps[-1]
     return Axis(steps=steps, place=lambda v: (v - low) / (high - low), show=show)
 
 
 def logarithmic(values: Sequence[float]) -> Axis:
-    """Return an axis of powers of ten that encloses positive values; zero lies at its bottom."""
+    """Return an axis of powers of ten that covers positive values; zero is at its bottom."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     high = max(high, low + 1)
     steps = [10.0**k for k in range(low, high + 1, -(-(high - low) // 8))]
@@ -66,7 +66,7 @@ def logarithmic(values: Sequence[float]) -> Axis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """The area of a chart: `up` is the axis at its left, `across` the one below, if there is one."""
+    """The area of a chart with its vertical axis and, optionally, a horizontal one."""
 
     up: Axis
     across: Axis | None = None
@@ -77,16 +77,16 @@ class Frame:
 
     @property
     def bottom(self) -> float:
-        """The height of the base line."""
+        """The vertical position of the base line."""
         return self.top + self.height
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Return the place of a value."""
+        """Return the position of a value."""
         across = self.across.place(x) if self.across is not None else x
         return self.left + self.width * across, self.bottom - self.height * self.up.place(y)
 
     def grid(self, below: str = "") -> Markup:
-        """Return lines with their numbers, and the title of the axis below."""
+        """Return grid lines with their numbers, and the title of the horizontal axis."""
         marks: list[Markup] = []
         for value in self.up.steps:
             _, y = self.at(0.0, value)
@@ -103,7 +103,7 @@ class Frame:
 
 
 def figure(title: str, *marks: Child, width: float, height: float, css: str, caption: Child = None) -> Markup:
-    """Return a drawing of this size under its title; it scrolls where the page is narrower."""
+    """Return a drawing with its title; it scrolls on a narrower page."""
     box = f"0 0 {width:g} {height:g}"
     drawing = el("svg", *marks, viewBox=box, role="img", aria_label=title, class_=css)
     heading = el("figcaption", el("b", title), caption)
@@ -119,20 +119,9 @@ def columns(
     overlay: bool = True,
     show: Callable[[float], str] = words.tick,
 ) -> Markup:
-    """Return a column chart with a legend, one slot for each name.
+    """Return a column chart with a legend and one slot per name, such as the layers in network order.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Of the slots, such as the layers in network order.
-    tips : sequence of str
-        What a slot says under the pointer and to a screen reader.
-    series : sequence of Series
-        Drawn one over the other in this order if `overlay`, else side by side.
-    label : str
-        The title.
-    show : callable
-        Writes the numbers at the axis.
+    Each slot has a tooltip from `tips`. The series are drawn over each other if `overlay`, otherwise side by side.
     """
     values = [v for s in series for v in s.values if v is not None and math.isfinite(v)]
     frame = Frame(up=linear([0.0, max(values, default=0.0) or 1.0], show))
@@ -151,8 +140,8 @@ def columns(
         hit = el("rect", x=LEFT + i * slot, y=TOP, width=slot, height=frame.height, class_="hit")
         marks.append(el("g", el("title", tip), hit, bars, class_="col"))
     below, depth = _names(names, slot) if len(names) <= MAX_NAMED else (_bands(names, slot), 26.0)
-    used = [s for s in series if any(v is not None for v in s.values)]
-    keys = el("span", [el("span", el("i", class_=f"key {s.css}"), s.name) for s in used], class_="legend")
+    present = [s for s in series if any(v is not None for v in s.values)]
+    keys = el("span", [el("span", el("i", class_=f"key {s.css}"), s.name) for s in present], class_="legend")
     return figure(label, frame.grid(), marks, below, width=WIDTH, height=HEIGHT + depth, css="columns", caption=keys)
 
 
@@ -168,26 +157,10 @@ def plot(
     level: tuple[float, str] | None = None,
     size: tuple[float, float] = (WIDTH, 300.0),
 ) -> Markup:
-    """Return dots and a line through some points.
+    """Return dots, and a line through the points of `curve`.
 
-    Parameters
-    ----------
-    label : str
-        The title.
-    dots : sequence of Dot
-        The points, with a text each.
-    curve : sequence of (x, y)
-        Points of the line.
-    across, up : Axis
-        The axes.
-    css : str
-        Class of the line.
-    below : str
-        Title of the axis `across`.
-    level : (float, str) or None
-        A dashed line across at this height, and its name.
-    size : (float, float)
-        Width and height.
+    `css` is the class of the line, `below` the title of the horizontal axis, and `level` a dashed horizontal line: its
+    height and its name.
     """
     width, height = size
     frame = Frame(across=across, up=up, left=66.0, width=width - 90.0, height=height - TOP)
@@ -196,8 +169,8 @@ def plot(
         _, y = frame.at(0.0, level[0])
         end = frame.left + frame.width
         marks.append(el("line", x1=frame.left, x2=end, y1=y, y2=y, class_="base", stroke_dasharray="5 4"))
-        beside = y + 16 if up.place(level[0]) > 0.5 else y - 6
-        marks.append(el("text", level[1], x=frame.left + 8, y=beside, class_="value"))
+        text_y = y + 16 if up.place(level[0]) > 0.5 else y - 6
+        marks.append(el("text", level[1], x=frame.left + 8, y=text_y, class_="value"))
     points = [frame.at(*point) for point in curve]
     path = " ".join(f"{'ML'[i > 0]}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(points))
     marks += [el("path", d=path, class_=f"curve {css}")] if path else []
@@ -210,7 +183,7 @@ def plot(
 
 
 def ticks(low: float, high: float, number: int = 4) -> list[float]:
-    """Return round numbers, evenly spaced, that enclose [low, high]; at least two of them."""
+    """Return at least two evenly spaced round numbers that cover [low, high]."""
     span = high - low
     if span <= 0:
         span = abs(high) * 0.1 or 1.0
@@ -222,9 +195,9 @@ def ticks(low: float, high: float, number: int = 4) -> list[float]:
 
 
 def groups(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Return runs of layers that share the beginning of their paths, as (last part, length).
+    """Return runs of layers with a common path prefix, as (last part of the prefix, length).
 
-    The beginning is as short as gives four runs, unless a longer one gives more than 16.
+    The prefix is the shortest that gives four runs, unless a longer one gives more than 16.
     """
     paths = [tuple(name.split(".")) for name in names]
     runs = [("", len(names))]
@@ -240,9 +213,9 @@ def groups(names: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _bands(names: Sequence[str], slot: float) -> Markup:
-    """Return bands below the columns, each with the name of a group of layers."""
+    """Return bands below the columns, each labelled with a group of layers."""
     runs = groups(names)
-    if len(runs) > len(names) / 2:  # no structure in the names: twelve bands
+    if len(runs) > len(names) / 2:  # the names have no structure: twelve bands
         step = math.ceil(len(names) / 12)
         runs = [(names[i], min(step, len(names) - i)) for i in range(0, len(names), step)]
     out: list[Markup] = []
@@ -250,7 +223,7 @@ def _bands(names: Sequence[str], slot: float) -> Markup:
     for i, (name, length) in enumerate(runs):
         wide = length * slot
         band = el("rect", x=x, y=HEIGHT + 4, width=wide, height=18, class_=f"band b{i % 2}")
-        room = int(wide / 7)  # about 7 units a character
+        room = int(wide / 7)  # about 7 units per character
         text = None
         if room >= min(3, len(name)) and (len(name) <= room or room >= 6):
             text = el("text", _short(name, room), x=x + wide / 2, y=HEIGHT + 17, class_="tick mid")
@@ -260,7 +233,7 @@ def _bands(names: Sequence[str], slot: float) -> Markup:
 
 
 def _names(names: Sequence[str], slot: float) -> tuple[Markup, float]:
-    """Return the names below the columns, and the depth that they reach."""
+    """Return the labels below the columns, and the depth that they need."""
     longest = max((min(len(n), 20) for n in names), default=0)
     flat = longest * 7 <= slot - 4
     out: list[Markup] = []
@@ -276,7 +249,7 @@ def _names(names: Sequence[str], slot: float) -> tuple[Markup, float]:
 
 
 def _short(name: str, room: int) -> str:
-    """The end of a path tells more than its beginning; it is cut at a dot where one is near."""
+    """Return the end of a path, which says more than its beginning; it is cut at a dot if one is near."""
     if len(name) <= room:
         return name
     end = name[-(room - 1) :]

@@ -1,4 +1,4 @@
-"""Frozen records to JSON-ready values and back, with errors that name the field."""
+"""Conversion of frozen records to JSON-ready values and back, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rankfold.errors import CorruptArtifact
 
-_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for them
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON cannot express them
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
     float: ((int, float), "a number"),
     int: ((int,), "a whole number"),
@@ -20,7 +20,7 @@ _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
 
 
 def encode(value: Any) -> Any:
-    """Return a record, or any value that a record holds, as JSON-ready values."""
+    """Return a record, or any value of a record, as JSON-ready values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -35,17 +35,10 @@ def encode(value: Any) -> Any:
 
 
 def decode(wanted: Any, value: Any, where: str) -> Any:
-    """Return a JSON value as the type that is wanted.
+    """Return a JSON value as the type `wanted`; `where` is the path of the value, for messages.
 
-    Parameters
-    ----------
-    wanted : type
-        A dataclass, ``int``, ``float``, ``str``, ``bool``, ``None``, ``Any``, a literal of texts, or a tuple,
-        mapping or union of these.
-    value : object
-        What `json.loads` returned.
-    where : str
-        The path of the value, for the message.
+    `wanted` is a dataclass, ``int``, ``float``, ``str``, ``bool``, ``None``, ``Any``, a literal of strings, or a tuple,
+    mapping or union of these.
 
     Raises
     ------
@@ -86,7 +79,7 @@ def _decode_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[A
 
 
 def _decode_record(wanted: type, value: Any, where: str) -> Any:
-    """Unknown keys are ignored: a later rankfold may write more into the same version."""
+    """Return a record; unknown keys are ignored, because a later version may add fields."""
     _require(isinstance(value, Mapping), where, "an object", value)
     hints = get_type_hints(wanted)
     out: dict[str, Any] = {}

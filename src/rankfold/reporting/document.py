@@ -1,4 +1,4 @@
-"""Documents: records that are saved, loaded and shown, each in the same ways."""
+"""Documents: records that are saved, loaded and rendered in the same formats."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Document(Shown):
-    """A frozen record that is saved, loaded and shown.
+    """A frozen record that can be saved, loaded and printed.
 
-    A document is a frozen dataclass that names its `KIND` and registers its sections with
-    `rankfold.reporting.sections.content`; everything else is here.
+    A document is a frozen dataclass that sets `KIND` and registers its sections with
+    `rankfold.reporting.sections.content`.
     """
 
     __slots__ = ()
@@ -30,17 +30,12 @@ class Document(Shown):
     LIMITS: ClassVar[Limits] = Limits()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-ready values."""
+        """Return all fields as JSON-ready values."""
         return {"format": f"rankfold-{self.KIND}", "version": self.VERSION, **encode(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str) -> Self:
-        """Return the document that `to_dict` has written.
-
-        Parameters
-        ----------
-        source : str
-            Where the data comes from, for messages.
+        """Return the document that `to_dict` describes; `source` names its origin in messages.
 
         Raises
         ------
@@ -50,22 +45,17 @@ class Document(Shown):
         return decode(cls, data, source)
 
     def to_json(self) -> str:
-        """Return `to_dict` as JSON text; `from_json` reads it back without loss."""
+        """Return `to_dict` as JSON text; `from_json` reads it without loss."""
         return json_text(self.to_dict(), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, source: str | None = None) -> Self:
-        """Read a document from JSON text.
-
-        Parameters
-        ----------
-        source : str or None
-            Where the text comes from, for messages.
+        """Return the document in a JSON text; `source` names its origin in messages.
 
         Raises
         ------
         CorruptArtifact
-            If the text is not JSON, another kind of document, of a newer version, or has a malformed field.
+            If the text is not JSON, describes another kind of document or a newer version, or has a malformed field.
         """
         where = source or cls.KIND
         form = f"rankfold-{cls.KIND}"
@@ -74,7 +64,7 @@ class Document(Shown):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a document from a JSON file.
+        """Return the document in a JSON file.
 
         Raises
         ------
@@ -86,7 +76,7 @@ class Document(Shown):
         return cls.from_json(text, source=str(path))
 
     def to_html(self) -> str:
-        """Return one HTML page with all tables and charts; it needs no network, script or font."""
+        """Return a self-contained HTML page with all tables and charts, without scripts."""
         return html.draw(content(self, brief=False))
 
     def to_markdown(self) -> str:
@@ -94,25 +84,20 @@ class Document(Shown):
         return markdown.draw(content(self, brief=False))
 
     def print(self, console: Console | None = None) -> None:
-        """Print the document; `console` is rich's, by default one on standard output."""
+        """Print the document to a rich console; None is standard output."""
         print_record(self, console)
 
     def writers(self) -> dict[str, Callable[[], str]]:
-        """Return what writes the document, by file suffix."""
+        """Return the functions that render the document, by file suffix."""
         return {".html": self.to_html, ".md": self.to_markdown, ".json": self.to_json}
 
     def save(self, path: str | Path) -> Path:
-        """Write the document to a file, whole or not at all, in the format of the file's suffix.
-
-        Parameters
-        ----------
-        path : str or Path
-            Ends in one of the suffixes of `writers`.
+        """Write the document atomically, in the format of the file's suffix (see `writers`).
 
         Raises
         ------
         ConfigError
-            If the suffix is another one.
+            If the suffix is not supported.
         RankfoldError
             If the file cannot be written.
         """

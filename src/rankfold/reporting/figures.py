@@ -1,4 +1,4 @@
-"""The charts of a report: layer by layer, and epoch by epoch."""
+"""The charts of a report: by layer, and by epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rankfold.reporting.report import Report
 
 
 def layer_figures(report: Report, tips: Sequence[str]) -> list[Markup]:
-    """Return parameters, MACs, ranks and errors of every layer; what is not known has no figure."""
+    """Return charts of the parameters, MACs, ranks and errors of every layer, where available."""
     rows = report.layers
     names = [row.label for row in rows]
     figures: list[Markup] = []
@@ -43,7 +43,7 @@ def layer_figures(report: Report, tips: Sequence[str]) -> list[Markup]:
 
 
 def history_figures(report: Report) -> list[Markup]:
-    """Return loss and metric over the epochs of fine-tuning; one epoch makes no curve."""
+    """Return the loss and the metric over the epochs of fine-tuning; a curve needs two epochs."""
     curves = {
         "loss": ("Training loss", [(float(e.epoch), e.loss) for e in report.history]),
         "metric": ("Metric", [(float(e.epoch), e.metric) for e in report.history if e.metric is not None]),

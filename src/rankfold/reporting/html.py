@@ -1,4 +1,4 @@
-"""Sections as one HTML document that needs nothing else: no network, no script, no font."""
+"""Sections as a self-contained HTML document: no network, scripts or fonts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rankfold.reporting.markup import Markup, el, join
 from rankfold.reporting.sections import Cell, Column, Content, Section, Text, Tile, plain
 
 TALL = 30
-"""A table of more rows scrolls under its head."""
+"""A table with more rows scrolls below its header."""
 
 
 def draw(shown: Content) -> str:
-    """Return content as the text of a document."""
+    """Return content as an HTML document."""
     style = (files("rankfold.reporting") / "style.css").read_text(encoding="utf-8")
     head = el(
         "head",

@@ -1,4 +1,4 @@
-"""The sections of an inventory and of a plan, and what these and reports say of layers in the same words."""
+"""The sections of an inventory and of a plan, and the descriptions of layers that they share with reports."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _(plan: Plan, *, brief: bool) -> Content:
 
 
 def inventory_markdown(inventory: Inventory) -> str:
-    """Return an inventory as GitHub-flavoured Markdown, with exact numbers."""
+    """Return an inventory as GitHub-flavoured Markdown with exact numbers."""
     return markdown.draw(content(inventory, brief=False))
 
 
@@ -66,7 +66,7 @@ def _amounts(inventory: Inventory, cost: Cost, number: words.Show) -> list[str]:
 
 
 def other_modules(modules: Sequence[OtherModule]) -> Section:
-    """Return the modules with parameters that are not layers, grouped by type and reason, the largest first."""
+    """Return the modules with parameters that are not layers, by type and reason, largest first."""
     groups: dict[tuple[str, str], list[int]] = {}
     for module in modules:
         groups.setdefault((module.type_name, module.reason), []).append(module.params)
@@ -78,7 +78,7 @@ def other_modules(modules: Sequence[OtherModule]) -> Section:
 
 
 def layer_note(layer: LayerInfo) -> str | None:
-    """Return a layer's own note, where else it is used, and what it is tied to."""
+    """Return a layer's note, its other paths, and the layers that it is tied to."""
     parts = [layer.note] if layer.note else []
     if layer.aliases:
         parts.append(f"also used as {', '.join(layer.aliases)}")
@@ -88,23 +88,23 @@ def layer_note(layer: LayerInfo) -> str | None:
 
 
 def remark(row: LayerRow, *, brief: bool = False) -> str:
-    """Return why a layer is as it is; empty if there is nothing to say."""
+    """Return the explanation of a layer's outcome; may be empty."""
     reason = row.reason or ("by hand" if row.kept else "")
     reason = headword(reason) if brief else reason
     return "; ".join(filter(None, (f"kept: {reason}" if row.kept else reason, row.note)))
 
 
 def headword(reason: str) -> str:
-    """Return the part of a reason before its explanation: ``depthwise convolution``."""
+    """Return the part of a reason before its explanation, such as ``depthwise convolution``."""
     return reason.partition(": ")[0]
 
 
 def explanations(reasons: Iterable[str | None]) -> list[str]:
-    """Return each reason that `headword` shortens once, with the number of layers it holds for."""
+    """Return each reason that `headword` shortens, with its number of layers."""
     counts = Counter(r for r in reasons if r and headword(r) != r)
     return [f"{reason} ({n} layer{'s' * (n > 1)})" for reason, n in counts.items()]
 
 
 def short(layer: str) -> str:
-    """Return a layer in words without the defaults: stride 1, one group."""
+    """Return a layer's description without the defaults: stride 1, one group."""
     return re.sub(r" s1(?= |$)", "", re.sub(r" g1$", "", layer))

@@ -19,12 +19,12 @@ def draw(shown: Content) -> str:
 
 
 def text(value: str) -> str:
-    """Return text that Markdown shows as it is, on a line of its own."""
-    return re.sub(r"^[>#+-]", r"\\\g<0>", _inline(value))  # a quotation, heading or list
+    """Return text escaped for a line of Markdown."""
+    return re.sub(r"^[>#+-]", r"\\\g<0>", _inline(value))  # otherwise a quotation, heading or list
 
 
 def code(value: str) -> str:
-    """Return text as a code span, also inside a table; any backtick in it is kept."""
+    """Return text as a code span that is also valid inside a table; backticks are preserved."""
     value = " ".join(printable(value).split()).replace("|", "\\|")
     longest = max((len(run) for run in re.findall(r"`+", value)), default=0)
     fence = "`" * (longest + 1)
@@ -33,7 +33,7 @@ def code(value: str) -> str:
 
 
 def _inline(value: str) -> str:
-    """Return text that Markdown shows as it is inside a line, also inside a table."""
+    """Return text escaped for use within a line or a table."""
     line = " ".join(printable(value).split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"[\\`*\[\]|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
 

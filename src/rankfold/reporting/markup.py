@@ -1,4 +1,4 @@
-"""HTML and SVG elements that escape whatever is not markup already, and write control characters out."""
+"""HTML and SVG elements that escape all text except markup, and write control characters visibly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rankfold._printable import printable
 
 
 class Markup(str):
-    """Text that is HTML; every other text is escaped before it gets into an element."""
+    """Text that is HTML; all other text is escaped when it becomes part of an element."""
 
     __slots__ = ()
 
@@ -21,15 +21,8 @@ _VOID = {"meta", "br", "wbr", "rect", "line", "path", "circle"}
 def el(tag: str, *children: Child, **attributes: str | float | None) -> Markup:
     """Return one element.
 
-    Parameters
-    ----------
-    tag : str
-        The element's name.
-    *children : Markup, str, iterable of these, or None
-        Text that is no `Markup` is escaped; None is left out.
-    **attributes : str, float or None
-        Escaped; a trailing underscore is dropped (``class_``), any other becomes a hyphen
-        (``aria_label``); numbers are written with two decimals at most; None is left out.
+    Children that are not `Markup` are escaped; None is omitted. In the name of an attribute, a trailing underscore is
+    dropped (``class_``) and any other becomes a hyphen (``aria_label``); numbers have at most two decimals.
     """
     parts = [f"<{tag}"]
     for key, value in attributes.items():
@@ -44,7 +37,7 @@ def el(tag: str, *children: Child, **attributes: str | float | None) -> Markup:
 
 
 def join(*children: Child) -> Markup:
-    """Return the children one after the other, escaped where they are no markup."""
+    """Return the concatenated children; those that are not `Markup` are escaped."""
     parts: list[str] = []
     for child in children:
         if child is None:

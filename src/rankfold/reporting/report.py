@@ -18,36 +18,36 @@ from rankfold.storage import artifact_identity, companion_file
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Report(Document):
-    """The result of a compression: before and after, layer by layer, and the plan's origin. `build_report` fills it.
+    """The result of a compression: costs and metrics before and after, layer by layer, and the origin of the plan.
 
     Parameters
     ----------
+    coverage : str
+        The inventory's coverage line.
+    before, after : Cost
+        Of the dense and of the compressed model.
+    uncounted : tuple of str
+        Operations with unknown MACs. If there are any, the MACs of both models are lower bounds.
     model_name : str
         The model's name; may be empty.
-    coverage : str
-        The inventory's coverage line; every report starts with it.
     example : str
-        The example input in words; MACs and feature maps belong to it.
-    before, after : Cost
-        Of the whole dense and the whole compressed model.
-    uncounted : tuple of str
-        Operations whose MACs are not known. If there are any, the MACs of both models are lower bounds.
+        A description of the example input, which MACs and feature maps refer to.
     layers : tuple of LayerRow
         In order of definition.
     others : tuple of OtherModule
-        Modules with parameters that are no layers.
+        Modules with parameters that are not layers.
     disk_bytes : int or None
         Size of the saved artefact.
     latency : (float, float) or None
-        Measured milliseconds of one forward pass, dense and compressed.
+        Measured milliseconds per forward pass, dense and compressed.
     metrics : tuple of MetricValue
-        The first is the one that the report shows on top.
+        The most important one first.
     bounds : tuple of BoundRow
         The budget, bound by bound.
     provenance : Provenance
         Of the plan.
     notes : tuple of str
-        Notes and warnings, in the order in which they arose.
+        Notes and warnings, in order of occurrence.
     history : tuple of EpochRow
         Fine-tuning, epoch by epoch.
     timings : mapping of str to float
@@ -55,7 +55,7 @@ class Report(Document):
     created : str
         Date and time (UTC, ISO 8601).
     artifact : str or None
-        Checksum of the artefact that the report describes, if it was written next to one.
+        Checksum of the artefact that the report was written next to.
     """
 
     KIND: ClassVar[str] = "report"
@@ -90,12 +90,12 @@ class Report(Document):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a report from a JSON file, or from an artefact's folder that holds a ``report.json``.
+        """Return the report in a JSON file, or in the ``report.json`` of an artefact's folder.
 
         Raises
         ------
         CorruptArtifact
-            If the file does not exist, cannot be read, or describes another artefact than the folder's.
+            If the file does not exist, cannot be read, or describes another artefact.
         """
         path = Path(path)
         folder = os.path.isdir(path)
@@ -104,11 +104,11 @@ class Report(Document):
         report = cls.from_json(text, source=str(file))
         if folder and report.artifact not in (None, artifact_identity(path) or report.artifact):
             raise CorruptArtifact(
-                f"{str(file)!r} describes an artefact that is no longer there. Run the command that wrote it again."
+                f"{str(file)!r} describes an artefact that no longer exists. Run the command that wrote it again."
             )
         return report
 
     def texts(self, artifact: str) -> dict[str, str]:
-        """Return ``report.html`` and ``report.json`` of the artefact with this checksum, by name."""
+        """Return ``report.html`` and ``report.json`` of the artefact with this checksum, by file name."""
         report = replace(self, artifact=artifact)
         return {"report.html": report.to_html(), "report.json": report.to_json()}

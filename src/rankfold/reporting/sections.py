@@ -1,4 +1,4 @@
-"""What is shown of a record: sections, made once and drawn by `terminal`, `markdown` and `html`."""
+"""The sections of a record: built once, rendered by `terminal`, `markdown` and `html`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rankfold.reporting.markup import Markup
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Text with a meaning: good or bad news, or a share (0..1) that HTML also draws as a bar."""
+    """Text with a tone, or with a share (0..1) that HTML also renders as a bar."""
 
     text: str
     tone: Literal["", "good", "bad"] = ""
@@ -24,10 +24,10 @@ Text = str | Cell
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table, as its head describes it.
+    """A column of a table, given by its head: at most one mark, and the title.
 
-    The head is the title, after at most one mark: ``>`` for numbers (right-aligned, never folded), a backtick for names
-    (code), ``+`` for a description of the column before (a second line in HTML, left out by a narrow terminal).
+    The mark is ``>`` for numbers (right-aligned, not wrapped), a backtick for names (code), or ``+`` for a description
+    of the previous column (a second line in HTML; omitted in a narrow terminal).
     """
 
     head: str
@@ -50,36 +50,16 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A table, a list, charts, or several of these under one heading; without any of them it is not shown.
-
-    Parameters
-    ----------
-    title : str
-        The heading; may be empty.
-    heads : sequence of str
-        The columns' titles, marked as `Column` says.
-    rows : sequence of sequence of str or Cell
-        One text for each column.
-    footer : sequence of str
-        A last row, set apart.
-    lines : sequence of str or Cell
-        A list.
-    notes : sequence of str or Cell
-        Sentences in small print.
-    figures : sequence of Markup
-        Charts, for HTML alone.
-    narrow : bool
-        Whether it fits half a page's width, next to another one.
-    """
+    """A table, a list, charts, or a combination under one heading; an empty section is not shown."""
 
     title: str = ""
-    heads: Sequence[str] = ()
+    heads: Sequence[str] = ()  # with the marks of `Column`
     rows: Sequence[Sequence[Text]] = ()
-    footer: Sequence[str] = ()
-    lines: Sequence[Text] = ()
-    notes: Sequence[Text] = ()
-    figures: Sequence[Markup] = ()
-    narrow: bool = False
+    footer: Sequence[str] = ()  # the last row, set apart
+    lines: Sequence[Text] = ()  # a list
+    notes: Sequence[Text] = ()  # in small print
+    figures: Sequence[Markup] = ()  # HTML only
+    narrow: bool = False  # fits half the width of a page
 
     @property
     def columns(self) -> list[Column]:
@@ -89,7 +69,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """A result at a glance, on top of an HTML page: a value, its unit, details, and a share (0..1) drawn as a bar."""
+    """A key result at the top of an HTML page; the share (0..1) is rendered as a bar."""
 
     name: str
     value: str
@@ -101,30 +81,14 @@ class Tile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """All that is shown of a record.
-
-    Parameters
-    ----------
-    title : str
-        The heading; may be empty.
-    kind : str
-        What it is, such as ``"rankfold report"``.
-    lead : str
-        The most important sentence.
-    details : sequence of str
-        More sentences, in small print.
-    sections : sequence of Section
-        In order; those without content are left out.
-    tiles : sequence of Tile
-        For HTML alone.
-    """
+    """Everything that is shown of a record."""
 
     title: str = ""
-    kind: str = ""
-    lead: str = ""
-    details: Sequence[str] = ()
+    kind: str = ""  # such as "rankfold report"
+    lead: str = ""  # the most important sentence
+    details: Sequence[str] = ()  # in small print
     sections: Sequence[Section] = ()
-    tiles: Sequence[Tile] = ()
+    tiles: Sequence[Tile] = ()  # HTML only
 
     @property
     def shown(self) -> list[Section]:
@@ -134,20 +98,15 @@ class Content:
 
 @singledispatch
 def content(record: Any, *, brief: bool) -> Content:
-    """Return what is shown of a record; each kind of record registers its own function.
+    """Return the content of a record (a report, sweep, analysis, inventory or plan); each type registers a function.
 
-    Parameters
-    ----------
-    record : object
-        A report, sweep, analysis, inventory or plan.
-    brief : bool
-        Whether it is for a terminal: rounded numbers, few columns, no charts, and the results last.
+    `brief` content is for a terminal: rounded numbers, few columns, no charts, and the results last.
     """
-    raise TypeError(f"nothing is registered that shows a {type(record).__name__} ({brief=})")
+    raise TypeError(f"no content is registered for {type(record).__name__} ({brief=})")
 
 
 def tips(section: Section) -> list[str]:
-    """Return each row as lines of title and text, for the marks of a chart."""
+    """Return each row as lines of title and text: the tooltips of a chart."""
     lines = [zip(section.columns, row, strict=True) for row in section.rows]
     return ["\n".join(f"{c.title} {plain(cell)}".strip() for c, cell in row if plain(cell)) for row in lines]
 

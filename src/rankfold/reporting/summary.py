@@ -13,7 +13,7 @@ from rankfold.reporting.report import Report
 from rankfold.reporting.sections import Cell, Content, Section, Text, Tile, content, tips
 
 MOST_EPOCHS = 12
-"""The terminal shows about this many epochs."""
+"""Approximate number of epochs that the terminal shows."""
 
 
 @content.register
@@ -42,7 +42,7 @@ def _(report: Report, *, brief: bool) -> Content:
 
 
 def _headline(report: Report) -> str:
-    """Say what was done: strategy, layers factored, budget."""
+    """Return the strategy, the number of factored layers, and the budget."""
     provenance = report.provenance
     parts = [f"strategy {provenance.strategy}", f"{len(report.factored)} of {len(report.layers)} layers factored"]
     if provenance.budget:
@@ -54,8 +54,7 @@ def _totals(report: Report, *, brief: bool) -> Section:
     rows: list[list[str]] = []
     for resource in RESOURCES.values():
         if resource.amount is not None or resource.name in report.before.more:
-            before, after = resource.of(report.before), resource.of(report.after)
-            row = _total(resource.title, before, after, resource.show)
+            row = _total(resource.title, resource.of(report.before), resource.of(report.after), resource.show)
             if resource.name == "macs" and report.uncounted:
                 row[1:] = [*map(words.at_least, row[1:3]), words.NONE, words.NONE]
             rows.append(row)
@@ -65,7 +64,7 @@ def _totals(report: Report, *, brief: bool) -> Section:
         rows.append(_total("latency", *report.latency, words.milliseconds))
     note = (
         "MACs and feature maps are those of one forward pass on the example input; fewer MACs do not always take less "
-        "time. Overall memory is parameters plus feature-map elements. The ratio is before ÷ after."
+        "time. Overall memory is the sum of parameters and feature-map elements. The ratio is before ÷ after."
     )
     heads = ("", ">before", ">after", ">ratio", ">reduction")
     return Section(title="Before and after", heads=heads, rows=rows, notes=[] if brief else [note], narrow=True)
@@ -101,7 +100,7 @@ def _budget(report: Report) -> Section:
 
 
 def _bound_text(bound: BoundRow) -> str:
-    """Return a bound as a person writes it: ``params ≤ 25 %``, ``flash ≤ 512 KiB``."""
+    """Return a bound in typeset form: ``params ≤ 25 %``, ``flash ≤ 512 KiB``."""
     if bound.limit is None or bound.resource not in resource_names("additive"):
         return bound.text
     if "%" in bound.text:
@@ -110,7 +109,7 @@ def _bound_text(bound: BoundRow) -> str:
 
 
 def _bound_result(bound: BoundRow) -> str:
-    """Return what came out, with the numbers: ``67,400 of at most 67,430 (25 % of dense)``."""
+    """Return the result with its numbers: ``67,400 of at most 67,430 (25 % of dense)``."""
     if bound.value is None or bound.limit is None:
         return "not checked here"
     text = f"{_amount(bound, bound.value)} of at most {_amount(bound, bound.limit)}"
@@ -118,8 +117,7 @@ def _bound_result(bound: BoundRow) -> str:
 
 
 def _amount(bound: BoundRow, value: float) -> str:
-    show = RESOURCES[bound.resource].show if bound.resource in RESOURCES else words.count
-    return show(value)
+    return (RESOURCES[bound.resource].show if bound.resource in RESOURCES else words.count)(value)
 
 
 def _layers(report: Report, *, brief: bool) -> Section:
@@ -174,13 +172,7 @@ def _history(report: Report, *, brief: bool) -> Section:
     step = -(-len(epochs) // MOST_EPOCHS) if brief else 1
     shown = [e for e in epochs if (epochs[-1].epoch - e.epoch) % step == 0 or e is epochs[0]]
     rows = [
-        (
-            str(e.epoch),
-            words.number(e.loss),
-            words.number(e.metric),
-            words.rate(e.lr),
-            words.NONE if e.seconds is None else words.seconds(e.seconds),
-        )
+        (str(e.epoch), words.number(e.loss), words.number(e.metric), words.rate(e.lr), words.seconds(e.seconds))
         for e in shown
     ]
     return Section(
@@ -192,7 +184,7 @@ def _history(report: Report, *, brief: bool) -> Section:
 
 
 def provenance_rows(report: Report) -> list[tuple[str, str]]:
-    """Return the plan's origin as (what, value); what is not known is left out."""
+    """Return the origin of the plan as (property, value), where available."""
     p = report.provenance
     config = ", ".join(f"{k}={v}" for k, v in p.config.items())
     rows = [
@@ -215,11 +207,11 @@ def provenance_rows(report: Report) -> list[tuple[str, str]]:
 
 
 _SEARCH = {"predicted_loss": "predicted loss", "bound": "lower bound"}
-"""The names of what a search returns, where the field's name says too little."""
+"""Labels of search results whose field names are unclear."""
 
 
 def _value(value: Any) -> str:
-    """Write a value that a search has returned: numbers to four digits, a list of them in order."""
+    """Return a search result as text: numbers with four digits, lists in order."""
     if isinstance(value, list | tuple):
         return " → ".join(map(_value, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -238,10 +230,10 @@ def _tiles(report: Report) -> list[Tile]:
     if report.latency is not None:
         tiles.append(_cost_tile("latency", *report.latency, words.milliseconds, "faster", "slower"))
     tiles += [_metric_tile(metric) for metric in report.metrics[:1]]
-    known = [bound for bound in report.bounds if bound.met is not None]
-    if known:
-        value, tone = ("met", "good") if all(bound.met for bound in known) else ("not met", "bad")
-        tiles.append(Tile(name="budget", value=value, details=[", ".join(map(_bound_text, known))], tone=tone))
+    checked = [bound for bound in report.bounds if bound.met is not None]
+    if checked:
+        value, tone = ("met", "good") if all(bound.met for bound in checked) else ("not met", "bad")
+        tiles.append(Tile(name="budget", value=value, details=[", ".join(map(_bound_text, checked))], tone=tone))
     return tiles
 
 

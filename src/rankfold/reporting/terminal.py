@@ -1,4 +1,4 @@
-"""Sections in the terminal."""
+"""Sections in the terminal, rendered by rich."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 DEFAULT = 100
 WIDE = 96
-"""A terminal of fewer columns leaves out descriptions: the numbers need the room."""
+"""A terminal with fewer columns omits descriptions to make room for the numbers."""
 STYLES = {"": "", "good": "green", "bad": "bold red"}
 
 
 def print_record(record: Any, console: Console | None = None) -> None:
-    """Print a record; `console` is rich's, by default one on standard output."""
+    """Print a record to a rich console; None is standard output."""
     draw(content(record, brief=True), console)
 
 
@@ -29,10 +29,9 @@ show.register(Shown, print_record)
 
 
 def draw(shown: Content, console: Console | None = None) -> None:
-    """Print content; `console` is rich's, by default one on standard output."""
+    """Print content to a rich console; None is standard output."""
     out = console or default_console()
-    heading = [(shown.title, "bold"), (shown.lead, "bold"), *((detail, "dim") for detail in shown.details)]
-    for text, style in heading:
+    for text, style in [(shown.title, "bold"), (shown.lead, "bold"), *((detail, "dim") for detail in shown.details)]:
         if text:
             out.print(_line(text, style))
     for section in shown.shown:
@@ -47,7 +46,7 @@ def draw(shown: Content, console: Console | None = None) -> None:
 
 
 def default_console() -> Console:
-    """Return rich's console on standard output, `DEFAULT` columns wide if that is not a terminal."""
+    """Return a rich console on standard output, `DEFAULT` columns wide if that is not a terminal."""
     from rich.console import Console
 
     console = Console()
@@ -57,7 +56,7 @@ def default_console() -> Console:
 
 
 def _line(text: Text, style: str = "") -> RichText:
-    """Return text as rich shows it: no markup (a layer may be called "[red]") and no control character."""
+    """Return literal text for rich: no markup (a layer may be named "[red]") and no control characters."""
     from rich.text import Text as RichText
 
     tone = text.tone if isinstance(text, Cell) else ""

@@ -1,4 +1,4 @@
-"""Numbers in words: the same in the terminal, in Markdown and in HTML."""
+"""Numbers as text: the same in the terminal, in Markdown and in HTML."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rankfold.records.amounts import three_digits
 from rankfold.reporting.record import MetricValue
 
 Show = Callable[[float], str]
-"""Writes one kind of number."""
+"""Formats one kind of number."""
 
 NONE = "–"
-"""Shown where a number is not known."""
+"""Stands for a missing number."""
 
 
 def at_least(amount: str) -> str:
-    """Return a lower bound in words."""
+    """Return a lower bound as text."""
     return f"≥ {amount}"
 
 
 def bound(text: str) -> str:
-    """Return a bound of a budget as a person writes it: ``params ≤ 25 %``."""
+    """Return a bound of a budget in typeset form: ``params ≤ 25 %``."""
     return text.replace("<=", " ≤ ").replace("%", " %")
 
 
@@ -36,7 +36,7 @@ def compact(n: float) -> str:
 
 
 def tick(n: float) -> str:
-    """Return a round number at an axis: ``2.5M``."""
+    """Return a round number of an axis without trailing zeros: ``2.5M``."""
     text = compact(n)
     digits = text.rstrip("kMGT")
     bare = digits.rstrip("0").rstrip(".") if "." in digits else digits
@@ -44,12 +44,14 @@ def tick(n: float) -> str:
 
 
 def milliseconds(ms: float) -> str:
-    """Return a duration measured in milliseconds: ``12.3 ms``."""
+    """Return a duration given in milliseconds: ``12.3 ms``."""
     return f"{three_digits(ms)} ms"
 
 
-def seconds(s: float) -> str:
-    """Return a duration measured in seconds: ``4.2 s``, ``75 s``, ``12 min 05 s``."""
+def seconds(s: float | None) -> str:
+    """Return a duration given in seconds: ``4.2 s``, ``75 s``, ``12 min 05 s``."""
+    if s is None:
+        return NONE
     if s < 100:
         return f"{s:.2g} s" if s < 10 else f"{s:.0f} s"
     hours, rest = divmod(round(s), 3600)
@@ -59,7 +61,7 @@ def seconds(s: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share 0..1 in per cent: ``75 %``, ``72.3 %``; never all where a rest is left."""
+    """Return a share 0..1 as a percentage: ``75 %``, ``72.3 %``; ``100 %`` only for the whole."""
     if not math.isfinite(share):
         return NONE
     value = 100 * share
@@ -79,7 +81,7 @@ def ratio(before: float, after: float) -> str:
 
 
 def reduction(before: float, after: float) -> str:
-    """Return one minus compressed over original: ``75 %``; a growth is ``12 % more``."""
+    """Return one minus compressed over original: ``75 %``; an increase is ``12 % more``."""
     if before <= 0:
         return NONE
     saved = 1 - after / before
@@ -99,12 +101,12 @@ def error(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return any other number with four significant digits."""
+    """Return a number with four significant digits."""
     return NONE if value is None else f"{value:#.4g}".removesuffix(".")
 
 
 def metric(of: MetricValue, value: float | None) -> str:
-    """Return a value of a metric, fractions in per cent: ``91.73 %``."""
+    """Return a value of a metric, fractions as a percentage: ``91.73 %``."""
     if value is None:
         return NONE
     return f"{100 * value:.2f} %" if of.in_percent else number(value)
@@ -121,5 +123,5 @@ def metric_change(of: MetricValue) -> str:
 
 
 def ranks(values: tuple[int, ...]) -> str:
-    """Return ranks as they are written: ``(64, 32)``; a single one without brackets."""
+    """Return ranks in their usual notation: ``(64, 32)``; a single rank without parentheses."""
     return str(values[0]) if len(values) == 1 else f"({', '.join(map(str, values))})"

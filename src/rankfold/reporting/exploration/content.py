@@ -14,10 +14,10 @@ from rankfold.reporting.markup import Markup, el
 from rankfold.reporting.sections import Content, Section, content, tips
 
 FEW = 6
-"""Up to this many layers, the terminal shows every solution and formula, and the page each layer's plots."""
+"""Up to this number of layers, the terminal shows every solution and formula, and the page the plots of each layer."""
 
 COLOURS = 8
-"""Methods beyond this number share colours."""
+"""Number of distinct colours for methods."""
 
 TITLES = {"convolutions": "convolutions", "matrices": "linear layers and 1x1 convolutions"}
 
@@ -34,7 +34,7 @@ def _(analysis: Analysis, *, brief: bool) -> Content:
             f"Compression steps: {steps} of the parameters removed, each within {words.percent(analysis.tolerance)}; "
             f"{analysis.random} random solutions a step, seed {analysis.seed}; tensor shapes of ttm with up to "
             f"{analysis.cores} cores. A valid setting has fewer parameters and fewer MACs than the layer"
-            f"{', and no rank that another one makes useless' if analysis.useful else ''}.",
+            f"{', and no rank that another rank makes useless' if analysis.useful else ''}.",
         ),
         sections=[
             *(section for group in GROUPS for section in _group(analysis, group, brief=brief)),
@@ -44,7 +44,7 @@ def _(analysis: Analysis, *, brief: bool) -> Content:
 
 
 def _group(analysis: Analysis, group: Group, *, brief: bool) -> Iterator[Section]:
-    """Yield the sections of a group; `brief` leaves out charts, and details of more than `FEW` layers."""
+    """Yield the sections of a group; `brief` omits charts, and the details of more than `FEW` layers."""
     layers = [layer for layer in analysis.layers if layer.group == group]
     methods = [m for m in analysis.methods if any(layer.space(m) for layer in layers)]
     averages = [a for a in analysis.averages if a.group == group]
@@ -70,7 +70,7 @@ def _group(analysis: Analysis, group: Group, *, brief: bool) -> Iterator[Section
 
 
 def _planes(layers: Sequence[LayerSpaces], methods: Sequence[str]) -> list[Markup]:
-    """Return each layer's maps if there are few layers, else their means."""
+    """Return the maps of each layer if there are few layers, otherwise their means."""
     cases = [(f"{layer.label}, ", [layer]) for layer in layers] if len(layers) <= FEW else [("", list(layers))]
     rows: list[Markup] = []
     for name, members in cases:
@@ -89,7 +89,7 @@ def _costs(layers: Sequence[LayerSpaces], title: str) -> Section:
         for space in layer.spaces:
             if space.formulas:
                 rows.append(["", space.method, *(space.formulas[name] for name in ("P", "M", "FM"))])
-    note = "MACs are half of the FLOPs; feature maps are all that the layer writes. For ttm: its first tensor shape."
+    note = "MACs are half of the FLOPs; feature maps are all values that the layer writes. ttm: first tensor shape."
     heads = ("layer", "method", "parameters", "MACs", "feature-map elements")
     return Section(title=title, heads=heads, rows=rows, notes=[note])
 
@@ -99,7 +99,7 @@ def _sizes(layers: Sequence[LayerSpaces], methods: Sequence[str], title: str) ->
         return f"{words.compact(space.size)} / {sum(len(step.solutions) for step in space.steps)}"
 
     note = (
-        "First: rank settings with fewer parameters and fewer MACs than the layer / solutions chosen of all steps. "
+        "First: rank settings with fewer parameters and fewer MACs than the layer / solutions chosen over all steps. "
         "Then: valid rank settings of the step."
     )
     return _by_step(layers, methods, whole, lambda step: words.count(step.count), title, note)
@@ -124,7 +124,7 @@ def _by_step(
     title: str,
     note: str,
 ) -> Section:
-    """Return a row for each layer and step; what belongs to the whole layer stands in its first row."""
+    """Return a row per layer and step; values of the whole layer are in its first row."""
     rows: list[list[str]] = []
     for layer in layers:
         spaces = [layer.space(method) for method in methods]
@@ -171,8 +171,8 @@ def _averages(averages: Sequence[Average], title: str, *, brief: bool) -> Sectio
             values[f"{name} coverage"] = [100 * getattr(a, f"{extent}_coverage") for a in averages]
     spaces = ", ".join(f"{a.method} {words.compact(a.size)} over {a.layers}" for a in averages)
     note = (
-        "Reductions: best and worst of the valid settings; a negative one is a growth. Coverage: best minus worst. "
-        f"Number of valid settings, as a mean over the layers that have any: {spaces}."
+        "Reductions: best and worst of the valid settings; negative values are increases. Coverage: best minus worst. "
+        f"Mean number of valid settings over the layers that have any: {spaces}."
     )
     return _comparison(averages, values, " %", title, note, brief=brief)
 
@@ -192,7 +192,7 @@ def _comparison(
     *,
     brief: bool,
 ) -> Section:
-    """Return values of several methods side by side, as a table and a chart."""
+    """Return the values of several methods in parallel, as a table and a chart."""
     rows = [
         [name, *(words.NONE if value is None else f"{value:.1f}{unit}" for value in row)]
         for name, row in values.items()

@@ -1,4 +1,4 @@
-"""The plots of an analysis as inline SVG: the similarity paper's Figs 2 and 5."""
+"""The plots of an analysis as inline SVG: Figs 2 and 5 of the similarity paper."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rankfold.reporting.markup import Markup, el
 SIDE, LEFT = 240.0, 52.0
 BOX, GAP, ROW, NAMES = 160.0, 24.0, 44.0, 110.0
 FITTING = 19
-"""The number of characters that fit into a box."""
+"""Number of characters that fit into a box."""
 
 
 def plane(spaces: Sequence[Space], title: str) -> Markup | None:
-    """Return where valid settings lie by parameter and MAC reduction: a map of their shares, darker is more.
+    """Return a map of the valid settings by parameter and MAC reduction; darker cells hold a larger share.
 
-    Of several spaces it is the mean of their shares; those without a valid setting do not count.
+    For several spaces, the shares are averaged over those that have a valid setting.
     """
     tables = [(space.histogram, space.size) for space in spaces if space.histogram is not None and space.size]
     if not tables:
@@ -33,7 +33,7 @@ def plane(spaces: Sequence[Space], title: str) -> Markup | None:
     cells: list[Markup] = []
     for (p, m), share in shares.items():
         if share:
-            # Shares span many powers of ten: the darkness falls with each of them.
+            # Shares span many powers of ten, so the darkness is logarithmic.
             depth = max(0.12, 1 + math.log10(share / max(shares.values())) / 5)
             ranges = [f"{100 * k / bins:g}–{100 * (k + 1) / bins:g} %" for k in (p, m)]
             tip = f"parameters −{ranges[0]}, MACs −{ranges[1]}: {words.percent(share)} of the settings"
@@ -45,7 +45,7 @@ def plane(spaces: Sequence[Space], title: str) -> Markup | None:
 
 
 def chains(name: str, dense: str, spaces: Sequence[Space]) -> Markup | None:
-    """Return how each method writes a layer as a chain of smaller ones, ranks for numbers (Fig. 5)."""
+    """Return how each method replaces a layer by a chain of smaller ones, with ranks as numbers (Fig. 5)."""
     shown = [("original", (dense,)), *((space.method, space.stages) for space in spaces if space.stages)]
     if len(shown) == 1:
         return None
@@ -59,7 +59,7 @@ def chains(name: str, dense: str, spaces: Sequence[Space]) -> Markup | None:
             if i:
                 marks.append(el("line", x1=x - GAP, x2=x, y1=y + 15, y2=y + 15, class_="base"))
             marks.append(el("rect", x=x, y=y, width=BOX, height=30, rx=5, class_="box"))
-            # The words of some stages are longer than their box is wide.
+            # Some descriptions are wider than the box.
             size = None if len(stage) <= FITTING else f"font-size:{12 * FITTING / len(stage):.1f}px"
             marks.append(el("text", stage, x=x + BOX / 2, y=y + 19, class_="mid value", style=size))
     width = max(NAMES + longest * (BOX + GAP), 880)

@@ -1,4 +1,4 @@
-"""The analysis of exploration spaces: its values layer by layer, and their averages."""
+"""The analysis of exploration spaces: values by layer, and their averages."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class LayerSpaces:
     name : str
         Path in the model, or the text that describes the layer.
     layer : str
-        The layer in words.
+        A description of the layer.
     group : {"convolutions", "matrices"}
         Matrices are linear layers and 1x1 convolutions.
     dense : Cost
-        Of the layer as it is, on its calls.
+        Of the original layer, over its calls.
     spaces : tuple of Space
-        One a method, in the order asked for.
+        One per method, in the requested order.
     reasons : mapping of str to str
         Why other methods do not fit, by method.
     """
@@ -46,11 +46,11 @@ class LayerSpaces:
 
     @property
     def label(self) -> str:
-        """The layer's name for a table."""
+        """The displayed name."""
         return self.name or "(the model)"
 
     def space(self, method: str) -> Space | None:
-        """Return the space of a method, None if it does not fit."""
+        """Return the space of a method, or None if it does not fit."""
         return next((space for space in self.spaces if space.method == method), None)
 
 
@@ -61,19 +61,19 @@ class Average:
     Parameters
     ----------
     group, method : str
-        What is averaged.
+        The group of layers, and the method.
     layers : int
-        How many layers.
+        Number of layers.
     size : float
-        Valid rank settings.
+        Number of valid rank settings.
     best_params, worst_params, best_macs, worst_macs, best_memory, worst_memory : float
-        Reductions, 1 − left ÷ dense; negative where the resource grows.
+        Reductions, 1 − compressed ÷ dense; negative for an increase.
     params_coverage, macs_coverage : float
         Best minus worst reduction.
     seconds : float or None
-        Of preparing and factoring once, mean over the steps; None if not measured.
+        Time to prepare and factor once, averaged over the steps; None if not measured.
     scores : mapping of str to float
-        Mean score of each metric of Table 6, 1..5, where it is known.
+        Mean score of each metric of Table 6, 1..5, where available.
     """
 
     group: Group
@@ -94,7 +94,7 @@ class Average:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Analysis(Document):
-    """The exploration spaces of a network's layers, as Kokhazadeh et al. (2025), section 4, look at them.
+    """The exploration spaces of a network's layers (Kokhazadeh et al. 2025, section 4).
 
     `rankfold.analyze` returns it.
 
@@ -103,23 +103,23 @@ class Analysis(Document):
     layers : tuple of LayerSpaces
         Every analysed layer.
     methods : tuple of str
-        The methods that were asked for.
+        The requested methods.
     steps : tuple of float
-        Compression steps, as shares of the parameters that are removed.
+        Compression steps: shares of the parameters that are removed.
     tolerance : float
-        A setting belongs to a step if its reduction is within this of it.
+        Largest difference between a step and the reduction of its settings.
     random : int
-        Random solutions of each step.
+        Number of random solutions per step.
     seed : int
-        Of the random solutions.
+        Random seed of these solutions.
     cores : int
-        Most cores of the tensor shapes of ``ttm``.
+        Largest number of cores in the tensor shapes of ``ttm``.
     useful : bool
-        Whether settings with a rank that another one makes useless are left out.
+        Whether settings with a rank that another rank makes useless are excluded.
     kept : mapping of str to str
         Layers that are not analysed, with the reason.
     title : str
-        What was analysed.
+        The title.
     """
 
     KIND: ClassVar[str] = "analysis"
@@ -139,7 +139,7 @@ class Analysis(Document):
         return f"<Analysis: {len(self.layers)} layers>"
 
     def layer(self, name: str) -> LayerSpaces:
-        """Return the layer with this name; raise ``KeyError`` otherwise."""
+        """Return the layer with this name; raise ``KeyError`` if it does not exist."""
         for layer in self.layers:
             if layer.name == name:
                 return layer
@@ -152,7 +152,7 @@ class Analysis(Document):
         return tuple(mean for mean in means if mean is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-ready values, with reductions, coverage, scores and averages."""
+        """Return all fields as JSON-ready values, with reductions, coverage, scores and averages."""
         data = Document.to_dict(self)
         for layer, entry in zip(self.layers, data["layers"], strict=True):
             for space, row in zip(layer.spaces, entry["spaces"], strict=True):
@@ -165,7 +165,7 @@ class Analysis(Document):
 
 
 def average(layers: tuple[LayerSpaces, ...], group: Group, method: str) -> Average | None:
-    """Return the means of one method over one group of layers, None if no layer has a valid setting."""
+    """Return the means of one method over one group of layers, or None without a valid setting."""
     inside = [layer.space(method) for layer in layers if layer.group == group]
     spaces = [space for space in inside if space is not None and space.params and space.macs and space.memory]
     if not spaces:
@@ -179,13 +179,13 @@ def average(layers: tuple[LayerSpaces, ...], group: Group, method: str) -> Avera
     }
     times = [seconds for space in spaces if (seconds := space.decomposition_s) is not None]
     graded = [scores(space) for space in spaces]
-    known = {metric: [value for table in graded if (value := table[metric]) is not None] for metric in METRICS}
+    grades = {metric: [value for table in graded if (value := table[metric]) is not None] for metric in METRICS}
     return Average(
         group=group,
         method=method,
         layers=len(spaces),
         size=fmean(space.size for space in spaces),
         seconds=fmean(times) if times else None,
-        scores={metric: fmean(values) for metric, values in known.items() if values},
+        scores={metric: fmean(values) for metric, values in grades.items() if values},
         **means,
     )

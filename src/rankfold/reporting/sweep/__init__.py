@@ -1,4 +1,4 @@
-"""The sweep over budgets: a document with its front as a chart, also written as CSV."""
+"""The sweep over budgets: a document that charts the Pareto front and is also written as CSV."""
 
 from rankfold.reporting.sweep import content as content
 from rankfold.reporting.sweep.record import Sweep as Sweep

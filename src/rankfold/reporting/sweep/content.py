@@ -11,7 +11,7 @@ from rankfold.reporting.sections import Content, Section, content, tips
 from rankfold.reporting.sweep.record import Sweep
 
 SHOWN = ("params", "macs", "flash")
-"""Resources with a column, whatever is varied."""
+"""Resources that always have a column."""
 
 
 @content.register
@@ -69,11 +69,11 @@ def _plans(sweep: Sweep, *, brief: bool) -> Section:
             value = replace(metric, compressed=point.metric, percent=metric.in_percent)
             row += [words.metric(value, point.metric), words.metric_change(value).removesuffix(" points")]
         rows.append([*row, "front" if point in best else ""])
-    loss = ">loss" if brief else ">predicted loss"  # a terminal has no room for more
+    loss = ">loss" if brief else ">predicted loss"  # shorter, for a terminal
     names = [f">{metric.name}", ">change"] if metric is not None else []
     note = (
-        "Shares are of the dense model. A point of the front is one that no other beats in both the swept resource and "
-        "the predicted loss."
+        "Shares are of the dense model. A point is on the front if no other point is better in both the swept resource "
+        "and the predicted loss."
     )
     return Section(
         title="Plans",
@@ -88,22 +88,22 @@ def _amount(value: int, dense: int) -> str:
 
 
 def _figures(sweep: Sweep) -> list[Markup]:
-    """Return size against predicted loss, the front as a line, and against the metric, if one was measured."""
+    """Return size against predicted loss, with the front as a line, and against the metric if measured."""
     points, metric = sweep.feasible, sweep.metric
     if not points:
         return []
     across = linear([sweep.share(p) for p in points], lambda v: f"{100 * v:g} %", number=6)
     below, left = f"{sweep.resource} left, as a share of the dense model", f"by {sweep.resource} left"
-    best, said = sweep.front(), list(zip(points, tips(_plans(sweep, brief=False)), strict=True))
+    best, tipped = sweep.front(), list(zip(points, tips(_plans(sweep, brief=False)), strict=True))
     dots = [
         Dot(x=sweep.share(p), y=p.predicted_loss or 0.0, tip=tip, css="loss" if p in best else "kept")
-        for p, tip in said
+        for p, tip in tipped
     ]
     positive = [dot.y for dot in dots if dot.y > 0]
     up = logarithmic(positive) if positive else linear([0.0, 1.0], words.tick)
     line = [(sweep.share(p), p.predicted_loss or 0.0) for p in best]
     figures = [plot(f"Predicted loss {left}", dots, line, across, up, css="loss", below=below)]
-    dots = [Dot(x=sweep.share(p), y=p.metric, tip=tip, css="metric") for p, tip in said if p.metric is not None]
+    dots = [Dot(x=sweep.share(p), y=p.metric, tip=tip, css="metric") for p, tip in tipped if p.metric is not None]
     if metric is not None and dots:
         up = linear([metric.dense, *(dot.y for dot in dots)], lambda v: words.metric(metric, v), number=6)
         level = (metric.dense, f"dense {words.metric(metric, metric.dense)}")

@@ -1,4 +1,4 @@
-"""A sweep over budgets: a plan for each of them, its cost and its predicted loss."""
+"""A sweep over budgets: a plan for each budget, its cost and its predicted loss."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class SweepPoint:
     Parameters
     ----------
     budget : str
-        Every bound that holds here; `rankfold.plan` with it returns the same plan.
+        All bounds of this point; `rankfold.plan` returns the same plan for it.
     plan : Plan or None
-        What to do with each layer; None if the budget has none.
+        None if no plan meets the budget.
     cost : Cost or None
         Of the whole model with the plan applied.
     predicted_loss : float or None
-        The predicted loss: that of the plan's search where there is one (``compressnas``), else the sum of the layers'
-        squared relative errors.
+        The predicted loss of the plan's search (``compressnas``), otherwise the sum of the layers' squared relative
+        errors.
     metric : float or None
         Measured with the plan applied; None if this point was not measured.
     reason : str
@@ -53,16 +53,14 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Sweep(Document):
-    """A family of plans for one model, one for each budget; `rankfold.sweep` returns it.
+    """Plans for one model over a range of budgets; `rankfold.sweep` returns it.
 
     Parameters
     ----------
     resource : str
-        What is varied, by its name in budgets.
+        The resource that varies, by its name in budgets.
     dense : Cost
         Of the dense model.
-    uncounted : tuple of str
-        Operations of the model whose MACs are not known. If there are any, all MACs are lower bounds.
     points : tuple of SweepPoint
         In the order of the budgets.
     model_name : str
@@ -70,17 +68,19 @@ class Sweep(Document):
     coverage : str
         The inventory's coverage line.
     strategy : str
-        The strategy that chose the plans.
+        The strategy that selected the ranks.
     proxy : str
-        The estimate that `SweepPoint.predicted_loss` is by.
+        The estimate of the predicted loss.
     metric : MetricValue or None
         The metric, with its value for the dense model.
     measured : int
-        The number of candidates that were measured, for all points together.
+        Number of candidates that were measured for all points together.
     timings : mapping of str to float
         Wall-clock seconds by stage.
     created : str
         Date and time (UTC, ISO 8601).
+    uncounted : tuple of str
+        Operations with unknown MACs. If there are any, all MACs are lower bounds.
     """
 
     KIND: ClassVar[str] = "sweep"
@@ -108,10 +108,9 @@ class Sweep(Document):
         return tuple(p for p in self.points if p.plan is not None)
 
     def front(self) -> tuple[SweepPoint, ...]:
-        """Return the points that no other one beats, the smallest first.
+        """Return the Pareto front of the swept resource and the predicted loss, the smallest point first.
 
-        One point beats another if it is no worse in the swept resource and in the predicted loss, and better in one of
-        the two. Of equal points the first counts.
+        Of equal points, the first one is included.
         """
         best: list[SweepPoint] = []
         for point in sorted(self.feasible, key=lambda p: (self.amount(p), p.predicted_loss)):
@@ -120,52 +119,50 @@ class Sweep(Document):
         return tuple(best)
 
     def plan(self, budget: str | Mapping[str, float | str] | Sequence[str] | Budget) -> Plan:
-        """Return the plan of least predicted loss that meets a budget.
+        """Return the plan with the lowest predicted loss that meets a budget.
 
         Parameters
         ----------
         budget : str, mapping, sequence or Budget
-            As for `rankfold.plan`; on additive resources such as params, macs, fm, memory or flash.
+            As for `rankfold.plan`, on additive resources such as params, macs, fm, memory or flash.
 
         Raises
         ------
         InfeasibleBudget
-            If no point meets it; the least values that points have are in its message.
+            If no point meets it; the message contains the lowest values of the points.
         BudgetError
-            If it bounds something that a sweep does not count.
+            If it bounds a resource that a sweep does not count.
         """
         asked = Budget.parse(budget)
         other = next((b for b in asked.bounds if b.kind != "additive"), None)
         if other is not None:
             raise BudgetError(
                 f"budget {str(asked)!r} bounds {other.resource}, which a sweep does not count. Bound "
-                f"{either(resource_names('additive'))}, or plan again."
+                f"{either(resource_names('additive'))}, or call rankfold.plan."
             )
         if self.uncounted and asked.get("macs"):
             raise BudgetError(f"budget {str(asked)!r} bounds macs, but the model's {counted_in_part(self.uncounted)}.")
-        known = [
-            (p.predicted_loss or 0.0, p.plan, p.cost) for p in self.points if p.plan is not None and p.cost is not None
-        ]
-        fitting = [(loss, plan) for loss, plan, cost in known if not asked.exceeded(cost, self.dense)]
-        if not fitting:
-            costs = [cost for *_, cost in known] or [self.dense]
+        costs = [p.cost for p in self.points if p.cost is not None] or [self.dense]
+        fitting = [p for p in self.feasible if p.cost is not None and not asked.exceeded(p.cost, self.dense)]
+        plan = min(fitting, key=lambda p: p.predicted_loss or 0.0).plan if fitting else None
+        if plan is None:
             raise InfeasibleBudget(
-                f"no plan of the sweep meets budget {str(asked)!r}. Loosen it, or sweep further down.",
+                f"no plan of the sweep meets budget {str(asked)!r}. Loosen it, or sweep over smaller budgets.",
                 asked.rows(self.dense, lambda resource: min(cost.get(resource) for cost in costs)),
             )
-        return min(fitting, key=lambda pair: pair[0])[1]
+        return plan
 
     def amount(self, point: SweepPoint) -> int:
-        """Return what a feasible point costs of the swept resource."""
+        """Return the cost of a feasible point in the swept resource."""
         assert point.cost is not None
         return point.cost.get(self.resource)
 
     def share(self, point: SweepPoint) -> float:
-        """Return what a feasible point costs of the swept resource, as a share of the dense model."""
+        """Return `amount` as a share of the dense model."""
         return self.amount(point) / max(self.dense.get(self.resource), 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-ready values; each plan is as `Plan.save` writes it."""
+        """Return all fields as JSON-ready values; each plan is in the format of `Plan.save`."""
         data = Document.to_dict(self)
         best = self.front()
         for point, entry in zip(self.points, data["points"], strict=True):
@@ -175,7 +172,7 @@ class Sweep(Document):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str) -> Self:
-        """Return the sweep that `to_dict` has written; raise `CorruptArtifact` if a field is missing or malformed."""
+        """Return the sweep that `to_dict` describes; raise `CorruptArtifact` if a field is missing or malformed."""
         entries = data.get("points")
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
             raise CorruptArtifact(f"{source}.points must be a list of objects. Was it edited or truncated?")
@@ -197,7 +194,7 @@ class Sweep(Document):
         return printable(stream.getvalue())
 
     def writers(self) -> dict[str, Callable[[], str]]:
-        """Return what writes the sweep, by file suffix."""
+        """Return the functions that render the sweep, by file suffix."""
         return {**Document.writers(self), ".csv": self.to_csv}
 
 
