@@ -62,7 +62,10 @@ class GramSum:
             step = max(1, CHUNK // max(1, vectors(x[:1].to(dtype)).numel()))
             for chunk in x.split(step):
                 columns = vectors(scaled(chunk.to(dtype), exponent))
-                self._accumulate(upper_product(columns), exponent)
+                product = double(upper_product(columns))
+                if exponent:
+                    product = product * 2.0**exponent * 2.0**exponent
+                self._sum = product if self._sum is None else self._sum.add_(product)
                 self.count += columns.shape[-1]
 
     def mean(self) -> Tensor | None:
@@ -70,12 +73,6 @@ class GramSum:
         if self._sum is None or not self.count:
             return None
         return (self._sum.triu() + self._sum.triu(1).mT) / self.count
-
-    def _accumulate(self, product: Tensor, exponent: int) -> None:
-        product = double(product)
-        if exponent:
-            product = product * 2.0**exponent * 2.0**exponent
-        self._sum = product if self._sum is None else self._sum.add_(product)
 
 
 def magnitude(x: Tensor, what: str) -> float:

@@ -82,7 +82,7 @@ class _Walk:
         self.given = model
         self.suspects = suspects
         self.layers = check_plan(model, plan)
-        self.plan = plan
+        self.plan, self.factored = plan, plan.factored
         self.batches = batches
         self.config = config
         self.original, self.work = separate_attentions(model, copy_model(model), self.layers, plan)
@@ -98,7 +98,7 @@ class _Walk:
             sums = collect_pairs(self.original, self.work, here, uses, self.batches, self.config)
             for name in step:
                 self._settle(name, uses[name], sums[name])
-        for name in self.plan.factored:
+        for name in self.factored:
             if name not in uses:
                 self._leave(name, "its inputs were not visible on the calibration data")
         self._factor_later()
@@ -108,7 +108,7 @@ class _Walk:
         """Return whether to fit a layer that is called; if it cannot be fitted, note the reason."""
         layer = self.layers[name]
         reason = None
-        if not self._is_factored(name):
+        if name not in self.factored:
             if not self.config.refit_kept:
                 return False
             reason = None if layer.depthwise else layer.skip
@@ -124,9 +124,6 @@ class _Walk:
 
     def _is_wide(self, name: str) -> bool:
         return self.layers[name].group_in > self.config.max_inputs
-
-    def _is_factored(self, name: str) -> bool:
-        return name in self.plan.factored
 
     def _plain(self, name: str, tensor: str) -> bool:
         """Return whether a tensor of a layer and of those tied to it is a parameter that can be written to."""
@@ -146,7 +143,7 @@ class _Walk:
         fit = fit_layer(sums, layer_weight(self.original, name), self.config.ridge, shifts=shifts)
         weight = fit.weight
         with torch.no_grad():
-            if self._is_factored(name):
+            if name in self.factored:
                 module = factor_layer(self.work, layer, self.plan.layers[name], fit.moments, weight=weight)
                 self._replace(name, module)
                 weight = module.dense_weight()
@@ -172,7 +169,7 @@ class _Walk:
     def _leave(self, name: str, reason: str) -> None:
         """Note why a layer is not fitted; it stays unchanged, or is factored at the end."""
         self.notes[name] = f"not fitted: {reason}"
-        if self._is_factored(name):
+        if name in self.factored:
             self.later.append(name)
             self.notes[name] += "; factored by its weight alone" if self._is_wide(name) else "; factored independently"
 

@@ -68,7 +68,10 @@ def collect_pairs(
                 norm=None if use.norm is None else model.get_submodule(use.norm),
             )
         inputs = to_device(split_batch(batch)[0], model_device(model))
-        _run_to_taps(model, inputs, list(taps.values()), what)
+        with ExitStack() as hooks, suppress(_Enough):
+            for tap in taps.values():
+                _install(hooks, tap, list(taps.values()))
+            run_batch(model, inputs, what)
         return taps
 
     with undisturbed(original) as reset, undisturbed(small) as reset_small:
@@ -146,16 +149,9 @@ class _Enough(BaseException):
     """Ends a forward pass; no model catches it."""
 
 
-def _run_to_taps(model: nn.Module, inputs: Any, taps: Sequence[_Tap], what: str) -> None:
-    """Run the model, in its current mode, until every tap is done; all hooks are removed afterwards."""
-    with ExitStack() as stack:
-        for tap in taps:
-            _install(stack, tap, taps)
-        with suppress(_Enough):
-            run_batch(model, inputs, what)
-
-
 def _install(stack: ExitStack, tap: _Tap, taps: Sequence[_Tap]) -> None:
+    """Register the hooks of one tap, which end the forward pass once all taps are done."""
+
     def finish() -> None:
         if all(t.done for t in taps):
             raise _Enough
