@@ -367,3 +367,41 @@ def test_a_fault_is_found(module: str, source: str, why: str) -> None:
 )
 def test_an_allowed_import_passes(module: str, source: str) -> None:
     assert faults({**OTHERS, module: source}) == []
+
+
+MOST_LINES, MOST_PARAMETERS = 60, 12
+
+
+def oversized(source: str) -> list[str]:
+    """Return the functions of a module with more lines of code than allowed, and the public ones with more parameters.
+
+    Lines are counted from the first statement after the docstring to the last.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+        lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+        arguments = node.args
+        named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+        parameters = sum(a is not None and a.arg not in ("self", "cls") for a in named)
+        if lines > MOST_LINES:
+            found.append(f"{node.name} has {lines} lines of code")
+        if not node.name.startswith("_") and parameters > MOST_PARAMETERS:
+            found.append(f"{node.name} has {parameters} parameters")
+    return found
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    faults = [f"{name}: {fault}" for name, source in read_package().items() for fault in oversized(source)]
+    assert not faults, "\n".join(faults)
+
+
+def test_an_oversized_function_is_found() -> None:
+    long = "def f():\n" + '    """Doc."""\n' + "    x = 1\n" * (MOST_LINES + 1)
+    assert oversized(long) == [f"f has {MOST_LINES + 1} lines of code"]
+    assert oversized("def f():\n" + '    """Doc.\n\n' + "    more\n" * 99 + '    """\n    return 1\n') == []
+    wide = ", ".join(f"a{i}" for i in range(MOST_PARAMETERS + 1))
+    assert oversized(f"def f({wide}): pass") == [f"f has {MOST_PARAMETERS + 1} parameters"]
+    assert oversized(f"def _f({wide}): pass") == []

@@ -20,13 +20,13 @@ from rankfold.strategies import Problem, Strategy
 from rankfold.surgery import FactoredLinear
 from rankfold.surgery.gauged import GaugedInput
 from rankfold.testing import (
+    LAYER_ZOO,
     LayerCase,
     accuracy,
     check_method,
     check_strategy,
     costs,
     exactness,
-    layer_zoo,
     method_checks,
     model_zoo,
     modules,
@@ -35,7 +35,7 @@ from rankfold.testing import (
 from rankfold.testing import strategies as strategy_contract
 from rankfold.testing.gauge import GaugedMethod, gauge_changes_only_the_numbers
 
-CASES = {case.id: case for case in layer_zoo()}
+CASES = {case.id: case for case in LAYER_ZOO}
 
 
 class Broken(Method):

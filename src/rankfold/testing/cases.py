@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -96,101 +95,98 @@ def _linear(
     return LayerCase(id=id, kind=nn.Linear, options=options, input_shape=(*leading, features[0]), **case)
 
 
-@cache
-def layer_zoo() -> tuple[LayerCase, ...]:
-    """Return every configuration of the zoo.
+LAYER_ZOO = (
+    # One dimension.
+    _conv("conv1d", (6, 5), 3, dims=1),
+    _conv("conv1d-stride-padding", (6, 8), 5, dims=1, stride=2, padding=2),
+    _conv("conv1d-dilation-same", (5, 6), 3, dims=1, dilation=2, padding="same"),
+    _conv("conv1d-even-same", (5, 6), 4, dims=1, padding="same"),
+    _conv("conv1d-circular", (4, 6), 3, dims=1, padding=1, padding_mode="circular", bias=False),
+    _conv("conv1d-groups", (6, 8), 3, dims=1, groups=2, padding=1),
+    _conv("conv1d-1", (6, 7), 1, dims=1),
+    _conv("conv1d-no-batch", (6, 5), 3, dims=1, batch=None),
+    _conv("conv1d-transposed", (6, 4), 4, dims=1, transposed=True, stride=2, padding=1),
+    # Two dimensions: the common ones.
+    _conv("conv2d", (6, 8), 3, padding=1, thorough=True),
+    _conv("conv2d-no-bias", (8, 6), 3, padding=1, bias=False),
+    _conv("conv2d-stride", (6, 8), 3, padding=1, stride=2),
+    _conv("conv2d-stride-uneven", (6, 8), 3, padding=(0, 2), stride=(1, 3)),
+    _conv("conv2d-stem", (3, 8), 7, padding=3, stride=4, size=(12, 13)),
+    _conv("conv2d-valid", (6, 8), 3, padding="valid"),
+    _conv("conv2d-same", (6, 8), 3, padding="same"),
+    _conv("conv2d-same-even-dilation", (6, 8), (2, 4), padding="same", dilation=(3, 1)),
+    # Padding modes.
+    _conv("conv2d-circular", (6, 8), 3, padding=1, padding_mode="circular"),
+    _conv("conv2d-reflect", (6, 8), 3, padding=(1, 2), padding_mode="reflect"),
+    _conv("conv2d-replicate", (6, 8), 3, padding=2, padding_mode="replicate", stride=2),
+    _conv("conv2d-circular-same", (6, 8), (3, 5), padding="same", padding_mode="circular"),
+    # Kernels and dilation.
+    _conv("conv2d-dilation", (6, 8), 3, dilation=2, padding=2),
+    _conv("conv2d-dilation-uneven", (6, 8), 3, dilation=(1, 3), padding=(1, 3)),
+    _conv("conv2d-5x3", (6, 8), (5, 3), padding=(2, 1)),
+    _conv("conv2d-3x1", (6, 8), (3, 1), padding=(1, 0), stride=(2, 1)),
+    _conv("conv2d-2x2", (6, 8), 2, stride=2),
+    _conv("conv2d-4x4", (6, 8), 4, padding=1),
+    _conv("conv2d-1x1", (6, 8), 1, thorough=True),
+    _conv("conv2d-1x1-stride", (8, 6), 1, stride=2, bias=False),
+    _conv("conv2d-1x1-padding", (8, 6), 1, padding=1),
+    # Channels and groups.
+    _conv("conv2d-groups", (8, 12), 3, groups=2, padding=1),
+    _conv("conv2d-groups-4", (12, 8), 3, groups=4, stride=2),
+    _conv("conv2d-groups-1x1", (8, 12), 1, groups=2),
+    _conv("conv2d-depthwise", (6, 6), 3, groups=6, padding=1),
+    _conv("conv2d-depthwise-multiplier", (4, 12), 3, groups=4),
+    _conv("conv2d-one-input", (1, 8), 3, padding=1),
+    _conv("conv2d-one-output", (8, 1), 3, padding=1),
+    _conv("conv2d-one-one", (1, 1), 3),
+    _conv("conv2d-wide", (16, 3), 3),
+    _conv("conv2d-tall", (2, 40), 3),
+    # Data types, memory formats and batches.
+    _conv("conv2d-float64", (6, 8), 3, padding=1, dtype=torch.float64),
+    _conv("conv2d-float16", (6, 8), 3, padding=1, dtype=torch.float16),
+    _conv("conv2d-bfloat16", (6, 8), 3, padding=1, dtype=torch.bfloat16),
+    _conv("conv2d-channels-last", (6, 8), 3, padding=1, channels_last=True),
+    _conv("conv2d-channels-last-bfloat16", (6, 8), 3, stride=2, dtype=torch.bfloat16, channels_last=True),
+    _conv("conv2d-1x1-channels-last", (6, 8), 1, channels_last=True),
+    _conv("conv2d-no-batch", (6, 8), 3, batch=None),
+    _conv("conv2d-empty-batch", (6, 8), 3, batch=0),
+    # Transposed.
+    _conv("conv2d-transposed", (8, 6), 3, transposed=True, stride=2, padding=1, output_padding=1, thorough=True),
+    _conv("conv2d-transposed-2x2", (8, 6), 2, transposed=True, stride=2, bias=False),
+    _conv("conv2d-transposed-uneven", (8, 6), (4, 3), transposed=True, stride=(2, 1), padding=(1, 0)),
+    _conv("conv2d-transposed-dilation", (4, 6), 3, transposed=True, dilation=(1, 2), padding=1),
+    _conv("conv2d-transposed-groups", (8, 12), 3, transposed=True, groups=2, stride=2),
+    _conv("conv2d-transposed-1x1", (8, 6), 1, transposed=True),
+    _conv("conv2d-transposed-float64", (6, 8), 3, transposed=True, stride=3, dtype=torch.float64),
+    # Three dimensions.
+    _conv("conv3d", (4, 6), 3, dims=3, padding=1, thorough=True),
+    _conv("conv3d-stride", (4, 6), (3, 2, 3), dims=3, stride=(2, 1, 1)),
+    _conv("conv3d-1x3x3", (4, 6), (1, 3, 3), dims=3, padding=(0, 1, 1), bias=False),
+    _conv("conv3d-replicate", (4, 6), 3, dims=3, padding=1, padding_mode="replicate"),
+    _conv("conv3d-groups", (4, 8), 3, dims=3, groups=2, padding="same"),
+    _conv("conv3d-1", (6, 4), 1, dims=3),
+    _conv("conv3d-channels-last", (4, 6), 3, dims=3, channels_last=True),
+    _conv("conv3d-transposed", (6, 4), 2, dims=3, transposed=True, stride=2),
+    # Linear layers.
+    _linear("linear", (12, 10), thorough=True),
+    _linear("linear-no-bias", (10, 12), bias=False),
+    _linear("linear-no-leading", (12, 10), leading=()),
+    _linear("linear-leading-2", (12, 10), leading=(2, 5), thorough=True),
+    _linear("linear-leading-3", (12, 10), leading=(2, 3, 4)),
+    _linear("linear-empty-batch", (12, 10), leading=(0,)),
+    _linear("linear-wide", (30, 4)),
+    _linear("linear-tall", (4, 30)),
+    _linear("linear-one-input", (1, 8)),
+    _linear("linear-one-output", (8, 1)),
+    _linear("linear-primes", (13, 7)),
+    _linear("linear-prime-output", (12, 7)),
+    _linear("linear-float64", (12, 10), dtype=torch.float64),
+    _linear("linear-float16", (12, 10), dtype=torch.float16),
+    _linear("linear-bfloat16", (12, 10), dtype=torch.bfloat16),
+)
+"""Every configuration.
 
-    Convolutions of one, two and three dimensions, transposed ones and linear layers; stride, padding (numbers,
-    ``"same"``, ``"valid"``), padding modes, dilation, groups, bias, kernels that are even, non-square or 1x1, one
-    input or output channel, data types, channels-last memory, inputs without a batch dimension or with an empty one.
-    """
-    half, brain, double = torch.float16, torch.bfloat16, torch.float64
-    return (
-        # One dimension.
-        _conv("conv1d", (6, 5), 3, dims=1),
-        _conv("conv1d-stride-padding", (6, 8), 5, dims=1, stride=2, padding=2),
-        _conv("conv1d-dilation-same", (5, 6), 3, dims=1, dilation=2, padding="same"),
-        _conv("conv1d-even-same", (5, 6), 4, dims=1, padding="same"),
-        _conv("conv1d-circular", (4, 6), 3, dims=1, padding=1, padding_mode="circular", bias=False),
-        _conv("conv1d-groups", (6, 8), 3, dims=1, groups=2, padding=1),
-        _conv("conv1d-1", (6, 7), 1, dims=1),
-        _conv("conv1d-no-batch", (6, 5), 3, dims=1, batch=None),
-        _conv("conv1d-transposed", (6, 4), 4, dims=1, transposed=True, stride=2, padding=1),
-        # Two dimensions: the common ones.
-        _conv("conv2d", (6, 8), 3, padding=1, thorough=True),
-        _conv("conv2d-no-bias", (8, 6), 3, padding=1, bias=False),
-        _conv("conv2d-stride", (6, 8), 3, padding=1, stride=2),
-        _conv("conv2d-stride-uneven", (6, 8), 3, padding=(0, 2), stride=(1, 3)),
-        _conv("conv2d-stem", (3, 8), 7, padding=3, stride=4, size=(12, 13)),
-        _conv("conv2d-valid", (6, 8), 3, padding="valid"),
-        _conv("conv2d-same", (6, 8), 3, padding="same"),
-        _conv("conv2d-same-even-dilation", (6, 8), (2, 4), padding="same", dilation=(3, 1)),
-        # Padding modes.
-        _conv("conv2d-circular", (6, 8), 3, padding=1, padding_mode="circular"),
-        _conv("conv2d-reflect", (6, 8), 3, padding=(1, 2), padding_mode="reflect"),
-        _conv("conv2d-replicate", (6, 8), 3, padding=2, padding_mode="replicate", stride=2),
-        _conv("conv2d-circular-same", (6, 8), (3, 5), padding="same", padding_mode="circular"),
-        # Kernels and dilation.
-        _conv("conv2d-dilation", (6, 8), 3, dilation=2, padding=2),
-        _conv("conv2d-dilation-uneven", (6, 8), 3, dilation=(1, 3), padding=(1, 3)),
-        _conv("conv2d-5x3", (6, 8), (5, 3), padding=(2, 1)),
-        _conv("conv2d-3x1", (6, 8), (3, 1), padding=(1, 0), stride=(2, 1)),
-        _conv("conv2d-2x2", (6, 8), 2, stride=2),
-        _conv("conv2d-4x4", (6, 8), 4, padding=1),
-        _conv("conv2d-1x1", (6, 8), 1, thorough=True),
-        _conv("conv2d-1x1-stride", (8, 6), 1, stride=2, bias=False),
-        _conv("conv2d-1x1-padding", (8, 6), 1, padding=1),
-        # Channels and groups.
-        _conv("conv2d-groups", (8, 12), 3, groups=2, padding=1),
-        _conv("conv2d-groups-4", (12, 8), 3, groups=4, stride=2),
-        _conv("conv2d-groups-1x1", (8, 12), 1, groups=2),
-        _conv("conv2d-depthwise", (6, 6), 3, groups=6, padding=1),
-        _conv("conv2d-depthwise-multiplier", (4, 12), 3, groups=4),
-        _conv("conv2d-one-input", (1, 8), 3, padding=1),
-        _conv("conv2d-one-output", (8, 1), 3, padding=1),
-        _conv("conv2d-one-one", (1, 1), 3),
-        _conv("conv2d-wide", (16, 3), 3),
-        _conv("conv2d-tall", (2, 40), 3),
-        # Data types, memory formats and batches.
-        _conv("conv2d-float64", (6, 8), 3, padding=1, dtype=double),
-        _conv("conv2d-float16", (6, 8), 3, padding=1, dtype=half),
-        _conv("conv2d-bfloat16", (6, 8), 3, padding=1, dtype=brain),
-        _conv("conv2d-channels-last", (6, 8), 3, padding=1, channels_last=True),
-        _conv("conv2d-channels-last-bfloat16", (6, 8), 3, stride=2, dtype=brain, channels_last=True),
-        _conv("conv2d-1x1-channels-last", (6, 8), 1, channels_last=True),
-        _conv("conv2d-no-batch", (6, 8), 3, batch=None),
-        _conv("conv2d-empty-batch", (6, 8), 3, batch=0),
-        # Transposed.
-        _conv("conv2d-transposed", (8, 6), 3, transposed=True, stride=2, padding=1, output_padding=1, thorough=True),
-        _conv("conv2d-transposed-2x2", (8, 6), 2, transposed=True, stride=2, bias=False),
-        _conv("conv2d-transposed-uneven", (8, 6), (4, 3), transposed=True, stride=(2, 1), padding=(1, 0)),
-        _conv("conv2d-transposed-dilation", (4, 6), 3, transposed=True, dilation=(1, 2), padding=1),
-        _conv("conv2d-transposed-groups", (8, 12), 3, transposed=True, groups=2, stride=2),
-        _conv("conv2d-transposed-1x1", (8, 6), 1, transposed=True),
-        _conv("conv2d-transposed-float64", (6, 8), 3, transposed=True, stride=3, dtype=double),
-        # Three dimensions.
-        _conv("conv3d", (4, 6), 3, dims=3, padding=1, thorough=True),
-        _conv("conv3d-stride", (4, 6), (3, 2, 3), dims=3, stride=(2, 1, 1)),
-        _conv("conv3d-1x3x3", (4, 6), (1, 3, 3), dims=3, padding=(0, 1, 1), bias=False),
-        _conv("conv3d-replicate", (4, 6), 3, dims=3, padding=1, padding_mode="replicate"),
-        _conv("conv3d-groups", (4, 8), 3, dims=3, groups=2, padding="same"),
-        _conv("conv3d-1", (6, 4), 1, dims=3),
-        _conv("conv3d-channels-last", (4, 6), 3, dims=3, channels_last=True),
-        _conv("conv3d-transposed", (6, 4), 2, dims=3, transposed=True, stride=2),
-        # Linear layers.
-        _linear("linear", (12, 10), thorough=True),
-        _linear("linear-no-bias", (10, 12), bias=False),
-        _linear("linear-no-leading", (12, 10), leading=()),
-        _linear("linear-leading-2", (12, 10), leading=(2, 5), thorough=True),
-        _linear("linear-leading-3", (12, 10), leading=(2, 3, 4)),
-        _linear("linear-empty-batch", (12, 10), leading=(0,)),
-        _linear("linear-wide", (30, 4)),
-        _linear("linear-tall", (4, 30)),
-        _linear("linear-one-input", (1, 8)),
-        _linear("linear-one-output", (8, 1)),
-        _linear("linear-primes", (13, 7)),
-        _linear("linear-prime-output", (12, 7)),
-        _linear("linear-float64", (12, 10), dtype=double),
-        _linear("linear-float16", (12, 10), dtype=half),
-        _linear("linear-bfloat16", (12, 10), dtype=brain),
-    )
+Convolutions of one, two and three dimensions, transposed ones and linear layers; stride, padding (numbers, ``"same"``,
+``"valid"``), padding modes, dilation, groups, bias, kernels that are even, non-square or 1x1, one input or output
+channel, data types, channels-last memory, inputs without a batch dimension or with an empty one.
+"""

@@ -10,7 +10,7 @@ import torch
 from rankfold import methods
 from rankfold.methods import Method
 from rankfold.testing import accuracy, costs, exactness, modules, refusals
-from rankfold.testing.cases import LayerCase, layer_zoo
+from rankfold.testing.cases import LAYER_ZOO, LayerCase
 from rankfold.testing.gauge import GaugedMethod, can_be_gauged, gauge_changes_only_the_numbers
 from rankfold.testing.subject import layer_info, run_all
 
@@ -90,7 +90,7 @@ def method_checks(
             yield from method_checks(name, cases=cases)
         return
     chosen = methods.get(method) if isinstance(method, str) else method
-    for case in layer_zoo() if cases is None else cases:
+    for case in LAYER_ZOO if cases is None else cases:
         info, more = layer_info(case), FLOAT32_LAYERS if case.dtype == torch.float32 else ()
         more += THOROUGH_LAYERS if case.thorough else ()
         runs: list[tuple[str, Method, tuple[Check, ...]]] = []
