@@ -1,24 +1,24 @@
-"""Batches: what a loader may yield, and how a batch reaches a model. The same rules hold wherever rankfold takes data.
+"""Batches that a loader may yield, and how they are passed to a model. The rules hold wherever rankfold takes data.
 
 Data is an iterable of batches, such as a DataLoader or a list. One batch is:
 
 | batch | inputs of the model | target |
 |---|---|---|
-| a tensor, or any object that is none of the below | the one argument | none |
-| `(inputs,)`, `(inputs, target)`, the same as a list | see below | the second element |
-| a mapping (dict, `BatchEncoding`) | keyword arguments | `"labels"`, `"label"` or `"target"`, if there is one |
+| a tensor, or any object that is not listed below | the single argument | none |
+| `(inputs,)`, `(inputs, target)`, or the same as a list | see below | the second element |
+| a mapping (dict, `BatchEncoding`) | keyword arguments | `"labels"`, `"label"` or `"target"`, if present |
 | a named tuple with a field `labels`, `label` or `target` | the other fields, in order | that field |
 
-`inputs` that are a tuple are several positional arguments, a mapping is keyword arguments, and anything else is the one
-argument: a tensor, a list of samples, a dataclass. A model of two inputs therefore takes `((ids, mask), labels)` or
+`inputs` that are a tuple are positional arguments, a mapping is keyword arguments, and anything else is the single
+argument: a tensor, a list of samples, a dataclass. A model with two inputs therefore takes `((ids, mask), labels)` or
 `{"ids": ..., "mask": ..., "labels": ...}`. Example inputs follow the same rule as `inputs`.
 
-A tuple or list of three or more elements, such as `(ids, mask, labels)`, is refused, because it does not say which of
-them are inputs. So is `(ids, mask)` where the example input is `(ids, mask)`; write `((ids, mask),)`. A list of samples
-needs a tuple, too: `(samples,)`. None is a valid input, and as a target it stands for none. Calibration data that gives
-the model fewer arguments than the example input does leads to a warning.
+A tuple or list of three or more elements, such as `(ids, mask, labels)`, is rejected, because it does not specify which
+of them are inputs. So is `(ids, mask)` if the example input is `(ids, mask)`; write `((ids, mask),)`. A list of samples
+needs a tuple, too: `(samples,)`. None is a valid input; as a target, it means that there is none. A warning reports
+calibration data with fewer arguments than the example input.
 
-Samples lie along the first dimension of every tensor, or are the items of a list. `rankfold.outputs` describes what a
+Samples are along the first dimension of every tensor, or are the items of a list. `rankfold.outputs` describes what a
 model may return.
 """
 
@@ -39,19 +39,7 @@ TARGET_KEYS = ("labels", "label", "target")
 
 
 def split_batch(batch: Any) -> tuple[Any, Any | None]:
-    """Split one item of a loader into the model's inputs and the target.
-
-    Parameters
-    ----------
-    batch : object
-        As the module describes it. A model with several positional inputs takes ``((first, second), target)``.
-
-    Returns
-    -------
-    inputs : object
-        As `call_model` takes them.
-    target : object or None
-        None if the batch has none.
+    """Return a batch's inputs, as `call_model` takes them, and its target, or None if there is none.
 
     Raises
     ------
@@ -74,10 +62,10 @@ def split_batch(batch: Any) -> tuple[Any, Any | None]:
     if len(parts) > 2:
         kind = type(batch).__name__
         raise DataError(
-            f"a batch is a {kind} of {len(parts)} elements, and it does not say which of them are inputs. Expected "
+            f"a batch is a {kind} of {len(parts)} elements, which does not specify which of them are inputs. Expected "
             "(inputs, target) or (inputs,). Put several inputs of the model into a tuple, ((first, second), target), "
-            "give a dict of keyword inputs with the target under 'labels', or put a list of samples into a tuple of "
-            "one, (samples,); leave out what is neither input nor target."
+            "use a dict of keyword inputs with the target under 'labels', or put a list of samples into a tuple, "
+            "(samples,); remove elements that are neither input nor target."
         )
     if parts[0] is None:
         raise DataError("the inputs of a batch are None. Expected (inputs, target) or (inputs,).")
@@ -88,25 +76,15 @@ def _named_target(fields: Mapping[Any, Any]) -> tuple[Any | None, dict[Any, Any]
     """Return the target among named fields, and the other fields."""
     targets = [key for key in TARGET_KEYS if key in fields]
     if len(targets) > 1:
-        raise DataError(f"a batch has several targets: {targets}. Keep one of them.")
+        raise DataError(f"a batch has several targets: {targets}. Keep only one of them.")
     inputs = {key: value for key, value in fields.items() if key not in targets}
     if not inputs:
-        raise DataError(f"a batch holds no inputs, only {targets}. Add the model's inputs.")
+        raise DataError(f"a batch has no inputs, only {targets}. Add the model's inputs.")
     return fields[targets[0]] if targets else None, inputs
 
 
 class MatchedBatches:
-    """Batches that are compared with the example input as they come: the model is called in the same way with both.
-
-    Parameters
-    ----------
-    batches : iterable
-        The data.
-    example : object
-        The example input.
-    purpose : str
-        What the data is for, as messages say it.
-    """
+    """Batches that are checked against the example input; `purpose` describes the data in messages."""
 
     def __init__(self, batches: Iterable[Any], example: Any, purpose: str) -> None:
         self.batches = batches
@@ -127,37 +105,37 @@ class MatchedBatches:
         several = isinstance(batch, tuple | list) and (len(batch) == 2 or isinstance(self.example, list))
         if several and _alike(batch, self.example) and not _alike(inputs, self.example):
             raise DataError(
-                f"a batch of the {self.purpose} data is built like the example input, but of a tuple or list the first "
-                "element is the inputs and the second the target. Put the inputs into a tuple of one, "
-                "((first, second),), or give ((first, second), target); (samples,) for a list of samples."
+                f"a batch of the {self.purpose} data has the structure of the example input, but the first element of "
+                "a tuple or list is the inputs and the second the target. Put the inputs into a tuple, "
+                "((first, second),) or ((first, second), target); (samples,) for a list of samples."
             )
         wanted, given = _arguments(self.example), _arguments(inputs)
         if given >= wanted or self._warned:
             return
         self._warned = True
-        told = "" if target is None else "; the second element of a tuple or list is taken for the target"
+        hint = "" if target is None else "; the second element of a tuple or list is the target"
         warnings.warn(
-            f"the example input gives the model {wanted} arguments, the {self.purpose} data {given}{told}. Give "
-            "batches ((first, second), target), or dicts of keyword inputs, to give it all of them.",
+            f"the example input has {wanted} arguments for the model, the {self.purpose} data {given}{hint}. To pass "
+            "all of them, use batches ((first, second), target), or dicts of keyword inputs.",
             RankfoldWarning,
             stacklevel=2,
         )
 
 
 def _arguments(inputs: Any) -> int:
-    """Return how many arguments inputs give to a model, those that are None not counted."""
+    """Return the number of arguments that are not None."""
     if isinstance(inputs, Mapping):
         return sum(value is not None for key, value in inputs.items() if key not in TARGET_KEYS)
     return sum(value is not None for value in inputs) if isinstance(inputs, tuple) else 1
 
 
 def _alike(given: Any, example: Any) -> bool:
-    """Whether two objects are built alike: tensors of the same kind and number of dimensions in the same places."""
+    """Return whether two objects have the same structure, with tensors of the same kind and number of dimensions."""
     if isinstance(given, Tensor) and isinstance(example, Tensor):
         return given.ndim == example.ndim and given.is_floating_point() == example.is_floating_point()
     if isinstance(given, Mapping) and isinstance(example, Mapping):
         return set(given) == set(example)
-    if isinstance(example, list):  # of samples: any number of them
+    if isinstance(example, list):  # any number of samples
         return isinstance(given, tuple | list) and all(_alike(item, example[0]) for item in given if example)
     if isinstance(given, tuple | list) and isinstance(example, tuple):
         return len(given) == len(example) and all(map(_alike, given, example))
@@ -165,7 +143,7 @@ def _alike(given: Any, example: Any) -> bool:
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """Call the model with a tuple's or mapping's items as its arguments, or the one argument."""
+    """Call the model with its inputs as `arguments` splits them."""
     args, kwargs = arguments(inputs)
     return model(*args, **kwargs)
 
@@ -178,7 +156,7 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def batch_size(inputs: Any) -> int:
-    """Return the number of samples: a list's length, else the first tensor's first size."""
+    """Return the number of samples: a list's length, otherwise the first tensor's first dimension."""
     if isinstance(inputs, list):
         return len(inputs)
     if isinstance(inputs, tuple) and inputs and isinstance(inputs[0], list):
@@ -188,7 +166,7 @@ def batch_size(inputs: Any) -> int:
 
 
 def slice_batch(batch: Any, start: int, stop: int) -> Any:
-    """Return some samples of a batch, as a batch of the same form."""
+    """Return some samples of a batch, as a batch of the same structure."""
     inputs, target = split_batch(batch)
     size = batch_size(inputs)
     if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
@@ -198,9 +176,9 @@ def slice_batch(batch: Any, start: int, stop: int) -> Any:
 
 
 def leading(inputs: Any, count: int) -> Any:
-    """Return the first `count` samples of one batch's inputs; all of them if some tensor has another first dimension.
+    """Return the first `count` samples of one batch's inputs; all of them if a tensor has another first dimension.
 
-    Such a tensor (the edges of a graph, say) may refer to samples by their number.
+    Such a tensor (the edges of a graph, for example) may refer to samples by index.
     """
     size = batch_size(inputs)
     cuttable = isinstance(inputs, list) or all(t.ndim and t.shape[0] == size for t in tensors_of(inputs))
@@ -208,7 +186,7 @@ def leading(inputs: Any, count: int) -> Any:
 
 
 def _sliced(value: Any, start: int, stop: int, size: int) -> Any:
-    """Return an object like this one; tensors and lists inside of it that have `size` entries are sliced."""
+    """Return the object with all tensors and lists of `size` entries sliced."""
     if (isinstance(value, Tensor) and value.ndim and value.shape[0] == size) or (
         isinstance(value, list) and len(value) == size
     ):
@@ -217,19 +195,12 @@ def _sliced(value: Any, start: int, stop: int, size: int) -> Any:
 
 
 def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:
-    """Yield the batches.
-
-    Parameters
-    ----------
-    batches : iterable
-        A loader, a list of batches, or any other iterable.
-    purpose : str
-        What the data is for, in the user's words, such as ``"calibration"``.
+    """Yield the batches; `purpose` describes the data in messages, such as ``"calibration"``.
 
     Raises
     ------
     DataError
-        If there is no batch at all, the object cannot be iterated over, or a worker process of a DataLoader died.
+        If there are no batches, the object is not iterable, or a worker process of a DataLoader died.
     """
     require_iterable(batches, purpose)
     empty = True
@@ -239,13 +210,13 @@ def iterate(batches: Iterable[Any], purpose: str) -> Iterator[Any]:
             yield batch
     if empty:
         raise DataError(
-            f"{purpose} data is empty: there was no batch. Was the iterator used up before, or is "
+            f"{purpose} data is empty: it has no batch. Was the iterator exhausted before, or is "
             "the data set smaller than the batch size with drop_last?"
         )
 
 
 def require_iterable(batches: object, purpose: str) -> None:
-    """Raise `DataError` if something is not an iterable of batches, or is a single batch."""
+    """Raise `DataError` if an object is not an iterable of batches, or is a single batch."""
     if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
         raise DataError(
             f"{purpose} data must be an iterable of batches (a DataLoader or a list). "
@@ -255,7 +226,7 @@ def require_iterable(batches: object, purpose: str) -> None:
 
 @contextlib.contextmanager
 def naming_dead_workers(purpose: str) -> Iterator[None]:
-    """Turn torch's error of a DataLoader whose worker process died into a `DataError`."""
+    """Convert torch's error for a dead DataLoader worker into a `DataError`."""
     try:
         yield
     except RuntimeError as error:

@@ -1,8 +1,8 @@
-"""Outputs: what a model may return. The same rules hold for metrics, fine-tuning, proxies and checks of BatchNorm.
+"""Outputs that a model may return. The same rules hold for metrics, fine-tuning, proxies and BatchNorm checks.
 
 A model may return a tensor, or tensors nested in tuples, lists, mappings and dataclasses (a `ModelOutput` of
-transformers is a mapping). Networks are compared by all floating tensors inside (`squared_distance`); metrics and
-losses of classifiers take one of them (`class_scores`).
+transformers is a mapping). Networks are compared by all floating-point tensors inside (`squared_distance`); metrics and
+losses of classifiers use one of them (`class_scores`).
 """
 
 from __future__ import annotations
@@ -18,30 +18,23 @@ from rankfold._tensors import float_tensors, tensors_of
 from rankfold.errors import DataError, ModelError
 
 MASKED = 1e18
-"""Magnitude of values that only a mask has (the least float, say): their squares leave the range of float32."""
+"""Magnitude that only masks have (the smallest float, for example): its square exceeds the range of float32."""
 IGNORED = -100
-"""The class index that stands for no target, as in torch's cross-entropy."""
+"""The class index of an ignored target, as in torch's cross-entropy."""
 FAR = 1e8
-"""Magnitude of values that a mask may have (-1e9, say), and few outputs."""
+"""Magnitude that masks may have (-1e9, for example), and few outputs do."""
 
 
 def class_scores(output: Any, *, dims: int = 2) -> Tensor:
     """Return the class scores in a model's output: its ``logits`` or ``out``, else its first tensor.
 
-    Both are looked up as a key of a mapping and as an attribute of anything else.
-
-    Parameters
-    ----------
-    output : object
-        What the model returned.
-    dims : int
-        The fewest dimensions that scores have: 2 for ``(batch, classes)``, 1 where a model may return one number per
-        sample.
+    Both names are keys of a mapping, or attributes of any other object. Scores have at least `dims` dimensions: 2 for
+    ``(batch, classes)``, 1 where a model may return one number per sample.
 
     Raises
     ------
     ModelError
-        If there is no floating tensor with that many dimensions.
+        If there is no such floating-point tensor.
     """
     scores = output
     for name in ("logits", "out"):
@@ -55,15 +48,15 @@ def class_scores(output: Any, *, dims: int = 2) -> Tensor:
     if not tensors or not tensors[0].is_floating_point() or tensors[0].ndim < dims:
         what = f"{tuple(tensors[0].shape)}, {tensors[0].dtype}" if tensors else type(output).__name__
         raise ModelError(
-            f"the model's output holds no class scores (batch, classes, ...). Got {what} instead. Measure it by a "
-            "function of the model that returns a number, and fine-tune it with loss='layer', or with loss='task' and "
+            f"the model's output has no class scores (batch, classes, ...). Got {what} instead. Pass a metric that "
+            "returns a number for the model, and fine-tune with loss='layer', or with loss='task' and "
             "task=callable(outputs, target)."
         )
     return tensors[0]
 
 
 def class_axis(scores: Tensor) -> int:
-    """Return the dimension of the classes: the last of ``(batch, positions, classes)`` or fewer, else the second."""
+    """Return the dimension of the classes: the last of up to three dimensions, otherwise the second."""
     return -1 if scores.ndim <= 3 else 1
 
 
@@ -78,14 +71,12 @@ def require_classes(target: Tensor, classes: int) -> None:
 
 
 def squared_distance(output: Any, reference: Any) -> tuple[float, float]:
-    """Return ``(||output - reference||^2, ||reference||^2)`` over all floating tensors inside.
-
-    Where the reference is infinite, as masked scores are, nothing is compared; see `distance_and_energy`.
+    """Return ``(||output - reference||^2, ||reference||^2)`` over all float tensors; see `distance_and_energy`.
 
     Raises
     ------
     ModelError
-        If the two hold different numbers or shapes of tensors.
+        If the two contain different numbers or shapes of tensors.
     """
     ours, theirs = float_tensors(output), float_tensors(reference)
     shapes = [[tuple(t.shape) for t in tensors] for tensors in (ours, theirs)]
@@ -93,18 +84,18 @@ def squared_distance(output: Any, reference: Any) -> tuple[float, float]:
         raise ModelError(f"outputs of shapes {shapes[0]} cannot be compared with the reference's {shapes[1]}.")
     distance = norm = 0.0
     for a, b in zip(ours, theirs, strict=True):
-        # float32 sums of squares are exact enough for a comparison, and every device has them.
+        # float32 sums of squares are precise enough for a comparison and available on every device.
         squares = distance_and_energy(a.float(), b.to(a.device).float())
         distance, norm = distance + squares[0], norm + squares[1]
     return distance, norm
 
 
 def distance_and_energy(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """Return ``||ours - theirs||^2`` and ``||theirs||^2`` of two tensors of one shape, where nothing is masked.
+    """Return ``||ours - theirs||^2`` and ``||theirs||^2`` of two tensors of one shape, excluding masked values.
 
-    Infinite values, and finite ones of `MASKED` and beyond, are taken for masked scores: they have to be the same
-    values in the same places, or the distance is infinite. So is it if there is NaN, which is equal to nothing.
-    Values of `FAR` and beyond count as masked, too, if every one of them is the same in both.
+    Infinite values, and finite values of at least `MASKED`, count as masked. They must be equal in both tensors,
+    otherwise the distance is infinite, as it is with NaN. Values of at least `FAR` also count as masked if all of them
+    are equal.
     """
     distance, energy = float((ours - theirs).square().sum()), float(theirs.square().sum())
     if math.isfinite(distance) and energy < FAR**2:

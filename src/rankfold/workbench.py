@@ -1,4 +1,4 @@
-"""The workbench of strategies that loop: applies plans, trains, measures and compares the models of one problem."""
+"""The workbench of iterative strategies: applies plans; trains, measures and compares the models of one problem."""
 
 from __future__ import annotations
 
@@ -32,15 +32,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Made:
-    """A compressed model, as a handle refers to it.
-
-    Parameters
-    ----------
-    model : Module
-        The model.
-    tuned : TuneResult or None
-        How fine-tuning went, the last time.
-    """
+    """A compressed model, as a handle references it, with the result of its last fine-tuning."""
 
     model: nn.Module
     tuned: TuneResult | None = None
@@ -52,23 +44,8 @@ M = TypeVar("M", bound=Made)
 class Bench(Generic[M]):
     """A `rankfold.strategies.Workbench` for one model.
 
-    Parameters
-    ----------
-    model : Module
-        The original; left untouched.
-    make : callable
-        Applies a plan to a copy of the original.
-    batches : iterable or None
-        Calibration data that can be iterated over more than once.
-    metric : callable or None
-        ``metric(model)`` returns a number.
-    recipe : FineTune or None
-        How models are trained.
-
-    Attributes
-    ----------
-    kept : Made or None
-        The model that the strategy handed in last.
+    `make` applies a plan to a copy of the original, which is left untouched. `batches` is calibration data that can be
+    iterated over repeatedly. `kept` is the model that the strategy passed to `keep` last, or None.
     """
 
     def __init__(
@@ -101,7 +78,7 @@ class Bench(Generic[M]):
         made.model = made.tuned.model
 
     def evaluate(self, model: Handle | None = None) -> float:
-        """Return the metric of a model; of the original, measured once, without one."""
+        """Return the metric of a model, or of the original, which is measured once."""
         return self._dense if model is None else evaluate(_made(model).model, _given(self._metric, "metric"))
 
     def drop(self, model: Handle) -> float:
@@ -123,11 +100,13 @@ class Bench(Generic[M]):
                     counts[name] += len(values)
         unseen = [name for name in modules if not counts[name]]
         if unseen:
-            raise DataError(f"no calibration sample reaches module {unseen[0]!r}: give others, or leave it out.")
+            raise DataError(
+                f"no calibration sample reaches module {unseen[0]!r}. Use other samples, or omit the module."
+            )
         return {name: sums[name] / counts[name] for name in modules}
 
     def keep(self, model: Handle) -> None:
-        """Have the result hold a model, that of the plan that is going to be returned."""
+        """Select the model of the plan that the strategy is going to return."""
         self.kept = cast("M", _made(model))
 
     def batches(self) -> Iterator[Batch]:
@@ -135,7 +114,7 @@ class Bench(Generic[M]):
         return cast("Iterator[Batch]", iterate(_given(self._batches, "calibration"), "calibration"))
 
     def loss(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Return the task loss with some layers' weights replaced: the recipe's, or the cross-entropy."""
+        """Return the task loss with some layers' weights replaced: that of the recipe, or the cross-entropy."""
         inputs, target = split_batch(to_device(batch, model_device(self._work)))
         if target is None:
             raise DataError(f"the loss needs {NEEDS['labels']}")
@@ -148,7 +127,7 @@ class Bench(Generic[M]):
             return Task.of(self._recipe or FineTune()).loss(step)
 
     def _stored(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the parameters that hold the weights of some layers, by name: packed or transposed as they are."""
+        """Return the parameters that hold the weights of some layers, by name, packed or transposed like them."""
         names: dict[Tensor, str] = {parameter: name for name, parameter in self._work.named_parameters()}
         stored: dict[str, Tensor] = {}
         for name, weight in weights.items():
@@ -178,7 +157,7 @@ def own_checkpoint(recipe: FineTune, label: str) -> FineTune:
 
 
 def _given(value: T | None, need: Need) -> T:
-    """Return what the user gave; raise `ConfigError` if it is missing."""
+    """Return what the user passed; raise `ConfigError` if it is missing."""
     if value is None:
         raise ConfigError(f"the strategy needs {NEEDS[need]}")
     return value
@@ -186,17 +165,17 @@ def _given(value: T | None, need: Need) -> T:
 
 def _made(model: Handle) -> Made:
     if not isinstance(model, Made):
-        raise ConfigError(f"a workbench takes the models that it made. Got {type(model).__name__} instead.")
+        raise ConfigError(f"a workbench takes the models that it returned. Got {type(model).__name__} instead.")
     return model
 
 
 def _feature_maps(network: nn.Module, batch: Batch, modules: Sequence[str], number: int) -> dict[str, list[Tensor]]:
-    """Return the outputs of some modules on one batch."""
+    """Return the outputs of some modules for one batch."""
     inputs = to_device(split_batch(batch)[0], model_device(network))
     with ExitStack() as stack:
         stack.enter_context(undisturbed(network))
         taken = {name: stack.enter_context(tapped(network, [name])) for name in modules}
-        torch.default_generator.manual_seed(0)  # restored by `undisturbed`; a network that draws draws the same
+        torch.default_generator.manual_seed(0)  # restored by `undisturbed`; both networks draw the same numbers
         run_batch(network, inputs, f"calibration batch {number}")
     return {name: float_tensors(outputs) for name, outputs in taken.items()}
 

@@ -147,7 +147,7 @@ def test_agreement_needs_no_labels() -> None:
     swapped = Scores(lambda x: x.roll(1, dims=1))
     assert agreement(reference, [pixels])(swapped) == 0.0
     assert agreement(reference, [pixels])(Scores(lambda x: 2 * x)) == 1.0
-    with pytest.raises(DataError, match="same kind of model"):
+    with pytest.raises(DataError, match="solve the same task"):
         agreement(reference, [SCORES])(Scores(lambda x: x[:2]))
     with pytest.raises(DataError, match="empty"):
         agreement(reference, [])(reference)

@@ -146,7 +146,7 @@ def test_what_was_not_given() -> None:
         (lambda: bench.finetune(small), "needs a recipe"),
         (lambda: list(bench.batches()), "needs calibration data"),
         (lambda: bench.similarity(small, ["0"]), "needs calibration data"),
-        (lambda: bench.evaluate(Handle(model)), "takes the models that it made"),
+        (lambda: bench.evaluate(Handle(model)), "takes the models that it returned"),
     ):
         with pytest.raises(ConfigError, match=words):
             use()

@@ -99,18 +99,18 @@ def test_refused_by_name(batch: Any) -> None:
 
 @pytest.mark.parametrize("loader", [[(IDS, MASK)], DataLoader(TensorDataset(IDS, MASK), 4), iter([(IDS, MASK)])])
 def test_inputs_that_are_not_wrapped_are_recognised_by_the_example(loader: Any) -> None:
-    with pytest.raises(DataError, match="built like the example input"):
+    with pytest.raises(DataError, match="has the structure of the example input"):
         rf.plan(Encoder().eval(), (IDS[:2], MASK[:2]), budget="params<=90%", calibration=loader)
 
 
 def test_fewer_arguments_than_the_example_has_are_told() -> None:
     for example in ((IDS[:2], MASK[:2]), {"ids": IDS[:2], "mask": MASK[:2]}):
         for batches in ([(IDS, LABELS)] * 2, [IDS], [{"ids": IDS, "labels": LABELS}]):
-            with pytest.warns(RankfoldWarning, match="gives the model 2 arguments, the calibration data 1") as caught:
+            with pytest.warns(RankfoldWarning, match="has 2 arguments for the model, the calibration data 1") as caught:
                 rf.plan(Encoder().eval(), example, budget="params<=90%", calibration=batches)
             assert len(caught) == 1
     # Labels of each position look like a mask only to those who do not look at their type.
-    with pytest.warns(RankfoldWarning, match="second element of a tuple or list is taken for the target"):
+    with pytest.warns(RankfoldWarning, match="second element of a tuple or list is the target"):
         rf.plan(Encoder().eval(), (IDS[:2], MASK[:2]), budget="params<=90%", calibration=[(IDS, IDS)])
 
 
@@ -138,7 +138,7 @@ def test_lists_of_samples() -> None:
         rf.plan(net, images[:1], budget="params<=90%", calibration=[batch])
         assert rf.evaluate(net, rf.agreement(net, [batch])) == 1.0
     for wrong in (images[:2], images[:1], images):
-        with pytest.raises(DataError, match="tuple of one"):
+        with pytest.raises(DataError, match="into a tuple"):
             rf.plan(net, images[:1], budget="params<=90%", calibration=[wrong])
 
 

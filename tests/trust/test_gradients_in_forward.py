@@ -248,5 +248,5 @@ def test_a_model_made_in_inference_mode() -> None:
     plan = rf.plan(net, X, budget="params<=50%")
     assert trains(rf.apply(net, plan))
     assert trains(rf.finetune(net, rf.FineTune(data=DATA), teacher=plain()).model)
-    with pytest.raises(ModelError, match=r"made inside torch.inference_mode.*Use finetune"):
+    with pytest.raises(ModelError, match=r"created under torch.inference_mode.*Use finetune"):
         rf.finetune_(net, rf.FineTune(data=DATA), teacher=plain())

@@ -56,7 +56,7 @@ def test_dense_predictions_average_over_pixels(generator: torch.Generator) -> No
 
 
 def test_classes_of_tokens_need_a_task_of_their_own() -> None:
-    with pytest.raises(DataError, match="classes last, one row for each position.*FineTune"):
+    with pytest.raises(DataError, match="classes last, one row per position.*FineTune"):
         cross_entropy(torch.zeros(2, 5, 7), torch.zeros(2, 5).long())
     assert cross_entropy(torch.zeros(2, 7, 5), torch.zeros(2, 5).long()).item() == pytest.approx(math.log(7))
     assert cross_entropy(torch.zeros(2, 5, 5), torch.zeros(2, 5).long()).item() == pytest.approx(math.log(5))

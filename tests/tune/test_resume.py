@@ -227,7 +227,7 @@ def test_broken_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(CorruptArtifact, match="Upgrade"):
         train(tmp_path, shuffled())
     torch.save({"format": "rankfold-finetune", "version": 1}, file)
-    with pytest.raises(CorruptArtifact, match="which run"):
+    with pytest.raises(CorruptArtifact, match="does not identify its run"):
         train(tmp_path, shuffled())
     file.write_bytes(good)
     assert train(tmp_path, shuffled()).resumed_from == 8

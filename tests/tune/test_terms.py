@@ -194,7 +194,7 @@ def test_a_term_that_is_a_module_is_trained(dense: nn.Sequential, loader: Loader
         ({"objective": lambda m, t: 3}, ConfigError, "must return a torch.nn.Module. Got int"),
         ({"objective": lambda m, t: m}, ModelError, "loss cannot handle the first batch"),
         ({"objective": "text"}, ConfigError, "objective must be a callable"),
-        ({"objective": Gated, "loss": "task"}, ConfigError, "takes the place of loss"),
+        ({"objective": Gated, "loss": "task"}, ConfigError, "objective replaces loss"),
         ({"groups": [{}]}, ConfigError, "groups must be a callable"),
         ({"groups": lambda o: []}, ModelError, "nothing to train"),
         ({"loss": ["task", 3]}, UnknownNameError, "unknown loss term '3'"),

@@ -1,4 +1,4 @@
-"""How good a model is: metrics, agreement with the original, latency."""
+"""Evaluation of models: metrics, agreement with the original, latency."""
 
 from rankfold.evaluation.evaluate import Metric as Metric
 from rankfold.evaluation.evaluate import as_metric as as_metric

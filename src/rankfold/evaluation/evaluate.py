@@ -1,4 +1,4 @@
-"""Measure a model with any callable."""
+"""Metrics: any callable that measures a model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rankfold.inventory.wrappers import require_module
 
 
 class Metric:
-    """A callable that measures a model, with what a report needs to know about it.
+    """A callable that measures a model, with the attributes that reports use.
 
-    Any callable will do where a metric is asked for; see `as_metric`.
+    Every function that takes a metric accepts any callable; see `as_metric`.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Metric:
     higher_is_better : bool
         Whether a better model has a higher value.
     samples : int or None
-        The number of samples that the last measurement took; None if they are not counted.
+        Number of samples in the last measurement; None if they are not counted.
     """
 
     name: str
@@ -34,21 +34,21 @@ class Metric:
     samples: int | None = None
 
     def __call__(self, model: nn.Module, /) -> Any:
-        """Return the value of the model."""
+        """Return the value for the model."""
         raise NotImplementedError
 
     @property
     def function(self) -> Callable[[nn.Module], Any]:
-        """What measures: this object, or the callable that `as_metric` was given."""
+        """The callable that measures: this object, or the argument of `as_metric`."""
         return self
 
     def drop(self, before: float, after: float) -> float:
-        """Return by how much a value is worse than another one, in the metric's unit; negative if it is better."""
+        """Return by how much `after` is worse than `before`, in the metric's unit; negative if it is better."""
         return before - after if self.higher_is_better else after - before
 
 
 class _Function(Metric):
-    """A metric made of any callable."""
+    """A metric that wraps a callable."""
 
     def __init__(self, function: Callable[[nn.Module], Any]) -> None:
         name = getattr(function, "name", None) or getattr(function, "__name__", None)
@@ -67,15 +67,15 @@ class _Function(Metric):
 
 
 def as_metric(metric: Callable[[nn.Module], Any]) -> Metric:
-    """Return any callable of a model as a `Metric`.
+    """Return a callable as a `Metric`.
 
-    Its attributes ``name``, ``higher_is_better`` and ``samples`` are respected. Without them it has its own name,
-    higher values are better, and samples are not counted.
+    Its attributes ``name``, ``higher_is_better`` and ``samples`` are used. By default, the name is that of the
+    function, higher values are better, and samples are not counted.
 
     Raises
     ------
     MetricError
-        If it is not callable.
+        If the argument is not callable.
     """
     if isinstance(metric, Metric):
         return metric
@@ -86,22 +86,22 @@ def as_metric(metric: Callable[[nn.Module], Any]) -> Metric:
 
 @in_turn
 def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
-    """Return the metric's value of the model.
+    """Return the value of a metric for a model.
 
-    The metric is called in evaluation mode under ``torch.no_grad``; afterwards the model and the random states are as
-    before. For a model that differentiates in its forward it is called again with gradients on.
+    The metric is called in evaluation mode under ``torch.no_grad``; the model and the random states are restored. If
+    the model computes gradients in its forward, the metric is called again with gradients enabled.
 
     Parameters
     ----------
     model : Module
         The model.
     metric : callable
-        ``metric(model)`` returns a number; such as `top1(loader)`, or any function.
+        ``metric(model)`` returns a number: `top1(loader)`, for example, or any function.
 
     Raises
     ------
     MetricError
-        If the metric is not callable, or its value is not a finite number.
+        If the metric is not callable, or does not return a finite number.
     """
     metric = as_metric(metric)
     value = measure(require_module(model), metric)
@@ -113,7 +113,7 @@ def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
         ) from error
     if not math.isfinite(number):
         raise MetricError(
-            f"metric {metric.name!r} returned {number}. It must be a finite number: does the model's "
-            "output, or the data, hold NaN?"
+            f"metric {metric.name!r} returned {number} instead of a finite number. Does the model's output, or "
+            "the data, contain NaN?"
         )
     return number

@@ -1,4 +1,4 @@
-"""The time of a forward pass, of several models alternately."""
+"""The latency of models, which are timed alternately."""
 
 from __future__ import annotations
 
@@ -23,16 +23,14 @@ from rankfold.inventory import evaluating, example_failure
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyResult:
-    """Time of one forward pass.
+    """Time per forward pass.
 
     Parameters
     ----------
-    median_ms : float
-        Median of the runs, milliseconds.
-    iqr_ms : float
-        Interquartile range of the runs, milliseconds.
+    median_ms, iqr_ms : float
+        Median and interquartile range of the runs, in milliseconds.
     runs_ms : tuple of float
-        Every run, in order, milliseconds.
+        Every run, in order, in milliseconds.
     """
 
     median_ms: float
@@ -41,21 +39,16 @@ class LatencyResult:
 
     @classmethod
     def of(cls, runs_ms: tuple[float, ...]) -> LatencyResult:
-        """Summarise some runs."""
+        """Return the summary of some runs."""
         low, median, high = np.percentile(runs_ms, [25, 50, 75])
         return cls(median_ms=float(median), iqr_ms=float(high - low), runs_ms=runs_ms)
 
 
 @in_turn
 def latency(
-    model: nn.Module,
-    example_input: Any,
-    *,
-    repeats: int = 50,
-    warmup: int = 5,
-    threads: int | None = None,
+    model: nn.Module, example_input: Any, *, repeats: int = 50, warmup: int = 5, threads: int | None = None
 ) -> LatencyResult:
-    """Return the time of a forward pass. See `compare_latency` to compare models."""
+    """Return the time per forward pass of one model; see `compare_latency`."""
     models = {"model": model}
     return compare_latency(models, example_input, repeats=repeats, warmup=warmup, threads=threads)["model"]
 
@@ -69,24 +62,24 @@ def compare_latency(
     warmup: int = 5,
     threads: int | None = None,
 ) -> dict[str, LatencyResult]:
-    """Return the time of a forward pass of several models, which are timed alternately.
+    """Return the time per forward pass of several models, which are timed alternately.
 
-    In each round every model runs once and the order rotates, so that a machine that slows down for a while affects
-    all of them. Only the forward pass is timed, in evaluation mode without gradients, with the device's queue empty
-    before and after it.
+    In each round, every model runs once, in rotating order, so that a temporary slowdown of the machine affects all of
+    them. Only the forward pass is timed, in evaluation mode and without gradients; the device is synchronised before
+    and after it.
 
     Parameters
     ----------
     models : mapping of str to Module
-        The models by name, each on its own device.
+        The models by name, each on its device.
     example_input : object
-        A tuple of positional arguments, a mapping of keyword arguments, or the single argument.
+        A tuple of positional arguments, a mapping of keyword arguments, or a single argument.
     repeats : int
-        Measured rounds.
+        Number of measured rounds.
     warmup : int
-        Rounds before, which do not count.
+        Number of rounds before them.
     threads : int or None
-        Threads of each operation on the CPU while measuring; None leaves them as they are.
+        Number of intra-op CPU threads while measuring; None leaves it unchanged.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Ready-made metrics: accuracy, agreement with the original, output error."""
+"""Built-in metrics: accuracy, agreement with the original, output error."""
 
 from __future__ import annotations
 
@@ -25,60 +25,46 @@ def topk(loader: Iterable[Any], k: int = 1) -> Metric:
     Parameters
     ----------
     loader : iterable
-        Batches with targets (`rankfold.batches`), which are class indices; -100 (as in cross-entropy) is left out.
+        Batches with targets (`rankfold.batches`), which are class indices; -100 is ignored, as in cross-entropy.
     k : int
-        How many classes count.
+        Number of classes.
 
     Notes
     -----
     The scores (`rankfold.outputs.class_scores`) have the shape ``(batch, classes)``, ``(batch, positions, classes)`` or
-    ``(batch, classes, *size)``. Scores that hold NaN count as a miss.
+    ``(batch, classes, *size)``. Scores that contain NaN count as a miss.
     """
     require(isinstance(k, int) and k >= 1, "k of topk", k, "an integer of at least 1")
     return _TopK(loader, k)
 
 
 def top1(loader: Iterable[Any]) -> Metric:
-    """Return the metric: share of targets that have the highest score, 0..1. See `rankfold.evaluation.topk`."""
+    """Return the metric: share of targets with the highest score, 0..1. See `rankfold.evaluation.topk`."""
     return topk(loader, 1)
 
 
 def agreement(reference: nn.Module, loader: Iterable[Any]) -> Metric:
-    """Return the metric: share of predictions that equal the reference model's, 0..1.
+    """Return the metric: share of predictions that equal those of the reference model, 0..1.
 
-    It needs no targets. The reference is run each time and must not change between.
-
-    Parameters
-    ----------
-    reference : Module
-        The original model.
-    loader : iterable
-        Batches with or without targets; targets are not used.
+    Targets are not used. The reference runs in every measurement and must not change between them.
     """
     return _Agreement(reference, loader)
 
 
 def output_error(reference: nn.Module, loader: Iterable[Any]) -> Metric:
-    """Return the metric: mean squared difference from the reference's outputs, relative to theirs.
+    """Return the metric: squared difference from the reference model's outputs, relative to their squared norm.
 
-    ``sum ||y - y_ref||^2 / sum ||y_ref||^2`` over all floating output tensors; 0 means equal. It
-    needs neither targets nor classes. Where the reference's outputs are infinite (masked scores), the
-    model's have to be the same, and nothing is compared.
-
-    Parameters
-    ----------
-    reference : Module
-        The original model.
-    loader : iterable
-        Batches with or without targets; targets are not used.
+    It is ``sum ||y - y_ref||^2 / sum ||y_ref||^2`` over all floating-point output tensors; 0 means equal. Targets are
+    not used. Where the reference's outputs are infinite (masked scores), the model's must be equal, and are excluded.
     """
     return _OutputError(reference, loader)
 
 
 class _OfBatches(Metric):
-    """A metric that runs the model on every batch of a loader, and counts the samples."""
+    """A metric that runs the model on every batch of a loader and counts the samples."""
 
-    loader: Iterable[Any]
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
 
     def _batches(self, model: nn.Module) -> Iterator[tuple[Any, Any]]:
         """Yield the inputs of every batch, on the model's device, and its target."""
@@ -87,21 +73,30 @@ class _OfBatches(Metric):
             self.samples += batch_size(inputs)
             yield inputs, target
 
-    def _pairs(self, reference: nn.Module, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+
+class _AgainstReference(_OfBatches):
+    """A metric that compares the model's outputs with those of a reference model."""
+
+    def __init__(self, reference: nn.Module, loader: Iterable[Any]) -> None:
+        super().__init__(loader)
+        self.reference = reference
+
+    def _pairs(self, model: nn.Module) -> Iterator[tuple[Any, Any]]:
         """Yield the outputs of the model and of the reference."""
-        device = model_device(reference)
-        with evaluating(model) as reset, evaluating(reference) as reset_reference:
+        device = model_device(self.reference)
+        with evaluating(model) as reset, evaluating(self.reference) as reset_reference:
             for inputs, _ in self._batches(model):
                 ours = run_batch(model, inputs, "evaluation data")
                 reset()
-                wanted = run_batch(reference, to_device(inputs, device), "evaluation data")
+                theirs = run_batch(self.reference, to_device(inputs, device), "evaluation data")
                 reset_reference()
-                yield ours, wanted
+                yield ours, theirs
 
 
 class _TopK(_OfBatches):
     def __init__(self, loader: Iterable[Any], k: int) -> None:
-        self.loader, self.k, self.name = loader, k, f"top-{k}"
+        super().__init__(loader)
+        self.k, self.name = k, f"top-{k}"
 
     @in_turn
     def __call__(self, model: nn.Module, /) -> float:
@@ -111,7 +106,7 @@ class _TopK(_OfBatches):
                 if target is None:
                     raise DataError(
                         f"{self.name} needs labels, but the batches have none. Expected batches (inputs, target), or "
-                        "dicts with 'labels', 'label' or 'target'. Without labels use agreement(reference, loader)."
+                        "dicts with 'labels', 'label' or 'target'. Without labels, use agreement(reference, loader)."
                     )
                 scores = class_scores(run_batch(model, inputs, "evaluation data"))
                 counted = hits(scores, as_targets(target, scores), self.k)
@@ -123,21 +118,18 @@ class _TopK(_OfBatches):
         return right / total
 
 
-class _Agreement(_OfBatches):
+class _Agreement(_AgainstReference):
     name = "agreement"
-
-    def __init__(self, reference: nn.Module, loader: Iterable[Any]) -> None:
-        self.reference, self.loader = reference, loader
 
     @in_turn
     def __call__(self, model: nn.Module, /) -> float:
         same = total = 0
-        for output, wanted in self._pairs(self.reference, model):
-            ours, theirs = predictions(class_scores(output)), predictions(class_scores(wanted))
+        for outputs in self._pairs(model):
+            ours, theirs = (predictions(class_scores(output)) for output in outputs)
             if ours.shape != theirs.shape:
                 raise DataError(
-                    f"agreement: the model predicts {tuple(ours.shape)} classes, the reference "
-                    f"{tuple(theirs.shape)}. Are these the same kind of model?"
+                    f"agreement: the model's predictions have shape {tuple(ours.shape)}, the reference's "
+                    f"{tuple(theirs.shape)}. Both models must solve the same task."
                 )
             theirs = theirs.to(ours.device)
             same += int(((ours == theirs) & (ours >= 0)).sum())
@@ -145,23 +137,20 @@ class _Agreement(_OfBatches):
         return same / total
 
 
-class _OutputError(_OfBatches):
+class _OutputError(_AgainstReference):
     name = "output error"
     higher_is_better = False
-
-    def __init__(self, reference: nn.Module, loader: Iterable[Any]) -> None:
-        self.reference, self.loader = reference, loader
 
     @in_turn
     def __call__(self, model: nn.Module, /) -> float:
         distance = norm = 0.0
-        for output, wanted in self._pairs(self.reference, model):
-            d, n = squared_distance(output, wanted)
+        for ours, theirs in self._pairs(model):
+            d, n = squared_distance(ours, theirs)
             distance, norm = distance + d, norm + n
         if math.isinf(distance):
             raise MetricError(
-                "output error: the model's outputs are infinite or NaN in other places than the reference's, so they "
-                "cannot be compared. Does the model overflow, or mask other classes or positions?"
+                "output error: the outputs of the model and of the reference are infinite or NaN in different places, "
+                "so they cannot be compared. Does the model overflow, or mask other classes or positions?"
             )
         if norm:
             return distance / norm

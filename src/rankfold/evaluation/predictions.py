@@ -1,4 +1,4 @@
-"""What class scores say: predicted classes, hits."""
+"""Class predictions and hits from class scores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def as_targets(target: Any, scores: Tensor) -> Tensor:
     if target.is_floating_point() or target.is_complex():
         raise DataError(
             f"targets must be class indices (integers). Got {target.dtype} of shape "
-            f"{tuple(target.shape)} instead; pass the index of the largest for one-hot targets."
+            f"{tuple(target.shape)} instead; for one-hot targets, pass their argmax."
         )
     target = target.long()
     if target.ndim == 2 and target.shape[1] == 1 and scores.ndim == 2:
@@ -38,29 +38,21 @@ def as_targets(target: Any, scores: Tensor) -> Tensor:
 
 
 def hits(scores: Tensor, target: Tensor, k: int) -> Tensor:
-    """Return, for each target that counts, whether it is among the k highest scores.
-
-    Parameters
-    ----------
-    scores : Tensor
-        ``(batch, classes)``, ``(batch, positions, classes)`` or ``(batch, classes, *size)``.
-    target : Tensor
-        Class indices, `as_targets`.
-    k : int
-        At most the number of classes.
-    """
+    """Return, for each target that is not ignored, whether it is among the k highest of its scores."""
     scores = scores.movedim(_axis_by_target(scores, target.shape), -1)
     if k > scores.shape[-1]:
         raise ConfigError(f"k of topk must be at most the number of classes, {scores.shape[-1]}. Got {k} instead.")
     counts = target != IGNORED
     scores, target = scores[counts], target[counts]
     best = scores.topk(k, dim=-1)
-    among = ((best.indices == target.unsqueeze(-1)) & ~best.values.isneginf()).any(-1)  # a masked class is not a guess
+    among = ((best.indices == target.unsqueeze(-1)) & ~best.values.isneginf()).any(
+        -1
+    )  # a masked class is not a prediction
     return among & ~scores.isnan().any(-1)
 
 
 def predictions(scores: Tensor) -> Tensor:
-    """Return the class with the highest score, along `rankfold.outputs.class_axis`; -1 where a score is NaN."""
+    """Return the class with the highest score along `rankfold.outputs.class_axis`; -1 for scores with NaN."""
     axis = class_axis(scores)
     return torch.where(scores.isnan().any(axis), -1, scores.argmax(axis))
 
@@ -72,5 +64,5 @@ def _axis_by_target(scores: Tensor, target_shape: torch.Size) -> int:
         return 1
     raise DataError(
         f"targets of shape {tuple(target_shape)} do not fit scores of shape {tuple(scores.shape)}. "
-        "Expected one class index for each row of scores."
+        "Expected one class index per row of scores."
     )

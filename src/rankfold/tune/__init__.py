@@ -1,4 +1,4 @@
-"""Fine-tuning of compressed models: losses, the loop on Accelerate, resumable checkpoints."""
+"""Fine-tuning of compressed models: losses, the training loop on Accelerate, resumable checkpoints."""
 
 from rankfold.tune.config import FineTune as FineTune
 from rankfold.tune.layers import LayerDistillation as LayerDistillation

@@ -1,4 +1,4 @@
-"""The data of a run: each process's share of every batch, the same again whenever it is asked."""
+"""The data of a run: each process's shard of every batch, reproducible for every epoch."""
 
 from __future__ import annotations
 
@@ -20,58 +20,34 @@ from rankfold.tune.randomness import RandomStream, entropy, preserved
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What one process gets of a batch.
+    """One process's part of a batch.
 
-    Parameters
-    ----------
-    batch : object
-        Inputs and target, as the loader gave them.
-    samples, total : int
-        Samples in it, and in the whole batch.
-    active : bool
-        False if there are fewer samples than processes and none is left for this one: it then gets the whole batch, so
-        that it takes part in every step, and its loss does not count.
+    `active` is False if there are fewer samples than processes and none is left for this one. The process then receives
+    the whole batch, so that it takes part in every step, and its loss does not count.
     """
 
-    batch: Any
+    batch: Any  # inputs and target, as the loader returns them
     samples: int
-    total: int
+    total: int  # samples in the whole batch
     active: bool = True
 
     @property
     def weight(self) -> float:
-        """The share of the whole batch, 0..1; 0 if it is not active."""
+        """The share of the whole batch, 0..1; 0 if the shard is not active."""
         return self.samples / self.total if self.active else 0.0
 
 
 class BatchSource:
     """The batches of each epoch.
 
-    A plain DataLoader with batches is rebuilt so that each process loads only its own samples;
-    of anything else each process loads the whole batch and cuts its slice out of it. Whatever draws
-    random numbers does so from streams that depend on the seed and the epoch alone: the order of
-    the samples from one that all processes share, loading and augmentation from another.
-
-    Parameters
-    ----------
-    data : iterable
-        See `FineTune`.
-    seed : int
-        Random seed of the order and of augmentation.
-    rank, world : int
-        This process's number and how many there are.
-    device : torch.device
-        The training device.
-
-    Raises
-    ------
-    DataError
-        If the data is None, cannot be iterated over, is empty, or is sharded already.
+    A plain DataLoader with batches is rebuilt so that each process loads only its own samples. From any other data,
+    each process loads the whole batch and slices it. Random numbers come from streams that depend on the seed and the
+    epoch only: one for the order of the samples, shared by all processes, and another for loading and augmentation.
     """
 
     def __init__(self, data: Iterable[Any] | None, *, seed: int, rank: int, world: int, device: torch.device) -> None:
         if data is None:
-            raise DataError("there is no data to fine-tune on. Give FineTune(data=...) a DataLoader.")
+            raise DataError("fine-tuning needs data. Pass FineTune(data=...) a DataLoader.")
         require_iterable(data, "fine-tuning")
         self._data, self._seed, self._device = data, seed, device
         self._rank, self._world = rank, world
@@ -82,55 +58,43 @@ class BatchSource:
         owners = _parts(data)
         if any(isinstance(owner, DistributedSampler) for owner in owners):
             raise DataError(
-                "the DataLoader has a DistributedSampler. Give a plain DataLoader with the global "
-                "batch size: fine-tuning shares each batch among the processes itself."
+                "the DataLoader has a DistributedSampler. Pass a plain DataLoader with the global "
+                "batch size: fine-tuning splits each batch among the processes."
             )
-        # A subclass may load in another way, and an iterable data set cannot be indexed.
+        # A subclass may load differently, and an iterable data set cannot be indexed.
         plain = type(data) is DataLoader and not isinstance(data.dataset, IterableDataset)
         if isinstance(data, DataLoader) and plain and data.batch_sampler is not None:
             self._sharded = _ShardSampler(data.batch_sampler, rank, world, device)
             self._loader = _rebuilt(data, self._sharded, self._base)
         self._epoch_setters = [owner for owner in owners if hasattr(owner, "set_epoch")]
-        used = (getattr(owner, "generator", None) for owner in owners)
-        self._generators = list({id(g): g for g in used if isinstance(g, torch.Generator)}.values())
+        generators = (getattr(owner, "generator", None) for owner in owners)
+        self._generators = list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())
         self._states = [g.get_state() for g in self._generators]
 
     def close(self) -> None:
-        """Put the state of the user's own generators back."""
+        """Restore the state of the user's generators."""
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
 
     def length(self) -> int | None:
-        """Return the batches per epoch; None if the data does not say.
-
-        Raises
-        ------
-        DataError
-            If it is zero.
-        """
+        """Return the batches per epoch, or None if the data has no length; raise `DataError` if it is empty."""
         try:
             length = len(self._data)  # type: ignore[arg-type]
-        except TypeError:  # no length, or an iterable data set's without one
+        except TypeError:  # no length, or an iterable data set without one
             return None
         if length < 1:
             raise DataError(
-                "the fine-tuning data is empty: it has no batch. Is the data set smaller than the "
-                "batch size with drop_last?"
+                "the fine-tuning data is empty: it has no batch. Is the data set smaller than the batch size with "
+                "drop_last?"
             )
         return length
 
     def count(self) -> int:
-        """Return the batches per epoch by going through the data once.
-
-        Raises
-        ------
-        DataError
-            If it can be gone through only once, or is empty.
-        """
+        """Return the batches per epoch by iterating over the data; raise `DataError` if this is not possible."""
         if self.once:
             raise DataError(
                 "the fine-tuning data is an iterator without a length, so the learning rate cannot "
-                "be scheduled. Give a list or DataLoader, or FineTune(max_steps=...)."
+                "be scheduled. Pass a list or DataLoader, or set FineTune(max_steps=...)."
             )
         with preserved(self._device):
             count = sum(1 for _ in self.epoch(0))
@@ -138,12 +102,12 @@ class BatchSource:
         return count
 
     def epoch(self, epoch: int) -> Generator[Shard, None, None]:
-        """Yield this process's shares of the batches of an epoch (from 0), always the same ones."""
+        """Yield this process's shards of the batches of an epoch (from 0), always the same ones."""
         for owner in self._epoch_setters:
             owner.set_epoch(epoch)
         for index, generator in enumerate(self._generators):
             generator.manual_seed(entropy(self._seed, "generator", epoch, index))
-        # Loaded shares differ, so their augmentation may; a batch that every process loads may not.
+        # The augmentation of loaded shards may differ; that of a batch that every process loads may not.
         own = self._rank if self._sharded else 0
         stream = RandomStream(self._device, self._seed, "data", epoch, own)
         if self._sharded:
@@ -165,7 +129,7 @@ class BatchSource:
 
 
 class _ShardSampler(Sampler[list[Any]]):
-    """A batch sampler that gives one process's part of every batch of another one."""
+    """A batch sampler that yields one process's part of every batch of another batch sampler."""
 
     def __init__(self, batches: Iterable[Any], rank: int, world: int, device: torch.device) -> None:
         self._batches, self._rank, self._world = batches, rank, world
@@ -178,14 +142,14 @@ class _ShardSampler(Sampler[list[Any]]):
         self._sizes.clear()
 
     def label(self, batch: Any) -> Shard:
-        """Return a loaded batch with its sizes; workers load ahead, but in order."""
+        """Return a loaded batch with its sizes; workers prefetch, but in order."""
         samples, total, active = self._sizes.popleft()
         return Shard(batch, samples, total, active)
 
     def __iter__(self) -> Iterator[list[Any]]:
         iterator: Iterator[Any] | None = None
         while True:
-            with self._stream:  # shared by all processes, whatever their loading draws
+            with self._stream:  # shared by all processes, independent of what their loading draws
                 try:
                     iterator = iter(self._batches) if iterator is None else iterator
                     whole = list(next(iterator))
@@ -201,15 +165,15 @@ class _ShardSampler(Sampler[list[Any]]):
 
 
 def bounds(total: int, rank: int, world: int) -> tuple[int, int]:
-    """Return where a process's part of `total` samples starts and ends; parts differ by one."""
+    """Return the start and end of a process's part of `total` samples; sizes differ by at most one."""
     return rank * total // world, (rank + 1) * total // world
 
 
 def cut(batch: Any, rank: int, world: int) -> Shard:
-    """Return a process's slice of a batch that has been loaded whole."""
+    """Return a process's slice of a batch that was loaded whole."""
     total = batch_size(split_batch(batch)[0])
     if total < 1:
-        raise DataError("a batch of the fine-tuning data holds no samples. Remove it.")
+        raise DataError("a batch of the fine-tuning data contains no samples. Remove it.")
     start, stop = bounds(total, rank, world)
     if world == 1 or stop == start:
         return Shard(batch, total, total, stop > start)
@@ -217,18 +181,18 @@ def cut(batch: Any, rank: int, world: int) -> Shard:
 
 
 def digest(batch: Any) -> str:
-    """Return a hash of the tensors of a batch, by which a replayed batch is recognised."""
+    """Return a hash of a batch's tensors, which identifies a replayed batch."""
     total = hashlib.blake2b(digest_size=16)
     for tensor in tensors_of(batch):
         total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        with suppress(RuntimeError, TypeError):  # sparse, quantised ...: shape and type must do
+        with suppress(RuntimeError, TypeError):  # sparse, quantised ...: shape and type must suffice
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             total.update(raw.numpy().tobytes())
     return total.hexdigest()
 
 
 def _parts(data: Any) -> list[Any]:
-    """Return the objects of a loader that may draw random numbers or care about epochs."""
+    """Return the objects of a loader that may draw random numbers or depend on the epoch."""
     parts = [data, *(getattr(data, name, None) for name in ("sampler", "batch_sampler", "dataset"))]
     parts.append(getattr(parts[2], "sampler", None))
     return list({id(part): part for part in parts if part is not None}.values())
@@ -237,7 +201,7 @@ def _parts(data: Any) -> list[Any]:
 def _rebuilt(loader: DataLoader[Any], sampler: _ShardSampler, generator: torch.Generator) -> DataLoader[Any]:
     """Return the same loader with another batch sampler.
 
-    Its workers do not persist: theirs is a random state that no later epoch could be resumed from.
+    Its workers do not persist: a run could not be resumed from their random state.
     """
     return DataLoader(
         loader.dataset,
@@ -254,11 +218,11 @@ def _rebuilt(loader: DataLoader[Any], sampler: _ShardSampler, generator: torch.G
 
 
 def require_batches(count: int, epoch: int) -> None:
-    """Raise `DataError` if an epoch (from 0) had no batch."""
+    """Raise `DataError` if an epoch (from 0) had no batches."""
     if not count and epoch == 0:
-        raise DataError("the fine-tuning data is empty: there was no batch. Was it used up before?")
+        raise DataError("the fine-tuning data is empty: it has no batch. Was the iterator exhausted before?")
     if not count:
         raise DataError(
-            f"the fine-tuning data gave no batch in epoch {epoch + 1}, although it did before. It must be iterable "
-            "once per epoch: give a list or a DataLoader, not a generator, or epochs=1."
+            f"the fine-tuning data has no batch in epoch {epoch + 1}, although it had some before. It must be iterable "
+            "once per epoch: pass a list or a DataLoader instead of a generator, or set epochs=1."
         )

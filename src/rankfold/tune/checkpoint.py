@@ -1,4 +1,4 @@
-"""Checkpoints: one file that is written whole, holds plain tensors, and says which run it belongs to."""
+"""Checkpoints: one file that is written atomically, contains plain tensors, and identifies its run."""
 
 from __future__ import annotations
 
@@ -27,56 +27,44 @@ FORMAT = "rankfold-finetune"
 VERSION = 1
 NAME = "finetune.pt"
 
-# Fields of the config that do not change what is computed.
+# Fields of the config that do not affect the result.
 _FREE = {"data", "checkpoint", "checkpoint_every", "resume"}
 
-# How far the starting weights may be from those of the interrupted run, relative to their norm.
-# Factors computed twice differ in their last digits on some devices; other factors differ by 1.
+# Largest distance of the starting weights from those of the interrupted run, relative to their norm. On some devices,
+# recomputed factors differ in their last digits; unrelated factors differ by about 1.
 _NEAR = 1e-3
 
 _START_OVER = "Delete it, or start over with FineTune(resume=False)."
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """Return the file that a checkpoint option means: itself if it has a suffix, else one inside."""
+    """Return the file of a checkpoint option: the path itself if it has a suffix, otherwise a file in it."""
     path = Path(path)
     return path if path.suffix and not os.path.isdir(path) else path / NAME
 
 
 def save(file: Path, payload: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Raises
-    ------
-    RankfoldError
-        If the file cannot be written.
-    """
+    """Write a checkpoint atomically; raise `RankfoldError` if that fails."""
     content = {"format": FORMAT, "version": VERSION, **payload}
     try:
         write_atomic(file, lambda temporary: torch.save(content, temporary))
-    except RuntimeError as error:  # what torch makes of a full disk
+    except RuntimeError as error:  # torch's error for a full disk
         raise RankfoldError(f"cannot write the checkpoint {str(file)!r}: {error}. Is the disk full?") from error
 
 
 def sweep(file: Path) -> None:
-    """Remove what a killed process left of a checkpoint that it was writing.
-
-    Raises
-    ------
-    RankfoldError
-        If there can be no file with this path.
-    """
+    """Remove the remains of a checkpoint that a killed process was writing."""
     _files.require_usable(file)
     _files.sweep(file.parent, file.name)
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    """Return a checkpoint's content, on the CPU; None if there is no such file.
+    """Return a checkpoint's content, on the CPU; None if the file does not exist.
 
     Raises
     ------
     CorruptArtifact
-        If the file is truncated, of another program, of a newer version, or no regular file.
+        If the file is truncated, foreign, of a newer version, or not a regular file.
     """
     try:
         _files.require_regular(file, os.stat(file))
@@ -88,7 +76,7 @@ def read(file: Path) -> dict[str, Any] | None:
     except Exception as error:  # a damaged file can raise anything in the unpickler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorruptArtifact(
-            f"the checkpoint {str(file)!r} cannot be read: it is truncated or of another program "
+            f"the checkpoint {str(file)!r} cannot be read: it is truncated or belongs to another program "
             f"({reason:.100}). {_START_OVER}"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -96,14 +84,14 @@ def read(file: Path) -> dict[str, Any] | None:
     version = content.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise CorruptArtifact(
-            f"the checkpoint {str(file)!r} has version {version!r}; this rankfold reads up to "
+            f"the checkpoint {str(file)!r} has version {version!r}; this version of rankfold reads versions up to "
             f"{VERSION}. Upgrade rankfold. {_START_OVER}"
         )
     return content
 
 
 def identity(model: nn.Module, teacher: nn.Module | None, config: FineTune, total: int) -> dict[str, Any]:
-    """Return what two runs must share for one to continue the other, as plain values."""
+    """Return what two runs must have in common for one to continue the other, as plain values."""
     options = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in _FREE}
     options |= {"lr": config.peak_lr, "weight_decay": config.decay, "steps in all": total}
     state = _tensors(model)
@@ -116,17 +104,17 @@ def identity(model: nn.Module, teacher: nn.Module | None, config: FineTune, tota
 
 
 def require_same(file: Path, stored: Any, now: Mapping[str, Any]) -> None:
-    """Raise an error that names what differs between a checkpoint's run and this one.
+    """Raise an error that names the differences between a checkpoint's run and this one.
 
     Raises
     ------
     ConfigError
         If an option, the model, its starting weights or the teacher differ.
     CorruptArtifact
-        If the checkpoint does not say which run it belongs to.
+        If the checkpoint does not identify its run.
     """
     if not isinstance(stored, Mapping) or set(stored) != set(now):
-        raise CorruptArtifact(f"the checkpoint {str(file)!r} does not say which run it belongs to. {_START_OVER}")
+        raise CorruptArtifact(f"the checkpoint {str(file)!r} does not identify its run. {_START_OVER}")
     differences: list[str] = []
     for part in ("options", "tensors"):
         old, new = stored[part], now[part]
@@ -139,34 +127,35 @@ def require_same(file: Path, stored: Any, now: Mapping[str, Any]) -> None:
     if differences:
         shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
         raise ConfigError(
-            f"the checkpoint {str(file)!r} is of another run ({shown}). Use the same options and model to continue it, "
+            f"the checkpoint {str(file)!r} is of another run ({shown}). Use the same options and model to resume it, "
             "another checkpoint path, or FineTune(resume=False) to start over and overwrite it."
         )
 
 
 def probe(model: nn.Module, teacher: nn.Module | None, batch: Any) -> dict[str, Any]:
-    """Return what the run's first batch is, and what the networks make of it before any training, as plain values."""
+    """Return a sketch of the run's first batch and of the networks' outputs for it before training, as plain values."""
     inputs = split_batch(batch)[0]
     outputs = {"model": _outputs(model, inputs), "teacher": None if teacher is None else _outputs(teacher, inputs)}
     return {"data": digest(batch), "outputs": outputs}
 
 
 def require_same_probe(file: Path, stored: Any, now: Mapping[str, Any] | None, *, warn: bool) -> None:
-    """Warn if a checkpoint's run had another first batch; raise if its networks put out something else on the same one.
+    """Warn if the checkpoint's run had another first batch; raise if its networks had other outputs for the same one.
 
     Raises
     ------
     ConfigError
-        If model or teacher have the same weights as then and other outputs: an attribute selects another head, say.
+        If the model or the teacher has the same weights but other outputs: for example, an attribute selects another
+        head.
     """
-    if not isinstance(stored, Mapping) or now is None:  # an earlier version, or data that comes only once
+    if not isinstance(stored, Mapping) or now is None:  # an earlier version, or an iterator
         return
     if stored["data"] != now["data"]:
         if warn:
             warnings.warn(
-                f"the first batch differs from that of the run of checkpoint {str(file)!r}: what was trained so far "
-                "was trained on other data, or the data draws random numbers that cannot be repeated. Use another "
-                "checkpoint path, or FineTune(resume=False), to train on this data from the start.",
+                f"the first batch differs from that of the run of checkpoint {str(file)!r}: the previous training used "
+                "other data, or the data draws random numbers that cannot be reproduced. Use another checkpoint path, "
+                "or FineTune(resume=False), to train on this data from the start.",
                 RankfoldWarning,
                 stacklevel=2,
             )
@@ -176,24 +165,24 @@ def require_same_probe(file: Path, stored: Any, now: Mapping[str, Any] | None, *
         if moved:
             raise ConfigError(
                 f"the checkpoint {str(file)!r} is of another run ({moved[0]}): with the same weights and the same "
-                f"batch, the {what} computes something else. Use another checkpoint path, or FineTune(resume=False) to "
-                "start again and overwrite it."
+                f"batch, the {what} has other outputs. Use another checkpoint path, or FineTune(resume=False) to start "
+                "over and overwrite it."
             )
 
 
 def _outputs(model: nn.Module, inputs: Any) -> dict[str, list[float]] | None:
-    """Return sketches of a network's outputs in evaluation mode; None if it does not run so."""
+    """Return sketches of a network's outputs in evaluation mode, or None if it does not run in it."""
     try:
         with undisturbed(model):
             outputs = run_batch(model, inputs, "the first batch")
-    except ModelError:  # training will say what is wrong
+    except ModelError:  # training reports the error
         return None
     return {str(i): _sketch(t.float().nan_to_num()) for i, t in enumerate(tensors_of(outputs)) if t.is_floating_point()}
 
 
 def _moved(what: str, old: Any, new: Any) -> list[str]:
     if (old is None) != (new is None):
-        return [f"{what}: {'none' if old is None else 'given'} then, the opposite now"]
+        return [f"{what}: {'absent' if old is None else 'given'} then, {'absent' if new is None else 'given'} now"]
     if old is None or new is None:
         return []
     if set(old) != set(new):

@@ -1,4 +1,4 @@
-"""What fine-tuning is asked to do."""
+"""The configuration of fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rankfold.tune.terms import Term, terms
 Task = Callable[[Any, Any], Tensor]
 Loss = str | Sequence[str | Term]
 
-# Learning rate and weight decay of an optimizer where the config leaves them open.
+# Default learning rate and weight decay of each optimizer.
 OPTIMIZERS: dict[str, tuple[float, float]] = {"sgd": (0.02, 1e-4), "adamw": (1e-3, 0.01)}
 
 
@@ -25,43 +25,41 @@ OPTIMIZERS: dict[str, tuple[float, float]] = {"sgd": (0.02, 1e-4), "adamw": (1e-
 class FineTune:
     """How a compressed model is trained.
 
-    The defaults are a short recipe that recovers a network after compression: SGD with Nesterov momentum, a warm-up and
-    a cosine, the labels' loss (where the data has labels) plus soft-label distillation from the original.
+    The defaults are a short recipe that recovers a network after compression: SGD with Nesterov momentum, warm-up and
+    cosine decay, and the task loss (if the data has labels) plus soft-label distillation from the original.
 
     Parameters
     ----------
     data : iterable
-        Batches (`rankfold.batches`): a DataLoader, a list, or anything that can be iterated over once per epoch. They
-        are the *global* batches, on any number of processes. If the data (or a DataLoader's sampler or data set) has
-        ``set_epoch``, that is called with each epoch. Iterables without a length are counted once before the training,
-        unless `max_steps` is given.
+        Batches (`rankfold.batches`): a DataLoader, a list, or any iterable that can be iterated over once per epoch.
+        They are the *global* batches, for any number of processes. If the data (or a DataLoader's sampler or data set)
+        has ``set_epoch``, it is called with each epoch. Iterables without a length are counted before training, unless
+        `max_steps` is given.
     epochs : int
         Passes over the data.
     max_steps : int or None
-        Stop after this many batches, even within an epoch; the schedule then ends there, too.
+        Stop after this number of batches, even within an epoch; the schedule then ends there, too.
     loss : str or sequence
-        What is minimised: terms joined by ``+``, such as ``"task+layer"``. There are ``"task"`` (needs labels),
-        ``"distill"`` (the original's outputs; needs a teacher), ``"layer"`` (RENE's layer distillation; needs a
-        teacher) and those that were registered (`rankfold.tune.terms`). A list may also hold `rankfold.tune.Term`
-        objects. ``"auto"`` is ``"task+distill"`` if there are labels and a teacher, else the one that is possible.
+        The terms of the loss, joined by ``+``, such as ``"task+layer"``: ``"task"`` (needs labels), ``"distill"`` (the
+        original's outputs; needs a teacher), ``"layer"`` (RENE's layer distillation; needs a teacher), and registered
+        terms (`rankfold.tune.terms`). A list may also contain `rankfold.tune.Term` objects. ``"auto"`` is
+        ``"task+distill"`` with labels and a teacher, otherwise the one that is possible.
     task : {"cross_entropy"} or callable
-        The task loss. A callable gets ``(outputs, target)`` as the model and the data gave them and
-        returns the mean over the batch.
+        The task loss. A callable receives ``(outputs, target)`` unchanged and returns the mean over the batch.
     task_weight, distill_weight, layer_weight : float
         The weight of each term; `layer_weight` is RENE's lambda (eq. 11), 0.5 as in the paper.
     distill : {"kl", "mse"}
-        The Kullback-Leibler divergence from the original's softened class probabilities, or the
-        mean squared error of the outputs (for networks whose outputs are not logits).
+        The Kullback-Leibler divergence from the original's softened class probabilities, or the mean squared error of
+        the outputs (for networks whose outputs are not logits).
     temperature : float
         Softens both distributions of ``"kl"``; the term is multiplied by its square.
     layer_scale : {"relative", "mean", "sum"}
-        How the squared norms of eq. 10 are scaled (see `rankfold.tune.layers`); ``"sum"`` is the
-        paper's formula to the letter.
+        Scale of the squared norms of eq. 10 (see `rankfold.tune.LayerDistillation`); ``"sum"`` is the paper's formula.
     objective : callable or None
-        ``objective(model, teacher)`` returns a module that takes the place of `loss`. It holds the model as a child,
-        and the teacher in a way that torch does not see (in a tuple). Its forward takes a `rankfold.tune.Step` and
-        returns the loss, one number, or the loss and a dict of its terms for the history. Its own parameters are
-        trained, too. A method ``close`` is called at the end.
+        ``objective(model, teacher)`` returns a module that replaces `loss`. The model is a child of the module; the
+        teacher must not be (hold it in a tuple). Its forward takes a `rankfold.tune.Step` and returns the loss, a
+        scalar, or the loss and a dict of its terms for the history. Its parameters are also trained. A method ``close``
+        is called at the end.
     groups : callable or None
         ``groups(objective)`` returns the optimizer's parameter groups; ``"lr"`` of a group is its peak. None trains all
         parameters that require gradients, with `weight_decay` on matrices and none on vectors.
@@ -70,32 +68,32 @@ class FineTune:
     lr : float or None
         Peak learning rate; None is 0.02 for SGD and 0.001 for AdamW.
     momentum : float
-        Of SGD.
+        Momentum of SGD.
     weight_decay : float or None
-        On weights; biases and norms have none. None is 1e-4 for SGD and 0.01 for AdamW.
+        Applies to weights, not to biases and norms. None is 1e-4 for SGD and 0.01 for AdamW.
     warmup : float or int
         Linear warm-up: a share of all steps (a float below 1) or a number of steps (an int).
     schedule : {"cosine", "constant"}
-        What follows the warm-up.
+        The schedule after the warm-up.
     max_grad_norm : float or None
-        Clip the gradient to this norm; None leaves it as it is. Distillation's gradients are large
-        just after compression: a ResNet-20 at 30 % of its parameters, fine-tuned for two epochs of
-        8,192 CIFAR-10 images, reached 81.9 % top-1 (of 2,000 test images) with it and 64.1 % without.
+        Clip the gradient to this norm; None disables clipping. Distillation's gradients are large just after
+        compression: a ResNet-20 at 30 % of its parameters, fine-tuned for two epochs of 8,192 CIFAR-10 images, reached
+        81.9 % top-1 (of 2,000 test images) with it and 64.1 % without.
     mixed_precision : {"no", "fp16", "bf16"} or None
-        None is what ``accelerate launch`` says, else ``"no"``. ``"fp16"`` needs an accelerator.
+        None is the setting of ``accelerate launch``, or ``"no"``. ``"fp16"`` needs an accelerator.
     freeze_batchnorm_statistics : bool
-        Normalise by the running statistics and leave them as they are. For very small batches.
+        Normalise by the running statistics and do not update them. For very small batches.
     target : float or None
         Stop after the epoch in which the metric reaches this value.
     checkpoint : path or None
-        A file (a name with a suffix), or a folder in which ``finetune.pt`` is written.
+        A file (a name with a suffix), or a folder for ``finetune.pt``.
     checkpoint_every : int or None
-        Steps between checkpoints; None writes one after each epoch only.
+        Steps between checkpoints; None writes one after each epoch.
     resume : bool
-        Continue from the checkpoint if there is one; if it is of a finished run, return its result
-        at once. False starts over and overwrites it.
+        Resume from the checkpoint if it exists; for a finished run, return its result. False starts over and overwrites
+        the checkpoint.
     seed : int
-        Random seed: of the order of the data, augmentation, dropout.
+        Random seed of the data order, augmentation and dropout.
     """
 
     data: Iterable[Any] | None = field(default=None, repr=False, compare=False)
@@ -127,7 +125,7 @@ class FineTune:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse every value that cannot be meant, before any work is done."""
+        """Check every value before any work is done."""
         if isinstance(self.loss, list):
             object.__setattr__(self, "loss", tuple(self.loss))
         _parse(self.loss)
@@ -140,16 +138,16 @@ class FineTune:
             value = getattr(self, name)
             require((value is None and name in _OPTIONAL) or good(value), name, value, wanted)
         if self.objective is not None and self.loss != "auto":
-            raise ConfigError(f"objective takes the place of loss, but loss is {self.loss!r}. Leave one of them out.")
+            raise ConfigError(f"objective replaces loss, but loss is {self.loss!r}. Pass only one of them.")
         if self.checkpoint_every is not None and self.checkpoint is None:
             raise ConfigError(
-                f"checkpoint_every is {self.checkpoint_every}, but there is no checkpoint. "
-                "Give FineTune(checkpoint=...) a folder or file."
+                f"checkpoint_every={self.checkpoint_every} needs a checkpoint. Set FineTune(checkpoint=...) to a "
+                "folder or file."
             )
 
     @property
     def terms(self) -> tuple[Term, ...] | None:
-        """The terms of `loss`, those given by name with the options here; None if it is ``"auto"``."""
+        """The terms of `loss`; terms given by name have the options of this config. None for ``"auto"``."""
         if self.loss == "auto":
             return None
         return tuple(terms.entry(part).plugin.of(self) if isinstance(part, str) else part for part in _parse(self.loss))

@@ -1,4 +1,4 @@
-"""Accelerate for the time of one run: device, processes, mixed precision."""
+"""Accelerate for the duration of one run: device, processes, mixed precision."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def launched(mixed_precision: str | None) -> Iterator[Accelerator]:
-    """Give an Accelerator as ``accelerate launch`` or ``torchrun`` set the process up.
+    """Yield an Accelerator that follows the environment of ``accelerate launch`` or ``torchrun``.
 
-    Accelerate keeps one setting of the mixed precision per Python process. It is put aside and back,
-    so that the program may have another Accelerator, and two runs may differ.
+    Accelerate keeps one mixed-precision setting per Python process. It is saved and restored, so that the program may
+    have another Accelerator, and runs may differ.
 
     Raises
     ------
     ConfigError
-        If the launcher shards the model, or the device cannot do the mixed precision.
+        If the launcher shards the model, or the device does not support the mixed precision.
     """
-    # Imported here: `import rankfold` must not pay for it.
+    # Imported here, so that `import rankfold` stays fast.
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import GradientAccumulationPlugin
@@ -37,14 +37,14 @@ def launched(mixed_precision: str | None) -> Iterator[Accelerator]:
     for state in states:
         state.clear()
     try:
-        # A loss need not reach every parameter, and stochastic depth leaves out other ones each step.
+        # A loss need not reach every parameter, and stochastic depth skips different ones in each step.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         try:
             accelerator = Accelerator(
                 mixed_precision=mixed_precision,
-                # Accelerate ignores other processes on the CPU unless it is told so.
+                # Without this, Accelerate ignores other processes on the CPU.
                 cpu=not torch.accelerator.is_available(),
-                # Else a launcher's setting would divide each loss, although none is accumulated.
+                # Otherwise a launcher's setting would divide each loss, although none is accumulated.
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 kwargs_handlers=[unused],
             )
@@ -57,8 +57,8 @@ def launched(mixed_precision: str | None) -> Iterator[Accelerator]:
         kind = accelerator.distributed_type.value
         if kind != "NO" and not kind.startswith("MULTI_"):
             raise ConfigError(
-                f"fine-tuning runs on one or several processes that each hold the whole model, not "
-                f"under {kind}. Configure accelerate launch for plain multi-GPU or multi-CPU."
+                f"fine-tuning does not run under {kind}: each process must hold the whole model. Configure accelerate "
+                "launch for plain multi-GPU or multi-CPU."
             )
         _require_all_processes(accelerator.num_processes)
         yield accelerator
@@ -68,14 +68,14 @@ def launched(mixed_precision: str | None) -> Iterator[Accelerator]:
             state.update(before)
 
 
-def _require_all_processes(known: int) -> None:
-    """Refuse to let several processes each train alone and write over each other's checkpoints."""
+def _require_all_processes(count: int) -> None:
+    """Raise if several processes would each train alone and overwrite each other's checkpoints."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         started = torch.distributed.get_world_size()
     else:
         started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != known:
+    if started != count:
         raise ConfigError(
-            f"{started} processes were started together, but Accelerate knows of {known}. Start them "
-            "with torchrun or accelerate launch, and make no Accelerator before that differs."
+            f"{started} processes were started together, but Accelerate uses {count}. Start them "
+            "with torchrun or accelerate launch, and do not create another Accelerator first."
         )

@@ -1,4 +1,4 @@
-"""RENE's layer distillation: every factored layer is held near the layer that it replaced."""
+"""RENE's layer distillation: every factored layer is kept close to the layer that it replaced."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from rankfold.inventory import layer_weight
 from rankfold.surgery import factored_layers
 from rankfold.surgery.factored import Factored
 from rankfold.tune.config import FineTune
-from rankfold.tune.terms import Step, Term, terms
+from rankfold.tune.terms import WRONG_TEACHER, Step, Term, terms
 
 
 @dataclass(kw_only=True, eq=False)
 class LayerDistillation(Term):
-    """Sums of squared differences of weights and outputs over the factored layers (eq. 10).
+    """Squared differences of weights and outputs, summed over the factored layers (eq. 10).
 
     For a layer with original weight W and output O, approximated weight Ŵ and output D, the term is ‖W - Ŵ‖² / w + ‖O -
-    D‖² / o, summed over the layers, the outputs taken over the batch. The paper writes w = o = 1, which makes the
-    weight of a layer in the loss depend on its size and the loss on the batch size. Hence three scales:
+    D‖² / o, summed over the layers; the outputs are those of the batch. The paper sets w = o = 1, so that the loss
+    depends on the batch size and on the sizes of the layers. Hence three scales:
 
-    - ``"relative"``, the default: w = ‖W‖², o = ‖O‖² over the global batch, so that each layer adds two relative
-      squared errors, from 0 to about 1 each, whatever its size and units. One lambda then fits every network.
+    - ``"relative"``, the default: w = ‖W‖², o = ‖O‖² over the global batch. Each layer adds two relative squared
+      errors, from 0 to about 1 each, whatever its size and units, and one lambda suits every network.
     - ``"mean"``: the numbers of elements, as in ``torch.nn.MSELoss``.
-    - ``"sum"``: eq. 10 to the letter, per batch; it needs a lambda orders of magnitude smaller.
+    - ``"sum"``: the paper's eq. 10, per batch; it needs a lambda that is orders of magnitude smaller.
 
     Parameters
     ----------
@@ -62,19 +62,19 @@ class LayerDistillation(Term):
         return cls(scale=config.layer_scale, weight=config.layer_weight)
 
     def start(self, student: nn.Module, teacher: nn.Module | None) -> Iterable[str]:
-        """Find the factored layers and the weights that they replaced."""
+        """Look up the factored layers and the weights that they replaced."""
         assert teacher is not None
         self._layers = factored_layers(student)
         if not self._layers:
             raise ModelError(
-                "loss term 'layer' compares factored layers, but the model has none. Compress it "
+                "the loss term 'layer' compares factored layers, but the model has none. Compress it "
                 "first (and do not strip it), or choose another loss."
             )
         self._weights = {name: _original(teacher, name, layer) for name, layer in self._layers.items()}
         return self._layers
 
     def teacher_ran(self, step: Step, outputs: Mapping[str, Sequence[Tensor]]) -> None:
-        """Measure ‖O‖² per sample; a process whose share is empty adds nothing."""
+        """Measure ‖O‖² per sample; an inactive process adds nothing."""
         self._errors.clear()
         if self.scale != "relative":
             return
@@ -88,7 +88,7 @@ class LayerDistillation(Term):
         self._energy = dict(zip(self._weights, energy, strict=True))
 
     def compare(self, step: Step, path: str, ours: Tensor, theirs: Tensor) -> None:
-        """Add this process's share of a mean over samples, so that processes can be averaged."""
+        """Add this process's part of a mean over samples, so that processes can be averaged."""
         error = (theirs.float() - ours.float()).square().sum()
         if self.scale == "relative":
             scale = self._energy[path] * step.samples
@@ -102,7 +102,7 @@ class LayerDistillation(Term):
         """Return the sum over weights and outputs."""
         device = next(iter(self._weights.values())).device
         total = torch.zeros((), device=device)
-        # Products of factors lose too many digits in half precision.
+        # Products of factors lose too much precision in half precision.
         with torch.autocast(device.type, enabled=False):
             for name, layer in self._layers.items():
                 original = self._weights[name]
@@ -122,7 +122,7 @@ terms.register(LayerDistillation, summary="every factored layer near its origina
 
 
 def _positive(energy: Tensor) -> Tensor:
-    """Return the energy, or 1 where it is 0: of a dead layer the plain squared error counts."""
+    """Return the energy, or 1 where it is 0: for a dead layer, the plain squared error counts."""
     return torch.where(energy > 0, energy, 1.0)
 
 
@@ -132,12 +132,11 @@ def _original(teacher: nn.Module, name: str, layer: Factored) -> Tensor:
         weight = layer_weight(teacher, name)
     except (AttributeError, ValueError) as error:
         raise ModelError(
-            f"the teacher has no layer {name!r}, which the model has factored. The teacher "
-            "must be the network that the model was compressed from."
+            f"the teacher lacks the layer {name!r}, which the model has factored. {WRONG_TEACHER}"
         ) from error
     if tuple(weight.shape) != layer.info.weight_shape:
         raise ModelError(
             f"layer {name!r} has a weight of shape {layer.info.weight_shape} in the model and {tuple(weight.shape)} in "
-            "the teacher. The teacher must be the network that the model was compressed from."
+            f"the teacher. {WRONG_TEACHER}"
         )
     return weight.clone().float()

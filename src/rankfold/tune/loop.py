@@ -1,4 +1,4 @@
-"""Fine-tuning, the verb: a copy or in place, with everything put back as it was."""
+"""The entry points of fine-tuning, on a copy or in place; all other state is restored."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ def finetune(
 ) -> TuneResult:
     """Return a trained copy of the model; the model itself is left untouched.
 
-    It is trained on the device that Accelerate chooses (an accelerator if there is one) and comes back on its own.
-    Under ``accelerate launch`` or ``torchrun`` the processes share each batch, and the result is that of one process up
-    to rounding, if the network has no BatchNorm in training mode (it normalises each process's share alone, and the
-    main process's running statistics are kept; ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes it exact), no dropout,
-    and the data no random augmentation.
+    Training runs on the device that Accelerate chooses (an accelerator if available); the result is on the model's
+    device. Under ``accelerate launch`` or ``torchrun``, the processes share each batch. The result then equals that of
+    one process up to rounding, unless the data has random augmentation or the network has dropout or BatchNorm in
+    training mode. BatchNorm normalises each process's shard separately and keeps the main process's running statistics;
+    ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes it exact.
 
-    On the CPU, a run that was interrupted and is resumed from its checkpoint ends with the same bits as one that was
-    not. Resuming replays the batches of the epoch it is in. What draws random numbers has to draw them from Python's,
-    NumPy's or torch's global generators or the DataLoader's own; a warning says so if the data came in another order.
+    On the CPU, a run that is resumed from its checkpoint ends with the same bits as an uninterrupted one. Resuming
+    replays the batches of the current epoch. Random numbers must therefore come from the global generators of Python,
+    NumPy or torch, or from the DataLoader's generator; a warning reports data in another order.
 
     Parameters
     ----------
     model : nn.Module
-        What to train: its parameters that require gradients. A DataParallel or
-        DistributedDataParallel wrapper is taken off first.
+        The model; parameters that require gradients are trained. A DataParallel or DistributedDataParallel wrapper is
+        removed first.
     config : FineTune
         Data, loss, optimizer, checkpoint.
     teacher : nn.Module or None
-        The original network. It is run in eval mode, and left as it was.
+        The original network. It runs in evaluation mode and is left unchanged.
     metric : callable or None
-        ``metric(model)`` returns a finite number, after each epoch, for the model in eval mode; see
+        ``metric(model)`` returns a finite number. It is called after each epoch, with the model in evaluation mode; see
         `rankfold.evaluation.as_metric`.
     progress : callable or None
-        Called after every step, on the main process. None shows a bar on the terminal.
+        Called after every step, on the main process. None shows a progress bar.
 
     Returns
     -------
@@ -67,14 +67,14 @@ def finetune(
     Raises
     ------
     DataError
-        If there are no batches, no labels for a loss that needs them, or the data cannot be gone through again.
+        If there are no batches, no labels for a loss that needs them, or the data cannot be iterated over again.
     ConfigError
-        If a loss term needs a teacher that is not given, a target has no metric, or the checkpoint is of another run.
+        If a loss term needs a teacher, a target needs a metric, or the checkpoint is of another run.
     ModelError
-        If nothing can be trained, teacher and model do not match, or the loss becomes NaN or
-        infinite (the message names the step; the model has not been updated with it).
+        If no parameter can be trained, teacher and model do not match, or the loss becomes NaN or infinite (the message
+        names the step, which has not updated the model).
     MetricError
-        If the metric returns anything but a finite number.
+        If the metric does not return a finite number.
     CorruptArtifact
         If the checkpoint cannot be read.
     """
@@ -112,36 +112,35 @@ def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric
         tensors = [*module.parameters(), *module.buffers()] if module is not None else []
         if any(nn.parameter.is_lazy(t) for t in tensors):
             raise ModelError(f"the {what} has lazy modules without weights. Run it once on an example input.")
-        made_in_inference = any(t.is_inference() for t in tensors)
-        if what == "model" and made_in_inference:
+        if what == "model" and any(t.is_inference() for t in tensors):
             raise ModelError(
-                "the model was made inside torch.inference_mode(), and such parameters cannot be trained. Use "
-                "finetune, which trains an ordinary copy, or make the model outside."
+                "the model was created under torch.inference_mode(), so its parameters cannot be trained. Use "
+                "finetune, which trains an ordinary copy, or create the model outside of it."
             )
         devices = {str(t.device) for t in tensors}
         if len(devices) > 1 or "meta" in devices:
             raise ModelError(
-                f"the {what} lies on {', '.join(sorted(devices))}; fine-tuning needs it whole on one "
-                "device. Move it to the CPU; each process moves it to its own accelerator."
+                f"the {what} is on {', '.join(sorted(devices))}; fine-tuning needs all of it on one "
+                "device. Move it to the CPU; each process moves it to its accelerator."
             )
     if config.target is not None and metric is None:
         raise ConfigError(
-            f"target={config.target} is a value of the metric, but there is none. Give metric=..., "
+            f"target={config.target} is a value of the metric, but there is none. Pass metric=..., "
             "such as top1(loader)."
         )
     if teacher is not None:
-        own = {p.data_ptr(): name for name, p in model.named_parameters() if p.requires_grad and p.numel()}
-        shared = [own[p.data_ptr()] for p in teacher.parameters() if p.data_ptr() in own]
-        if shared and shared[0]:
+        trained = {p.data_ptr(): name for name, p in model.named_parameters() if p.requires_grad and p.numel()}
+        shared = next((trained[p.data_ptr()] for p in teacher.parameters() if p.data_ptr() in trained), None)
+        if shared:
             raise ModelError(
-                f"model and teacher share the parameter {shared[0]!r}, so training one would change "
-                "the other. Use finetune, which trains a copy, or give a copy as teacher."
+                f"model and teacher share the parameter {shared!r}, so training one would change "
+                "the other. Use finetune, which trains a copy, or pass a copy as teacher."
             )
 
 
 @contextmanager
 def _borrowed(model: nn.Module | None, device: torch.device) -> Iterator[None]:
-    """Put a model on the device and, in the end, back where and as it was."""
+    """Put a model on the device in evaluation mode; afterwards restore its device and modes."""
     if model is None:
         yield
         return

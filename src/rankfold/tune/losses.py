@@ -1,4 +1,4 @@
-"""The loss terms of outputs: the labels' loss, and the distance from the teacher's outputs."""
+"""Loss terms on outputs: the task loss, and distillation of the teacher's outputs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from rankfold.errors import DataError, ModelError
 from rankfold.outputs import IGNORED, class_axis, class_scores, require_classes
 from rankfold.tune.config import FineTune
-from rankfold.tune.terms import Step, Term, terms
+from rankfold.tune.terms import WRONG_TEACHER, Step, Term, terms
 
 
 @dataclass(kw_only=True, eq=False)
 class Task(Term):
-    """The labels' loss: `cross_entropy`, or a callable of the outputs and the target."""
+    """The loss on labels: `cross_entropy`, or a callable of the outputs and the target."""
 
     name = "task"
     needs_labels = True
@@ -61,7 +61,7 @@ terms.register(Distill, summary="the original network's outputs as soft labels")
 
 
 def cross_entropy(outputs: Any, target: Any) -> Tensor:
-    """Return the mean cross-entropy; classes lie along dimension 1, as torch has them.
+    """Return the mean cross-entropy, with the classes along dimension 1 as in torch.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
     scores = class_scores(outputs, dims=1).float()
     if not isinstance(target, Tensor):
         raise DataError(
-            f"cross_entropy needs targets in one tensor. Got {type(target).__name__} instead; give "
+            f"cross_entropy needs targets in one tensor. Got {type(target).__name__} instead; pass "
             "FineTune(task=callable(outputs, target)) for other targets."
         )
     if target.is_floating_point():  # class probabilities
@@ -80,9 +80,9 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
         target = target.squeeze(1)  # a column of class indices
     if scores.ndim == 3 and target.shape == scores.shape[:2] and scores.shape[1:] != target.shape[1:] * 2:
         raise DataError(
-            f"the outputs of shape {tuple(scores.shape)} have the classes last, one row for each position, and a task "
-            "may shift the labels or not. Say which with FineTune(task=...): for tokens, lambda outputs, target: "
-            "cross_entropy(outputs.logits.mT, target); for the next token, cut outputs and target first."
+            f"the outputs of shape {tuple(scores.shape)} have the classes last, one row per position, and the labels "
+            "may or may not be shifted. Pass FineTune(task=...) explicitly: for tokens, lambda outputs, target: "
+            "cross_entropy(outputs.logits.mT, target); for the next token, shift outputs and target first."
         )
     if not target.is_floating_point():
         target = target.long()
@@ -92,14 +92,14 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
     except (ValueError, RuntimeError) as error:
         raise DataError(
             f"cross_entropy cannot compare outputs of shape {tuple(scores.shape)} with targets of "
-            f"shape {tuple(target.shape)} and type {target.dtype}: {error}. Give "
+            f"shape {tuple(target.shape)} and type {target.dtype}: {error}. Pass "
             "FineTune(task=callable(outputs, target)) for another task."
         ) from error
     return loss if bool(loss.isfinite()) else _masked_cross_entropy(scores, target, loss)
 
 
 def _masked_cross_entropy(scores: Tensor, target: Tensor, loss: Tensor) -> Tensor:
-    """Return the cross-entropy of scores that are -inf where a class is masked, if that is why it is not finite."""
+    """Return the cross-entropy of scores with masked classes (-inf) if these make `loss` infinite, else `loss`."""
     axis = 1 if scores.ndim > 1 else 0
     masked = scores.isneginf()
     if bool(scores.isnan().any()) or not bool(masked.any()):
@@ -113,54 +113,50 @@ def _masked_cross_entropy(scores: Tensor, target: Tensor, loss: Tensor) -> Tenso
     if bool(wrong.any()):
         raise DataError(
             f"{int(wrong.sum())} target(s) are classes that the model masks (their scores are -inf), so the "
-            "cross-entropy is infinite. Check the labels, or the model's mask."
+            "cross-entropy is infinite. Check the labels and the model's mask."
         )
     if not target.is_floating_point():
         return loss
-    terms = scores.log_softmax(axis).masked_fill(masked, 0) * target  # 0 for a masked class of no probability
+    terms = scores.log_softmax(axis).masked_fill(masked, 0) * target  # 0 for a masked class with probability 0
     return -terms.sum(axis).mean()
 
 
 def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -> Tensor:
-    """Return how far the student's outputs are from the teacher's, mean over the batch.
+    """Return the distance of the student's outputs from the teacher's, averaged over the batch.
 
     Parameters
     ----------
     student, teacher : object
         The outputs of both networks; see `rankfold.outputs.class_scores` and `class_axis`.
     kind : {"kl", "mse"}
-        ``"kl"`` is T² · KL(softmax(teacher / T) ‖ softmax(student / T)), which is zero for equal outputs, and whose
-        gradient does not shrink with the temperature T (Hinton et al. 2015, "Distilling the knowledge in a neural
-        network", section 2); ``"mse"`` the mean squared difference.
+        ``"kl"`` is T² · KL(softmax(teacher / T) ‖ softmax(student / T)), whose gradient does not shrink with the
+        temperature T (Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2); ``"mse"`` is the
+        mean squared difference. Infinite outputs of the teacher, such as masked scores, are excluded.
 
     Raises
     ------
     ModelError
-        If the outputs differ in shape, the teacher's hold NaN, or the two are infinite in different places.
-
-    Notes
-    -----
-    Where the teacher's outputs are infinite, as the scores of masked classes are, nothing is compared.
+        If the outputs differ in shape, the teacher's contain NaN, or they are infinite in different places.
     """
     ours, theirs = class_scores(student, dims=1).float(), class_scores(teacher, dims=1).detach().float()
     if ours.shape != theirs.shape:
         raise ModelError(
-            f"the model's outputs have shape {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}. "
-            "The teacher must be the network that the model was compressed from."
+            f"the model's outputs have shape {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}. {WRONG_TEACHER}"
         )
     loss = _distillation(ours, theirs, kind, temperature)
     if bool(loss.isfinite()):
         return loss
     finite = theirs.isfinite()
     if bool(theirs.isnan().any()):
-        raise ModelError("the teacher's outputs hold NaN. Check the data and the teacher.")
+        raise ModelError("the teacher's outputs contain NaN. Check the data and the teacher.")
     if bool(finite.all()) or bool(ours.isnan().any()):
         return loss
     if not torch.equal(ours[~finite], theirs[~finite]) or not bool(ours[finite].isfinite().all()):
         raise ModelError(
-            "the model's outputs are infinite in other places than the teacher's: it masks other classes, or overflows."
+            "the outputs of model and teacher are infinite in different places: the model masks other classes or "
+            "overflows."
         )
-    # A large negative score has probability 0, as -inf has, and no NaN in its gradient.
+    # Like -inf, a large negative score has probability 0, but its gradient is not NaN.
     ours, theirs = (torch.where(finite, scores, -1e30) for scores in (ours, theirs))
     loss = _distillation(ours, theirs, kind, temperature)
     return loss * (finite.numel() / finite.sum()) if kind == "mse" else loss

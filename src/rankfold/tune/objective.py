@@ -19,7 +19,7 @@ from rankfold.inventory import KeptState, copy_model, fused_attention_off, witho
 from rankfold.surgery.attention import separate_attention_
 from rankfold.tune.config import FineTune
 from rankfold.tune.losses import Distill, Task
-from rankfold.tune.terms import Step, Term
+from rankfold.tune.terms import WRONG_TEACHER, Step, Term
 
 
 def require_teacher(terms: Sequence[Term] | None, *, has_teacher: bool) -> None:
@@ -27,14 +27,14 @@ def require_teacher(terms: Sequence[Term] | None, *, has_teacher: bool) -> None:
     for term in terms or ():
         if term.needs_teacher and not has_teacher:
             raise ConfigError(
-                f"the loss term {term.name!r} learns from the original network. Give it as teacher=, "
+                f"the loss term {term.name!r} learns from the original network. Pass it as teacher=, "
                 "or choose loss='task'."
             )
 
 
 @contextmanager
 def opened(model: nn.Module, teacher: nn.Module | None, config: FineTune) -> Iterator[nn.Module]:
-    """Give the objective of a config for the time of a run; afterwards no hook and no gradient is left."""
+    """Yield the objective of a config for the duration of a run; afterwards remove its hooks and the gradients."""
     objective = (config.objective or partial(Objective, config=config))(model, teacher)
     if not isinstance(objective, nn.Module):
         raise ConfigError(f"objective must return a torch.nn.Module. Got {type(objective).__name__} instead.")
@@ -49,20 +49,11 @@ def opened(model: nn.Module, teacher: nn.Module | None, config: FineTune) -> Ite
 
 
 class Objective(nn.Module):
-    """The loss of one batch, a mean over its samples.
+    """The loss of one batch, a mean over its samples; ``"auto"`` is resolved by the first step's target.
 
-    It is a module, and the student its child, so that DistributedDataParallel sees which parameters
-    a loss reaches (layer distillation alone does not reach a classifier) and mixed precision
-    covers both networks. A term that is a module is trained along with the student.
-
-    Parameters
-    ----------
-    student : nn.Module
-        The model that is trained.
-    teacher : nn.Module or None
-        Runs without gradients. Not a child, so it is neither trained nor stored.
-    config : FineTune
-        The terms and their weights; ``"auto"`` is decided at the first step, by its target.
+    The student is a child module, so that DistributedDataParallel sees which parameters a loss reaches (layer
+    distillation alone does not reach a classifier) and mixed precision covers both networks. The teacher is not a
+    child, so it is neither trained nor stored. A term that is a module is trained along with the student.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None, config: FineTune) -> None:
@@ -73,7 +64,7 @@ class Objective(nn.Module):
         self.modules_of_terms = nn.ModuleList([t for t in self._terms or () if isinstance(t, nn.Module)])
         self._taps = _Taps(student, teacher, self._terms or ())
         teacher = self._taps.teacher
-        self._teacher = (teacher,)  # in a tuple: torch does not see it
+        self._teacher = (teacher,)  # in a tuple, so that it is not a child
         self._kept = None if teacher is None else KeptState(teacher)
 
     def close(self) -> None:
@@ -86,7 +77,7 @@ class Objective(nn.Module):
         for term in terms:
             if term.needs_labels and step.target is None:
                 raise DataError(
-                    f"the loss term {term.name!r} needs labels, but {step.where} has no labels. Give every batch as "
+                    f"the loss term {term.name!r} needs labels, but {step.where} has no labels. Pass every batch as "
                     "(inputs, target), or choose loss='distill', which learns from the original network without them."
                 )
         self._taps.begin(step)
@@ -94,7 +85,7 @@ class Objective(nn.Module):
             step = replace(step, teacher_outputs=self._run_teacher(step))
         step = replace(step, outputs=call_model(self.student, step.inputs))
         self._taps.end()
-        parts = {term.name: _number(term, term.loss(step)) for term in terms}
+        parts = {term.name: scalar(term.loss(step), f"the loss term {term.name!r}") for term in terms}
         loss = torch.stack([term.weight * parts[term.name] for term in terms]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
 
@@ -103,8 +94,8 @@ class Objective(nn.Module):
         terms = tuple(kind.of(self._config) for kind, possible in kinds if possible)
         if not terms:
             raise DataError(
-                "there is nothing to learn from: the data has no labels and there is no teacher. "
-                "Give batches as (inputs, target), or the original network as teacher."
+                "fine-tuning needs labels or a teacher. Pass batches as (inputs, target), or the original network as "
+                "teacher."
             )
         return terms
 
@@ -112,9 +103,9 @@ class Objective(nn.Module):
         (teacher,), kept = self._teacher, self._kept
         assert teacher is not None
         assert kept is not None
-        # The fused path of torch's attention calls no layer that could be listened to.
-        quiet = fused_attention_off() if self._taps.terms else nullcontext()
-        with without_gradients(kept.parameters), quiet:
+        # The fused path of torch's attention does not call the layers, so hooks on them do not run.
+        unfused = fused_attention_off() if self._taps.terms else nullcontext()
+        with without_gradients(kept.parameters), unfused:
             outputs = detached(call_model(teacher, copied(detached(step.inputs))))
         kept.reset()
         for term in self._terms or ():
@@ -122,45 +113,32 @@ class Objective(nn.Module):
         return outputs
 
 
-def _number(term: Term, value: Any) -> Tensor:
+def scalar(value: Any, what: str) -> Tensor:
+    """Return a loss as a tensor without dimensions; raise `ModelError` if it has several elements."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ModelError(
-            f"the loss term {term.name!r} must return a tensor with one number, the mean over the batch. Got {got} "
-            "instead."
-        )
+        raise ModelError(f"{what} must return a tensor with one number, the mean over the batch. Got {got} instead.")
     return value.reshape(())
 
 
 class _Taps:
-    """Hooks that hand terms the outputs of the same modules in both networks, call by call, while a step runs.
-
-    Attributes
-    ----------
-    teacher : Module or None
-        The teacher, or a copy of it in which every module that is compared can be listened to.
-    terms : mapping
-        The terms that compare outputs, by path.
-    outputs : mapping
-        What the teacher's modules returned in this step, by path, until the model has made the same call.
-    """
+    """Hooks that pass the outputs of the same modules in both networks to terms, call by call, during a step."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None, terms: Sequence[Term]) -> None:
-        self.terms: dict[str, list[Term]] = {}
+        self.terms: dict[str, list[Term]] = {}  # the terms that compare outputs, by path
         for term in terms:
             for path in term.start(student, teacher):
                 self.terms.setdefault(path, []).append(term)
+        # What the teacher's modules returned in this step, until the model has made the same call.
         self.outputs: dict[str, list[Tensor]] = {path: [] for path in self.terms}
         self._handles: list[RemovableHandle] = []
         self._step: Step | None = None  # None outside of a step: a metric may run both networks as well
-        self.teacher = teacher
+        self.teacher = teacher  # or a copy in which hooks on every compared module run
         if teacher is None or not self.terms:
             return
         self.teacher = _with_projections(teacher, list(self.terms))
-        modules = {
-            path: (_module(student, path, "model"), _module(self.teacher, path, "teacher")) for path in self.terms
-        }
-        for path, (ours, theirs) in modules.items():
+        modules = [(_module(student, path, "model"), _module(self.teacher, path, "teacher")) for path in self.terms]
+        for path, (ours, theirs) in zip(self.terms, modules, strict=True):
             self._handles.append(theirs.register_forward_hook(partial(self._record, path)))
             self._handles.append(ours.register_forward_hook(partial(self._compare, path)))
 
@@ -170,19 +148,19 @@ class _Taps:
             handle.remove()
 
     def begin(self, step: Step) -> None:
-        """Forget the last step, and listen."""
+        """Discard the previous step's outputs and start recording."""
         self._step = step
         for outputs in self.outputs.values():
             outputs.clear()
 
     def end(self) -> None:
-        """Stop listening, after both forward passes."""
+        """Stop recording, after both forward passes."""
         self._step = None
         left = [path for path, outputs in self.outputs.items() if outputs]
         if left:
             raise ModelError(
                 f"layer {left[0]!r} ran more often in the teacher than in the model, so their outputs cannot be "
-                "compared. The teacher must be the network that the model was compressed from."
+                f"compared. {WRONG_TEACHER}"
             )
 
     def _record(self, path: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
@@ -194,10 +172,10 @@ class _Taps:
             return
         outputs = self.outputs[path]
         if not outputs or outputs[0].shape != output.shape:
-            theirs = tuple(outputs[0].shape) if outputs else "nothing"
+            theirs = f"one of shape {tuple(outputs[0].shape)}" if outputs else "none"
             raise ModelError(
-                f"layer {path!r} gave {tuple(output.shape)} in the model and {theirs} in the "
-                "teacher. The teacher must be the network that the model was compressed from."
+                f"layer {path!r} has an output of shape {tuple(output.shape)} in the model, {theirs} in the teacher. "
+                f"{WRONG_TEACHER}"
             )
         reference = outputs.pop(0)
         for term in self.terms[path]:
@@ -212,9 +190,9 @@ def _module(model: nn.Module, path: str, what: str) -> nn.Module:
 
 
 def _with_projections(teacher: nn.Module, paths: Sequence[str]) -> nn.Module:
-    """Return the teacher, or a copy with separate projections where those of an attention are compared.
+    """Return the teacher, or a copy with separate projections if those of an attention are compared.
 
-    An ``nn.MultiheadAttention`` computes its projections without calling a module that a hook could listen to.
+    An ``nn.MultiheadAttention`` computes its projections without calling a module, so hooks on them would not run.
     """
     parents = {path.rpartition(".")[0] for path in paths}
     packed = [p for p, m in teacher.named_modules() if p in parents and isinstance(m, nn.MultiheadAttention)]

@@ -1,4 +1,4 @@
-"""Optimizers, the learning rate's schedule, and optimizers for a model whose layers have changed."""
+"""Optimizers, the learning-rate schedule, and optimizers for compressed models."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from rankfold.tune.config import FineTune
 
 
 def build_optimizer(objective: nn.Module, config: FineTune) -> torch.optim.Optimizer:
-    """Return the optimizer of a config over its groups, or all parameters that require gradients.
-
-    Without groups, weights decay and vectors (biases, norms) do not.
+    """Return the optimizer of a config over its groups, or over all parameters that require gradients.
 
     Raises
     ------
@@ -47,8 +45,8 @@ def build_optimizer(objective: nn.Module, config: FineTune) -> torch.optim.Optim
 def lr_at(config: FineTune, step: int, total: int, peak: float | None = None) -> float:
     """Return the learning rate of a step (from 0) out of `total`, for a peak (by default the config's).
 
-    It rises linearly to the peak over the warm-up, then falls along a cosine that would be zero one
-    step after the last.
+    It rises linearly to the peak during the warm-up, then falls along a cosine that reaches zero one step after the
+    last.
     """
     peak = config.peak_lr if peak is None else peak
     warmup = config.warmup if isinstance(config.warmup, int) else round(config.warmup * total)
@@ -63,32 +61,32 @@ def lr_at(config: FineTune, step: int, total: int, peak: float | None = None) ->
 def rebuild_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, *, dense: nn.Module | None = None
 ) -> torch.optim.Optimizer:
-    """Return an optimizer like an old one, over the parameters of a compressed model.
+    """Return an optimizer like an existing one, over the parameters of a compressed model.
 
-    An optimizer holds parameters, not a model: after compression the old one still updates layers that no longer
-    exist, and the new factors are never trained.
+    An optimizer references parameters, not a model: after compression, the old one still updates layers that no longer
+    exist, and never trains the new factors.
 
     Parameters
     ----------
     optimizer : Optimizer
-        The dense model's. It is left as it is; its state (momentum) belongs to its parameters and
-        is not taken over, nor are learning-rate schedulers, which have to be created again.
+        The dense model's optimizer; left unchanged. Its state (momentum) belongs to its parameters and is not copied.
+        Learning-rate schedulers have to be created again.
     model : nn.Module
         The compressed model; its parameters that require gradients are optimised.
     dense : nn.Module or None
-        The dense model, whose names say which group a parameter belongs to. Needed only if there
-        are several groups and the optimizer was built without names.
+        The dense model, whose names map parameters to groups. Needed only if there are several groups and the optimizer
+        was built without names.
 
     Returns
     -------
     Optimizer
-        Of the same class with the same settings in each group. The factors of a layer go where the
-        layer's weight was, their bias where its bias was.
+        Of the same class, with the same settings in each group. The factors of a layer are in the group of the layer's
+        weight, their bias in the group of its bias.
 
     Raises
     ------
     ConfigError
-        If there are several groups and no names, or the optimizer's class cannot be constructed from its settings.
+        If there are several groups without names, or the optimizer's class cannot be constructed from its settings.
     ModelError
         If a parameter has no counterpart in the dense model.
     """
@@ -102,7 +100,7 @@ def rebuild_optimizer(
             members[_home(name, homes)].append(parameter)
     groups: list[dict[str, Any]] = []
     for old, parameters in zip(optimizer.param_groups, members, strict=True):
-        # initial_lr belongs to a scheduler, which would take it for a run to be continued.
+        # initial_lr belongs to a scheduler, which would interpret it as a run to be resumed.
         drop = {"params", "param_names", "initial_lr"}
         settings = {k: copy.deepcopy(v) for k, v in old.items() if k not in drop}
         groups.append({"params": parameters, **settings})
@@ -113,8 +111,8 @@ def rebuild_optimizer(
         return kind(groups, **defaults)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{kind.__name__} cannot be built again from its settings {sorted(defaults)}: {error}. "
-            "Construct it yourself over the new model's parameters."
+            f"{kind.__name__} cannot be rebuilt from its settings {sorted(defaults)}: {error}. "
+            "Construct it explicitly over the new model's parameters."
         ) from error
 
 
@@ -127,17 +125,17 @@ def _homes(optimizer: torch.optim.Optimizer, dense: nn.Module | None) -> dict[st
         for position, parameter in enumerate(group["params"]):
             name = own[position] if own else names.get(id(parameter))
             if name is None:
-                wanted = "dense= as the model that it was built for" if dense else "dense="
+                wanted = "the model that the optimizer was built for as dense=" if dense else "dense="
                 raise ConfigError(
                     f"the optimizer has {len(optimizer.param_groups)} parameter groups without "
-                    f"names, so it is unknown where the new parameters belong. Give {wanted}."
+                    f"names, so the groups of the new parameters are unknown. Pass {wanted}."
                 )
             homes[name] = index
     return homes
 
 
 def _home(name: str, homes: dict[str, int]) -> int:
-    """Return the group of a new parameter: that of its own name, else of its layer's."""
+    """Return the group of a new parameter: that of its name, otherwise that of its layer."""
     if name in homes:
         return homes[name]
     path, _, leaf = name.rpartition(".")
@@ -146,7 +144,7 @@ def _home(name: str, homes: dict[str, int]) -> int:
         for wanted in (f"{path}.{kind}", f"{path}.weight"):
             if wanted in homes:
                 return homes[wanted]
-        # The projections of an attention come out of parameters that its own module packed.
+        # The projections of an attention replace packed parameters of the attention module.
         inside = [old for old in homes if old.startswith(f"{path}.")]
         groups = {homes[old] for old in inside if old.endswith(kind)}
         if len(groups) == 1:
@@ -156,5 +154,5 @@ def _home(name: str, homes: dict[str, int]) -> int:
         path = path.rpartition(".")[0]
     raise ModelError(
         f"the parameter {name!r} has no counterpart among the optimizer's parameters. Was the optimizer "
-        "built for another model, or the layer frozen? Construct the optimizer yourself."
+        "built for another model, or the layer frozen? Construct the optimizer explicitly."
     )

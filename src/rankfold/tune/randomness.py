@@ -1,9 +1,8 @@
-"""Random streams: parts of a program that draw from the global generators without disturbing each other.
+"""Random streams, so that parts of a program draw from the global generators without affecting each other.
 
-User code (samplers, augmentation, dropout) draws from Python's, NumPy's and torch's global generators,
-so reproducible training has to own them for a while. Each purpose gets a separate stream, seeded by
-what it is for and when, and never by what ran before: so a run that is resumed draws the same numbers
-as one that was never interrupted, and no generator's state needs to be stored.
+User code (samplers, augmentation, dropout) draws from the global generators of Python, NumPy and torch. For
+reproducible training, each purpose has a separate stream whose seed depends on the purpose and the step, not on what
+ran before. A resumed run therefore draws the same numbers as an uninterrupted one, without stored generator states.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import random
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,13 +20,13 @@ import torch
 def entropy(*key: int | str) -> int:
     """Return a 63-bit seed that depends on every part of the key."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
-    # NumPy takes trailing zeros for nothing, hence the length.
+    # NumPy ignores trailing zeros, hence the length.
     return int(np.random.SeedSequence([len(words), *words]).generate_state(1, np.uint64)[0]) >> 1
 
 
 @contextmanager
 def preserved(device: torch.device) -> Iterator[None]:
-    """Put every global generator back as it was when the block ends, however it ends."""
+    """Restore every global generator at the end of the block."""
     before = _capture(device)
     try:
         yield
@@ -37,14 +35,9 @@ def preserved(device: torch.device) -> Iterator[None]:
 
 
 class RandomStream:
-    """A stream of the global generators, entered as a context, again and again.
+    """A stream of the global generators; a context that can be entered repeatedly.
 
-    Parameters
-    ----------
-    device : torch.device
-        The accelerator whose generator belongs to the stream too.
-    *key : int or str
-        What the stream is for; equal keys give equal streams.
+    It includes the generator of the device. Equal keys give equal streams.
     """
 
     def __init__(self, device: torch.device, *key: int | str) -> None:
@@ -60,17 +53,12 @@ class RandomStream:
         else:
             _put(self._state, self._device)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._state = _capture(self._device)
         _put(self._outside.pop(), self._device)
 
 
-# NumPy's legacy global generator is what users' augmentation draws from, hence the noqas.
+# Users' augmentation draws from NumPy's legacy global generator, hence the noqas.
 
 
 def _capture(device: torch.device) -> tuple[Any, ...]:

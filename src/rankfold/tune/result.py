@@ -1,4 +1,4 @@
-"""What fine-tuning gives back."""
+"""The results of fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Epoch:
     Parameters
     ----------
     epoch : int
-        From 1.
+        Number of the epoch, from 1.
     loss : float
         Mean over the epoch's samples, each measured before the step that it contributed to.
     terms : mapping
@@ -26,7 +26,7 @@ class Epoch:
     metric : float or None
         The metric after the epoch.
     seconds : float
-        Of this epoch, the metric and (in a resumed run) the time before the interruption included.
+        Duration, including the metric and (in a resumed run) the time before the interruption.
     """
 
     epoch: int
@@ -43,7 +43,7 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneResult:
-    """A fine-tuned model and how it came about.
+    """A fine-tuned model and its training history.
 
     Parameters
     ----------
@@ -52,12 +52,12 @@ class TuneResult:
     history : tuple of Epoch
         One entry per epoch.
     steps : int
-        Optimizer steps in all, those before an interruption included.
+        Total number of optimizer steps, including those before an interruption.
     stopped_early : bool
         Whether the metric reached the target before the last epoch.
     resumed_from : int or None
-        The step at which a checkpoint was continued; None if there was none. Equal to `steps` if
-        the run had been finished before.
+        The step of the checkpoint that the run resumed from; None without one. Equal to `steps` if the run had already
+        finished.
     """
 
     model: nn.Module = field(repr=False)
@@ -67,7 +67,7 @@ class TuneResult:
     resumed_from: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the model as JSON-ready values."""
+        """Return all fields except the model as JSON-ready values."""
         return {
             "history": [epoch.to_dict() for epoch in self.history],
             "steps": self.steps,
@@ -78,18 +78,16 @@ class TuneResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInfo:
-    """What a progress callback is told after each step.
+    """The state that a progress callback receives after each step.
 
     Parameters
     ----------
     step, total : int
-        Steps done and planned, over all epochs.
+        Completed and planned steps, over all epochs.
     epoch : int
-        From 1.
-    loss : float
-        Of this step.
-    lr : float
-        Of this step.
+        Number of the epoch, from 1.
+    loss, lr : float
+        Loss and learning rate of the step.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""One training run: epochs, steps, checkpoints, on Hugging Face Accelerate."""
+"""One training run: epochs, steps and checkpoints, on Hugging Face Accelerate."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from rankfold.inventory import KeptState, holds_graph
 from rankfold.tune import checkpoint
 from rankfold.tune.batch_source import BatchSource, Shard, digest, require_batches
 from rankfold.tune.config import FineTune
+from rankfold.tune.objective import scalar
 from rankfold.tune.optimizers import build_optimizer, lr_at
 from rankfold.tune.randomness import RandomStream, preserved
 from rankfold.tune.result import Epoch, StepInfo, TuneResult
@@ -38,11 +39,11 @@ Progress = Callable[[StepInfo], object]
 
 @dataclass(slots=True)
 class State:
-    """Where a run is. Everything here is stored in a checkpoint."""
+    """The progress of a run, as stored in a checkpoint."""
 
-    epoch: int = 0  # the one under way, from 0
-    batch: int = 0  # batches of it that are done
-    step: int = 0  # optimizer steps in all
+    epoch: int = 0  # the current one, from 0
+    batch: int = 0  # completed batches of it
+    step: int = 0  # optimizer steps in total
     loss: float = 0.0  # sum over this epoch's samples
     terms: dict[str, float] = field(default_factory=dict)  # the same for each term
     samples: int = 0
@@ -53,84 +54,68 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass
 class Run:
-    """The run of one process.
+    """The run of one process; the networks are on the training device. See `rankfold.tune.finetune`."""
 
-    Parameters
-    ----------
-    model, teacher : nn.Module
-        On the training device.
-    objective : nn.Module
-        Called with a `Step`, returns the loss, or the loss and its terms by name.
-    config, metric, progress
-        See `rankfold.tune.finetune`.
-    accelerator : Accelerator
-        Device, processes, mixed precision.
-    source : BatchSource
-        This process's data.
-    """
+    model: nn.Module
+    teacher: nn.Module | None
+    objective: nn.Module  # maps a `Step` to the loss, or to the loss and its terms by name
+    config: FineTune
+    metric: Metric | None
+    progress: Progress | None
+    accelerator: Accelerator
+    source: BatchSource
 
-    def __init__(
-        self,
-        model: nn.Module,
-        teacher: nn.Module | None,
-        objective: nn.Module,
-        config: FineTune,
-        metric: Metric | None,
-        progress: Progress | None,
-        accelerator: Accelerator,
-        source: BatchSource,
-    ) -> None:
-        self.model, self.objective = model, objective
-        self.config, self.metric, self.progress = config, metric, progress
-        self.accelerator, self.source = accelerator, source
+    def __post_init__(self) -> None:
+        config, accelerator = self.config, self.accelerator
         self.main = accelerator.is_main_process
         self.state, self.started = State(), False
-        self.kept, self.stateful = KeptState(model, buffers=False), None
+        self.kept, self.stateful = KeptState(self.model, buffers=False), None
         self.total = self._total_steps()
         self.file: Path | None = None
         self.identity: dict[str, Any] = {}
         self.probe: dict[str, Any] | None = None
         if config.checkpoint is not None:
             self.file = checkpoint.checkpoint_file(config.checkpoint)
-            self.identity = checkpoint.identity(model, teacher, config, self.total)
-            self.probe = self._probe(teacher)
-        optimizer = build_optimizer(objective, config)
+            self.identity = checkpoint.identity(self.model, self.teacher, config, self.total)
+            self.probe = self._probe()
+        optimizer = build_optimizer(self.objective, config)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.wrapped, self.optimizer = accelerator.prepare(objective, optimizer)
-        self.optimizer.zero_grad()  # a model in use may come with gradients
+        self.wrapped, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        self.optimizer.zero_grad()  # the model may have gradients
 
     def _total_steps(self) -> int:
         config, source = self.config, self.source
         length = source.length()
         if source.once and config.epochs > 1:
             raise DataError(
-                f"the fine-tuning data is an iterator, which gives its batches once, but epochs is "
-                f"{config.epochs}. Give a list or a DataLoader, or set epochs=1."
+                f"the fine-tuning data is an iterator, which yields its batches only once, but epochs is "
+                f"{config.epochs}. Pass a list or a DataLoader, or set epochs=1."
             )
         if length is None and config.max_steps is not None:
             return config.max_steps
         total = config.epochs * (length if length is not None else source.count())
         return min(total, config.max_steps or total)
 
-    def _probe(self, teacher: nn.Module | None) -> dict[str, Any] | None:
-        """Return what identifies this run's data and networks; None if the data comes only once."""
+    def _probe(self) -> dict[str, Any] | None:
+        """Return a fingerprint of this run's data and networks; None if the data can be iterated over only once."""
         if self.source.once or not self.main:
             return None
         device = self.accelerator.device
         with preserved(device), closing(self.source.epoch(0)) as shards:
             shard = next(shards, None)
-        return None if shard is None else checkpoint.probe(self.model, teacher, to_device(shard.batch, device))
+        return None if shard is None else checkpoint.probe(self.model, self.teacher, to_device(shard.batch, device))
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return cast(Tensor, self.accelerator.reduce(tensor, "sum"))
 
     def run(self) -> TuneResult:
-        """Resume if there is something to resume, and train to the end."""
+        """Resume from the checkpoint if there is one, and train to the end."""
         replay = self._resume() if self.config.resume else None
         resumed = self.state.step if replay is not None else None
         if replay is None:
-            self._save(None)  # finds out before any work whether it can be written
+            self._save(None)  # fails before any work if it cannot be written
         while not self.state.finished:
             self._epoch(replay)
             replay = None
@@ -151,7 +136,7 @@ class Run:
         start, before, done = time.monotonic(), state.seconds, state.batch
         with closing(self.source.epoch(state.epoch)) as shards:
             for position, shard in enumerate(self._tracked(shards)):
-                if position < done:  # replayed: it moves the data's random numbers on
+                if position < done:  # replayed to advance the data's random numbers
                     if position == done - 1 and replay:
                         self._check_replay(shard, replay)
                     continue
@@ -183,7 +168,7 @@ class Run:
         state.lr = lr_at(config, state.step, self.total)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = lr_at(config, state.step, self.total, peak)
-        # Dropout and the like draw from a stream of their own, which depends on the step alone.
+        # Dropout and similar layers draw from a separate stream, which depends on the step only.
         rank = accelerator.process_index
         with RandomStream(accelerator.device, config.seed, "model", state.step, rank):
             loss, terms = self._forward(step)
@@ -191,7 +176,7 @@ class Run:
             mean, *parts = (self._sum(values * shard.weight)).tolist()
             if not all(map(math.isfinite, (mean, *parts))):
                 self._raise_diverged(mean, dict(zip(terms, parts, strict=True)), inputs)
-            # The wrapper averages the processes' gradients; this makes it the mean over samples.
+            # The wrapper averages the gradients over processes; this turns them into the mean over samples.
             accelerator.backward(loss * (shard.weight * accelerator.num_processes))
             if config.max_grad_norm is not None:
                 accelerator.clip_grad_norm_(self.objective.parameters(), config.max_grad_norm)
@@ -199,7 +184,7 @@ class Run:
             self.optimizer.zero_grad()
         if self.stateful is None:
             self.stateful = holds_graph(self.model)
-        if self.stateful:  # recurrent state of one batch: the next could not go back through its graph
+        if self.stateful:  # recurrent state: the graph of one batch is freed before the next
             self.kept.reset()
         self.started = True
         state.loss += mean * shard.total
@@ -223,33 +208,30 @@ class Run:
         except (RuntimeError, TypeError, ValueError) as error:
             if "more than 1 value per channel" in str(error):
                 raise DataError(
-                    f"batch {self.state.batch + 1} gives {step.samples} sample(s) to a process, too "
-                    "few for BatchNorm. Give the DataLoader drop_last=True or another batch_size, "
-                    "or set freeze_batchnorm_statistics=True."
+                    f"batch {self.state.batch + 1} has {step.samples} sample(s) per process, too few for BatchNorm. "
+                    "Set drop_last=True or another batch_size in the DataLoader, or set "
+                    "freeze_batchnorm_statistics=True."
                 ) from error
             raise ModelError(
                 f"the model, the teacher or the loss cannot handle {step.where}: {error}. A batch is (inputs, target), "
-                "or inputs alone; inputs in a tuple or mapping are several arguments."
+                "or inputs only; inputs in a tuple or mapping are several arguments."
             ) from error
         loss, terms = result if isinstance(result, tuple) else (result, {})
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ModelError(f"the objective must return one number, the mean over the batch. Got {got} instead.")
-        return loss.reshape(()), terms
+        return scalar(loss, "the objective"), terms
 
     def _raise_diverged(self, loss: float, terms: Mapping[str, float], inputs: Any) -> None:
         state = self.state
-        guilty = [name for name, value in terms.items() if not math.isfinite(value)]
+        diverged = [name for name, value in terms.items() if not math.isfinite(value)]
         where = f"step {state.step + 1} (epoch {state.epoch + 1}, batch {state.batch + 1})"
-        where += f", in the term(s) {', '.join(guilty)}" if guilty else ""
+        where += f", in the term(s) {', '.join(diverged)}" if diverged else ""
         if all(bool(t.isfinite().all()) for t in float_tensors(inputs)):
             advice = (
-                f"Lower lr (it is {self.config.peak_lr:.3g}), set max_grad_norm=1.0, lengthen "
-                "warmup, or use mixed_precision='bf16' if it is 'fp16'."
+                f"Lower lr (now {self.config.peak_lr:.3g}), set max_grad_norm=1.0, increase "
+                "warmup, or use mixed_precision='bf16' instead of 'fp16'."
             )
         else:
-            advice = "That batch's inputs hold NaN or infinity: fix or remove them."
-        raise ModelError(f"the loss became {loss} at {where}. {advice} The weights are those before the step.")
+            advice = "The inputs of that batch contain NaN or infinity: fix or remove them."
+        raise ModelError(f"the loss became {loss} at {where}. {advice} The step has not changed the weights.")
 
     def _finish_epoch(self, start: float, before: float) -> None:
         state, config = self.state, self.config
@@ -276,9 +258,9 @@ class Run:
     def _check_replay(self, shard: Shard, replay: str) -> None:
         if self.main and digest(shard.batch) != replay:
             warnings.warn(
-                "the data came in another order than before the interruption, so this run will not "
-                "end as an uninterrupted one would. Draw random numbers from the global generators "
-                "only, or give the data a method set_epoch(epoch).",
+                "the data has another order than before the interruption, so the result will differ from that of an "
+                "uninterrupted run. Draw random numbers from the global generators only, or define a method "
+                "set_epoch(epoch) on the data.",
                 RankfoldWarning,
                 stacklevel=2,
             )
@@ -291,7 +273,7 @@ class Run:
                     module.eval()
 
     def _share_buffers(self) -> None:
-        """Give every process the main one's buffers: BatchNorm has seen different shards."""
+        """Broadcast the main process's buffers: BatchNorm has seen different shards."""
         from accelerate.utils import broadcast
 
         if self.accelerator.num_processes > 1:
@@ -316,17 +298,17 @@ class Run:
                 "`next(model.parameters()).device`."
             ) from error
         box = [value]
-        broadcast_object_list(box)  # all processes must agree on whether to stop
+        broadcast_object_list(box)  # all processes must make the same decision to stop
         return box[0]
 
     def _own_tensors(self) -> dict[str, Tensor]:
         """Return the parameters and buffers of the objective that are not the model's."""
-        known = {id(t) for t in (*self.model.parameters(), *self.model.buffers())}
+        shared = {id(t) for t in (*self.model.parameters(), *self.model.buffers())}
         tensors = (*self.objective.named_parameters(), *self.objective.named_buffers())
-        return {name: tensor.detach() for name, tensor in tensors if id(tensor) not in known}
+        return {name: tensor.detach() for name, tensor in tensors if id(tensor) not in shared}
 
     def _save(self, shard: Shard | None) -> None:
-        """Write a checkpoint after a shard, or at the border of two epochs."""
+        """Write a checkpoint after a shard, or between two epochs."""
         if self.file is None or not self.main:
             return
         scaler = self.accelerator.scaler
@@ -347,12 +329,12 @@ class Run:
         )
 
     def _resume(self) -> str | None:
-        """Continue from the checkpoint; return the hash of its last batch, None if there is none."""
+        """Load the checkpoint; return the hash of its last batch, or None without a checkpoint."""
         from accelerate.utils import broadcast_object_list
 
         if self.file is None:
             return None
-        # The main process reads it for all: the others may not see its disk.
+        # The main process reads it for all processes: others may not have access to its disk.
         box: list[Any] = [self._read() if self.main else None]
         broadcast_object_list(box)
         stored = box[0]
@@ -379,8 +361,8 @@ class Run:
             if stored is not None:
                 checkpoint.require_same(self.file, stored.get("identity"), self.identity)
                 if stored["processes"] == self.accelerator.num_processes:  # or the shards differ
-                    # Within an epoch the batches that are replayed show whether the data is another one.
+                    # Within an epoch, the replayed batches show whether the data has changed.
                     checkpoint.require_same_probe(self.file, stored.get("probe"), self.probe, warn=not stored["replay"])
-        except RankfoldError as error:  # every process has to hear of it
+        except RankfoldError as error:  # raised by every process
             return error
         return stored

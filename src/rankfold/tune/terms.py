@@ -1,4 +1,4 @@
-"""Loss terms of fine-tuning: what a term sees, what it declares, and where it is registered by name."""
+"""The contract of loss terms, and their registry."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from torch import Tensor, nn
 
 from rankfold._registry import Registry
 
+WRONG_TEACHER = "The teacher must be the network that the model was compressed from."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What a loss is computed from: one process's share of a batch, on the training device.
+    """The input of a loss: one process's shard of a batch, on the training device.
 
     Parameters
     ----------
     inputs, target : object
-        As the batch gives them (`rankfold.batches.split_batch`); the target is None without labels.
+        The parts of the batch (`rankfold.batches.split_batch`); the target is None without labels.
     samples, total : int
-        Samples in the share, and in the whole batch.
+        Samples in the shard, and in the whole batch.
     active : bool
-        False if there are fewer samples than processes: this process then computes along, and its loss does not count.
+        False if there are fewer samples than processes: this process then takes part, but its loss does not count.
     where : str
-        The batch in words, for messages.
+        A description of the batch, for messages.
     sum : callable
         Sums a tensor over all processes.
     outputs, teacher_outputs : object
-        What the model and the teacher returned; the teacher's are detached, and None if no term needs them.
+        The outputs of the model and of the teacher; the teacher's are detached, and None if no term needs them.
     """
 
     inputs: Any
@@ -43,10 +45,10 @@ class Step:
 
 
 class Term:
-    """One term of the loss; a subclass overrides `loss`, and the rest where it needs it.
+    """The base class of loss terms; a subclass overrides `loss`, and the other methods as needed.
 
-    A run calls `start` once. At each step the teacher runs first, if any term needs it, then `teacher_ran` is called,
-    then the model runs, with `compare` at every call of a module that `start` named, and then `loss` is called.
+    A run calls `start` once. In each step, the teacher runs first, if a term needs it, followed by `teacher_ran`. Then
+    the model runs, with `compare` at every call of a module that `start` named, followed by `loss`.
 
     Attributes
     ----------
@@ -55,7 +57,7 @@ class Term:
     weight : float
         The factor of the term in the loss.
     needs_labels, needs_teacher : bool
-        What cannot be missing.
+        The requirements of the term.
     """
 
     name: str
@@ -65,21 +67,21 @@ class Term:
 
     @classmethod
     def of(cls, config: Any) -> Self:  # noqa: ARG003
-        """Return the term with the options that a `FineTune` has for it."""
+        """Return the term with its options in a `FineTune`."""
         return cls()
 
     def start(self, student: nn.Module, teacher: nn.Module | None) -> Iterable[str]:  # noqa: ARG002
-        """Prepare for a run, and return the paths of the modules whose outputs are to be compared in both networks."""
+        """Prepare for a run; return the paths of the modules whose outputs are compared in both networks."""
         return ()
 
     def teacher_ran(self, step: Step, outputs: Mapping[str, Sequence[Tensor]]) -> None:
-        """Take note of the teacher's outputs at the modules that `start` named, call by call."""
+        """Receive the teacher's outputs of the modules that `start` named, by path and call."""
 
     def compare(self, step: Step, path: str, ours: Tensor, theirs: Tensor) -> None:
-        """Take note of one call of a module in the model, and of the same call in the teacher."""
+        """Receive the outputs of one call of a module in the model and in the teacher."""
 
     def loss(self, step: Step) -> Tensor:
-        """Return the term, unweighted: one number, the mean over the samples of the step."""
+        """Return the unweighted term: a scalar, the mean over the samples of the step."""
         raise NotImplementedError
 
 
