@@ -944,13 +944,15 @@ def _(s: Scene) -> Act:
     return lambda: rf.save(small, file.parent)
 
 
-@case("save below a file", e.RankfoldError, r"cannot write", r"notes\.txt", r"Choose another place")
+@case("save below a file", e.RankfoldError, r"cannot write", r"notes\.txt", r"Choose another location")
 def _(s: Scene) -> Act:
     small, file = rf.apply(s.net, s.plan()), s.file("notes.txt", "mine")
     return lambda: rf.save(small, file / "out")
 
 
-@case("save where nothing can be renamed", e.RankfoldError, r"cannot write", r"Read-only file system", r"another place")
+@case(
+    "save where nothing can be renamed", e.RankfoldError, r"cannot write", r"Read-only file system", r"another location"
+)
 def _(s: Scene) -> Act:
     small = rf.apply(s.net, s.plan())
 
@@ -961,7 +963,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.save(small, s.folder / "deep" / "out")
 
 
-@case("save to a full disk", e.RankfoldError, r"cannot write", r"No space left", r"another place")
+@case("save to a full disk", e.RankfoldError, r"cannot write", r"No space left", r"another location")
 def _(s: Scene) -> Act:
     from safetensors import SafetensorError
 

@@ -74,7 +74,7 @@ def test_check_writable(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "deep")
     assert _names(tmp_path) == []
     write_text(tmp_path / "file", "x")
-    with pytest.raises(RankfoldError, match="cannot write.*below.*Choose another place"):
+    with pytest.raises(RankfoldError, match="cannot write.*below.*Choose another location"):
         check_writable(tmp_path / "file" / "below")
     assert _names(tmp_path) == ["file"]
 

@@ -52,7 +52,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], object], *, sweeping:
     with making_folder(path.parent, target=path):
         if os.path.exists(path) and not os.path.isfile(path):  # a rename would replace it
             kind = _kind(os.stat(path).st_mode)
-            raise RankfoldError(f"cannot write {str(path)!r}: it is {kind}. Choose another place.")
+            raise RankfoldError(f"cannot write {str(path)!r}: it is {kind}. Choose another location.")
         if sweeping:
             sweep(path.parent, path.name)
         temporary, handle = _locked_temporary(path)
@@ -222,7 +222,7 @@ def _kind(mode: int) -> str:
 
 def _cannot_write(path: Path, error: Exception) -> RankfoldError:
     reason = getattr(error, "strerror", None) or error
-    return RankfoldError(f"cannot write {str(path)!r}: {reason}. Choose another place.")
+    return RankfoldError(f"cannot write {str(path)!r}: {reason}. Choose another location.")
 
 
 def to_disk(file: Path) -> None:
