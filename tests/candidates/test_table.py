@@ -112,7 +112,7 @@ def test_one_layer_is_prepared_at_a_time() -> None:
 def test_a_broken_weight_is_named() -> None:
     model, inventory, config = parts()
     nn.init.constant_(model[3].weight, float("inf"))
-    with pytest.raises(InvalidWeight, match="'3' .Linear 192->10. holds 1920 NaN or infinite"):
+    with pytest.raises(InvalidWeight, match="'3' .Linear 192->10. contains 1920 NaN or infinite"):
         build_table(Pricing.of(inventory), lambda name: layer_weight(model, name), config)
 
 

@@ -384,7 +384,7 @@ def test_options_out_of_range(name: str) -> None:
 
 
 def test_layers_that_cannot_be_explored() -> None:
-    with pytest.raises(UnsupportedLayer, match="for convolutions"):
+    with pytest.raises(UnsupportedLayer, match="only supports convolutions"):
         explore(LAYERS["linear"], "tucker")
     with pytest.raises(ConfigError, match="no calls"):
         explore(LAYERS["2-D"].static(), "tt")

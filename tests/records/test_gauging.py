@@ -97,7 +97,7 @@ def test_a_useless_rank_between_kernels_is_left_alone() -> None:
 def test_a_bias_or_reshape_between_two_stages_is_in_the_way() -> None:
     first, last = (LinearSpec(name=n, in_features=9, out_features=9) for n in "ab")
     between = Blueprint((replace(first, bias=True), last))
-    assert gauge_obstacle(between) == "a bias lies on the bond"
+    assert gauge_obstacle(between) == "there is a bias at the bond"
     assert "reshape" in str(gauge_obstacle(Blueprint((first, ReshapeSpec(name="r", tail=(3, 3)), last))))
     assert gauge_obstacle(Blueprint((first, last, BiasSpec(name="o", features=9)))) is None
 

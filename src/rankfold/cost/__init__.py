@@ -1,4 +1,4 @@
-"""Costs of blueprints, counted without building them."""
+"""Costs of blueprints, computed from shapes alone."""
 
 from rankfold.cost.count import blueprint_cost as blueprint_cost
 from rankfold.cost.count import gauged_cost as gauged_cost

@@ -1,4 +1,4 @@
-"""Parameters, MACs, feature maps and bytes of any blueprint."""
+"""Parameters, MACs, feature maps and bytes of blueprints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rankfold.records.deploy import check_deploy_dtype, stage_bytes
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What flows between two stages: batch elements, channels, spatial sizes."""
+    """Shape of the data between two stages."""
 
     batch: int
     channels: int
@@ -33,31 +33,16 @@ class Flow:
 
     @property
     def numel(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return self.batch * self.channels * math.prod(self.size)
 
 
 def blueprint_cost(blueprint: Blueprint, layer: LayerInfo, *, deploy_dtype: str | None = None) -> Cost:
     """Return the cost of a factored layer on the layer's calls.
 
-    MACs count what `rankfold.inventory.operations.OperationCounter` counts: products with weights; biases and reshapes
-    are free, and so are the copies that a gauged stage makes. Feature maps are the outputs of all stages
-    with weights. Bytes are those of the parameters and of a gauged stage's indices.
-
-    Parameters
-    ----------
-    blueprint : Blueprint
-        The factored layer's stages.
-    layer : LayerInfo
-        The layer that they replace.
-    deploy_dtype : str or None
-        The data type that weights are stored in: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"``; by default
-        the layer's own. See `rankfold.records.deploy.stage_bytes` for the rule.
-
-    Raises
-    ------
-    UnknownNameError
-        If the deployment data type is unknown.
+    As in `rankfold.inventory.operations.OperationCounter`, MACs are products with weights; biases, reshapes and the
+    copies of a gauged stage are free. Feature maps are the outputs of all stages with weights. Bytes are those of
+    `rankfold.records.deploy.stage_bytes`. Raises `UnknownNameError` for an unknown deployment data type.
     """
     check_deploy_dtype(deploy_dtype)
     macs = fm = 0
@@ -72,18 +57,14 @@ def blueprint_cost(blueprint: Blueprint, layer: LayerInfo, *, deploy_dtype: str 
 def gauged_cost(
     blueprint: Blueprint, layer: LayerInfo, *, gauge: bool = True, deploy_dtype: str | None = None
 ) -> tuple[Cost, bool]:
-    """Return the cost of a factored layer, gauged if that is allowed and wins, and whether it is.
+    """Return the cost of a factored layer, gauged if that is allowed and beneficial, and whether it is gauged.
 
-    It wins with fewer parameters, no more MACs and no more bytes (indices of the pivots included) at the deployment
-    data type, which is by default the layer's own.
+    A gauge is beneficial if it takes fewer parameters, no more MACs and no more bytes, including the indices.
     """
     plain = blueprint_cost(blueprint, layer, deploy_dtype=deploy_dtype)
     if not gauge:
         return plain, False
-    fixed = gauge_blueprint(blueprint)
-    if not fixed.gauged:
-        return plain, False
-    cost = blueprint_cost(fixed, layer, deploy_dtype=deploy_dtype)
+    cost = blueprint_cost(gauge_blueprint(blueprint), layer, deploy_dtype=deploy_dtype)
     wins = cost.params < plain.params and cost.macs <= plain.macs and cost.weight_bytes <= plain.weight_bytes
     return (cost, True) if wins else (plain, False)
 
@@ -103,7 +84,7 @@ def _one_call(blueprint: Blueprint, layer: LayerInfo, call: Call) -> tuple[int, 
 
 
 def stage_flows(blueprint: Blueprint, layer: LayerInfo, call: Call) -> Iterator[tuple[Stage, Flow, Flow]]:
-    """Yield every stage with what flows into it and out of it at one call of the layer."""
+    """Yield every stage with the shapes of its input and output at one call of the layer."""
     flow = Flow(call.batch, layer.in_channels, call.in_size)
     for stage in blueprint.stages:
         after = _after(stage.base if isinstance(stage, GaugedSpec) else stage, flow)
@@ -112,7 +93,7 @@ def stage_flows(blueprint: Blueprint, layer: LayerInfo, call: Call) -> Iterator[
 
 
 def padding_sizes(spec: ConvSpec) -> Size:
-    """Return how many positions the padding adds to each axis, both sides together."""
+    """Return the number of positions that the padding adds to each axis, on both sides together."""
     if spec.padding == "same":
         return tuple(d * (k - 1) for d, k in zip(spec.dilation, spec.kernel, strict=True))
     return tuple(0 if isinstance(spec.padding, str) else 2 * spec.padding[axis] for axis in range(len(spec.kernel)))
@@ -129,7 +110,7 @@ def _after(stage: ConvSpec | LinearSpec | ReshapeSpec | BiasSpec, flow: Flow) ->
 
 
 def _conv_size(stage: ConvSpec, size: Size) -> Size:
-    """Return the output sizes by the formulas in the documentation of ``torch.nn.Conv2d`` and ``ConvTranspose2d``."""
+    """Return the output sizes, by the formulas of ``torch.nn.Conv2d`` and ``torch.nn.ConvTranspose2d``."""
     if stage.padding == "same":
         return size
     out, padding = [], padding_sizes(stage)

@@ -1,4 +1,4 @@
-"""The one room where layers, candidates and plans are priced: at a data type, gauged or not, in every resource."""
+"""Prices of layers, candidates and plans at a data type, gauged or not, in every resource."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from rankfold.records.deploy import check_deploy_dtype, outside_bytes
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
-    """What the layers of a model, their candidates and whole plans cost. `Pricing.of` makes one.
+    """Prices of a model's layers, their candidates and whole plans. Create one with `Pricing.of`.
 
     Parameters
     ----------
     inventory : Inventory
-        The model's layers, with their costs as they are at the deployment data type.
+        The model's layers, with dense costs at the deployment data type.
     deploy_dtype : str or None
-        The data type in which weights are stored on the device: ``"float32"``, ``"float16"``, ``"bfloat16"`` or
-        ``"int8"``. None is the model's own.
+        Data type of the weights on the device: ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"int8"``. None is the
+        model's own.
     gauge : bool
-        Whether factors are gauged wherever that wins (`rankfold.cost.gauged_cost`).
+        Whether factors are gauged wherever that is beneficial (`rankfold.cost.gauged_cost`).
     resources : tuple of str
-        Names of the resources with a `Resource.layer` that are priced, too.
+        Names of the priced resources with a `Resource.layer`.
     profile : ActivationProfile or None
-        The dense model's activation memory, at the deployment data type; candidates are then priced in peak RAM, too.
+        Activation memory of the dense model at the deployment data type, if candidates are priced in peak RAM.
     """
 
     inventory: Inventory
@@ -67,23 +67,16 @@ class Pricing:
         resources: Iterable[str] = (),
         profile: ActivationProfile | None = None,
     ) -> Pricing:
-        """Return the prices of a model.
+        """Return the prices of a model with an inventory from `rankfold.inspect`.
 
-        Parameters
-        ----------
-        inventory : Inventory
-            From `rankfold.inspect`.
-        deploy_dtype, gauge, profile
-            As for the class.
-        resources : iterable of str
-            What is going to be bounded or reported. Only resources with a `Resource.layer` need to be named.
+        `resources` names the resources to be bounded or reported; only those with a `Resource.layer` are required.
 
         Raises
         ------
         UnknownNameError
             If the data type or a resource is unknown.
         ConfigError
-            If `gauge` is neither true nor false.
+            If `gauge` is not a boolean.
 
         Examples
         --------
@@ -101,9 +94,9 @@ class Pricing:
 
     @classmethod
     def of_plan(cls, inventory: Inventory, plan: Plan) -> Pricing:
-        """Return the prices of a model that a plan was made for, at the plan's data type and in its bounded resources.
+        """Return the prices of a plan's model, at the plan's data type and in the resources of its budget.
 
-        A bound that cannot be read here, as one on a resource that is registered elsewhere, is left out.
+        A budget that cannot be parsed, such as one on a resource that is not registered here, is ignored.
         """
         provenance = plan.provenance
         try:
@@ -113,12 +106,7 @@ class Pricing:
         return cls.of(inventory, deploy_dtype=provenance.deploy_dtype, resources=resources)
 
     def _priced(self, inventory: Inventory) -> Inventory:
-        """Return an inventory with the bytes of the deployment data type and the further resources.
-
-        With int8 a weight of a layer takes one byte, the scale of each output channel four (float32) and a bias four
-        (int32). What belongs to no layer (normalisation, embeddings, persistent buffers) takes the size of the data
-        type with float32, float16 and bfloat16 and stays float32 with int8; integer buffers stay as they are.
-        """
+        """Return an inventory with the bytes of the deployment data type and the further resources."""
         costs, total = inventory.costs, inventory.total
         if self.deploy_dtype is not None:
             costs = {layer.name: dense_cost(layer, deploy_dtype=self.deploy_dtype) for layer in inventory}
@@ -134,7 +122,7 @@ class Pricing:
         return {name: amount(layer, blueprint) for name, amount in amounts.items() if amount is not None}
 
     def blueprint_cost(self, layer: LayerInfo, blueprint: Blueprint) -> Cost:
-        """Return the cost of a layer that is factored as a blueprint says."""
+        """Return the cost of a factored layer."""
         cost = blueprint_cost(blueprint, layer, deploy_dtype=self.deploy_dtype)
         return replace(cost, more=self._more(layer, blueprint)) if self.resources else cost
 
@@ -147,20 +135,9 @@ class Pricing:
         options: Mapping[str, Any] | None = None,
         gauge: bool = False,
     ) -> Candidate:
-        """Return a candidate of a layer; its error is 1 until it is computed.
+        """Return a candidate of a layer, with error 1 until the error is computed.
 
-        Parameters
-        ----------
-        layer : LayerInfo
-            The layer.
-        method : Method
-            How it is factored.
-        ranks : tuple of int
-            Within the method's limits.
-        options : mapping, optional
-            The options that the method was made with.
-        gauge : bool
-            Gauge the factors even where that does not win.
+        `options` are those of the method. `gauge` gauges the factors even if that is not beneficial.
         """
         blueprint = method.blueprint(layer, ranks)
         cost, gauged = gauged_cost(blueprint, layer, gauge=self.gauge, deploy_dtype=self.deploy_dtype)
@@ -180,11 +157,11 @@ class Pricing:
         return candidate.cost.params < dense.params and candidate.cost.macs <= dense.macs
 
     def layer_costs(self, plan: Plan) -> dict[str, Cost]:
-        """Return the cost of every layer that a plan factors, by name."""
+        """Return the costs of the layers that a plan factors, by name."""
         return {name: self.choice_cost(name, choice) for name, choice in plan.factored.items()}
 
     def choice_cost(self, name: str, choice: Choice) -> Cost:
-        """Return the cost of a layer that is factored as a choice says."""
+        """Return the cost of a layer after a choice has been applied."""
         layer = self.inventory.layer(name)
         return self.blueprint_cost(layer, methods.chosen_blueprint(layer, choice))
 
@@ -193,22 +170,22 @@ class Pricing:
         return replaced(self.inventory.total, self.inventory.costs, layers)
 
     def plan_cost(self, plan: Plan) -> Cost:
-        """Return the cost of the whole model with a plan applied."""
+        """Return the cost of the whole model after a plan has been applied."""
         return self.total_with(self.layer_costs(plan))
 
     def peak_ram(self, plan: Plan) -> int:
-        """Return the peak activation memory with a plan applied, in bytes; the pricing must have a profile."""
+        """Return the peak activation memory under a plan, in bytes; requires a profile."""
         assert self.profile is not None
         profile, factored = self.profile, plan.factored
 
-        def taken(name: str) -> int:
+        def ram(name: str) -> int:
             layer, choice = self.inventory.layer(name), factored.get(name)
             return layer_ram(profile, layer, None if choice is None else methods.chosen_blueprint(layer, choice))
 
-        return max([profile.floor, *map(taken, profile.layers)])
+        return max([profile.floor, *map(ram, profile.layers)])
 
     def peaks(self, layers: Iterable[str], fixed: Iterable[Candidate]) -> PeakRAM | None:
-        """Return the peak RAM outside of the candidates of some layers; None without a profile."""
+        """Return the peak RAM without the candidates of some layers; None without a profile."""
         if self.profile is None:
             return None
         dense = {name: layer_ram(self.profile, self.inventory.layer(name)) for name in self.profile.layers}
@@ -218,9 +195,9 @@ class Pricing:
         return PeakRAM(dense=self.profile.peak, floor=max([self.profile.floor, *others]), kept=kept)
 
     def built(self, inventory: Inventory, plan: Plan) -> Inventory:
-        """Return the inventory of a model that a plan was applied to, at the deployment data type.
+        """Return the inventory of a compressed model at the deployment data type.
 
-        Its costs are counted again, independently of the plan; only further resources are those of the plan's choices.
+        Costs are counted independently of the plan, except for further resources.
         """
         own = replace(self, resources=())._priced(inventory)
         return replace(own, total=replace(own.total, more=self.plan_cost(plan).more)) if self.resources else own
@@ -236,39 +213,20 @@ class Pricing:
         points: int = 64,
         gauge: bool = False,
     ) -> Ranks:
-        """Return the ranks of least error that keep at most a share of a layer's parameters.
+        """Return the ranks of least error on the method's grid that keep at most a share of a layer's parameters.
 
-        Parameters
-        ----------
-        layer : LayerInfo
-            The layer.
-        method : Method
-            Its ranks are chosen from.
-        share : float
-            In (0, 1].
-        error : callable
-            Returns the error of ranks, as `Prepared.error` does.
-        multiple, points
-            Of the method's rank grid.
-        gauge : bool
-            As for `candidate`.
-
-        Raises
-        ------
-        ConfigError
-            If the share is out of range, or too small for any ranks.
+        `error` returns the error of ranks, as `Prepared.error` does; for `gauge`, see `candidate`. Raises `ConfigError`
+        if the share is not in (0, 1], or too small for any ranks.
         """
         require(0 < share <= 1, f"share of parameters of {layer.title}", share, "in (0, 1]")
         dense = dense_cost(layer).params
-        grid = [
-            self.candidate(layer, method, ranks, gauge=gauge)
-            for ranks in method.rank_grid(layer, multiple=multiple, points=points)
-        ]
+        settings = method.rank_grid(layer, multiple=multiple, points=points)
+        grid = [self.candidate(layer, method, ranks, gauge=gauge) for ranks in settings]
         fitting = [c.ranks for c in grid if c.cost.params <= share * dense]
         if not fitting:
             least = min(c.cost.params for c in grid) / dense
             raise ConfigError(
                 f"no ranks of {method.name!r} fit {layer.title} in {share:.3g} of its parameters; the smallest "
-                f"possible share is {least:.3g}. Give a larger share, or use another method."
+                f"possible share is {least:.3g}. Use a larger share or another method."
             )
         return min(fitting, key=lambda ranks: (error(ranks), ranks))

@@ -1,7 +1,7 @@
-"""The activation memory that a layer takes while it runs, dense or factored, from shapes alone.
+"""Activation memory while a dense or factored layer runs, from shapes alone.
 
-A factored layer's stages run inside the layer's own place in the graph. What is alive around them is known from the
-dense model, so the peak while it runs depends on its own choice alone.
+The stages of a factored layer run in the layer's place in the graph. The buffers that are alive around them are those
+of the dense model, so the peak while a layer runs depends only on the choice for this layer.
 """
 
 from __future__ import annotations
@@ -15,29 +15,27 @@ from rankfold.records.activations import ActivationProfile, LayerRun
 
 
 def layer_ram(profile: ActivationProfile, layer: LayerInfo, blueprint: Blueprint | None = None) -> int:
-    """Return the peak activation memory while a layer runs.
+    """Return the peak activation memory while a layer runs, in bytes.
 
     Parameters
     ----------
     profile : ActivationProfile
-        Of the dense model; its sizes are those of the data type that it was made for.
+        Profile of the dense model.
     layer : LayerInfo
         One of the profile's layers.
     blueprint : Blueprint or None
-        The factored layer's stages; None keeps the layer.
+        The factored layer; None keeps the layer.
 
     Returns
     -------
     int
-        Bytes, over all of the layer's runs: everything that is alive then, the layer's input and output included. 0
-        for a layer on which the model's result does not depend.
+        The maximum over all runs of everything that is alive, including the layer's input and output; 0 for a layer
+        without influence on the model's output.
     """
     runs = profile.layers.get(layer.name, ())
-    return max((_dense(run) if blueprint is None else _factored(run, layer, blueprint) for run in runs), default=0)
-
-
-def _dense(run: LayerRun) -> int:
-    return run.others + run.input + run.output
+    if blueprint is None:
+        return max((run.others + run.input + run.output for run in runs), default=0)
+    return max((_factored(run, layer, blueprint) for run in runs), default=0)
 
 
 def _factored(run: LayerRun, layer: LayerInfo, blueprint: Blueprint) -> int:
@@ -54,7 +52,7 @@ def _factored(run: LayerRun, layer: LayerInfo, blueprint: Blueprint) -> int:
 
 
 def _module_call(call: Call, layer: LayerInfo) -> Call:
-    """Return a call with the layer's own input size: in the graph, an operation before it pads, unless with zeros."""
+    """Return a call with the input size before padding: in the graph, padding other than zeros is an operation."""
     if layer.padding_mode == "zeros" or layer.kind == "linear":
         return call
     spec = ConvSpec(
@@ -67,18 +65,10 @@ def _module_call(call: Call, layer: LayerInfo) -> Call:
 
 @dataclass(slots=True)
 class _Memory:
-    """Bytes alive while the stages of a layer run.
-
-    Parameters
-    ----------
-    now : int
-        Alive now.
-    current : int
-        Of these, what goes when nothing needs the last result any more; 0 while that is an input with later readers.
-    """
+    """Bytes alive while the stages of a layer run."""
 
     now: int
-    current: int
+    current: int  # freed together with the last result; 0 while that is an input that is read again later
     peak: int = 0
 
     def __post_init__(self) -> None:
@@ -89,14 +79,10 @@ class _Memory:
         self.now += size
         self.peak = max(self.peak, self.now)
 
-    def free(self, size: int) -> None:
-        """Give a buffer back."""
-        self.now -= size
-
     def replace(self, size: int) -> None:
-        """Compute a result of this size from the current one, which goes."""
+        """Compute a result of this size from the current one, which is freed."""
         self.add(size)
-        self.free(self.current)
+        self.now -= self.current
         self.current = size
 
 
@@ -117,7 +103,7 @@ def _run_stage(memory: _Memory, stage: Stage, before: Flow, after: Flow, item: i
 
 
 def _gauged_input(memory: _Memory, stage: GaugedSpec, before: Flow, after: Flow, item: int) -> None:
-    """``y = x[pivots] + rest(x[others])``, x being the shifted copies of the padded input under a kernel."""
+    """``y = x[pivots] + rest(x[others])``, where x is the padded input, in shifted copies for a kernel."""
     base = stage.base
     positions = after.numel // (stage.groups * stage.rank) * item
     if isinstance(base, ConvSpec) and not base.pointwise:
@@ -125,33 +111,33 @@ def _gauged_input(memory: _Memory, stage: GaugedSpec, before: Flow, after: Flow,
             memory.replace(_padded(base, before) * item)
         memory.replace(stage.groups * stage.size * positions)
     elif not stage.weights:
-        return  # its result is its input
+        return  # the result is the input
     result, others = after.numel * item, stage.groups * (stage.size - stage.rank) * positions
     if not stage.weights:
         memory.replace(result)
         return
     memory.add(others)
     memory.add(result)
-    memory.free(others)
+    memory.now -= others
     memory.replace(result)  # the pivots, to which the rest is added
-    memory.free(result)
+    memory.now -= result
 
 
 def _gauged_output(memory: _Memory, stage: GaugedSpec, after: Flow, item: int) -> None:
-    """``y = [x, rest(x)]`` in the order of the outputs, plus the bias."""
+    """``y = [x, rest(x)]``, reordered, plus the bias."""
     result = after.numel * item
     if stage.weights:
         rest = result // stage.size * (stage.size - stage.rank)
         memory.add(rest)
         memory.replace(result)
-        memory.free(rest)
+        memory.now -= rest
         memory.replace(result)
     if stage.base.bias:
         _add_in_place(memory, result)
 
 
 def _add_in_place(memory: _Memory, size: int) -> None:
-    """Add a bias to the current result: in its own buffer, unless that is an input with later readers."""
+    """Add a bias to the current result, in its buffer unless that is an input that is read again later."""
     if not memory.current:
         memory.replace(size)
 

@@ -1,7 +1,8 @@
-"""Stages that the convolution methods are made of."""
+"""What the convolution methods share: their stages, and which layers they support."""
 
 from __future__ import annotations
 
+from rankfold.methods.contract import DEPTHWISE, Method
 from rankfold.records import ConvSpec, LayerInfo
 
 
@@ -9,16 +10,10 @@ def pointwise(layer: LayerInfo, name: str, in_channels: int, out_channels: int, 
     """Return a 1x1 convolution within the layer's groups; channel numbers are per group."""
     dims = len(layer.kernel)
     return ConvSpec(
-        name=name,
-        in_channels=in_channels * layer.groups,
-        out_channels=out_channels * layer.groups,
-        kernel=(1,) * dims,
-        stride=(1,) * dims,
-        padding=(0,) * dims,
-        dilation=(1,) * dims,
-        groups=layer.groups,
+        name=name, in_channels=in_channels * layer.groups, out_channels=out_channels * layer.groups,
+        kernel=(1,) * dims, stride=(1,) * dims, padding=(0,) * dims, dilation=(1,) * dims, groups=layer.groups,
         bias=bias,
-    )
+    )  # fmt: skip
 
 
 def spatial(
@@ -31,9 +26,9 @@ def spatial(
     axes: tuple[int, ...] | None = None,
     bias: bool = False,
 ) -> ConvSpec:
-    """Return a convolution with the layer's kernel, stride, padding and dilation along some axes (all by default).
+    """Return a convolution with the layer's kernel, stride, padding and dilation along some axes (by default all).
 
-    Along the other axes it is pointwise. Channel numbers are totals; `groups` defaults to the layer's.
+    It is pointwise along the other axes. Channel numbers are totals; `groups` defaults to the layer's.
     """
     dims = len(layer.kernel)
     axes = tuple(range(dims)) if axes is None else axes
@@ -57,12 +52,17 @@ def spatial(
     )
 
 
-def conv_reason(layer: LayerInfo) -> str | None:
-    """Return why a spatial factorization does not fit the layer, or None."""
-    if layer.kind != "conv":
-        return "it is for convolutions"
-    if layer.depthwise:
-        return "a depthwise convolution has one input channel a group: nothing to factor"
-    if layer.kernel_numel == 1:
-        return "a 1x1 convolution has no spatial extent to factor; use svd or qr"
-    return None
+class KernelMethod(Method):
+    """A factorization of convolutions with a spatial extent."""
+
+    __slots__ = ()
+
+    def supports(self, layer: LayerInfo) -> str | None:
+        """Convolutions of any dimension with a spatial extent."""
+        if layer.kind != "conv":
+            return "it only supports convolutions"
+        if layer.depthwise:
+            return DEPTHWISE
+        if layer.kernel_numel == 1:
+            return "a 1x1 convolution has no spatial extent to factor; use svd or qr"
+        return None

@@ -1,4 +1,4 @@
-"""From factors to the weight that they compose to."""
+"""Composition of factors into a weight."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rankfold.records import Blueprint, ConvSpec, LayerInfo, LinearSpec, Reshape
 
 
 def compose(blueprint: Blueprint, layer: LayerInfo, factors: Sequence[Tensor]) -> Tensor:
-    """Return the weight of a factored layer; a pure function, differentiable in the factors.
+    """Return the weight of a factored layer: a pure function, differentiable with respect to the factors.
 
     Parameters
     ----------
     blueprint : Blueprint
-        The stages. A gauge makes no difference: it changes how factors are stored, not what they compute.
+        The stages. A gauge makes no difference: it changes the storage of factors, not the function.
     layer : LayerInfo
-        The layer that is factored.
+        The layer before it is factored.
     factors : sequence of Tensor
         Canonical factors in the blueprint's order, of one data type and device.
 
@@ -64,7 +64,7 @@ def _linear(blueprint: Blueprint, layer: LayerInfo, factors: Sequence[Tensor]) -
 
 
 def _convolution(layer: LayerInfo, factors: Sequence[Tensor]) -> Tensor:
-    """Return the kernels of the stages, composed (each axis belongs to one stage)."""
+    """Return the composition of the stages' kernels; each kernel axis belongs to one stage."""
     total = factors[0].flatten(0, 1)
     for part in factors[1:]:  # (groups, out / groups, in / groups, *kernel)
         groups, dims = part.shape[0], part.ndim - 3
@@ -74,6 +74,6 @@ def _convolution(layer: LayerInfo, factors: Sequence[Tensor]) -> Tensor:
         product = part.permute(*front, 0, 1, 2) @ before.permute(*front, 0, 1, 2)
         total = product.permute(dims, dims + 1, dims + 2, *range(dims)).flatten(0, 1)
     if not layer.transposed:
-        return total.contiguous()  # code that reads a weight views it
+        return total.contiguous()  # callers view the weight
     grouped = total.unflatten(0, (layer.groups, layer.group_out))
     return grouped.movedim(2, 1).flatten(0, 1).contiguous()

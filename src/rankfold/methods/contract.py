@@ -1,4 +1,4 @@
-"""The contract that every factorization meets, and the one door to its expensive part."""
+"""The contract of factorizations, and `prepare`, which passes weights to them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,19 +22,19 @@ from rankfold.records import Blueprint, LayerInfo, Ranks
 
 
 class Prepared(Protocol):
-    """One layer, made ready for every rank."""
+    """One layer, prepared for every rank."""
 
     def error(self, ranks: Ranks) -> float:
-        """Return the predicted relative error, 0..1; never grows with a rank; cheap for every rank."""
+        """Return the predicted relative error, 0..1. It is cheap to compute and never increases with a rank."""
         ...
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
-        """Return the tensors that fill the blueprint of these ranks, in its order."""
+        """Return the factors of the blueprint of these ranks, in its order."""
         ...
 
 
 class Method(ABC):
-    """A factorization: what it supports, what it is made of, and how to find the factors.
+    """A factorization: the layers it supports, its stages, and the computation of its factors.
 
     A subclass is a frozen dataclass whose fields are the method's options, one file each in this package, registered
     under its `name`.
@@ -41,17 +42,17 @@ class Method(ABC):
     Attributes
     ----------
     name : str
-        The name that users give and plans record.
+        The name in plans and in the interface.
     adaptive : bool
-        Whether weights of at most single precision are given in float32, which the method widens where its result needs
-        it. By default they are given in float64.
+        Whether weights of single precision or less are passed in float32, which the method widens where necessary. By
+        default they are passed in float64.
     balanced : bool
-        Whether the factors share the weight's scale evenly and own their memory. `prepare` then scales only weights
-        that are huge or tiny; by default it scales all of them.
+        Whether the factors share the weight's scale evenly and own their memory. `prepare` then scales only huge or
+        tiny weights; by default it scales all of them.
     flexibility : int or None
-        Score in table 6 of Kokhazadeh et al. (2025): 5 for shape and ranks, 4 for a rank for each dimension, which may
-        be left whole, 3 for several ranks, 2 for one rank for all dimensions, 1 for a matrix with one rank. None is 1
-        for a single rank and 3 for several.
+        Score in table 6 of Kokhazadeh et al. (2025): 5 for shape and ranks, 4 for one rank per dimension that may be
+        left whole, 3 for several ranks, 2 for one rank for all dimensions, 1 for a matrix with one rank. None is 1 for
+        a single rank and 3 for several.
     """
 
     __slots__ = ()
@@ -63,16 +64,17 @@ class Method(ABC):
 
     @abstractmethod
     def supports(self, layer: LayerInfo) -> str | None:
-        """Return None if the layer can be factored, else the reason in words for the user."""
+        """Return None if the layer can be factored, else the reason why not, for the user."""
 
     @abstractmethod
     def max_ranks(self, layer: LayerInfo) -> Ranks:
-        """Return the largest sensible rank in each position; with all of them the layer is reproduced."""
+        """Return the largest useful rank in each position; at these ranks, the layer is reproduced exactly."""
 
     def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
-        """Return rank settings to choose from: multiples of `multiple`, about `points` of them for a single rank.
+        """Return the rank settings of the search: multiples of `multiple`, about `points` of them for a single rank.
 
-        By default the product of evenly spaced ranks in each position, about ``points ** 2 / 4`` settings for several.
+        By default the product of evenly spaced ranks in each position, about ``points ** 2 / 4`` settings for several
+        ranks.
         """
         limits = self.max_ranks(layer)
         side = points if len(limits) == 1 else max(3, round((points * points / 4) ** (1 / len(limits))))
@@ -83,41 +85,34 @@ class Method(ABC):
         """Return the stages of the factored layer."""
 
     def variants(self, layer: LayerInfo, cores: int) -> Iterator[Mapping[str, Any]]:
-        """Yield the options that an analysis of the whole rank space adds, one mapping for each shape of the factors.
+        """Yield, for each shape of the factors with at most `cores` cores, the options that select it.
 
-        By default the factors have one shape and nothing is added.
-
-        Parameters
-        ----------
-        layer : LayerInfo
-            The layer.
-        cores : int
-            Most cores of a tensor shape.
+        An analysis of the rank space counts all of them. By default there is one shape, without options.
         """
         yield {}
 
     @abstractmethod
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> Prepared:
-        """Do the expensive part once.
+        """Do the expensive work that all ranks share.
 
         Parameters
         ----------
         weight : Tensor
-            Canonical: ``(groups, out / groups, in / groups, *kernel)``, finite. Do not write to it: it may be the
-            layer's own memory. Its largest magnitude is 1, of a balanced method within `HARMLESS` (or 0).
+            Canonical: ``(groups, out / groups, in / groups, *kernel)``, finite. Do not write to it: it may share the
+            layer's memory. Its largest magnitude is 1, or within `HARMLESS` (or 0) for a balanced method.
         layer : LayerInfo
             The layer.
         moments : Moments or None
-            Second moments of the layer's input; None minimises the error of the weight instead of the output's.
+            Second moments of the layer's input. None minimises the error of the weight instead of the output.
         """
 
 
 @runtime_checkable
 class Unfolds(Protocol):
-    """A method each of whose ranks is the rank of a matrix; strategies that find ranks analytically ask for it."""
+    """A method whose ranks are matrix ranks, as strategies with analytic ranks require."""
 
     def unfoldings(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """Return the matrices ``(groups, rows, columns)`` of a canonical weight, one for each rank."""
+        """Return the matrices ``(groups, rows, columns)`` of a canonical weight, one per rank."""
         ...
 
 
@@ -126,6 +121,8 @@ registry: Registry[Method] = Registry("method")
 
 get = registry.get
 """Return a method by name, with options, or a method object as it is; see `Registry.get`."""
+
+DEPTHWISE = "a depthwise convolution has one input channel per group, so there is nothing to factor"
 
 
 def check_supported(method: Method, layer: LayerInfo) -> None:
@@ -136,7 +133,7 @@ def check_supported(method: Method, layer: LayerInfo) -> None:
 
 
 def check_ranks(method: Method, layer: LayerInfo, ranks: Ranks) -> None:
-    """Raise `RankError`, naming the layer and what is allowed, unless the ranks fit."""
+    """Raise `RankError`, with the layer and the allowed range, if ranks are invalid."""
     limits = method.max_ranks(layer)
     allowed = ", ".join(f"1..{limit}" for limit in limits)
     if len(ranks) != len(limits):
@@ -154,11 +151,11 @@ def check_ranks(method: Method, layer: LayerInfo, ranks: Ranks) -> None:
 
 
 def check_finite(weight: Tensor, layer: LayerInfo) -> None:
-    """Raise `InvalidWeight`, naming the layer, if a weight holds NaN or infinity."""
+    """Raise `InvalidWeight` if the weight of a layer contains NaN or infinity."""
     bad = int((~torch.isfinite(weight)).sum())
     if bad:
         raise InvalidWeight(
-            f"the weight of {layer.title} holds {bad} NaN or infinite value(s). "
+            f"the weight of {layer.title} contains {bad} NaN or infinite value(s). "
             "Repair the checkpoint, or exclude the layer."
         )
 
@@ -173,60 +170,59 @@ def to_canonical(weight: Tensor, layer: LayerInfo) -> Tensor:
 
 
 HARMLESS = (2.0**-10, 2.0**10)
-"""Least and greatest magnitude of a weight that is left as it is: its squares are far from the ends of any range."""
+"""Range of magnitudes of a weight that need no scaling: their squares are representable in any data type."""
 
 
 _NO_CONTEXT = nullcontext()
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """Return a context without autocast; an empty one where there is none, which is much quicker to enter."""
+    """Return a context without autocast. If autocast is off, the context is empty, which is much faster to enter."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _NO_CONTEXT
 
 
+@dataclass(frozen=True, slots=True)
 class _Scaled:
-    """Puts the weight's scale back onto the factors, evenly; keeps autocast away from what is computed when needed."""
+    """Runs without autocast, and distributes the weight's scale evenly over the factors."""
 
-    __slots__ = ("_device", "_prepared", "_scale")
-
-    def __init__(self, prepared: Prepared, scale: float | None, device: str) -> None:
-        self._prepared = prepared
-        self._scale = scale
-        self._device = device
+    prepared: Prepared
+    scale: float | None
+    device: str
 
     def error(self, ranks: Ranks) -> float:
-        with without_autocast(self._device):
-            return self._prepared.error(ranks)
+        with without_autocast(self.device):
+            return self.prepared.error(ranks)
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
-        with without_autocast(self._device):
-            factors = self._prepared.factorize(ranks)
-        if self._scale is None:
+        with without_autocast(self.device):
+            factors = self.prepared.factorize(ranks)
+        if self.scale is None:
             return factors
-        share = self._scale ** (1 / len(factors))
+        share = self.scale ** (1 / len(factors))
         return tuple(factor * share for factor in factors)
 
 
 def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments | None = None) -> Prepared:
-    """Prepare a layer with a method: the one place where weights enter the kernels.
+    """Prepare a layer with a method.
 
-    Checks the weight, works in float64 (float32 above a gibibyte, and where a method finds that enough: see
-    `rankfold.factor.linalg`), outside of autocast, and scales the weight to magnitude 1, so that huge, tiny and
-    half-precision weights are factored alike (where a method is balanced, only huge and tiny ones are scaled). Factors
-    are on the weight's device; on the CPU if that has no float64. Within `sharing_prepared` a layer is prepared once.
+    The weight is checked, converted to float64 (float32 above a gibibyte, or where that is precise enough: see
+    `rankfold.factor.linalg`) and scaled to magnitude 1, so that huge, tiny and half-precision weights are factored
+    alike; balanced methods only need huge and tiny weights scaled. Autocast is disabled. The factors are on the
+    weight's device, or on the CPU if the device does not support float64. Within `sharing_prepared`, a layer is
+    prepared once.
 
     Parameters
     ----------
     weight : Tensor
-        In torch's layout (`LayerInfo.weight_shape`), any floating data type; left untouched. It is not copied where
-        nothing has to be converted: leave it as it is, too, for as long as the result is in use.
+        In torch's layout (`LayerInfo.weight_shape`), of any floating-point data type. It is not modified, but it may
+        not be copied either: do not change it as long as the result is in use.
 
     Raises
     ------
     UnsupportedLayer
         If the method cannot factor the layer.
     InvalidWeight
-        If the weight has another shape than the layer, or holds NaN or infinity.
+        If the weight does not have the layer's shape, or contains NaN or infinity.
     """
     check_supported(method, layer)
     return shared(layer.name, repr(method), weight, moments, lambda: _prepared(method, weight, layer, moments))
@@ -234,9 +230,7 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
 
 def _prepared(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> Prepared:
     if weight.shape != layer.weight_shape:
-        raise InvalidWeight(
-            f"the weight of {layer.title} has shape {tuple(weight.shape)}, expected {layer.weight_shape}."
-        )
+        raise InvalidWeight(f"the weight of {layer.title} has shape {tuple(weight.shape)}, not {layer.weight_shape}.")
     weight, device = weight.detach(), weight.device.type
     if device in NO_DOUBLE:
         weight, device = weight.cpu(), "cpu"
@@ -258,12 +252,12 @@ def _prepared(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments
 
 
 def _is_harmless(weight: Tensor) -> bool:
-    """Return whether the largest magnitude is surely within `HARMLESS`: the norm and the root mean square are."""
+    """Return whether the norm and the root mean square, and so the largest magnitude, are within `HARMLESS`."""
     return HARMLESS[0] * weight.numel() ** 0.5 <= torch.linalg.vector_norm(weight).item() <= HARMLESS[1]
 
 
 def _largest(weight: Tensor, layer: LayerInfo) -> float:
-    """Return the largest magnitude, 1 if that is 0; raise `InvalidWeight` if the weight holds NaN or infinity."""
+    """Return the largest magnitude, or 1 if that is 0; raise `InvalidWeight` if the weight is not finite."""
     if not weight.numel():
         return 1.0
     low, high = torch.aminmax(weight)
@@ -287,10 +281,7 @@ def whiten_inputs(weight: Tensor, metric: Metric | None) -> Tensor:
 
 
 def rank_values(limit: int, *, multiple: int, points: int) -> list[int]:
-    """Return about `points` ranks in 1..limit: multiples of `multiple`, evenly spaced, the largest included.
-
-    A limit below `multiple` gives just the limit.
-    """
+    """Return about `points` evenly spaced multiples of `multiple` in 1..limit, and the limit itself."""
     if limit <= multiple:
         return [limit]
     count = limit // multiple

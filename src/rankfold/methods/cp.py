@@ -12,16 +12,14 @@ from rankfold.factor.als import Effort, even_out
 from rankfold.factor.canonical import Canonical
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
-from rankfold.methods._stages import conv_reason, pointwise, spatial
-from rankfold.methods.contract import Method, Prepared, channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods._stages import KernelMethod, pointwise, spatial
+from rankfold.methods.contract import Prepared, channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks
-
-_USUAL = Effort()
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedCP:
-    """The weight ``(groups, o, i, *kernel)`` in the metric, cut into slices."""
+    """CP decompositions of the weight ``(groups, o, i, *kernel)`` in the metric."""
 
     canonical: Canonical
     layer: LayerInfo
@@ -29,7 +27,7 @@ class PreparedCP:
     effort: Effort
 
     def error(self, ranks: Ranks) -> float:
-        """Return the error of the start, an upper bound of the factors' error."""
+        """Return the error of the start, an upper bound on that of the factors."""
         return self.canonical.relative_error(ranks[0], self.effort)
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
@@ -50,36 +48,30 @@ class PreparedCP:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CP(Method):
+class CP(Effort, KernelMethod):
     """Canonical polyadic decomposition; ranks ``(R,)``.
 
     Lebedev et al. (2015), "Speeding-up convolutional neural networks using fine-tuned CP-decomposition", section 3.2.
-    Started from the singular triples of the kernel slices and iterated with norm control, so it is deterministic and
-    cannot diverge.
+    The iterations start from the singular triples of the kernel slices and control the norm of the terms, so the method
+    is deterministic and cannot diverge.
 
     Parameters
     ----------
     iterations : int
-        Most sweeps of alternating least squares; 0 keeps the start.
+        Maximum number of sweeps of alternating least squares; 0 keeps the start.
     tolerance : float
-        Stop when 20 sweeps lowered the relative error by less than this share of it.
+        Stop when the last 20 sweeps lowered the relative error by less than this share of it.
     target : float
         Stop as soon as the relative error is at most this.
     norm_limit : float
-        Bound of the energy of the rank-one terms, relative to that of the weight: terms that grow and cancel each other
-        are held below it.
+        Bound on the energy of the rank-one terms, relative to that of the weight. It keeps terms from growing and
+        cancelling each other.
     starts : int
-        Most starts of the iterations; small weights get several, up to this number, and the best result is taken.
+        Maximum number of starts. Small weights get several starts, of which the best result is kept.
     """
 
     name = "cp"
     flexibility = 2
-
-    iterations: int = _USUAL.iterations
-    tolerance: float = _USUAL.tolerance
-    target: float = _USUAL.target
-    norm_limit: float = _USUAL.norm_limit
-    starts: int = _USUAL.starts
 
     def __post_init__(self) -> None:
         require(is_integer(self.iterations) and self.iterations >= 0, "iterations", self.iterations, "an integer >= 0")
@@ -90,23 +82,8 @@ class CP(Method):
         require(is_number(self.norm_limit) and self.norm_limit >= 1, "norm_limit", self.norm_limit, "a number >= 1")
         require(is_integer(self.starts) and 1 <= self.starts <= 100, "starts", self.starts, "an integer in 1..100")
 
-    @property
-    def effort(self) -> Effort:
-        """The same for the kernel."""
-        return Effort(
-            iterations=self.iterations,
-            tolerance=self.tolerance,
-            target=self.target,
-            norm_limit=self.norm_limit,
-            starts=self.starts,
-        )
-
-    def supports(self, layer: LayerInfo) -> str | None:
-        """Convolutions of any dimension with a spatial extent."""
-        return conv_reason(layer)
-
     def max_ranks(self, layer: LayerInfo) -> Ranks:
-        """Return the rank from which on the start is exact: kernel positions times the smaller channel mode."""
+        """Return the rank at which the start becomes exact: kernel positions times the smaller channel mode."""
         return (layer.kernel_numel * min(layer.group_out, layer.group_in),)
 
     def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
@@ -120,18 +97,14 @@ class CP(Method):
         """Return d + 2 stages."""
         inner = ranks[0] * layer.groups
         axes = [spatial(layer, f"axis{a}", inner, inner, groups=inner, axes=(a,)) for a in range(len(layer.kernel))]
-        return Blueprint(
-            (
-                pointwise(layer, "input", layer.group_in, ranks[0]),
-                *axes,
-                pointwise(layer, "output", ranks[0], layer.group_out, bias=layer.bias),
-            )
-        )
+        first = pointwise(layer, "input", layer.group_in, ranks[0])
+        last = pointwise(layer, "output", ranks[0], layer.group_out, bias=layer.bias)
+        return Blueprint((first, *axes, last))
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> Prepared:
         """Decompose the kernel slices."""
         metric = channel_metric(moments)
-        return PreparedCP(Canonical(whiten_inputs(weight, metric)), layer, metric, self.effort)
+        return PreparedCP(Canonical(whiten_inputs(weight, metric)), layer, metric, self)
 
 
 registry.register(CP, summary="canonical polyadic decomposition")

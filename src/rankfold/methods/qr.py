@@ -9,30 +9,27 @@ from torch import Tensor
 from rankfold._config import require
 from rankfold.factor.matrix import PlainQRProjection, QRProjection
 from rankfold.factor.moments import Moments
-from rankfold.methods.contract import Method, registry
-from rankfold.methods.svd import PreparedMatrix, in_metric, matrix_blueprint
-from rankfold.records import Blueprint, LayerInfo, Ranks
+from rankfold.methods.contract import registry
+from rankfold.methods.svd import MatrixMethod, PreparedMatrix, in_metric
+from rankfold.records import LayerInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QR(Method):
+class QR(MatrixMethod):
     """Truncated column-pivoted QR; ranks ``(r,)``.
 
-    The output is built from r actual columns of the weight (the inputs that matter most), orthonormalised. Never better
-    than `svd` at equal rank; one of the three factorizations of fully connected layers in Kokhazadeh et al. (2025),
-    section 2.1.
+    The basis of the outputs consists of r columns of the weight (the most important inputs), orthonormalised. Never
+    better than `svd` at equal rank. One of the three factorizations of fully connected layers in Kokhazadeh et al.
+    (2025), section 2.1.
 
     Parameters
     ----------
     pivoting : bool
-        Whether to choose the columns that matter most. Without it the first columns are taken, which is
-        plain QR as in Kokhazadeh et al. (2025), section 2.1: faster on small matrices, its error never smaller in
-        practice.
+        Whether to select the most important columns. Without pivoting the first columns are used, as in the plain QR of
+        Kokhazadeh et al. (2025), section 2.1: faster on small matrices, but in practice the error is never smaller.
     """
 
     name = "qr"
-    adaptive = True
-    balanced = True
 
     pivoting: bool = True
 
@@ -41,22 +38,13 @@ class QR(Method):
 
     def supports(self, layer: LayerInfo) -> str | None:
         """Linear layers and 1x1 convolutions."""
-        if layer.depthwise:
-            return "a depthwise convolution has one input channel a group: nothing to factor"
-        if layer.kernel_numel > 1:
-            return "it is for linear layers and 1x1 convolutions"
-        return None
-
-    def max_ranks(self, layer: LayerInfo) -> Ranks:
-        """Return the smaller side of the matrix."""
-        return (min(layer.group_out, layer.group_in),)
-
-    def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
-        """Return ``I -> r`` and ``r -> O``."""
-        return matrix_blueprint(layer, ranks[0])
+        reason = MatrixMethod.supports(self, layer)
+        if reason is None and layer.kernel_numel > 1:
+            return "it only supports linear layers and 1x1 convolutions"
+        return reason
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
-        """Take the matrix; pivots are chosen when errors or factors are requested."""
+        """Keep the matrix; pivots are chosen when errors or factors are requested."""
         project = QRProjection if self.pivoting else PlainQRProjection
         return PreparedMatrix(project(weight.flatten(2), in_metric(weight, moments)), layer)
 

@@ -1,12 +1,11 @@
-"""Prepared layers are used again: the candidate table, the estimator and the factorization need the same ones."""
+"""Reuse of prepared layers by the candidate table, the estimator and the factorization."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,21 +13,18 @@ from torch import Tensor
 from rankfold.factor.moments import Moments
 
 ROOM = 2**26
-"""Bytes of prepared layers that are kept: all those of a small network, the first ones of a large one."""
+"""Bytes of prepared layers that are kept: all layers of a small network, the first layers of a large one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A prepared layer, and what it was prepared from."""
-
+class _Kept(NamedTuple):
     prepared: Any
     weight: Tensor
     version: int
-    moments: Moments | None
+    moments: Moments | None  # keeps the id in the key valid
 
 
 class _Store:
-    """Prepared layers by layer name, method and second moments."""
+    """Prepared layers by layer name, method and identity of the second moments."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str, int], _Kept] = {}
@@ -36,7 +32,7 @@ class _Store:
         self._room = ROOM
 
     def get(self, name: str, method: str, weight: Tensor, moments: Moments | None, make: Callable[[], Any]) -> Any:
-        """Return the prepared layer that is kept, or a new one, kept if there is room."""
+        """Return the stored layer, or a new one, which is stored if there is room."""
         key = (name, method, id(moments))
         kept = self._kept.get(key)
         if kept is not None and kept.version == kept.weight._version and _same(kept.weight, weight):
@@ -49,7 +45,7 @@ class _Store:
         return prepared
 
     def _settle(self) -> None:
-        """Take the latest layer off the room, with all that it computed since; give it up if it does not fit."""
+        """Subtract the size of the last layer, including what it has computed since; drop it if it does not fit."""
         if self._open is None:
             return
         size = _bytes(self._kept[self._open].prepared, set())
@@ -65,10 +61,7 @@ _store: ContextVar[_Store | None] = ContextVar("prepared layers", default=None)
 
 @contextmanager
 def sharing_prepared() -> Iterator[None]:
-    """Keep prepared layers within this block, so that `rankfold.methods.prepare` need not prepare them again.
-
-    Their bytes are limited by `ROOM`. An outer block includes inner ones.
-    """
+    """Let `rankfold.methods.prepare` reuse prepared layers, up to `ROOM` bytes; inner blocks share the outer store."""
     token = _store.set(_store.get() or _Store())
     try:
         yield
@@ -77,9 +70,9 @@ def sharing_prepared() -> Iterator[None]:
 
 
 def shared(name: str, method: str, weight: Tensor, moments: Moments | None, make: Callable[[], Any]) -> Any:
-    """Return a prepared layer: within `sharing_prepared` the one that is kept, otherwise a new one."""
+    """Return a prepared layer, within `sharing_prepared` from the store."""
     store = _store.get()
-    if store is None or weight.is_inference():  # of which no change is counted
+    if store is None or weight.is_inference():  # inference tensors have no version counter
         return make()
     return store.get(name, method, weight, moments, make)
 

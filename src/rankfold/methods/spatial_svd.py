@@ -6,23 +6,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rankfold.factor.matrix import Projection, SVDProjection
+from rankfold.factor.matrix import SVDProjection
 from rankfold.factor.moments import Moments
-from rankfold.methods._stages import conv_reason, spatial
-from rankfold.methods.contract import Method, channel_metric, registry, whiten_inputs
+from rankfold.methods._stages import KernelMethod, spatial
+from rankfold.methods.contract import channel_metric, registry, whiten_inputs
+from rankfold.methods.svd import PreparedMatrix
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedSpatial:
-    """The matrix ``(O * K2, I * K1)`` and its projections."""
-
-    projection: Projection
-    layer: LayerInfo
-
-    def error(self, ranks: Ranks) -> float:
-        """Return the relative error of the truncation, exact."""
-        return self.projection.relative_error(ranks[0])
+class PreparedSpatial(PreparedMatrix):
+    """Projections of the matrix ``(O * K2, I * K1)``."""
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """Return the vertical ``(g, r, i, K1, 1)`` and the horizontal ``(g, o, r, 1, K2)`` factor."""
@@ -35,7 +29,7 @@ class PreparedSpatial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpatialSVD(Method):
+class SpatialSVD(KernelMethod):
     """A (K1 x 1) convolution I -> r, then a (1 x K2) convolution r -> O; ranks ``(r,)``.
 
     Jaderberg, Vedaldi & Zisserman (2014), section 2, scheme 2, by SVD of the ``(O K2) x (I K1)`` matrix, which is
@@ -47,12 +41,10 @@ class SpatialSVD(Method):
 
     def supports(self, layer: LayerInfo) -> str | None:
         """Two-dimensional convolutions whose kernel extends along both axes."""
-        reason = conv_reason(layer)
-        if reason is not None:
-            return reason
-        if len(layer.kernel) != 2 or 1 in layer.kernel:
-            return "it is for 2-D convolutions whose kernel extends along both axes"
-        return None
+        reason = KernelMethod.supports(self, layer)
+        if reason is None and (len(layer.kernel) != 2 or 1 in layer.kernel):
+            return "it only supports 2-D convolutions whose kernel extends along both axes"
+        return reason
 
     def max_ranks(self, layer: LayerInfo) -> Ranks:
         """Return the smaller side of the matrix."""
@@ -61,15 +53,12 @@ class SpatialSVD(Method):
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
         """Return the vertical and the horizontal convolution."""
         inner = ranks[0] * layer.groups
-        return Blueprint(
-            (
-                spatial(layer, "vertical", layer.in_channels, inner, axes=(0,)),
-                spatial(layer, "horizontal", inner, layer.out_channels, axes=(1,), bias=layer.bias),
-            )
-        )
+        vertical = spatial(layer, "vertical", layer.in_channels, inner, axes=(0,))
+        horizontal = spatial(layer, "horizontal", inner, layer.out_channels, axes=(1,), bias=layer.bias)
+        return Blueprint((vertical, horizontal))
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedSpatial:
-        """Take the matrix; with moments every kernel row sees the channel moment."""
+        """Keep the matrix; with moments, every kernel row is weighted by the channel moment."""
         metric = channel_metric(moments)
         seen = None if metric is None else _as_matrix(whiten_inputs(weight, metric))
         return PreparedSpatial(SVDProjection(_as_matrix(weight), seen), layer)

@@ -11,19 +11,19 @@ from rankfold.factor.linalg import Metric, eigh_descending, mean_share
 from rankfold.factor.matrix import Projection, SVDProjection
 from rankfold.factor.moments import Moments
 from rankfold.methods._stages import pointwise, spatial
-from rankfold.methods.contract import Method, registry, whiten_inputs
+from rankfold.methods.contract import DEPTHWISE, Method, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, LinearSpec, Ranks
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedMatrix:
-    """A nested family of projections, as factors of a linear layer or of a convolution's channel matrix."""
+    """Nested projections of a linear layer's weight or a convolution's channel matrix."""
 
     projection: Projection
     layer: LayerInfo
 
     def error(self, ranks: Ranks) -> float:
-        """Return the relative error of the truncation, exact."""
+        """Return the exact relative error of the truncation."""
         return self.projection.relative_error(ranks[0])
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
@@ -38,28 +38,38 @@ class PreparedMatrix:
         )
 
 
-def matrix_blueprint(layer: LayerInfo, rank: int) -> Blueprint:
-    """Return ``I -> r`` (with the layer's kernel) and ``r -> O``."""
-    if layer.kind == "linear":
-        return Blueprint(
-            (
-                LinearSpec(name="input", in_features=layer.in_channels, out_features=rank),
-                LinearSpec(name="output", in_features=rank, out_features=layer.out_channels, bias=layer.bias),
-            )
-        )
-    return Blueprint(
-        (
-            spatial(layer, "input", layer.in_channels, rank * layer.groups),
-            pointwise(layer, "output", rank, layer.group_out, bias=layer.bias),
-        )
-    )
+class MatrixMethod(Method):
+    """A factorization of the channel matrix ``(O, I * K)``."""
+
+    __slots__ = ()
+
+    adaptive = True
+    balanced = True
+
+    def supports(self, layer: LayerInfo) -> str | None:
+        """Every linear layer and every convolution that is not depthwise."""
+        return DEPTHWISE if layer.depthwise else None
+
+    def max_ranks(self, layer: LayerInfo) -> Ranks:
+        """Return the smaller side of the channel matrix."""
+        return (min(layer.group_out, layer.group_in * layer.kernel_numel),)
+
+    def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
+        """Return ``I -> r`` (with the layer's kernel) and ``r -> O``."""
+        (rank,) = ranks
+        if layer.kind == "linear":
+            first = LinearSpec(name="input", in_features=layer.in_channels, out_features=rank)
+            last = LinearSpec(name="output", in_features=rank, out_features=layer.out_channels, bias=layer.bias)
+            return Blueprint((first, last))
+        convolution = spatial(layer, "input", layer.in_channels, rank * layer.groups)
+        return Blueprint((convolution, pointwise(layer, "output", rank, layer.group_out, bias=layer.bias)))
 
 
 def in_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
     """Return the matrix ``(groups, o, i * K)`` in the metric of the data, or None without moments.
 
-    With the patch moment the truncation is exactly optimal for the layer's output error (Eckart-Young in the whitened
-    space). Without it every kernel position is taken to see the channel moment, independently of the others.
+    With the patch moment, the truncation minimises the layer's output error (Eckart-Young in the whitened space).
+    Without it, kernel positions are assumed to be independent, each with the channel moment.
     """
     if moments is None:
         return None
@@ -71,13 +81,13 @@ def in_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
 def short_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
     """Return a matrix with the Gram matrix of the rows of `in_metric`, and no more columns than rows.
 
-    Singular values and left singular vectors depend on this Gram matrix ``M C M^T`` alone. Where outputs are fewer than
-    inputs, a root of it takes the place of ``M C^(1/2)``, so that the larger matrix C needs no decomposition.
+    Singular values and left singular vectors depend only on this Gram matrix ``M C M^T``. If there are fewer outputs
+    than inputs, its root replaces ``M C^(1/2)``, so that the larger matrix C needs no decomposition.
     """
     matrix = weight.flatten(2)
     if moments is None or matrix.shape[1] >= matrix.shape[2]:
         return in_metric(weight, moments)
-    if weight[0, 0, 0].numel() > 1 and moments.patch is None:  # every kernel position sees the channel moment
+    if weight[0, 0, 0].numel() > 1 and moments.patch is None:  # the channel moment at every kernel position
         flat, moment = weight.flatten(3), moments.channel
         gram = torch.einsum("goik,gij,gpjk->gop", flat, moment, flat)
     else:
@@ -89,7 +99,7 @@ def short_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SVD(Method):
+class SVD(MatrixMethod):
     """Truncated SVD; ranks ``(r,)``.
 
     For a convolution: a convolution I -> r with the layer's kernel, then a 1x1 convolution r -> O (channel SVD; Zhang,
@@ -98,29 +108,13 @@ class SVD(Method):
     """
 
     name = "svd"
-    adaptive = True
-    balanced = True
-
-    def supports(self, layer: LayerInfo) -> str | None:
-        """Every linear layer and every convolution that is not depthwise."""
-        if layer.depthwise:
-            return "a depthwise convolution has one input channel a group: nothing to factor"
-        return None
-
-    def max_ranks(self, layer: LayerInfo) -> Ranks:
-        """Return the smaller side of the channel matrix."""
-        return (min(layer.group_out, layer.group_in * layer.kernel_numel),)
-
-    def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
-        """Return ``I -> r`` and ``r -> O``."""
-        return matrix_blueprint(layer, ranks[0])
 
     def unfoldings(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """Return the channel matrix, whose rank the rank is."""
+        """Return the channel matrix."""
         return (weight.flatten(2),)
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
-        """Take the matrix; singular vectors are computed when errors or factors are requested."""
+        """Keep the matrix; singular vectors are computed when errors or factors are requested."""
         return PreparedMatrix(SVDProjection(weight.flatten(2), short_metric(weight, moments)), layer)
 
 

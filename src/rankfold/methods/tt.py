@@ -11,28 +11,28 @@ from torch import Tensor
 from rankfold.factor.linalg import Metric
 from rankfold.factor.moments import Moments
 from rankfold.factor.tensor_train import TensorTrain, orthonormalized
-from rankfold.methods._stages import conv_reason, pointwise, spatial
-from rankfold.methods.contract import Method, channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods._stages import KernelMethod, pointwise, spatial
+from rankfold.methods.contract import channel_metric, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedTT:
-    """The weight as ``(groups, I, K1, ..., Kd, O)`` in the metric, and the spectra of its bonds."""
+    """Tensor trains of the weight ``(groups, I, K1, ..., Kd, O)`` in the metric."""
 
     train: TensorTrain
     layer: LayerInfo
     metric: Metric | None
 
     def error(self, ranks: Ranks) -> float:
-        """Return the TT-SVD bound, root of the sum of the bonds' squared errors."""
+        """Return the TT-SVD bound: the root of the sum of the bonds' squared errors."""
         return self.train.relative_error(ranks)
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
         """Return 1x1 ``I -> r1``, one 1-D convolution for each axis, 1x1 ``r -> O``."""
         cores = self.train.cores(ranks)
         if self.metric is not None:
-            # As in Tucker: the conditioning that un-whitening spoils moves on, here to the last core.
+            # Un-whitening worsens the conditioning; as in Tucker it is moved on, here to the last core.
             cores = orthonormalized([(self.metric.inverse @ cores[0].squeeze(1)).unsqueeze(1), *cores[1:]])
         dims = len(self.layer.kernel)
         stages = [cores[0].squeeze(1).mT.reshape(self.layer.groups, ranks[0], -1, *(1,) * dims)]
@@ -45,7 +45,7 @@ class PreparedTT:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TT(Method):
+class TT(KernelMethod):
     """Tensor train; ranks ``(r1, ..., r_{d+1})`` for a d-dimensional convolution, in order of execution.
 
     Oseledets (2011), section 2 and algorithm 1; Kokhazadeh et al. (2025), section 2.2. Stages: 1x1 I -> r1; a 1-D
@@ -55,24 +55,14 @@ class TT(Method):
     name = "tt"
     adaptive = True
 
-    def supports(self, layer: LayerInfo) -> str | None:
-        """Convolutions of any dimension with a spatial extent."""
-        return conv_reason(layer)
-
     def max_ranks(self, layer: LayerInfo) -> Ranks:
         """Return the smaller side of each bond's unfolding."""
         sizes = [layer.group_in, *layer.kernel, layer.group_out]
         return tuple(min(math.prod(sizes[:bond]), math.prod(sizes[bond:])) for bond in range(1, len(sizes)))
 
     def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
-        """Return ranks that no neighbour makes useless: ``r_j <= r_{j-1} n_j`` and the same from the right."""
-        limits = self.max_ranks(layer)
-        side = max(3, round((points * points / 4) ** (1 / len(limits))))
+        """Return the ranks that no adjacent rank makes useless: ``r_j <= r_{j-1} n_j``, and vice versa."""
         sizes = [layer.group_in, *layer.kernel, layer.group_out]
-        grid: list[Ranks] = [()]
-        for limit in limits:
-            values = rank_values(limit, multiple=multiple, points=side)
-            grid = [(*head, value) for head in grid for value in values]
 
         def useful(ranks: Ranks) -> bool:
             padded = (1, *ranks, 1)
@@ -81,7 +71,7 @@ class TT(Method):
                 for j in range(len(sizes))
             )
 
-        return [ranks for ranks in grid if useful(ranks)]
+        return list(filter(useful, KernelMethod.rank_grid(self, layer, multiple=multiple, points=points)))
 
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
         """Return d + 2 stages."""
@@ -89,16 +79,12 @@ class TT(Method):
             spatial(layer, f"axis{a}", ranks[a] * layer.groups, ranks[a + 1] * layer.groups, axes=(a,))
             for a in range(len(layer.kernel))
         ]
-        return Blueprint(
-            (
-                pointwise(layer, "input", layer.group_in, ranks[0]),
-                *axes,
-                pointwise(layer, "output", ranks[-1], layer.group_out, bias=layer.bias),
-            )
-        )
+        first = pointwise(layer, "input", layer.group_in, ranks[0])
+        last = pointwise(layer, "output", ranks[-1], layer.group_out, bias=layer.bias)
+        return Blueprint((first, *axes, last))
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTT:
-        """Take the weight; spectra and cores are computed when errors or factors are requested."""
+        """Keep the weight; spectra and cores are computed when errors or factors are requested."""
         metric = channel_metric(moments)
         tensor = whiten_inputs(weight, metric).movedim(1, -1).contiguous()
         return PreparedTT(TensorTrain(tensor), layer, metric)

@@ -25,7 +25,7 @@ class TT3(TuckerShape):
     flexibility = 4
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTucker:
-        """Take the weight; bases are computed when errors or factors are requested."""
+        """Keep the weight; bases are computed when errors or factors are requested."""
         metric = channel_metric(moments)
         tucker = Tucker2(whiten_inputs(weight, metric), metric)
         return PreparedTucker(tucker, tucker.sequential, layer)

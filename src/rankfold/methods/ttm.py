@@ -23,27 +23,19 @@ MOST_CORES = 32
 
 
 def even_factors(n: int, count: int) -> Size:
-    """Return `count` factors of n, largest first, with the least largest factor.
+    """Return `count` factors of n, in descending order, whose largest factor is as small as possible.
 
     Examples
     --------
     >>> even_factors(400, 2), even_factors(120, 3), even_factors(7, 2)
     ((20, 20), (6, 5, 4), (7, 1))
     """
-    if count == 1:
-        return (n,)
-    best: Size | None = None
-    for d in range(1, n + 1):
-        if n % d == 0 and d**count >= n:  # d is the largest factor
-            rest = even_factors_below(n // d, count - 1, d)
-            if rest is not None:
-                best = (d, *rest)
-                break
-    assert best is not None  # d = n always fits
-    return best
+    factors = _even_factors(n, count, n)
+    assert factors is not None  # n, 1, ..., 1 at worst
+    return factors
 
 
-def even_factors_below(n: int, count: int, limit: int) -> Size | None:
+def _even_factors(n: int, count: int, limit: int) -> Size | None:
     """Return `count` factors of n, none above `limit`, as even as possible; None if there are none."""
     if n == 1:
         return (1,) * count
@@ -51,14 +43,14 @@ def even_factors_below(n: int, count: int, limit: int) -> Size | None:
         return (n,) if n <= limit else None
     for d in range(math.ceil(n ** (1 / count) - 1e-9), limit + 1):
         if n % d == 0:
-            rest = even_factors_below(n // d, count - 1, d)
+            rest = _even_factors(n // d, count - 1, d)
             if rest is not None:
                 return (d, *rest)
     return None
 
 
 def ordered_factors(n: int, count: int) -> list[Size]:
-    """Return every way to write n as a product of `count` factors of at least 2, order mattering.
+    """Return every ordered factorization of n into `count` factors of at least 2.
 
     Examples
     --------
@@ -73,7 +65,7 @@ def ordered_factors(n: int, count: int) -> list[Size]:
 
 @dataclass(frozen=True, slots=True)
 class PreparedTTM:
-    """The weight as ``(1, o1 i1, ..., od id)`` in the metric."""
+    """Tensor trains of the weight ``(1, o1 i1, ..., od id)`` in the metric."""
 
     train: TensorTrain
     outs: Size
@@ -81,7 +73,7 @@ class PreparedTTM:
     metrics: tuple[Metric, ...] | None
 
     def error(self, ranks: Ranks) -> float:
-        """Return the TT-SVD bound, root of the sum of the bonds' squared errors."""
+        """Return the TT-SVD bound: the root of the sum of the bonds' squared errors."""
         return self.train.relative_error(ranks)
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
@@ -107,19 +99,19 @@ class TTM(Method):
     """TT-matrix; ranks ``(r_1, ..., r_{d-1})``, cores ``(r_{j-1}, o_j, i_j, r_j)``.
 
     Novikov et al. (2015), "Tensorizing neural networks", sections 3.1 and 4. The input is viewed as ``i_1 x ... x
-    i_d``; core j is contracted with ``(r_{j-1}, i_j)`` and leaves ``(o_j, r_j)`` in their place, so each contraction is
-    a pointwise convolution between two reshapes and nothing is ever transposed.
+    i_d``. Core j is contracted with ``(r_{j-1}, i_j)`` and replaces them by ``(o_j, r_j)``, so each contraction is a
+    pointwise convolution between two reshapes, without any transposition.
 
     With moments, each mode is whitened by its marginal: the second moment is approximated by the Kronecker product of
-    its partial traces, which is what a TT-matrix can undo.
+    its partial traces, which keeps the whitening invertible core by core.
 
     Parameters
     ----------
     cores : int or None
-        Number of cores d; inputs and outputs are split into d factors each, as even as their divisors allow. None is 2;
-        an analysis of the rank space then counts every tensor shape.
+        Number of cores d. Inputs and outputs are split into d factors each, as evenly as possible. None means 2, and an
+        analysis of the rank space then counts every tensor shape.
     out_shape, in_shape : tuple of int or None
-        The factors by hand, ``O = prod(out_shape)`` and ``I = prod(in_shape)``; both of length `cores`.
+        Explicit factors, ``O = prod(out_shape)`` and ``I = prod(in_shape)``, both of length `cores`.
     """
 
     name = "ttm"
@@ -146,15 +138,15 @@ class TTM(Method):
         for option, shape, n in (("out_shape", outs, layer.out_channels), ("in_shape", ins, layer.in_channels)):
             if math.prod(shape) != n:
                 raise ConfigError(
-                    f"{option} of 'ttm' on {layer.title} must multiply to {n}. "
-                    f"Got {shape} (= {math.prod(shape)}) instead."
+                    f"the product of {option} of 'ttm' on {layer.title} must be {n}. "
+                    f"Got {shape}, with product {math.prod(shape)}, instead."
                 )
         return outs, ins
 
     def supports(self, layer: LayerInfo) -> str | None:
-        """Linear layers whose sizes can be split."""
+        """Linear layers whose inputs or outputs can be factored."""
         if layer.kind != "linear":
-            return "it is for linear layers"
+            return "it only supports linear layers"
         if max(even_factors(layer.out_channels, 2)[1], even_factors(layer.in_channels, 2)[1]) == 1:
             return "neither its inputs nor its outputs can be split into factors"
         return None
@@ -166,7 +158,7 @@ class TTM(Method):
         return tuple(min(math.prod(sizes[:j]), math.prod(sizes[j:])) for j in range(1, len(sizes)))
 
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
-        """Return a reshape and a pointwise convolution for each core, a last reshape, and the bias."""
+        """Return a reshape and a pointwise convolution per core, a final reshape, and the bias."""
         outs, ins = self.shapes(layer)
         padded = (1, *ranks, 1)
         stages: list[Stage] = []
@@ -184,10 +176,10 @@ class TTM(Method):
         return Blueprint(tuple(stages))
 
     def variants(self, layer: LayerInfo, cores: int) -> Iterator[Mapping[str, Any]]:
-        """Yield every tensor shape, unless the options say which one.
+        """Yield every tensor shape, unless the options specify one.
 
-        The shapes are every pair of an ordered factorization of the outputs and one of the inputs into d factors of at
-        least 2, for d from 2 to `cores`: another order is another shape, since it has other rank limits and MACs.
+        The shapes are all pairs of an ordered factorization of the outputs and one of the inputs into d factors of at
+        least 2, for d from 2 to `cores`. The order matters: it changes the rank limits and the MACs.
         """
         if self.cores is not None or self.out_shape or self.in_shape:
             yield {}
@@ -198,7 +190,7 @@ class TTM(Method):
                     yield {"cores": d, "out_shape": outs, "in_shape": ins}
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTTM:
-        """Take the weight; spectra and cores are computed when errors or factors are requested."""
+        """Keep the weight; spectra and cores are computed when errors or factors are requested."""
         outs, ins = self.shapes(layer)
         d = len(outs)
         split = weight[0].reshape(*outs, *ins)

@@ -13,8 +13,8 @@ from rankfold._config import is_integer, is_number, require
 from rankfold.factor.moments import Moments
 from rankfold.factor.regression import TuckerRegression
 from rankfold.factor.tucker import Tucker2
-from rankfold.methods._stages import conv_reason, pointwise, spatial
-from rankfold.methods.contract import Method, channel_metric, rank_values, registry, whiten_inputs
+from rankfold.methods._stages import KernelMethod, pointwise, spatial
+from rankfold.methods.contract import channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks, Stage
 
 
@@ -30,11 +30,11 @@ class PreparedTucker:
     layer: LayerInfo
 
     def error(self, ranks: Ranks) -> float:
-        """Return the error that the factors do not exceed."""
+        """Return an upper bound on the error of the factors."""
         return self.decomposition.relative_error(*ranks)
 
     def factorize(self, ranks: Ranks) -> tuple[Tensor, ...]:
-        """Return input projection, core and output projection; those of full rank are multiplied into the core."""
+        """Return input projection, core and output projection; projections of full rank are merged into the core."""
         layer, (rank_out, rank_in) = self.layer, ranks
         out, core, inn = self.factors(rank_out, rank_in)
         ones = (1,) * len(layer.kernel)
@@ -52,28 +52,24 @@ class PreparedTucker:
         return (*stages, *tail)
 
 
-class TuckerShape(Method):
-    """What all Tucker-2 methods share: input projection, kernel, output projection."""
+class TuckerShape(KernelMethod):
+    """Base of the Tucker-2 methods: input projection, kernel, output projection."""
 
     __slots__ = ()
-
-    def supports(self, layer: LayerInfo) -> str | None:
-        """Convolutions of any dimension with a spatial extent."""
-        return conv_reason(layer)
 
     def max_ranks(self, layer: LayerInfo) -> Ranks:
         """Return the channels of a group, output first."""
         return (layer.group_out, layer.group_in)
 
     def rank_grid(self, layer: LayerInfo, *, multiple: int = 1, points: int = 64) -> Sequence[Ranks]:
-        """Return the product of evenly spaced ranks, half of `points` for each mode."""
+        """Return the product of evenly spaced ranks, half of `points` per mode."""
         side = max(4, points // 2)
         outs = rank_values(layer.group_out, multiple=multiple, points=side)
         ins = rank_values(layer.group_in, multiple=multiple, points=side)
         return list(product(outs, ins))
 
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
-        """Return 1x1 ``I -> r_i``, the kernel ``r_i -> r_o``, 1x1 ``r_o -> O``; without projections of full rank."""
+        """Return 1x1 ``I -> r_i``, the kernel ``r_i -> r_o``, 1x1 ``r_o -> O``, without projections of full rank."""
         rank_out, rank_in = ranks
         stages: list[Stage] = []
         if rank_in < layer.group_in:
@@ -95,7 +91,7 @@ class Tucker(TuckerShape):
     Parameters
     ----------
     iterations : int
-        Most sweeps of higher-order orthogonal iteration after the truncated HOSVD; 0 keeps the HOSVD.
+        Maximum number of sweeps of higher-order orthogonal iteration after the truncated HOSVD; 0 keeps the HOSVD.
     tolerance : float
         Stop when the update of one mode lowers the relative error by less than this.
     """
@@ -116,9 +112,9 @@ class Tucker(TuckerShape):
         return weight.flatten(2), weight.movedim(2, 1).flatten(2)
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedTucker:
-        """Take the weight; bases are computed when errors or factors are requested.
+        """Keep the weight; bases are computed when errors or factors are requested.
 
-        With the patch moment, core and output projection are fitted to the layer's output instead.
+        With the patch moment, the core and the output projection are fitted to the layer's output.
         """
         if moments is not None and moments.patch is not None:
             regression = TuckerRegression.of(weight, moments.channel, moments.patch)

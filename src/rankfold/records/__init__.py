@@ -1,4 +1,4 @@
-"""The data that flows between the stages: frozen records, without any module or weight."""
+"""The data that the stages exchange: frozen records without modules or weights."""
 
 from rankfold.records.activations import ActivationProfile as ActivationProfile
 from rankfold.records.activations import LayerRun as LayerRun

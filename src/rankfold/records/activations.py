@@ -1,4 +1,4 @@
-"""What a model's activations take in RAM, and what of it each layer decides."""
+"""Activation memory of a model, and the share that depends on each layer."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from rankfold.records.layer import Call
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRun:
-    """One run of a layer: what else is in RAM while the layer runs.
+    """Memory during one run of a layer, in bytes.
 
     Parameters
     ----------
     call : Call
-        The sizes of what it reads and writes.
+        Sizes of the input and the output.
     others : int
-        Bytes that are alive all the while; the layer's input among them if something later reads it again.
+        Buffers that are alive throughout the run, including the layer's input if it is read again later.
     input : int
-        Bytes of the buffer that the layer reads, if it is the last to read it; else 0.
+        The layer's input if this is its last reader, otherwise 0.
     output : int
-        Bytes of the dense layer's result.
+        The dense layer's output.
     item : int
-        Bytes of one element.
+        One element.
     contiguous : bool
-        Whether the input lies in memory in its own order; if not, a reshape of it is a copy.
+        Whether the input is contiguous; otherwise, reshaping it takes a copy.
     """
 
     call: Call
@@ -39,19 +39,19 @@ class LayerRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationProfile:
-    """The peak of a model's activation memory, taken apart by what decides it.
+    """The peak activation memory of a model, by layer.
 
-    The peak of a compressed model is the largest of `floor` and of what each layer's choice takes
+    The peak of a compressed model is the maximum of `floor` and of the memory of each layer's choice
     (`rankfold.cost.layer_ram`).
 
     Parameters
     ----------
     peak : int
-        Bytes, of the dense model.
+        Peak of the dense model, in bytes.
     floor : int
-        Bytes: the peak over all operations that belong to no compressible layer.
+        Peak over all operations outside of compressible layers, in bytes.
     layers : mapping of str to tuple of LayerRun
-        By the name of a compressible layer, its runs. A layer that the model's result does not depend on has none.
+        The runs of each compressible layer, by name. Layers without influence on the model's output are missing.
     """
 
     peak: int
@@ -71,11 +71,6 @@ class ActivationProfile:
 
 
 def _read_run(data: Mapping[str, Any]) -> LayerRun:
-    call = data["call"]
-    sizes = Call(
-        batch=call["batch"], in_size=tuple(call["in_size"]), out_size=tuple(call["out_size"]), count=call["count"]
-    )
-    return LayerRun(
-        call=sizes, others=data["others"], input=data["input"], output=data["output"], item=data["item"],
-        contiguous=data["contiguous"],
-    )  # fmt: skip
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["call"].items()}
+    run: dict[str, Any] = {**data, "call": Call(**sizes)}
+    return LayerRun(**run)

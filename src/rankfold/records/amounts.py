@@ -1,4 +1,4 @@
-"""Amounts and lists in words: the same in every report and message."""
+"""Formatting of amounts and lists in reports and messages."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def size(n: float) -> str:
 
 
 def three_digits(x: float) -> str:
-    """Return three significant digits, never in exponent form; trailing zeros are kept, so that widths are steady."""
+    """Return three significant digits, never in exponent form. Trailing zeros are kept, so that columns align."""
     if x == 0 or not math.isfinite(x):
         return f"{x:.0f}"
     decimals = max(0, 2 - math.floor(math.log10(abs(x)) + 1e-12))
     text = f"{x:.{decimals}f}"
     digits = len(text.lstrip("-0.").replace(".", ""))
-    # 9.996 has become 10.00: one digit too many.
+    # 9.996 is rounded to 10.00, which has one digit too many.
     return f"{x:.{decimals - 1}f}" if decimals and digits > 3 else text
 
 
 def either(names: Sequence[str]) -> str:
-    """Return names as a choice: ``params, macs or flash``."""
+    """Return names as alternatives: ``params, macs or flash``."""
     return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

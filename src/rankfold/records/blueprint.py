@@ -1,7 +1,6 @@
-"""Blueprints: what a factored layer is made of, without any weight.
+"""Blueprints: the stages of a factored layer, without weights.
 
-A method states its blueprint once; ``cost`` counts any blueprint and ``surgery`` builds any blueprint, so the cost of
-a candidate equals the cost of the module by construction.
+``cost`` counts the same blueprint that ``surgery`` builds, so the cost of a candidate equals the cost of its module.
 """
 
 from __future__ import annotations
@@ -15,11 +14,7 @@ from rankfold.records.layer import Size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvSpec:
-    """One stock convolution.
-
-    Its factor is handed over in canonical form, ``(groups, out_channels / groups, in_channels / groups, *kernel)``,
-    transposed or not.
-    """
+    """One stock convolution, transposed or not; its factor is canonical (`factor_shape`)."""
 
     name: str
     in_channels: int
@@ -38,18 +33,18 @@ class ConvSpec:
 
     @property
     def factor_shape(self) -> Size:
-        """Canonical shape of the factor that fills this stage."""
+        """``(groups, out_channels / groups, in_channels / groups, *kernel)``."""
         return (self.groups, self.out_channels // self.groups, self.in_channels // self.groups, *self.kernel)
 
     @property
     def pointwise(self) -> bool:
-        """Whether it mixes channels and nothing else: kernel and stride 1, no padding, not transposed."""
+        """Whether it only mixes channels: kernel and stride 1, no padding, not transposed."""
         unpadded = isinstance(self.padding, str) or not any(self.padding)
         return unpadded and not self.transposed and {*self.kernel, *self.stride} <= {1}
 
     @property
     def weights(self) -> int:
-        """Stored weights without the bias; each is multiplied once for every position."""
+        """Weights without the bias; each is multiplied once per position."""
         return math.prod(self.factor_shape)
 
     @property
@@ -72,12 +67,12 @@ class LinearSpec:
 
     @property
     def factor_shape(self) -> Size:
-        """Shape of the factor that fills this stage."""
+        """Shape of the factor."""
         return (self.out_features, self.in_features)
 
     @property
     def weights(self) -> int:
-        """Stored weights without the bias; each is multiplied once for every row of the input."""
+        """Weights without the bias; each is multiplied once per input row."""
         return math.prod(self.factor_shape)
 
     @property
@@ -88,18 +83,12 @@ class LinearSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GaugedSpec:
-    """A stage in whose weight an identity block replaces as many parameters: see `rankfold.records.gauge_blueprint`.
+    """A stage with an identity block in its weight, which needs no parameters; see `rankfold.records.gauge_blueprint`.
 
-    As a matrix of a group, ``r`` bond channels by ``size`` others, ``r`` pivots among the others are the identity. On
-    the side ``"input"`` the bond is after the stage and the pivots are inputs (at a kernel position each), on the
-    side ``"output"`` it is before the stage and they are outputs.
-
-    Parameters
-    ----------
-    base : ConvSpec or LinearSpec
-        The stage without the gauge. Its factor is handed over whole; building it chooses the pivots.
-    side : {"input", "output"}
-        Where the pivots are.
+    The weight of a group is a matrix of ``r`` bond channels by ``size`` other channels. In ``r`` of the latter, the
+    pivots, it is the identity. On the side ``"input"`` the bond follows the stage and the pivots are inputs (each at
+    one kernel position); on the side ``"output"`` the bond precedes the stage and the pivots are outputs. The factor is
+    that of `base`; the pivots are chosen when the stage is built.
     """
 
     base: ConvSpec | LinearSpec
@@ -112,7 +101,7 @@ class GaugedSpec:
 
     @property
     def factor_shape(self) -> Size:
-        """Canonical shape of the factor that fills this stage, the part that becomes the identity included."""
+        """Shape of the factor, including the part that becomes the identity."""
         return self.base.factor_shape
 
     @property
@@ -128,12 +117,12 @@ class GaugedSpec:
 
     @property
     def size(self) -> int:
-        """What a group's pivots are chosen from: inputs times kernel positions, or outputs."""
+        """Number of possible pivots in one group: inputs times kernel positions, or outputs."""
         return math.prod(self.factor_shape) // (self.groups * self.rank)
 
     @property
     def weights(self) -> int:
-        """Stored weights without the bias: those of the stage less one identity block a group."""
+        """Weights without the bias: those of `base` minus one identity block per group."""
         return self.base.weights - self.groups * self.rank**2
 
     @property
@@ -143,13 +132,13 @@ class GaugedSpec:
 
     @property
     def indices(self) -> int:
-        """Stored indices (32 bits each): where the pivots are."""
+        """Indices of the pivots, 32 bits each."""
         return self.groups * self.size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReshapeSpec:
-    """View the stage's input as ``(-1, *tail)``; no cost."""
+    """View the input as ``(-1, *tail)``, at no cost."""
 
     name: str
     tail: Size
@@ -160,7 +149,7 @@ class ReshapeSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BiasSpec:
-    """Add a bias vector along the last dimension, where the last factor cannot carry it."""
+    """Add a bias vector along the last dimension, if the last factor cannot have a bias."""
 
     name: str
     features: int
@@ -170,7 +159,7 @@ class BiasSpec:
 
     @property
     def params(self) -> int:
-        """Parameters: one per feature."""
+        """One parameter per feature."""
         return self.features
 
 
@@ -190,20 +179,20 @@ class Blueprint:
 
     @property
     def indices(self) -> int:
-        """Stored indices of all stages, 32 bits each."""
+        """Indices of all stages, 32 bits each."""
         return sum(stage.indices for stage in self.stages)
 
     @property
     def gauged(self) -> tuple[GaugedSpec, ...]:
-        """The stages that hold an identity block."""
+        """The stages with an identity block."""
         return tuple(stage for stage in self.stages if isinstance(stage, GaugedSpec))
 
     @property
     def plain(self) -> Blueprint:
-        """The blueprint without identity blocks; the same factors fill it."""
+        """The blueprint without identity blocks, which has the same factors."""
         return Blueprint(tuple(s.base if isinstance(s, GaugedSpec) else s for s in self.stages))
 
     @property
     def factor_shapes(self) -> tuple[Size, ...]:
-        """Shapes of the factors that fill the blueprint, in order."""
+        """Shapes of the factors, in order."""
         return tuple(s.factor_shape for s in self.stages if s.factor_shape is not None)

@@ -16,14 +16,14 @@ from rankfold.records.cost import ACCURACY, RESOURCES, Cost, Resource, find_reso
 _COUNTS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 _BOUND = re.compile(r"^\s*([a-z_]+)\s*(<=|/)\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*|%)\s*$", re.I)
 _EXAMPLES = 'such as "params<=25%", "params/4", "macs<=0.5" or "flash<=512KiB"'
-_DROPS = 'such as "accuracy_drop<=1%" (0.92 may become 0.91) or "accuracy_drop<=0.01", which is the same'
+_DROPS = 'such as "accuracy_drop<=1%" (0.92 may become 0.91) or, equivalently, "accuracy_drop<=0.01"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """At most `value` of a resource: a share of the dense model's if `relative`, else an amount, rounded down.
+    """An upper bound on a resource: a share of the dense model if `relative`, otherwise an amount, rounded down.
 
-    A bound on ``accuracy_drop`` is the difference of the metric, from 0 up to 1; it is never relative, nor rounded.
+    A bound on ``accuracy_drop`` is a difference of the metric in [0, 1); it is neither relative nor rounded.
     """
 
     resource: str
@@ -34,9 +34,7 @@ class Bound:
         if self.resource not in RESOURCES:
             raise UnknownNameError("budget resource", self.resource, RESOURCES)
         if not math.isfinite(self.value):
-            raise BudgetError(
-                f"budget {self.resource}<={self.value:g}: the bound must be a finite number, {_EXAMPLES}."
-            )
+            raise BudgetError(f"budget {self.resource}<={self.value:g}: the bound must be finite, {_EXAMPLES}.")
         if self.kind == "accuracy":
             if self.relative or not 0 <= self.value < 1:
                 raise BudgetError(
@@ -45,7 +43,7 @@ class Bound:
                 )
             return
         if not self.relative:
-            object.__setattr__(self, "value", math.floor(round(self.value, 6)))  # 1.1 * 1e3 is not quite 1100
+            object.__setattr__(self, "value", math.floor(round(self.value, 6)))  # 1.1 * 1e3 is slightly below 1100
         if not self.value > 0:
             raise BudgetError(
                 f"budget {self.resource}<={self.value:g} would leave nothing; the bound must be positive, {_EXAMPLES}."
@@ -58,30 +56,24 @@ class Bound:
 
     @property
     def kind(self) -> Literal["additive", "peak", "accuracy"]:
-        """How the resource of a model follows from its layers: as a sum, as a maximum, or only by measurement."""
+        """The resource's `Resource.kind`."""
         return RESOURCES[self.resource].kind
 
     def limit(self, dense: Cost | int) -> int:
-        """Return the absolute amount, rounded down.
-
-        Parameters
-        ----------
-        dense : Cost or int
-            Of the dense model: its cost for an additive resource, its peak in bytes for ``ram``.
-        """
+        """Return the absolute limit, rounded down, given the dense model's cost, or its peak in bytes for ``ram``."""
         if self.kind == "accuracy" or isinstance(dense, Cost) != (self.kind == "additive"):
             raise TypeError(f"a bound on {self.resource} has no limit in terms of {type(dense).__name__}")
         if not self.relative:
             return int(self.value)
-        # The float 0.29 is a little less than 29 %, which may not cost a unit.
+        # The float 0.29 is slightly below 29 %, which must not lower the limit by one.
         share = Fraction(self.value).limit_denominator(10**6)
         exact = share if float(share) == self.value else Fraction(self.value)
         return math.floor(exact * (dense.get(self.resource) if isinstance(dense, Cost) else dense))
 
     def __str__(self) -> str:
-        """Write the bound so that `Budget.parse` reads the very same number again."""
+        """Return the bound in the notation of `Budget.parse`, without loss of precision."""
         if not self.relative and self.kind != "accuracy":
-            amount = f"{self.value:.0f}" if self.value > 1 else "0.001k"  # a bare 1 is the share of 100 %
+            amount = f"{self.value:.0f}" if self.value > 1 else "0.001k"  # a plain 1 means 100 %
             return f"{self.resource}<={amount}"
         percent = f"{self.value * 100:g}"
         if float(percent) / 100 == self.value:
@@ -94,7 +86,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """One or more upper bounds that all have to hold.
+    """One or more upper bounds, all of which must hold.
 
     Examples
     --------
@@ -121,14 +113,14 @@ class Budget:
         Parameters
         ----------
         budget : str, mapping, list of str or Budget
-            ``"params<=25%"``, ``"params/4"`` (at most a quarter), ``"macs<=0.5"`` (a number up to 1 without a unit is
-            a share), ``"flash<=512KiB"``, ``"ram<=50%"``, ``"accuracy_drop<=1%"``; several joined by commas or in a
-            list; or a mapping such as ``{"params": 0.25, "flash": "512KiB"}``.
+            ``"params<=25%"``, ``"params/4"`` (at most a quarter), ``"macs<=0.5"`` (without a unit, a number up to 1 is
+            a share), ``"flash<=512KiB"``, ``"ram<=50%"``, ``"accuracy_drop<=1%"``. Several bounds are separated by
+            commas, or given as a list or as a mapping such as ``{"params": 0.25, "flash": "512KiB"}``.
 
         Raises
         ------
         BudgetError
-            If it cannot be read, is empty, not positive, or above 100 %.
+            If the budget cannot be parsed, is empty, not positive, or above 100 %.
         UnknownNameError
             If the resource does not exist.
         """
@@ -141,21 +133,21 @@ class Budget:
         elif isinstance(budget, Iterable):
             texts = [str(t) for t in budget]
         else:
-            raise BudgetError(f"a budget is a string, mapping or Budget, {_EXAMPLES}. Got {budget!r} instead.")
+            raise BudgetError(f"a budget must be a string, mapping or Budget, {_EXAMPLES}. Got {budget!r} instead.")
         return cls(tuple(_parse_bound(text) for text in texts))
 
     @property
     def additive(self) -> tuple[Bound, ...]:
-        """The bounds on resources that add up over layers, which `Cost` counts."""
+        """The bounds on resources that add up over layers."""
         return tuple(b for b in self.bounds if b.kind == "additive")
 
     @property
     def resources(self) -> tuple[str, ...]:
-        """The names of the resources that are bounded."""
+        """The names of the bounded resources."""
         return tuple(dict.fromkeys(b.resource for b in self.bounds))
 
     def get(self, resource: str) -> tuple[Bound, ...]:
-        """Return the bounds on one resource, such as ``"ram"``: none, one or several."""
+        """Return the bounds on one resource, such as ``"ram"``."""
         return tuple(b for b in self.bounds if b.resource == resource)
 
     def limit(self, resource: str, dense: Cost | int) -> int | None:
@@ -163,23 +155,18 @@ class Budget:
         return min((b.limit(dense) for b in self.get(resource)), default=None)
 
     def rows(self, dense: Cost, least: Callable[[str], int]) -> list[tuple[str, int, int, int]]:
-        """Return, for each additive bound, its resource, its limit, the least that is reached, and the dense amount."""
+        """Return, for each additive bound, the resource, the limit, the least possible and the dense amount."""
         return [(b.resource, b.limit(dense), least(b.resource), dense.get(b.resource)) for b in self.additive]
 
     def without(self, resource: str) -> Budget | None:
-        """Return the budget without the bounds on one resource; None if none is left."""
+        """Return the budget without the bounds on one resource, or None if no bound remains."""
         left = tuple(b for b in self.bounds if b.resource != resource)
         return Budget(left) if left else None
 
     def exceeded(self, cost: Cost, dense: Cost, *, ram: tuple[int, int] | None = None) -> list[Bound]:
-        """Return the bounds that a model breaks, of those on what is given.
+        """Return the bounds that a model exceeds.
 
-        Parameters
-        ----------
-        cost, dense : Cost
-            Of the model and of the dense model.
-        ram : (int, int), optional
-            The peaks of the model and of the dense model, in bytes; without them bounds on ``ram`` are not looked at.
+        `ram` holds the peaks of the model and of the dense model in bytes. Without it, bounds on ``ram`` are skipped.
         """
         broken = []
         for bound in self.bounds:
@@ -196,7 +183,7 @@ class Budget:
 def _parse_bound(text: str) -> Bound:
     match = _BOUND.match(text)
     if match is None:
-        raise BudgetError(f"budget {text!r} cannot be read; write it as RESOURCE<=AMOUNT or RESOURCE/N, {_EXAMPLES}.")
+        raise BudgetError(f"budget {text!r} cannot be read. Write RESOURCE<=AMOUNT or RESOURCE/N, {_EXAMPLES}.")
     name, operator, digits, unit = match.groups()
     resource = find_resource(name.lower())
     number = float(digits.replace(",", "").replace("_", ""))
@@ -218,7 +205,7 @@ def _parse_bound(text: str) -> Bound:
 
 
 def _units_advice(unit: str, resource: Resource) -> str:
-    """Return the units that a resource has, and which resources have the unit."""
+    """Return the units of a resource, and the resources that have the given unit."""
     others = [r.name for r in RESOURCES.values() if unit.lower() in map(str.lower, r.units)]
     instead = f", or bound {either(others)}" if others else ""
     return f"Use %, {', '.join(filter(None, (*_COUNTS, *resource.units)))} or no unit{instead}."

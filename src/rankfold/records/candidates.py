@@ -1,4 +1,4 @@
-"""Candidates: what could be done with each layer, at what cost and error."""
+"""Candidates: the possible factorizations of each layer, with cost and error."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from rankfold.records.layer import Ranks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way to factor one layer.
+    """One factorization of one layer.
 
     Parameters
     ----------
     cost : Cost
-        Of the factored layer, on the example input.
+        Cost of the factored layer on the example input.
+    error : float
+        Predicted relative error, 0..1: the Frobenius norm of the error of the weight, or of the layer's output if there
+        is calibration data, relative to the original's norm.
     options : mapping
         Options of the method, by name.
-    error : float
-        Predicted relative error, 0..1: Frobenius norm of the weight's error over the weight's norm, or of the layer's
-        output where calibration data was given.
     gauge : bool
-        Whether the cost is that of gauged factors, which compute the same with fewer parameters.
+        Whether the cost is that of gauged factors, which compute the same function with fewer parameters.
     ram : int or None
-        Peak activation memory while the factored layer runs, in bytes; None where RAM is not bounded.
+        Peak activation memory while the factored layer runs, in bytes; None if RAM is not bounded.
     """
 
     layer: str
@@ -41,16 +41,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeakRAM:
-    """Peak activation memory outside of candidates, in bytes.
+    """Peak activation memory without candidates, in bytes.
 
-    Parameters
-    ----------
-    dense : int
-        Of the dense model.
-    floor : int
-        Of everything that no candidate changes: other operations, layers without candidates, overrides.
-    kept : mapping of str to int
-        While each layer with candidates runs as it is.
+    `dense` is that of the dense model, `floor` that of everything that no candidate changes (other operations, layers
+    without candidates, overrides), and `kept` that of each layer with candidates if it is kept.
     """
 
     dense: int
@@ -60,26 +54,24 @@ class PeakRAM:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateTable:
-    """Every candidate of every compressible layer.
-
-    No candidate costs more than its layer: a table holds only those with fewer parameters and no more MACs.
+    """Every candidate of every compressible layer: fewer parameters and no more MACs than the layer.
 
     Parameters
     ----------
     rows : dict of str to tuple of Candidate
-        By layer name, in order of definition.
+        Candidates by layer name, in order of definition.
     dense : dict of str to Cost
-        The cost of each of these and the fixed layers as it is.
+        Dense costs of the layers in `rows` and `fixed`.
     total : Cost
-        The cost of the whole dense model.
+        Cost of the whole dense model.
     reasons : dict of str to str
         Why a layer has no candidate.
     fixed : dict of str to Candidate
-        Decisions made beforehand (overrides); part of every cost.
+        Overrides; part of every cost.
     ram : PeakRAM or None
-        Peak RAM outside of candidates; None where RAM is not bounded.
+        Peak RAM without candidates; None if RAM is not bounded.
     required : frozenset of str
-        Layers that may not be kept, because as they are they break a bound on RAM.
+        Layers that must be factored, because their dense form exceeds a bound on RAM.
     """
 
     rows: Mapping[str, tuple[Candidate, ...]]
@@ -91,16 +83,16 @@ class CandidateTable:
     required: frozenset[str] = frozenset()
 
     def cost(self, chosen: Iterable[Candidate]) -> Cost:
-        """Return the cost of the model with these and the fixed candidates applied, every other layer kept."""
+        """Return the cost of the model with these and the fixed candidates; all other layers are kept."""
         layers = {candidate.layer: candidate.cost for candidate in (*self.fixed.values(), *chosen)}
         return replaced(self.total, self.dense, layers)
 
     def share(self, cost: Cost, resources: Iterable[str]) -> float:
-        """Return the sum of a cost's shares of the whole model, in some resources."""
+        """Return a cost's shares of the whole model, summed over some resources."""
         return sum(cost.get(r) / max(self.total.get(r), 1) for r in resources)
 
     def least(self, resource: str) -> int:
-        """Return the least amount of one resource that any choice of candidates reaches."""
+        """Return the least possible amount of one resource."""
         total = self.cost(()).get(resource)
         for layer, candidates in self.rows.items():
             dense = self.dense[layer].get(resource)
@@ -109,7 +101,7 @@ class CandidateTable:
         return total
 
     def peak_ram(self, chosen: Iterable[Candidate]) -> int:
-        """Return the peak activation memory, in bytes, with these candidates applied and every other layer kept."""
+        """Return the peak activation memory with these candidates, in bytes; all other layers are kept."""
         if self.ram is None:
             raise ValueError("the table was built without RAM")
         takes = {**self.ram.kept, **{c.layer: c.ram or 0 for c in chosen}}

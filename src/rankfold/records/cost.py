@@ -1,4 +1,4 @@
-"""What a layer or a model costs, and the resources that a budget can bound."""
+"""Costs of layers and models, and the resources that a budget can bound."""
 
 from __future__ import annotations
 
@@ -51,12 +51,10 @@ class Cost:
 
     def _plus(self, other: Cost, sign: int) -> Cost:
         return Cost(
-            params=self.params + sign * other.params,
-            macs=self.macs + sign * other.macs,
-            fm=self.fm + sign * other.fm,
+            params=self.params + sign * other.params, macs=self.macs + sign * other.macs, fm=self.fm + sign * other.fm,
             weight_bytes=self.weight_bytes + sign * other.weight_bytes,
             more={r: self.more.get(r, 0) + sign * other.more.get(r, 0) for r in {**self.more, **other.more}},
-        )
+        )  # fmt: skip
 
     def get(self, resource: str) -> int:
         """Return the amount of one additive resource, by its name in budgets."""
@@ -65,30 +63,30 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
-    """Something that a budget can bound: budgets, candidates, reports and the command line know it from here.
+    """A quantity that a budget can bound.
 
     Parameters
     ----------
     name : str
-        In budgets and on the command line.
+        Name in budgets and on the command line.
     title : str
-        In reports.
+        Name in reports.
     summary : str
-        What it is, in a few words.
+        Short description.
     kind : {"additive", "peak", "accuracy"}
-        How the amount of a model follows from its layers: as a sum, as a maximum, or only by measuring a metric.
+        Whether the amount of a model is the sum over its layers, the maximum, or a measured difference of a metric.
     aliases : tuple of str
         Other names in budgets.
     units : mapping of str to float
-        Suffixes of amounts in budgets, with their sizes; case does not matter. ``k``, ``M`` and ``G`` always exist.
+        Suffixes of amounts in budgets, with their values; case-insensitive. ``k``, ``M`` and ``G`` always exist.
     show : callable
-        Writes an amount.
+        Formats an amount.
     amount : callable or None
-        Returns the amount in a `Cost`, for what is counted from shapes.
+        Returns the amount in a `Cost`, for resources that are counted from shapes.
     layer : callable or None
-        ``layer(layer, blueprint)`` returns the amount of one layer as a whole number from 0; `blueprint` is None for
-        the layer as it is. Called for every candidate where a budget bounds the resource. What lies outside of layers
-        counts as nothing.
+        ``layer(layer, blueprint)`` returns the amount of one layer as a nonnegative integer; `blueprint` is None for
+        the dense layer. It is called for every candidate if a budget bounds the resource. The rest of the model counts
+        as 0.
     """
 
     name: str
@@ -103,18 +101,12 @@ class Resource:
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z_]+", self.name):
-            raise ValueError(f"a resource's name consists of lower-case letters and _, got {self.name!r}")
+            raise ValueError(f"the name of a resource must consist of lower-case letters and _, got {self.name!r}")
         if (self.kind == "additive") != ((self.amount is None) != (self.layer is None)):
-            raise ValueError(f"resource {self.name!r}: an additive one has either 'amount' or 'layer', others neither")
+            raise ValueError(f"resource {self.name!r} needs either 'amount' or 'layer' if it is additive, else neither")
 
     def of(self, cost: Cost) -> int:
-        """Return the amount in a cost.
-
-        Raises
-        ------
-        BudgetError
-            If the cost was counted without this resource.
-        """
+        """Return the amount in a cost; raise `BudgetError` if the cost was counted without this resource."""
         if self.amount is not None:
             return self.amount(cost)
         if self.name not in cost.more:
@@ -125,10 +117,10 @@ class Resource:
 
 
 PEAK = "ram"
-"""The resource that is a peak: it does not add up over layers. In bytes."""
+"""Peak RAM in bytes, the resource that does not add up over layers."""
 
 ACCURACY = "accuracy_drop"
-"""The bound on what compression costs in accuracy: a difference of the metric, not a share of it."""
+"""Loss of accuracy: a difference of the metric, not a share of it."""
 
 _BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -162,14 +154,14 @@ RESOURCES: dict[str, Resource] = {
         ),
     )
 }  # fmt: skip
-"""Every resource by its name, in the order in which reports show them."""
+"""Every resource by name, in the order of reports."""
 
 
 def register_resource(resource: Resource) -> None:
-    """Add a resource; a name that is taken raises ``ValueError`` (nothing is overwritten)."""
+    """Add a resource; raise ``ValueError`` if the name or an alias is taken."""
     taken = {name for known in RESOURCES.values() for name in (known.name, *known.aliases)}
     if taken & {resource.name, *resource.aliases}:
-        raise ValueError(f"resource {resource.name!r} is registered already")
+        raise ValueError(f"resource {resource.name!r} is already registered")
     RESOURCES[resource.name] = resource
 
 
@@ -182,7 +174,7 @@ def find_resource(name: str) -> Resource:
 
 
 def resource_names(*kinds: str) -> list[str]:
-    """Return the names of the resources of some kinds, by default of all, in their order."""
+    """Return the names of the resources of some kinds, by default of all kinds."""
     return [r.name for r in RESOURCES.values() if not kinds or r.kind in kinds]
 
 

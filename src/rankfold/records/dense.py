@@ -1,4 +1,4 @@
-"""The cost of a layer as it is."""
+"""Cost of a dense layer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from rankfold.records.layer import LayerInfo
 
 
 def dense_cost(layer: LayerInfo, *, deploy_dtype: str | None = None) -> Cost:
-    """Return what a layer costs before it is factored.
+    """Return the cost of a layer before it is factored, at a deployment data type or by default its own.
 
-    A convolution multiplies every weight once for each output position, a transposed one once for
-    each input position, a linear layer once for each input vector. Bytes are those at the deploy_dtype
-    data type, by default the layer's own.
+    A convolution multiplies every weight once per output position, a transposed convolution once per input position, a
+    linear layer once per input vector.
     """
     weight = math.prod(layer.weight_shape)
     params = weight + (layer.out_channels if layer.bias else 0)
@@ -23,9 +22,5 @@ def dense_cost(layer: LayerInfo, *, deploy_dtype: str | None = None) -> Cost:
         times = call.batch * call.count
         uses += times * math.prod(call.in_size if layer.transposed else call.out_size)
         positions += times * math.prod(call.out_size)
-    return Cost(
-        params=params,
-        macs=weight * uses,
-        fm=layer.out_channels * positions,
-        weight_bytes=layer_bytes(layer, deploy_dtype),
-    )
+    size = layer_bytes(layer, deploy_dtype)
+    return Cost(params=params, macs=weight * uses, fm=layer.out_channels * positions, weight_bytes=size)

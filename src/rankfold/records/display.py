@@ -1,4 +1,4 @@
-"""What `print` and notebooks show of a record: the table that the command line shows."""
+"""Display of records by `print` and in notebooks, as on the command line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LAST_LINES = 20
 
 @singledispatch
 def show(record: Any, console: Console) -> None:
-    """Print a record to a console of rich's; `rankfold.reporting` registers how."""
-    raise TypeError(f"nothing is registered that shows a {type(record).__name__} on {console}")
+    """Print a record to a rich console; `rankfold.reporting` registers the implementations."""
+    raise TypeError(f"no display of {type(record).__name__} is registered for {console}")
 
 
 class Shown:
-    """A record that is shown as a person wants to read it; `repr` is one line."""
+    """A record with a readable `str` and HTML representation; its `repr` is one line."""
 
     __slots__ = ()
 
@@ -36,7 +36,7 @@ class Shown:
 
 
 def _rendered(write: Callable[[Console], None]) -> str:
-    from rich.console import Console  # imported here: `import rankfold` must not pay for it
+    from rich.console import Console  # imported here to keep `import rankfold` fast
 
     stream = StringIO()
     write(Console(file=stream, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False))
@@ -48,5 +48,5 @@ def _cut(text: str) -> str:
     left_out = len(lines) - MOST_LINES
     if left_out <= 1:
         return text
-    note = f"... {left_out + 1:,} lines left out here; the command line and saved reports have them all ..."
+    note = f"... {left_out + 1:,} lines omitted; the command line and saved reports show all of them ..."
     return "\n".join([*lines[: MOST_LINES - LAST_LINES - 1], note, *lines[-LAST_LINES:]])

@@ -1,7 +1,8 @@
-"""Gauge fixing of a blueprint: which stage of each bond holds the identity block, from shapes alone.
+"""Gauge fixing of a blueprint: which stage of each bond holds the identity block, by shapes alone.
 
-A product ``B A`` of rank r is ``(B T^-1)(T A)`` for every invertible T: r^2 of its numbers say nothing. Fixing T so
-that r rows of B (or columns of A) become the identity leaves ``r (O + I - r)`` parameters, and as many MACs a position.
+A product ``B A`` of rank r equals ``(B T^-1)(T A)`` for every invertible T, so r^2 of its numbers are redundant. Fixing
+T so that r rows of B (or columns of A) become the identity leaves ``r (O + I - r)`` parameters, and as many MACs per
+position.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from rankfold.records.blueprint import Blueprint, ConvSpec, GaugedSpec, LinearSp
 
 
 def gauge_blueprint(blueprint: Blueprint) -> Blueprint:
-    """Return the blueprint with every bond gauged that can be, each by an identity block in one of its two stages.
+    """Return the blueprint with as many bonds gauged as possible, each by an identity block in one of its two stages.
 
-    A pointwise stage at the bond holds the block if there is one, of two the one that moves fewer numbers: inputs to be
-    gathered before it, or outputs after it. Between two kernel stages the first one holds it, as a pointwise stage over
-    the kernel's shifted copies of the input. Left as they are: bonds at a reshape or a bias, bonds of single channels
-    (rank 1, or a depthwise stage on either side: the gauge is a mere scale), and those of two kernel stages of which
-    the first is transposed or has too few inputs. No stage gets more parameters or MACs; a blueprint without a bond
-    that can be gauged comes back as it is.
+    The block is placed in a pointwise stage if the bond has one; of two, in the one that moves fewer numbers (inputs
+    gathered before it, or outputs after it). Between two kernel stages, it is placed in the first, as a pointwise stage
+    over the kernel's shifted copies of the input. Some bonds are not gauged: those at a reshape or a bias, those of
+    single channels (rank 1, or a depthwise stage on either side, where the gauge is only a scale), and those of two
+    kernel stages of which the first is transposed or has too few inputs. No stage gets more parameters or MACs.
 
     Examples
     --------
@@ -32,12 +32,12 @@ def gauge_blueprint(blueprint: Blueprint) -> Blueprint:
     stages: list[Stage] = list(blueprint.stages)
     for bond in range(len(stages) - 1):
         left, right = blueprint.stages[bond : bond + 2]
-        if not isinstance(_joint(left, right), int):
+        if _obstacle(left, right) is not None:
             continue
         options = [
             (not spec.base.pointwise, _moved(spec), at, spec)
             for at, spec in _holders(left, right, bond)
-            if not isinstance(stages[at], GaugedSpec)  # its own identity is in the way of a second one
+            if not isinstance(stages[at], GaugedSpec)  # a stage has room for one identity block
         ]
         if options:
             *_, at, spec = min(options, key=lambda option: option[:3])
@@ -49,33 +49,30 @@ def gauge_obstacle(blueprint: Blueprint) -> str | None:
     """Return why no bond of a blueprint can be gauged, or None if one can."""
     if gauge_blueprint(blueprint).gauged:
         return None
-    reasons: list[str] = []
-    for left, right in zip(blueprint.stages, blueprint.stages[1:], strict=False):
-        joint = _joint(left, right)
-        if isinstance(joint, str):
-            reasons.append(joint)
-        else:
-            reasons.append("both stages at the bond are kernels, the first one transposed or with too few inputs")
-    return "; ".join(dict.fromkeys(reasons)) or "it is a single stage, without a bond"
+    kernels = "both stages at the bond have kernels, and the first is transposed or has too few inputs"
+    bonds = zip(blueprint.stages, blueprint.stages[1:], strict=False)
+    reasons = [_obstacle(left, right) or kernels for left, right in bonds]
+    return "; ".join(dict.fromkeys(reasons)) or "it has a single stage, without a bond"
 
 
-def _joint(left: Stage, right: Stage) -> int | str:
-    """Return the channels of the bond in one group, or why nothing but zeros may be put between the two."""
+def _obstacle(left: Stage, right: Stage) -> str | None:
+    """Return why the bond of two stages has no gauge, or None if it has one."""
+    single = "the bond joins single channels"
     if isinstance(left, ConvSpec) and isinstance(right, ConvSpec):
-        rank = left.out_channels // left.groups
         if left.groups != right.groups:
-            return "the bond joins single channels"
+            return single
+        rank = left.out_channels // left.groups
     elif isinstance(left, LinearSpec) and isinstance(right, LinearSpec):
         rank = left.out_features
     else:
         return "the stages are joined by a reshape"
     if left.bias:
-        return "a bias lies on the bond"
-    return "the bond joins single channels" if rank == 1 else rank
+        return "there is a bias at the bond"
+    return single if rank == 1 else None
 
 
 def _holders(left: Stage, right: Stage, bond: int) -> list[tuple[int, GaugedSpec]]:
-    """Return the gauged stages, with their positions, that could hold the identity block of a bond."""
+    """Return the gauged stages that could hold the identity block of a bond, with their positions."""
     assert isinstance(left, ConvSpec | LinearSpec)
     assert isinstance(right, ConvSpec | LinearSpec)
     out = []
@@ -89,7 +86,7 @@ def _holders(left: Stage, right: Stage, bond: int) -> list[tuple[int, GaugedSpec
 
 
 def _moved(spec: GaugedSpec) -> int:
-    """Return how many numbers a position the stage gathers and adds in addition to its multiplications."""
+    """Return how many numbers per position the stage gathers and adds in addition to its multiplications."""
     if spec.side == "input":
         return spec.groups * (spec.size + spec.rank)
     return spec.groups * spec.size * (3 if spec.base.bias else 2)

@@ -1,4 +1,4 @@
-"""The layers and costs of a whole model, without any weight."""
+"""Layers and costs of a whole model, without weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rankfold.records.display import Shown
 from rankfold.records.layer import LayerInfo
 
 _NAMED = 4
-"""Operations that a message names."""
+"""Maximum number of operations in a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherModule:
-    """A module that owns parameters and is not a layer that rankfold can factor."""
+    """A module with parameters of its own that is not a layer."""
 
     name: str
     type_name: str
@@ -25,31 +25,17 @@ class OtherModule:
 
 
 LARGE_REST = 0.25
-"""A single module that is not compressed is named in the coverage line from this share of the parameters."""
+"""Share of the parameters from which a module that cannot be compressed is named in the coverage line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A layer or other module whose parameters stay as they are.
+    """A layer or other module that cannot be compressed."""
 
-    Parameters
-    ----------
-    name : str
-        Dotted path in the model; empty if it is the model itself.
-    what : str
-        The layer in words, or the module's class.
-    params : int
-        Its parameters.
-    share : float
-        Of the model's parameters, 0..1.
-    reason : str
-        Why it cannot be compressed.
-    """
-
-    name: str
-    what: str
+    name: str  # dotted path; empty for the model itself
+    what: str  # description of the layer, or class of the module
     params: int
-    share: float
+    share: float  # of the model's parameters
     reason: str
 
     def __str__(self) -> str:
@@ -64,22 +50,22 @@ class Inventory(Shown):
     Parameters
     ----------
     layers : tuple of LayerInfo
-        Every convolution and linear layer in order of definition, once each, with their skip reasons.
+        Every convolution and linear layer, once each, in order of definition.
     others : tuple of OtherModule
-        Every other module that owns parameters, with the reason why it is not compressed.
+        Every other module with parameters of its own.
     total : Cost
-        Of the whole model on the example input: unique parameters, MACs of every operation, bytes of all parameters
-        and buffers, feature maps of the listed layers.
+        Cost of the whole model on the example input: unique parameters, MACs of every operation, bytes of all
+        parameters and buffers, feature maps of the listed layers.
     costs : dict of str to Cost
-        The dense cost of each layer, by name.
+        Dense cost of each layer, by name.
     example : str
-        The example input in words.
+        Description of the example input.
     batch : int
-        Samples in the example input.
+        Number of samples in the example input.
     outside : dict of str to int
-        By data type, the elements of parameters and persistent buffers that belong to no listed layer.
+        Elements of parameters and persistent buffers outside of the listed layers, by data type.
     uncounted : tuple of str
-        Operations whose multiply-accumulates are not known. If there are any, the total's MACs are a lower bound.
+        Operations whose multiply-accumulates are unknown. If there are any, the total's MACs are a lower bound.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -111,10 +97,7 @@ class Inventory(Shown):
 
     @property
     def coverage(self) -> tuple[float, float | None]:
-        """Shares of the parameters and of the MACs that lie in compressible layers, 0..1.
-
-        The second is None if the MACs of the whole are known in part only.
-        """
+        """Shares of the parameters and of the MACs in compressible layers, 0..1; None if not all MACs are known."""
         inside = sum((self.costs[layer.name] for layer in self.compressible), Cost())
         params = inside.params / self.total.params if self.total.params else 0.0
         if self.uncounted:
@@ -124,21 +107,17 @@ class Inventory(Shown):
     @property
     def holders(self) -> tuple[Holder, ...]:
         """The layers and other modules whose parameters cannot be compressed, the largest first."""
-        rest = [
-            (layer.name, layer.describe(), self.costs.get(layer.name, Cost()).params, layer.skip)
-            for layer in self.layers
-        ]
+        rest = [(i.name, i.describe(), self.costs.get(i.name, Cost()).params, i.skip) for i in self.layers if i.skip]
         rest += [(other.name, other.type_name, other.params, other.reason) for other in self.others]
         total = max(self.total.params, 1)
         holders = [
             Holder(name=name, what=what, params=params, share=params / total, reason=reason)
             for name, what, params, reason in rest
-            if reason is not None
         ]
         return tuple(sorted(holders, key=lambda holder: -holder.params))
 
     def summary(self) -> str:
-        """Return the coverage line that every inspection and report starts with."""
+        """Return the coverage line at the top of every inspection and report."""
         params, macs = self.coverage
         layers = f"({len(self.compressible)} of {len(self.layers)} layers)"
         if macs is None:
@@ -153,6 +132,6 @@ class Inventory(Shown):
 
 
 def counted_in_part(uncounted: Sequence[str]) -> str:
-    """Return what a reader of MACs must know: ``MACs counted in part (not counted: mylib::product)``."""
+    """Return the note for incomplete MACs, such as ``MACs counted in part (not counted: mylib::product)``."""
     more = f" and {len(uncounted) - _NAMED} more" if len(uncounted) > _NAMED else ""
     return f"MACs counted in part (not counted: {', '.join(uncounted[:_NAMED])}{more})"

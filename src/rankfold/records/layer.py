@@ -1,4 +1,4 @@
-"""One layer of a model, without its weight."""
+"""Description of one layer, without its weight."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Size = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """The uses of a layer with one input size within one forward pass.
+    """The calls of a layer with one input size in one forward pass.
 
     Parameters
     ----------
     batch : int
-        Elements along the batch dimension; for a linear layer the product of all leading dimensions.
+        Size of the batch dimension; for a linear layer, the product of all leading dimensions.
     in_size, out_size : tuple of int
         Spatial sizes; empty for a linear layer.
     count : int
-        How often the layer is called with these sizes.
+        Number of calls with these sizes.
     """
 
     batch: int
@@ -32,11 +32,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerInfo:
-    """One convolution or linear layer: its shape and how the model uses it.
+    """One convolution or linear layer: its shape, and how the model uses it.
 
-    A convolution's weight is ``(out_channels, in_channels / groups, *kernel)`` (a transposed one's
-    ``(in_channels, out_channels / groups, *kernel)``), a linear weight ``(out_channels, in_channels)``: features are
-    called channels here, so that one vocabulary serves both. The ``Conv1D`` of transformers is a linear layer.
+    The shape of the weight is ``(out_channels, in_channels / groups, *kernel)`` for a convolution, ``(in_channels,
+    out_channels / groups, *kernel)`` for a transposed convolution and ``(out_channels, in_channels)`` for a linear
+    layer, whose features are called channels. The ``Conv1D`` of transformers is a linear layer.
 
     Parameters
     ----------
@@ -45,18 +45,18 @@ class LayerInfo:
     aliases : tuple of str
         Other paths of the same module object.
     ties : tuple of str
-        Paths of other layers that hold the same weight parameter; they share one decision.
+        Paths of other layers with the same weight parameter; they share one decision.
     attention : str
-        Of a projection of an attention: the settings of the attention, in words.
+        Settings of the attention that the layer is a projection of.
     calls : tuple of Call
-        How the layer is used on the example input; empty if it never is (or nothing has been run).
+        Calls on the example input; empty if there are none, or if the model has not been run.
     input_first : bool
-        Whether the module of a linear layer stores its weight as ``(in, out)``, as transformers' ``Conv1D`` does.
-        Wherever rankfold hands weights on they are ``(out, in)``.
+        Whether the module of a linear layer stores its weight as ``(in, out)``, as transformers' ``Conv1D`` does. In
+        rankfold, linear weights are always ``(out, in)``.
     skip : str or None
         Why the layer cannot be compressed; None if it can.
     note : str or None
-        Something the user should know of a layer that can be.
+        A remark for the user about a compressible layer.
     """
 
     name: str
@@ -108,25 +108,24 @@ class LayerInfo:
 
     @property
     def depthwise(self) -> bool:
-        """Whether every group has one input channel (and there is more than one group)."""
+        """Whether there are several groups, each with one input channel."""
         return self.kind == "conv" and self.groups > 1 and self.group_in == 1
 
     def describe(self) -> str:
-        """Return the layer in a few words, such as ``Conv2d 16->32 3x3 s2 g1``; see `fingerprint` for all of it."""
+        """Return a short description, such as ``Conv2d 16->32 3x3 s2 g1``; see `fingerprint` for a complete one."""
         if self.kind == "linear":
             return f"{'Conv1D' if self.input_first else 'Linear'} {self.in_channels}->{self.out_channels}"
         name = f"Conv{'Transpose' if self.transposed else ''}{len(self.kernel)}d"
         words = [name, f"{self.in_channels}->{self.out_channels}", "x".join(map(str, self.kernel))]
-        words.append("s" + "x".join(map(str, sorted(set(self.stride)) if len(set(self.stride)) == 1 else self.stride)))
+        words.append("s" + "x".join(map(str, self.stride[:1] if len(set(self.stride)) == 1 else self.stride)))
         words.append(f"g{self.groups}")
         return " ".join(words)
 
     @property
     def fingerprint(self) -> str:
-        """Everything about the layer that decides what it computes with given weights, in words.
+        """A complete description: layers with the same fingerprint compute the same function of their parameters.
 
-        Two layers with the same fingerprint compute the same function of their parameters. Data type, device and
-        training mode do not belong to it.
+        Data type, device and training mode are not included.
         """
         words = [self.describe()]
         if self.kind == "conv":
@@ -142,14 +141,14 @@ class LayerInfo:
         return ", ".join(words)
 
     def fingerprint_like(self, other: str) -> str:
-        """Return the fingerprint in the form of another one, with which it is to be compared.
+        """Return the fingerprint in the form of another one, for comparison.
 
-        Plans of earlier versions hold the text of `describe`, which tells less; nothing more can be compared then.
+        Plans of earlier versions contain the shorter text of `describe`.
         """
         return self.fingerprint if ", " in other else self.describe()
 
     def _explicit_padding(self) -> Size | str:
-        """Return the padding as numbers where it is the same on both sides: one function has one fingerprint."""
+        """Return symmetric padding as numbers, so that equal functions have equal fingerprints."""
         if self.padding == "valid":
             return (0,) * len(self.kernel)
         totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
@@ -159,16 +158,16 @@ class LayerInfo:
 
     @property
     def left_out(self) -> bool:
-        """Whether an option of the user's keeps the layer, which could be compressed otherwise."""
+        """Whether the layer is compressible, but kept by an option of the user."""
         return self.skip is not None and self.skip.startswith(("excluded by ", "kept"))
 
     @property
     def title(self) -> str:
-        """The layer for a message: its name, if it has one, and its description."""
+        """Name and description of the layer for a message."""
         return f"layer {self.name!r} ({self.describe()})" if self.name else f"the layer ({self.describe()})"
 
     def static(self) -> LayerInfo:
-        """Return the layer without what only a run can tell (calls, notes)."""
+        """Return the layer without the results of a run (calls, notes)."""
         return replace(self, calls=(), note=None)
 
 

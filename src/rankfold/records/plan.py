@@ -1,4 +1,4 @@
-"""Plans: what is to be done with each layer; a JSON file that a person can read and edit."""
+"""Plans: one choice per layer, stored as a readable and editable JSON file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from rankfold._config import is_number
+from rankfold._config import is_integer, is_number
 from rankfold._documents import parse_document, read_text
 from rankfold._files import write_text
 from rankfold._printable import printable, quoted
@@ -28,22 +28,22 @@ _CHOICE_KEYS = ("method", "ranks", "options", "gauge", "error", "note", "keep")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What a plan does with one layer: factor it by a method with ranks, or keep it for a reason.
+    """The decision for one layer: factor it, or keep it.
 
     Parameters
     ----------
     method : str or None
         A registered method; None keeps the layer.
     ranks : tuple of int
-        In the order that the method documents.
+        Ranks in the order that the method documents.
     options : mapping
         Options of the method, by name.
     reason : str or None
-        Why the layer is kept, or why a rank was changed (a clamped VBMF rank, say).
+        Why the layer is kept, or why a rank was changed, such as a clamped VBMF rank.
     error : float or None
-        The predicted relative error, 0..1.
+        Predicted relative error, 0..1.
     gauge : bool
-        Whether the factors are gauged: the same function with r^2 parameters less at every bond of rank r.
+        Whether the factors are gauged: the same function with r^2 fewer parameters at every bond of rank r.
     """
 
     method: str | None = None
@@ -55,7 +55,7 @@ class Choice:
 
     @classmethod
     def of(cls, candidate: Candidate, *, reason: str | None = None) -> Choice:
-        """Return the decision for a candidate."""
+        """Return the choice of a candidate."""
         return cls(
             method=candidate.method, ranks=candidate.ranks, options=candidate.options, reason=reason,
             error=candidate.error, gauge=candidate.gauge,
@@ -78,13 +78,13 @@ class Choice:
 
     @classmethod
     def from_dict(cls, layer: str, data: Any) -> Choice:
-        """Read a choice; `layer` only serves the messages."""
+        """Read a choice; `layer` is the layer's name in messages."""
 
-        def wrong(what: str, wanted: str, value: object) -> CorruptArtifact:
-            return CorruptArtifact(f"plan, layer {quoted(layer)}: {what} {wanted}. Got {quoted(value)} instead.")
+        def check(valid: bool, what: str, value: object) -> None:
+            if not valid:
+                raise CorruptArtifact(f"plan, layer {quoted(layer)}: {what}. Got {quoted(value)} instead.")
 
-        if not isinstance(data, Mapping):
-            raise wrong("expected", "an object with 'method' or 'keep'", data)
+        check(isinstance(data, Mapping), "expected an object with 'method' or 'keep'", data)
         unknown = sorted(map(str, set(data) - set(_CHOICE_KEYS)))
         if unknown:
             keys = ", ".join(map(repr, _CHOICE_KEYS))
@@ -93,49 +93,43 @@ class Choice:
             )
         if "keep" in data:
             if "method" in data:
-                raise CorruptArtifact(f"plan, layer {quoted(layer)}: has both 'method' and 'keep'; remove one of them.")
+                raise CorruptArtifact(f"plan, layer {quoted(layer)}: has both 'method' and 'keep'. Remove one of them.")
             return cls(reason=str(data["keep"]))
-        if not isinstance(data.get("method"), str):
-            raise wrong("'method'", "must be a name", data.get("method"))
-        ranks = data.get("ranks")
-        if not isinstance(ranks, list) or not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks):
-            raise wrong("'ranks'", "must be a list of integers", ranks)
-        options = data.get("options", {})
-        if not isinstance(options, Mapping):
-            raise wrong("'options'", "must be an object", options)
-        gauge = data.get("gauge", False)
-        if not isinstance(gauge, bool):
-            raise wrong("'gauge'", "must be true or false", gauge)
-        error, note = data.get("error"), data.get("note")
-        if error is not None and not (is_number(error) and math.isfinite(error) and error >= 0):
-            raise wrong("'error'", "must be a number from 0", error)
+        method, ranks, options = data.get("method"), data.get("ranks"), data.get("options", {})
+        gauge, error, note = data.get("gauge", False), data.get("error"), data.get("note")
+        check(isinstance(method, str), "'method' must be a name", method)
+        check(isinstance(ranks, list) and all(map(is_integer, ranks)), "'ranks' must be a list of integers", ranks)
+        check(isinstance(options, Mapping), "'options' must be an object", options)
+        check(isinstance(gauge, bool), "'gauge' must be true or false", gauge)
+        number = is_number(error) and math.isfinite(error) and error >= 0
+        check(error is None or number, "'error' must be a nonnegative number", error)
         return cls(
-            method=data["method"], ranks=tuple(ranks), options=dict(options),
-            reason=None if note is None else str(note), error=error, gauge=gauge,
+            method=method, ranks=tuple(ranks), options=dict(options), reason=None if note is None else str(note),
+            error=error, gauge=gauge,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Where a plan comes from.
+    """Origin of a plan.
 
     Parameters
     ----------
     strategy, config, budget, methods, seed, deploy_dtype
-        What was asked for.
+        Settings of the search.
     errors : {"outputs", "weights"} or None
-        What the predicted errors are errors of.
+        Whether the predicted errors are those of outputs or of weights.
     reconstruct : {"weights", "data", "sequential"} or None
-        How the factors were found; None before the plan is applied.
+        How the factors were computed; None before the plan is applied.
     options : mapping
         Options of the search that differ from their defaults.
     search : mapping
-        What the strategy learned: of ``compressnas``, the proxy, the loss that it predicts, a proven lower bound of
-        that, and of rounds the loss that was measured with all layers compressed.
+        Results of the search. For ``compressnas``: the proxy, the predicted loss, a proven lower bound on it, and the
+        loss measured in each round.
     weights_hash : str or None
-        Of the model that the plan was made for.
+        Hash of the original model's weights.
     versions : mapping
-        Of rankfold, torch and Python.
+        Versions of rankfold, torch and Python.
     """
 
     strategy: str = "manual"
@@ -153,30 +147,27 @@ class Provenance:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the provenance as JSON-ready values."""
-        return {
-            "strategy": self.strategy, "config": dict(self.config), "budget": self.budget,
-            "methods": list(self.methods), "seed": self.seed, "errors": self.errors, "reconstruct": self.reconstruct,
-            "deploy_dtype": self.deploy_dtype, "options": dict(self.options),
-            "weights_hash": self.weights_hash, "versions": dict(self.versions), "search": dict(self.search),
-        }  # fmt: skip
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+        return {**values, "methods": list(self.methods)}
 
     @classmethod
     def from_dict(cls, data: Any) -> Provenance:
-        """Read a provenance; unknown keys are ignored (a newer version may know more)."""
+        """Read a provenance; unknown keys are ignored, because newer versions may add some."""
         if not isinstance(data, Mapping):
             raise CorruptArtifact(f"plan: 'provenance' must be an object. Got {quoted(data)} instead.")
-        known = {k: data[k] for k in cls.__dataclass_fields__ if data.get(k) is not None}
+        values = {k: data[k] for k in cls.__dataclass_fields__ if data.get(k) is not None}
         for key, kinds in _PROVENANCE.items():
-            if key in known and (not isinstance(known[key], kinds) or isinstance(known[key], bool)):
+            if key in values and (not isinstance(values[key], kinds) or isinstance(values[key], bool)):
                 wanted = " or ".join(kind.__name__ for kind in kinds)
-                raise CorruptArtifact(f"plan, provenance: {key!r} must be {wanted}. Got {quoted(known[key])} instead.")
-        if known.get("deploy_dtype", DEPLOY_DTYPES[0]) not in DEPLOY_DTYPES:
+                raise CorruptArtifact(f"plan, provenance: {key!r} must be {wanted}. Got {quoted(values[key])} instead.")
+        if values.get("deploy_dtype", DEPLOY_DTYPES[0]) not in DEPLOY_DTYPES:
             raise CorruptArtifact(
                 f"plan, provenance: 'deploy_dtype' must be one of {', '.join(DEPLOY_DTYPES)}. "
-                f"Got {quoted(known['deploy_dtype'])} instead."
+                f"Got {quoted(values['deploy_dtype'])} instead."
             )
-        known["methods"] = tuple(map(str, known.get("methods", ())))
-        return cls(**known)
+        values["methods"] = tuple(map(str, values.get("methods", ())))
+        return cls(**values)
 
 
 _PROVENANCE: dict[str, tuple[type, ...]] = {
@@ -188,16 +179,16 @@ _PROVENANCE: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Plan(Shown):
-    """A decision for every layer of one model.
+    """A choice for every layer of one model.
 
     Parameters
     ----------
     layers : dict of str to Choice
-        By layer name, in order of definition.
+        Choices by layer name, in order of definition.
     fingerprint : dict of str to str
-        Each layer in words (`LayerInfo.fingerprint`); `apply` refuses a model in which they differ.
+        `LayerInfo.fingerprint` of each layer; `apply` rejects a model with different layers.
     provenance : Provenance
-        Strategy, budget, seed, versions, source weights.
+        Strategy, budget, seed, versions, and hash of the original weights.
     """
 
     layers: Mapping[str, Choice]
@@ -208,39 +199,33 @@ class Plan(Shown):
         return f"<Plan: {self.headline()}>"
 
     def headline(self) -> str:
-        """Return one line that says how many layers are factored, by which strategy and for which budget."""
-        made = self.provenance
-        bound = f", budget {made.budget}" if made.budget else ""
-        text = f"{len(self.factored)} of {len(self.layers)} layers factored, strategy {made.strategy}{bound}"
+        """Return one line with the number of factored layers, the strategy and the budget."""
+        origin = self.provenance
+        bound = f", budget {origin.budget}" if origin.budget else ""
+        text = f"{len(self.factored)} of {len(self.layers)} layers factored, strategy {origin.strategy}{bound}"
         return printable(text)
 
     @property
     def factored(self) -> dict[str, Choice]:
-        """The layers that the plan factors."""
+        """The choices of the factored layers."""
         return {name: c for name, c in self.layers.items() if c.method is not None}
 
     @property
     def kept(self) -> dict[str, str]:
-        """The layers that the plan keeps, with the reason."""
+        """The reasons of the kept layers."""
         return {name: c.reason or "by hand" for name, c in self.layers.items() if c.method is None}
 
     def override(self, choices: Mapping[str, Choice | None]) -> Plan:
-        """Return a plan with some choices replaced; None keeps a layer.
-
-        Raises
-        ------
-        NoMatchingLayer
-            If a layer is not in the plan.
-        """
+        """Return a plan with some choices replaced; None keeps a layer. Unknown layers raise `NoMatchingLayer`."""
         missing = [name for name in choices if name not in self.layers]
         if missing:
             near = get_close_matches(missing[0], list(self.layers), n=3, cutoff=0.4) or list(self.layers)[:5]
-            raise NoMatchingLayer(f"the plan has no layer {missing[0]!r}; there are {', '.join(map(repr, near))}.")
+            raise NoMatchingLayer(f"the plan has no layer {missing[0]!r}. Layers: {', '.join(map(repr, near))}.")
         new = {k: v if v is not None else Choice(reason="by hand") for k, v in choices.items()}
         return replace(self, layers={**self.layers, **new})
 
     def to_json(self) -> str:
-        """Return the plan as JSON text, one layer a line."""
+        """Return the plan as JSON text, one layer per line."""
         lines = [f"    {json.dumps(n)}: {json.dumps(c.to_dict(), default=str)}" for n, c in self.layers.items()]
         prints = [f"    {json.dumps(n)}: {json.dumps(f)}" for n, f in self.fingerprint.items()]
         provenance = json.dumps(self.provenance.to_dict(), indent=2, default=str).replace("\n", "\n  ")
@@ -258,7 +243,7 @@ class Plan(Shown):
         Raises
         ------
         CorruptArtifact
-            If the text is not JSON, not a plan, of a newer version, or has a malformed layer.
+            If the text is not JSON, not a plan, of a newer version, or contains a malformed layer.
         """
         data = parse_document(text, kind="plan", format=FORMAT, version=VERSION, source=source)
         layers = data.get("layers")
@@ -272,14 +257,14 @@ class Plan(Shown):
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the plan to a JSON file, whole or not at all, and return its path."""
+        """Write the plan to a JSON file atomically, and return its path."""
         return write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan from a JSON file, or from an artefact folder that holds a ``plan.json``."""
+        """Read a plan from a JSON file, or from ``plan.json`` in an artefact folder."""
         path = Path(path)
         file = path / "plan.json" if os.path.isdir(path) else path
-        hint = "Give a file that Plan.save wrote, or an artefact's folder."
+        hint = "Pass a file written by Plan.save, or an artefact folder."
         text = read_text(file, kind="plan", hint=hint)
         return cls.from_json(text, source=str(file))

@@ -1,4 +1,4 @@
-"""The exploration space of Kokhazadeh et al. (2025), section 4: counted and solved, never listed."""
+"""The exploration space of Kokhazadeh et al. (2025), section 4."""
 
 from rankfold.cost.exploration.record import Extent as Extent
 from rankfold.cost.exploration.record import Histogram as Histogram

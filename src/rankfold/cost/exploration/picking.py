@@ -1,4 +1,4 @@
-"""The solutions of one compression step, found while the rows go by."""
+"""Selection of the solutions of one compression step in a pass over the rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
 
 import numpy as np
 
@@ -19,7 +18,7 @@ Place = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A compression step in integers: ``least <= params <= most``, and what is aimed at."""
+    """A compression step in integers: ``least <= params <= most``, ideally ``params == aim``."""
 
     reduction: float
     least: int
@@ -28,7 +27,7 @@ class Target:
 
     @classmethod
     def of(cls, reduction: float, tolerance: float, params: int) -> Target:
-        """Return the step: ``reduction - tolerance <= 1 - P / params < reduction + tolerance``, exactly."""
+        """Return the step ``reduction - tolerance <= 1 - P / params < reduction + tolerance``, exactly."""
         share, width = Fraction(str(reduction)), Fraction(str(tolerance))
         # P > params (1 - share - width) and P <= params (1 - share + width)
         least = int(params * (1 - share - width) // 1) + 1
@@ -37,7 +36,7 @@ class Target:
 
 
 class Picker:
-    """Counts the solutions of one step and keeps the named ones."""
+    """Counts the solutions of one step, and selects fewest MACs, most MACs and equal ranks."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -48,7 +47,7 @@ class Picker:
 
     @property
     def count(self) -> int:
-        """Solutions so far."""
+        """Number of solutions so far."""
         return sum(self.counts)
 
     @property
@@ -57,7 +56,7 @@ class Picker:
         return [None if kept is None else kept[1] for kept in (self._fewest, self._most, self._equal)]
 
     def see(self, rows: Rows) -> None:
-        """Take the next chunk of rows."""
+        """Add a chunk of rows."""
         first, last = rows.interval(self.target.least, self.target.most)
         where = np.flatnonzero(last >= first)
         first, last = first[where], last[where]
@@ -98,32 +97,31 @@ class Picker:
 def draw(
     pickers: Sequence[Picker], chunks: Callable[[], Iterable[Rows]], number: int, seed: str
 ) -> list[tuple[Place, ...]]:
-    """Draw `number` different solutions of each step, uniformly from those that are not named already.
+    """Draw `number` different solutions of each step, uniformly from those that are not selected already.
 
-    The solutions of a step are numbered in the order of counting; the drawn numbers are looked up in a second pass
-    over the rows, which only looks closely at the chunks that hold one.
+    The solutions of a step are numbered in the order of counting. The drawn numbers are looked up in a second pass over
+    the rows.
     """
-    wanted: list[list[int]] = []
+    drawn: list[list[int]] = []
     for picker in pickers:
-        # The named ones are left out after the draw, so draw as many more.
-        take = min(number + 3, picker.count) if number else 0
+        # Three more, because the selected solutions are removed after the draw.
+        size = min(number + 3, picker.count) if number else 0
         generator = random.Random(f"{seed}/{picker.target.reduction}")
-        wanted.append(generator.sample(range(picker.count), take))
-    found: list[dict[int, Place]] = [{} for _ in pickers]
-    if any(wanted):
+        drawn.append(generator.sample(range(picker.count), size))
+    results: list[dict[int, Place]] = [{} for _ in pickers]
+    if any(drawn):
         starts = [0] * len(pickers)
         for chunk, rows in enumerate(chunks()):
-            for picker, numbers, places, which in zip(pickers, wanted, found, range(len(pickers)), strict=True):
+            for which, (picker, numbers, places) in enumerate(zip(pickers, drawn, results, strict=True)):
                 start, count = starts[which], picker.counts[chunk]
                 starts[which] += count
                 inside = [n for n in numbers if start <= n < start + count]
                 if inside:
                     places.update(_look_up(rows, picker.target, start, inside))
-    chosen: list[tuple[Place, ...]] = []
-    for picker, numbers, places in zip(pickers, wanted, found, strict=True):
-        others = [places[n] for n in numbers if places[n] not in picker.places]
-        chosen.append(tuple(others[:number]))
-    return chosen
+    return [
+        tuple([places[n] for n in numbers if places[n] not in picker.places][:number])
+        for picker, numbers, places in zip(pickers, drawn, results, strict=True)
+    ]
 
 
 def _look_up(rows: Rows, target: Target, start: int, numbers: Sequence[int]) -> dict[int, Place]:
@@ -139,8 +137,3 @@ def _look_up(rows: Rows, target: Target, start: int, numbers: Sequence[int]) -> 
 
 def _place(rows: Rows, at: int, x: np.int64) -> Place:
     return int(rows.piece[at]), int(rows.index[at]), int(x)
-
-
-def bound_at_least(params: int, numerator: int, denominator: int) -> int:
-    """Return the least P with ``1 - P / params <= numerator / denominator``."""
-    return ceil(Fraction(params * (denominator - numerator), denominator))

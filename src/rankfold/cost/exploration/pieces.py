@@ -1,4 +1,4 @@
-"""A method's rank settings as boxes, on each of which every cost is one polynomial."""
+"""A method's rank settings as boxes, with one polynomial per box for every cost."""
 
 from __future__ import annotations
 
@@ -15,21 +15,15 @@ from rankfold.errors import RankfoldError
 from rankfold.records import ConvSpec, Cost, LayerInfo, LinearSpec, Ranks
 
 LARGEST = 2**62
-"""Costs are counted in 64-bit integers; no layer comes near this."""
+"""Limit of costs, which are 64-bit integers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """A box of rank settings ``lows <= ranks <= highs`` with its costs.
 
-    Parameters
-    ----------
-    options : mapping
-        Options of the method that hold for the box (the tensor shape of ``ttm``).
-    params, macs, fm : Multilinear
-        Costs of every rank setting in the box.
-    bonds : tuple of (int, int, int)
-        Positions of two ranks and a size n: each beyond n times the other is useless. Empty if useless ranks count.
+    `options` are those of the method in this box (the tensor shape of ``ttm``). Each of `bonds` consists of the
+    positions of two ranks and a size n: a rank of more than n times the other is useless.
     """
 
     options: Mapping[str, Any]
@@ -42,7 +36,7 @@ class Piece:
 
     @property
     def settings(self) -> int:
-        """Rank settings in the box."""
+        """Number of rank settings in the box."""
         return math.prod(high - low + 1 for low, high in zip(self.lows, self.highs, strict=True))
 
 
@@ -54,10 +48,7 @@ def price(method: methods.Method, layer: LayerInfo, ranks: Ranks) -> Cost:
 def pieces(
     name: str, layer: LayerInfo, options: Mapping[str, Any], cores: int, *, useful: bool = False
 ) -> Iterator[Piece]:
-    """Yield the boxes that make up a method's rank settings on a layer, each setting in exactly one of them.
-
-    If `useful`, the boxes come with the bonds that tell useless settings.
-    """
+    """Yield disjoint boxes that contain all rank settings of a method on a layer, with bonds if `useful`."""
     for added in methods.get(name, options).variants(layer, cores):
         variant = {**options, **added}
         method = methods.get(name, variant)
@@ -67,7 +58,7 @@ def pieces(
 
 
 def _boxes(method: methods.Method, layer: LayerInfo) -> Iterator[tuple[Ranks, Ranks]]:
-    """Cut off the largest value of each rank whose stages differ (a Tucker factor of full rank is left out)."""
+    """Separate the largest value of each rank if its stages differ, as those of a Tucker factor of full rank do."""
     limits = method.max_ranks(layer)
     usual = _stages(method, layer, (1,) * len(limits))
     intervals: list[list[tuple[int, int]]] = []
@@ -84,9 +75,9 @@ def _stages(method: methods.Method, layer: LayerInfo, ranks: Ranks) -> list[tupl
 
 
 def _bonds(method: methods.Method, layer: LayerInfo, lows: Ranks, highs: Ranks) -> tuple[tuple[int, int, int], ...]:
-    """Return which ranks limit each other: two of one factor with ``n * r_a * r_b`` elements in each group.
+    """Return the pairs of ranks that limit each other: those of a factor with ``n * r_a * r_b`` elements per group.
 
-    Seen as a matrix with ``r_a`` rows, such a factor has ``n * r_b`` columns, so it has no use for more rows than that.
+    As a matrix with ``r_a`` rows, such a factor has ``n * r_b`` columns, and more rows than columns are useless.
     """
 
     def sizes(ranks: Ranks) -> list[int]:
@@ -103,18 +94,18 @@ def _piece(method: methods.Method, layer: LayerInfo, options: Mapping[str, Any],
         cost = price(method, layer, ranks)
         return cost.params, cost.macs, cost.fm
 
-    found = fit(value, lows, highs)
+    polynomials = fit(value, lows, highs)
     middle = tuple((low + high) // 2 for low, high in zip(lows, highs, strict=True))
     for ranks in {middle, highs}:
         exact = value(ranks)
-        if tuple(polynomial(ranks) for polynomial in found) != exact:
+        if tuple(polynomial(ranks) for polynomial in polynomials) != exact:
             raise RankfoldError(
                 f"the exploration space of {method.name!r} cannot be counted: its cost on {layer.title} is not affine "
                 f"in each rank (ranks {list(ranks)}). Leave the method out."
             )
         if max(exact) >= LARGEST:
             raise RankfoldError(
-                f"{layer.title} has {max(exact):,} MACs, more than can be counted. Give smaller inputs."
+                f"{layer.title} has {max(exact):,} MACs, which is too many to count. Use smaller inputs."
             )
-    params, macs, fm = found
+    params, macs, fm = polynomials
     return Piece(options=options, lows=lows, highs=highs, params=params, macs=macs, fm=fm)

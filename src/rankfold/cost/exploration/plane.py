@@ -1,42 +1,40 @@
-"""Where valid rank settings lie in the plane of parameters and MACs, counted exactly."""
+"""Distribution of the valid rank settings over the plane of parameters and MACs."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from rankfold.cost.exploration.picking import bound_at_least
 from rankfold.cost.exploration.polynomial import Ints
 from rankfold.cost.exploration.record import Histogram
 from rankfold.cost.exploration.rows import Rows, reach
 from rankfold.records import Cost
 
 BLOCK = 2**14
-"""Rows at a time; each has up to ``2 * bins`` segments."""
+"""Number of rows processed at once; each has up to ``2 * bins`` segments."""
 
 
 class Plane:
-    """A two-dimensional histogram that grows row by row.
+    """An exact two-dimensional histogram, accumulated row by row.
 
-    Along a row both costs are affine in the solved rank, so the bins' edges cut its interval into segments that lie in
-    one bin each: they are counted without visiting the settings.
+    Along a row, both costs are affine in the solved rank, so the edges of the bins divide its interval into segments,
+    each in one bin, which are counted without visiting the settings.
     """
 
     def __init__(self, bins: int, dense: Cost) -> None:
         self._bins = bins
-        self._edges = [
-            np.array([bound_at_least(total, k, bins) for k in range(bins, -1, -1)], np.int64)
-            for total in (dense.params, dense.macs)
-        ]  # ascending: edge j is the least cost whose reduction is at most (bins - j) / bins
+        # Edge j, ascending, is the least cost whose reduction is at most (bins - j) / bins: a ceiling division.
+        totals = (dense.params, dense.macs)
+        self._edges = [np.array([-(-total * j // bins) for j in range(bins + 1)], np.int64) for total in totals]
         self._counts = np.zeros(bins * bins, np.int64)
 
     def see(self, rows: Rows) -> None:
-        """Take the next chunk of rows."""
+        """Add a chunk of rows."""
         for start in range(0, len(rows), BLOCK):
             self._see(rows.take(np.arange(start, min(start + BLOCK, len(rows)))))
 
     @property
     def histogram(self) -> Histogram:
-        """What has been counted."""
+        """The counts so far."""
         table = self._counts.reshape(self._bins, self._bins)
         return Histogram(bins=self._bins, counts=tuple(tuple(int(n) for n in line) for line in table))
 
@@ -53,7 +51,7 @@ class Plane:
         x = ends[row, segment] + 1
         across = self._bin(0, rows.params0[row] + rows.params1[row] * x)
         up = self._bin(1, rows.macs0[row] + rows.macs1[row] * x)
-        # Counts stay below 2**53, where the weighted sums of bincount are exact.
+        # The weighted sums of bincount are exact below 2**53.
         weights = lengths[row, segment].astype(np.float64)
         counted = np.bincount(across * self._bins + up, weights=weights, minlength=self._bins**2)
         self._counts += counted.astype(np.int64)

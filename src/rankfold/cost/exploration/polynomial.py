@@ -1,4 +1,4 @@
-"""Costs as polynomials in the ranks, found by asking a few prices instead of typing formulas again."""
+"""Costs as polynomials in the ranks, fitted to a few prices."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Multilinear:
-    """A polynomial that is affine in each rank: ``sum of coefficient * product of the ranks at some positions``.
-
-    Parameters
-    ----------
-    terms : tuple of (positions, coefficient)
-        Coefficients that are not zero, by the positions of the ranks that they multiply.
-    """
+    """A polynomial that is affine in each rank; each term is (positions of the ranks in a product, coefficient)."""
 
     terms: tuple[tuple[tuple[int, ...], int], ...]
 
@@ -31,10 +25,7 @@ class Multilinear:
         return sum(c * math.prod(ranks[p] for p in positions) for positions, c in self.terms)
 
     def along(self, axis: int, ranks: Sequence[Ints]) -> tuple[Ints, Ints]:
-        """Return constant and slope in the rank at `axis`, for arrays of the other ranks (the one at `axis` is unused).
-
-        All arrays must have one shape, which is that of the results.
-        """
+        """Return constant and slope in the rank at `axis`, given arrays of ranks (the one at `axis` is ignored)."""
         shape = ranks[0].shape
         constant, slope = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for positions, coefficient in self.terms:
@@ -49,7 +40,7 @@ class Multilinear:
         return constant, slope
 
     def text(self, names: Sequence[str]) -> str:
-        """Return the polynomial in words, such as ``64·r1 + 3·r1·r2``."""
+        """Return the polynomial as text, such as ``64·r1 + 3·r1·r2``."""
         parts = [
             "·".join([*([f"{c:,}"] if c != 1 or not positions else []), *(names[p] for p in positions)])
             for positions, c in self.terms
@@ -58,10 +49,10 @@ class Multilinear:
 
 
 def fit(value: Callable[[Ranks], Sequence[int]], lows: Ranks, highs: Ranks) -> list[Multilinear]:
-    """Return the multilinear polynomials that `value` consists of on a box of ranks.
+    """Return the multilinear polynomials that equal `value` on a box of ranks.
 
-    `value` is asked at the 2^k corners of the box's lowest cell (k ranks take more than one value), so it must be
-    multilinear on the box, which is the caller's to check. Ranks that take one value are constants.
+    `value` is evaluated at the 2^k corners of the lowest cell of the box, where k ranks have more than one value. The
+    caller must check that it is multilinear.
     """
     free = [axis for axis, (low, high) in enumerate(zip(lows, highs, strict=True)) if low < high]
     corners: list[Sequence[int]] = []
@@ -76,8 +67,7 @@ def fit(value: Callable[[Ranks], Sequence[int]], lows: Ranks, highs: Ranks) -> l
 def _terms(values: list[int], free: Sequence[int], lows: Ranks) -> tuple[tuple[tuple[int, ...], int], ...]:
     """Turn values at the corners into coefficients, one rank after the other.
 
-    Bit b of an index is first the step of the b-th free rank from its lowest value, then its power. Python's integers
-    cannot overflow.
+    Bit b of an index is first the step of the b-th free rank from its lowest value, then its power.
     """
     for bit, axis in enumerate(free):
         for i in range(len(values)):

@@ -1,4 +1,4 @@
-"""What is known of a method's exploration space on one layer."""
+"""Records of a method's exploration space on one layer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,7 @@ from rankfold.records import Cost, Ranks, Size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """One valid rank setting.
-
-    Parameters
-    ----------
-    ranks : tuple of int
-        In the method's order.
-    cost : Cost
-        Of the factored layer, as `rankfold.cost.blueprint_cost` counts it.
-    options : mapping
-        Options of the method that belong to it: the tensor shape of ``ttm``.
-    """
+    """One valid rank setting, with its cost and options of the method (the tensor shape of ``ttm``)."""
 
     ranks: Ranks
     cost: Cost
@@ -30,22 +20,22 @@ class Solution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One compression step: the valid rank settings that remove about this share of the layer's parameters.
+    """One compression step: the valid rank settings that remove about a given share of the layer's parameters.
 
     Parameters
     ----------
     reduction : float
-        The share that is removed, 0..1.
+        Share of the parameters to remove, 0..1.
     count : int
-        Valid rank settings of the step.
+        Number of valid rank settings.
     fewest_macs, most_macs : Solution or None
-        The extremes among them; of several with the same MACs the first in the order of counting. None without any.
+        The extremes, in case of a tie the first in the order of counting; None if there is no valid setting.
     equal_ranks : Solution or None
-        The one whose largest and smallest rank differ least; of several, the one nearest to `reduction`.
+        The setting with the least difference of largest and smallest rank, in case of a tie nearest to `reduction`.
     random : tuple of Solution
-        Drawn uniformly from the step's other solutions, all different.
+        Different solutions, drawn uniformly from the others.
     prepare_s, factorize_s : float or None
-        Measured seconds of preparing the layer, and of factoring it at `equal_ranks`; None if not measured.
+        Time of preparing the layer, and of factoring it at `equal_ranks`, in seconds; None if not measured.
     """
 
     reduction: float
@@ -64,26 +54,17 @@ class Step:
 
     @property
     def solutions(self) -> tuple[Solution, ...]:
-        """The chosen solutions, each once: fewest MACs, most MACs, equal ranks, random ones."""
-        named = [s for s in (self.fewest_macs, self.most_macs, self.equal_ranks) if s is not None]
-        found: list[Solution] = []
-        for solution in (*named, *self.random):
-            if solution not in found:
-                found.append(solution)
-        return tuple(found)
+        """The selected solutions without duplicates: fewest MACs, most MACs, equal ranks, random ones."""
+        solutions: list[Solution] = []
+        for solution in (self.fewest_macs, self.most_macs, self.equal_ranks, *self.random):
+            if solution is not None and solution not in solutions:
+                solutions.append(solution)
+        return tuple(solutions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """The least and the most that valid rank settings leave of one resource.
-
-    Parameters
-    ----------
-    dense : int
-        Of the layer as it is.
-    least, most : int
-        Over all valid rank settings.
-    """
+    """Amounts of one resource: of the dense layer, and the least and the most over all valid rank settings."""
 
     dense: int
     least: int
@@ -96,7 +77,7 @@ class Extent:
 
     @property
     def worst(self) -> float:
-        """The smallest reduction, 1 − most ÷ dense; negative where the resource grows."""
+        """The smallest reduction, 1 − most ÷ dense; negative if the resource grows."""
         return 1 - self.most / self.dense
 
     @property
@@ -107,14 +88,10 @@ class Extent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """How many valid rank settings lie where in the plane of parameters and MACs (Kokhazadeh et al. 2025, Fig. 2).
+    """Numbers of valid rank settings in the plane of parameters and MACs (Kokhazadeh et al. 2025, Fig. 2).
 
-    Parameters
-    ----------
-    bins : int
-        Per axis; bin k holds reductions in ``(k / bins, (k + 1) / bins]``.
-    counts : tuple of tuple of int
-        ``counts[p][m]``: settings with parameter reduction in bin p and MAC reduction in bin m.
+    Bin k of each axis holds reductions in ``(k / bins, (k + 1) / bins]``; ``counts[p][m]`` is the number of settings
+    with the parameter reduction in bin p and the MAC reduction in bin m.
     """
 
     bins: int
@@ -130,26 +107,26 @@ class Space:
     method : str
         The factorization.
     limits : tuple of int
-        The largest rank in each position; with several tensor shapes, the largest of any.
+        The largest rank in each position, over all tensor shapes.
     shapes : int
-        Tensor shapes that are counted: 1, but for ``ttm``.
+        Number of tensor shapes; 1 except for ``ttm``.
     settings : int
-        Rank settings within the limits, over all shapes, valid or not.
+        Number of rank settings within the limits, over all shapes.
     size : int
-        Valid ones.
+        Number of valid rank settings.
     steps : tuple of Step
-        The compression steps, as asked for.
+        The requested compression steps.
     params, macs, memory : Extent or None
-        What valid settings leave of each; `memory` is weights plus feature maps, in elements. None if none is valid.
+        Extents over the valid settings, None if there are none; `memory` is weights plus feature maps, in elements.
     formulas : mapping of str to str
-        Parameters (``"P"``), MACs (``"M"``) and feature-map elements (``"FM"``) in the ranks, with this layer's
-        numbers; with several shapes, those of the first.
+        Parameters (``"P"``), MACs (``"M"``) and feature-map elements (``"FM"``) of this layer as polynomials in the
+        ranks, for the first shape.
     stages : tuple of str
-        What the factored layer is made of, in order of execution, in words with ranks for numbers.
+        Descriptions of the stages in order of execution, with ranks in place of numbers.
     histogram : Histogram or None
-        If asked for.
+        The histogram, if requested.
     seconds : float or None
-        Time of counting and choosing; None if not measured.
+        Time of counting and selection; None if not measured.
     """
 
     method: str
@@ -168,13 +145,10 @@ class Space:
 
     @property
     def decomposition_s(self) -> float | None:
-        """Seconds to prepare the layer and factor it once, as a mean over the steps; None if not measured."""
+        """Mean over the steps of the seconds to prepare the layer and factor it once; None if not measured."""
         times = [step.decomposition_s for step in self.steps if step.decomposition_s is not None]
         return sum(times) / len(times) if times else None
 
     def step(self, reduction: float) -> Step:
         """Return the step of this reduction; raise ``KeyError`` if there is none."""
-        for step in self.steps:
-            if step.reduction == reduction:
-                return step
-        raise KeyError(reduction)
+        return {step.reduction: step for step in self.steps}[reduction]

@@ -1,7 +1,7 @@
-"""All valid rank settings as rows: all ranks but one are fixed, and the last one has an interval.
+"""All valid rank settings as rows, in each of which one rank has an interval and all other ranks are fixed.
 
-Costs are affine in the last rank, so the valid values of it, and those of any compression step, are an interval that
-is solved for. A layer with a hundred million settings has some hundred thousand rows, and they come in chunks.
+Costs are affine in this rank, so its valid values, and those of any compression step, form an interval that can be
+solved for. A layer with a hundred million settings has some hundred thousand rows, which are generated in chunks.
 """
 
 from __future__ import annotations
@@ -17,37 +17,25 @@ from rankfold.cost.exploration.polynomial import Ints
 from rankfold.records import Cost, Ranks
 
 CHUNK = 2**17
-"""Rows at a time: about 20 arrays of 1 MiB."""
+"""Number of rows in a chunk: about 20 arrays of 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Arrays of one entry a row; ``x`` is the rank that is solved for.
-
-    Parameters
-    ----------
-    piece, index : array
-        Which piece, and which point of its other ranks.
-    params0, params1, macs0, macs1, fm0, fm1 : array
-        Costs are ``params0 + params1 * x`` and so on.
-    first, last : array
-        The valid values of x, ``first <= x <= last``, never none.
-    smallest, largest : array
-        Of the other ranks; for a single rank, above and below every rank.
-    """
+    """Arrays with one entry per row, where x is the solved rank and costs are ``params0 + params1 * x`` and so on."""
 
     piece: Ints
-    index: Ints
+    index: Ints  # of the other ranks, in the piece
     params0: Ints
     params1: Ints
     macs0: Ints
     macs1: Ints
     fm0: Ints
     fm1: Ints
-    first: Ints
+    first: Ints  # the valid values of x are first..last, at least one
     last: Ints
-    smallest: Ints
-    largest: Ints
+    smallest: Ints  # of the other ranks; above every rank if there are none
+    largest: Ints  # below every rank if there are none
 
     def __len__(self) -> int:
         return len(self.piece)
@@ -57,7 +45,7 @@ class Rows:
         return Rows(**{f.name: getattr(self, f.name)[where] for f in fields(self)})
 
     def interval(self, least: int, most: int) -> tuple[Ints, Ints]:
-        """Return first and last valid x with ``least <= params <= most``; first > last where there is none."""
+        """Return the first and last valid x with ``least <= params <= most``; first > last if there is none."""
         below = reach(least - 1, self.params0, self.params1, self.last)
         return np.maximum(self.first, below + 1), reach(most, self.params0, self.params1, self.last)
 
@@ -65,18 +53,12 @@ class Rows:
 def reach(bound: int, constant: Ints, slope: Ints, highest: Ints) -> Ints:
     """Return the largest x of at most `highest` with ``constant + slope * x <= bound``, 0 or less if there is none."""
     room = bound - constant
-    found = room // np.maximum(slope, 1)
-    fixed = slope == 0
-    if fixed.any():
-        found = np.where(fixed, np.where(room >= 0, highest, 0), found)
-    return np.minimum(found, highest)
+    fixed = np.where(room >= 0, highest, 0)
+    return np.minimum(np.where(slope == 0, fixed, room // np.maximum(slope, 1)), highest)
 
 
 def valid_rows(pieces: Sequence[Piece], dense: Cost, chunk: int = CHUNK) -> Iterator[Rows]:
-    """Yield the rows of every setting with fewer parameters and fewer MACs than the layer, in chunks.
-
-    The same pieces give the same rows in the same order every time.
-    """
+    """Yield the rows of all settings with fewer parameters and fewer MACs than the layer, in chunks of fixed order."""
     waiting: list[Rows] = []
     held = 0
     for number, piece in enumerate(pieces):
@@ -96,12 +78,12 @@ def valid_rows(pieces: Sequence[Piece], dense: Cost, chunk: int = CHUNK) -> Iter
 
 
 def solved_axis(piece: Piece) -> int:
-    """Return the position of the rank with the most values: solving for it leaves the fewest rows."""
+    """Return the position of the rank with the most values, which leaves the fewest rows."""
     return int(np.argmax([high - low for low, high in zip(piece.lows, piece.highs, strict=True)]))
 
 
 def ranks_of(piece: Piece, index: int, x: int) -> Ranks:
-    """Return the rank setting of one row and one value of the solved rank."""
+    """Return the rank setting of one row, given the solved rank."""
     axis = solved_axis(piece)
     offsets = np.unravel_index(index, _shape(piece, axis))
     return tuple(x if a == axis else piece.lows[a] + int(o) for a, o in enumerate(offsets))
@@ -134,22 +116,12 @@ def _rows(number: int, piece: Piece, axis: int, start: int, stop: int, dense: Co
     fm0, fm1 = piece.fm.along(axis, [rank[keep] for rank in ranks])
     none = np.zeros(len(keep), np.int64)
     return Rows(
-        piece=none + number,
-        index=index[keep],
-        params0=params0[keep],
-        params1=params1[keep],
-        macs0=macs0[keep],
-        macs1=macs1[keep],
-        fm0=fm0,
-        fm1=fm1,
-        first=first[keep],
-        last=last[keep],
+        piece=none + number, index=index[keep], params0=params0[keep], params1=params1[keep], macs0=macs0[keep],
+        macs1=macs1[keep], fm0=fm0, fm1=fm1, first=first[keep], last=last[keep],
         smallest=np.minimum.reduce(others) if others else none + 2**40,
         largest=np.maximum.reduce(others) if others else none - 2**40,
-    )
+    )  # fmt: skip
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
-    if len(parts) == 1:
-        return parts[0]
     return Rows(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Rows)})

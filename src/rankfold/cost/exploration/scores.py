@@ -1,4 +1,4 @@
-"""Table 6 of Kokhazadeh et al. (2025): every property of an exploration space as a score from 1 to 5."""
+"""Scores from 1 to 5 of the properties of an exploration space: Table 6 of Kokhazadeh et al. (2025)."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ METRICS = (
 
 
 def scores(space: Space) -> dict[str, int | None]:
-    """Return the score of each of `METRICS`; None where it is not known (no valid setting, no time measured).
+    """Return the score of each of `METRICS`; None if there are no valid settings, or no time was measured.
 
-    The ranks that count as configurations are those that can be chosen; the paper counts the ones at a train's ends
-    as well. The time is the mean over the steps of preparing and factoring the layer once.
+    Rank configurations are counted by the ranks that can be chosen; the paper also counts those at the ends of a train.
+    The time is the mean over the steps of preparing and factoring the layer once.
     """
-    found: dict[str, int | None] = dict.fromkeys(METRICS)
+    scores: dict[str, int | None] = dict.fromkeys(METRICS)
     ranks = len(space.limits)
-    found["rank configurations"] = 2 if ranks == 1 else 3 if ranks <= 3 else 4 if ranks == 4 else 5
-    found["exploration space"] = _grade(space.size, (100, 1_000, 10_000, 1_000_001))
+    scores["rank configurations"] = 2 if ranks == 1 else 3 if ranks <= 3 else 4 if ranks == 4 else 5
+    scores["exploration space"] = _grade(space.size, (100, 1_000, 10_000, 1_000_001))
     flexibility = methods.registry.entry(space.method).plugin.flexibility
-    found["flexibility"] = (1 if ranks == 1 else 3) if flexibility is None else flexibility
+    scores["flexibility"] = (1 if ranks == 1 else 3) if flexibility is None else flexibility
     if space.decomposition_s is not None:
-        found["decomposition time"] = 6 - _grade(space.decomposition_s, (5, 30, 60, 300))
+        scores["decomposition time"] = 6 - _grade(space.decomposition_s, (5, 30, 60, 300))
     if space.params is None or space.macs is None or space.memory is None:
-        return found
+        return scores
     for name, extent in (("params", space.params), ("MACs", space.macs)):
-        found[f"best {name}"] = _grade(extent.best, (0.80, 0.90, 0.94, 0.98))
-        found[f"worst {name}"] = _grade(extent.worst, (0.02, 0.06, 0.10, 0.20))
-        found[f"{name} coverage"] = _grade(extent.coverage, (0.70, 0.85, 0.93, 0.98))
+        scores[f"best {name}"] = _grade(extent.best, (0.80, 0.90, 0.94, 0.98))
+        scores[f"worst {name}"] = _grade(extent.worst, (0.02, 0.06, 0.10, 0.20))
+        scores[f"{name} coverage"] = _grade(extent.coverage, (0.70, 0.85, 0.93, 0.98))
     best, growth = space.memory.best, -space.memory.worst
-    found["best memory"] = 1 if best <= 0 else _grade(best, (0, 0.30, 0.60, 0.90))
-    found["worst memory"] = 5 if growth <= 0 else 5 - _grade(growth, (0.25, 0.75, 1.5))
-    return found
+    scores["best memory"] = 1 if best <= 0 else _grade(best, (0, 0.30, 0.60, 0.90))
+    scores["worst memory"] = 5 if growth <= 0 else 5 - _grade(growth, (0.25, 0.75, 1.5))
+    return scores
 
 
 def _grade(value: float, bounds: Sequence[float]) -> int:
-    """Return 1 plus the number of ascending bounds that the value reaches."""
+    """Return 1 plus the number of bounds that the value reaches."""
     return 1 + sum(value >= bound for bound in bounds)

@@ -1,4 +1,4 @@
-"""The exploration space of a method on a layer: counted and solved, never listed."""
+"""The exploration space of a method on a layer, counted without enumerating it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PAPER_STEPS = (0.85, 0.6, 0.25)
 """High, medium and low compression (Kokhazadeh et al. 2025, Tables 2 and 3)."""
 
 CORES = 3
-"""Most cores of the tensor shapes that are counted for ``ttm``."""
+"""Default maximum number of cores of the tensor shapes of ``ttm``."""
 
 
 def _steps(name: str, value: Any) -> None:
     listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    require(listed, name, value, "a sequence of shares of the parameters to remove, such as (0.85, 0.6)")
+    require(listed, name, value, "a sequence of shares of the parameters, such as (0.85, 0.6)")
     for share in value:
         require(is_number(share) and 0 < share < 1, name, share, "shares between 0 and 1, such as 0.85")
     require(len(set(value)) == len(value), name, list(value), "different shares")
@@ -50,22 +50,21 @@ class Exploration:
     steps: Sequence[float] = option(PAPER_STEPS, "Shares of the layer's parameters to remove.", check=_steps)
     tolerance: float = option(
         0.005,
-        "A setting belongs to a step if the share that it removes lies in [step - tolerance, step + tolerance): with "
-        "the default it rounds to the step's whole per cent.",
+        "A setting belongs to a step if the share that it removes is in [step - tolerance, step + tolerance). With the "
+        "default, the share rounds to the step in whole per cent.",
         check=_tolerance,
     )
-    random: int = option(0, "Random solutions of each step, all different.", check=integer(0))
+    random: int = option(0, "Number of different random solutions per step.", check=integer(0))
     seed: int = option(0, "Random seed.", check=integer(0))
-    cores: int = option(CORES, "Most cores of the tensor shapes that are counted for ttm.", check=integer(2))
+    cores: int = option(CORES, "Maximum number of cores of the tensor shapes of ttm.", check=integer(2))
     useful: bool = option(
         False,
-        "Leave out settings with a rank that another one makes useless: of two ranks of one factor, one beyond n times "
-        "the other if the factor has n elements for each pair of their values. r2 > K1 * r1 of a tt is such: a smaller "
-        "r2 does the same for less. The paper's counts are without it.",
+        "Exclude settings with a useless rank: if a factor has n elements per pair of values of two ranks, a rank of "
+        "more than n times the other is useless, such as r2 > K1 * r1 of a tt. The paper counts these settings.",
         check=boolean,
     )
     bins: int | None = option(
-        None, "Bins on each axis of the histogram over parameter and MAC reduction; None leaves it out.", check=_bins
+        None, "Bins per axis of the histogram over parameter and MAC reduction; None omits the histogram.", check=_bins
     )
 
     def __post_init__(self) -> None:
@@ -79,33 +78,16 @@ def explore(
     *,
     options: Mapping[str, Any] | None = None,
 ) -> Space:
-    """Count the valid rank settings of a method on a layer and choose the solutions of each compression step.
+    """Count the valid rank settings of a method on a layer and select solutions of each compression step.
 
-    Valid is a setting with fewer parameters *and* fewer MACs than the layer, biases included, and with ranks in
-    ``1..max_ranks(layer)``: the channels of a group for ``tucker`` and ``tt3``; for ``tt`` and ``ttm`` the smaller
-    side of each bond's unfolding; the smaller side of the matrix for ``svd``, ``qr`` and ``spatial_svd``; for ``cp``
-    and ``filterwise_cp`` the rank from which on their start is exact. For ``ttm`` the settings of all tensor shapes
-    are counted: every pair of an ordered factorization of the outputs and one of the inputs into 2 to `cores` factors
-    of at least 2 (only the given shape if `options` have ``cores``, ``out_shape`` or ``in_shape``).
+    A setting is valid if it has fewer parameters *and* fewer MACs than the layer, including biases, and ranks in
+    ``1..max_ranks(layer)``. For ``ttm``, the settings of all tensor shapes with 2 to `cores` cores are counted (see
+    `TTM.variants`), unless `options` specify the shape.
 
-    The costs are polynomials in the ranks, affine in each, whose coefficients are found by pricing a few blueprints.
-    All ranks but one are laid out as arrays, and the interval of the last one is solved for in integers; so the time
-    grows with the number of settings divided by the largest limit, and the memory does not grow.
-
-    Parameters
-    ----------
-    layer : LayerInfo
-        With the calls that MACs and feature maps are counted for.
-    method : str
-        A registered factorization.
-    exploration : Exploration, optional
-        Steps, tolerance, random solutions and what is counted.
-    options : mapping, optional
-        Options of the method.
-
-    Returns
-    -------
-    Space
+    The costs are polynomials in the ranks, affine in each, whose coefficients follow from the prices of a few
+    blueprints. All ranks except one are represented as arrays, and the interval of the remaining rank is solved for in
+    integers. The time is therefore proportional to the number of settings divided by the largest limit, and the memory
+    is constant.
 
     Raises
     ------
@@ -122,16 +104,16 @@ def explore(
     methods.check_supported(methods.get(method, options), layer)
     if not layer.calls:
         raise ConfigError(
-            f"{layer.title} has no calls, so its MACs are not known. Inspect its model, or say its input."
+            f"{layer.title} has no calls, so its MACs are unknown. Inspect its model, or specify its input size."
         )
     dense = dense_cost(layer)
     parts = list(pieces(method, layer, options, how.cores, useful=how.useful))
     pickers = [Picker(Target.of(share, how.tolerance, dense.params)) for share in how.steps]
     plane = None if how.bins is None else Plane(how.bins, dense)
-    size, extents = 0, _Extents(dense)
+    size, extents = 0, dict[str, Extent]()
     for rows in valid_rows(parts, dense):
         size += int((rows.last - rows.first + 1).sum())
-        extents.see(rows)
+        extents = _extents(rows, dense, extents)
         for picker in pickers:
             picker.see(rows)
         if plane is not None:
@@ -146,72 +128,43 @@ def explore(
         settings=sum(part.settings for part in parts),
         size=size,
         steps=tuple(chosen),
-        params=extents.params if size else None,
-        macs=extents.macs if size else None,
-        memory=extents.memory if size else None,
+        params=extents.get("params"),
+        macs=extents.get("macs"),
+        memory=extents.get("memory"),
         formulas=formulas(parts[0]) if parts else {},
         stages=stages(method, layer, parts[0]) if parts else (),
         histogram=None if plane is None else plane.histogram,
     )
 
 
-class _Extents:
-    """The least and the most of every resource, over the rows so far."""
-
-    def __init__(self, dense: Cost) -> None:
-        self._dense = {"params": dense.params, "macs": dense.macs, "memory": dense.memory}
-        self._found: dict[str, tuple[int, int]] = {}
-
-    def see(self, rows: Rows) -> None:
-        """Take the next chunk: costs grow with every rank, so the ends of each row's interval tell."""
-        coefficients = {
-            "params": (rows.params0, rows.params1),
-            "macs": (rows.macs0, rows.macs1),
-            "memory": (rows.params0 + rows.fm0, rows.params1 + rows.fm1),
-        }
-        for name, (constant, slope) in coefficients.items():
-            least = int((constant + slope * rows.first).min())
-            most = int((constant + slope * rows.last).max())
-            low, high = self._found.get(name, (least, most))
-            self._found[name] = min(low, least), max(high, most)
-
-    def _extent(self, name: str) -> Extent:
-        least, most = self._found[name]
-        return Extent(dense=self._dense[name], least=least, most=most)
-
-    @property
-    def params(self) -> Extent:
-        return self._extent("params")
-
-    @property
-    def macs(self) -> Extent:
-        return self._extent("macs")
-
-    @property
-    def memory(self) -> Extent:
-        return self._extent("memory")
+def _extents(rows: Rows, dense: Cost, before: Mapping[str, Extent]) -> dict[str, Extent]:
+    """Extend the extents of each resource by a chunk of rows. Costs increase with every rank."""
+    coefficients = {
+        "params": (rows.params0, rows.params1),
+        "macs": (rows.macs0, rows.macs1),
+        "memory": (rows.params0 + rows.fm0, rows.params1 + rows.fm1),
+    }
+    extents = {}
+    for name, (constant, slope) in coefficients.items():
+        least, most = int((constant + slope * rows.first).min()), int((constant + slope * rows.last).max())
+        if name in before:
+            least, most = min(before[name].least, least), max(before[name].most, most)
+        extents[name] = Extent(dense=getattr(dense, name), least=least, most=most)
+    return extents
 
 
 def _step(method: str, layer: LayerInfo, parts: Sequence[Piece], picker: Picker, drawn: Sequence[Place]) -> Step:
-    def solution(place: Place | None) -> Solution | None:
-        return None if place is None else _solution(method, layer, parts, place)
+    def solution(place: Place) -> Solution:
+        number, index, x = place
+        part = parts[number]
+        ranks = ranks_of(part, index, x)
+        return Solution(ranks=ranks, cost=price(methods.get(method, part.options), layer, ranks), options=part.options)
 
-    fewest, most, equal = (solution(place) for place in picker.places)
+    fewest, most, equal = (None if place is None else solution(place) for place in picker.places)
     return Step(
-        reduction=picker.target.reduction,
-        count=picker.count,
-        fewest_macs=fewest,
-        most_macs=most,
-        equal_ranks=equal,
-        random=tuple(_solution(method, layer, parts, place) for place in drawn),
-    )
-
-
-def _solution(method: str, layer: LayerInfo, parts: Sequence[Piece], place: Place) -> Solution:
-    number, index, x = place
-    part = parts[number]
-    ranks = ranks_of(part, index, x)
-    return Solution(ranks=ranks, cost=price(methods.get(method, part.options), layer, ranks), options=part.options)
+        reduction=picker.target.reduction, count=picker.count, fewest_macs=fewest, most_macs=most, equal_ranks=equal,
+        random=tuple(map(solution, drawn)),
+    )  # fmt: skip
 
 
 def _limits(parts: Sequence[Piece]) -> tuple[int, ...]:

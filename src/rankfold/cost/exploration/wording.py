@@ -1,4 +1,4 @@
-"""A method's costs and stages on a layer in words, ranks for numbers: the similarity paper's Table 1 and Fig. 5."""
+"""Text of a method's costs and stages on a layer, in terms of ranks (Kokhazadeh et al. 2025, Table 1 and Fig. 5)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def stages(name: str, layer: LayerInfo, piece: Piece) -> tuple[str, ...]:
         return [n for stage in layers(ranks) for n in _channels(stage)]
 
     words = [polynomial.text(_names(piece)) for polynomial in fit(channels, piece.lows, piece.highs)]
-    found: list[str] = []
+    texts: list[str] = []
     for stage, inputs, outputs, groups in zip(layers(piece.lows), words[::3], words[1::3], words[2::3], strict=True):
         kernel = "" if layer.kind == "linear" or isinstance(stage, LinearSpec) else "x".join(map(str, stage.kernel))
         depthwise = "depthwise" if groups == inputs != "1" else ""
-        found.append(" ".join(part for part in (kernel, depthwise, f"{inputs}→{outputs}") if part))
-    return tuple(found)
+        texts.append(" ".join(part for part in (kernel, depthwise, f"{inputs}→{outputs}") if part))
+    return tuple(texts)
 
 
 def _names(piece: Piece) -> list[str]:
@@ -38,7 +38,7 @@ def _names(piece: Piece) -> list[str]:
 
 
 def _channels(stage: ConvSpec | LinearSpec) -> tuple[int, int, int]:
-    """Inputs, outputs and groups."""
+    """Return inputs, outputs and groups."""
     if isinstance(stage, LinearSpec):
         return stage.in_features, stage.out_features, 1
     return stage.in_channels, stage.out_channels, stage.groups

@@ -1,4 +1,4 @@
-"""Layers written as text: ``conv:3x3x512x512``, ``linear:400x120``."""
+"""Layers as text: ``conv:3x3x512x512``, ``linear:400x120``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rankfold.errors import ConfigError
 from rankfold.records import Call, LayerInfo, Size
 
 SIZE = 14
-"""Input size along each spatial axis where none is given."""
+"""Default input size along each spatial axis."""
 
 HELP = "conv:K1x...xIxO or linear:IxO, then ,stride=2 ,padding=1 ,dilation=2 ,groups=4 ,size=28 ,bias"
 
@@ -19,18 +19,13 @@ _NUMBERS = ("stride", "padding", "dilation", "size")
 
 
 def layer_of(text: str) -> LayerInfo:
-    """Return the layer that a text describes.
+    """Return the layer that a text describes; raise `ConfigError` if the text is invalid.
 
     ``conv:3x512x1024`` is a 1-D, ``conv:3x3x512x512`` a 2-D, ``conv:3x3x3x32x32`` a 3-D convolution: kernel sizes,
-    input channels, output channels, in the order of the similarity paper. ``linear:400x120`` has 400 inputs and 120
-    outputs. After commas may follow, for convolutions, ``stride=2``, ``padding=1`` (half of the kernel by default, so
-    that stride 1 keeps the size), ``dilation=1``, ``groups=1`` and ``size=28`` (of the input, 14 by default), each one
-    number for all axes or one for each (``size=28x14``); and ``bias``.
-
-    Raises
-    ------
-    ConfigError
-        If the text describes no layer.
+    input channels, output channels, in the order of Kokhazadeh et al. (2025). ``linear:400x120`` has 400 inputs and 120
+    outputs. The options of a convolution follow after commas: ``stride=2``, ``padding=1`` (by default half of the
+    kernel, so that stride 1 preserves the size), ``dilation=1``, ``groups=1`` and ``size=28`` (the input size, by
+    default 14), each with one number for all axes or one per axis (``size=28x14``), and ``bias``.
     """
     kind, colon, rest = text.strip().partition(":")
     shape, *settings = rest.split(",")
@@ -62,7 +57,7 @@ def _conv(text: str, sizes: Size, given: dict[str, Size], bias: bool) -> LayerIn
     *kernel, inputs, outputs = sizes if len(sizes) >= 3 else (0, 0, 0)
     dims = len(kernel)
     if not 1 <= dims <= 3 or 0 in kernel:
-        raise _bad(text, ": a convolution has one to three kernel sizes, then inputs and outputs")
+        raise _bad(text, ": a convolution takes one to three kernel sizes, then inputs and outputs")
     given = {"stride": (1,), "dilation": (1,), "size": (SIZE,), "groups": (1,), **given}
     dilation = _each(text, "dilation", given["dilation"], dims)
     half = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
@@ -71,7 +66,7 @@ def _conv(text: str, sizes: Size, given: dict[str, Size], bias: bool) -> LayerIn
     size = _each(text, "size", given["size"], dims)
     groups = given["groups"]
     if 0 in (*stride, *dilation, *size, *groups) or len(groups) != 1:
-        raise _bad(text, ": stride, dilation, groups and size are at least 1")
+        raise _bad(text, ": stride, dilation, groups and size must be at least 1")
     if inputs % groups[0] or outputs % groups[0]:
         raise _bad(text, f": groups={groups[0]} does not divide {inputs} and {outputs} channels")
     layer = LayerInfo(
@@ -80,14 +75,14 @@ def _conv(text: str, sizes: Size, given: dict[str, Size], bias: bool) -> LayerIn
     )  # fmt: skip
     try:
         out_size = _out_size(layer, size)
-    except (RuntimeError, ValueError):  # torch's words for a kernel that is larger than the padded input
+    except (RuntimeError, ValueError):  # from torch, if the kernel is larger than the padded input
         sizes_text = "x".join(map(str, size))
         raise _bad(text, f": the kernel does not fit into an input of size {sizes_text}") from None
     return replace(layer, calls=(Call(batch=1, in_size=size, out_size=out_size),))
 
 
 def _out_size(layer: LayerInfo, size: Size) -> Size:
-    """Let torch itself say the output's size, on tensors without memory."""
+    """Return the size of the output of torch's convolution of meta tensors."""
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[len(layer.kernel) - 1]
     weight = torch.empty(layer.weight_shape, device="meta")
     inputs = torch.empty((1, layer.in_channels, *size), device="meta")
