@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from operator import length_hint
 from typing import Any
 
@@ -83,14 +84,14 @@ def _named_target(fields: Mapping[Any, Any]) -> tuple[Any | None, dict[Any, Any]
     return fields[targets[0]] if targets else None, inputs
 
 
+@dataclass(eq=False)
 class MatchedBatches:
     """Batches that are checked against the example input; `purpose` describes the data in messages."""
 
-    def __init__(self, batches: Iterable[Any], example: Any, purpose: str) -> None:
-        self.batches = batches
-        self.example = example
-        self.purpose = purpose
-        self._warned = False
+    batches: Iterable[Any]
+    example: Any
+    purpose: str
+    _warned: bool = field(default=False, init=False)
 
     def __iter__(self) -> Iterator[Any]:
         for batch in iterate(self.batches, self.purpose):

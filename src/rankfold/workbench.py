@@ -31,14 +31,14 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Made:
+class CompressedModel:
     """A compressed model, as a handle references it, with the result of its last fine-tuning."""
 
     model: nn.Module
     tuned: TuneResult | None = None
 
 
-M = TypeVar("M", bound=Made)
+M = TypeVar("M", bound=CompressedModel)
 
 
 class Bench(Generic[M]):
@@ -71,15 +71,15 @@ class Bench(Generic[M]):
 
     def finetune(self, model: Handle) -> None:
         """Train a model in place; each training has a separate checkpoint."""
-        made, self._trained = _made(model), self._trained + 1
+        compressed, self._trained = _compressed(model), self._trained + 1
         recipe = own_checkpoint(_given(self._recipe, "recipe"), f"round-{self._trained}")
         metric = None if recipe.target is None else self._metric
-        made.tuned = finetune_(made.model, recipe, teacher=self.model, metric=metric)
-        made.model = made.tuned.model
+        compressed.tuned = finetune_(compressed.model, recipe, teacher=self.model, metric=metric)
+        compressed.model = compressed.tuned.model
 
     def evaluate(self, model: Handle | None = None) -> float:
         """Return the metric of a model, or of the original, which is measured once."""
-        return self._dense if model is None else evaluate(_made(model).model, _given(self._metric, "metric"))
+        return self._dense if model is None else evaluate(_compressed(model).model, _given(self._metric, "metric"))
 
     def drop(self, model: Handle) -> float:
         """Return by how much the metric of a model is worse than that of the original."""
@@ -87,7 +87,7 @@ class Bench(Generic[M]):
 
     def similarity(self, model: Handle, modules: Sequence[str]) -> dict[str, float]:
         """Return the mean cosine similarity of each module's outputs in the model and in the original."""
-        networks = (_made(model).model, self.model)
+        networks = (_compressed(model).model, self.model)
         for network in networks:
             check_taps(network, modules)
         sums, counts = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0)
@@ -107,7 +107,7 @@ class Bench(Generic[M]):
 
     def keep(self, model: Handle) -> None:
         """Select the model of the plan that the strategy is going to return."""
-        self.kept = cast("M", _made(model))
+        self.kept = cast("M", _compressed(model))
 
     def batches(self) -> Iterator[Batch]:
         """Yield the calibration data."""
@@ -163,8 +163,8 @@ def _given(value: T | None, need: Need) -> T:
     return value
 
 
-def _made(model: Handle) -> Made:
-    if not isinstance(model, Made):
+def _compressed(model: Handle) -> CompressedModel:
+    if not isinstance(model, CompressedModel):
         raise ConfigError(f"a workbench takes the models that it returned. Got {type(model).__name__} instead.")
     return model
 

@@ -16,7 +16,7 @@ from rankfold.errors import ConfigError, DataError, UnknownNameError
 from rankfold.inventory import layer_weight
 from rankfold.records import Plan
 from rankfold.strategies import Handle, Problem, Strategy, Workbench, check_needs
-from rankfold.workbench import Bench, Made, own_checkpoint
+from rankfold.workbench import Bench, CompressedModel, own_checkpoint
 
 
 def network() -> nn.Module:
@@ -40,7 +40,7 @@ def make_bench(model: nn.Module, **given: Any) -> Workbench:
         "metric": rf.top1(BATCHES),
         "recipe": rf.FineTune(data=BATCHES, epochs=1),
     }
-    return Bench(model, lambda plan: Made(model=rf.apply(model, plan)), **(options | given))
+    return Bench(model, lambda plan: CompressedModel(model=rf.apply(model, plan)), **(options | given))
 
 
 def test_models_are_applied_trained_and_measured() -> None:

@@ -40,7 +40,7 @@ from rankfold.records import (
 from rankfold.strategies import Need, Problem, Workbench, check_needs
 from rankfold.strategies.manual import with_overrides
 from rankfold.surgery import Proof
-from rankfold.workbench import Bench, Made
+from rankfold.workbench import Bench, CompressedModel
 
 UNREACHED = "no calibration sample reaches it: its errors and factors come from the weight alone"
 UNMEASURED = "no sample that the search looks at reaches it: its predicted loss comes from its own error"
@@ -203,8 +203,10 @@ class Planner:
         search, data = self.search, self.data
         how = reconstruction(search.reconstruct, has_data=data is not None, data_aware=search.data_aware)
 
-        def make(plan: Plan) -> Made:
-            return Made(model=apply_plan(self.model, plan, data, how, example_input=self.example_input).model)
+        def make(plan: Plan) -> CompressedModel:
+            return CompressedModel(
+                model=apply_plan(self.model, plan, data, how, example_input=self.example_input).model
+            )
 
         return Bench(self.model, make, batches=None if data is None else data.batches)
 

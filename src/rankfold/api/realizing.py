@@ -30,7 +30,7 @@ from rankfold.storage.state import check_state
 from rankfold.surgery import check_plan, plan_of
 from rankfold.surgery.apply import remember_plan
 from rankfold.tune import FineTune, TuneResult, finetune_
-from rankfold.workbench import Made
+from rankfold.workbench import CompressedModel
 
 Measure = Callable[[nn.Module], Any]
 """A metric as users give it: any callable of a model."""
@@ -125,7 +125,7 @@ class Clock:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Draft(Made):
+class Draft(CompressedModel):
     """A compressed model that has not been saved yet.
 
     Parameters

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,10 @@ def compare_latency(
     require(threads is None or threads >= 1, "threads", threads, "at least 1, or None")
     names = list(models)
     runs: dict[str, list[float]] = {name: [] for name in names}
-    with _threads(threads), ExitStack() as stack:
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        if threads is not None:
+            torch.set_num_threads(threads)
         resets = {name: stack.enter_context(evaluating(model)) for name, model in models.items()}
         inputs = {name: copied(detached(to_device(example_input, model_device(models[name])))) for name in names}
         for i in track(range(warmup + repeats), "measuring latency"):
@@ -124,14 +127,3 @@ def _time_ms(model: nn.Module, inputs: Any) -> float:
 def _synchronize(device: torch.device | None) -> None:
     if device is not None and device.type not in ("cpu", "meta"):
         torch.accelerator.synchronize(device)
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        yield
-    finally:
-        torch.set_num_threads(before)

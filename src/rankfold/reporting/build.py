@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from rankfold.errors import BudgetError, ConfigError, PlanMismatch, UnknownNameError
 from rankfold.records import Bound, Budget, Choice, Cost, Inventory, LayerInfo, Plan, Provenance
+from rankfold.reporting.codec import decode, encode
 from rankfold.reporting.layers import layer_note
 from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue
 from rankfold.reporting.report import Report
@@ -142,6 +142,4 @@ def _bound(bound: Bound, report: Report) -> BoundRow:
 
 def _plain(provenance: Provenance) -> Provenance:
     """Return the provenance as JSON restores it, so that a reloaded report equals the original."""
-    config = json.loads(json.dumps(dict(provenance.config), default=str))
-    versions = {str(k): str(v) for k, v in provenance.versions.items()}
-    return replace(provenance, config=config, versions=versions, methods=tuple(provenance.methods))
+    return decode(Provenance, encode(provenance), "provenance")

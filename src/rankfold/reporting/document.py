@@ -71,7 +71,7 @@ class Document(Shown):
         CorruptArtifact
             If the file does not exist or cannot be read.
         """
-        hint = f"Give a .json file that {cls.__name__}.save wrote."
+        hint = f"Pass a .json file written by {cls.__name__}.save."
         text = read_text(Path(path), kind=cls.KIND, hint=hint, limits=cls.LIMITS)
         return cls.from_json(text, source=str(path))
 

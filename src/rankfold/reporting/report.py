@@ -100,7 +100,7 @@ class Report(Document):
         path = Path(path)
         folder = os.path.isdir(path)
         file = companion_file(path, "report.json") if folder else path
-        text = read_text(file, kind=cls.KIND, hint="Give an artefact's folder or its report.json.")
+        text = read_text(file, kind=cls.KIND, hint="Pass an artefact's folder or its report.json.")
         report = cls.from_json(text, source=str(file))
         if folder and report.artifact not in (None, artifact_identity(path) or report.artifact):
             raise CorruptArtifact(

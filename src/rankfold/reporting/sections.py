@@ -44,7 +44,7 @@ class Column:
 
     @property
     def number(self) -> bool:
-        """Whether the column holds numbers."""
+        """Whether the column contains numbers."""
         return self.mark == ">"
 
 

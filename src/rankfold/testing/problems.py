@@ -19,7 +19,7 @@ from rankfold.strategies import Problem
 from rankfold.surgery import apply_plan_, copy_model
 from rankfold.testing.cases import SEED
 from rankfold.tune import FineTune
-from rankfold.workbench import Bench, Made
+from rankfold.workbench import Bench, CompressedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,12 +92,14 @@ def make_problem(
     )
 
 
-def _bench(case: ModelCase, model: nn.Module) -> Bench[Made]:
+def _bench(case: ModelCase, model: nn.Module) -> Bench[CompressedModel]:
     with torch.no_grad():
         batches = [(case.input(), model(case.input()).argmax(-1))]
     recipe = FineTune(data=batches, loss="distill", distill="mse", max_steps=1)
     metric = output_error(model, batches)
-    return Bench(model, lambda plan: Made(model=applied(model, plan)), batches=batches, metric=metric, recipe=recipe)
+    return Bench(
+        model, lambda plan: CompressedModel(model=applied(model, plan)), batches=batches, metric=metric, recipe=recipe
+    )
 
 
 def applied(model: nn.Module, plan: Plan) -> nn.Module:

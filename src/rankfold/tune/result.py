@@ -11,34 +11,14 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """One pass over the data.
+    """The results of one pass over the data; losses are means over its samples, each taken before its step."""
 
-    Parameters
-    ----------
-    epoch : int
-        Number of the epoch, from 1.
-    loss : float
-        Mean over the epoch's samples, each measured before the step that it contributed to.
-    terms : mapping
-        The same for each term of the loss, unweighted.
-    lr : float
-        Learning rate of the last step.
-    metric : float or None
-        The metric after the epoch.
-    seconds : float
-        Duration, including the metric and (in a resumed run) the time before the interruption.
-    """
-
-    epoch: int
+    epoch: int  # from 1
     loss: float
-    terms: Mapping[str, float] = field(default_factory=dict)
-    lr: float = 0.0
-    metric: float | None = None
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the epoch as JSON-ready values."""
-        return {**asdict(self), "terms": dict(self.terms)}
+    terms: Mapping[str, float] = field(default_factory=dict)  # the unweighted terms of the loss
+    lr: float = 0.0  # of the last step
+    metric: float | None = None  # after the epoch
+    seconds: float = 0.0  # including the metric and, in a resumed run, the time before the interruption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +49,7 @@ class TuneResult:
     def to_dict(self) -> dict[str, Any]:
         """Return all fields except the model as JSON-ready values."""
         return {
-            "history": [epoch.to_dict() for epoch in self.history],
+            "history": [asdict(epoch) for epoch in self.history],
             "steps": self.steps,
             "stopped_early": self.stopped_early,
             "resumed_from": self.resumed_from,
@@ -78,20 +58,10 @@ class TuneResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInfo:
-    """The state that a progress callback receives after each step.
+    """The state after a step, for a progress callback."""
 
-    Parameters
-    ----------
-    step, total : int
-        Completed and planned steps, over all epochs.
-    epoch : int
-        Number of the epoch, from 1.
-    loss, lr : float
-        Loss and learning rate of the step.
-    """
-
-    step: int
-    total: int
-    epoch: int
+    step: int  # completed steps, over all epochs
+    total: int  # planned steps
+    epoch: int  # from 1
     loss: float
     lr: float

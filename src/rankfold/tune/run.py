@@ -250,7 +250,7 @@ class Run:
         reached = False
         if metric is not None and value is not None and target is not None:
             reached = metric.drop(target, value) <= 0
-        history = [*state.history, entry.to_dict()]
+        history = [*state.history, asdict(entry)]
         self.state = State(epoch=state.epoch + 1, step=state.step, lr=state.lr, history=history)
         self.state.finished, self.state.stopped_early = over or reached, reached and not over
         self._save(None)

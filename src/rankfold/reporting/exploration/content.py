@@ -66,7 +66,7 @@ def _group(analysis: Analysis, group: Group, *, brief: bool) -> Iterator[Section
         yield Section(title=f"Where the valid settings of {what} lie (Fig. 2)", figures=planes)
         shown = layers if len(layers) <= FEW else layers[:1]
         drawn = [chains(layer.label, layer.layer, layer.spaces) for layer in shown]
-        yield Section(title=f"What the methods make of {what} (Fig. 5)", figures=[chart for chart in drawn if chart])
+        yield Section(title=f"Chains that replace {what} (Fig. 5)", figures=[chart for chart in drawn if chart])
 
 
 def _planes(layers: Sequence[LayerSpaces], methods: Sequence[str]) -> list[Markup]:

@@ -17,7 +17,7 @@ FITTING = 19
 
 
 def plane(spaces: Sequence[Space], title: str) -> Markup | None:
-    """Return a map of the valid settings by parameter and MAC reduction; darker cells hold a larger share.
+    """Return a map of the valid settings by parameter and MAC reduction; darker cells have a larger share.
 
     For several spaces, the shares are averaged over those that have a valid setting.
     """
