@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rankfold.errors import CorruptArtifact
+from rankfold.records import Plan
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON cannot express them
 _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -20,7 +22,9 @@ _PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
 
 
 def encode(value: Any) -> Any:
-    """Return a record, or any value of a record, as JSON-ready values."""
+    """Return a record, or any value of a record, as JSON-ready values; plans keep the format of `Plan.save`."""
+    if isinstance(value, Plan):
+        return json.loads(value.to_json())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -52,6 +56,8 @@ def decode(wanted: Any, value: Any, where: str) -> Any:
         if value is None and types.NoneType in arguments:
             return None
         return decode(next(a for a in arguments if a is not types.NoneType), value, where)
+    if wanted is Plan:
+        return Plan.from_json(json.dumps(value), source=where)
     if origin is Literal:
         _require(value in arguments, where, f"one of {', '.join(arguments)}", value)
         return value

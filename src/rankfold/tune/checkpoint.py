@@ -52,12 +52,6 @@ def save(file: Path, payload: Mapping[str, Any]) -> None:
         raise RankfoldError(f"cannot write the checkpoint {str(file)!r}: {error}. Is the disk full?") from error
 
 
-def sweep(file: Path) -> None:
-    """Remove the remains of a checkpoint that a killed process was writing."""
-    _files.require_usable(file)
-    _files.sweep(file.parent, file.name)
-
-
 def read(file: Path) -> dict[str, Any] | None:
     """Return a checkpoint's content, on the CPU; None if the file does not exist.
 
@@ -94,12 +88,12 @@ def identity(model: nn.Module, teacher: nn.Module | None, config: FineTune, tota
     """Return what two runs must have in common for one to continue the other, as plain values."""
     options = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in _FREE}
     options |= {"lr": config.peak_lr, "weight_decay": config.decay, "steps in all": total}
-    state = _tensors(model)
+    state = own_state(model)
     return {
         "options": options,
         "tensors": {k: f"{str(v.dtype)[6:]} {list(v.shape)}" for k, v in state.items()},
         "start": {k: _sketch(v) for k, v in state.items()},
-        "teacher": {k: _sketch(v) for k, v in _tensors(teacher).items()} if teacher else None,
+        "teacher": {k: _sketch(v) for k, v in own_state(teacher).items()} if teacher else None,
     }
 
 
@@ -192,10 +186,6 @@ def _moved(what: str, old: Any, new: Any) -> list[str]:
         if abs(norm - old[key][0]) > slack or abs(probe - old[key][1]) > slack:
             return [f"{what}: {key} has other values"]
     return []
-
-
-def _tensors(model: nn.Module | None) -> dict[str, Tensor]:
-    return own_state(model) if model is not None else {}
 
 
 def _sketch(tensor: Tensor) -> list[float]:

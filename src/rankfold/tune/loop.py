@@ -17,7 +17,7 @@ from rankfold.surgery import copy_model
 from rankfold.tune.batch_source import BatchSource
 from rankfold.tune.config import FineTune
 from rankfold.tune.launch import launched
-from rankfold.tune.objective import opened, require_teacher
+from rankfold.tune.objective import opened
 from rankfold.tune.randomness import preserved
 from rankfold.tune.result import TuneResult
 from rankfold.tune.run import Progress, Run
@@ -94,7 +94,6 @@ def finetune_(
     """Train the model in place; otherwise as `finetune`, without the memory for a copy."""
     model = unwrap(model)
     teacher = unwrap(teacher) if teacher is not None else None
-    require_teacher(config.terms, has_teacher=teacher is not None)
     _check(model, teacher, config, metric)
     with launched(config.mixed_precision) as accelerator:
         device = accelerator.device
@@ -108,6 +107,12 @@ def finetune_(
 
 
 def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric: object) -> None:
+    for term in config.terms or ():
+        if term.needs_teacher and teacher is None:
+            raise ConfigError(
+                f"the loss term {term.name!r} learns from the original network. Pass it as teacher=, or choose "
+                "loss='task'."
+            )
     for what, module in (("model", model), ("teacher", teacher)):
         tensors = [*module.parameters(), *module.buffers()] if module is not None else []
         if any(nn.parameter.is_lazy(t) for t in tensors):

@@ -22,16 +22,6 @@ from rankfold.tune.losses import Distill, Task
 from rankfold.tune.terms import WRONG_TEACHER, Step, Term
 
 
-def require_teacher(terms: Sequence[Term] | None, *, has_teacher: bool) -> None:
-    """Raise `ConfigError` if a term needs a teacher and there is none."""
-    for term in terms or ():
-        if term.needs_teacher and not has_teacher:
-            raise ConfigError(
-                f"the loss term {term.name!r} learns from the original network. Pass it as teacher=, "
-                "or choose loss='task'."
-            )
-
-
 @contextmanager
 def opened(model: nn.Module, teacher: nn.Module | None, config: FineTune) -> Iterator[nn.Module]:
     """Yield the objective of a config for the duration of a run; afterwards remove its hooks and the gradients."""

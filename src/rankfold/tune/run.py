@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rankfold import _files
 from rankfold._progress import track
 from rankfold._state import buffer_owners, extra_state, load_state_, own_state, register_late_buffers_
 from rankfold._tensors import float_tensors, ordinary, to_device
@@ -161,9 +162,10 @@ class Run:
     def _step(self, shard: Shard) -> None:
         state, config, accelerator = self.state, self.config, self.accelerator
         inputs, target = split_batch(ordinary(to_device(shard.batch, accelerator.device)))
+        where = f"batch {state.batch + 1} of epoch {state.epoch + 1}" if self.started else "the first batch"
         step = Step(
             inputs=inputs, target=target, samples=shard.samples, total=shard.total, active=shard.active,
-            where=self._where(), sum=self._sum,
+            where=where, sum=self._sum,
         )  # fmt: skip
         state.lr = lr_at(config, state.step, self.total)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
@@ -195,10 +197,6 @@ class Run:
         if self.progress is not None and self.main:
             info = StepInfo(step=state.step, total=self.total, epoch=state.epoch + 1, loss=mean, lr=state.lr)
             self.progress(info)
-
-    def _where(self) -> str:
-        first = not self.started
-        return "the first batch" if first else f"batch {self.state.batch + 1} of epoch {self.state.epoch + 1}"
 
     def _forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         try:
@@ -356,7 +354,8 @@ class Run:
     def _read(self) -> dict[str, Any] | RankfoldError | None:
         assert self.file is not None
         try:
-            checkpoint.sweep(self.file)
+            _files.require_usable(self.file)
+            _files.sweep(self.file.parent, self.file.name)
             stored = checkpoint.read(self.file)
             if stored is not None:
                 checkpoint.require_same(self.file, stored.get("identity"), self.identity)

@@ -95,13 +95,14 @@ def _costs(layers: Sequence[LayerSpaces], title: str) -> Section:
 
 
 def _sizes(layers: Sequence[LayerSpaces], methods: Sequence[str], title: str) -> Section:
-    def whole(space: Space) -> str:
-        return f"{words.compact(space.size)} / {sum(len(step.solutions) for step in space.steps)}"
-
     note = (
         "First: rank settings with fewer parameters and fewer MACs than the layer / solutions chosen over all steps. "
         "Then: valid rank settings of the step."
     )
+
+    def whole(space: Space) -> str:
+        return f"{words.compact(space.size)} / {sum(len(step.solutions) for step in space.steps)}"
+
     return _by_step(layers, methods, whole, lambda step: words.count(step.count), title, note)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from rankfold._documents import Limits
@@ -166,18 +165,18 @@ class Sweep(Document):
         data = Document.to_dict(self)
         best = self.front()
         for point, entry in zip(self.points, data["points"], strict=True):
-            entry["plan"] = None if point.plan is None else json.loads(point.plan.to_json())
             entry["front"] = point in best
         return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str) -> Self:
         """Return the sweep that `to_dict` describes; raise `CorruptArtifact` if a field is missing or malformed."""
-        entries = data.get("points")
-        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-            raise CorruptArtifact(f"{source}.points must be a list of objects. Was it edited or truncated?")
-        points = tuple(_point(entry, f"{source}.points[{i}]") for i, entry in enumerate(entries))
-        return replace(decode(cls, {**data, "points": []}, source), points=points)
+        sweep = decode(cls, data, source)
+        for i, p in enumerate(sweep.points):
+            if p.plan is not None and (p.cost is None or p.predicted_loss is None):
+                where = f"{source}.points[{i}]"
+                raise CorruptArtifact(f"{where} has a plan but no cost or predicted loss. Was it edited or truncated?")
+        return sweep
 
     def to_csv(self) -> str:
         """Return the points as comma-separated values, amounts in units and bytes."""
@@ -196,12 +195,3 @@ class Sweep(Document):
     def writers(self) -> dict[str, Callable[[], str]]:
         """Return the functions that render the sweep, by file suffix."""
         return {**Document.writers(self), ".csv": self.to_csv}
-
-
-def _point(entry: Mapping[str, Any], where: str) -> SweepPoint:
-    point: SweepPoint = decode(SweepPoint, {k: v for k, v in entry.items() if k != "plan"}, where)
-    if entry.get("plan") is None:
-        return point
-    if point.cost is None or point.predicted_loss is None:
-        raise CorruptArtifact(f"{where} has a plan without its cost or predicted loss. Was it edited or truncated?")
-    return replace(point, plan=Plan.from_json(json.dumps(entry["plan"]), source=f"{where}.plan"))
