@@ -47,12 +47,12 @@ class Destination:
     ----------
     folder : Path
         The artefact's folder.
-    beside : callable or None
+    companions : callable or None
         From the artefact's checksum to further texts by file name, written in the same step.
     """
 
     folder: Path
-    beside: Callable[[str], Mapping[str, str]] | None = None
+    companions: Callable[[str], Mapping[str, str]] | None = None
 
     @classmethod
     def of(cls, output: str | Path | Destination) -> Destination:
@@ -95,9 +95,9 @@ class Result(Shown):
     def save(self, output: Output) -> Result:
         """Write the artefact and its report in one step; return the result with the report as it was written."""
         to, report = Destination.of(output), self.report
-        beside = to.beside or (lambda _: {})
+        companions = to.companions or (lambda _: {})
         identity = save_described(
-            self.model, to.folder, describe=lambda checksum: {**beside(checksum), **report.texts(checksum)}
+            self.model, to.folder, describe=lambda checksum: {**companions(checksum), **report.texts(checksum)}
         )
         return replace(self, report=replace(report, artifact=identity))
 

@@ -20,7 +20,7 @@ from rankfold.storage.folder import PLAN_FILE
 
 def destination(path: str, source: Source) -> Destination:
     """Return the destination of an artefact with its ``source.json``; raise if it cannot be written there."""
-    to = Destination(folder=Path(path).expanduser(), beside=source.texts)
+    to = Destination(folder=Path(path).expanduser(), companions=source.texts)
     try:
         to.check()
     except RankfoldError as error:

@@ -79,7 +79,8 @@ def sweep(given: Given, out: Output) -> None:
         work.dense, work.example, resource=given.resource, points=points, limits=limits, budget=budget,
         calibration=work.calibration, evaluate=None if given.no_evaluate else work.metric,
         evaluate_points=given.evaluate, name=given.model,
-        output=None if given.models is None else Destination(folder=Path(given.models), beside=source.texts), **search,
+        output=None if given.models is None else Destination(folder=Path(given.models), companions=source.texts),
+        **search,
     )  # fmt: skip
     out.show(result.print)
     written = {} if given.models is None else {"models": given.models}
