@@ -45,9 +45,8 @@ def hits(scores: Tensor, target: Tensor, k: int) -> Tensor:
     counts = target != IGNORED
     scores, target = scores[counts], target[counts]
     best = scores.topk(k, dim=-1)
-    among = ((best.indices == target.unsqueeze(-1)) & ~best.values.isneginf()).any(
-        -1
-    )  # a masked class is not a prediction
+    # A masked class is not a prediction.
+    among = ((best.indices == target.unsqueeze(-1)) & ~best.values.isneginf()).any(-1)
     return among & ~scores.isnan().any(-1)
 
 

@@ -92,28 +92,22 @@ def build_report(
 def _row(
     layer: LayerInfo, inventory: Inventory, plan: Plan, layer_costs: Mapping[str, Cost], measured: Mapping[str, float]
 ) -> LayerRow:
-    before = inventory.costs.get(layer.name, Cost())
     choice = plan.layers.get(layer.name, Choice())
-    kept = LayerRow(
+    factored = choice.method is not None
+    if factored and layer.name not in layer_costs:
+        raise ConfigError(f"layer_costs must contain every factored layer. Layer {layer.name!r} is missing.")
+    before = inventory.costs.get(layer.name, Cost())
+    return LayerRow(
         name=layer.name,
         layer=layer.describe(),
         before=before,
         after=layer_costs.get(layer.name, before),
-        reason=choice.reason or layer.skip or "not in the plan",
-        note=layer_note(layer),
-    )
-    if choice.method is None:
-        return kept
-    if layer.name not in layer_costs:
-        raise ConfigError(f"layer_costs must contain every factored layer. Layer {layer.name!r} is missing.")
-    return replace(
-        kept,
         method=choice.method,
         ranks=choice.ranks,
-        error=choice.error,
-        measured_error=measured.get(layer.name),
-        reason=choice.reason,
-        note="; ".join(filter(None, ("gauged" if choice.gauge else None, kept.note))) or None,
+        error=choice.error if factored else None,
+        measured_error=measured.get(layer.name) if factored else None,
+        reason=choice.reason if factored else choice.reason or layer.skip or "not in the plan",
+        note="; ".join(filter(None, ("gauged" if choice.gauge else None, layer_note(layer)))) or None,
     )
 
 

@@ -198,7 +198,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("task_weight", "distill_weight", "layer_weight", "weight_decay"), _AMOUNT),
     **dict.fromkeys(("temperature", "lr", "max_grad_norm"), _POSITIVE),
     **dict.fromkeys(("objective", "groups"), (callable, "a callable, or None")),
-    "momentum": (lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1 (it is Nesterov's)"),
+    "momentum": (lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1 (Nesterov momentum)"),
     "warmup": (
         lambda v: _finite(v) and v >= 0 and (is_integer(v) or v < 1),
         "a share of the steps (a float from 0 to below 1) or an integer",
