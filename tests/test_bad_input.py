@@ -404,7 +404,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.compress(s.net, s.x, budget="params<=50%", calibration=[])
 
 
-@case("calibration used up", e.DataError, r"calibration data is empty", r"used up")
+@case("calibration used up", e.DataError, r"calibration data is empty", r"exhausted")
 def _(s: Scene) -> Act:
     used = iter([s.x])
     list(used)
