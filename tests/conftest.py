@@ -17,6 +17,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from rankfold import _progress
+
 torch.set_num_threads(1)
 
 # The same examples on every run; HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -43,6 +45,7 @@ def generator() -> torch.Generator:
 def _global_state() -> Iterator[None]:
     """Seed torch, from which modules draw their weights; fail a test that leaves torch changed."""
     torch.manual_seed(SEED)
+    _progress._lines.seen = float("-inf")  # otherwise a line per minute of tests is due in one of them
     before = _torch_state()
     yield
     after = _torch_state()

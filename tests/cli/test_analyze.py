@@ -70,7 +70,7 @@ BAD = {
     "both": (("lenet5_mnist5k", *CONV), "either a network or layers"),
     "unknown network": (("lenet5",), "Did you mean"),
     "bad layer": (("-l", "conv:3x3"), "conv:3x3"),
-    "no method fits": (("-l", "linear:8x8", "--methods", "tt"), "for convolutions"),
+    "no method fits": (("-l", "linear:8x8", "--methods", "tt"), "only supports convolutions"),
     "unknown method": (("lenet5_mnist5k", "--methods", "tuker"), "Did you mean 'tucker'"),
     "steps": (("lenet5_mnist5k", "--steps", "85"), "85%"),
     "steps, words": (("lenet5_mnist5k", "--steps", "every"), "every=5%"),
