@@ -74,7 +74,7 @@ def test_no_rank_makes_a_tiny_layer_cheaper() -> None:
     model = nn.Sequential(nn.Linear(1, 5), nn.Linear(5, 40))
     inventory = inspect(model, torch.zeros(1, 1))
     table = build_table(Pricing.of(inventory), lambda name: layer_weight(model, name), TableConfig(methods=("svd",)))
-    assert table.reasons == {"0": "no rank makes it cheaper in parameters without more MACs"}
+    assert table.reasons == {"0": "no rank has fewer parameters without more MACs"}
     assert set(table.rows) == {"1"}
 
 

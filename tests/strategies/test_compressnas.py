@@ -305,15 +305,15 @@ def test_options_are_those_of_the_proxy_and_more() -> None:
 
 
 def test_rounds_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second search with rounds runs the network for nothing but other picks, and comes to the same plan."""
+    """A second search with rounds runs the network only for other selections, and returns the same plan."""
     calls: list[str] = []
-    alone = NetworkProxy.alone
+    losses = NetworkProxy.losses
 
-    def counted_alone(self: NetworkProxy, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
+    def counted_losses(self: NetworkProxy, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
         calls.append(layer.name)
-        return alone(self, layer, weights)
+        return losses(self, layer, weights)
 
-    monkeypatch.setattr(NetworkProxy, "alone", counted_alone)
+    monkeypatch.setattr(NetworkProxy, "losses", counted_losses)
     options: dict[str, Any] = {
         "calibration": images(),
         "strategy": rf.CompressNAS(rounds=1, points=3),

@@ -67,7 +67,7 @@ def check(layers: list[Options], limits: list[int]) -> Solution | None:
         assert got is None
         return None
     assert got is not None
-    mine = [choice for choice in found if choice.picks == got.picks]
+    mine = [choice for choice in found if choice.selection == got.selection]
     assert mine  # within the limits, and nothing dominated
     least = min(choice.loss for choice in found)
     assert mine[0].loss <= least * (1 + Fraction(TIE))
@@ -145,12 +145,12 @@ def test_an_answer_over_the_limit_by_tolerance_is_cut_off(monkeypatch: pytest.Mo
     layers = [options([3.0, 0.0], [0, big]), options([2.0, 0.0], [0, big]), options([4.0, 1.0], [0, big + 1])]
     got = check(layers, [2 * big])
     assert got is not None
-    assert got.picks == (1, 1, 0)
+    assert got.selection == (1, 1, 0)
     assert False in cuts
     monkeypatch.setattr(_knapsack, "_counts", lambda *args: True)
     careless = solve(layers, [2 * big])
     assert careless is not None
-    assert careless.picks == (1, 0, 1)  # the negative control: better, and over by one
+    assert careless.selection == (1, 0, 1)  # the negative control: better, and over by one
 
 
 def test_endless_cuts_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +165,8 @@ def test_equal_damage_takes_the_least_share() -> None:
     first, second = check(layers, [20, 100]), check(layers, [100, 20])
     assert first is not None
     assert second is not None
-    assert first.picks == (1, 1)  # 0.1 of the second resource, not 0.5 of the first
-    assert second.picks == (0, 1)
+    assert first.selection == (1, 1)  # 0.1 of the second resource, not 0.5 of the first
+    assert second.selection == (0, 1)
 
 
 def test_damage_within_the_tolerance_is_equal_and_beyond_is_not() -> None:
@@ -176,7 +176,7 @@ def test_damage_within_the_tolerance_is_equal_and_beyond_is_not() -> None:
     equal, worse = two(1e-10), two(1e-8)
     assert equal is not None
     assert worse is not None
-    assert (equal.picks, worse.picks) == ((1,), (0,))  # a worse loss never buys shares
+    assert (equal.selection, worse.selection) == ((1,), (0,))  # a worse loss never buys shares
     assert equal.bound <= 1.0
     assert equal.gap == 0
 
@@ -196,7 +196,7 @@ def test_small_damages_beside_huge_ones(monkeypatch: pytest.MonkeyPatch) -> None
     layers = [options([1.0, 3e-12, 1e-12], [0, 2, 3]), options([1.0, 5e-12, 4e-12], [0, 1, 3])]
     got = check(layers, [4])
     assert got is not None
-    assert got.picks == (2, 1)
+    assert got.selection == (2, 1)
     hidden = [options([1.0, 3e-12, 2e-12, 0.0], [0, 2, 3, 5])] * 2
     scales: list[float] = []
     minimise = _knapsack._minimise
@@ -231,7 +231,7 @@ def test_a_large_part_that_every_choice_has_is_no_excuse() -> None:
     layers = [options([1.0, 1 + 1e-8, 1 + 3e-8], [5, 3, 0]), options([1.0, 1 + 2e-8], [4, 0])]
     got = check(layers, [7])
     assert got is not None
-    assert got.picks == (1, 0)
+    assert got.selection == (1, 0)
 
 
 def test_dominated_options_are_never_taken() -> None:
@@ -243,7 +243,7 @@ def test_dominated_options_are_never_taken() -> None:
     assert kept((1.0, [0]), (0.9, [5]), (0.0, [6])) == [0, 1, 2]
     got = check([options([1.0, 0.9, 0.0], [0, 5, 6])], [5])
     assert got is not None
-    assert got.picks == (1,)
+    assert got.selection == (1,)
 
 
 def test_nothing_fits() -> None:
@@ -253,15 +253,15 @@ def test_nothing_fits() -> None:
     assert solve(layers, [-1, 100]) is None
     got = check(layers, [4, 4])
     assert got is not None
-    assert sorted(got.picks) == [0, 1]
+    assert sorted(got.selection) == [0, 1]
 
 
 def test_no_layers_and_no_limits() -> None:
     empty = solve([], [5])
-    assert empty == Solution(picks=(), loss=0.0, bound=0.0)
+    assert empty == Solution(selection=(), loss=0.0, bound=0.0)
     free = solve([Options(loss=np.array([2.0, 1.0]), costs=np.zeros((2, 0), dtype=np.int64))], [])
     assert free is not None
-    assert free.picks == (1,)
+    assert free.selection == (1,)
 
 
 def table_of(count: int, size: int, seed: int) -> tuple[list[Options], list[int]]:
@@ -286,7 +286,7 @@ def test_a_network_sized_table_is_solved_to_the_bound() -> None:
     seconds = time.process_time() - start
     assert got is not None
     assert got.gap == 0
-    taken = sum(layer.costs[i] for layer, i in zip(layers, got.picks, strict=True))
+    taken = sum(layer.costs[i] for layer, i in zip(layers, got.selection, strict=True))
     assert (np.asarray(taken) <= limits).all()
     assert got == solve(layers, limits)
     assert seconds < 10  # 0.05 s of one core
@@ -301,9 +301,9 @@ def test_dominance_by_definition(rows: list[tuple[float, list[int]]]) -> None:
 
 
 def test_the_gap_is_what_is_missing() -> None:
-    assert Solution(picks=(0,), loss=2.0, bound=1.5).gap == 0.25
-    assert Solution(picks=(0,), loss=2.0, bound=2.0).gap == 0
-    assert Solution(picks=(0,), loss=0.0, bound=0.0).gap == 0
+    assert Solution(selection=(0,), loss=2.0, bound=1.5).gap == 0.25
+    assert Solution(selection=(0,), loss=2.0, bound=2.0).gap == 0
+    assert Solution(selection=(0,), loss=0.0, bound=0.0).gap == 0
 
 
 def test_highs_out_of_time_is_an_error() -> None:

@@ -32,15 +32,15 @@ net = nn.Sequential(*layers).eval()
 data = [torch.randn(8, 10), torch.randn(8, 10)]
 found = {}
 for name, strategy in {"network": rf.CompressNAS(rounds=1), "fisher": rf.CompressNAS(proxy="fisher")}.items():
-    seen, alone = [], NetworkProxy.alone
+    seen, losses = [], NetworkProxy.losses
 
     def watched(self, layer, weights):
         seen.append([layer.name, len(weights)])
-        return alone(self, layer, weights)
+        return losses(self, layer, weights)
 
-    NetworkProxy.alone = watched
+    NetworkProxy.losses = watched
     plan = rf.plan(net, data[0][:1], budget="params<=70%", methods="svd", calibration=data, strategy=strategy)
-    NetworkProxy.alone = alone
+    NetworkProxy.losses = losses
     found[name] = {"plan": plan.to_json(), "seen": seen}
 (folder / f"{sys.argv[2]}-{rank}.json").write_text(json.dumps(found))
 if torch.distributed.is_initialized():

@@ -94,7 +94,7 @@ def test_a_budget_out_of_reach_names_what_stands_in_its_way(case: str, options: 
     make, _, named = CASES[case]
     with pytest.raises(InfeasibleBudget) as caught:
         rf.compress(make(), IDS, **{"budget": "params<=20%", **options})
-    assert "What cannot be compressed: " in str(caught.value)
+    assert "Not compressible: " in str(caught.value)
     assert all(name in str(caught.value) for name in named)
     assert "exclude fewer layers" not in str(caught.value)
 

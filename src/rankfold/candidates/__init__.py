@@ -1,4 +1,4 @@
-"""What could be done with each layer: method x ranks, with cost, error, and the loss to the network."""
+"""Candidates of each layer, by method and ranks, with cost, error and predicted loss."""
 
 from rankfold.candidates.estimator import Estimator as Estimator
 from rankfold.candidates.proxies import ProxyConfig as ProxyConfig

@@ -1,4 +1,4 @@
-"""What has been measured, on disk: a search that was killed resumes where it was."""
+"""Measurements on disk, from which an interrupted search resumes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,13 @@ from rankfold.errors import CorruptArtifact
 
 _VERSION = 2
 _DIGITS = 32
-"""Of a key's hash, which is the name of its file."""
+"""Number of digits of a key's hash, which is the name of its file."""
 
 
 class Cache:
-    """JSON values in a folder, one file for each key; files appear whole or not at all.
+    """JSON values in a folder, one file per key, written atomically.
 
-    Parameters
-    ----------
-    folder : str or Path
-        Made when the first value is stored.
-
-    Raises
-    ------
-    RankfoldError
-        If the folder cannot be written to.
+    The folder is created with the first value. If it is not writable, `RankfoldError` is raised at once.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -37,7 +29,7 @@ class Cache:
         sweep(self.folder, f"{'?' * _DIGITS}.json")
 
     def get(self, key: Mapping[str, Any]) -> Any:
-        """Return the JSON value stored under a key; None if there is none, or the file is not ours or damaged."""
+        """Return the JSON value of a key; None if there is none, or if its file is damaged or of another origin."""
         file = self._file(key)
         try:
             data = parse_json(read_text(file, kind="cache entry", hint=""), source=str(file))
@@ -47,7 +39,7 @@ class Cache:
         return data.get("value") if ours else None
 
     def put(self, key: Mapping[str, Any], value: Any) -> None:
-        """Store a JSON value under a key, a mapping that names everything that it depends on."""
+        """Store a JSON value under a key, a mapping of everything that it depends on."""
         text = json.dumps({"version": _VERSION, "key": _plain(key), "value": value})
         write_text(self._file(key), text, sweeping=False)
 
@@ -56,5 +48,5 @@ class Cache:
 
 
 def _plain(key: Mapping[str, Any]) -> Any:
-    """Return the key as a file holds it, with lists for tuples."""
+    """Return the key as stored in JSON, with lists for tuples."""
     return json.loads(json.dumps(key, default=str))

@@ -1,4 +1,4 @@
-"""A proxy that costs a run of the network is measured at some candidates of a layer and read off between them."""
+"""Interpolation of the losses of a layer's candidates, of which only some are measured."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SMALLEST = 1e-9
 
 
 def representatives(row: Sequence[Candidate], points: int) -> list[int]:
-    """Return which candidates of a layer to measure: some of each method, evenly spaced in the error's logarithm.
+    """Return the candidates of a layer to measure: some of each method, evenly spaced in the logarithm of the error.
 
-    Only those on the front of parameters and error come into question: nothing cheaper of the same method errs less.
+    They are on the front of parameters and error: no cheaper candidate of the same method has a smaller error.
     """
     chosen: list[int] = []
     for method in dict.fromkeys(candidate.method for candidate in row):
@@ -31,18 +31,18 @@ def representatives(row: Sequence[Candidate], points: int) -> list[int]:
 
 
 def read_off(row: Sequence[Candidate], measured: Mapping[int, float]) -> tuple[float, ...]:
-    """Return the loss of every candidate of a layer from that of some.
+    """Return the loss of every candidate of a layer, given the losses of some.
 
-    Between two measured candidates of a method the loss is a power of the predicted error; beyond the last one it
-    falls or grows with its square, as it must for small errors. A measured loss is used as it is, except for dips:
-    more error never counts as less loss.
+    Between two measured candidates of a method, the loss is a power of the predicted error; outside of their range, it
+    is proportional to the square of the error, as for small errors. Measured losses are not changed, except that the
+    loss never decreases with the error.
     """
     losses = [0.0] * len(row)
     for method in dict.fromkeys(candidate.method for candidate in row):
         members = [i for i, candidate in enumerate(row) if candidate.method == method]
-        known = sorted((max(row[i].error, _SMALLEST), measured[i]) for i in members if i in measured)
-        errors = np.log([error for error, _ in known])
-        values = np.log(np.maximum(np.maximum.accumulate([value for _, value in known]), _SMALLEST**2))
+        points = sorted((max(row[i].error, _SMALLEST), measured[i]) for i in members if i in measured)
+        errors = np.log([error for error, _ in points])
+        values = np.log(np.maximum(np.maximum.accumulate([value for _, value in points]), _SMALLEST**2))
         for i in members:
             if row[i].error <= 0:
                 continue

@@ -1,4 +1,4 @@
-"""The loss that candidates of a layer cause in the outputs of the whole network, to second order, from gradients."""
+"""Loss of a layer's candidates in the outputs of the network, to second order, from gradients."""
 
 from __future__ import annotations
 
@@ -22,50 +22,50 @@ from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_
 
 DRAWS = 64
-"""Gradients over all batches together. A loss's relative standard deviation is about sqrt(2 / DRAWS) at most; that of
-the ratio of two candidates' of one layer is far less, since the same gradients judge both."""
+"""Number of gradients over all batches. The relative standard deviation of a loss is at most about sqrt(2 / DRAWS), and
+much less for the ratio of two candidates of a layer, which share the gradients."""
 HELD = 2**29
-"""Bytes of gradients that are held at once; layers beyond that take further passes."""
+"""Bytes of gradients held at once; further layers take further passes."""
 
-_OTHERWISE = "proxy='network' and proxy='output' need no gradients; or name modules to compare by taps=[...]."
+_OTHERWISE = "proxy='network' and proxy='output' need no gradients. Alternatively, compare modules by taps=[...]."
 
 
 class FisherProxy:
     """Relative squared distance between a network's outputs and the original's, linear in one layer's weight.
 
     A change d of the weight changes the outputs by J d to first order. The squared distance ||J d||^2 is the quadratic
-    form of the Gauss-Newton matrix (of a squared loss: the Fisher matrix). With random signs v of the shape of the
-    outputs it is the mean of (v^T J d)^2 (Hutchinson 1990), and one backward pass gives v^T J of all layers: every
-    candidate of every layer is judged by the same few gradients. Signs of different samples are independent, so that
-    what they have in common vanishes in the mean; no gradients per sample are needed.
+    form of the Gauss-Newton matrix (for a squared loss, the Fisher matrix). For random signs v of the shape of the
+    outputs it is the mean of (v^T J d)^2 (Hutchinson 1990), and one backward pass yields v^T J for all layers: all
+    candidates of all layers share a few gradients. Signs of different samples are independent, so that cross terms
+    vanish in the mean and no gradients per sample are needed.
 
-    Every output tensor counts the same, as in `rankfold.candidates.network.NetworkProxy`, to which this is equal for
-    small changes. A tensor of nothing but zeros counts as unchanged here. Infinite outputs, as masked scores are, are
-    left out.
+    All output tensors have the same weight, as in `rankfold.candidates.network.NetworkProxy`, to which this proxy is
+    equal for small changes. A tensor of zeros counts as unchanged, and infinite outputs, such as masked scores, are
+    ignored.
 
     Parameters
     ----------
     model : Module
-        The original; left untouched, and copied once.
+        The original model; not modified, and copied once.
     batches : sequence
-        Batches of inputs; targets are not used.
+        Batches of inputs; targets are ignored.
     layers : sequence of LayerInfo
-        The layers that will be asked for, in that order.
+        The layers in the order in which `losses` is called.
     taps : sequence of str
-        Modules whose outputs are compared; the network's own without any.
+        Modules whose outputs are compared; by default the network's outputs.
     draws : int
-        Gradients over all batches together; of each batch at least one is taken.
+        Number of gradients over all batches, at least one per batch.
     held : int
-        Bytes of gradients that are held at once.
+        Bytes of gradients held at once.
     seed : int
-        Of the signs.
+        Random seed of the signs.
 
     Raises
     ------
     UnknownNameError
         If a tap is not a module of the model.
     ModelError
-        From `alone`: if the outputs cannot be differentiated, or hold NaN.
+        In `losses`, if the outputs cannot be differentiated or contain NaN.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class FisherProxy:
         self._gradients: dict[str, Tensor] = {}
         check_taps(model, taps)
 
-    def alone(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
-        """Return the loss of each of some weights of a layer, all other layers being as they are in the model."""
+    def losses(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
+        """Return the loss of each of several weights of a layer, all other layers unchanged."""
         kept = layer_weight(self.work, layer.name)
         totals = [0.0 for _ in weights]
 
@@ -100,16 +100,16 @@ class FisherProxy:
                 change = (weight - kept).reshape(-1).to(gradients.dtype)
                 totals[i] += float((gradients @ change).square().sum())
 
-        if self._bytes(layer) > self.held:  # one gradient by gradient
-            self._differentiate([layer], lambda _, found: add(found[0][None]))
+        if self._bytes(layer) > self.held:  # gradient by gradient
+            self._differentiate([layer], lambda _, gradients: add(gradients[0][None]))
         else:
             if layer.name not in self._gradients:
                 self._hold(self._group(layer))
             add(self._gradients[layer.name])
         if not all(map(math.isfinite, totals)):
             raise ModelError(
-                f"the gradient of the network's outputs at layer {layer.name!r} holds NaN or infinity; "
-                f"infinite outputs may have none. {_OTHERWISE}"
+                f"the gradient of the network's outputs at layer {layer.name!r} contains NaN or infinity, possibly "
+                f"because of infinite outputs. {_OTHERWISE}"
             )
         return totals
 
@@ -118,7 +118,7 @@ class FisherProxy:
         return self.draws * len(self.batches) * weight.numel() * _precise(weight.dtype).itemsize
 
     def _group(self, layer: LayerInfo) -> list[LayerInfo]:
-        """Return a layer and those that come after it, as many as can be held together."""
+        """Return a layer and as many of those after it as can be held together."""
         names = list(self.layers)
         group, total = [layer], self._bytes(layer)
         for name in names[names.index(layer.name) + 1 :]:
@@ -132,32 +132,31 @@ class FisherProxy:
         return group
 
     def _hold(self, layers: Sequence[LayerInfo]) -> None:
-        """Keep the gradients of these layers, one a row, and forget all others."""
+        """Keep the gradients of these layers, one per row, and drop all others."""
         self._gradients.clear()
-        made: dict[str, Tensor] = {}
+        matrices: dict[str, Tensor] = {}
         for layer in layers:
             weight = layer_weight(self.work, layer.name)
             shape = (self.draws * len(self.batches), weight.numel())
-            made[layer.name] = torch.empty(shape, dtype=_precise(weight.dtype), device=weight.device)
+            matrices[layer.name] = torch.empty(shape, dtype=_precise(weight.dtype), device=weight.device)
 
-        def keep(row: int, found: Sequence[Tensor]) -> None:
-            for rows, gradient in zip(made.values(), found, strict=True):
-                rows[row] = gradient
+        def keep(row: int, gradients: Sequence[Tensor]) -> None:
+            for matrix, gradient in zip(matrices.values(), gradients, strict=True):
+                matrix[row] = gradient
 
         self._differentiate(layers, keep)
-        self._gradients = made
+        self._gradients = matrices
 
     def _differentiate(self, layers: Sequence[LayerInfo], take: Callable[[int, list[Tensor]], None]) -> None:
-        """Hand over the gradients of some layers, draw by draw, flat and scaled.
+        """Pass the flat, scaled gradients of some layers to `take`, draw by draw.
 
-        The sum of (gradient . change)^2 over all of them is a change's loss. The signs are the same whichever layers
-        are asked for.
+        The loss of a change is the sum of (gradient . change)^2 over all draws. The signs do not depend on the layers.
         """
         energies = self._energies = self._energies or self._measure_energies()
         largest = max(energies)
         if largest <= 0:
             raise ModelError(f"the network's outputs are all zero on the calibration data; check it. {_OTHERWISE}")
-        # Signs are scaled up to the tensor of most energy, not down to one: half precision would lose what they give.
+        # Signs are scaled relative to the largest energy: gradients of smaller signs would underflow in half precision.
         factors = [(largest / energy) ** 0.5 if energy > 0 else 0.0 for energy in energies]
         scale = (largest * len(energies) * self.draws) ** -0.5
         generator = torch.Generator().manual_seed(self.seed)
@@ -165,24 +164,25 @@ class FisherProxy:
         for number, batch in enumerate(track(self.batches, "computing gradients")):
             with undisturbed(self.work), _wanting_gradients([leaf for leaf, _ in places]):
                 outputs, called = self._outputs(batch, f"calibration batch {number + 1}", layers)
-                # Masked scores are not compared: they get the sign 0.
+                # Masked scores are ignored: their sign is 0.
                 scales = [(t.detach().abs() < MASKED).to(t.dtype) * f for t, f in zip(outputs, factors, strict=True)]
                 for draw in track(range(self.draws), f"gradients of calibration batch {number + 1}"):
                     signs = [weights * _signs(t, generator) for t, weights in zip(outputs, scales, strict=True)]
-                    found = self._backward(outputs, signs, [leaf for leaf, _ in places], draw + 1 < self.draws)
-                    for layer, gradient in zip(layers, found, strict=True):
+                    gradients = self._backward(outputs, signs, [leaf for leaf, _ in places], draw + 1 < self.draws)
+                    for layer, gradient in zip(layers, gradients, strict=True):
                         if gradient is None and layer.name in called and not self.taps:
                             raise ModelError(
                                 f"no gradient of the network's outputs reaches layer {layer.name!r}, although it runs: "
-                                f"something after it cannot be differentiated. {_OTHERWISE}"
+                                f"a later operation cannot be differentiated. {_OTHERWISE}"
                             )
-                    take(number * self.draws + draw, [_flat(g, p, scale) for g, p in zip(found, places, strict=True)])
+                    flat = [_flat(g, p, scale) for g, p in zip(gradients, places, strict=True)]
+                    take(number * self.draws + draw, flat)
 
     def _backward(
         self, outputs: Sequence[Tensor], signs: Sequence[Tensor], leaves: Sequence[Tensor], again: bool
     ) -> Sequence[Tensor | None]:
         pairs = [(t, sign) for t, sign in zip(outputs, signs, strict=True) if t.requires_grad]
-        if not pairs:  # layers that the outputs do not depend on
+        if not pairs:  # the outputs do not depend on the layers
             return [None] * len(leaves)
         tensors, given = zip(*pairs, strict=True)
         try:
@@ -191,7 +191,7 @@ class FisherProxy:
             raise ModelError(f"the network's outputs cannot be differentiated: {error}\n{_OTHERWISE}") from error
 
     def _measure_energies(self) -> list[float]:
-        """Return the squared norm of each output tensor over all batches; the outputs must depend on some weight."""
+        """Return the squared norm of each output tensor over all batches, after checking the outputs."""
         totals: list[float] = []
         for number, batch in enumerate(self.batches, 1):
             what = f"calibration batch {number}"
@@ -200,8 +200,8 @@ class FisherProxy:
                 outputs, _ = self._outputs(batch, what)
                 if number == 1 and not any(t.requires_grad for t in outputs):
                     raise ModelError(
-                        "proxy='fisher' needs gradients, and none of the network's outputs depends on a layer's weight "
-                        f"in a differentiable way. {_OTHERWISE}"
+                        "proxy='fisher' needs gradients, but no output of the network is a differentiable function of "
+                        f"a layer's weight. {_OTHERWISE}"
                     )
             check_comparable(outputs, what, _OTHERWISE)
             energies = [distance_and_energy(t, t)[1] for t in (output.detach() for output in outputs)]
@@ -216,7 +216,7 @@ class FisherProxy:
         return totals
 
     def _outputs(self, batch: Any, what: str, layers: Sequence[LayerInfo] = ()) -> tuple[list[Tensor], set[str]]:
-        """Return the tensors that are compared, and which of some layers ran."""
+        """Return the compared tensors, and which of some layers ran."""
         inputs = to_device(split_batch(batch)[0], model_device(self.work))
         called: set[str] = set()
         with tapped(self.work, self.taps) as taken, ExitStack() as hooks:
@@ -234,7 +234,7 @@ class FisherProxy:
 
 @contextmanager
 def _wanting_gradients(leaves: Sequence[Tensor]) -> Iterator[None]:
-    """Let gradients flow to some tensors of the work copy."""
+    """Enable gradients of some tensors of the work copy."""
     for leaf in leaves:
         leaf.requires_grad_(True)
     try:
@@ -245,14 +245,14 @@ def _wanting_gradients(leaves: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _flat(gradient: Tensor | None, place: tuple[Tensor, Callable[[Tensor], Tensor]], scale: float) -> Tensor:
-    """Return the part of a gradient that belongs to a layer, as a vector."""
+    """Return a layer's part of a gradient as a vector."""
     leaf, part = place
-    found = torch.zeros_like(leaf) if gradient is None else gradient
-    return part(found.detach()).reshape(-1).to(_precise(leaf.dtype)) * scale
+    whole = torch.zeros_like(leaf) if gradient is None else gradient
+    return part(whole.detach()).reshape(-1).to(_precise(leaf.dtype)) * scale
 
 
 def _signs(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Return random signs of the shape of a tensor; drawn on the CPU, so that every device has the same."""
+    """Return random signs of the shape of a tensor, drawn on the CPU so that they do not depend on the device."""
     signs = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8)
     return signs.to(device=tensor.device, dtype=tensor.dtype) * 2 - 1
 

@@ -1,4 +1,4 @@
-"""The loss that candidates of a layer cause in the outputs of the whole network, measured."""
+"""Measured loss of a layer's candidates in the outputs of the network."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ from rankfold.records import LayerInfo
 from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_, computes_weights
 
-_ANEW = (
-    "what the network computes before layer {!r} cannot be remembered (it changes from run to run or in place, "
-    "or is differentiated); it is computed again for each candidate, which takes longer."
+_NO_REPLAY = (
+    "the network's activations before layer {!r} cannot be cached (they change from run to run or in place, or are "
+    "differentiated). They are computed for each candidate, which takes longer."
 )
-_COMPARABLE = "Name modules whose outputs can (taps=[...]), or choose proxy='output'."
+_COMPARABLE = "Select modules with comparable outputs (taps=[...]), or use proxy='output'."
 _REMEMBERED = 2**28
 """Bytes of the original's outputs that are kept for the next layer."""
 _WORST = 1e6
-"""The loss of outputs that overflow, or are infinite elsewhere than the original's: as bad as a thousand times too
+"""Loss of outputs that overflow or are infinite where the original's are not: that of outputs a thousand times too
 large."""
 
 
 class NetworkProxy:
     """Relative squared distance between a network's outputs and the original's, with some layers' weights replaced.
 
-    Every output tensor counts the same: the distance over the calibration data is taken relative to the tensor's own
-    energy, and then averaged over the tensors.
+    For each output tensor, the distance over the calibration data is divided by the energy; the result is the mean over
+    the tensors.
 
-    This is the accuracy estimator of CompressNAS (Sah et al. 2026): only the layer in question differs. What lies
-    before it is computed once for all of its candidates (`rankfold.calibration.replay`).
+    This is the accuracy estimator of CompressNAS (Sah et al. 2026), in which only one layer differs. The activations
+    before this layer are computed once for all of its candidates (`rankfold.calibration.replay`).
 
     Parameters
     ----------
     model : Module
-        The original; left untouched.
+        The original model; not modified.
     batches : sequence
-        Batches of inputs; targets are not used.
+        Batches of inputs; targets are ignored.
     taps : sequence of str
-        Modules whose outputs are compared; the network's own without any.
+        Modules whose outputs are compared; by default the network's outputs.
     spare : Spare, optional
-        A copy of the model to work on; each measurement leaves it as it was.
+        A copy of the model to work on; it is restored after each measurement.
 
     Raises
     ------
     UnknownNameError
         If a tap is not a module of the model.
     ModelError
-        From `alone`: if the original's outputs hold NaN, or no tensors that can be compared.
+        In `losses`, if the original's outputs contain NaN, or no comparable tensors.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class NetworkProxy:
 
     @property
     def work(self) -> nn.Module:
-        """The copy whose weights are replaced, all of them plain tensors; between measurements it is the original."""
+        """The copy whose weights are replaced; all weights are plain tensors, and restored between measurements."""
         return self._spare.lend() if self._baked is None else self._baked
 
-    def alone(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
-        """Return the loss of each of some weights of a layer, all other layers being as they are in `work`."""
+    def losses(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
+        """Return the loss of each of several weights of a layer, all other layers as in `work`."""
         totals = [_Distance() for _ in weights]
         modules = modules_of(self.work, layer)
         target = layer_weight(self.work, layer.name)
@@ -93,7 +93,7 @@ class NetworkProxy:
                 reference = self._reference(number, inputs, what)
                 memory = self._before(modules, inputs, what) if replays else {}
                 if number == 1 and not self._faithful(memory, inputs, what):
-                    warnings.warn(_ANEW.format(layer.name), RankfoldWarning, stacklevel=2)
+                    warnings.warn(_NO_REPLAY.format(layer.name), RankfoldWarning, stacklevel=2)
                     replays, memory = False, {}
                 for weight, total in track(list(zip(weights, totals, strict=True)), f"candidates on {what}"):
                     target.copy_(weight)
@@ -103,31 +103,26 @@ class NetworkProxy:
         return [total.value() for total in totals]
 
     def _reference(self, number: int, inputs: Any, what: str) -> list[Tensor]:
-        """Return the original's outputs on a batch; those of the first batches are remembered."""
-        known = self._references.get(number)
-        if known is not None:
-            return known
+        """Return the original's outputs on a batch; those of the first batches are cached."""
+        if number in self._references:
+            return self._references[number]
         reference = compared(self.original, inputs, what, self.taps)
-        self._check(reference, what)
+        if not reference:
+            raise ModelError(f"{nothing_put_out(self.taps, what)} {_COMPARABLE}")
+        check_comparable(reference, what, _COMPARABLE)
         self._room -= sum(t.numel() * t.element_size() for t in reference)
         if self._room >= 0:
             self._references[number] = reference
         return reference
 
-    def _check(self, reference: Sequence[Tensor], what: str) -> None:
-        """Raise unless these outputs of the original are something to compare with."""
-        if not reference:
-            raise ModelError(f"{nothing_put_out(self.taps, what)} {_COMPARABLE}")
-        check_comparable(reference, what, _COMPARABLE)
-
     def _before(self, modules: Collection[nn.Module], inputs: Any, what: str) -> Memory:
-        """Return what the network computes before these modules."""
+        """Return the activations of the network before these modules."""
         watched = {self.work.get_submodule(tap) for tap in self.taps}
         with undisturbed(self.work):
             return run_before(self.work, modules, inputs, what, watched=watched)
 
     def _faithful(self, memory: Memory, inputs: Any, what: str) -> bool:
-        """Whether a replay of the first batch returns what the whole network returns."""
+        """Return whether a replay of the first batch yields the outputs of the whole network."""
         if not memory:
             return True
         if self._whole is None:
@@ -135,18 +130,18 @@ class NetworkProxy:
         whole = self._whole
         try:
             replayed = compared(self.work, inputs, what, self.taps, memory)
-        except ModelError:  # it differentiates what was remembered, or minds in another way
+        except ModelError:  # for example, because it differentiates cached activations
             return False
         return len(whole) == len(replayed) and all(map(_close, whole, replayed))
 
     def replace(self, name: str, weight: Tensor) -> None:
-        """Let `work` have this weight in a layer."""
+        """Replace the weight of a layer of `work`."""
         self._whole = None
         layer_weight(self.work, name).copy_(weight)
 
 
 def _close(whole: Tensor, replayed: Tensor) -> bool:
-    """Whether two runs return the same up to rounding."""
+    """Return whether the outputs of two runs are equal up to rounding."""
     if whole.shape != replayed.shape:
         return False
     finite = whole[whole.isfinite()]
@@ -155,20 +150,17 @@ def _close(whole: Tensor, replayed: Tensor) -> bool:
 
 
 class _Distance:
-    """A squared distance relative to the reference, of each output tensor alone, then averaged.
-
-    Infinite values of the reference are left out; see `rankfold.outputs.distance_and_energy`.
-    """
+    """The mean over output tensors of the relative squared distance; see `rankfold.outputs.distance_and_energy`."""
 
     def __init__(self) -> None:
         self.sums: list[list[float]] = []
 
     def add(self, outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
-        """Take one batch's outputs in."""
+        """Add the outputs on one batch."""
         shapes = [[tuple(t.shape) for t in tensors] for tensors in (outputs, reference)]
         if shapes[0] != shapes[1]:
             raise ModelError(
-                f"the network's outputs cannot be compared: shapes {shapes[0]} with some layer replaced, {shapes[1]} "
+                f"the network's outputs cannot be compared: shapes {shapes[0]} with a replaced layer, {shapes[1]} "
                 f"without. {_COMPARABLE}"
             )
         self.sums = self.sums or [[0.0, 0.0] for _ in reference]
@@ -185,17 +177,14 @@ class _Distance:
 
 
 def first_samples(batches: Any, samples: int) -> list[Any]:
-    """Return the first batches without targets, up to this many samples.
-
-    The last batch is cut where it can be (`rankfold.batches.leading`).
-    """
-    found: list[Any] = []
+    """Return the first batches without targets, up to `samples` samples; the last batch is truncated if possible."""
+    first: list[Any] = []
     missing = samples
     with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator even without shuffling
         for batch in iterate(batches, "calibration"):
             inputs = leading(split_batch(batch)[0], missing)
-            found.append((inputs, None))
+            first.append((inputs, None))
             missing -= batch_size(inputs)
             if missing <= 0:
                 break
-    return found
+    return first

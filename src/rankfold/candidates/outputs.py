@@ -1,4 +1,4 @@
-"""What the proxies that run the network compare: its outputs, or those of some modules."""
+"""The outputs that proxies compare: those of the network, or of some of its modules."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def check_taps(model: nn.Module, taps: Sequence[str]) -> None:
 
 @contextmanager
 def tapped(model: nn.Module, taps: Sequence[str]) -> Iterator[list[Any]]:
-    """Give a list that collects the outputs of the taps while the block runs the model."""
+    """Collect the outputs of the taps in a list while the model runs."""
     taken: list[Any] = []
     with ExitStack() as hooks:
         for path in taps:
-            # Copied, because what follows may change it in place.
+            # Copied, because later operations may modify it in place.
             hook = model.get_submodule(path).register_forward_hook(lambda m, a, out: taken.append(copied(out)))  # noqa: ARG005
             hooks.callback(hook.remove)
         yield taken
@@ -43,9 +43,9 @@ def tapped(model: nn.Module, taps: Sequence[str]) -> Iterator[list[Any]]:
 def compared(
     model: nn.Module, inputs: Any, what: str, taps: Sequence[str], memory: Memory | None = None
 ) -> list[Tensor]:
-    """Return what is compared of one batch; each run begins with the same buffers and random state."""
+    """Return the compared outputs of one batch; each run starts with the same buffers and random state."""
     with undisturbed(model), remembering(model, memory or {}), tapped(model, taps) as taken:
-        torch.default_generator.manual_seed(0)  # restored by `undisturbed`; a network that draws draws the same
+        torch.default_generator.manual_seed(0)  # restored by `undisturbed`; makes random networks reproducible
         output = run_batch(model, inputs, what)
     return [t.detach().float() for t in float_tensors(taken if taps else output)]
 
@@ -55,9 +55,9 @@ def data_hash(
 ) -> str | None:
     """Return a hash of batches, and of the original's outputs on them.
 
-    The outputs tell what no tensor of model and data shows: an attribute that selects another head, an option in a
-    closure, an object in a batch. None, after a warning, if batches hold objects that cannot be looked into and no
-    tensors: too little would be known of them.
+    The outputs reveal differences outside of tensors: an attribute that selects another head, an option in a closure,
+    an object in a batch. If batches contain no tensors, but objects that cannot be inspected, a warning is issued and
+    the result is None.
     """
     digest = hashlib.sha256()
     for number, batch in enumerate(iterate(batches, purpose), 1):
@@ -65,8 +65,8 @@ def data_hash(
         seen = content_hash(inputs)
         if seen is None:
             warnings.warn(
-                f"nothing is kept in the cache: the {purpose} data holds objects whose content cannot be seen "
-                f"({type(inputs).__name__}); other data could not be told from it. Batches of tensors can be cached.",
+                f"the cache is not used: the {purpose} data contains objects that cannot be inspected "
+                f"({type(inputs).__name__}), so it cannot be identified. Use batches of tensors to enable the cache.",
                 RankfoldWarning,
                 stacklevel=2,
             )
@@ -78,30 +78,29 @@ def data_hash(
 
 
 def check_comparable(outputs: Sequence[Tensor], what: str, advice: str) -> None:
-    """Raise `ModelError` if outputs of the original hold NaN, or nothing finite.
+    """Raise `ModelError` if outputs of the original contain NaN, or no finite value.
 
-    Infinite values are fine: scores of classes or tokens that a network masks are -inf. They are left out of the
-    comparison, and have to stay what they are.
+    Infinite values are allowed, because masked scores are -inf. They are not compared, but must not change.
     """
     if all(bool(t.isfinite().all()) for t in outputs):
         return
     if any(bool(t.isnan().any()) for t in outputs):
         raise ModelError(
-            f"the network's outputs on {what} are not all finite: they hold NaN, which cannot be compared. Does the "
-            f"data hold NaN, or does an attention mask all positions of a row? {advice}"
+            f"the network's outputs on {what} contain NaN, which cannot be compared. Check the data for NaN and the "
+            f"attention for rows in which all positions are masked. {advice}"
         )
     if not any(bool(t.isfinite().any()) for t in outputs):
         raise ModelError(
-            f"the network's outputs on {what} are not all finite: no value is, so there is nothing to compare. {advice}"
+            f"the network's outputs on {what} contain no finite value, so they cannot be compared. {advice}"
         )
 
 
 def nothing_put_out(taps: Sequence[str], what: str) -> str:
-    """Return the sentence for outputs that hold nothing to compare."""
-    where = f"taps {', '.join(taps)} put" if taps else "network puts"
-    return f"the {where} out no floating-point tensors on {what}."
+    """Return the sentence about outputs without floating-point tensors."""
+    where = f"taps {', '.join(taps)} return" if taps else "network returns"
+    return f"the {where} no floating-point tensors on {what}."
 
 
 def modules_of(model: nn.Module, layer: LayerInfo) -> set[nn.Module]:
-    """Return the modules that compute with a layer's weight, under all of its names."""
+    """Return the modules that use a layer's weight, under all of its names."""
     return {find_layer(model, path)[0] for path in (layer.name, *layer.aliases, *layer.ties)}

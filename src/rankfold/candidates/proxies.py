@@ -1,4 +1,4 @@
-"""Proxies: cheap stand-ins for the accuracy that candidates cost."""
+"""Options of the proxies: cheap estimates of the loss of candidates."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ MEASURED = ("network", "fisher")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyConfig:
-    """How candidates are judged.
+    """Options of the proxy that predicts the loss of candidates.
 
     Parameters
     ----------
     proxy : {"auto", "weight", "output", "network", "fisher"}
-        The loss of a candidate, added up over layers. "weight": relative squared error of the weight.
-        "output": of the layer's output, from second moments. "network": of the network's output when only this layer is
-        replaced, measured; the estimator of CompressNAS (Sah et al. 2026). "fisher": the same to second order, from
-        gradients. "auto" is "network" with calibration data and "weight" without.
+        The predicted loss of a candidate, added up over layers. "weight" is the relative squared error of the weight,
+        "output" that of the layer's output, from second moments. "network" is the measured error of the network's
+        output if only this layer is replaced, the estimator of CompressNAS (Sah et al. 2026). "fisher" is the same to
+        second order, from gradients. "auto" is "network" with calibration data, otherwise "weight".
     samples : int or None
-        Calibration samples that "network" and "fisher" look at, the first ones. None takes 256 of a
-        small network, down to 16 of a large one, so that a search stays a matter of minutes.
+        Number of calibration samples for "network" and "fisher", the first ones of the data. None is between 256 for a
+        small network and 16 for a large one, which limits the search to minutes.
     points : int
-        Candidates that they measure, of each layer and method; what lies between is read off.
+        Number of candidates to measure per layer and method; the losses of the others are interpolated.
     taps : tuple of str
-        Modules whose outputs are compared instead of the network's own.
+        Modules whose outputs are compared instead of the network's outputs.
     """
 
     proxy: str = "auto"

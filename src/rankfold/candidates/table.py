@@ -1,4 +1,4 @@
-"""The candidate table: every method and rank setting of every layer, priced without building anything."""
+"""The candidate table: the cost and error of every method and rank setting of every layer."""
 
 from __future__ import annotations
 
@@ -15,29 +15,17 @@ from rankfold.factor.moments import Moments
 from rankfold.records import Candidate, CandidateTable, LayerInfo
 
 DEFAULT_METHODS = ("svd", "tucker", "spatial_svd")
-"""Methods with an exact error for every rank; chosen from when the user names none."""
+"""Default methods, whose predicted errors are exact for every rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableConfig:
-    """How the candidate table is laid out.
-
-    Parameters
-    ----------
-    methods : tuple of str
-        Methods to consider.
-    options : mapping of str to mapping
-        Options of methods, by method name.
-    rank_multiple : int
-        Ranks are multiples of this.
-    points : int
-        About how many values each rank takes.
-    """
+    """Methods and rank grid of the candidate table."""
 
     methods: tuple[str, ...] = DEFAULT_METHODS
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of methods, by method name
     rank_multiple: int = 1
-    points: int = 64
+    points: int = 64  # approximate number of values of each rank
 
     def __post_init__(self) -> None:
         require(len(self.methods) > 0, "methods", self.methods, "at least one name")
@@ -56,7 +44,7 @@ class TableConfig:
 
 
 def resolve_methods(names: str | Sequence[str] | None, default: tuple[str, ...] = DEFAULT_METHODS) -> tuple[str, ...]:
-    """Return method names: the default set for None, every method for ``"all"``; unknown names raise."""
+    """Return the default methods for None, all methods for ``"all"``, otherwise the given names, after a check."""
     if names is None:
         return default
     require(isinstance(names, Iterable), "methods", names, "a name or a list of names")
@@ -77,23 +65,22 @@ def build_table(
     fixed: Mapping[str, Candidate] | None = None,
     progress: Callable[[Iterable[LayerInfo]], Iterable[LayerInfo]] = iter,
 ) -> CandidateTable:
-    """Price every candidate of every compressible layer.
+    """Return the candidates of every compressible layer with fewer parameters and no more MACs than the layer.
 
-    Candidates with as many parameters as their layer, or more MACs, are left out. One layer is prepared at a time, so
-    memory grows with the largest layer.
+    One layer is prepared at a time, so memory depends on the largest layer.
 
     Parameters
     ----------
     pricing : Pricing
-        Of the model's layers.
+        Prices of the model's layers.
     weight : callable
         Returns a layer's weight by name.
     config : TableConfig
         Methods and rank grid.
     moments : mapping or None
-        Second moments by layer name; with them the error is that of the layer's output.
+        Second moments by layer name; with moments, errors are those of outputs.
     fixed : mapping or None
-        Decisions made beforehand, by layer name.
+        Overrides, by layer name.
     progress : callable
         Wraps the iteration over layers.
     """
@@ -117,7 +104,7 @@ def build_table(
         if row:
             rows[layer.name] = tuple(row)
         else:
-            reasons[layer.name] = "no rank makes it cheaper in parameters without more MACs"
+            reasons[layer.name] = "no rank has fewer parameters without more MACs"
     dense = {name: inventory.costs[name] for name in (*rows, *fixed)}
     return CandidateTable(
         rows=rows, dense=dense, total=inventory.total, reasons=reasons, fixed=fixed,

@@ -1,4 +1,4 @@
-"""Factorizations, one file each; importing the package registers them all."""
+"""Factorizations, one file each; importing the package registers all of them."""
 
 from rankfold.methods._choices import check_choice as check_choice
 from rankfold.methods._choices import chosen_blueprint as chosen_blueprint

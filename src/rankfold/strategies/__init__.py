@@ -1,4 +1,4 @@
-"""Strategies, one file each: a problem in, a plan out; importing the package registers them all."""
+"""Rank-selection strategies, one file each; importing the package registers all of them."""
 
 from rankfold.strategies.compressnas import CompressNAS as CompressNAS
 from rankfold.strategies.contract import NEEDS as NEEDS

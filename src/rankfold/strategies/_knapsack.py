@@ -1,15 +1,14 @@
-"""One option per layer, the least loss within every limit: the multiple-choice knapsack, solved exactly.
+"""The multiple-choice knapsack, solved exactly: one option per layer, with the least loss within every limit.
 
-1. *Dominated* options (another of the layer has no more loss and costs no more of anything; of equal ones the
-   later) go, and those that leave the other layers too little of a limit.
-2. One integer program, SciPy's HiGHS, over the rest. Its tolerances are absolute (1e-6), so the objective is counted
-   in millionths of a *scale*: the value of the linear relaxation, which the least loss reaches and is mostly close
-   to. A relaxation far below the largest loss says little: then the scale is a thousandth of the largest loss,
-   and if the answer's loss is less than that, the options of more loss go and the program is solved again.
-3. HiGHS may pass a limit by a part of 1e-8, and loses no choice within them. Every answer is counted again in int64;
-   one over a limit is cut off by name (at most all but one of its options), and the program solved again.
-4. *Ties*: the objective holds the choice's cost shares too, with so small a weight that they never outweigh more than
-   1e-9 of the least loss.
+1. *Dominated* options are removed (another option of the layer has no more loss and no more cost in any resource; of
+   equal options, the first remains), as are options that leave too little of a limit to the other layers.
+2. The rest is one integer program for SciPy's HiGHS. Its tolerances are absolute (1e-6), so the objective is measured
+   in millionths of a *scale*: the value of the linear relaxation, a lower bound that is usually close to the least
+   loss. If the relaxation is far below the largest loss, the scale is a thousandth of the largest loss; if the loss of
+   the solution is smaller than that, options with a larger loss are removed and the program is solved again.
+3. HiGHS may exceed a limit by a relative 1e-8, but excludes no choice within the limits. Every solution is verified in
+   int64; a solution over a limit is excluded by a constraint, and the program is solved again.
+4. *Ties*: the objective includes the cost shares, with a weight too small to outweigh 1e-9 of the least loss.
 """
 
 from __future__ import annotations
@@ -25,32 +24,24 @@ from numpy.typing import NDArray
 from rankfold.errors import RankfoldError
 from rankfold.strategies._stdout import without_c_prints
 
-# Choices whose losses differ by less than this part of them are equal: the cost shares may decide.
+# Relative difference of losses below which the cost shares may decide.
 TIE = 1e-9
-# The scale in units of the objective. HiGHS' absolute gap, 1e-6 of a unit, is then 1e-12 of the scale.
+# The scale in units of the objective. HiGHS' absolute gap of 1e-6 units is then 1e-12 of the scale.
 UNITS = 1e6
-# A limit in units of its row. HiGHS' tolerance, 1e-6 of a unit, is then 1e-8 of the limit.
+# A limit in units of its row. HiGHS' tolerance of 1e-6 units is then 1e-8 of the limit.
 ROW = 100.0
-# The least scale, as a part of the largest loss: HiGHS cannot tell coefficients much further apart.
+# The least scale, relative to the largest loss: HiGHS cannot handle a much larger range of coefficients.
 SMALLEST = 1e-3
-# Answers over a limit that are cut off before the search gives up.
+# Maximum number of solutions over a limit before the search fails.
 CUTS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of one layer, of which exactly one is taken.
+    """The options of one layer, of which exactly one is selected; losses and costs are finite and nonnegative."""
 
-    Parameters
-    ----------
-    loss : ndarray of float64, shape (options,)
-        What is minimised, added over the layers; finite, >= 0.
-    costs : ndarray of int64, shape (options, resources)
-        What each option takes of every resource; >= 0.
-    """
-
-    loss: NDArray[np.float64]
-    costs: NDArray[np.int64]
+    loss: NDArray[np.float64]  # (options,)
+    costs: NDArray[np.int64]  # (options, resources)
 
     def __post_init__(self) -> None:
         if self.loss.ndim != 1 or self.loss.size == 0 or self.loss.dtype != np.float64:
@@ -68,54 +59,32 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """The best choice.
+    """The best selection."""
 
-    Parameters
-    ----------
-    picks : tuple of int
-        For each layer the index of the option taken.
-    loss : float
-        Sum of the picks' losses.
-    bound : float
-        Proven lower bound on the loss of every choice within the limits; at most `loss`.
-    """
-
-    picks: tuple[int, ...]
+    selection: tuple[int, ...]  # the index of the selected option of each layer
     loss: float
-    bound: float
+    bound: float  # proven lower bound on the loss of every selection within the limits
 
     @property
     def gap(self) -> float:
-        """Return the relative optimality gap, (loss − bound) / loss; 0 within the tolerance of a tie."""
+        """The relative optimality gap, (loss − bound) / loss; 0 within the tolerance of a tie."""
         missing = self.loss - self.bound
         return 0.0 if missing <= 2 * TIE * self.loss else missing / self.loss
 
 
 def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: float = 600.0) -> Solution | None:
-    """Return the choice of least loss within every limit, or None where nothing fits.
+    """Return the selection of least loss within every limit, or None if there is none.
 
-    Parameters
-    ----------
-    layers : sequence of Options
-        All with the same resources.
-    limits : sequence of int
-        Upper bound on the sum of each resource. A negative one can be met by nothing.
-    time_limit_s : float
-        Seconds after which one integer program is given up, with an error.
-
-    Returns
-    -------
-    Solution or None
-        Within every limit, in whole numbers. No choice within them has less loss by more than a relative 1e-9;
-        none of equal loss has a sum of cost / limit over layers and resources that is less by more than 0.01 for
-        each resource. A dominated option is never taken. The same input gives the same answer.
+    No selection within the limits has a loss that is smaller by more than a relative 1e-9. No selection of equal loss
+    has a sum of cost / limit over layers and resources that is smaller by more than 0.01 per resource. Dominated
+    options are never selected. The result is deterministic.
 
     Raises
     ------
     ValueError
-        If the layers and limits disagree on the number of resources, or costs overflow int64.
+        If the numbers of resources of layers and limits differ, or costs overflow int64.
     RankfoldError
-        If HiGHS ends without an answer.
+        If HiGHS finds no solution, in particular if an integer program exceeds the time limit.
 
     References
     ----------
@@ -124,7 +93,7 @@ def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: flo
     """
     bounds = [int(limit) for limit in limits]
     if any(layer.costs.shape[1] != len(bounds) for layer in layers):
-        raise ValueError(f"every layer needs costs in {len(bounds)} resources, one for each limit")
+        raise ValueError(f"every layer needs costs in {len(bounds)} resources, one per limit")
     if not math.isfinite(sum(float(layer.loss.max()) for layer in layers)):
         raise ValueError("the sum of the largest losses is not finite")
     for k in range(len(bounds)):
@@ -133,12 +102,12 @@ def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: flo
     if any(limit < 0 for limit in bounds):
         return None
     if not layers:
-        return Solution(picks=(), loss=0.0, bound=0.0)
-    # A limit beyond all costs bounds nothing: as good as the largest sum that int64 holds here.
+        return Solution(selection=(), loss=0.0, bound=0.0)
+    # No sum of costs reaches 2**62.
     most = np.array([min(bound, 2**62) for bound in bounds], dtype=np.int64)
     kept = [_undominated(layer) for layer in layers]
     pairs = list(zip(layers, kept, strict=True))
-    # Damage and costs above each layer's least, so that no digits are lost to a part that every choice has.
+    # Losses and costs are relative to each layer's minimum, which preserves precision.
     table = _Table(
         layer=np.repeat(np.arange(len(layers)), [len(keep) for keep in kept]),
         index=np.concatenate(kept),
@@ -152,22 +121,22 @@ def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: flo
     if len(np.unique(table.layer)) < len(layers):
         return None
     while True:
-        found = _minimise(table, len(layers), time_limit_s)
-        if found is None:
+        result = _minimise(table, len(layers), time_limit_s)
+        if result is None:
             return None
-        taken, scale, lower = found
+        taken, scale, lower = result
         above = math.fsum(table.loss[taken].tolist())
         if above == 0 or table.base + above >= scale / 2:
             break
         table = table.take(table.loss <= above)
-    picks = tuple(table.index[taken].tolist())
-    loss = math.fsum(float(layer.loss[i]) for layer, i in zip(layers, picks, strict=True))
-    return Solution(picks=picks, loss=loss, bound=min(max(lower, table.base), loss))
+    selection = tuple(table.index[taken].tolist())
+    loss = math.fsum(float(layer.loss[i]) for layer, i in zip(layers, selection, strict=True))
+    return Solution(selection=selection, loss=loss, bound=min(max(lower, table.base), loss))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
-    """The options of all layers in one array; loss, costs and room are what is above each layer's least."""
+    """The options of all layers in one array; loss, costs and room are relative to each layer's minimum."""
 
     layer: NDArray[np.int64]
     index: NDArray[np.int64]
@@ -185,8 +154,8 @@ class _Table:
 
 
 def _undominated(layer: Options) -> NDArray[np.int64]:
-    """Return the options, in order, that no other makes useless: no worse in anything, and better or earlier."""
-    # Sorted so that an option is dominated only by earlier ones: the first left is always kept.
+    """Return the options, in order, that no other option dominates; of equal options, the first."""
+    # Sorted so that an option can only be dominated by earlier ones: the first remaining option is always kept.
     left = np.lexsort((*layer.costs.T[::-1], layer.loss))
     kept: list[int] = []
     while left.size:
@@ -196,7 +165,7 @@ def _undominated(layer: Options) -> NDArray[np.int64]:
 
 
 def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[np.bool_], float, float] | None:
-    """Return the options of the best choice, the scale, and a lower bound on the loss; None where nothing fits."""
+    """Return the best selection, the scale, and a lower bound on the loss; None if there is no selection."""
     from scipy.optimize import Bounds, LinearConstraint, linprog, milp
     from scipy.sparse import csr_array
 
@@ -211,12 +180,12 @@ def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[
         relaxed = linprog(table.loss / scale, A_ub=rows, b_ub=most, A_eq=one_each, b_eq=np.ones(layers))
     if relaxed.status == 0:
         scale = max(table.base + relaxed.fun * scale, SMALLEST * largest) or 1.0
-    # The cost shares of a choice within the limits add up to at most one for each resource.
+    # The cost shares of a selection within the limits add up to at most one per resource.
     ties = TIE / 2 * scale
     shares = (table.costs / np.maximum(table.limits, 1)).sum(1) / max(resources, 1)
     unit = scale / UNITS
     for _ in range(CUTS):
-        # SciPy's stubs know only a float as the upper side.
+        # SciPy's stubs only allow a float as the upper bound.
         constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(rows, -np.inf, cast("float", most))]
         with without_c_prints():
             result = milp(
@@ -230,21 +199,21 @@ def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[
             return None
         if result.status != 0 or result.x is None:
             raise RankfoldError(
-                f"HiGHS found no proven best plan of {layers} layers with {options} candidates left: "
-                f"{result.message} (status {result.status}). Use fewer candidates or limits, or give it more time."
+                f"HiGHS found no proven best plan of {layers} layers with {options} candidates: "
+                f"{result.message} (status {result.status}). Use fewer candidates or limits, or allow more time."
             )
         taken = result.x > 0.5
         if _counts(table, taken, layers):
             return taken, scale, table.base + (result.mip_dual_bound - 2e-6) * unit - ties
-        # At most all but one of the options of a choice that is over a limit.
+        # Exclude this selection: at most all but one of its options.
         rows, most = np.vstack([rows, taken]), np.append(most, layers - 1.0)
     raise RankfoldError(
-        f"HiGHS gave {CUTS} plans in turn that break a limit by less than its tolerance. Round the limits: "
+        f"HiGHS returned {CUTS} plans that exceed a limit by less than its tolerance. Round the limits: "
         f"{', '.join(str(limit) for limit in table.limits.tolist())}"
     )
 
 
 def _counts(table: _Table, taken: NDArray[np.bool_], layers: int) -> bool:
-    """Return whether one option of each layer is taken and every limit kept, in whole numbers."""
+    """Return whether one option of each layer is selected and every limit met, in integers."""
     one_each = np.bincount(table.layer[taken], minlength=layers) == 1
     return bool(one_each.all() and (table.costs[taken].sum(0) <= table.room).all())

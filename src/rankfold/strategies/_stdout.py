@@ -1,4 +1,4 @@
-"""What a C library prints, kept off standard output."""
+"""Suppression of the standard output of C libraries."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @contextlib.contextmanager
 def without_c_prints() -> Iterator[None]:
-    """Drop what C code prints to the process's standard output inside; what Python prints there arrives as usual.
+    """Discard what C code prints to standard output; the output of Python is not affected.
 
-    HiGHS prints lines of its own now and then, whatever its options say (``printf`` of
-    ``HighsMipSolverData::transformNewIntegerFeasibleSolution``), which would spoil ``rankfold ... --json``.
-    ``contextlib.redirect_stdout`` does not reach what C code prints, so the file descriptor is exchanged: for the whole
-    process, one thread at a time. Where a process has no such descriptor nothing is done.
+    HiGHS sometimes prints lines regardless of its options (``printf`` in
+    ``HighsMipSolverData::transformNewIntegerFeasibleSolution``), which would corrupt ``rankfold ... --json``.
+    ``contextlib.redirect_stdout`` does not affect C code, so the file descriptor is replaced, for the whole process and
+    one thread at a time. Without such a descriptor, nothing is done.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, ValueError):
@@ -38,10 +38,10 @@ def without_c_prints() -> Iterator[None]:
 
 
 def _keep_python(stack: contextlib.ExitStack, ours: int) -> None:
-    """Let ``sys.stdout``, if it is the standard output, write to another descriptor until the stack is unwound."""
+    """Redirect ``sys.stdout``, if it is the standard output, to another descriptor until the stack is unwound."""
     stream = sys.stdout
     try:
-        if stream.fileno() != 1:  # redirected within Python: it never gets to the descriptor
+        if stream.fileno() != 1:  # redirected within Python
             return
     except (AttributeError, OSError, ValueError):  # None, closed, or without a descriptor
         return
@@ -57,7 +57,7 @@ def _keep_python(stack: contextlib.ExitStack, ours: int) -> None:
 
 
 class _Aside(io.TextIOBase):
-    """A stream that writes to another descriptor for a while, and then to the original stream again."""
+    """A stream that writes to another descriptor until `end`, and then to the original stream."""
 
     def __init__(self, stream: Any, descriptor: int) -> None:
         self._stream = stream
@@ -65,7 +65,7 @@ class _Aside(io.TextIOBase):
         self._lock = threading.Lock()
 
     def write(self, text: str) -> int:
-        """Write a text; a thread that took hold of this stream may still do so when it has ended."""
+        """Write a text, also after `end`: other threads may still hold this stream."""
         with self._lock:
             if self._descriptor is None:
                 return self._stream.write(text)
@@ -93,7 +93,7 @@ class _Aside(io.TextIOBase):
 
 
 def _flush() -> None:
-    """Write out what Python and C hold back for standard output."""
+    """Flush the standard output of Python and C."""
     with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream that is None, or closed
         sys.stdout.flush()
     _flush_c()

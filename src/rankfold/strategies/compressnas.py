@@ -1,4 +1,4 @@
-"""``compressnas``: method and ranks of all layers chosen together, exactly, under any set of budgets."""
+"""``compressnas``: joint, exact selection of method and ranks of all layers within any set of budgets."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from rankfold.strategies.contract import Strategy, check_reachable, make_plan, r
 from rankfold.strategies.problem import Problem
 
 Losses = Mapping[str, Mapping[tuple[str, Ranks], float]]
-Picks = dict[str, Candidate | None]
+Selection = dict[str, Candidate | None]
 
-NEARBY = 4
-"""Candidates on either side of a pick that a round tries."""
+NEIGHBOURS = 4
+"""Number of candidates on either side of the selected one that a round measures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressNAS(ProxyConfig, Strategy):
     """Rank selection as one global search (Sah et al. 2026, "CompressNAS").
 
-    Every candidate has a cost in each budgeted resource and a loss, which a proxy estimates (the paper's: the squared
-    error of the network's output when only this layer is replaced). To choose one candidate, or none, for each layer so
-    that the sum of losses is least within the budget is a multiple-choice knapsack; it is solved exactly, as an
+    Every candidate has a cost in each budgeted resource and a loss, which a proxy predicts (in the paper, the squared
+    error of the network's output if only this layer is replaced). Selecting at most one candidate per layer so that the
+    sum of the losses is minimal within the budget is a multiple-choice knapsack problem, which is solved exactly as an
     integer program. One table of losses serves every budget. The options of the proxy
-    (`rankfold.candidates.ProxyConfig`) are options of the strategy, too.
+    (`rankfold.candidates.ProxyConfig`) are also options of the strategy.
 
     Parameters
     ----------
     rounds : int
-        How often to measure again around the solution, all other layers compressed as it says, and to solve again: the
-        proxy adds layers up as if each were alone. Ends early where that brings the network's outputs no closer. Needs
-        calibration data.
+        Number of refinements. The proxy adds up the losses of single layers; each round measures the neighbours of the
+        solution with all other layers compressed, and solves again. Stops early if the network's outputs get no closer
+        to the original's. Needs calibration data.
     tolerance : float
-        Without a budget: the fewest parameters whose predicted loss is at most this.
+        Without a budget, the plan has the fewest parameters with at most this predicted loss.
     """
 
     name = "compressnas"
@@ -55,7 +55,7 @@ class CompressNAS(ProxyConfig, Strategy):
 
     @property
     def proxy_options(self) -> ProxyConfig:
-        """The options of the proxy alone."""
+        """The options of the proxy."""
         return ProxyConfig(**{f.name: getattr(self, f.name) for f in fields(ProxyConfig)})
 
     def plan(self, problem: Problem) -> Plan:
@@ -64,13 +64,13 @@ class CompressNAS(ProxyConfig, Strategy):
         Raises
         ------
         InfeasibleBudget
-            If no choice of candidates meets the budget.
+            If no selection of candidates meets the budget.
         ConfigError
             If the proxy, or a round, needs calibration data and there is none.
         """
         if problem.estimator is None:
             raise ConfigError(
-                "strategy 'compressnas' needs an estimator of candidates: plan with rankfold.plan or compress."
+                "strategy 'compressnas' needs an estimator of candidates. Use rankfold.plan or rankfold.compress."
             )
         problem.estimator.check(self.proxy_options, together=self.rounds > 0)
         table = problem.table()
@@ -79,22 +79,27 @@ class CompressNAS(ProxyConfig, Strategy):
         limits = _limits(problem, table) if problem.budget is not None else self._least_params(table, losses)
         solved = _solved(table, losses, limits)
         if solved is None:
-            raise _infeasible(problem, table)
-        picks, solution = solved
+            assert problem.budget is not None
+            raise InfeasibleBudget(
+                f"budget {str(problem.budget)!r} cannot be met: each bound can, but not all of them together. "
+                "Loosen one.",
+                problem.budget.rows(table.total, table.least),
+            )
+        selection, solution = solved
         search: dict[str, Any] = {
             "proxy": problem.estimator.proxy(self.proxy_options),
             "predicted_loss": solution.loss,
             "bound": solution.bound,
         }
-        if self.rounds and picks:
-            picks, search["together"] = self._rounds(problem, table, losses, limits, picks)
+        if self.rounds and selection:
+            selection, search["together"] = self._rounds(problem, table, losses, limits, selection)
         reasons = dict.fromkeys(table.rows, "the budget is better spent here") | dict(table.reasons)
-        chosen = {name: pick for name, pick in picks.items() if pick is not None}
+        chosen = {name: candidate for name, candidate in selection.items() if candidate is not None}
         plan = make_plan(problem, self, chosen, reasons=reasons)
         return replace(plan, provenance=replace(plan.provenance, search=search))
 
     def _least_params(self, table: CandidateTable, losses: Losses) -> dict[str, int]:
-        """Return the tightest limit on the parameters that keeps the loss tolerable."""
+        """Return the tightest limit on the parameters with a loss within the tolerance."""
         low, high = table.least("params") - 1, table.cost(()).params  # of the model with every layer kept
         while high - low > max(1, table.total.params // 1000):
             middle = (low + high) // 2
@@ -106,36 +111,36 @@ class CompressNAS(ProxyConfig, Strategy):
         return {"params": high}
 
     def _rounds(
-        self, problem: Problem, table: CandidateTable, losses: Losses, limits: Mapping[str, int], picks: Picks
-    ) -> tuple[Picks, list[float]]:
-        """Correct the picks for what layers do to each other; return them and the loss together, round by round."""
+        self, problem: Problem, table: CandidateTable, losses: Losses, limits: Mapping[str, int], selection: Selection
+    ) -> tuple[Selection, list[float]]:
+        """Refine a selection by interactions between layers; return it with the loss of the network in each round."""
         assert problem.estimator is not None
-        first, history, best = next(iter(picks)), [], picks
-        unmeasured = problem.estimator.unmeasured(self.proxy_options)  # measuring again would not help
+        first, history, best = next(iter(selection)), [], selection
+        unmeasured = problem.estimator.unmeasured(self.proxy_options)  # cannot be measured in rounds either
         for number in range(self.rounds + 1):
-            nearby = {
-                name: [pick] if name in unmeasured else _neighbours(table, losses, limits, name, pick)
-                for name, pick in picks.items()
+            neighbours = {
+                name: [candidate] if name in unmeasured else _neighbours(table, losses, limits, name, candidate)
+                for name, candidate in selection.items()
             }
-            if number == self.rounds:  # the last picks are only measured
-                nearby = {first: nearby[first][:1]}
-            measured = problem.estimator.joint(self.proxy_options, {**problem.fixed, **picks}, nearby)
-            together = measured[first][0]  # the first of the neighbours is the pick itself
+            if number == self.rounds:  # the last selection is only measured
+                neighbours = {first: neighbours[first][:1]}
+            measured = problem.estimator.joint(self.proxy_options, {**problem.fixed, **selection}, neighbours)
+            together = measured[first][0]  # the first neighbour is the selected candidate
             if history and together >= history[-1]:
                 break
             history.append(together)
-            best = picks
+            best = selection
             if number == self.rounds:
                 break
-            # Differences from the least keep the losses nonnegative; a constant changes no choice.
+            # Subtracting the minimum keeps the losses nonnegative and does not affect the solution.
             local = {
                 name: {_key(c): value - min(measured[name]) for c, value in zip(row, measured[name], strict=True)}
-                for name, row in nearby.items()
+                for name, row in neighbours.items()
             }
-            solved = _solved(table, local, limits, allowed=nearby)
-            if solved is None or solved[0] == picks:
+            solved = _solved(table, local, limits, allowed=neighbours)
+            if solved is None or solved[0] == selection:
                 break
-            picks = solved[0]
+            selection = solved[0]
         return best, history
 
 
@@ -150,12 +155,12 @@ def _key(candidate: Candidate | None) -> tuple[str, Ranks]:
 
 
 def _kept(table: CandidateTable, name: str) -> list[None]:
-    """Return the option of leaving a layer as it is, where it is one."""
+    """Return the option to keep a layer, if it is allowed."""
     return [] if name in table.required else [None]
 
 
 def _loss(losses: Mapping[tuple[str, Ranks], float], candidate: Candidate | None) -> float:
-    """Return what a candidate of a layer does; nothing, unless it was measured together, if the layer is kept."""
+    """Return the loss of a candidate of a layer; 0 for a kept layer, unless it was measured."""
     return losses.get(_key(None), 0.0) if candidate is None else losses[_key(candidate)]
 
 
@@ -164,8 +169,8 @@ def _solved(
     losses: Losses,
     limits: Mapping[str, int],
     allowed: Mapping[str, Sequence[Candidate | None]] | None = None,
-) -> tuple[Picks, Solution] | None:
-    """Return the picks of least loss within the limits of the whole model; None if nothing is."""
+) -> tuple[Selection, Solution] | None:
+    """Return the selection of least loss within the limits of the whole model; None if there is none."""
     names = list(table.rows)
     rows: dict[str, list[Candidate | None]] = {
         name: [*_kept(table, name), *table.rows[name]] if allowed is None else list(allowed[name]) for name in names
@@ -183,13 +188,13 @@ def _solved(
     solution = solve(options, [limit - elsewhere.get(r) for r, limit in limits.items()])
     if solution is None:
         return None
-    return {name: rows[name][pick] for name, pick in zip(names, solution.picks, strict=True)}, solution
+    return {name: rows[name][index] for name, index in zip(names, solution.selection, strict=True)}, solution
 
 
 def _neighbours(
-    table: CandidateTable, losses: Losses, limits: Mapping[str, int], name: str, pick: Candidate | None
+    table: CandidateTable, losses: Losses, limits: Mapping[str, int], name: str, selected: Candidate | None
 ) -> list[Candidate | None]:
-    """Return a pick and its neighbours on the layer's front of cost and loss, which includes the unchanged layer."""
+    """Return a selected candidate and its neighbours on the layer's front of cost and loss, with the kept layer."""
 
     def price(candidate: Candidate | None) -> float:
         cost = table.dense[name] if candidate is None else candidate.cost
@@ -200,19 +205,10 @@ def _neighbours(
 
     front: list[Candidate | None] = []
     for candidate in sorted([*table.rows[name], *_kept(table, name)], key=lambda c: (price(c), loss(c))):
-        if candidate is pick or not front or loss(candidate) < loss(front[-1]):
+        if candidate is selected or not front or loss(candidate) < loss(front[-1]):
             front.append(candidate)
-    at = next(i for i, candidate in enumerate(front) if candidate is pick)
-    return [pick, *front[max(0, at - NEARBY) : at], *front[at + 1 : at + 1 + NEARBY]]
-
-
-def _infeasible(problem: Problem, table: CandidateTable) -> InfeasibleBudget:
-    """Return the error for bounds that can be met one by one, but not together."""
-    assert problem.budget is not None
-    return InfeasibleBudget(
-        f"budget {str(problem.budget)!r} cannot be met: each bound can, but not all of them together. Loosen one.",
-        problem.budget.rows(table.total, table.least),
-    )
+    at = next(i for i, candidate in enumerate(front) if candidate is selected)
+    return [selected, *front[max(0, at - NEIGHBOURS) : at], *front[at + 1 : at + 1 + NEIGHBOURS]]
 
 
 registry.register(CompressNAS, summary="methods and ranks of all layers in one exact search")

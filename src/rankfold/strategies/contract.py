@@ -1,4 +1,4 @@
-"""The contract of strategies, and what the baselines share."""
+"""The contract of strategies, and functions that the baselines share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rankfold.records import PEAK, Candidate, CandidateTable, Choice, Cost, Plan
 from rankfold.strategies.problem import Problem
 
 SHOWN = 0.05
-"""Modules that hold less of the model are not named where a budget is out of reach."""
+"""Share of the model from which a module is named if a budget is out of reach."""
 MOST_SHOWN = 3
 
 
@@ -25,30 +25,30 @@ NEEDS: dict[Need, str] = {
     "metric": "a metric. Use rankfold.compress with evaluate=..., such as evaluate=rf.top1(loader).",
     "recipe": "a recipe for training. Use rankfold.compress with finetune=rf.FineTune(...).",
 }
-"""What a strategy may need, and how the user gives it."""
+"""The possible requirements of a strategy, with instructions for the user."""
 
 
 def check_needs(strategy: Strategy, given: Collection[Need]) -> None:
-    """Raise `ConfigError` if something that a strategy needs is not given."""
+    """Raise `ConfigError` if a requirement of a strategy is missing."""
     for need, words in NEEDS.items():
         if need in strategy.needs and need not in given:
             raise ConfigError(f"strategy {strategy.name!r} needs {words}")
 
 
 class Strategy(ABC):
-    """Chooses method and ranks of every layer.
+    """A rank-selection strategy, which selects method and ranks of every layer.
 
     A subclass is a frozen dataclass whose fields are the strategy's options, one file each in this package, registered
-    under its `name`. It returns a plan and never touches a model: to loop, it uses the problem's workbench.
+    under its `name`. It returns a plan and never modifies a model; a strategy that loops uses the problem's workbench.
 
     Attributes
     ----------
     name : str
-        The name that users give and plans record.
+        The name in plans and in the interface.
     needs : frozenset of str
-        What the user must give (`NEEDS`): a problem without it is refused before any work is done.
+        Requirements (`NEEDS`), which are checked before any work is done.
     handles : frozenset of str
-        Resources of measured bounds, such as ``"accuracy_drop"``, that the strategy keeps itself. For other strategies
+        Measured bounds, such as ``"accuracy_drop"``, that the strategy meets itself. For other strategies,
         `rankfold.compress` searches for the smallest model within such a bound.
     """
 
@@ -71,10 +71,7 @@ get = registry.get
 
 
 def check_reachable(problem: Problem, table: CandidateTable) -> None:
-    """Raise `InfeasibleBudget` if some bound is below what the table reaches for it alone.
-
-    Bounds on RAM are met by the table already: candidates above them have left it.
-    """
+    """Raise `InfeasibleBudget` if an additive bound is below the least possible amount in the table."""
     if problem.budget is None:
         return
     rows = problem.budget.rows(table.total, table.least)
@@ -88,14 +85,14 @@ def check_reachable(problem: Problem, table: CandidateTable) -> None:
 
 
 def advice(problem: Problem) -> str:
-    """Return what can be done about a budget that is out of reach, and which modules stand in its way."""
+    """Return advice about a budget that is out of reach, and the largest modules that cannot be compressed."""
     inventory, resources = problem.inventory, set(resources_of(problem))
     parts = ["Loosen it, allow more methods or exclude fewer layers."]
     if not any(layer.left_out for layer in inventory):
         parts = ["Loosen it or allow more methods."]
     if resources & {"params", "flash", "memory"}:
         large = [str(holder) for holder in inventory.holders if holder.share >= SHOWN]
-        parts += [f"What cannot be compressed: {'; '.join(large[:MOST_SHOWN])}."] if large else []
+        parts += [f"Not compressible: {'; '.join(large[:MOST_SHOWN])}."] if large else []
     outside = inventory.total.macs - sum(cost.macs for cost in inventory.costs.values())
     if "macs" in resources and outside >= SHOWN * inventory.total.macs > 0:
         share = outside / inventory.total.macs
@@ -104,15 +101,15 @@ def advice(problem: Problem) -> str:
 
 
 def resources_of(problem: Problem) -> list[str]:
-    """Return the additive resources that the budget bounds; parameters if it bounds none."""
+    """Return the additive resources in the budget, by default parameters."""
     bounds = problem.budget.additive if problem.budget is not None else ()
     return [b.resource for b in bounds] or ["params"]
 
 
 def worthwhile(problem: Problem, table: CandidateTable) -> dict[str, list[Candidate]]:
-    """Return each layer's candidates that cost less than the layer in the budget's resources, the cheapest first.
+    """Return each layer's candidates that cost less than the layer in the budget's resources, cheapest first.
 
-    A candidate has fewer parameters and no more MACs than its layer, but it writes more feature maps.
+    Candidates have fewer parameters and no more MACs than their layer, but larger feature maps.
     """
     resources = resources_of(problem)
 
@@ -130,7 +127,7 @@ def worthwhile(problem: Problem, table: CandidateTable) -> dict[str, list[Candid
 
 
 def with_required(table: CandidateTable, chosen: Mapping[str, Candidate]) -> dict[str, Candidate]:
-    """Return the choice with the candidate of least error for every layer that may not be kept."""
+    """Return a selection, extended by the candidate of least error for every layer that must be factored."""
     missing = {name for name in table.required if name not in chosen}
     least = {name: min(row, key=lambda c: (c.error, c.ranks)) for name, row in table.rows.items() if name in missing}
     return {**chosen, **least}
@@ -139,37 +136,29 @@ def with_required(table: CandidateTable, chosen: Mapping[str, Candidate]) -> dic
 def mildest(
     problem: Problem,
     table: CandidateTable,
-    pick: Callable[[float], dict[str, Candidate]],
+    select: Callable[[float], dict[str, Candidate]],
     *,
     strategy: str,
     steps: int = 40,
 ) -> float:
-    """Return the mildest level that meets the budget.
+    """Return the mildest level that meets the budget; raise `InfeasibleBudget` if level 1 exceeds it.
 
-    Parameters
-    ----------
-    pick : callable
-        From a level in 0..1 (0 = mildest) to a candidate for some of the layers; milder levels cost more.
-
-    Raises
-    ------
-    InfeasibleBudget
-        If even level 1 exceeds the budget.
+    `select` maps a level in 0..1 (0 is the mildest) to candidates of some layers; milder levels cost more.
     """
     assert problem.budget is not None
     check_reachable(problem, table)
 
     def fits(level: float) -> bool:
         assert problem.budget is not None
-        return not problem.budget.exceeded(table.cost(pick(level).values()), table.total)
+        return not problem.budget.exceeded(table.cost(select(level).values()), table.total)
 
     if fits(0.0):
         return 0.0
     if not fits(1.0):
         raise InfeasibleBudget(
-            f"strategy {strategy!r} cannot meet budget {str(problem.budget)!r}: its strongest compression leaves more. "
+            f"strategy {strategy!r} cannot meet budget {str(problem.budget)!r}, even with its strongest compression. "
             f"{advice(problem)}",
-            problem.budget.rows(table.total, table.cost(pick(1.0).values()).get),
+            problem.budget.rows(table.total, table.cost(select(1.0).values()).get),
         )
     low, high = 0.0, 1.0
     for _ in range(steps):
@@ -189,12 +178,12 @@ def make_plan(
     reasons: Mapping[str, str],
     notes: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Return a plan from the chosen candidates; every other layer is kept with its reason.
+    """Return a plan with the chosen candidates; every other layer is kept, with its reason.
 
     Raises
     ------
     InfeasibleBudget
-        If a layer is kept that takes more RAM as it is than the budget allows.
+        If a kept layer takes more RAM than the budget allows.
     BudgetError
         If the budget bounds RAM and the table has no RAM costs.
     """
@@ -233,7 +222,7 @@ def _check_required(problem: Problem, strategy: Strategy, chosen: Mapping[str, C
         return
     limit, least = problem.budget.limit(PEAK, table.ram.dense) or 0, table.peak_ram(chosen.values())
     raise InfeasibleBudget(
-        f"strategy {strategy.name!r} keeps layer {missing[0]!r} as it is, which takes more RAM than budget "
+        f"strategy {strategy.name!r} keeps layer {missing[0]!r}, which takes more RAM than budget "
         f"{str(problem.budget)!r} allows. Use another strategy, allow more methods or loosen the budget.",
         [(PEAK, limit, least, table.ram.dense)],
     )

@@ -14,14 +14,14 @@ from rankfold.strategies.problem import Problem
 class Energy(Strategy):
     """Every layer keeps the same share of its energy at the least cost.
 
-    The energy is that of the weight, or of the layer's output where calibration data is given. With a budget the share
-    is the largest that meets it. Cost is the sum of the layer's shares in the budget's resources.
+    The energy is that of the weight, or of the layer's output with calibration data. The cost is the sum of the layer's
+    shares in the budget's resources.
 
     Parameters
     ----------
     keep : float
-        Share of the energy (one minus the squared relative error) that each layer keeps, 0..1. A budget sets it; the
-        plan says to what.
+        Share of the energy (one minus the squared relative error) that each layer keeps, 0..1. With a budget, the
+        largest share that meets it is used and recorded in the plan.
     """
 
     name = "energy"
@@ -36,20 +36,18 @@ class Energy(Strategy):
         table = problem.table()
         rows = worthwhile(problem, table)
 
-        def pick(level: float) -> dict[str, Candidate]:
+        def select(level: float) -> dict[str, Candidate]:
             chosen = {}
             for layer, row in rows.items():
-                # Rounding must not keep a candidate out whose error is the level's own square root.
+                # The factor prevents that rounding excludes a candidate whose squared error equals the level.
                 candidate = next((c for c in row if c.error**2 <= level * (1 + 1e-12)), None)
                 if candidate is not None:
                     chosen[layer] = candidate
             return with_required(table, chosen)
 
-        level = 1 - self.keep if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
-        reasons = dict(table.reasons)
-        for layer in table.rows:
-            reasons.setdefault(layer, "no cheaper candidate keeps the share of energy that the others keep")
-        return make_plan(problem, replace(self, keep=1 - level), pick(level), reasons=reasons)
+        level = 1 - self.keep if problem.budget is None else mildest(problem, table, select, strategy=self.name)
+        reasons = dict.fromkeys(table.rows, "no cheaper candidate keeps the required share of energy")
+        return make_plan(problem, replace(self, keep=1 - level), select(level), reasons={**reasons, **table.reasons})
 
 
 registry.register(Energy, summary="the same share of energy for every layer")

@@ -1,4 +1,4 @@
-"""``manual``: methods and ranks given by hand or from a file."""
+"""``manual``: explicit methods and ranks, or those of a file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from rankfold.strategies.problem import Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manual(Strategy):
-    """What the user says, checked: unknown layers and ranks out of range raise; a budget is held against it.
+    """Explicit choices, which are checked: layers must exist, ranks must be in range, and the budget must be met.
 
     Parameters
     ----------
     layers : mapping of str to choice
-        By layer name or shell pattern, first match wins. A choice is ``(method, ranks)``, ``(method, share)`` with a
-        float share of the layer's parameters, a mapping as in a plan file, or None to keep the layer.
+        Choices by layer name or shell pattern, of which the first match applies. A choice is ``(method, ranks)``,
+        ``(method, share)`` with a share of the layer's parameters as a float, a mapping as in a plan file, or None to
+        keep the layer.
     file : str or None
-        A JSON file with such a mapping (or a whole plan); `layers` wins over it.
+        A JSON file with such a mapping, or a plan; `layers` takes precedence.
     """
 
     name = "manual"
@@ -41,7 +42,7 @@ class Manual(Strategy):
         require(bool(self.layers) or self.file is not None, "layers", self.layers, "given, or 'file' instead")
 
     def plan(self, problem: Problem) -> Plan:
-        """Return a plan with the given choices; layers that none of them names are kept."""
+        """Return a plan with the given choices; all other layers are kept."""
         wanted = {**self.layers, **{k: v for k, v in self._from_file().items() if k not in self.layers}}
         chosen = resolve(problem, wanted, owner="strategy 'manual'")
         reasons = {
@@ -63,24 +64,14 @@ class Manual(Strategy):
         if isinstance(data, dict) and isinstance(data.get("layers"), dict):
             data = data["layers"]
         if not isinstance(data, dict):
-            raise DataError(f"the rank file {self.file!r} must hold an object of layer names to choices.")
+            raise DataError(f"the rank file {self.file!r} must contain an object of layer names to choices.")
         return data
 
 
 def resolve(problem: Problem, wanted: Mapping[str, Any], *, owner: str) -> dict[str, Candidate | None]:
-    """Return the candidate that choices by name pattern give to each layer they name; None keeps a layer.
+    """Return the candidates of the layers that match choices like `Manual.layers`; None keeps a layer.
 
-    Parameters
-    ----------
-    wanted : mapping of str to choice
-        As `Manual.layers`; the first matching pattern wins.
-    owner : str
-        Whose choices these are, for the messages.
-
-    Raises
-    ------
-    NoMatchingLayer
-        If a pattern matches no layer.
+    `owner` is the source of the choices in messages. Raises `NoMatchingLayer` if a pattern matches no layer.
     """
     require(isinstance(wanted, Mapping), owner, wanted, "a mapping of layer names to choices")
     for pattern in wanted:
@@ -101,7 +92,7 @@ def resolve(problem: Problem, wanted: Mapping[str, Any], *, owner: str) -> dict[
 
 
 def with_overrides(problem: Problem, overrides: Mapping[str, Any]) -> Problem:
-    """Return a problem whose overrides are decided: fixed candidates, and a skip reason for each layer they keep."""
+    """Return a problem with overrides applied: fixed candidates, and a skip reason for each kept layer."""
     chosen = resolve(problem, overrides, owner="'overrides'")
     layers = tuple(
         replace(layer, skip=layer.skip or "kept by an override")
@@ -115,7 +106,7 @@ def with_overrides(problem: Problem, overrides: Mapping[str, Any]) -> Problem:
 
 
 def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None, bool] | None:
-    """Return method, ranks (or a float share), options and whether to gauge, or None to keep the layer."""
+    """Return method, ranks or share, options, and whether to gauge; None keeps the layer."""
     if value is None:
         return None
     if isinstance(value, Choice):
@@ -140,7 +131,7 @@ def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None,
 def _candidate(
     problem: Problem, layer: LayerInfo, name: str, ranks: Any, options: Mapping[str, Any] | None, gauge: bool
 ) -> Candidate:
-    """Return the candidate; `gauge` is the user's word for this layer, elsewhere gauging has to win."""
+    """Return the candidate of an explicit choice; `gauge` applies even if it is not beneficial."""
     options = problem.options.get(name, {}) if options is None else options
     method = methods.get(name, options)
     if isinstance(ranks, float):
@@ -162,9 +153,9 @@ def _check_budget(problem: Problem, chosen: Mapping[str, Candidate]) -> None:
     missed = [row for row in problem.budget.rows(total, after.get) if row[2] > row[1]]
     if missed:
         raise InfeasibleBudget(
-            f"the ranks given by hand exceed budget {str(problem.budget)!r}. Lower them or loosen the budget.",
+            f"the ranks set by hand exceed budget {str(problem.budget)!r}. Lower them or loosen the budget.",
             missed,
         )
 
 
-registry.register(Manual, summary="methods and ranks given by hand or from a file")
+registry.register(Manual, summary="explicit methods and ranks, or those of a file")

@@ -14,32 +14,32 @@ from rankfold.strategies.workbench import Workbench
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """The question a strategy answers with a plan.
+    """The input of a strategy.
 
     Parameters
     ----------
     pricing : Pricing
-        What the model's layers, their candidates and plans cost.
+        Prices of the model's layers, their candidates and plans.
     table : callable
-        Returns the candidate table; computed on the first call, so a strategy that needs none does not pay for it.
+        Returns the candidate table, which is computed on the first call.
     weight : callable
         ``weight(layer_name)`` returns the layer's weight in torch's layout, detached.
     budget : Budget or None
-        The bounds that the plan has to meet.
+        Bounds on the plan.
     seed : int
         Random seed.
     methods : tuple of str
-        The methods that may be used.
+        The available methods.
     options : mapping of str to mapping
         Options of methods, by method name.
     rank_multiple : int
-        Ranks are multiples of this.
+        Ranks are multiples of this number.
     fixed : mapping of str to Candidate
-        Decisions made beforehand, by layer name; the strategy leaves them as they are.
+        Overrides by layer name, which the strategy must not change.
     estimator : Estimator or None
-        Tells the loss of candidates.
+        Predicts the loss of candidates.
     workbench : Workbench or None
-        For strategies that loop: applies plans; trains, measures and compares models.
+        For strategies that loop: applies plans; trains, evaluates and compares models.
     """
 
     pricing: Pricing

@@ -12,16 +12,15 @@ from rankfold.strategies.problem import Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uniform(Strategy):
-    """Every layer keeps the same share of its cost; within it, the candidate of least error.
+    """Every layer uses the candidate of least error that keeps at most the same share of its cost.
 
-    With a budget the share is the largest that meets it, for all of the budget's resources at once. A layer that cannot
-    be made that small takes its cheapest candidate.
+    A layer without such a candidate uses its cheapest candidate. With several resources, the share applies to all.
 
     Parameters
     ----------
     keep : float
-        Share of its cost that each layer keeps, 0..1; 0 takes the cheapest candidates. A budget sets it; the
-        plan says to what.
+        Share of its cost that each layer keeps, 0..1; 0 selects the cheapest candidates. With a budget, the largest
+        share that meets it is used and recorded in the plan.
     """
 
     name = "uniform"
@@ -42,7 +41,7 @@ class Uniform(Strategy):
 
         rows = {layer: [(share(c), c) for c in row] for layer, row in worthwhile(problem, table).items()}
 
-        def pick(level: float) -> dict[str, Candidate]:
+        def select(level: float) -> dict[str, Candidate]:
             if level == 0:
                 return with_required(table, {})
             chosen = {}
@@ -54,8 +53,8 @@ class Uniform(Strategy):
                     chosen[layer] = min(row, key=lambda pair: (pair[0], pair[1].error, pair[1].ranks))[1]
             return with_required(table, chosen)
 
-        level = 1 - self.keep if problem.budget is None else mildest(problem, table, pick, strategy=self.name)
-        return make_plan(problem, replace(self, keep=1 - level), pick(level), reasons=table.reasons)
+        level = 1 - self.keep if problem.budget is None else mildest(problem, table, select, strategy=self.name)
+        return make_plan(problem, replace(self, keep=1 - level), select(level), reasons=table.reasons)
 
 
 registry.register(Uniform, summary="the same reduction for every layer")

@@ -18,22 +18,22 @@ from rankfold.strategies.problem import Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VBMF(Strategy):
-    """EVBMF on a method's unfoldings gives its ranks: two for ``tucker``, one for ``svd``.
+    """Ranks by EVBMF of a method's unfoldings: two for ``tucker``, one for ``svd``.
 
-    Each layer is factored by the method with most ranks that fits it: ``tucker`` for kernels larger than 1, else
+    Each layer is factored by the supported method with the most ranks: ``tucker`` for kernels larger than 1, else
     ``svd``.
 
     Nakajima et al. (2013); Kim et al. (2016), section 3.2; the baseline of Kokhazadeh et al. (2025). Ranks are clamped
-    to 1..break-even and the plan's notes say where. A budget that the analytic ranks exceed scales all of them down
-    evenly.
+    to 1..break-even, which is recorded in the plan's notes. If the analytic ranks exceed the budget, all ranks are
+    scaled down evenly.
 
     Parameters
     ----------
     weaken : float
-        How much of the reduction that VBMF proposes is taken: 1 takes its ranks, 0 the full ones. VBMF is known to
-        compress too strongly (Gusak et al. 2019, MUSCO).
+        Share of the reduction that VBMF proposes: 1 uses its ranks, 0 the full ranks. VBMF tends to compress too
+        strongly (Gusak et al. 2019, MUSCO).
     min_rank : int
-        No rank falls below this.
+        Minimum rank.
     """
 
     name = "vbmf"
@@ -46,14 +46,14 @@ class VBMF(Strategy):
         require(isinstance(self.min_rank, int) and self.min_rank >= 1, "min_rank", self.min_rank, "an integer >= 1")
 
     def plan(self, problem: Problem) -> Plan:
-        """Return a plan of analytic ranks, clamped and, if a budget asks for it, scaled down."""
-        known = [entry.plugin.name for entry in methods.registry if issubclass(entry.plugin, methods.Unfolds)]
-        if not set(known) & set(problem.methods):
+        """Return a plan of analytic ranks, clamped and, if necessary, scaled down to meet the budget."""
+        supported = [entry.plugin.name for entry in methods.registry if issubclass(entry.plugin, methods.Unfolds)]
+        if not set(supported) & set(problem.methods):
             raise ConfigError(
-                f"strategy 'vbmf' finds ranks for the methods {' and '.join(known)}. "
+                f"strategy 'vbmf' supports the methods {' and '.join(supported)}. "
                 f"Got methods {', '.join(problem.methods)} instead."
             )
-        problem = replace(problem, methods=tuple(m for m in problem.methods if m in known))
+        problem = replace(problem, methods=tuple(m for m in problem.methods if m in supported))
         ranks: dict[str, tuple[Method, Ranks]] = {}
         notes: dict[str, str] = {}
         reasons: dict[str, str] = {}
@@ -73,7 +73,7 @@ class VBMF(Strategy):
             if note:
                 notes[layer.name] = note
 
-        def pick(level: float) -> dict[str, Candidate]:
+        def select(level: float) -> dict[str, Candidate]:
             return {
                 name: problem.pricing.candidate(
                     problem.inventory.layer(name),
@@ -84,16 +84,16 @@ class VBMF(Strategy):
                 for name, (method, full) in ranks.items()
             }
 
-        chosen = pick(0.0)
+        chosen = select(0.0)
         if problem.budget is not None:
-            strongest = pick(1.0)
+            strongest = select(1.0)
             table = CandidateTable(
                 rows={name: (chosen[name], strongest[name]) for name in ranks},
                 dense=problem.inventory.costs,
                 total=problem.inventory.total,
                 fixed=problem.fixed,
             )
-            chosen = pick(mildest(problem, table, pick, strategy=self.name))
+            chosen = select(mildest(problem, table, select, strategy=self.name))
         return make_plan(problem, self, self._with_errors(problem, chosen), reasons=reasons, notes=notes)
 
     def _analytic(self, problem: Problem, layer: LayerInfo, method: Method) -> Ranks:
@@ -114,7 +114,7 @@ class VBMF(Strategy):
         return out
 
     def _rounded(self, problem: Problem, rank: float, limit: int) -> int:
-        """Return the nearest multiple of `rank_multiple` from `min_rank` to the limit, which need not be one itself."""
+        """Return the nearest multiple of `rank_multiple` of at least `min_rank`, or the limit if that is exceeded."""
         multiple = problem.rank_multiple
         least = -(-self.min_rank // multiple) * multiple
         return limit if rank >= limit else min(max(least, round(rank / multiple) * multiple), limit)
@@ -125,7 +125,7 @@ class VBMF(Strategy):
     def _clamp(
         self, problem: Problem, layer: LayerInfo, method: Method, analytic: Ranks
     ) -> tuple[Ranks | None, str | None]:
-        """Bring ranks into [least, break-even]; say so in the note, or why no rank lies in between."""
+        """Clamp ranks to [least, break-even]; return them, or None, and a note about the change."""
         limits = method.max_ranks(layer)
 
         def at(scale: float) -> Ranks:
@@ -148,7 +148,7 @@ class VBMF(Strategy):
 
 
 def _method(problem: Problem, layer: LayerInfo) -> tuple[Method | None, str]:
-    """Return the method with most ranks among those that fit the layer, or None and why none does."""
+    """Return the method with the most ranks that supports the layer, or None and the reason."""
     given = [methods.get(name, problem.options.get(name)) for name in problem.methods]
     fitting = [method for method in given if method.supports(layer) is None]
     if fitting:

@@ -1,4 +1,4 @@
-"""What a strategy that loops works with: models that it makes, trains, measures and compares without touching them."""
+"""The interface of strategies that loop: creation, training, evaluation and comparison of compressed models."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from torch import Tensor
 from rankfold.records import Plan
 
 Handle = NewType("Handle", object)
-"""A compressed model; only the workbench looks inside."""
+"""A compressed model, opaque to strategies."""
 
 Batch = NewType("Batch", object)
-"""A batch of calibration data; only the workbench looks inside."""
+"""A batch of calibration data, opaque to strategies."""
 
 
 class Workbench(Protocol):
     """The operations of a strategy that loops.
 
-    What needs something that the user did not give raises `ConfigError`; a strategy that says what it needs
-    (`rankfold.strategies.Strategy.needs`) is never called without it.
+    An operation raises `ConfigError` if it lacks data or options of the user. A strategy that declares its requirements
+    (`rankfold.strategies.Strategy.needs`) is never called without them.
     """
 
     def apply(self, plan: Plan) -> Handle:
-        """Return a copy of the original with a plan applied."""
+        """Return a copy of the original model with a plan applied."""
         ...
 
     def finetune(self, model: Handle) -> None:
-        """Train a model in place, by the user's recipe and with the original as the teacher."""
+        """Train a model in place by the user's recipe, with the original model as the teacher."""
         ...
 
     def evaluate(self, model: Handle | None = None) -> float:
-        """Return the user's metric of a model; of the original without one."""
+        """Return the user's metric of a model, by default of the original model."""
         ...
 
     def drop(self, model: Handle) -> float:
-        """Return by how much the metric of a model is worse than that of the original; negative if it is better."""
+        """Return how much worse the metric of a model is than that of the original; negative if it is better."""
         ...
 
     def similarity(self, model: Handle, modules: Sequence[str]) -> Mapping[str, float]:
-        """Compare feature maps with the original's.
+        """Compare feature maps of a model with those of the original.
 
         Parameters
         ----------
         model : Handle
-            A model.
+            A compressed model.
         modules : sequence of str
-            Paths of modules that the model and the original have, such as a layer's or that of the norm after it.
+            Paths of modules in both models, such as a layer or the norm after it.
 
         Returns
         -------
         mapping of str to float
-            For each module, the cosine similarity of its outputs in the two networks, -1..1: the mean over the
-            calibration samples. The outputs of all samples are never held at once.
+            The cosine similarity of the outputs of each module, -1..1, as the mean over the calibration samples. The
+            outputs of all samples are never stored at once.
         """
         ...
 
     def keep(self, model: Handle) -> None:
-        """Hand in the model that belongs to the plan that the strategy is going to return.
+        """Keep the trained model of the plan that the strategy will return.
 
-        `rankfold.compress` returns this model as it was trained. Without it, the plan is applied and trained again.
+        `rankfold.compress` then returns this model; otherwise, the plan is applied and the model is trained again.
         """
         ...
 
@@ -69,12 +69,12 @@ class Workbench(Protocol):
         ...
 
     def loss(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Return the task loss of the original with some layers' weights replaced; differentiable in these weights.
+        """Return the task loss of the original with some weights replaced, differentiable with respect to these.
 
         Parameters
         ----------
         weights : mapping of str to Tensor
-            By layer name, in torch's layout (`LayerInfo.weight_shape`), such as `rankfold.methods.compose` returns.
+            Weights by layer name, in torch's layout (`LayerInfo.weight_shape`), as from `rankfold.methods.compose`.
         batch : Batch
             One of `batches`, with labels.
         """
