@@ -32,7 +32,7 @@ def options(loss: list[float], costs: list[list[int]] | list[int]) -> Options:
 
 @dataclass(frozen=True)
 class Choice:
-    picks: tuple[int, ...]
+    selection: tuple[int, ...]
     loss: Fraction
     share: Fraction
 
@@ -40,12 +40,12 @@ class Choice:
 def choices(layers: list[Options], limits: list[int]) -> list[Choice]:
     """Every choice of options that are not dominated within the limits, counted without rounding."""
     found = []
-    for picks in itertools.product(*(undominated(layer) for layer in layers)):
-        sums = [sum(int(x.costs[i, k]) for x, i in zip(layers, picks, strict=True)) for k in range(len(limits))]
+    for selection in itertools.product(*(undominated(layer) for layer in layers)):
+        sums = [sum(int(x.costs[i, k]) for x, i in zip(layers, selection, strict=True)) for k in range(len(limits))]
         if all(s <= most for s, most in zip(sums, limits, strict=True)):
-            loss = sum((Fraction(float(x.loss[i])) for x, i in zip(layers, picks, strict=True)), Fraction(0))
+            loss = sum((Fraction(float(x.loss[i])) for x, i in zip(layers, selection, strict=True)), Fraction(0))
             share = sum((Fraction(s, max(most, 1)) for s, most in zip(sums, limits, strict=True)), Fraction(0))
-            found.append(Choice(picks, loss, share))
+            found.append(Choice(selection, loss, share))
     return found
 
 

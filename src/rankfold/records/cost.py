@@ -159,7 +159,7 @@ RESOURCES: dict[str, Resource] = {
 
 def register_resource(resource: Resource) -> None:
     """Add a resource; raise ``ValueError`` if the name or an alias is taken."""
-    taken = {name for known in RESOURCES.values() for name in (known.name, *known.aliases)}
+    taken = {name for r in RESOURCES.values() for name in (r.name, *r.aliases)}
     if taken & {resource.name, *resource.aliases}:
         raise ValueError(f"resource {resource.name!r} is already registered")
     RESOURCES[resource.name] = resource

@@ -16,7 +16,7 @@ _NAMED = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherModule:
-    """A module with parameters of its own that is not a layer."""
+    """A module that owns parameters but is not a layer."""
 
     name: str
     type_name: str
@@ -52,7 +52,7 @@ class Inventory(Shown):
     layers : tuple of LayerInfo
         Every convolution and linear layer, once each, in order of definition.
     others : tuple of OtherModule
-        Every other module with parameters of its own.
+        Every other module that owns parameters.
     total : Cost
         Cost of the whole model on the example input: unique parameters, MACs of every operation, bytes of all
         parameters and buffers, feature maps of the listed layers.
