@@ -7,6 +7,7 @@ file). Its time and memory are proportional to the length of the text, whatever 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ def parse_json(text: str, *, source: str, limits: Limits = LIMITS) -> Any:
     Raises
     ------
     CorruptArtifact
-        If the text is not JSON, exceeds a limit, repeats a key in an object, or contains half a surrogate pair.
+        If the text is not JSON, exceeds a limit, repeats a key in an object, or contains half a surrogate pair or a
+        number that is not finite.
     """
     _check_limits(text, source, limits)
 
@@ -53,6 +55,13 @@ def parse_json(text: str, *, source: str, limits: Limits = LIMITS) -> Any:
         if len(digits) > limits.digits:
             raise CorruptArtifact(f"{source} has a number with {len(digits):,} digits; the limit is {limits.digits}.")
         return int(digits)
+
+    def finite(text: str) -> float:
+        """Read a number with a point or an exponent, or one of the constants that `json` accepts (NaN, Infinity)."""
+        number = float(text)
+        if not math.isfinite(number):
+            raise CorruptArtifact(f"{source} has the number {quoted(text)}, which is not finite. Was it edited?")
+        return number
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """Build an object; `json` alone would silently take the last of two entries with the same key."""
@@ -64,7 +73,7 @@ def parse_json(text: str, *, source: str, limits: Limits = LIMITS) -> Any:
         return out
 
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_int=whole)
+        value = json.loads(text, object_pairs_hook=unique, parse_int=whole, parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError) as error:
         if isinstance(error, CorruptArtifact):
             raise

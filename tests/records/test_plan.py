@@ -127,7 +127,7 @@ def _edited(path: str, value: object) -> str:
         ("layers/fc/ranks", ["2"], r"'fc'.*list of integers"),
         ("layers/fc/options", [1], "'fc'.*'options' must be an object"),
         ("layers/fc/error", "small", "'fc'.*'error'.*'small'"),
-        ("layers/fc/error", float("nan"), "'fc'.*'error'.*nan"),
+        ("layers/fc/error", float("nan"), "the number 'NaN', which is not finite"),
         ("layers/fc/error", -1, "'fc'.*'error'.*-1"),
         ("layers/fc/rank", [2], "'fc'.*unknown key 'rank'.*'ranks'"),
     ],

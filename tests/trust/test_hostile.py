@@ -38,6 +38,7 @@ fuzz = _script("fuzz")
 
 TEXTS = {
     "brackets": "[" * 100_000, "braces": '{"a":' * 100_000, "closing": "]" * 1_000_000, "digits": "9" * 5000,
+    "an infinite number": '{"a": [1e999]}', "NaN": '{"a": NaN}', "minus infinity": "[-Infinity]",
     "negative digits": f'{{"a": -{"9" * 101}}}', "long text": f'["{"x" * 100_001}"]', "entries": f"[{'1,' * 300_001}1]",
     "twice": '{"a": 1, "b": 2, "a": 3}', "twice inside": '[{"x": {"\\u0061": 1, "a": 1}}]', "surrogate": '"\\ud800"',
     "surrogate key": '{"\\udc00": 1}', "depth": "[" * 65 + "]" * 65, "empty": "", "quote": '"', "NUL": '"\x00"',
