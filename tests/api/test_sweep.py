@@ -64,13 +64,13 @@ class Distance:
 def alone(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of candidates of each measurement of a layer."""
     counts: list[int] = []
-    measure = Estimator._stored
+    measure = Estimator._run
 
-    def counted(self: Estimator, name: str, candidates: Any, config: Any) -> list[float]:
+    def counted(self: Estimator, proxy: Any, name: str, candidates: Any, key: Any) -> list[float]:
         counts.append(len(candidates))
-        return measure(self, name, candidates, config)
+        return measure(self, proxy, name, candidates, key)
 
-    monkeypatch.setattr(Estimator, "_stored", counted)
+    monkeypatch.setattr(Estimator, "_run", counted)
     return counts
 
 

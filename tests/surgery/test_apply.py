@@ -66,7 +66,7 @@ BAD: list[tuple[dict[str, Choice], type[Exception], tuple[str, ...]]] = [
     ({"fc": choice("svd", 7)}, RankError, ("fc", "1..6", "[7]")),
     ({"fc": choice("svd", 2, 2)}, RankError, ("fc", "one integer")),
     ({"conv": choice("tucker", 2)}, RankError, ("conv", "2 integers")),
-    ({"fc": choice("tucker", 2, 2)}, UnsupportedLayer, ("fc", "for convolutions")),
+    ({"fc": choice("tucker", 2, 2)}, UnsupportedLayer, ("fc", "only supports convolutions")),
     ({"depthwise": choice("svd", 1)}, UnsupportedLayer, ("depthwise", "depthwise convolution")),
     ({"fc": choice("svdd", 2)}, UnknownNameError, ("svdd", "Did you mean 'svd'")),
     ({"conv": choice("tucker", 2, 2, iteration=3)}, UnknownNameError, ("iteration", "iterations")),

@@ -186,7 +186,7 @@ def kill_often(name: str, count: int, chance: random.Random, root: Path) -> Tall
     duration = time.monotonic() - start
     wanted, listing = outcome(straight), names(straight)
     attempt = 0
-    while tally.kills < count and attempt < 5 * count:
+    while tally.kills < count and attempt < 25 * count:
         attempt += 1
         folder = root / f"{name}-{attempt}"
         folder.mkdir()

@@ -114,7 +114,7 @@ class Mapped(Potential):
         return torch.func.vmap(self.net)(position)
 
 
-@pytest.mark.filterwarnings("ignore:what the network computes before")
+@pytest.mark.filterwarnings("ignore:the network's activations before")
 @pytest.mark.parametrize("kind", [Functional, Mapped])
 def test_layers_inside_of_a_transform_are_named_where_data_is_to_be_taken(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
@@ -144,7 +144,7 @@ def _first(output: Any) -> Tensor:
     return output
 
 
-@pytest.mark.filterwarnings("ignore:what the network computes before")
+@pytest.mark.filterwarnings("ignore:the network's activations before")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", [name for name in STEPS if name != "agreement"])
 def test_every_step_runs(kind: type[nn.Module], step: str) -> None:

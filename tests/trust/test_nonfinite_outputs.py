@@ -98,7 +98,7 @@ class Broken(Masked):
 
 
 @pytest.mark.parametrize("proxy", ["network", "fisher"])
-@pytest.mark.parametrize(("how", "message"), [("nan", "they hold NaN"), ("fill", "no value is")])
+@pytest.mark.parametrize(("how", "message"), [("nan", "contain NaN"), ("fill", "contain no finite value")])
 def test_what_cannot_be_compared_is_refused_with_the_reason(how: str, message: str, proxy: str) -> None:
     net = Broken(how).eval()
     with pytest.raises(ModelError, match=message):
