@@ -136,7 +136,8 @@ class Search:
     )
     rank_multiple: int | None = option(
         None,
-        "Multiple of which all ranks are. By default 8 for a model on an accelerator, otherwise 1.",
+        "Round ranks to multiples of this, except full ranks and explicit ones. By default 8 for a model on an "
+        "accelerator, otherwise 1.",
         check=integer(1, optional=True),
         flag=Flag(kind=int | None, least=1),
     )

@@ -16,7 +16,7 @@ from rankfold.reporting.sections import Content, Section
 from rankfold.reporting.terminal import draw
 
 _NAME = Flag(
-    kind=str | None, names=None, metavar="NAME", help="Method or strategy to describe. By default all are listed."
+    kind=str | None, names=None, metavar="NAME", help="Name of the one to describe. By default all are listed."
 )
 _PARAMETERS = "Parameters\n----------\n"
 _PARAMETER = re.compile(r"^(\S.*) : (.*)\n((?: {4}.*\n?)+)", re.MULTILINE)
