@@ -87,7 +87,7 @@ class Bench:
         """Return parameters and accuracy of one plan, and the seconds it took."""
         options = dict((BASELINES | SEARCHES)[strategy])
         if strategy in SEARCHES:
-            options |= {"cache": self.cache, "config": {"rounds": self.args.rounds}}
+            options |= {"cache": self.cache, "strategy": rf.CompressNAS(rounds=self.args.rounds)}
         start = time.perf_counter()
         # Weight-space rows do not look at the data when they plan, either.
         plan = self.plan(gone, None if factors == "weights" else self.images, options)
@@ -107,7 +107,7 @@ class Bench:
         low, high = 0.0, 1.0
         for _ in range(8):
             middle = (low + high) / 2
-            found = self.plan(gone, None, options | {"config": {"weaken": middle}}, bounded=False)
+            found = self.plan(gone, None, options | {"strategy": rf.VBMF(weaken=middle)}, bounded=False)
             small = sum(p.numel() for p in rf.apply(self.model, found, reconstruct="weights").parameters())
             if small <= (1 - gone / 100) * sum(p.numel() for p in self.model.parameters()):
                 plan, high = found, middle
