@@ -45,7 +45,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], object], *, sweeping:
     Raises
     ------
     RankfoldError
-        If the folder cannot be written to; then nothing is left behind.
+        If the folder cannot be written to; no files are left.
     """
     path = Path(path)
     require_usable(path)

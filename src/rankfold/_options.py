@@ -106,8 +106,11 @@ def options_from(record: type[R], values: Mapping[str, Any]) -> R:
 
 def given(record: Any) -> dict[str, Any]:
     """Return the options that differ from their defaults as JSON-ready values."""
-    values = {name: (getattr(record, name), field.default) for name, (field, _) in options_of(record).items()}
-    return {name: _plain(value) for name, (value, default) in values.items() if value != default}
+    return {
+        name: _plain(getattr(record, name))
+        for name, (field, _) in options_of(record).items()
+        if getattr(record, name) != field.default
+    }
 
 
 def document(record: T) -> T:

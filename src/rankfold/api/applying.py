@@ -106,7 +106,7 @@ def apply_(
         small = reconstruct_sequentially(model, plan, data.batches, how.sequential).model
         new = remember_plan(adopt_(model, small, plan), plan_of(small))
     else:
-        new = _factored_(model, plan, moments_for(model, plan, data, how))
+        new = _factored_(model, plan, _moments(model, plan, data, how))
     if proof is not None:
         proof.check(new)
     return new
@@ -126,12 +126,15 @@ class Applied:
         Of sequential reconstruction: relative error of each factored layer's output against what it was fitted to.
     notes : list of str
         For the report.
+    moments : LayerMoments or None
+        The second moments that the factors were computed with.
     """
 
     model: nn.Module
     renewed: Renewal | None
     errors: dict[str, float]
     notes: list[str]
+    moments: LayerMoments | None
 
 
 def apply_plan(
@@ -150,9 +153,9 @@ def apply_plan(
     report_parameters(model)
     proof = _proof(model, plan, data, example_input)
     suspects: list[str] | None = None if proof is None else []
-    moments = moments_for(model, plan, data, how)
+    moments = _moments(model, plan, data, how)
     if how.mode == "sequential" and data is not None:
-        made = reconstruct_sequentially(model, plan, data.batches, how.sequential, suspects=suspects)
+        made = reconstruct_sequentially(model, plan, data.batches, how.sequential, suspects=suspects, spare=spare)
         new = made.model
         errors = {name: error for name, error in made.errors.items() if name in plan.factored}
         notes = [f"{name}: {note}" for name, note in made.notes.items()]
@@ -164,7 +167,7 @@ def apply_plan(
     renewed = None
     if batchnorm and data is not None and any(map(is_tracking_norm, new.modules())):
         renewed = reestimate_batchnorm(new, data.batches, model)
-    return Applied(model=new, renewed=renewed, errors=errors, notes=notes)
+    return Applied(model=new, renewed=renewed, errors=errors, notes=notes, moments=moments)
 
 
 def measured_errors(
@@ -190,7 +193,7 @@ def measured_errors(
     return errors
 
 
-def moments_for(model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting) -> LayerMoments | None:
+def _moments(model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting) -> LayerMoments | None:
     """Return the second moments that the factors are found with."""
     if data is None or how.mode != "data":
         return None

@@ -12,7 +12,7 @@ from rankfold import strategies
 from rankfold._turns import in_grad_turn
 from rankfold.api.checks import BudgetLike
 from rankfold.api.family import folder_name
-from rankfold.api.options import reconstruction, search_of
+from rankfold.api.options import search_of
 from rankfold.api.planning import Planner
 from rankfold.api.realizing import Clock, Draft, Measure, Output, Realizer, Result, check_work
 from rankfold.api.searching import check_searchable, smallest_within
@@ -78,7 +78,6 @@ def compress(
     search = search_of(options)
     measures = ACCURACY in strategies.get(search.strategy).handles
     searched = check_searchable(bounds, evaluate is not None) and not measures
-    how = reconstruction(search.reconstruct, has_data=calibration is not None, data_aware=search.data_aware)
     check_work(model, evaluate=evaluate, finetune=finetune, output=output)
     given: dict[Need, Any] = {"metric": evaluate, "recipe": finetune}
     planner = Planner(
@@ -90,7 +89,7 @@ def compress(
     clock.lap("inspect")
     metric = None if evaluate is None else as_metric(evaluate)
     realizer = Realizer(
-        model=model, example_input=example_input, inventory=planner.inventory, data=planner.data, how=how,
+        model=model, example_input=example_input, inventory=planner.inventory, data=planner.data, how=planner.how,
         metric=metric, name=name, clock=clock, spare=planner.spare,
     )  # fmt: skip
     bench = planner.workbench = Bench(

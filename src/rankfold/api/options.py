@@ -1,11 +1,11 @@
-"""The options of a search, each of which stands here and nowhere else."""
+"""The options of a search, each defined once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rankfold import methods, strategies
 from rankfold._config import changed, require
@@ -21,7 +21,7 @@ MOST_SEED = 2**63 - 1
 Reconstruct = Literal["weights", "data", "sequential"]
 """How factors are found."""
 
-_RECONSTRUCT = ("weights", "data", "sequential")
+_RECONSTRUCT = get_args(Reconstruct)
 
 
 def chosen_methods(value: Any) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
@@ -73,6 +73,9 @@ def _reconstruct(_name: str, value: Any) -> None:
         raise UnknownNameError("reconstruction", str(value), _RECONSTRUCT)
 
 
+_PATTERNS = Flag(kind=list[str] | None, metavar="PATTERN", parse=lambda texts: texts or None)
+
+
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
@@ -114,13 +117,13 @@ class Search:
         None,
         "Name pattern of the layers to compress; may be repeated.",
         check=_selector,
-        flag=Flag(kind=list[str] | None, metavar="PATTERN", parse=lambda texts: texts or None),
+        flag=_PATTERNS,
     )
     exclude: Any = option(
         None,
         "Name pattern of layers to keep as they are; may be repeated.",
         check=_selector,
-        flag=Flag(kind=list[str] | None, metavar="PATTERN", parse=lambda texts: texts or None),
+        flag=_PATTERNS,
     )
     keep_first_last: bool = option(
         False, "Keep the first convolution and the last classifier.", check=boolean, flag=Flag(kind=bool)
@@ -168,7 +171,7 @@ class Search:
 
 
 def search_of(options: Mapping[str, Any]) -> Search:
-    """Return the options that a call was given by keyword; wrong ones raise."""
+    """Return the options of a call from its keyword arguments; invalid ones raise."""
     return options_from(Search, options)
 
 

@@ -133,6 +133,7 @@ class Planner:
         *budgets: Budget | None,
         given: Collection[Need] = (),
     ) -> None:
+        self.how = reconstruction(search.reconstruct, has_data=calibration is not None, data_aware=search.data_aware)
         self.strategy = strategies.get(search.strategy)
         self.spare = Spare(model, instead="rankfold.apply_ with a plan")
         for budget in budgets:
@@ -200,15 +201,14 @@ class Planner:
     @functools.cached_property
     def workbench(self) -> Workbench:
         """What a strategy that loops works with; `compress` sets another one, which measures and trains as well."""
-        search, data = self.search, self.data
-        how = reconstruction(search.reconstruct, has_data=data is not None, data_aware=search.data_aware)
 
         def make(plan: Plan) -> CompressedModel:
-            return CompressedModel(
-                model=apply_plan(self.model, plan, data, how, example_input=self.example_input).model
+            applied = apply_plan(
+                self.model, plan, self.data, self.how, example_input=self.example_input, spare=self.spare
             )
+            return CompressedModel(model=applied.model)
 
-        return Bench(self.model, make, batches=None if data is None else data.batches)
+        return Bench(self.model, make, batches=None if self.data is None else self.data.batches)
 
     def _given(self) -> set[Need]:
         """Return what the calibration data gives to a strategy."""
@@ -260,7 +260,7 @@ class Planner:
 
     def forget(self) -> None:
         """Free the second moments, what was measured, and the copy."""
-        self.spare = Spare(self.model)
+        self.spare.free()
         for name in ("moments", "problem", "workbench"):
             self.__dict__.pop(name, None)
         if self.data is not None:

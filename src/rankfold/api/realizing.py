@@ -1,4 +1,4 @@
-"""Realise a plan: apply, fine-tune, save, load again, prove, measure, report. The second half of every road."""
+"""Realise a plan: apply it, fine-tune, save, reload, prove, measure and report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from rankfold._turns import in_grad_turn
-from rankfold.api.applying import apply_plan, measured_errors, moments_for
+from rankfold.api.applying import apply_plan, measured_errors
 from rankfold.api.calibrating import Calibration, calibration_of
 from rankfold.api.options import Fitting, Reconstruct, reconstruction
 from rankfold.api.proving import check_kept, reloaded
@@ -196,9 +196,7 @@ class Realizer:
     def apply(self, plan: Plan, *, measured: bool = True) -> Draft:
         """Apply a plan and measure the model."""
         applied = apply_plan(self.model, plan, self.data, self.how, example_input=self.example_input, spare=self.spare)
-        errors = applied.errors
-        if not errors:
-            errors = measured_errors(applied.model, self.model, moments_for(self.model, plan, self.data, self.how))
+        errors = applied.errors or measured_errors(applied.model, self.model, applied.moments)
         renewed = [] if applied.renewed is None else [applied.renewed.note]
         draft = Draft(model=applied.model, errors=errors, notes=[*renewed, *applied.notes])
         self.clock.lap("apply")

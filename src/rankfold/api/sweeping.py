@@ -15,7 +15,7 @@ from rankfold._progress import track
 from rankfold._turns import in_grad_turn
 from rankfold.api.checks import BudgetLike
 from rankfold.api.family import Family
-from rankfold.api.options import reconstruction, search_of
+from rankfold.api.options import search_of
 from rankfold.api.planning import Planner
 from rankfold.api.realizing import Destination, Measure, Output, Realizer, check_work, metric_value
 from rankfold.candidates.cache import Cache
@@ -93,8 +93,8 @@ def sweep(
     >>> import torch, rankfold as rf
     >>> net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
     >>> result = rf.sweep(net, torch.randn(1, 32), points=5)
-    >>> damages = [point.predicted_loss for point in result.points]
-    >>> damages == sorted(damages, reverse=True)
+    >>> losses = [point.predicted_loss for point in result.points]
+    >>> losses == sorted(losses, reverse=True)
     True
     """
     search = search_of(options)
@@ -102,7 +102,6 @@ def sweep(
     _check_evaluation(evaluate, evaluate_points)
     fixed = None if budget is None else Budget.parse(budget)
     budgets = None if isinstance(points, int) else [_joined(Budget.parse(one), fixed) for one in points]
-    how = reconstruction(search.reconstruct, has_data=calibration is not None, data_aware=search.data_aware)
     realizing = evaluate is not None or output is not None
     to = None if output is None else Destination.of(output)
     if to is not None:
@@ -114,7 +113,7 @@ def sweep(
         planner.prove()
     metric = None if evaluate is None else as_metric(evaluate)
     realizer = Realizer(
-        model=model, example_input=example_input, inventory=planner.inventory, data=planner.data, how=how,
+        model=model, example_input=example_input, inventory=planner.inventory, data=planner.data, how=planner.how,
         metric=metric, name=name, spare=planner.spare,
     )  # fmt: skip
     dense = None if metric is None else realizer.value(model)
@@ -198,7 +197,7 @@ def _planned(planner: Planner, budget: Budget) -> SweepPoint:
     """Return the point of one budget; without a plan if there is none."""
     try:
         plan = planner.plan(budget)
-    except BudgetError as error:  # out of reach, or met by the model as it is
+    except BudgetError as error:  # out of reach, or already met
         return SweepPoint(budget=str(budget), reason=str(error))
     search = plan.provenance.search
     errors = sum((choice.error or 0.0) ** 2 for choice in plan.factored.values())

@@ -29,10 +29,10 @@ from rankfold.calibration.sequential_config import Reconstruction, Sequential
 from rankfold.calibration.sequential_fit import fit_layer
 from rankfold.calibration.sequential_sums import collect_pairs, layer_modules
 from rankfold.calibration.sequential_survey import joint_steps, observe_layers, separate_attentions
-from rankfold.inventory import layer_weight
+from rankfold.inventory import Spare, layer_weight
 from rankfold.inventory.kinds import reparametrization
 from rankfold.records import Plan
-from rankfold.surgery import Factored, check_plan, copy_model
+from rankfold.surgery import Factored, check_plan
 from rankfold.surgery.apply import Swap, factor_layer, remember_plan, replace_layers, swap_, tied_paths
 
 
@@ -43,6 +43,7 @@ def reconstruct_sequentially(
     config: Sequential | None = None,
     *,
     suspects: list[str] | None = None,
+    spare: Spare | None = None,
 ) -> Reconstruction:
     """Return a copy of the model with the plan applied and its layers fitted one after the other.
 
@@ -62,6 +63,8 @@ def reconstruct_sequentially(
         Options.
     suspects : list of str, optional
         As for `rankfold.surgery.exchange.exchange_`.
+    spare : Spare, optional
+        The copy of the model to change.
 
     Raises
     ------
@@ -70,14 +73,20 @@ def reconstruct_sequentially(
     DataError
         If there is no batch, or a layer's input contains NaN or infinity.
     """
-    return _Walk(model, plan, batches, config or Sequential(), suspects).run()
+    return _Walk(model, plan, batches, config or Sequential(), suspects, spare or Spare(model)).run()
 
 
 class _Walk:
     """One walk through the layers, in the order of execution."""
 
     def __init__(
-        self, model: nn.Module, plan: Plan, batches: Iterable[Any], config: Sequential, suspects: list[str] | None
+        self,
+        model: nn.Module,
+        plan: Plan,
+        batches: Iterable[Any],
+        config: Sequential,
+        suspects: list[str] | None,
+        spare: Spare,
     ) -> None:
         self.given = model
         self.suspects = suspects
@@ -85,7 +94,7 @@ class _Walk:
         self.plan, self.factored = plan, plan.factored
         self.batches = batches
         self.config = config
-        self.original, self.work = separate_attentions(model, copy_model(model), self.layers, plan)
+        self.original, self.work = separate_attentions(model, spare.give(), self.layers, plan)
         self.errors: dict[str, float] = {}
         self.notes: dict[str, str] = {}
         self.later: list[str] = []

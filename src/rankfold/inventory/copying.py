@@ -68,6 +68,10 @@ class Spare:
         copied, self._copy = self.lend(), None
         return copied
 
+    def free(self) -> None:
+        """Free the copy; the next caller gets a new one."""
+        self._copy = None
+
 
 def _shared(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
     """Return by id the objects that cannot be copied and are not modules, those inside other objects first."""
