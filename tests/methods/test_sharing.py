@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold import methods
@@ -51,6 +51,33 @@ def test_one_compress_prepares_every_layer_and_method_once(
     rf.compress(net(), X[:1], budget="params<=50%", calibration=[X] if calibrated else None)
     assert len(prepared) >= 7
     assert set(prepared.values()) == {1}
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Collect the parameters that are copied."""
+    tensors: list[Tensor] = []
+
+    def counting(self: nn.Parameter, memo: dict[int, Any]) -> Any:
+        if id(self) not in memo:
+            tensors.append(self)
+        return deepcopy(self, memo)
+
+    deepcopy = nn.Parameter.__deepcopy__
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", counting)
+    return tensors
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_one_compress_copies_every_weight_that_it_factors_once(calibrated: bool, copied: list[Tensor]) -> None:
+    model = net()
+    result = rf.compress(model, X[:1], budget="params<=10%", calibration=[X] if calibrated else None)
+    weights = [model.get_submodule(name).weight for name in result.plan.factored]
+    assert len(weights) >= 2
+    assert [sum(tensor is weight for tensor in copied) for weight in weights] == [1] * len(weights)
+    # The instance that the artefact is loaded onto has a copy of everything else.
+    assert max(sum(tensor is parameter for tensor in copied) for parameter in model.parameters()) == 2
+    assert sum(tensor.numel() for tensor in copied) < 1.1 * sum(p.numel() for p in model.parameters())
 
 
 def test_without_sharing_they_are_prepared_again(

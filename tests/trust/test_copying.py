@@ -127,3 +127,22 @@ def test_the_advice_names_a_function_that_exists() -> None:
         rf.strip(net)
     assert "_," not in str(caught.value)  # there is no strip_
     assert "a.weight" not in rf.apply_(net, plan).state_dict() or "b.weight" not in net.state_dict()
+
+
+def test_a_blank_parameter_has_no_values_in_the_copy_unless_other_tensors_share_them() -> None:
+    net = Net(None)
+    net.register_buffer("view", net.b.weight.detach()[:2])
+    twin: Any = copy_model(net, blank=[net.a.weight, net.b.weight])
+    assert not twin.a.weight.any()
+    assert twin.a.weight.shape == net.a.weight.shape
+    assert twin.a.weight.requires_grad
+    assert torch.equal(twin.b.weight, net.b.weight)
+    assert torch.equal(twin.a.bias, net.a.bias)
+    tied = Net(None)
+    tied.c, tied.d = nn.Linear(16, 16), nn.Linear(16, 16)
+    tied.c.weight = nn.Parameter(tied.a.weight.detach())  # another parameter of the same memory
+    tied.d.weight = tied.b.weight  # the same parameter twice
+    twin = copy_model(tied, blank=[tied.a.weight, tied.b.weight])
+    assert torch.equal(twin.a.weight, tied.a.weight)
+    assert twin.d.weight is twin.b.weight
+    assert torch.equal(twin.b.weight, tied.b.weight)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from rankfold.inventory.wrappers import require_module
 _CUSTOM = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
 
 
-def copy_model(model: nn.Module, *, instead: str | None = None) -> nn.Module:
+def copy_model(model: nn.Module, *, instead: str | None = None, blank: Collection[nn.Parameter] = ()) -> nn.Module:
     """Return a trainable deep copy of any model.
 
     Tensors that a module computed and stored with their graph, in attributes, lists, dicts or objects at any depth, are
@@ -29,6 +31,8 @@ def copy_model(model: nn.Module, *, instead: str | None = None) -> nn.Module:
         The model.
     instead : str, optional
         A function that works in place, which the error message recommends.
+    blank : collection of Parameter
+        Parameters that the caller replaces in the copy: their values are not copied, unless other tensors share them.
 
     Raises
     ------
@@ -38,6 +42,7 @@ def copy_model(model: nn.Module, *, instead: str | None = None) -> nn.Module:
     require_module(model)
     with torch.inference_mode(False):
         memo = {id(value): twin for value in reach(model) if (twin := _copy_tensor(value)) is not None}
+        memo |= {id(parameter): _blank(parameter) for parameter in _alone(model, blank)}
         try:
             return copy.deepcopy(model, dict(memo))
         except Exception:  # a module's own __deepcopy__ or __reduce__ may raise anything
@@ -71,6 +76,26 @@ class Spare:
     def free(self) -> None:
         """Free the copy; the next caller gets a new one."""
         self._copy = None
+
+
+def _alone(model: nn.Module, parameters: Collection[nn.Parameter]) -> list[nn.Parameter]:
+    """Return the plain parameters among these that are used once and share no memory with another tensor."""
+    if not parameters:
+        return []
+    used = [parameter for _, parameter in model.named_parameters(remove_duplicate=False)]
+    tensors = [*used, *(value for value in reach(model) if isinstance(value, Tensor))]
+    users = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors if _has_storage(tensor))
+    plain = [p for p in parameters if type(p) is nn.Parameter and _has_storage(p)]
+    return [p for p in plain if users[p.untyped_storage().data_ptr()] == 1]
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not is_lazy(tensor) and not tensor.is_nested
+
+
+def _blank(parameter: nn.Parameter) -> nn.Parameter:
+    """Return a parameter of the same kind, filled with zeros, whose memory is not touched before it is used."""
+    return nn.Parameter(torch.zeros_like(parameter), requires_grad=parameter.requires_grad)
 
 
 def _shared(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:

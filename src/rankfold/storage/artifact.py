@@ -17,6 +17,7 @@ from rankfold._state import buffer_owners, extra_state, load_state_, own_state, 
 from rankfold._turns import in_grad_turn, in_turn
 from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldWarning
 from rankfold.inventory.kinds import is_lazy
+from rankfold.inventory.weights import find_module
 from rankfold.inventory.wrappers import unwrap
 from rankfold.records import Plan
 from rankfold.storage.architecture import FRESH, Settings, check_architecture, read_architecture, write_architecture
@@ -132,7 +133,7 @@ def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> nn
     proof = None if example_input is None else Proof(original, plan.factored, example_input)
     suspects: list[str] | None = None if proof is None else []
     try:
-        new = rebuild(copy_model(original), plan, original=original, suspects=suspects)
+        new = rebuild(copy_model(original, blank=_replaced(original, plan)), plan, original=original, suspects=suspects)
     except PlanMismatch as error:
         raise PlanMismatch(f"{error}\n{_LATE}") from error
     if proof is not None:
@@ -158,6 +159,13 @@ def rebuild(
         blueprint = methods.chosen_blueprint(layer, choice)
         modules[name] = build(blueprint, layer, choice, dtype=getattr(torch, layer.dtype), device=device)
     return remember_plan(replace_layers(model, layers, modules, original=original, suspects=suspects), plan)
+
+
+def _replaced(model: nn.Module, plan: Plan) -> list[nn.Parameter]:
+    """Return the weights that `rebuild` replaces by factors, so that they need not be copied."""
+    layers = (find_module(model, name) for name in plan.factored)
+    weights = (layer._parameters.get("weight") for layer in layers if layer is not None)
+    return [weight for weight in weights if weight is not None]
 
 
 def _check_size(weights: Weights, model: nn.Module) -> None:
