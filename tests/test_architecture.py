@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 import rankfold
+from rankfold import errors
+from rankfold.errors import RankfoldError
 from rankfold.methods import registry
 
 # Each package may import the groups above its own, never its own group or one below.
@@ -405,3 +407,71 @@ def test_an_oversized_function_is_found() -> None:
     wide = ", ".join(f"a{i}" for i in range(MOST_PARAMETERS + 1))
     assert oversized(f"def f({wide}): pass") == [f"f has {MOST_PARAMETERS + 1} parameters"]
     assert oversized(f"def _f({wide}): pass") == []
+
+
+# Errors that are not RankfoldErrors: by module and class, with the reason.
+RAW = {
+    ("rankfold.strategies._knapsack", "ValueError"): "a private solver whose one caller passes checked arrays",
+    ("rankfold.reporting.sections", "TypeError"): "a class of documents without content, as for any missing overload",
+    ("rankfold.records.display", "TypeError"): "a class of records without a display, as for any missing overload",
+    ("rankfold.storage.weights", "OSError"): "its callers turn it into a RankfoldError with the path",
+    ("rankfold.storage.weights", "FileNotFoundError"): "its callers turn it into a RankfoldError with the path",
+    ("rankfold.zoo.cifar10", "UnpicklingError"): "the reader of batches turns it into a DataError",
+    ("rankfold.tune.run", "stored"): "a RankfoldError of the main process, in every process",
+    ("rankfold.calibration.replay", "_Reached"): "ends a forward pass early; caught where the pass starts",
+    ("rankfold.calibration.sequential_sums", "_Enough"): "ends a forward pass early; caught where the pass starts",
+    ("rankfold.cli._session", "Exit"): "ends a command with its exit code",
+    ("rankfold.cli", "Exit"): "ends a command with its exit code",
+}
+EVERYWHERE = {"NotImplementedError"}  # abstract methods
+SUITE = {"AssertionError"}  # failures of the contract suite, in `testing`
+
+
+def raw_errors(sources: Mapping[str, str]) -> set[tuple[str, str]]:
+    """Return the modules that raise something other than a RankfoldError, with its name.
+
+    What is raised by calling a function or a method has that function's return type.
+    """
+    own = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, RankfoldError)}
+    trees = {module: ast.parse(source) for module, source in sources.items()}
+    returns = {
+        node.name: ast.unparse(node.returns)
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.returns is not None
+    }
+    result = set()
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+                owner, name = "", ast.unparse(raised)
+                if isinstance(raised, ast.Attribute):
+                    owner, name = ast.unparse(raised.value), raised.attr
+                kind = owner if owner in own else returns.get(name, name)
+                if kind not in own | EVERYWHERE | (SUITE if top(module) == "testing" else set()):
+                    result.add((module, kind))
+    return result
+
+
+def test_errors_are_rankfold_errors() -> None:
+    assert raw_errors(read_package()) == set(RAW)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("raise KeyError(name)", "KeyError"),
+        ("raise ValueError", "ValueError"),
+        ("raise pickle.UnpicklingError('x') from None", "UnpicklingError"),
+        ("raise AssertionError", "AssertionError"),
+        ("raise _bad()\ndef _bad() -> TypeError: ...", "TypeError"),
+        ("raise _bad()\ndef _bad() -> ConfigError: ...", None),
+        ("raise self._bad()\nclass A:\n    def _bad(self) -> DataError: ...", None),
+        ("raise ConfigError('x')", None),
+        ("raise NoMatchingLayer.of('the model', 'x', [])", None),
+        ("try:\n    f()\nexcept Exception:\n    raise", None),
+    ],
+)
+def test_a_raw_error_is_noticed(body: str, kind: str | None) -> None:
+    assert raw_errors({"rankfold.records.x": body}) == ({("rankfold.records.x", kind)} if kind else set())

@@ -36,9 +36,9 @@ class Registry(Generic[T]):
         self._entries: dict[str, Entry[T]] = {}
 
     def register(self, plugin: type[T], *, summary: str) -> None:
-        """Add a class under its `name`; raise ``ValueError`` if the name is taken."""
+        """Add a class under its `name`; raise `ConfigError` if the name is taken."""
         if plugin.name in self._entries:
-            raise ValueError(f"{self.kind} {plugin.name!r} is already registered")
+            raise ConfigError(f"{self.kind} {plugin.name!r} is already registered. Use another name.")
         self._entries[plugin.name] = Entry(plugin, summary)
 
     def entry(self, name: str) -> Entry[T]:

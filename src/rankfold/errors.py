@@ -94,12 +94,33 @@ class ComputedWeightError(RankfoldError, RuntimeError):
     """
 
 
+class AttentionError(RankfoldError, RuntimeError):
+    """A mask or an input that a separated attention does not support; a `RuntimeError`, like those of torch."""
+
+
 class InvalidWeight(RankfoldError, ValueError):
     """A weight that contains NaN or infinity, or is not initialised."""
 
 
 class NoMatchingLayer(RankfoldError, ValueError):
     """A layer name, pattern or type that matches nothing."""
+
+    @classmethod
+    def of(cls, owner: str, name: str, names: Sequence[str]) -> NoMatchingLayer:
+        """Return the error for a name that the owner lacks; the message has the nearest name, or the first ones.
+
+        Parameters
+        ----------
+        owner : str
+            What has the layers, such as ``"the plan"``.
+        name : str
+            The name that was not found.
+        names : sequence of str
+            Every valid name.
+        """
+        near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], names, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Its layers: {', '.join(map(repr, names[:5])) or 'none'}."
+        return cls(f"{owner} has no layer {quoted(name)}. {hint}")
 
 
 class PlanMismatch(RankfoldError, ValueError):

@@ -205,5 +205,5 @@ def test_a_strategy_that_keeps_a_required_layer_is_told() -> None:
 
 def test_a_table_that_knows_no_ram_is_refused() -> None:
     *_, table = made()
-    with pytest.raises(BudgetError, match="priced without it"):
+    with pytest.raises(BudgetError, match="priced without RAM"):
         strategies.get("energy").plan(problem(replace(table, ram=None), "ram<=50%"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -153,6 +154,15 @@ def test_a_new_resource_is_priced_where_it_is_asked_for(latency: Resource) -> No
             assert candidate.cost.get("latency") == nanoseconds(layer, blueprint)
     with pytest.raises(UnknownNameError, match="latency"):
         Pricing.of(inspect(network(), X), resources=("latenzy",))
+
+
+@pytest.mark.parametrize("amount", [-1, 0.5, 2**53 + 1, None])
+def test_amounts_that_cannot_be_added_are_refused(
+    amount: Any, latency: Resource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RESOURCES, "latency", replace(latency, layer=lambda _layer, _blueprint: amount))
+    with pytest.raises(ConfigError, match=r"the latency of layer '0' .* must be an integer from 0 to 2\^53. Got"):
+        rf.plan(network(), X, budget="latency<=80%", methods="svd")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from rankfold.errors import NoMatchingLayer
 from rankfold.inventory import inspect
 from rankfold.records import Call, Cost, LayerInfo
 
@@ -191,3 +192,11 @@ def test_coverage_leaves_out_what_is_skipped() -> None:
     inventory = inspect(net, torch.zeros(1, 4, 5, 5))
     assert inventory.coverage == (16 / 56, 16 / 52)
     assert inventory.summary().startswith("compressible: 29% of parameters, 31% of MACs (1 of 2")
+
+
+def test_an_unknown_layer_offers_the_nearest() -> None:
+    inventory = inspect(nn.Sequential(nn.Linear(2, 3), nn.ModuleDict({"head": nn.Linear(3, 1)})["head"]), torch.ones(2))
+    assert inventory.layer("1").out_channels == 1
+    for name, hint in (("11", r"Did you mean '1'\?"), ("fc", r"Its layers: '0', '1'\.")):
+        with pytest.raises(NoMatchingLayer, match=f"^the model has no layer '{name}'\\. {hint}$"):
+            inventory.layer(name)

@@ -192,7 +192,7 @@ def test_a_limit_is_in_the_terms_of_its_resource() -> None:
     ram, params, drop = Budget.parse("ram<=50%, params<=50%, accuracy_drop<=1%").bounds
     assert (ram.limit(RAM), params.limit(DENSE)) == (2048, 500)
     for bound, dense in ((ram, DENSE), (params, RAM), (drop, DENSE), (drop, RAM)):
-        with pytest.raises(TypeError, match=bound.resource):
+        with pytest.raises(BudgetError, match=bound.resource):
             bound.limit(dense)
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rankfold.errors import UnknownNameError
 from rankfold.records import Candidate, CandidateTable, Cost, resource_names
 
 amounts = st.integers(0, 10**15)
@@ -25,7 +26,7 @@ def test_arithmetic(a: Cost, b: Cost, c: Cost) -> None:
 
 
 def test_unknown_resources_raise() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(UnknownNameError, match="unknown resource 'parameters'"):
         Cost().get("parameters")
 
 

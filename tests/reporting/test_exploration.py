@@ -16,7 +16,7 @@ from rich.console import Console
 
 import rankfold as rf
 from rankfold.cost.exploration import METRICS, Exploration, Extent, Space, Step, explore, layer_of, scores
-from rankfold.errors import ConfigError, CorruptArtifact
+from rankfold.errors import ConfigError, CorruptArtifact, NoMatchingLayer
 from rankfold.reporting.exploration import Analysis
 
 LAYERS = ["conv:3x3x16x24,stride=2", "linear:60x40"]
@@ -73,6 +73,8 @@ def test_a_space_without_a_valid_setting_is_shown() -> None:
     empty = rf.analyze(["conv:3x3x1x2", "linear:7x6", "linear:40x40"], methods="cp,ttm", steps=(0.5,))
     assert empty.layers[0].space("cp").size == 0 or empty.layers[0].space("cp").params is not None
     assert empty.layer("linear:40x40").space("ttm").size > 0
+    with pytest.raises(NoMatchingLayer, match="the analysis has no layer 'linear:40x4'. Did you mean 'linear:40x40'"):
+        empty.layer("linear:40x4")
     assert printed(empty)
     assert "svg" in empty.to_html()
 

@@ -11,12 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankfold.errors import ConfigError, InvalidWeight, PlanMismatch, RankError, UnknownNameError, UnsupportedLayer
+from rankfold import methods
+from rankfold.errors import (
+    ConfigError,
+    InvalidWeight,
+    PlanMismatch,
+    RankError,
+    RankfoldError,
+    UnknownNameError,
+    UnsupportedLayer,
+)
 from rankfold.inventory import layer_weight, static_inventory
 from rankfold.records import Choice, Plan
 from rankfold.surgery import Factored, apply_plan_, check_plan, copy_model, factored_layers, plan_of, strip
 from rankfold.surgery.attention import SeparatedAttention
-from rankfold.surgery.factored import FactoredLinear
+from rankfold.surgery.factored import FactoredLinear, build
 
 
 def network() -> nn.Module:
@@ -88,6 +97,14 @@ def test_bad_plans_change_nothing(choices: dict[str, Choice], error: type[Except
         assert word in str(caught.value)
     assert dict(model.named_modules()) == modules
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_factor_of_the_wrong_shape_names_the_method() -> None:
+    info = next(layer for layer in static_inventory(network()) if layer.name == "fc")
+    blueprint = methods.get("svd").blueprint(info, (3,))
+    factors = [torch.ones(3, 8), torch.ones(3, 6)]
+    with pytest.raises(RankfoldError, match=r"method 'svd' returned a factor of shape \(3, 6\) for the stage 'output'"):
+        build(blueprint, info, choice("svd", 3), dtype=X.dtype, device=X.device, factors=factors)
 
 
 def test_a_weight_that_is_not_finite_changes_nothing() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from rankfold.errors import ModelError, NoMatchingLayer
+from rankfold.errors import AttentionError, ModelError, NoMatchingLayer
 from rankfold.surgery.attention import (
     SeparatedAttention,
     separate_attention_,
@@ -179,8 +179,9 @@ def test_twin_calls_its_projections() -> None:
 def test_bad_masks_are_refused(options: dict[str, Any], message: str) -> None:
     attention = make("plain")
     twin = SeparatedAttention(attention)
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(AttentionError, match=message) as caught:
         twin(*inputs(attention), **options)
+    assert isinstance(caught.value, RuntimeError)
     with pytest.raises((RuntimeError, AssertionError)):  # and torch refuses them too
         attention(*inputs(attention), **options)
 

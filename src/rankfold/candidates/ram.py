@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rankfold.errors import InfeasibleBudget
+from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.records import PEAK, Candidate, CandidateTable
 
 
@@ -18,14 +18,12 @@ def within_ram(table: CandidateTable, limit: int) -> CandidateTable:
     Layers that exceed the limit if they are kept become `required`. Raises `InfeasibleBudget`, with the least possible
     RAM in its rows, if no choice meets the limit.
     """
-    if table.ram is None:
-        raise ValueError("the table was built without RAM: its pricing has no profile")
-    least = least_ram(table)
+    peaks, least = table.peaks, least_ram(table)
     if least > limit:
         raise InfeasibleBudget(
             f"budget '{PEAK}<={limit}' cannot be met: an operation or layer takes at least {least:,} bytes of "
             "activations. Loosen the bound, allow more methods, exclude fewer layers, or use a smaller input or batch.",
-            [(PEAK, limit, least, table.ram.dense)],
+            [(PEAK, limit, least, peaks.dense)],
         )
     rows = {name: tuple(c for c in row if _ram(c) <= limit) for name, row in table.rows.items()}
     emptied = {name for name, row in rows.items() if table.rows[name] and not row}
@@ -33,19 +31,18 @@ def within_ram(table: CandidateTable, limit: int) -> CandidateTable:
         table,
         rows={name: row for name, row in rows.items() if row},
         reasons={**table.reasons, **dict.fromkeys(emptied, "every candidate takes more RAM than the budget allows")},
-        required=frozenset(name for name, size in table.ram.kept.items() if size > limit),
+        required=frozenset(name for name, size in peaks.kept.items() if size > limit),
     )
 
 
 def least_ram(table: CandidateTable) -> int:
     """Return the least possible peak RAM in bytes."""
-    if table.ram is None:
-        raise ValueError("the table was built without RAM: its pricing has no profile")
-    options = [[table.ram.kept[name], *map(_ram, row)] for name, row in table.rows.items()]
-    return max([table.ram.floor, *map(min, options)])
+    peaks = table.peaks
+    options = [[peaks.kept[name], *map(_ram, row)] for name, row in table.rows.items()]
+    return max([peaks.floor, *map(min, options)])
 
 
 def _ram(candidate: Candidate) -> int:
     if candidate.ram is None:
-        raise ValueError(f"a candidate of {candidate.layer!r} was priced without RAM")
+        raise BudgetError(f"a candidate of {candidate.layer!r} was priced without RAM. Use the table's candidates.")
     return candidate.ram

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from rankfold import methods
@@ -30,6 +31,9 @@ from rankfold.records import (
 )
 from rankfold.records.dense import dense_cost
 from rankfold.records.deploy import check_deploy_dtype, outside_bytes
+
+MOST_AMOUNT = 2**53
+"""The largest amount of a registered resource in one layer: sums of it are exact in the solver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +122,15 @@ class Pricing:
         return inventory if costs is inventory.costs else replace(inventory, costs=costs, total=total)
 
     def _more(self, layer: LayerInfo, blueprint: Blueprint | None) -> dict[str, int]:
-        amounts = {name: RESOURCES[name].layer for name in self.resources}
-        return {name: amount(layer, blueprint) for name, amount in amounts.items() if amount is not None}
+        amounts: dict[str, int] = {}
+        for name in self.resources:
+            price = RESOURCES[name].layer
+            if price is not None:
+                amount = price(layer, blueprint)
+                good = isinstance(amount, Integral) and 0 <= amount <= MOST_AMOUNT
+                require(good, f"the {name} of {layer.title}", amount, "an integer from 0 to 2^53")
+                amounts[name] = int(amount)
+        return amounts
 
     def blueprint_cost(self, layer: LayerInfo, blueprint: Blueprint) -> Cost:
         """Return the cost of a factored layer."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -86,9 +85,7 @@ def find_layer(model: nn.Module, name: str) -> tuple[nn.Module, str | None]:
             return attention, last
     module = find_module(model, name)
     if module is None:
-        near = get_close_matches(name, [n for n, _ in model.named_modules()], n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise NoMatchingLayer(f"the model has no layer {name!r}.{hint}")
+        raise NoMatchingLayer.of("the model", name, [n for n, _ in model.named_modules() if n])
     return module, None
 
 

@@ -62,7 +62,10 @@ class Bound:
     def limit(self, dense: Cost | int) -> int:
         """Return the absolute limit, rounded down, given the dense model's cost, or its peak in bytes for ``ram``."""
         if self.kind == "accuracy" or isinstance(dense, Cost) != (self.kind == "additive"):
-            raise TypeError(f"a bound on {self.resource} has no limit in terms of {type(dense).__name__}")
+            raise BudgetError(
+                f"a bound on {self.resource} has no limit in terms of {type(dense).__name__}: give the dense model's "
+                "Cost for additive resources and its peak in bytes for ram; accuracy_drop has no limit."
+            )
         if not self.relative:
             return int(self.value)
         # The float 0.29 is slightly below 29 %, which must not lower the limit by one.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rankfold.errors import BudgetError
 from rankfold.records.cost import Cost, replaced
 from rankfold.records.layer import Ranks
 
@@ -102,7 +103,15 @@ class CandidateTable:
 
     def peak_ram(self, chosen: Iterable[Candidate]) -> int:
         """Return the peak activation memory with these candidates, in bytes; all other layers are kept."""
+        takes = {**self.peaks.kept, **{c.layer: c.ram or 0 for c in chosen}}
+        return max([self.peaks.floor, *takes.values()])
+
+    @property
+    def peaks(self) -> PeakRAM:
+        """The peak RAM without candidates; raises `BudgetError` if the table has none."""
         if self.ram is None:
-            raise ValueError("the table was built without RAM")
-        takes = {**self.ram.kept, **{c.layer: c.ram or 0 for c in chosen}}
-        return max([self.ram.floor, *takes.values()])
+            raise BudgetError(
+                "the candidates were priced without RAM. Plan with rankfold.plan or rankfold.compress, and bound ram "
+                "in the budget."
+            )
+        return self.ram

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal
 
-from rankfold.errors import BudgetError, UnknownNameError
+from rankfold.errors import BudgetError, ConfigError, UnknownNameError
 from rankfold.records.amounts import count, size
 from rankfold.records.blueprint import Blueprint
 from rankfold.records.layer import LayerInfo
@@ -58,6 +58,8 @@ class Cost:
 
     def get(self, resource: str) -> int:
         """Return the amount of one additive resource, by its name in budgets."""
+        if resource not in RESOURCES:
+            raise UnknownNameError("resource", resource, RESOURCES)
         return RESOURCES[resource].of(self)
 
 
@@ -101,9 +103,14 @@ class Resource:
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z_]+", self.name):
-            raise ValueError(f"the name of a resource must consist of lower-case letters and _, got {self.name!r}")
+            raise ConfigError(
+                f"the name of a resource must consist of lower-case letters and _. Got {self.name!r} instead."
+            )
         if (self.kind == "additive") != ((self.amount is None) != (self.layer is None)):
-            raise ValueError(f"resource {self.name!r} needs either 'amount' or 'layer' if it is additive, else neither")
+            raise ConfigError(
+                f"resource {self.name!r} is {self.kind}. An additive resource needs either 'amount' or 'layer', others "
+                "need neither."
+            )
 
     def of(self, cost: Cost) -> int:
         """Return the amount in a cost; raise `BudgetError` if the cost was counted without this resource."""
@@ -158,10 +165,10 @@ RESOURCES: dict[str, Resource] = {
 
 
 def register_resource(resource: Resource) -> None:
-    """Add a resource; raise ``ValueError`` if the name or an alias is taken."""
+    """Add a resource; raise `ConfigError` if the name or an alias is taken."""
     taken = {name for r in RESOURCES.values() for name in (r.name, *r.aliases)}
     if taken & {resource.name, *resource.aliases}:
-        raise ValueError(f"resource {resource.name!r} is already registered")
+        raise ConfigError(f"resource {resource.name!r} is already registered. Use another name, and other aliases.")
     RESOURCES[resource.name] = resource
 
 

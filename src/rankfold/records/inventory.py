@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rankfold._printable import printable
+from rankfold.errors import NoMatchingLayer
 from rankfold.records.cost import Cost
 from rankfold.records.display import Shown
 from rankfold.records.layer import LayerInfo
@@ -84,11 +85,11 @@ class Inventory(Shown):
         return f"<Inventory: {self.summary()}>"
 
     def layer(self, name: str) -> LayerInfo:
-        """Return the layer with this name (or alias); raise ``KeyError`` otherwise."""
+        """Return the layer with this name (or alias); raise `NoMatchingLayer` otherwise."""
         for layer in self.layers:
             if name == layer.name or name in layer.aliases:
                 return layer
-        raise KeyError(name)
+        raise NoMatchingLayer.of("the model", name, [layer.name for layer in self.layers])
 
     @property
     def compressible(self) -> tuple[LayerInfo, ...]:

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +218,7 @@ class Plan(Shown):
         """Return a plan with some choices replaced; None keeps a layer. Unknown layers raise `NoMatchingLayer`."""
         missing = [name for name in choices if name not in self.layers]
         if missing:
-            near = get_close_matches(missing[0], list(self.layers), n=3, cutoff=0.4) or list(self.layers)[:5]
-            raise NoMatchingLayer(f"the plan has no layer {missing[0]!r}. Layers: {', '.join(map(repr, near))}.")
+            raise NoMatchingLayer.of("the plan", missing[0], list(self.layers))
         new = {k: v if v is not None else Choice(reason="by hand") for k, v in choices.items()}
         return replace(self, layers={**self.layers, **new})
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rankfold._config import config_to_dict
 from rankfold._registry import Registry
-from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget
+from rankfold.errors import ConfigError, InfeasibleBudget
 from rankfold.records import PEAK, Candidate, CandidateTable, Choice, Cost, Plan, Provenance
 from rankfold.strategies.problem import Problem
 
@@ -212,17 +212,13 @@ def _check_required(problem: Problem, strategy: Strategy, chosen: Mapping[str, C
     if problem.budget is None or not problem.budget.get(PEAK):
         return
     table = problem.table()
-    if table.ram is None:
-        raise BudgetError(
-            f"budget {str(problem.budget)!r} bounds {PEAK}, but the candidates were priced without it. Plan with "
-            "rankfold.plan or rankfold.compress."
-        )
+    dense = table.peaks.dense
     missing = sorted(table.required - set(chosen))
     if not missing:
         return
-    limit, least = problem.budget.limit(PEAK, table.ram.dense) or 0, table.peak_ram(chosen.values())
+    limit, least = problem.budget.limit(PEAK, dense) or 0, table.peak_ram(chosen.values())
     raise InfeasibleBudget(
         f"strategy {strategy.name!r} keeps layer {missing[0]!r}, which takes more RAM than budget "
         f"{str(problem.budget)!r} allows. Use another strategy, allow more methods or loosen the budget.",
-        [(PEAK, limit, least, table.ram.dense)],
+        [(PEAK, limit, least, dense)],
     )

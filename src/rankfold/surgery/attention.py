@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rankfold.errors import ModelError
+from rankfold.errors import AttentionError, ModelError
 from rankfold.inventory import find_layer
 from rankfold.inventory.kinds import ROLES, is_attention, stored_parameters
 from rankfold.inventory.weights import projection
@@ -72,13 +72,16 @@ class SeparatedAttention(nn.Module):
 
         Raises
         ------
-        RuntimeError
+        AttentionError
             If a mask has the wrong shape or type, ``is_causal`` is set without a mask, or inputs are nested tensors.
         """
         if query.is_nested or key.is_nested or value.is_nested:
-            raise RuntimeError("separated attention does not support nested tensors. Pass padded tensors and a mask.")
+            raise AttentionError("separated attention does not support nested tensors. Pass padded tensors and a mask.")
         if is_causal and attn_mask is None:
-            raise RuntimeError("is_causal is only a hint. Pass the causal attn_mask as well.")
+            raise AttentionError(
+                "is_causal is only a hint that attn_mask is causal, but there is no attn_mask. Pass the causal mask as "
+                "well, or leave is_causal out."
+            )
         batched = query.dim() == 3
         hidden = None if key_padding_mask is None else _additive(key_padding_mask, query.dtype)
         if is_causal and hidden is None and not need_weights:
@@ -147,13 +150,16 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.is_floating_point():
         return mask
     if mask.dtype != torch.bool:
-        raise RuntimeError(f"masks must be boolean or floating point. Got {mask.dtype} instead.")
+        raise AttentionError(
+            f"masks must be boolean or floating point. Got {mask.dtype} instead. If non-zero entries are to be hidden, "
+            "pass mask.bool()."
+        )
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
 
 
 def _check_shape(name: str, mask: Tensor, shape: list[int]) -> None:
     if list(mask.shape) != shape:
-        raise RuntimeError(f"{name} must have shape {shape}. Got {list(mask.shape)} instead.")
+        raise AttentionError(f"{name} must have shape {shape}. Got {list(mask.shape)} instead.")
 
 
 def _linear(attention: nn.MultiheadAttention, role: str) -> nn.Linear:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold.errors import RankfoldError
 from rankfold.factor.gauge import Gauge
 from rankfold.factor.linalg import double
 from rankfold.methods import compose
@@ -296,9 +297,10 @@ def _fill(module: Factored, blueprint: Blueprint, factors: Sequence[Tensor | Gau
             continue
         assert isinstance(stage, nn.Linear | nn.modules.conv._ConvNd)
         if tuple(factor.shape) != spec.factor_shape:
-            raise AssertionError(
-                f"stage {spec.name!r} needs a factor of shape {spec.factor_shape}. The method returned "
-                f"{tuple(factor.shape)}."
+            raise RankfoldError(
+                f"method {module.choice.method!r} returned a factor of shape {tuple(factor.shape)} for the stage "
+                f"{spec.name!r} of {module.info.describe()}, which needs {spec.factor_shape}. Correct the method's "
+                "factorize or its blueprint."
             )
         grouped(stage).copy_(factor)
     if module.bias is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 
+from rankfold._config import require
+
 _VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
@@ -107,8 +109,8 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int, num_classes: int = 10) -> None:
         super().__init__()
-        if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"depth of a CIFAR ResNet must be 6n + 2. Got {depth} instead.")
+        fits = depth >= 8 and depth % 6 == 2
+        require(fits, "depth of a CIFAR ResNet", depth, "8, 14, 20 or another 6n + 2")
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any, ClassVar, Literal, get_args
 
 from rankfold.cost.exploration import METRICS, Extent, Space, scores
+from rankfold.errors import NoMatchingLayer
 from rankfold.records import Cost
 from rankfold.reporting.codec import encode
 from rankfold.reporting.document import Document
@@ -139,11 +140,11 @@ class Analysis(Document):
         return f"<Analysis: {len(self.layers)} layers>"
 
     def layer(self, name: str) -> LayerSpaces:
-        """Return the layer with this name; raise ``KeyError`` if it does not exist."""
+        """Return the layer with this name; raise `NoMatchingLayer` if it does not exist."""
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise KeyError(name)
+        raise NoMatchingLayer.of("the analysis", name, [layer.name for layer in self.layers])
 
     @property
     def averages(self) -> tuple[Average, ...]:
