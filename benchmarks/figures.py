@@ -20,6 +20,34 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+HEADS = {
+    "params": "parameters",
+    "top1": "top-1",
+    "weights + BN": "weights, BatchNorm re-estimated",
+    "data + BN": "data, BatchNorm re-estimated",
+    "sequential + BN": "sequential, BatchNorm re-estimated",
+    "weights, s": "weights, CPU seconds",
+    "data, s": "data, CPU seconds",
+    "sequential, s": "sequential, CPU seconds",
+    "settings": "candidates",
+    "fewest_settings_of_a_layer": "fewest of a layer",
+    "fewest_settings_of_a_method": "fewest of a layer with one method",
+    "peak_mib": "peak memory, MiB",
+    "peak_mib_before": "peak memory before the table, MiB",
+    "of one size": "plans of one size",
+    "measured": "candidates measured",
+    "naive loop, measured, s": "naive loop over measured candidates, s",
+    "naive loop, all, s": "naive loop over all candidates, s",
+    "of 85, 60, 25 %": "settings that remove 85, 60, 25 %",
+    "paper's": "in the paper",
+    "paper's time": "time in the paper",
+    "step": "parameters removed",
+    "largest condition": "largest condition number",
+    "before": "top-1 before",
+    "after one epoch": "top-1 after one epoch",
+}
+"""Headings of columns whose names in the result files are short."""
+
 BLOCK = re.compile(r"(<!-- figures( by shape)?: ([\w. ]+) -->\n).*?(<!-- end figures -->)", re.S)
 
 
@@ -31,7 +59,7 @@ def render(results: list[dict[str, Any]]) -> str:
     columns = list(results[0])
     numbers = {c: not isinstance(results[0][c], str) for c in columns}
     lines = [
-        "| " + " | ".join(columns) + " |",
+        "| " + " | ".join(HEADS.get(c, c).replace(" gone", " removed") for c in columns) + " |",
         "|" + "|".join("---:" if numbers[c] else "---" for c in columns) + "|",
         *("| " + " | ".join(_cell(row.get(c, "")) for c in columns) + " |" for row in results),
     ]
@@ -70,14 +98,14 @@ def by_method(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 rows.append(
                     {
                         "method": record["options"]["methods"][0],
-                        "against": peer["name"],
+                        "compared with": peer["name"],
                         "data type": dtype,
-                        "rows": len(chosen),
-                        "median": _times(statistics.median(ratios)),
+                        "cases": len(chosen),
+                        "median speed-up": _times(statistics.median(ratios)),
                         "least": _times(min(ratios)),
                         "most": _times(max(ratios)),
-                        "slower rows": sum(ratio < 1 for ratio in ratios),
-                        "our error - theirs, at most": f"{worst:+.1e}",
+                        "slower cases": sum(ratio < 1 for ratio in ratios),
+                        "error difference, at most": f"{worst:+.1e}",
                     }
                 )
     return rows
@@ -113,13 +141,13 @@ def of_gauge(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "network, methods": name,
                 "parameters": row["plain_params"],
-                "gauged": row["gauged_params"],
-                "saved": row["saved_share_of_plain"],
+                "parameters, gauged": row["gauged_params"],
+                "parameters saved": row["saved_share_of_plain"],
                 "MACs saved": 1 - row["gauged_macs"] / row["plain_macs"],
-                "outputs differ by": f"{row['output_difference']:.0e}",
-                "ms in torch": f"{torch_ms['plain']:.0f} → {torch_ms['gauged']:.0f}",
-                "ms in onnxruntime": f"{ort['plain_latency_ms']:.0f} → {ort['gauged_latency_ms']:.0f}",
-                "top-1 at half the parameters": top1,
+                "relative difference of the outputs": f"{row['output_difference']:.0e}",
+                "ms in torch, plain → gauged": f"{torch_ms['plain']:.0f} → {torch_ms['gauged']:.0f}",
+                "ms in onnxruntime, plain → gauged": f"{ort['plain_latency_ms']:.0f} → {ort['gauged_latency_ms']:.0f}",
+                "top-1 at half the parameters, plain → gauged": top1,
             }
         )
     return rows
@@ -140,17 +168,17 @@ def of_yolo(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "network": row["network"],
-            "images": row["images"],
+            "calibration images": row["images"],
             "compressible": row["coverage"],
             "parameters": row["params"],
-            "left": row["params_after"],
-            "CPU s": round(row["plan_cpu_seconds"] + row["apply_cpu_seconds"]),
-            "head": row["head"],
+            "parameters left": row["params_after"],
+            "CPU seconds": round(row["plan_cpu_seconds"] + row["apply_cpu_seconds"]),
+            "factored in the head": row["head"],
             "outputs": row["outputs"],
             "gradients": row["backward"],
-            "save, load": row["save_load"],
-            "fold, compress": row["fuse_then_compress"],
-            "compress, fold": row["compress_then_fuse"],
+            "save and load": row["save_load"],
+            "fold, then compress": row["fuse_then_compress"],
+            "compress, then fold": row["compress_then_fuse"],
             "export": row["export"],
         }
         for row in results

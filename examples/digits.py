@@ -31,7 +31,7 @@ print(inventory.summary())
 
 # %% [markdown]
 # Plan. A plan states the method and the ranks of each layer, and can be saved as a JSON file and edited. The override
-# keeps the last classifier.
+# keeps the last linear layer.
 
 # %%
 plan = rf.plan(model, example, budget="params<=25%", calibration=images, overrides={"fc3": None})
