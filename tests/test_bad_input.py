@@ -1070,9 +1070,15 @@ def _(s: Scene) -> Act:
     return lambda: rf.FineTune(lr=-0.1)
 
 
-@case("optimizer unknown", e.UnknownNameError, r"optimizer 'adam'", r"Did you mean 'adamw'")
+@case("optimizer unknown", e.UnknownNameError, r"optimizer 'adam-w'", r"Did you mean 'adamw'")
 def _(s: Scene) -> Act:
-    return lambda: rf.FineTune(optimizer="adam")
+    return lambda: rf.FineTune(optimizer="adam-w")
+
+
+@case("best epoch without a metric", e.ConfigError, r"keep='best'", r"evaluate=")
+def _(s: Scene) -> Act:
+    tune = rf.FineTune(data=[s.x], keep="best")
+    return lambda: rf.compress(s.net, s.x, budget="params<=50%", finetune=tune, output=s.folder / "out")
 
 
 @case("loss unknown", e.UnknownNameError, r"'destill'", r"Did you mean 'distill'")

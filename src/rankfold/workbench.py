@@ -73,7 +73,7 @@ class Bench(Generic[M]):
         """Train a model in place; each training has a separate checkpoint."""
         compressed, self._trained = _compressed(model), self._trained + 1
         recipe = own_checkpoint(_given(self._recipe, "recipe"), f"round-{self._trained}")
-        metric = None if recipe.target is None else self._metric
+        metric = self._metric if recipe.uses_metric else None
         compressed.tuned = finetune_(compressed.model, recipe, teacher=self.model, metric=metric)
         compressed.model = compressed.tuned.model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,15 @@ def test_compress_leaves_its_input_alone(training: bool) -> None:
     assert not result.model[7].training
     assert not any(p.requires_grad for p in result.model[9].parameters())
     assert all(p.requires_grad for p in result.model[7].parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"), [({}, False), ({"schedule": "plateau"}, True), ({"keep": "best"}, True)]
+)
+def test_recipes_that_use_the_metric_get_it(options: dict[str, Any], measured: bool) -> None:
+    tune = rf.FineTune(epochs=2, data=batches(), lr=0.01, **options)
+    history = rf.compress(cnn(), X, **EVERYTHING, finetune=tune).report.history
+    assert [epoch.metric is not None for epoch in history] == [measured] * 2
 
 
 def test_identity_notices_changes() -> None:

@@ -43,7 +43,7 @@ EARLY = {
     "epochs without data": ((*COMPRESS, "--epochs", "2"), "--data"),
     "unknown loss": ((*COMPRESS, "--data", "mnist5k", "--epochs", "1", "--loss", "distil"), "Did you mean 'distill'"),
     "learning rate of nothing": ((*COMPRESS, "--data", "mnist5k", "--epochs", "1", "--lr", "0"), "lr"),
-    "unknown optimizer": ((*COMPRESS, "--data", "mnist5k", "--epochs", "1", "--optimizer", "adam"), "'adamw'"),
+    "unknown optimizer": ((*COMPRESS, "--data", "mnist5k", "--epochs", "1", "--optimizer", "adam-w"), "'adamw'"),
     "unknown fine-tuning option": (
         (*COMPRESS, "--data", "mnist5k", "--epochs", "1", "--finetune-option", "tempratur=2"),
         "Did you mean 'temperature'",

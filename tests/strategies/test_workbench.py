@@ -57,6 +57,18 @@ def test_models_are_applied_trained_and_measured() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("options", "calls"), [({}, 0), ({"schedule": "plateau"}, 2), ({"keep": "best"}, 2)])
+def test_recipes_that_use_the_metric_get_it(options: dict[str, Any], calls: int) -> None:
+    seen: list[nn.Module] = []
+    model = network()
+    recipe = rf.FineTune(data=BATCHES, epochs=2, **options)
+    bench = make_bench(model, metric=lambda trained: float(seen.append(trained) or len(seen)), recipe=recipe)
+    small = bench.apply(small_plan(model))
+    before = len(seen)
+    bench.finetune(small)
+    assert len(seen) - before == calls
+
+
 def test_the_drop_follows_the_metrics_direction() -> None:
     model = network()
     plan, metric = small_plan(model), rf.top1(BATCHES)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rankfold.errors import ConfigError, RankfoldError, UnknownNameError
-from rankfold.tune import FineTune
+from rankfold.tune import FROM_SCRATCH, FineTune
 
 
 def test_defaults() -> None:
@@ -18,8 +18,18 @@ def test_defaults() -> None:
     assert (config.peak_lr, config.decay) == (0.02, 1e-4)
     adamw = FineTune(optimizer="adamw")
     assert (adamw.peak_lr, adamw.decay) == (1e-3, 0.01)
+    adam = FineTune(optimizer="adam")
+    assert (adam.peak_lr, adam.decay) == (1e-4, 0.0)
     assert FineTune(lr=0.3, weight_decay=0.0).peak_lr == 0.3
     assert FineTune(weight_decay=0.0).decay == 0.0
+
+
+def test_from_scratch_is_the_recipe_of_the_similarity_paper() -> None:
+    """Kokhazadeh et al. 2025, section 6."""
+    recipe = FROM_SCRATCH
+    assert (recipe.epochs, recipe.optimizer, recipe.peak_lr, recipe.decay) == (100, "adam", 1e-4, 0.0)
+    assert (recipe.schedule, recipe.plateau_patience, recipe.plateau_factor) == ("plateau", 10, 0.1)
+    assert (recipe.warmup, recipe.max_grad_norm) == (0, None)
 
 
 def test_it_is_frozen() -> None:
@@ -52,8 +62,13 @@ def test_terms(loss: str, terms: set[str]) -> None:
         ({"loss": "auto+task"}, UnknownNameError, "auto"),
         ({"task": "mse"}, UnknownNameError, "cross_entropy"),
         ({"task": 3}, UnknownNameError, "cross_entropy"),
-        ({"optimizer": "adam"}, UnknownNameError, "adamw"),
+        ({"optimizer": "adam-w"}, UnknownNameError, "adamw"),
         ({"schedule": "cos"}, UnknownNameError, "cosine"),
+        ({"plateau_patience": -1}, ConfigError, "plateau_patience"),
+        ({"plateau_patience": 1.5}, ConfigError, "plateau_patience"),
+        ({"plateau_factor": 1.0}, ConfigError, "plateau_factor"),
+        ({"plateau_factor": 0}, ConfigError, "plateau_factor"),
+        ({"keep": "first"}, UnknownNameError, "best"),
         ({"distill": "l2"}, UnknownNameError, "mse"),
         ({"layer_scale": "rel"}, UnknownNameError, "relative"),
         ({"mixed_precision": "int8"}, UnknownNameError, "bf16"),

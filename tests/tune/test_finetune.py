@@ -183,6 +183,44 @@ def test_early_stop_at_the_target(dense: nn.Sequential, loader: Loader) -> None:
     assert not result.stopped_early
 
 
+@pytest.mark.parametrize("higher", [True, False])
+def test_plateau_and_best_epoch_follow_the_metric(dense: nn.Sequential, loader: Loader, higher: bool) -> None:
+    states: list[dict[str, Tensor]] = []
+
+    class Scripted:
+        higher_is_better = higher
+
+        def __call__(self, model: nn.Module) -> float:
+            states.append(copy.deepcopy(model.state_dict()))
+            score = [1.0, 3.0, 2.0, 3.0, 2.0, 2.0][len(states) - 1]
+            return score if higher else 4.0 - score
+
+    config = FineTune(
+        data=loader, epochs=6, lr=0.4, warmup=0, schedule="plateau", plateau_patience=1, plateau_factor=0.5, keep="best"
+    )
+    result = finetune(dense, config, metric=Scripted())
+    assert [epoch.lr for epoch in result.history] == pytest.approx([0.4, 0.4, 0.4, 0.4, 0.2, 0.2])
+    assert result.kept_epoch == 2, "the first of equals"
+    kept = result.model.state_dict()
+    for number, state in enumerate(states, 1):
+        assert all(torch.equal(kept[name], state[name]) for name in kept) == (number == 2)
+
+
+def test_plateau_of_the_training_loss(dense: nn.Sequential, loader: Loader) -> None:
+    options: dict[str, Any] = {"epochs": 4, "lr": 1e-12, "optimizer": "adam", "warmup": 0, "plateau_patience": 1}
+    still = nn.Sequential(nn.Linear(6, 3))
+    rates = [e.lr for e in finetune(still, FineTune(data=loader, schedule="plateau", **options)).history]
+    assert rates == pytest.approx([1e-12, 1e-12, 1e-12, 1e-13], rel=1e-6, abs=0)
+    options["lr"] = 0.01
+    rates = [e.lr for e in finetune(dense, FineTune(data=loader, schedule="plateau", **options)).history]
+    assert rates == [0.01] * 4, "the loss falls"
+
+
+def test_best_epoch_needs_a_metric(dense: nn.Sequential, loader: Loader) -> None:
+    with pytest.raises(ConfigError, match=r"keep='best' needs a metric.*metric="):
+        finetune(dense, FineTune(data=loader, keep="best"))
+
+
 def test_max_steps_and_the_schedule(dense: nn.Sequential, loader: Loader) -> None:
     seen: list[StepInfo] = []
     config = FineTune(data=loader, epochs=9, max_steps=6, lr=1.0, warmup=2)

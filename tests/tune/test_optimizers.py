@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from rankfold.errors import ConfigError, ModelError
 from rankfold.tune import FineTune, rebuild_optimizer
-from rankfold.tune.optimizers import build_optimizer, lr_at
+from rankfold.tune.optimizers import build_optimizer, lr_at, plateau_scale
 
 Compress = Callable[..., nn.Module]
 
@@ -35,6 +35,25 @@ def test_vectors_do_not_decay() -> None:
     assert found == {0.3: 1, 0.0: 3}
     assert all(g["nesterov"] and g["momentum"] == 0.9 for g in optimizer.param_groups)
     assert isinstance(build_optimizer(model, FineTune(optimizer="adamw")), torch.optim.AdamW)
+    assert type(build_optimizer(model, FineTune(optimizer="adam"))) is torch.optim.Adam
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_plateau_is_torchs(mode: Literal["min", "max"], patience: int, generator: torch.Generator) -> None:
+    config = FineTune(schedule="plateau", plateau_patience=patience, plateau_factor=0.25)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.8)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, factor=0.25, patience=patience)
+    values = torch.rand(20, generator=generator).tolist()
+    scales = set[float]()
+    for number, value in enumerate(values, 1):
+        schedule.step(value)
+        scales.add(plateau_scale(config, values[:number], higher_is_better=mode == "max"))
+        assert 0.8 * plateau_scale(config, values[:number], higher_is_better=mode == "max") == pytest.approx(
+            optimizer.param_groups[0]["lr"], abs=1e-7
+        )
+    assert len(scales) > 3
+    assert plateau_scale(config, [], higher_is_better=True) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,30 @@ def test_same_bits_with_workers_and_adamw_and_many_interruptions(tmp_path: Path,
     assert same(result.model, wanted.model)
 
 
+def test_plateau_and_best_epoch_survive_interruptions(tmp_path: Path, same: Same) -> None:
+    options: dict[str, Any] = {
+        "epochs": 6, "optimizer": "adam", "lr": 0.1, "schedule": "plateau", "plateau_patience": 0, "warmup": 0,
+        "keep": "best", "checkpoint_every": 1,
+    }  # fmt: skip
+    wanted = train(None, shuffled(), **options | {"checkpoint_every": None})
+    assert len({epoch.lr for epoch in wanted.history}) > 2
+    metrics = [epoch.metric or 0.0 for epoch in wanted.history]
+    assert metrics[wanted.kept_epoch - 1] == max(metrics)
+    assert wanted.kept_epoch < 6, "the last epoch is not the best"
+    for stop in (5, 14, 22):
+        with pytest.raises(Killed):
+            train(tmp_path, shuffled(), stop, **options)
+    for _ in range(2):  # the second returns the finished run
+        result = train(tmp_path, shuffled(), **options)
+        assert same(result.model, wanted.model)
+        assert result.kept_epoch == wanted.kept_epoch
+        assert [(e.lr, e.metric) for e in result.history] == [(e.lr, e.metric) for e in wanted.history]
+    last = train(None, shuffled(), **options | {"checkpoint_every": None, "keep": "last"})
+    assert last.kept_epoch == 6
+    assert last.history[-1].metric == wanted.history[-1].metric
+    assert not same(last.model, wanted.model)
+
+
 def test_other_seeds_give_other_bits(same: Same) -> None:
     data = shuffled()
     assert not same(train(None, data).model, train(None, data, seed=1).model)
@@ -178,6 +202,7 @@ def test_an_early_stop_is_remembered(tmp_path: Path) -> None:
         ({"epochs": 3}, "epochs: 2 then, 3 now"),
         ({"optimizer": "adamw"}, "optimizer: sgd then, adamw now"),
         ({"loss": "distill"}, "loss: auto then, distill now"),
+        ({"schedule": "plateau"}, "metric: absent then, metric now"),
         ({"data": [(torch.ones(2, 6), torch.tensor([0, 1]))]}, "steps in all: 8 then, 2 now"),
     ],
 )

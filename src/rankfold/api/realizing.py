@@ -223,7 +223,7 @@ class Realizer:
 
     def tune(self, draft: Draft, recipe: FineTune, *, teacher: nn.Module | None) -> TuneResult:
         """Train the model of a draft, and measure it again."""
-        watched = None if recipe.target is None else self.metric
+        watched = self.metric if recipe.uses_metric else None
         draft.tuned = finetune_(draft.model, recipe, teacher=teacher, metric=watched)
         draft.model = draft.tuned.model
         self.clock.lap("finetune")
@@ -353,8 +353,8 @@ def check_work(model: nn.Module, *, evaluate: Measure | None, finetune: FineTune
         raise ConfigError(f"finetune must be a rankfold.FineTune. Got {type(finetune).__name__} instead.")
     if finetune.data is None:
         raise DataError("fine-tuning needs data. Give FineTune(data=...) an iterable of batches.")
-    if finetune.target is not None and evaluate is None:
-        raise ConfigError(f"finetune has the target {finetune.target}, but there is no metric. Pass evaluate=....")
+    if finetune.metric_option is not None and evaluate is None:
+        raise ConfigError(f"FineTune({finetune.metric_option}) needs a metric, but there is none. Pass evaluate=....")
 
 
 def predict(inventory: Inventory, plan: Plan, name: str) -> Report:

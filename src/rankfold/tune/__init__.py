@@ -1,5 +1,6 @@
-"""Fine-tuning of compressed models: losses, the training loop on Accelerate, resumable checkpoints."""
+"""Training and fine-tuning: losses, the training loop on Accelerate, resumable checkpoints."""
 
+from rankfold.tune.config import FROM_SCRATCH as FROM_SCRATCH
 from rankfold.tune.config import FineTune as FineTune
 from rankfold.tune.layers import LayerDistillation as LayerDistillation
 from rankfold.tune.loop import finetune as finetune

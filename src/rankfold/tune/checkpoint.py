@@ -84,10 +84,14 @@ def read(file: Path) -> dict[str, Any] | None:
     return content
 
 
-def identity(model: nn.Module, teacher: nn.Module | None, config: FineTune, total: int) -> dict[str, Any]:
+def identity(
+    model: nn.Module, teacher: nn.Module | None, config: FineTune, total: int, metric: str | None
+) -> dict[str, Any]:
     """Return what two runs must have in common for one to continue the other, as plain values."""
     options = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in _FREE}
     options |= {"lr": config.peak_lr, "weight_decay": config.decay, "steps in all": total}
+    if config.uses_metric:
+        options["metric"] = metric
     state = own_state(model)
     return {
         "options": options,

@@ -69,7 +69,7 @@ def finetune(
     DataError
         If there are no batches, no labels for a loss that needs them, or the data cannot be iterated over again.
     ConfigError
-        If a loss term needs a teacher, a target needs a metric, or the checkpoint is of another run.
+        If a loss term needs a teacher, `target` or `keep` needs a metric, or the checkpoint is of another run.
     ModelError
         If no parameter can be trained, teacher and model do not match, or the loss becomes NaN or infinite (the message
         names the step, which has not updated the model).
@@ -128,10 +128,9 @@ def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric
                 f"the {what} is on {', '.join(sorted(devices))}; fine-tuning needs all of it on one "
                 "device. Move it to the CPU; each process moves it to its accelerator."
             )
-    if config.target is not None and metric is None:
+    if config.metric_option is not None and metric is None:
         raise ConfigError(
-            f"target={config.target} is a value of the metric, but there is none. Pass metric=..., "
-            "such as top1(loader)."
+            f"{config.metric_option} needs a metric, but there is none. Pass metric=..., such as top1(loader)."
         )
     if teacher is not None:
         trained = {p.data_ptr(): name for name, p in model.named_parameters() if p.requires_grad and p.numel()}

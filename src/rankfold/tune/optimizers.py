@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,25 +38,41 @@ def build_optimizer(objective: nn.Module, config: FineTune) -> torch.optim.Optim
             "no parameter of the model requires gradients, so there is nothing to train. Call "
             "model.requires_grad_(True) before fine-tuning."
         )
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.peak_lr)
-    return torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum, nesterov=True)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.peak_lr, momentum=config.momentum, nesterov=True)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.peak_lr)
 
 
 def lr_at(config: FineTune, step: int, total: int, peak: float | None = None) -> float:
     """Return the learning rate of a step (from 0) out of `total`, for a peak (by default the config's).
 
-    It rises linearly to the peak during the warm-up, then falls along a cosine that reaches zero one step after the
-    last.
+    It rises linearly to the peak during the warm-up. It then falls along a cosine that reaches zero one step after the
+    last, or stays constant; `plateau_scale` is separate.
     """
     peak = config.peak_lr if peak is None else peak
     warmup = config.warmup if isinstance(config.warmup, int) else round(config.warmup * total)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
-    if config.schedule == "constant":
+    if config.schedule != "cosine":
         return peak
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def plateau_scale(config: FineTune, values: Sequence[float], *, higher_is_better: bool) -> float:
+    """Return the factor of the learning rate after epochs in which the watched quantity had these values.
+
+    ReduceLROnPlateau runs over all values each time. A resumed run therefore needs only the history.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(())], lr=1.0)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, "max" if higher_is_better else "min", factor=config.plateau_factor,
+        patience=config.plateau_patience, eps=0.0,
+    )  # fmt: skip
+    for value in values:
+        schedule.step(value)
+    return optimizer.param_groups[0]["lr"]
 
 
 def rebuild_optimizer(

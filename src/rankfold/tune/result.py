@@ -33,6 +33,8 @@ class TuneResult:
         One entry per epoch.
     steps : int
         Total number of optimizer steps, including those before an interruption.
+    kept_epoch : int
+        The epoch (from 1) whose weights the model has: the last, or the best with ``keep="best"``.
     stopped_early : bool
         Whether the metric reached the target before the last epoch.
     resumed_from : int or None
@@ -43,6 +45,7 @@ class TuneResult:
     model: nn.Module = field(repr=False)
     history: tuple[Epoch, ...] = ()
     steps: int = 0
+    kept_epoch: int = 0
     stopped_early: bool = False
     resumed_from: int | None = None
 
@@ -51,6 +54,7 @@ class TuneResult:
         return {
             "history": [asdict(epoch) for epoch in self.history],
             "steps": self.steps,
+            "kept_epoch": self.kept_epoch,
             "stopped_early": self.stopped_early,
             "resumed_from": self.resumed_from,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
@@ -27,7 +28,7 @@ from rankfold.tune import checkpoint
 from rankfold.tune.batch_source import BatchSource, Shard, digest, require_batches
 from rankfold.tune.config import FineTune
 from rankfold.tune.objective import scalar
-from rankfold.tune.optimizers import build_optimizer, lr_at
+from rankfold.tune.optimizers import build_optimizer, lr_at, plateau_scale
 from rankfold.tune.randomness import RandomStream, preserved
 from rankfold.tune.result import Epoch, StepInfo, TuneResult
 from rankfold.tune.terms import Step
@@ -50,6 +51,7 @@ class State:
     samples: int = 0
     lr: float = 0.0
     seconds: float = 0.0  # of this epoch
+    kept_epoch: int = 0  # the completed epoch (from 1) whose weights the result would have
     finished: bool = False
     stopped_early: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -72,6 +74,8 @@ class Run:
         config, accelerator = self.config, self.accelerator
         self.main = accelerator.is_main_process
         self.state, self.started = State(), False
+        self.best: dict[str, Any] = {}  # the model's state after the best epoch, with keep="best"
+        self.scale = 1.0  # of the learning rate, after plateaus
         self.kept, self.stateful = KeptState(self.model, buffers=False), None
         self.total = self._total_steps()
         self.file: Path | None = None
@@ -79,7 +83,8 @@ class Run:
         self.probe: dict[str, Any] | None = None
         if config.checkpoint is not None:
             self.file = checkpoint.checkpoint_file(config.checkpoint)
-            self.identity = checkpoint.identity(self.model, self.teacher, config, self.total)
+            name = None if self.metric is None else self.metric.name
+            self.identity = checkpoint.identity(self.model, self.teacher, config, self.total, name)
             self.probe = self._probe()
         optimizer = build_optimizer(self.objective, config)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
@@ -126,6 +131,7 @@ class Run:
             model=self.model,
             history=tuple(Epoch(**entry) for entry in state.history),
             steps=state.step,
+            kept_epoch=state.kept_epoch,
             stopped_early=state.stopped_early,
             resumed_from=resumed,
         )
@@ -133,6 +139,7 @@ class Run:
     def _epoch(self, replay: str | None) -> None:
         state, config = self.state, self.config
         self._train_mode()
+        self.scale = self._plateau_scale()
         self.kept = KeptState(self.model, buffers=False)
         start, before, done = time.monotonic(), state.seconds, state.batch
         with closing(self.source.epoch(state.epoch)) as shards:
@@ -154,7 +161,7 @@ class Run:
     def _tracked(self, shards: Iterator[Shard]) -> Iterator[Shard]:
         if self.progress is not None or not self.main:
             return shards
-        text = f"fine-tuning, epoch {self.state.epoch + 1} of {self.config.epochs}"
+        text = f"training, epoch {self.state.epoch + 1} of {self.config.epochs}"
         if self.state.history:
             text += f" (loss {self.state.history[-1]['loss']:.3g})"
         return track(shards, text, total=self.source.length())
@@ -167,9 +174,9 @@ class Run:
             inputs=inputs, target=target, samples=shard.samples, total=shard.total, active=shard.active,
             where=where, sum=self._sum,
         )  # fmt: skip
-        state.lr = lr_at(config, state.step, self.total)
+        state.lr = self.scale * lr_at(config, state.step, self.total)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = lr_at(config, state.step, self.total, peak)
+            group["lr"] = self.scale * lr_at(config, state.step, self.total, peak)
         # Dropout and similar layers draw from a separate stream, which depends on the step only.
         rank = accelerator.process_index
         with RandomStream(accelerator.device, config.seed, "model", state.step, rank):
@@ -249,9 +256,35 @@ class Run:
         if metric is not None and value is not None and target is not None:
             reached = metric.drop(target, value) <= 0
         history = [*state.history, asdict(entry)]
-        self.state = State(epoch=state.epoch + 1, step=state.step, lr=state.lr, history=history)
+        self.state = State(
+            epoch=state.epoch + 1, step=state.step, lr=state.lr, history=history, kept_epoch=state.kept_epoch
+        )
         self.state.finished, self.state.stopped_early = over or reached, reached and not over
+        self._keep()
         self._save(None)
+
+    def _keep(self) -> None:
+        """Keep the model's state if the completed epoch is the best; after the last epoch, restore the best state."""
+        state, metric = self.state, self.metric
+        if self.config.keep == "last" or metric is None:
+            state.kept_epoch = state.epoch
+            return
+        values = [entry["metric"] for entry in state.history]
+        if not state.kept_epoch or metric.drop(values[state.kept_epoch - 1], values[-1]) < 0:
+            state.kept_epoch = state.epoch
+            self.best = copy.deepcopy(own_state(self.model) | extra_state(self.model))
+        if state.finished:
+            load_state_(self.model, self.best)
+            self.best = {}
+
+    def _plateau_scale(self) -> float:
+        """Return the factor of the learning rate in the current epoch."""
+        if self.config.schedule != "plateau":
+            return 1.0
+        watched = "loss" if self.metric is None else "metric"
+        values = [entry[watched] for entry in self.state.history]
+        higher = self.metric is not None and self.metric.higher_is_better
+        return plateau_scale(self.config, values, higher_is_better=higher)
 
     def _check_replay(self, shard: Shard, replay: str) -> None:
         if self.main and digest(shard.batch) != replay:
@@ -317,6 +350,7 @@ class Run:
                 "probe": self.probe,
                 "state": asdict(self.state),
                 "model": own_state(self.model) | extra_state(self.model),
+                "best": self.best,
                 "buffers": buffer_owners(self.model),
                 "objective": self._own_tensors(),
                 "optimizer": self.optimizer.state_dict(),
@@ -347,7 +381,7 @@ class Run:
         self.optimizer.load_state_dict(stored["optimizer"])
         if self.accelerator.scaler is not None and stored["scaler"]:
             self.accelerator.scaler.load_state_dict(stored["scaler"])
-        self.state = State(**stored["state"])
+        self.state, self.best = State(**stored["state"]), stored["best"]
         same = stored["processes"] == self.accelerator.num_processes
         return stored["replay"] if same else ""
 
