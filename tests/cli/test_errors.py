@@ -17,6 +17,7 @@ from rankfold import zoo
 Run = Callable[..., Any]
 
 COMPRESS = ("compress", "lenet5_mnist5k", "--out", "{new}")
+TRAIN = ("train", "lenet5_mnist5k", "--data", "mnist5k")
 
 EARLY = {
     "unknown command": (("compres",), "compres"),
@@ -70,6 +71,14 @@ EARLY = {
     "model of a model": (("evaluate", "lenet5_mnist5k", "--model", "lenet5_mnist5k"), "--model"),
     "no report": (("report", "{others}"), "no report"),
     "report of unknown form": (("report", "{others}", "-o", "{new}.pdf"), ".html"),
+    "train without output": (("train", "lenet5_mnist5k", "--data", "mnist5k"), "--out"),
+    "train without data": (("train", "lenet5_mnist5k", "--out", "{new}.safetensors"), "--data"),
+    "train's output has another suffix": ((*TRAIN, "--out", "{new}.pt"), ".safetensors"),
+    "train's output is a folder": ((*TRAIN, "--out", "{others}"), "is a folder"),
+    "train for no epochs": ((*TRAIN, "--out", "{new}.safetensors", "--epochs", "0"), "--epochs"),
+    "train from weights": ((*TRAIN, "--out", "{new}.safetensors", "--weights", "bundled"), "--weights"),
+    "train on an unknown device": ((*TRAIN, "--out", "{new}.safetensors", "--device", "gpu"), "'gpu'"),
+    "train an unknown network": (("train", "lenet5", *TRAIN[2:], "--out", "{new}.safetensors"), "Did you mean"),
     "finetune without data": (("finetune", "{others}", "--model", "lenet5_mnist5k", "--out", "{new}"), "--data"),
 }
 

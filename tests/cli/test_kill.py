@@ -1,4 +1,4 @@
-"""``rankfold finetune`` is killed at random moments, given again, and ends with the same weights bit by bit."""
+"""``finetune`` and ``train`` are killed at random moments, given again, and end with the same weights bit by bit."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class Server:
         return int(self.process.stdout.readline())
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    found = Server(tmp_path / "log")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    found = Server(tmp_path_factory.mktemp("server") / "log")
     with found.process:
         yield found
         assert found.process.stdin is not None
@@ -86,19 +86,13 @@ def done_steps(checkpoint: Path) -> int:
     return torch.load(checkpoint, weights_only=True)["state"]["step"] if checkpoint.exists() else 0
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork and no SIGKILL")
-def test_killed_command_goes_on(tmp_path: Path, artifact: Path, server: Server) -> None:
-    chance = random.Random(3)
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    options = ("--epochs", "4", "--limit-train", "480", "--train-batch-size", "16", "--lr", "0.001", "--augment")
-    command = ("finetune", artifact, *options, "--checkpoint-every", "1", "--out")
-    server.start(*command, straight)
-    assert server.ended() == 0
-
-    checkpoint, reached = killed / "finetune.pt", []
-    for kill in range(KILLS):
-        child = server.start(*command, killed)
+def kill_often(
+    server: Server, command: tuple[str | Path, ...], kills: int, checkpoint: Path, output: Path
+) -> list[int]:
+    """Kill a command at random moments of its training; return the steps that its checkpoint had each time."""
+    chance, reached = random.Random(3), list[int]()
+    for kill in range(kills):
+        child = server.start(*command)
         if kill:  # the first one dies anywhere, perhaps before it has trained at all
             deadline = time.monotonic() + 60
             while done_steps(checkpoint) <= reached[-1]:
@@ -108,8 +102,22 @@ def test_killed_command_goes_on(tmp_path: Path, artifact: Path, server: Server) 
         os.kill(child, signal.SIGKILL)
         assert server.ended() == -signal.SIGKILL, f"kill {kill} came too late, after steps {reached}"
         reached.append(done_steps(checkpoint))
-        assert not (killed / "model.safetensors").exists()
+        assert not output.exists()
     assert reached == sorted(reached)
+    return reached
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork and no SIGKILL")
+def test_killed_command_goes_on(tmp_path: Path, artifact: Path, server: Server) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    options = ("--epochs", "4", "--limit-train", "480", "--train-batch-size", "16", "--lr", "0.001", "--augment")
+    command = ("finetune", artifact, *options, "--checkpoint-every", "1", "--out")
+    server.start(*command, straight)
+    assert server.ended() == 0
+
+    checkpoint = killed / "finetune.pt"
+    reached = kill_often(server, (*command, killed), KILLS, checkpoint, killed / "model.safetensors")
     assert 0 < reached[-1] < STEPS, f"killed after steps {reached}"
     assert len(set(reached)) >= 5, f"killed after steps {reached}"
 
@@ -126,3 +134,31 @@ def test_killed_command_goes_on(tmp_path: Path, artifact: Path, server: Server) 
     assert [row["loss"] for row in reports[0]["history"]] == [row["loss"] for row in reports[1]["history"]]
     assert not checkpoint.exists()
     assert sorted(p.name for p in killed.iterdir()) == sorted(p.name for p in straight.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork and no SIGKILL")
+def test_killed_training_from_scratch_goes_on(tmp_path: Path, server: Server) -> None:
+    straight, killed = (tmp_path / name / "w.safetensors" for name in ("straight", "killed"))
+    command = (
+        "train", "lenet5_mnist5k", "--data", "mnist5k", "--limit-train", "192", "--limit-test", "50", "--epochs", "4",
+        "--batch-size", "16", "--augment", "--finetune-option", "plateau_patience=0", "--finetune-option", "keep=best",
+        "--json", "--out",
+    )  # fmt: skip
+    server.start(*command, straight)
+    assert server.ended() == 0
+    wanted = json.loads(server.log.read_text())
+    assert wanted["steps"] == 4 * 192 // 16
+    often = (*command, killed, "--checkpoint-every", "1")
+    reached = kill_often(server, often, 3, killed.with_suffix(".checkpoint.pt"), killed)
+    assert 0 < reached[-1] < wanted["steps"], f"killed after steps {reached}"
+    server.start(*command, killed)
+    assert server.ended() == 0
+    said = json.loads(server.log.read_text())
+    assert said["resumed_from"] == reached[-1]
+    assert (said["value"], said["kept_epoch"]) == (wanted["value"], wanted["kept_epoch"])
+    for ours, theirs in zip(said["history"], wanted["history"], strict=True):
+        assert (ours["loss"], ours["lr"], ours["metric"]) == (theirs["loss"], theirs["lr"], theirs["metric"])
+    ours, theirs = load_file(killed), load_file(straight)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [path.name for path in killed.parent.iterdir()] == [killed.name]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from rankfold.errors import ConfigError, CorruptArtifact, RankfoldError, RankfoldWarning
+from rankfold.errors import ConfigError, CorruptArtifact, DataError, RankfoldError, RankfoldWarning
 from rankfold.tune import FineTune, StepInfo, TuneResult, finetune
 from rankfold.tune.checkpoint import checkpoint_file
 
@@ -256,6 +256,17 @@ def test_broken_checkpoints(tmp_path: Path) -> None:
         train(tmp_path, shuffled())
     file.write_bytes(good)
     assert train(tmp_path, shuffled()).resumed_from == 8
+
+
+def test_an_error_before_the_first_saved_step_leaves_no_checkpoint(tmp_path: Path) -> None:
+    good = (torch.ones(2, 6), torch.tensor([0, 1]))
+    wrong = (torch.ones(2, 6), torch.tensor([0, 9]))
+    for data, every, left in (([wrong], 1, []), ([good, wrong], None, []), ([good, wrong], 1, ["finetune.pt"])):
+        folder = tmp_path / f"{len(data)}-{every}"
+        with pytest.raises(DataError, match="9"):
+            train(folder, data, checkpoint_every=every)
+        assert [path.name for path in folder.iterdir()] == left
+    train(tmp_path / "1-1", [good], lr=0.2)  # other options and data are not another run
 
 
 def test_a_place_that_cannot_be_written_is_found_before_training(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from rankfold.cli import (
     planning,
     reporting,
     sweeping,
+    training,
     tuning,
 )
 from rankfold.cli._session import show_traceback
@@ -54,6 +55,7 @@ COMMANDS = {
     "demo": demo.demo,
     "inspect": inspecting.inspect,
     "analyze": analyzing.analyze,
+    "train": training.train,
     "compress": compressing.compress,
     "sweep": sweeping.sweep,
     "plan": planning.plan,

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from rankfold import strategies
-from rankfold._config import build_config
+from rankfold._config import build_config, changed
 from rankfold._documents import parse_json
 from rankfold._options import options_of
 from rankfold.api import options as records
@@ -73,8 +73,10 @@ def search_options(given: Given) -> dict[str, Any]:
     return values
 
 
-def recipe_of(given: Given, source: Source, *, checkpoint: str | None = None) -> FineTune | None:
-    """Return the recipe without its data; None if no epochs are requested.
+def recipe_of(
+    given: Given, source: Source, *, checkpoint: str | None = None, base: FineTune | None = None
+) -> FineTune | None:
+    """Return the recipe without its data; None if no epochs are requested. `base` replaces the default options.
 
     Raises
     ------
@@ -87,14 +89,15 @@ def recipe_of(given: Given, source: Source, *, checkpoint: str | None = None) ->
         return None
     if source.data is None:
         raise ConfigError(f"--epochs {given.epochs} needs data to train on. Give --data, or leave --epochs out.")
-    options: dict[str, Any] = {name: getattr(given, name) for name in _TUNE_FIELDS}
+    options: dict[str, Any] = {name: getattr(given, name) for name in _TUNE_FIELDS if hasattr(given, name)}
     options |= {"resume": not given.restart, "checkpoint": given.checkpoint or checkpoint}
     others = parse_options(given.finetune_option, flag="--finetune-option")
     for key in others:
         if key in options or key == "data":
             flag = "restart" if key == "resume" else key.replace("_", "-")
             raise ConfigError(f"--finetune-option does not take {key!r}. Use --{flag} instead.")
-    return build_config(FineTune, {**options, **others}, owner="fine-tuning")
+    defaults = {} if base is None else changed(base)
+    return build_config(FineTune, {**defaults, **options, **others}, owner="fine-tuning")
 
 
 def with_data(recipe: FineTune | None, given: Given, source: Source) -> FineTune | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rankfold.records import RESOURCES, resource_names
@@ -168,7 +170,12 @@ def _full_layer(row: LayerRow) -> list[Text]:
 
 
 def _history(report: Report, *, brief: bool) -> Section:
-    epochs = report.history
+    table = epoch_table(report.history, title="Fine-tuning", brief=brief)
+    return table if brief else replace(table, figures=history_figures(report))
+
+
+def epoch_table(epochs: Sequence[Any], *, title: str, brief: bool) -> Section:
+    """Return the loss, metric and learning rate of each epoch; with `brief` not of all, if there are many."""
     step = -(-len(epochs) // MOST_EPOCHS) if brief else 1
     shown = [e for e in epochs if (epochs[-1].epoch - e.epoch) % step == 0 or e is epochs[0]]
     rows = [
@@ -176,10 +183,9 @@ def _history(report: Report, *, brief: bool) -> Section:
         for e in shown
     ]
     return Section(
-        title="Fine-tuning" + (f" ({len(shown)} of {len(epochs)} epochs)" if len(shown) < len(epochs) else ""),
+        title=title + (f" ({len(shown)} of {len(epochs)} epochs)" if len(shown) < len(epochs) else ""),
         heads=(">epoch", ">loss", ">metric", ">learning rate", ">time"),
         rows=rows,
-        figures=() if brief else history_figures(report),
     )
 
 

@@ -76,6 +76,7 @@ class Run:
         self.state, self.started = State(), False
         self.best: dict[str, Any] = {}  # the model's state after the best epoch, with keep="best"
         self.scale = 1.0  # of the learning rate, after plateaus
+        self.saved_steps = 0  # of the checkpoint
         self.kept, self.stateful = KeptState(self.model, buffers=False), None
         self.total = self._total_steps()
         self.file: Path | None = None
@@ -122,9 +123,15 @@ class Run:
         resumed = self.state.step if replay is not None else None
         if replay is None:
             self._save(None)  # fails before any work if it cannot be written
-        while not self.state.finished:
-            self._epoch(replay)
-            replay = None
+        try:
+            while not self.state.finished:
+                self._epoch(replay)
+                replay = None
+        except RankfoldError:
+            # A checkpoint without a step saves no work, and would refuse a corrected option as another run.
+            if self.file is not None and self.main and not self.saved_steps:
+                self.file.unlink(missing_ok=True)
+            raise
         state = self.state
         self.accelerator.wait_for_everyone()
         return TuneResult(
@@ -342,7 +349,7 @@ class Run:
         """Write a checkpoint after a shard, or between two epochs."""
         if self.file is None or not self.main:
             return
-        scaler = self.accelerator.scaler
+        scaler, self.saved_steps = self.accelerator.scaler, self.state.step
         checkpoint.save(
             self.file,
             {
@@ -382,6 +389,7 @@ class Run:
         if self.accelerator.scaler is not None and stored["scaler"]:
             self.accelerator.scaler.load_state_dict(stored["scaler"])
         self.state, self.best = State(**stored["state"]), stored["best"]
+        self.saved_steps = self.state.step
         same = stored["processes"] == self.accelerator.num_processes
         return stored["replay"] if same else ""
 
