@@ -24,7 +24,7 @@ EARLY = {
     "no command's argument": (("inspect",), "MODEL"),
     "no output": (("finetune", "{artifact}"), "--out"),
     "unknown option": ((*COMPRESS, "--budgt", "params/2"), "--budgt"),
-    "unknown network": (("inspect", "lenet5_mnist"), "Did you mean 'lenet5_mnist5k'"),
+    "unknown network": (("inspect", "lenet5_mnist5"), "Did you mean 'lenet5_mnist5k'"),
     "unknown strategy": ((*COMPRESS, "-s", "enrgy"), "Did you mean 'energy'"),
     "unknown method": ((*COMPRESS, "--methods", "svd,tuker"), "Did you mean 'tucker'"),
     "unreadable budget": ((*COMPRESS, "-b", "a quarter"), "'a quarter'"),

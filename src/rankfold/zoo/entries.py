@@ -2,65 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rankfold.errors import ModelError, UnknownNameError
 from rankfold.zoo import external
+from rankfold.zoo.cifar_stems import with_cifar_stem
+from rankfold.zoo.data_sets import DATA_SETS
 from rankfold.zoo.factories import call_factory, is_factory
-from rankfold.zoo.info import IMAGENET_MEAN, IMAGENET_STD, NetworkInfo
+from rankfold.zoo.info import NetworkInfo
 from rankfold.zoo.networks import CifarResNet, CifarVGG16, LeNet5
+from rankfold.zoo.sequential_networks import alexnet, m5, traffic, vgg, voxnet
 
 # Arguments of a network: a tuple holds positional arguments, a dict holds keyword arguments, and anything else,
 # including a list, is the single argument.
 ExampleInput = Tensor | list[Tensor] | tuple[Tensor, ...] | dict[str, Tensor]
 
 
-def _own(name: str, summary: str, data: str, network: Callable[[int], nn.Module], **facts: Any) -> NetworkInfo:
-    def build(num_classes: int | None) -> nn.Module:
-        return network(10 if num_classes is None else num_classes)
+_DIGITS, _CIFAR, _MODELNET = ("mnist5k", "mnist", "fashionmnist"), ("cifar10", "cifar100"), ("modelnet10", "modelnet40")
+_BUNDLED = ("lenet5_mnist5k",)
+# Name, description, constructor, parameters without those of the classes, parameters of each class, data sets.
+_TABLE: tuple[tuple[str, str, Callable[[int], nn.Module], int, int, tuple[str, ...]], ...] = (
+    ("lenet5", "LeNet-5 for 28x28 images (LeCun et al. 1998)", LeNet5, 60_856, 85, _DIGITS),
+    ("alexnet", "AlexNet (Krizhevsky et al. 2012)", alexnet, 23_231_296, 4097, _CIFAR),
+    ("vgg11", "VGG-11 (Simonyan & Zisserman 2015)", partial(vgg, 11), 28_103_040, 4097, _CIFAR),
+    ("vgg16", "VGG-16 (Simonyan & Zisserman 2015)", partial(vgg, 16), 33_597_248, 4097, _CIFAR),
+    ("vgg19", "VGG-19 (Simonyan & Zisserman 2015)", partial(vgg, 19), 38_906_944, 4097, _CIFAR),
+    ("vgg16_bn", "VGG-16 with BatchNorm (Simonyan & Zisserman 2015)", CifarVGG16, 14_723_136, 513, _CIFAR),
+    ("resnet20", "CIFAR ResNet-20 (He et al. 2016), option-A shortcuts", partial(CifarResNet, 20), 269_072, 65, _CIFAR),
+    ("resnet32", "CIFAR ResNet-32 (He et al. 2016), option-A shortcuts", partial(CifarResNet, 32), 463_504, 65, _CIFAR),
+    ("resnet56", "CIFAR ResNet-56 (He et al. 2016), option-A shortcuts", partial(CifarResNet, 56), 852_368, 65, _CIFAR),
+    ("resnet18", "ResNet-18 (He et al. 2016)", partial(with_cifar_stem, "resnet18"), 11_168_832, 513, _CIFAR),
+    ("resnet34", "ResNet-34 (He et al. 2016)", partial(with_cifar_stem, "resnet34"), 21_276_992, 513, _CIFAR),
+    ("resnet50", "ResNet-50 (He et al. 2016)", partial(with_cifar_stem, "resnet50"), 23_500_352, 2049, _CIFAR),
+    ("googlenet", "GoogLeNet (Szegedy et al. 2015)", partial(with_cifar_stem, "googlenet"), 5_592_224, 1025, _CIFAR),
+    ("squeezenet", "SqueezeNet (Iandola et al. 2016)", partial(with_cifar_stem, "squeezenet1_1"), 722_496, 513, _CIFAR),
+    ("densenet121", "DenseNet (Huang et al. 2017)", partial(with_cifar_stem, "densenet121"), 6_946_176, 1025, _CIFAR),
+    ("traffic", "traffic-sign network (Ciresan et al. 2012)", traffic, 1_530_500, 301, ("gtsrb",)),
+    ("voxnet", "VoxNet for 32x32x32 voxels (Maturana & Scherer 2015)", voxnet, 916_576, 129, _MODELNET),
+    ("m5", "M5 for one second of audio at 8 kHz (Dai et al. 2017)", m5, 553_984, 513, ("speechcommands",)),
+)  # fmt: skip
 
-    return NetworkInfo(name=name, summary=summary, data=data, task="image", num_classes=10, build=build, **facts)
 
-
-# The public CIFAR-10 weights were trained with the normalisation of ImageNet.
-_CIFAR10: dict[str, Any] = {"input_shape": (3, 32, 32), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-_NETWORKS = {
-    info.name: info
-    for info in (
-        _own(
-            "lenet5_mnist5k",
-            "LeNet-5 for 28x28 digits (LeCun et al. 1998), 61,706 parameters",
-            "mnist5k",
-            LeNet5,
-            input_shape=(1, 28, 28),
-            mean=(0.1307,),
-            std=(0.3081,),
-            bundled="lenet5_mnist5k.safetensors",
-        ),
-        *(
-            _own(
-                f"resnet{depth}_cifar10",
-                f"CIFAR ResNet-{depth} (He et al. 2016), option-A shortcuts, {size} parameters",
-                "cifar10",
-                partial(CifarResNet, depth),
-                **_CIFAR10,
+def _infos() -> Iterator[NetworkInfo]:
+    """Yield the facts about each network of the table on each of its data sets."""
+    for network, summary, build, params, per_class, kinds in _TABLE:
+        for kind in kinds:
+            data, name = DATA_SETS[kind], f"{network}_{kind}"
+            yield NetworkInfo(
+                name=name,
+                summary=f"{summary}, {params + per_class * data.classes:,} parameters",
+                data=kind,
+                task=("audio", "image", "voxels")[len(data.shape) - 2],
+                input_shape=data.shape,
+                num_classes=data.classes,
+                mean=data.mean,
+                std=data.std,
+                bundled=f"{name}.safetensors" if name in _BUNDLED else None,
+                build=partial(_build, build, data.classes),
             )
-            for depth, size in ((20, "269,722"), (32, "464,154"), (56, "853,018"))
-        ),
-        _own(
-            "vgg16_bn_cifar10",
-            "VGG-16 with BatchNorm for 32x32 images (Simonyan & Zisserman 2015), 14,728,266 parameters",
-            "cifar10",
-            CifarVGG16,
-            **_CIFAR10,
-        ),
-    )
-}
+
+
+def _build(build: Callable[[int], nn.Module], classes: int, num_classes: int | None) -> nn.Module:
+    return build(classes if num_classes is None else num_classes)
+
+
+_NETWORKS = {info.name: info for info in _infos()}
 
 
 def names(family: str | None = None) -> list[str]:
@@ -130,9 +140,10 @@ def example_input(name: str) -> ExampleInput | None:
     Returns
     -------
     Tensor, list, tuple or None
-        A tensor ``(1, C, H, W)`` for image networks and ``(1, C, T, H, W)`` for video networks; a list of one image
-        ``(3, 320, 320)`` for torchvision's detectors, whose single argument is such a list; a tuple of two images for
-        optical flow, which takes two arguments. None for a user-defined factory, whose input is unknown.
+        A tensor ``(1, C, H, W)`` for images, ``(1, C, T)`` for audio, ``(1, C, D, H, W)`` for voxels and
+        ``(1, C, T, H, W)`` for video; a list of one image ``(3, 320, 320)`` for torchvision's detectors, whose single
+        argument is such a list; a tuple of two images for optical flow, which takes two arguments. None for a
+        user-defined factory, whose input is unknown.
 
     Raises
     ------

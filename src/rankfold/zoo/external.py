@@ -21,7 +21,7 @@ _VIDEO_MEAN, _VIDEO_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216
 
 def network_names(family: str) -> list[str]:
     """Return the names of all networks of ``"torchvision"`` or ``"timm"``."""
-    return list((_torchvision() if family == "torchvision" else _timm()).list_models())
+    return list((torchvision_models() if family == "torchvision" else _timm()).list_models())
 
 
 def network_info(family: str, network: str) -> NetworkInfo:
@@ -64,7 +64,7 @@ def _build(
 
 
 def _torchvision_builder(network: str) -> Callable[..., nn.Module]:
-    models = _torchvision()
+    models = torchvision_models()
     try:
         return models.get_model_builder(network)
     except ValueError:
@@ -98,7 +98,8 @@ def _unknown(family: str, network: str, available: Sequence[str]) -> UnknownName
     return UnknownNameError("network", network, [*near, f"or any of rankfold.zoo.names({family!r})"], of=family)
 
 
-def _torchvision() -> ModuleType:
+def torchvision_models() -> ModuleType:
+    """Return ``torchvision.models``, or raise `MissingExtra`."""
     try:
         from torchvision import models
     except ImportError as error:

@@ -23,14 +23,14 @@ class NetworkInfo:
         One-line description.
     data : str or None
         Kind of the default data set, such as ``"mnist5k"``. A kind such as ``"cifar10"`` still needs a path.
-    task : {"image", "video", "detection", "flow"} or None
+    task : {"image", "audio", "voxels", "video", "detection", "flow"} or None
         Form of the input; None if unknown.
     input_shape : tuple of int or None
         Shape of one input without the batch dimension; None if unknown or not a single tensor.
     num_classes : int or None
         Default number of outputs; None if it is decided when the network is built.
     mean, std : tuple of float or None
-        Per-channel normalisation of pixels in [0, 1]; None if the network takes unnormalised input.
+        Per-channel normalisation of samples in [0, 1] (audio: [-1, 1]); None if the network takes unnormalised input.
     bundled : str or None
         File of the weights included in rankfold (``weights="bundled"``).
     build : callable

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from rankfold._config import require
 
-_VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Configurations A, D and E: convolutions with 64, 128, 256, 512 and 512 channels.
+_VGG_STAGES = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 class LeNet5(nn.Module):
@@ -47,22 +48,27 @@ class CifarVGG16(nn.Module):
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        inputs = 3
-        for stage in _VGG_STAGES:
-            for outputs in stage:
-                conv = nn.Conv2d(inputs, outputs, 3, padding=1)
-                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(conv.bias)  # pyright: ignore[reportArgumentType]
-                layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-                inputs = outputs
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(inputs, num_classes)
+        self.features = vgg_features(16, norm=True)
+        self.classifier = nn.Linear(512, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(N, num_classes)`` of images ``(N, 3, 32, 32)``."""
         return self.classifier(self.features(x).flatten(1))
+
+
+def vgg_features(depth: int, *, norm: bool) -> nn.Sequential:
+    """Return the convolutions of VGG-11, 16 or 19 with ReLU (and BatchNorm, with `norm`), and the five poolings."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for outputs, count in zip((64, 128, 256, 512, 512), _VGG_STAGES[depth], strict=True):
+        for _ in range(count):
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(conv.bias)  # pyright: ignore[reportArgumentType]
+            layers += [conv, *([nn.BatchNorm2d(outputs)] if norm else []), nn.ReLU(inplace=True)]
+            inputs = outputs
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
 
 
 class PadShortcut(nn.Module):
