@@ -1,14 +1,67 @@
-"""Frozen config dataclasses built from plain mappings, with errors that name the option."""
+"""Frozen config dataclasses built from plain mappings, with errors that name the option as the user writes it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeGuard, TypeVar
 
 from rankfold.errors import ConfigError, UnknownNameError
 
 C = TypeVar("C")
+
+NAME_ONLY = object()
+"""The value of an option of which a message states the name only."""
+
+Spelling = Callable[[str, Any, str], str]
+"""Returns the text of an option, its value and the class that has it; see `spelled`."""
+
+
+class Code(str):
+    """A value in a message that is Python code, such as ``rf.top1(loader)``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def in_python(option: str, value: Any, of: str) -> str:
+    """Return an option as Python's users write it."""
+    if value is NAME_ONLY:
+        return option
+    text = f"{option}={'...' if value is ... else repr(value)}"
+    return f"{of}({text})" if of else text
+
+
+_spelling: ContextVar[Spelling] = ContextVar("spelling", default=in_python)
+
+
+def spelled(option: str, value: Any = NAME_ONLY, *, of: str = "") -> str:
+    """Return an option for a message: ``seed=3`` in Python, ``--seed 3`` on the command line.
+
+    Parameters
+    ----------
+    option : str
+        The name in Python.
+    value : object
+        The value to write: ``...`` for any value, `Code` for Python code. By default the name alone is returned.
+    of : str
+        The class that has the option, such as ``"FineTune"``, if that is unclear.
+    """
+    return _spelling.get()(option, value, of)
+
+
+@contextmanager
+def spelling(write: Spelling) -> Iterator[None]:
+    """Let messages write options in another way."""
+    token = _spelling.set(write)
+    try:
+        yield
+    finally:
+        _spelling.reset(token)
 
 
 def build_config(config: type[C], options: Mapping[str, Any] | C | None, *, owner: str) -> C:
@@ -62,7 +115,7 @@ def changed(config: Any) -> dict[str, Any]:
 def require(condition: bool, option: str, value: object, wanted: str) -> None:
     """Raise `ConfigError`, in the wording that all options share, unless the condition holds."""
     if not condition:
-        raise ConfigError(f"{option} must be {wanted}. Got {value!r} instead.")
+        raise ConfigError(f"{spelled(option)} must be {wanted}. Got {value!r} instead.")
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -8,6 +8,8 @@ in the documentation.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,6 +19,11 @@ from rankfold.errors import UnknownNameError
 
 R = TypeVar("R")
 T = TypeVar("T", bound=type)
+
+PARAMETERS = "Parameters\n----------\n"
+"""The heading of the parameters in a docstring."""
+
+_PARAMETER = re.compile(r"^(\S.*) : (.*)\n((?: {4}.*\n?)+)", re.MULTILINE)
 
 Check = Callable[[str, Any], object]
 """``check(name, value)`` raises `ConfigError` for an invalid value."""
@@ -38,8 +45,10 @@ class Flag:
         Spellings such as ``("--strategy", "-s")``, by default derived from the name. None is a positional argument.
     metavar : str or None
         The placeholder for the value in the help.
-    least, most : int or None
-        Range of a number.
+    check : callable or None
+        ``check(name, value)`` raises for an invalid value; for an option of a record, its own check.
+    stands_for : tuple of str
+        Names in Python of the options that the flag sets, if they differ from its own.
     panel : str
         Heading in the help.
     parse : callable or None
@@ -51,8 +60,8 @@ class Flag:
     default: Any = None
     names: tuple[str, ...] | None = ()
     metavar: str | None = None
-    least: int | None = None
-    most: int | None = None
+    check: Check | None = None
+    stands_for: tuple[str, ...] = ()
     panel: str | None = None
     parse: Callable[[Any], Any] | None = None
 
@@ -115,7 +124,7 @@ def given(record: Any) -> dict[str, Any]:
 
 def document(record: T) -> T:
     """Add the options of a record class to its docstring, as a numpydoc section."""
-    lines = [record.__doc__ or "", "", "Parameters", "----------"]
+    lines = [record.__doc__ or "", "", *PARAMETERS.split()]
     for name, (field, described) in options_of(record).items():
         kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
         lines += [f"{name} : {kind}", f"    {described.help} The default is ``{field.default!r}``."]
@@ -144,15 +153,41 @@ def boolean(name: str, value: object) -> None:
     require(isinstance(value, bool), name, value, "True or False")
 
 
-def integer(least: int, *, optional: bool = False) -> Check:
-    """Return a check for integers of at least `least`, or None if `optional`."""
+def integer(least: int, most: int | None = None, *, optional: bool = False) -> Check:
+    """Return a check for integers from `least` to `most`, or None if `optional`."""
+    wanted = f"an integer of at least {least}" if most is None else f"an integer from {least} to {_readable(most)}"
 
     def check(name: str, value: object) -> None:
         if value is None and optional:
             return
-        require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
+        require(is_integer(value) and least <= value and (most is None or value <= most), name, value, wanted)
 
     return check
+
+
+def _readable(number: int) -> str:
+    bits = number.bit_length()
+    return f"2^{bits} - 1" if bits > 31 and number == 2**bits - 1 else f"{number:,}"
+
+
+COUNT = integer(1)
+SEED = integer(0, 2**63 - 1)
+"""torch's generators accept every such number."""
+
+
+def documented(record: type) -> dict[str, tuple[str, str]]:
+    """Return type and description of each parameter in the docstrings of a class and its bases, by name."""
+    result: dict[str, tuple[str, str]] = {}
+    for base in reversed(record.__mro__):
+        section = inspect.cleandoc(base.__doc__ or "").partition(PARAMETERS)[2].partition("\n\n")[0]
+        for names, kind, text in _PARAMETER.findall(section):
+            result |= dict.fromkeys(names.split(", "), (kind, without_markup(text)))
+    return result
+
+
+def without_markup(text: str) -> str:
+    """Return the text of a docstring on one line, without the marks of code."""
+    return " ".join(text.replace("``", "").split())
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankfold._config import Code, spelled
 from rankfold._tensors import float_tensors, tensors_of
 from rankfold.errors import DataError, ModelError
 
@@ -48,9 +49,9 @@ def class_scores(output: Any, *, dims: int = 2) -> Tensor:
     if not tensors or not tensors[0].is_floating_point() or tensors[0].ndim < dims:
         what = f"{tuple(tensors[0].shape)}, {tensors[0].dtype}" if tensors else type(output).__name__
         raise ModelError(
-            f"the model's output has no class scores (batch, classes, ...). Got {what} instead. Pass a metric that "
-            "returns a number for the model, and fine-tune with loss='layer', or with loss='task' and "
-            "task=callable(outputs, target)."
+            f"the model's output has no class scores (batch, classes, ...). Got {what} instead. Pass a metric of your "
+            f"own, and fine-tune with {spelled('loss', 'layer')}, or with "
+            f"{spelled('task', Code('callable(outputs, target)'))}."
         )
     return tensors[0]
 

@@ -21,7 +21,7 @@ from rankfold.errors import ConfigError, DataError
 from rankfold.evaluation import as_metric, evaluate
 from rankfold.inventory import run_batch, stored_weight, undisturbed
 from rankfold.records import Plan
-from rankfold.strategies import NEEDS, Batch, Handle, Need
+from rankfold.strategies import Batch, Handle, Need, need_text
 from rankfold.surgery import copy_model
 from rankfold.surgery.approximate import bake_weights_
 from rankfold.tune import FineTune, Step, TuneResult, finetune_
@@ -117,7 +117,7 @@ class Bench(Generic[M]):
         """Return the task loss with some layers' weights replaced: that of the recipe, or the cross-entropy."""
         inputs, target = split_batch(to_device(batch, model_device(self._work)))
         if target is None:
-            raise DataError(f"the loss needs {NEEDS['labels']}")
+            raise DataError(f"the loss needs {need_text('labels')}")
         call = partial(_call, self._work, self._stored(weights))
         with undisturbed(self._work):
             outputs = run_batch(cast("nn.Module", call), inputs, "calibration data", graph=True)
@@ -159,7 +159,7 @@ def own_checkpoint(recipe: FineTune, label: str) -> FineTune:
 def _given(value: T | None, need: Need) -> T:
     """Return what the user passed; raise `ConfigError` if it is missing."""
     if value is None:
-        raise ConfigError(f"the strategy needs {NEEDS[need]}")
+        raise ConfigError(f"the strategy needs {need_text(need)}")
     return value
 
 

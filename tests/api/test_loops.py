@@ -120,11 +120,11 @@ def test_a_model_of_another_plan_is_refused(registered: None) -> None:
 
 def test_what_a_strategy_needs_is_said_before_any_work(registered: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rf.api.planning, "inspect", None)
-    with pytest.raises(ConfigError, match=r"strategy 'grow' needs a metric. Use rankfold.compress with evaluate="):
+    with pytest.raises(ConfigError, match=r"strategy 'grow' needs a metric. Use compress with evaluate="):
         rf.plan(network(), DATA[0][0], strategy="grow")
     with pytest.raises(ConfigError, match=r"strategy 'grow' needs a recipe"):
         compress("grow", finetune=None)
-    with pytest.raises(ConfigError, match=r"which requires a metric"):
+    with pytest.raises(ConfigError, match=r"which needs a metric"):
         compress("grow", evaluate=None)
 
 

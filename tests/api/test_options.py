@@ -34,7 +34,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> type[rf.Search]:
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class WithPatience(rf.Search):
-        patience: int = option(3, "Rounds without progress.", check=integer(1), flag=Flag(kind=int, least=1))
+        patience: int = option(3, "Rounds without progress.", check=integer(1), flag=Flag(kind=int))
 
     monkeypatch.setattr(options, "Search", WithPatience)
     return WithPatience

@@ -298,14 +298,14 @@ def test_the_model_and_the_random_state_stay_as_they_are(tmp_path: Path) -> None
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "resource": ({"resource": "parms"}, UnknownNameError, "Did you mean 'params'"),
-    "one point": ({"points": 1}, ConfigError, "points must be an integer in 2"),
-    "limits": ({"limits": (0.8, 0.2)}, ConfigError, "two growing shares"),
-    "one limit": ({"limits": (0.8,)}, ConfigError, "two growing shares"),
+    "one point": ({"points": 1}, ConfigError, "points must be an integer from 2 to 1,000"),
+    "limits": ({"limits": (0.8, 0.2)}, ConfigError, "two increasing shares"),
+    "one limit": ({"limits": (0.8,)}, ConfigError, "two increasing shares"),
     "no budgets": ({"points": []}, ConfigError, "a list of budgets"),
     "budgets as text": ({"points": "params<=5%"}, ConfigError, "a list of budgets"),
     "accuracy": ({"budget": "accuracy_drop<=1%"}, BudgetError, "compress with evaluate"),
     "accuracy of a point": ({"points": ["accuracy_drop<=1%"]}, BudgetError, "compress with evaluate"),
-    "points without metric": ({"evaluate_points": 3}, ConfigError, "there is no metric"),
+    "points without metric": ({"evaluate_points": 3}, ConfigError, "needs a metric"),
     "no point": ({"evaluate_points": 0, "evaluate": Distance()}, ConfigError, "evaluate_points must be"),
     "sequential": ({"reconstruct": "sequential"}, ConfigError, "needs calibration data"),
 }

@@ -68,11 +68,11 @@ BAD = {
     "between": (("--between", "80%,20%"), "--between must be"),
     "at": (("--at", "params=5"), "cannot be read"),
     "accuracy": (("--budget", "accuracy_drop<=1%"), "Use compress"),
-    "evaluate without data": (("--evaluate", "3"), "Give --data"),
+    "evaluate without data": (("--evaluate", "3"), "Pass --data"),
     "evaluate and not": (("--evaluate", "3", "--no-evaluate"), "exclude each other"),
     "file": (("--out", "{folder}/sweep.pdf"), "must end in .html, .json, .md or .csv"),
     "unknown network": (("--points", "3"), "Did you mean"),
-    "reconstruction": (("--reconstruct", "data"), "needs calibration data. Give --data"),
+    "reconstruction": (("--reconstruct", "data"), "needs calibration data. Pass --data"),
 }
 
 
@@ -108,5 +108,5 @@ def test_compress_to_an_accuracy(run: Run, fail: Run, small: tuple[str, ...], tm
     assert any(note.startswith("tried params<=") for note in report["notes"])
     assert rf.Plan.load(tmp_path / "small").provenance.budget in " ".join(report["notes"])
     done = fail("compress", "lenet5_mnist5k", "--budget", "accuracy_drop<=5%", "--out", tmp_path / "none")
-    assert "Give --data" in done.err
+    assert "Pass --data" in done.err
     assert not (tmp_path / "none").exists()

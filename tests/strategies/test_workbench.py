@@ -178,7 +178,7 @@ def test_needs_follow_from_the_declaration() -> None:
 
     check_needs(Picky(), {"metric", "labels", "recipe"})
     check_needs(rf.Energy(), set())
-    with pytest.raises(ConfigError, match=r"strategy 'picky' needs a metric. Use rankfold.compress with evaluate"):
+    with pytest.raises(ConfigError, match=r"strategy 'picky' needs a metric. Use compress with evaluate"):
         check_needs(Picky(), {"labels"})
     with pytest.raises(ConfigError, match=r"strategy 'picky' needs labels. Pass calibration=... with batches"):
         check_needs(Picky(), {"metric", "calibration"})

@@ -204,7 +204,7 @@ def test_wrong_number_of_channels(npz: str) -> None:
         ("", {}, UnknownNameError, "unknown data set ''"),
         ("mnist5k", {"split": "tests"}, UnknownNameError, "unknown split 'tests'. Did you mean"),
         ("mnist5k:here", {}, DataError, "takes no path. Got 'here'"),
-        ("cifar10", {}, DataError, "needs a path. Give it as 'cifar10:PATH'"),
+        ("cifar10", {}, DataError, "needs a path. Pass it as 'cifar10:PATH'"),
         ("npz:", {}, DataError, "needs a path"),
         ("imagefolder", {}, DataError, "needs a path"),
         ("NPZ", {"limit": 0}, ConfigError, "limit must be at least 1. Got 0"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold import methods as factorizations
-from rankfold._config import require
+from rankfold._config import require, spelled
 from rankfold._options import options_from
 from rankfold._progress import track
 from rankfold._turns import in_turn
@@ -153,7 +153,7 @@ def _layers(
     """Return the layers, those that are left out with the reason, and where weights come from."""
     if isinstance(given, nn.Module):
         if example is None:
-            raise DataError("a model is analysed on an example input. Pass example_input=...")
+            raise DataError(f"a model is analysed on an example input. Pass {spelled('example_input', ...)}.")
         inventory = inspect(given, example, include=include, exclude=exclude)
         check_compressible(inventory)
         kept = {layer.name: layer.skip for layer in inventory if layer.skip is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from rankfold._config import spelled
 from rankfold.errors import BudgetError, ModelError
 from rankfold.records import ACCURACY, Budget, Inventory, counted_in_part, resource_names
 from rankfold.records.amounts import either
@@ -15,8 +16,8 @@ def check_measurable(budget: Budget | None, handled: Collection[str] = ()) -> No
     """Raise `BudgetError` if a bound can only be kept by measuring the model, unless the strategy does."""
     if budget is not None and budget.get(ACCURACY) and ACCURACY not in handled:
         raise BudgetError(
-            f"budget {str(budget)!r} bounds {ACCURACY}, which can only be checked by measuring a metric. Use "
-            f"compress with evaluate=..., or bound {either(resource_names('additive', 'peak'))}."
+            f"budget {str(budget)!r} bounds {ACCURACY}, which can only be checked by measuring a metric. Use compress "
+            f"with {spelled('evaluate', ...)}, or bound {either(resource_names('additive', 'peak'))}."
         )
 
 

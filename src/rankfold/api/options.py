@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rankfold import methods, strategies
-from rankfold._config import changed, require
-from rankfold._options import Flag, boolean, check_options, document, integer, option, options_from
+from rankfold._config import changed, require, spelled
+from rankfold._options import SEED, Flag, boolean, check_options, document, integer, option, options_from
 from rankfold.calibration import Sequential
 from rankfold.candidates import DEFAULT_METHODS, resolve_methods
 from rankfold.errors import ConfigError, UnknownNameError
 from rankfold.records.deploy import check_deploy_dtype
 
 DEFAULT_STRATEGY = "compressnas"
-MOST_SEED = 2**63 - 1
 
 Reconstruct = Literal["weights", "data", "sequential"]
 """How factors are found."""
@@ -142,7 +141,7 @@ class Search:
         "Round ranks to multiples of this, except full ranks and explicit ones. By default 8 for a model on an "
         "accelerator, otherwise 1.",
         check=integer(1, optional=True),
-        flag=Flag(kind=int | None, least=1),
+        flag=Flag(kind=int | None),
     )
     gauge: bool = option(
         False,
@@ -164,7 +163,7 @@ class Search:
         check=_cache,
         flag=Flag(kind=str | None, metavar="FOLDER"),
     )
-    seed: int = option(0, "Random seed.", check=integer(0), flag=Flag(kind=int, least=0, most=MOST_SEED))
+    seed: int = option(0, "Random seed.", check=SEED, flag=Flag(kind=int))
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -198,7 +197,8 @@ def reconstruction(wanted: Any, *, has_data: bool, data_aware: bool = True) -> F
     mode: Reconstruct = "sequential" if isinstance(wanted, Sequential) else wanted
     if mode != "weights" and not has_data:
         raise ConfigError(
-            f"reconstruct={mode!r} needs calibration data. Pass calibration=..., or reconstruct='weights'."
+            f"{spelled('reconstruct', mode)} needs calibration data. Pass {spelled('calibration', ...)}, or "
+            f"{spelled('reconstruct', 'weights')}."
         )
     return Fitting(mode=mode, sequential=options)
 

@@ -116,7 +116,7 @@ class Planner:
     *budgets : Budget or None
         Budgets of the plans to come. Bounds that cannot be checked on this model raise before any work.
     given : collection of str
-        Needs of the strategy that are met in addition to calibration data (`rankfold.strategies.NEEDS`).
+        Needs of the strategy that are met in addition to calibration data (`rankfold.strategies.Need`).
 
     Raises
     ------

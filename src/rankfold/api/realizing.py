@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from rankfold._config import Code, spelled
 from rankfold._turns import in_grad_turn
 from rankfold.api.applying import apply_plan, measured_errors
 from rankfold.api.calibrating import Calibration, calibration_of
@@ -352,9 +353,12 @@ def check_work(model: nn.Module, *, evaluate: Measure | None, finetune: FineTune
     if not isinstance(finetune, FineTune):
         raise ConfigError(f"finetune must be a rankfold.FineTune. Got {type(finetune).__name__} instead.")
     if finetune.data is None:
-        raise DataError("fine-tuning needs data. Give FineTune(data=...) an iterable of batches.")
+        raise DataError(f"fine-tuning needs data. Pass {spelled('data', Code('loader'), of='FineTune')}.")
     if finetune.metric_option is not None and evaluate is None:
-        raise ConfigError(f"FineTune({finetune.metric_option}) needs a metric, but there is none. Pass evaluate=....")
+        raise ConfigError(
+            f"{spelled(*finetune.metric_option, of='FineTune')} needs a metric, but there is none. Pass "
+            f"{spelled('evaluate', Code('rf.top1(loader)'))}."
+        )
 
 
 def predict(inventory: Inventory, plan: Plan, name: str) -> Report:

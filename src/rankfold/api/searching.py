@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rankfold._config import Code, spelled
 from rankfold._progress import track
 from rankfold.api.planning import Planner
 from rankfold.api.realizing import Draft
@@ -60,8 +61,8 @@ def check_searchable(budget: Budget | None, has_metric: bool) -> bool:
         return False
     if not has_metric:
         raise ConfigError(
-            f"budget {str(budget)!r} bounds {ACCURACY}, which requires a metric. "
-            "Pass evaluate=..., such as evaluate=rf.top1(loader)."
+            f"budget {str(budget)!r} bounds {ACCURACY}, which needs a metric. Pass "
+            f"{spelled('evaluate', Code('rf.top1(loader)'))}."
         )
     return True
 
@@ -158,6 +159,7 @@ def _worse(drop: float) -> str:
 def _unreachable(budget: Budget, mildest: Trial, dense: float, metric: str) -> InfeasibleBudget:
     return InfeasibleBudget(
         f"budget {str(budget)!r} cannot be met: already with {mildest.budget}, the mildest compression tried, {metric} "
-        f"is {mildest.value:.4g} against {dense:.4g} of the dense model, {_worse(mildest.drop)}. Allow a larger drop, "
-        "give more calibration data, reconstruct='sequential' or a finetune recipe, or loosen the other bounds."
+        f"is {mildest.value:.4g} against {dense:.4g} of the dense model, {_worse(mildest.drop)}. Allow a larger drop "
+        f"or loosen the other bounds; more calibration data, {spelled('reconstruct', 'sequential')} or fine-tuning "
+        f"({spelled('finetune', Code('rf.FineTune(...)'))}) also helps."
     )

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from rankfold._config import is_integer, is_number, require
+from rankfold._config import Code, is_integer, is_number, require, spelled
+from rankfold._options import integer
 from rankfold._progress import track
 from rankfold._turns import in_grad_turn
 from rankfold.api.checks import BudgetLike
@@ -25,7 +26,7 @@ from rankfold.methods import sharing_prepared
 from rankfold.records import Bound, Budget, CandidateTable, resource_names
 from rankfold.reporting.sweep import Sweep, SweepPoint
 
-MOST_POINTS = 1000
+COUNT_OF_POINTS = integer(2, 1000)
 FINEST = 100
 """Budgets are whole hundredths of a per cent, unless they lie closer together."""
 
@@ -145,10 +146,11 @@ def sweep(
 
 
 def _check_evaluation(evaluate: Measure | None, points: int | None) -> None:
-    good = points is None or (is_integer(points) and points >= 1)
-    require(good, "evaluate_points", points, "an integer >= 1, or None for all")
+    integer(1, optional=True)("evaluate_points", points)
     if points is not None and evaluate is None:
-        raise ConfigError(f"evaluate_points is {points}, but there is no metric. Pass evaluate=....")
+        raise ConfigError(
+            f"{spelled('evaluate_points', points)} needs a metric. Pass {spelled('evaluate', Code('rf.top1(loader)'))}."
+        )
 
 
 def check_range(resource: str, points: int | Sequence[BudgetLike], limits: tuple[float, float] | None) -> None:
@@ -156,16 +158,15 @@ def check_range(resource: str, points: int | Sequence[BudgetLike], limits: tuple
     if resource not in resource_names("additive"):
         raise UnknownNameError("sweep resource", resource, resource_names("additive"))
     listed = isinstance(points, Sequence) and not isinstance(points, str) and len(points) > 0
-    count = is_integer(points) and 2 <= points <= MOST_POINTS
-    require(
-        listed or count, "points", points,
-        f"an integer in 2..{MOST_POINTS}, or a list of budgets such as ['params<=25%', 'params<=50%']",
-    )  # fmt: skip
+    if is_integer(points):
+        COUNT_OF_POINTS("points", points)
+    else:
+        require(listed, "points", points, "an integer, or a list of budgets such as ['params<=25%', 'params<=50%']")
     if limits is None:
         return
     pair = isinstance(limits, tuple | list) and len(limits) == 2 and all(map(is_number, limits))
     require(
-        pair and 0 < limits[0] < limits[1] < 1, "limits", limits, "two growing shares in (0, 1), such as (0.2, 0.8)"
+        pair and 0 < limits[0] < limits[1] < 1, "limits", limits, "two increasing shares in (0, 1), such as (0.2, 0.8)"
     )
 
 

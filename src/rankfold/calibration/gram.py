@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rankfold._config import spelled
 from rankfold.errors import DataError, ModelError
 from rankfold.factor.linalg import NO_DOUBLE, double, single_is_whole
 
@@ -49,8 +50,8 @@ class GramSum:
         if torch._C._functorch.is_functorch_wrapped_tensor(x):  # pyright: ignore[reportAttributeAccessIssue]
             raise ModelError(
                 f"layer {self.name!r} runs inside a transform of torch.func (grad, jacrev, vmap), where its input "
-                "cannot be recorded. Exclude the layer, pass no calibration data, or set data_aware=False. Networks "
-                "that call torch.autograd.grad are supported."
+                f"cannot be recorded. Exclude the layer, pass no calibration data, or set "
+                f"{spelled('data_aware', False)}. Networks that call torch.autograd.grad are supported."
             )
         if not x.numel():
             return

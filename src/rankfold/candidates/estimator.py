@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold._config import is_number
+from rankfold._config import is_number, spelled
 from rankfold._hashing import module_hash, tensor_hash
 from rankfold._printable import few
 from rankfold._processes import merged, own_share
@@ -103,13 +103,25 @@ class Estimator:
         """Raise `ConfigError` if a proxy lacks data, or cannot measure layers `together`, as `joint` does."""
         proxy = self.proxy(config)
         if proxy != "weight" and self.batches is None:
-            raise ConfigError(f"proxy={proxy!r} needs calibration data. Pass calibration=..., or proxy='weight'.")
+            raise ConfigError(
+                f"{spelled('proxy', proxy)} needs calibration data. Pass {spelled('calibration', ...)}, or "
+                f"{spelled('proxy', 'weight')}."
+            )
         if together and self.batches is None:
-            raise ConfigError("rounds need calibration data to measure on. Pass calibration=..., or rounds=0.")
+            raise ConfigError(
+                f"rounds need calibration data to measure on. Pass {spelled('calibration', ...)}, or "
+                f"{spelled('rounds', 0)}."
+            )
         if together and proxy == "fisher":
-            raise ConfigError("rounds need proxy='network': gradients do not capture interactions between layers.")
+            raise ConfigError(
+                f"rounds need {spelled('proxy', 'network')}: gradients do not capture interactions between layers. "
+                f"Otherwise, set {spelled('rounds', 0)}."
+            )
         if proxy == "output" and self.moments is None:
-            raise ConfigError("proxy='output' needs second moments. Omit data_aware=False, or use another proxy.")
+            raise ConfigError(
+                f"{spelled('proxy', 'output')} needs second moments of the calibration data, which "
+                f"{spelled('data_aware', False)} turns off. Leave that out, or use another proxy."
+            )
 
     def proxy(self, config: ProxyConfig) -> str:
         """Return the configured proxy, with "auto" resolved."""
@@ -318,8 +330,8 @@ def unmeasured_text(names: Sequence[str]) -> str:
     """Return the sentence about unmeasured layers, without a full stop."""
     return (
         f"no change of {few(names)} changes the compared outputs on the calibration samples of the search. The loss is "
-        "predicted from the errors of the layers alone. Use samples that reach them (samples=...), or exclude them to "
-        "keep them"
+        f"predicted from the errors of the layers alone. Use samples that reach them ({spelled('samples', ...)}), or "
+        "exclude them to keep them"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold._config import spelled
 from rankfold._progress import track
 from rankfold._tensors import float_tensors, model_device, to_device
 from rankfold.batches import split_batch
@@ -27,7 +28,11 @@ much less for the ratio of two candidates of a layer, which share the gradients.
 HELD = 2**29
 """Bytes of gradients held at once; further layers take further passes."""
 
-_OTHERWISE = "proxy='network' and proxy='output' need no gradients. Alternatively, compare modules by taps=[...]."
+
+def _otherwise() -> str:
+    """Return what to do if outputs cannot be differentiated."""
+    others = f"{spelled('proxy', 'network')} and {spelled('proxy', 'output')} need no gradients"
+    return f"{others}. Alternatively, compare the outputs of other modules ({spelled('taps', ...)})."
 
 
 class FisherProxy:
@@ -109,7 +114,7 @@ class FisherProxy:
         if not all(map(math.isfinite, totals)):
             raise ModelError(
                 f"the gradient of the network's outputs at layer {layer.name!r} contains NaN or infinity, possibly "
-                f"because of infinite outputs. {_OTHERWISE}"
+                f"because of infinite outputs. {_otherwise()}"
             )
         return totals
 
@@ -155,7 +160,7 @@ class FisherProxy:
         energies = self._energies = self._energies or self._measure_energies()
         largest = max(energies)
         if largest <= 0:
-            raise ModelError(f"the network's outputs are all zero on the calibration data; check it. {_OTHERWISE}")
+            raise ModelError(f"the network's outputs are all zero on the calibration data; check it. {_otherwise()}")
         # Signs are scaled relative to the largest energy: gradients of smaller signs would underflow in half precision.
         factors = [(largest / energy) ** 0.5 if energy > 0 else 0.0 for energy in energies]
         scale = (largest * len(energies) * self.draws) ** -0.5
@@ -173,7 +178,7 @@ class FisherProxy:
                         if gradient is None and layer.name in called and not self.taps:
                             raise ModelError(
                                 f"no gradient of the network's outputs reaches layer {layer.name!r}, although it runs: "
-                                f"a later operation cannot be differentiated. {_OTHERWISE}"
+                                f"a later operation cannot be differentiated. {_otherwise()}"
                             )
                     flat = [_flat(g, p, scale) for g, p in zip(gradients, places, strict=True)]
                     take(number * self.draws + draw, flat)
@@ -188,7 +193,7 @@ class FisherProxy:
         try:
             return torch.autograd.grad(tensors, leaves, given, retain_graph=again, allow_unused=True)
         except RuntimeError as error:
-            raise ModelError(f"the network's outputs cannot be differentiated: {error}\n{_OTHERWISE}") from error
+            raise ModelError(f"the network's outputs cannot be differentiated: {error}\n{_otherwise()}") from error
 
     def _measure_energies(self) -> list[float]:
         """Return the squared norm of each output tensor over all batches, after checking the outputs."""
@@ -200,17 +205,17 @@ class FisherProxy:
                 outputs, _ = self._outputs(batch, what)
                 if number == 1 and not any(t.requires_grad for t in outputs):
                     raise ModelError(
-                        "proxy='fisher' needs gradients, but no output of the network is a differentiable function of "
-                        f"a layer's weight. {_OTHERWISE}"
+                        f"{spelled('proxy', 'fisher')} needs gradients, but no output of the network is a "
+                        f"differentiable function of a layer's weight. {_otherwise()}"
                     )
-            check_comparable(outputs, what, _OTHERWISE)
+            check_comparable(outputs, what, _otherwise())
             energies = [distance_and_energy(t, t)[1] for t in (output.detach() for output in outputs)]
             if not all(map(math.isfinite, energies)):
-                raise ModelError(f"the network's outputs on {what} are too large to be squared. {_OTHERWISE}")
+                raise ModelError(f"the network's outputs on {what} are too large to be squared. {_otherwise()}")
             totals = totals or [0.0] * len(energies)
             if len(totals) != len(energies):
                 raise ModelError(
-                    f"the network returns {len(energies)} tensors on {what}, {len(totals)} before. {_OTHERWISE}"
+                    f"the network returns {len(energies)} tensors on {what}, {len(totals)} before. {_otherwise()}"
                 )
             totals = [a + b for a, b in zip(totals, energies, strict=True)]
         return totals
@@ -228,7 +233,7 @@ class FisherProxy:
         tensors = float_tensors(taken if self.taps else output)
         outputs = [t.float() if t.dtype.itemsize < 4 else t for t in tensors]
         if not outputs:
-            raise ModelError(f"{nothing_put_out(self.taps, what)} {_OTHERWISE}")
+            raise ModelError(f"{nothing_put_out(self.taps, what)} {_otherwise()}")
         return outputs, called
 
 

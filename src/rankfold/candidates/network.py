@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold._config import spelled
 from rankfold._progress import track
 from rankfold._tensors import model_device, to_device
 from rankfold.batches import batch_size, iterate, leading, split_batch
@@ -26,12 +27,16 @@ _NO_REPLAY = (
     "the network's activations before layer {!r} cannot be cached (they change from run to run or in place, or are "
     "differentiated). They are computed for each candidate, which takes longer."
 )
-_COMPARABLE = "Select modules with comparable outputs (taps=[...]), or use proxy='output'."
 _REMEMBERED = 2**28
 """Bytes of the original's outputs that are kept for the next layer."""
 _WORST = 1e6
 """Loss of outputs that overflow or are infinite where the original's are not: that of outputs a thousand times too
 large."""
+
+
+def _comparable() -> str:
+    """Return what to do if outputs cannot be compared."""
+    return f"Compare the outputs of other modules ({spelled('taps', ...)}), or use {spelled('proxy', 'output')}."
 
 
 class NetworkProxy:
@@ -108,8 +113,8 @@ class NetworkProxy:
             return self._references[number]
         reference = compared(self.original, inputs, what, self.taps)
         if not reference:
-            raise ModelError(f"{nothing_put_out(self.taps, what)} {_COMPARABLE}")
-        check_comparable(reference, what, _COMPARABLE)
+            raise ModelError(f"{nothing_put_out(self.taps, what)} {_comparable()}")
+        check_comparable(reference, what, _comparable())
         self._room -= sum(t.numel() * t.element_size() for t in reference)
         if self._room >= 0:
             self._references[number] = reference
@@ -161,7 +166,7 @@ class _Distance:
         if shapes[0] != shapes[1]:
             raise ModelError(
                 f"the network's outputs cannot be compared: shapes {shapes[0]} with a replaced layer, {shapes[1]} "
-                f"without. {_COMPARABLE}"
+                f"without. {_comparable()}"
             )
         self.sums = self.sums or [[0.0, 0.0] for _ in reference]
         for sums, ours, theirs in zip(self.sums, outputs, reference, strict=True):

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import typer
 
+from rankfold._config import spelling
 from rankfold._options import Flag
 from rankfold.cli._options import flags_of, parameter
 from rankfold.cli._session import Output, session
+from rankfold.cli._spelling import spelling_of
 
 
 class Given(SimpleNamespace):
@@ -44,13 +46,16 @@ class Command:
 
     def add_to(self, app: typer.Typer, name: str) -> None:
         """Register the command."""
+        flags = flags_of(self.names, self.own)
 
         def run(**values: object) -> None:
             given = Given(**values)
-            with session(as_json=given.as_json, quiet=given.quiet) as out:
+            with spelling(spelling_of(flags)), session(as_json=given.as_json, quiet=given.quiet) as out:
+                for option, flag in flags.items():
+                    if flag.check is not None:
+                        flag.check(option, values[option])
                 self.body(given, out)
 
-        flags = flags_of(self.names, self.own)
         run.__signature__ = inspect.Signature([parameter(n, f) for n, f in flags.items()])
         paragraphs = inspect.cleandoc(self.body.__doc__ or "").split("\n\n")
         text = "\n\n".join(" ".join(p.split()) for p in paragraphs)

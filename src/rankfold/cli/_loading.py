@@ -48,7 +48,7 @@ def warn_untrained(source: Source) -> None:
     if source.data is not None and not is_trained(source):
         bundled = ", such as bundled" if zoo.entry(source.model).bundled else ""
         warnings.warn(
-            f"{source.model} has random weights, so its accuracy is meaningless. Give --weights{bundled}.",
+            f"{source.model} has random weights, so its accuracy is meaningless. Pass --weights{bundled}.",
             RankfoldWarning,
             stacklevel=2,
         )
@@ -57,7 +57,7 @@ def warn_untrained(source: Source) -> None:
 def open_data(source: Source, split: str, **options: Any) -> Iterable[Any]:
     """Return a loader of one split of the source's data; `options` are those of `rankfold.zoo.data`."""
     if source.data is None:
-        raise DataError("this command needs data. Give --data, such as mnist5k or cifar10:PATH.")
+        raise DataError("this command needs data. Pass --data, such as mnist5k or cifar10:PATH.")
     info = zoo.entry(source.model)
     shape = source.input_size[1:] if source.input_size else info.input_shape
     if source.data.startswith("imagefolder:") and shape is not None and len(shape) == 3:
@@ -85,7 +85,7 @@ def open_example(source: Source, test: Iterable[Any] | None) -> Any:
         inputs, _ = split_batch(next(iterate(test, "test")))
         example = inputs[:1] if isinstance(inputs, torch.Tensor) else inputs
     if example is None:
-        raise ConfigError(f"the input of {source.model!r} is unknown. Give --input-size, such as 1,3,224,224.")
+        raise ConfigError(f"the input of {source.model!r} is unknown. Pass --input-size, such as 1,3,224,224.")
     return example
 
 

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from rankfold._options import Flag, options_of, spellings
+from rankfold._options import COUNT, Flag, documented, integer, options_of, spellings
 from rankfold.api import options as records
 from rankfold.records import resource_names
 from rankfold.records.amounts import either
 from rankfold.tune import FineTune
-from rankfold.tune.config import OPTIMIZERS
+from rankfold.tune.config import CHECKS
 from rankfold.zoo import DATA_SPECS
+from rankfold.zoo.building import MOST_CLASSES
 
 NETWORKS = "a name of the zoo, torchvision/NAME, timm/NAME, pkg.module:factory or file.py:factory."
 DATA_HELP = f"Data set: {either(DATA_SPECS)}."
@@ -27,9 +28,13 @@ _ARTEFACT_SOURCE = "Model and data (by default those of the artefact)"
 _SOURCE, SEARCH, TUNE, OUTPUT = "Model and data", "Search", "Fine-tuning", "Output"
 
 
-def _of_recipe(name: str) -> Any:
-    """Return the default of a field of `FineTune`."""
-    return FineTune.__dataclass_fields__[name].default
+def _of_recipe(name: str, kind: Any, more: str = "", **details: Any) -> Flag:
+    """Return the flag of a field of `FineTune`: default, check and the first sentence of its description."""
+    text = documented(FineTune)[name][1].replace('"', "")
+    sentence = text.partition(". ")[0].removesuffix(".") + "."
+    default = FineTune.__dataclass_fields__[name].default
+    flag = Flag(kind=kind, help=f"{sentence} {more}".strip(), default=default, check=CHECKS.get(name), panel=TUNE)
+    return replace(flag, **details)
 
 
 FLAGS: dict[str, Flag] = {
@@ -43,23 +48,31 @@ FLAGS: dict[str, Flag] = {
         help=f"Network: {NETWORKS} By default the one that the artefact was made from.",
     ),
     "weights": Flag(
-        kind=str | None, metavar="FILE", panel=_SOURCE,
+        kind=str | None, metavar="FILE", panel=_SOURCE, stands_for=("teacher",),
         help="File of trained weights (.safetensors or a torch state dict), or 'bundled'. By default random weights.",
     ),
     "num_classes": Flag(
-        kind=int | None, least=1, panel=_SOURCE, help="Number of outputs. By default that of the network."
+        kind=int | None, check=integer(1, MOST_CLASSES, optional=True), panel=_SOURCE,
+        help="Number of outputs. By default that of the network.",
     ),
-    "data": Flag(kind=str | None, metavar="SPEC", panel=_SOURCE, help=DATA_HELP),
+    "data": Flag(
+        kind=str | None, metavar="SPEC", panel=_SOURCE, help=DATA_HELP, stands_for=("calibration", "evaluate", "metric")
+    ),
     "trust_source": Flag(
         kind=bool, default=False, panel=_SOURCE,
         help="Run Python code (factories) that the artefact's source.json names.",
     ),
     "input_size": Flag(
-        kind=str | None, metavar="SIZES", panel=_SOURCE,
+        kind=str | None, metavar="SIZES", panel=_SOURCE, stands_for=("example_input",),
         help="Shape of an input with its batch dimension, such as 1,3,224,224.",
     ),
-    "batch_size": Flag(kind=int | None, least=1, panel=_SOURCE, help="Images per batch. By default 128."),
-    "limit_test": Flag(kind=int | None, least=1, panel=_SOURCE, help="Maximum number of test images to measure on."),
+    "batch_size": Flag(
+        kind=int | None, check=integer(1, 10**6, optional=True), panel=_SOURCE, help="Images per batch. By default 128."
+    ),
+    "limit_test": Flag(
+        kind=int | None, check=integer(1, 10**9, optional=True), panel=_SOURCE,
+        help="Maximum number of test images to measure on.",
+    ),
     "device": Flag(
         kind=str, default="auto", panel=_SOURCE,
         help="Device of the models: auto (cuda if available), cpu, cuda or cuda:1.",
@@ -74,33 +87,33 @@ FLAGS: dict[str, Flag] = {
         help="Option of the strategy, such as rounds=2; may be repeated.",
     ),
     "calibration_images": Flag(
-        kind=int, default=1024, least=1, panel=SEARCH, help="Number of unlabelled training images to calibrate on."
+        kind=int, default=1024, check=COUNT, panel=SEARCH, help="Number of unlabelled training images to calibrate on."
     ),
-    "epochs": Flag(
-        kind=int, default=0, least=0, names=("--epochs", "--finetune-epochs"), panel=TUNE,
-        help="Passes over the training data. With 0 there is no fine-tuning.",
+    "epochs": _of_recipe(
+        "epochs", int, "With 0 there is no fine-tuning.", default=0, check=integer(0),
+        names=("--epochs", "--finetune-epochs"), stands_for=("finetune",),
     ),
-    "loss": Flag(
-        kind=str, default=_of_recipe("loss"), panel=TUNE,
-        help="Loss: auto, or terms joined by '+': task, distill, layer.",
-    ),
-    "lr": Flag(kind=float | None, panel=TUNE, help="Peak learning rate. By default that of the optimizer."),
-    "optimizer": Flag(
-        kind=str, default=_of_recipe("optimizer"), panel=TUNE, help=f"Optimizer: {either(list(OPTIMIZERS))}."
-    ),
+    "loss": _of_recipe("loss", str),
+    "lr": _of_recipe("lr", float | None),
+    "optimizer": _of_recipe("optimizer", str),
     "finetune_option": Flag(
         kind=list[str] | None, metavar="KEY=VALUE", panel=TUNE,
         help="Any other field of FineTune, such as target=0.9 or mixed_precision=bf16; may be repeated.",
     ),
-    "train_batch_size": Flag(kind=int | None, least=1, panel=TUNE, help="Images per step. By default --batch-size."),
-    "limit_train": Flag(kind=int | None, least=1, panel=TUNE, help="Maximum number of training images."),
-    "max_steps": Flag(kind=int | None, least=1, panel=TUNE, help="Stop after this many steps."),
-    "augment": Flag(kind=bool, default=False, panel=TUNE, help="Apply random crops and, to colour images, flips."),
-    "checkpoint": Flag(kind=str | None, metavar="PATH", panel=TUNE, help="File or folder of the checkpoint."),
-    "checkpoint_every": Flag(
-        kind=int | None, least=1, panel=TUNE, help="Steps between checkpoints. By default one after each epoch."
+    "train_batch_size": Flag(
+        kind=int | None, check=integer(1, 10**6, optional=True), panel=TUNE,
+        help="Images per step. By default --batch-size.",
     ),
-    "restart": Flag(kind=bool, default=False, panel=TUNE, help="Ignore any checkpoint and start over."),
+    "limit_train": Flag(
+        kind=int | None, check=integer(1, optional=True), panel=TUNE, help="Maximum number of training images."
+    ),
+    "max_steps": _of_recipe("max_steps", int | None),
+    "augment": Flag(kind=bool, default=False, panel=TUNE, help="Apply random crops and, to colour images, flips."),
+    "checkpoint": _of_recipe("checkpoint", str | None, metavar="PATH"),
+    "checkpoint_every": _of_recipe("checkpoint_every", int | None),
+    "restart": Flag(
+        kind=bool, default=False, panel=TUNE, help="Ignore any checkpoint and start over.", stands_for=("resume",)
+    ),
     "out": Flag(
         kind=str, default="out", names=("--out", "-o"), metavar="FOLDER", panel=OUTPUT,
         help="Folder for the artefact and its report.",
@@ -128,18 +141,27 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+def record_flags(record: type, panel: str | None = None) -> dict[str, Flag]:
+    """Return the flags of a record's options: those that are available on the command line."""
+    return {
+        name: replace(
+            option.flag,
+            help=option.help,
+            default=field.default,
+            check=None if option.flag.parse else option.check,
+            panel=panel,
+        )
+        for name, (field, option) in options_of(record).items()
+        if option.flag is not None
+    }
+
+
 def search_flags() -> dict[str, Flag]:
-    """Return the flags of a search: the options of `Search` that are available on the command line."""
-    flags = {"budget": FLAGS["budget"]}
-    for name, (field, option) in options_of(records.Search).items():
-        if option.flag is not None:
-            flags[name] = replace(
-                option.flag, help=option.help, default=field.default, panel=option.flag.panel or SEARCH
-            )
-        if name == "strategy":
-            flags["strategy_option"] = FLAGS["strategy_option"]
-    seed = flags.pop("seed")
-    return {**flags, "calibration_images": FLAGS["calibration_images"], "seed": replace(seed, panel=_SOURCE)}
+    """Return the flags of a search, in the order of the help."""
+    flags = record_flags(records.Search, SEARCH)
+    first = {"budget": FLAGS["budget"], "strategy": flags["strategy"], "strategy_option": FLAGS["strategy_option"]}
+    last = {"calibration_images": FLAGS["calibration_images"], "seed": replace(flags.pop("seed"), panel=_SOURCE)}
+    return {**first, **flags, **last}
 
 
 def flags_of(names: Sequence[str], own: dict[str, Flag]) -> dict[str, Flag]:
@@ -165,6 +187,6 @@ def parameter(name: str, flag: Flag) -> inspect.Parameter:
     if flag.names is None:
         info = typer.Argument(**shown, show_default=False)
     else:
-        info = typer.Option(*spellings(name, flag), min=flag.least, max=flag.most, **shown)
+        info = typer.Option(*spellings(name, flag), **shown)
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=flag.default, annotation=Annotated[flag.kind, info])

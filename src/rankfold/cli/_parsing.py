@@ -8,13 +8,14 @@ from fractions import Fraction
 from typing import Any
 
 from rankfold import strategies
-from rankfold._config import build_config, changed
+from rankfold._config import build_config, changed, spelled, spelling
 from rankfold._documents import parse_json
 from rankfold._options import options_of
 from rankfold.api import options as records
 from rankfold.cli._command import Given
 from rankfold.cli._loading import open_data
 from rankfold.cli._source import Source, names_code
+from rankfold.cli._spelling import key_of
 from rankfold.errors import ConfigError, CorruptArtifact
 from rankfold.records import Budget
 from rankfold.tune import FineTune
@@ -66,7 +67,8 @@ def search_options(given: Given) -> dict[str, Any]:
             values[name] = getattr(given, name) if parse is None else parse(getattr(given, name))
     chosen = parse_options(getattr(given, "strategy_option", None))
     if chosen:
-        values["strategy"] = strategies.get(values["strategy"], chosen)
+        with spelling(key_of("--strategy-option")):
+            values["strategy"] = strategies.get(values["strategy"], chosen)
     search = records.search_of(values)
     if hasattr(given, "data"):
         records.reconstruction(search.reconstruct, has_data=given.data is not None, data_aware=search.data_aware)
@@ -88,14 +90,13 @@ def recipe_of(
     if not given.epochs:
         return None
     if source.data is None:
-        raise ConfigError(f"--epochs {given.epochs} needs data to train on. Give --data, or leave --epochs out.")
+        raise ConfigError(f"--epochs {given.epochs} needs data to train on. Pass --data, or leave --epochs out.")
     options: dict[str, Any] = {name: getattr(given, name) for name in _TUNE_FIELDS if hasattr(given, name)}
     options |= {"resume": not given.restart, "checkpoint": given.checkpoint or checkpoint}
     others = parse_options(given.finetune_option, flag="--finetune-option")
     for key in others:
         if key in options or key == "data":
-            flag = "restart" if key == "resume" else key.replace("_", "-")
-            raise ConfigError(f"--finetune-option does not take {key!r}. Use --{flag} instead.")
+            raise ConfigError(f"--finetune-option does not take {key!r}. Use {spelled(key)} instead.")
     defaults = {} if base is None else changed(base)
     return build_config(FineTune, {**defaults, **options, **others}, owner="fine-tuning")
 

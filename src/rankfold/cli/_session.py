@@ -24,16 +24,6 @@ BAD_INPUT = 2
 UNEXPECTED = 1
 INTERRUPTED = 130
 
-_SPELLING = {
-    "FineTune(resume=False)": "--restart",
-    "FineTune(checkpoint=...)": "--checkpoint",
-    "FineTune(max_steps=...)": "--max-steps",
-    "FineTune(data=...)": "--data",
-    "Pass evaluate=..., such as evaluate=rf.top1(loader).": "Give --data.",
-    "Pass calibration=..., or reconstruct='weights'.": "Give --data, or --reconstruct weights.",
-}
-"""Names of options in the library's messages, and on the command line."""
-
 show_traceback: ContextVar[bool] = ContextVar("show_traceback", default=False)
 """Set by ``rankfold --traceback``."""
 
@@ -93,10 +83,7 @@ def session(*, as_json: bool, quiet: bool) -> Iterator[Output]:
         try:
             yield out
         except RankfoldError as error:
-            message = str(error)
-            for python, flag in _SPELLING.items():
-                message = message.replace(python, flag)
-            _end(f"error: {message}", BAD_INPUT)
+            _end(f"error: {error}", BAD_INPUT)
         except KeyboardInterrupt:
             _tell("interrupted")
             raise typer.Exit(INTERRUPTED) from None

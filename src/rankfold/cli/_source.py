@@ -16,19 +16,19 @@ from typing import Any
 
 from rankfold._config import is_integer
 from rankfold._documents import json_text, parse_document, read_text
+from rankfold._options import SEED
 from rankfold._printable import quoted
-from rankfold.api.options import MOST_SEED
 from rankfold.cli._command import Given
+from rankfold.cli._options import FLAGS
 from rankfold.errors import ConfigError, CorruptArtifact, RankfoldError, RankfoldWarning
 from rankfold.storage import SOURCE_FILE, artifact_identity, companion_file
-from rankfold.zoo.building import MOST_CLASSES
 from rankfold.zoo.loading import KINDS, PATH_KINDS
 
 FORMAT = "rankfold-source"
 VERSION = 1
 
 _MOST_DIMENSIONS, _MOST_ELEMENTS = 64, 10**8
-_LIMITS = {"num_classes": (1, MOST_CLASSES), "batch_size": (1, 10**6), "limit_test": (1, 10**9), "seed": (0, MOST_SEED)}
+_CHECKS = {**{name: FLAGS[name].check for name in ("num_classes", "batch_size", "limit_test")}, "seed": SEED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ def artifact_source(given: Given, *, reads_data: bool) -> Source:
     folder, model = given.artifact, given.original
     if not os.path.isdir(folder):
         what = "is a file, not a folder" if os.path.exists(folder) else "does not exist"
-        raise RankfoldError(f"the artefact {folder!r} {what}. Give a folder that compress, apply or finetune wrote.")
+        raise RankfoldError(f"the artefact {folder!r} {what}. Pass a folder that compress, apply or finetune wrote.")
     remembered = Source.load(folder)
     if remembered is None and model is None:
         raise ConfigError(f"{folder!r} has no {SOURCE_FILE} that names its network. Pass --model.")
@@ -168,10 +168,14 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 def _is_valid(field: str, value: object, *, optional: bool) -> bool:
     if value is None:
         return optional
-    if field in _LIMITS:
-        least, most = _LIMITS[field]
-        return is_integer(value) and least <= value <= most
-    return _is_shape(value) if field == "input_size" else isinstance(value, str)
+    check = _CHECKS.get(field)
+    if check is None:
+        return _is_shape(value) if field == "input_size" else isinstance(value, str)
+    try:
+        check(field, value)
+    except ConfigError:
+        return False
+    return True
 
 
 def _is_shape(value: object) -> bool:

@@ -32,7 +32,7 @@ def check_file(path: str, suffixes: tuple[str, ...], flag: str = "--out") -> Pat
     """Return the path of an output file; raise if it has another suffix or cannot be written."""
     file, wanted = Path(path).expanduser(), either(suffixes)
     if os.path.isdir(file):
-        raise RankfoldError(f"{flag} {path!r} is a folder. Give a file ending in {wanted}.")
+        raise RankfoldError(f"{flag} {path!r} is a folder. Pass a file ending in {wanted}.")
     if file.suffix.lower() not in suffixes:
         raise ConfigError(f"{flag} must end in {wanted}. Got {path!r} instead.")
     check_writable(file.parent)

@@ -11,11 +11,12 @@ from rankfold._options import Flag
 from rankfold.api.analyzing import resolve
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import open_work
-from rankfold.cli._options import FLAGS
+from rankfold.cli._options import FLAGS, record_flags
 from rankfold.cli._parsing import parse_share
 from rankfold.cli._session import Output
 from rankfold.cli._source import given_source
 from rankfold.cli._writing import check_file
+from rankfold.cost.exploration import Exploration
 from rankfold.errors import ConfigError
 from rankfold.reporting.exploration import Analysis
 
@@ -45,9 +46,7 @@ _NETWORK_ONLY = ("include", "exclude", "weights", "data", "input_size", "num_cla
         kind=str, default="0.5%", metavar="SHARE",
         help="Maximum difference between the share that a setting removes and that of its step.",
     ),
-    random=Flag(kind=int, default=0, least=0, help="Number of random solutions per step."),
-    cores=Flag(kind=int, default=3, least=2, help="Maximum number of cores in the tensor shapes of ttm."),
-    useful=Flag(kind=bool, default=False, help="Leave out settings with a rank that another rank makes redundant."),
+    **record_flags(Exploration),
     time=Flag(kind=bool, default=False, help="Also measure decomposition times at each step."),
     html=Flag(kind=str | None, metavar="FILE", help="HTML page for tables and plots."),
 )  # fmt: skip
@@ -60,7 +59,7 @@ def analyze(given: Given, out: Output) -> None:
     """
     layers = given.layer or []
     if (given.model is None) == (not layers):
-        raise ConfigError("analyze takes either a network or layers by shape. Give a network, or --layer.")
+        raise ConfigError("analyze takes either a network or layers by shape. Pass a network, or --layer.")
     width = parse_share(given.tolerance)
     if width is None or not 0 < width <= Fraction(1, 2):
         raise ConfigError(f"--tolerance must be a share in (0, 50%], such as 0.5%. Got {given.tolerance!r} instead.")

@@ -8,7 +8,7 @@ import torch
 
 import rankfold as rf
 from rankfold import zoo
-from rankfold._options import Flag
+from rankfold._options import COUNT, Flag, integer
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import open_example, open_model, open_test, pick_device
 from rankfold.cli._session import Output
@@ -24,9 +24,11 @@ from rankfold.reporting.words import milliseconds
     "rankfold bench small --batch-size 32 --threads 1",
     "artifact", "original", "trust_source", "batch_size", "threads", "repeats", "num_classes", "input_size", "data",
     "device",
-    batch_size=Flag(kind=int, default=1, least=1, help="Inputs per forward pass."),
-    threads=Flag(kind=int | None, least=1, help="Number of CPU threads. By default that of torch."),
-    repeats=Flag(kind=int, default=50, least=1, help="Number of timed runs per model."),
+    batch_size=Flag(kind=int, default=1, check=COUNT, help="Inputs per forward pass."),
+    threads=Flag(
+        kind=int | None, check=integer(1, optional=True), help="Number of CPU threads. By default that of torch."
+    ),
+    repeats=Flag(kind=int, default=50, check=COUNT, help="Number of timed runs per model."),
 )  # fmt: skip
 def bench(given: Given, out: Output) -> None:
     """Time a compressed model against its original on this machine.
@@ -68,7 +70,7 @@ def bench(given: Given, out: Output) -> None:
 def _resized(example: Any, batch: int) -> Any:
     if not isinstance(example, torch.Tensor):
         raise ConfigError(
-            "--batch-size needs a network with a single input tensor. Leave it out, or give --input-size."
+            "--batch-size needs a network with a single input tensor. Leave it out, or pass --input-size."
         )
     return example[:1].repeat(batch, *[1] * (example.ndim - 1))
 

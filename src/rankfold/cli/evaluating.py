@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import rankfold as rf
 from rankfold import zoo
-from rankfold._options import Flag
+from rankfold._options import COUNT, Flag
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import is_trained, open_data, open_model, pick_device, pick_metric, warn_untrained
 from rankfold.cli._options import FLAGS, NETWORKS
@@ -23,7 +23,8 @@ from rankfold.reporting.words import metric as in_words
     "artifact", "artefact_source", "top", "agreement",
     artifact=replace(FLAGS["artifact"], help=f"An artefact's folder, or a network: {NETWORKS}", metavar="TARGET"),
     top=Flag(
-        kind=int, default=1, least=1, help="Count a prediction as correct if the class is among this many best ones."
+        kind=int, default=1, check=COUNT, metavar="K",
+        help="Count a prediction as correct if the label is among the K highest scores.",
     ),
     agreement=Flag(
         kind=bool, default=False, help="Measure the share of predictions that equal the original's; needs no labels."
@@ -67,10 +68,10 @@ def _check_reference(artifact: bool, source: Source) -> None:
     if not artifact:
         raise ConfigError(
             f"agreement compares an artefact with its original, but {source.model!r} is an original. "
-            "Give an artefact's folder, or data with labels."
+            "Pass an artefact's folder, or data with labels."
         )
     if not is_trained(source):
-        raise ConfigError("agreement needs the original's weights. Give --weights.")
+        raise ConfigError("agreement needs the original's weights. Pass --weights.")
 
 
 def _compare(out: Output, target: str, name: str, value: float) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from typing import Any
 
 from rankfold import methods, strategies
-from rankfold._options import Flag
+from rankfold._options import PARAMETERS, Flag, documented, without_markup
 from rankfold._registry import Entry, Registry
 from rankfold.cli._command import Given, command
 from rankfold.cli._session import Output
@@ -18,8 +17,6 @@ from rankfold.reporting.terminal import draw
 _NAME = Flag(
     kind=str | None, names=None, metavar="NAME", help="Name of the one to describe. By default all are listed."
 )
-_PARAMETERS = "Parameters\n----------\n"
-_PARAMETER = re.compile(r"^(\S.*) : (.*)\n((?: {4}.*\n?)+)", re.MULTILINE)
 
 
 @command("rankfold methods svd", "name", name=_NAME)
@@ -57,26 +54,17 @@ def _list(given: Given, out: Output, what: str, registry: Registry[Any]) -> None
 
 def _describe(entry: Entry[Any]) -> dict[str, Any]:
     """Return the name, summary, description and options of a method or strategy, from its class and docstring."""
-    explained: dict[str, tuple[str, str]] = {}
-    for base in reversed(entry.plugin.__mro__):
-        section = inspect.cleandoc(base.__doc__ or "").partition(_PARAMETERS)[2].partition("\n\n")[0]
-        for names, kind, text in _PARAMETER.findall(section):
-            explained |= dict.fromkeys(names.split(", "), (kind, _plain(text)))
-    options = []
+    explained, options = documented(entry.plugin), []
     for field in dataclasses.fields(entry.plugin):
         kind, text = explained.get(field.name, (str(field.type), ""))
         missing = field.default is dataclasses.MISSING
         default = field.default_factory() if missing else field.default  # pyright: ignore[reportCallIssue]
         options.append({"name": field.name, "type": kind, "default": default, "help": text})
-    paragraphs = inspect.cleandoc(entry.plugin.__doc__ or "").partition(_PARAMETERS)[0].strip().split("\n\n")
+    paragraphs = inspect.cleandoc(entry.plugin.__doc__ or "").partition(PARAMETERS)[0].strip().split("\n\n")
     return {
         "name": entry.plugin.name,
         "class": entry.plugin.__name__,
         "summary": entry.summary,
-        "description": [_plain(paragraph) for paragraph in paragraphs],
+        "description": [without_markup(paragraph) for paragraph in paragraphs],
         "options": options,
     }
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.replace("``", "").split())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import rankfold as rf
-from rankfold._options import Flag
+from rankfold._options import Flag, integer
 from rankfold.api.checks import check_measurable
 from rankfold.api.realizing import Destination
-from rankfold.api.sweeping import check_range
+from rankfold.api.sweeping import COUNT_OF_POINTS, check_range
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import open_work
 from rankfold.cli._options import OUTPUT
@@ -25,7 +25,8 @@ _POINTS = "Budgets"
 
 @command(
     "rankfold sweep lenet5_mnist5k --weights bundled --data mnist5k --points 20 --out sweep.html",
-    "model", "out", "models", "resource", "points", "between", "at", "evaluate", "no_evaluate", "search", "source",
+    "model", "out", "models", "resource", "points", "between", "at", "evaluate_points", "no_evaluate", "search",
+    "source",
     out=Flag(
         kind=list[str] | None, names=("--out", "-o"), metavar="FILE", panel=OUTPUT,
         help="File ending in .html, .json, .md or .csv; may be repeated.",
@@ -35,11 +36,11 @@ _POINTS = "Budgets"
         kind=str, default="params", panel=_POINTS, help=f"Resource to vary: {either(resource_names('additive'))}."
     ),
     points=Flag(
-        kind=int, default=20, least=2, panel=_POINTS,
+        kind=int, default=20, check=COUNT_OF_POINTS, panel=_POINTS,
         help="Number of budgets, evenly spaced from the smallest that can be reached.",
     ),
     between=Flag(
-        kind=str | None, metavar="SHARES", panel=_POINTS,
+        kind=str | None, metavar="SHARES", panel=_POINTS, stands_for=("limits",),
         help="Lowest and highest budget as shares of the model, such as 20%,80%.",
     ),
     at=Flag(
@@ -50,8 +51,8 @@ _POINTS = "Budgets"
         kind=list[str] | None, names=("--budget", "-b"), metavar="BOUND", panel=_POINTS,
         help="Bound that also applies at every point, such as macs<=50%; may be repeated.",
     ),
-    evaluate=Flag(
-        kind=int | None, least=1, metavar="N", panel=OUTPUT,
+    evaluate_points=Flag(
+        kind=int | None, names=("--evaluate",), check=integer(1, optional=True), metavar="N", panel=OUTPUT,
         help="Number of points to apply and measure on the test images. By default all.",
     ),
     no_evaluate=Flag(kind=bool, default=False, panel=OUTPUT, help="Plan only, without measuring models."),
@@ -64,10 +65,10 @@ def sweep(given: Given, out: Output) -> None:
     """
     source = given_source(given, given.model)
     budget, search = parse_budget(given.budget), search_options(given)
-    if given.no_evaluate and given.evaluate is not None:
+    if given.no_evaluate and given.evaluate_points is not None:
         raise ConfigError("--evaluate and --no-evaluate exclude each other. Leave one of them out.")
-    if given.evaluate is not None and given.data is None:
-        raise ConfigError(f"--evaluate {given.evaluate} needs images to measure on. Give --data.")
+    if given.evaluate_points is not None and given.data is None:
+        raise ConfigError(f"--evaluate {given.evaluate_points} needs images to measure on. Pass --data.")
     limits = None if given.between is None else parse_limits(given.between)
     points = [Budget.parse(text) for text in given.at] if given.at else given.points
     check_range(given.resource, points, limits)
@@ -78,7 +79,7 @@ def sweep(given: Given, out: Output) -> None:
     result = rf.sweep(
         work.dense, work.example, resource=given.resource, points=points, limits=limits, budget=budget,
         calibration=work.calibration, evaluate=None if given.no_evaluate else work.metric,
-        evaluate_points=given.evaluate, name=given.model,
+        evaluate_points=given.evaluate_points, name=given.model,
         output=None if given.models is None else Destination(folder=Path(given.models), companions=source.texts),
         **search,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import nn
 import rankfold as rf
 from rankfold import zoo
 from rankfold._files import write_atomic
-from rankfold._options import Flag
+from rankfold._options import COUNT, Flag
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import open_data, open_model, pick_device
 from rankfold.cli._options import FLAGS, GROUPS, OUTPUT, REQUIRED
@@ -31,7 +31,7 @@ from rankfold.tune import FROM_SCRATCH
 # Without a teacher there is one loss. --epochs of compress has a second spelling, and a default of 0.
 _RECIPE = {name: replace(FLAGS[name], panel="Training") for name in GROUPS["tuning"] if name != "loss"}
 _RECIPE["epochs"] = Flag(
-    kind=int, default=FROM_SCRATCH.epochs, least=1, panel="Training", help="Passes over the training data."
+    kind=int, default=FROM_SCRATCH.epochs, check=COUNT, panel="Training", help="Passes over the training data."
 )
 _RECIPE["optimizer"] = replace(_RECIPE["optimizer"], default=FROM_SCRATCH.optimizer)
 

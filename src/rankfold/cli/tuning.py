@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 import rankfold as rf
+from rankfold._options import COUNT
 from rankfold.api.realizing import Draft, Realizer
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import is_trained, open_work
@@ -24,7 +25,7 @@ from rankfold.reporting import Report
     "rankfold finetune small --epochs 10 --lr 0.01 --out tuned",
     "artifact", "out", "tuning", "artefact_source", "seed",
     out=replace(FLAGS["out"], default=REQUIRED),
-    epochs=replace(FLAGS["epochs"], default=5, least=1, help="Passes over the training data."),
+    epochs=replace(FLAGS["epochs"], default=5, check=COUNT, help="Passes over the training data."),
     seed=replace(search_flags()["seed"], panel=TUNE),
 )  # fmt: skip
 def finetune(given: Given, out: Output) -> None:
@@ -36,7 +37,7 @@ def finetune(given: Given, out: Output) -> None:
     source = artifact_source(given, reads_data=True)
     to = destination(given.out, source)
     if to.folder.resolve() == Path(given.artifact).expanduser().resolve():
-        raise ConfigError(f"--out {given.out!r} is the artefact itself, which is not overwritten. Give another folder.")
+        raise ConfigError(f"--out {given.out!r} is the artefact itself, which is not overwritten. Pass another folder.")
     recipe = recipe_of(given, source, checkpoint=given.out)
     work = open_work(source, given)
     recipe = with_data(recipe, given, source)

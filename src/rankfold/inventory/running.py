@@ -164,7 +164,7 @@ def example_failure(which: str, example_input: Any, error: Exception) -> ModelEr
     return ModelError(
         f"{which} cannot run on the example input, {describe(example_input)}. "
         f"It raised {type(error).__name__}: {error}\n"
-        "Give an example input that the model accepts: a tuple of positional arguments, a dict of keyword arguments, "
+        "Pass an example input that the model accepts: a tuple of positional arguments, a dict of keyword arguments, "
         "or a single argument."
     )
 
@@ -187,7 +187,7 @@ def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False) 
     except Exception as error:
         raise ModelError(
             f"the model cannot run on {what}, {describe(inputs)}. It raised {type(error).__name__}: {error}\n"
-            "Give batches (inputs, target) or inputs alone that the model accepts."
+            "Pass batches (inputs, target) or inputs alone that the model accepts."
         ) from error
     return output if graph else detached(output)
 

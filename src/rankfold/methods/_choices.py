@@ -24,7 +24,7 @@ def check_choice(layer: LayerInfo, choice: Choice) -> None:
     if obstacle is not None:
         raise GaugeError(
             f"{method.name!r} with ranks {list(choice.ranks)} on {layer.title} cannot be gauged: {obstacle}. "
-            "Leave 'gauge' out for this layer."
+            "Leave gauge out for this layer."
         )
 
 

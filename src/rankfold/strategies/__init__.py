@@ -1,11 +1,11 @@
 """Rank-selection strategies, one file each; importing the package registers all of them."""
 
 from rankfold.strategies.compressnas import CompressNAS as CompressNAS
-from rankfold.strategies.contract import NEEDS as NEEDS
 from rankfold.strategies.contract import Need as Need
 from rankfold.strategies.contract import Strategy as Strategy
 from rankfold.strategies.contract import check_needs as check_needs
 from rankfold.strategies.contract import get as get
+from rankfold.strategies.contract import need_text as need_text
 from rankfold.strategies.contract import registry as registry
 from rankfold.strategies.energy import Energy as Energy
 from rankfold.strategies.manual import Manual as Manual

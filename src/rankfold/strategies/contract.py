@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
-from rankfold._config import config_to_dict
+from rankfold._config import Code, config_to_dict, spelled
 from rankfold._registry import Registry
 from rankfold.errors import ConfigError, InfeasibleBudget
 from rankfold.records import PEAK, Candidate, CandidateTable, Choice, Cost, Plan, Provenance
@@ -19,20 +19,24 @@ MOST_SHOWN = 3
 
 Need = Literal["calibration", "labels", "metric", "recipe"]
 
-NEEDS: dict[Need, str] = {
-    "calibration": "calibration data. Pass calibration=....",
-    "labels": "labels. Pass calibration=... with batches (inputs, target).",
-    "metric": "a metric. Use rankfold.compress with evaluate=..., such as evaluate=rf.top1(loader).",
-    "recipe": "a recipe for training. Use rankfold.compress with finetune=rf.FineTune(...).",
-}
-"""The possible requirements of a strategy, with instructions for the user."""
+
+def need_text(need: Need) -> str:
+    """Return a requirement of a strategy in words, and what the user passes to meet it."""
+    calibration, metric = spelled("calibration", ...), spelled("evaluate", Code("rf.top1(loader)"))
+    texts: dict[Need, str] = {
+        "calibration": f"calibration data. Pass {calibration}.",
+        "labels": f"labels. Pass {calibration} with batches (inputs, target).",
+        "metric": f"a metric. Use compress with {metric}.",
+        "recipe": f"a recipe for fine-tuning. Use compress with {spelled('finetune', Code('rf.FineTune(...)'))}.",
+    }
+    return texts[need]
 
 
 def check_needs(strategy: Strategy, given: Collection[Need]) -> None:
     """Raise `ConfigError` if a requirement of a strategy is missing."""
-    for need, words in NEEDS.items():
+    for need in get_args(Need):
         if need in strategy.needs and need not in given:
-            raise ConfigError(f"strategy {strategy.name!r} needs {words}")
+            raise ConfigError(f"strategy {strategy.name!r} needs {need_text(need)}")
 
 
 class Strategy(ABC):
@@ -46,7 +50,7 @@ class Strategy(ABC):
     name : str
         The name in plans and in the interface.
     needs : frozenset of str
-        Requirements (`NEEDS`), which are checked before any work is done.
+        Requirements (`Need`), which are checked before any work is done.
     handles : frozenset of str
         Measured bounds, such as ``"accuracy_drop"``, that the strategy meets itself. For other strategies,
         `rankfold.compress` searches for the smallest model within such a bound.

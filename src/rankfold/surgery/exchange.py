@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from rankfold._config import spelled
 from rankfold.errors import ModelError
 from rankfold.surgery.references import References
 
@@ -46,7 +47,7 @@ def exchange_(
             f"{listed(references.fixed)}\nA copy of the model shares functions and weak references with the original. "
             "Make such a function a method of the class; remove a `forward` that was set on an instance "
             "(`del model.forward`) and set it again on the result. If the references are never used, pass "
-            "example_input=... so that a run proves it."
+            f"{spelled('example_input', ...)}, so that a run proves it."
         )
     disable_fused_paths_(model, set(new))
     references.change()

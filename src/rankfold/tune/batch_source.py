@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 
+from rankfold._config import Code, spelled
 from rankfold._tensors import tensors_of
 from rankfold.batches import batch_size, naming_dead_workers, require_iterable, slice_batch, split_batch
 from rankfold.errors import DataError
@@ -47,7 +48,7 @@ class BatchSource:
 
     def __init__(self, data: Iterable[Any] | None, *, seed: int, rank: int, world: int, device: torch.device) -> None:
         if data is None:
-            raise DataError("fine-tuning needs data. Pass FineTune(data=...) a DataLoader.")
+            raise DataError(f"fine-tuning needs data. Pass {spelled('data', Code('loader'), of='FineTune')}.")
         require_iterable(data, "fine-tuning")
         self._data, self._seed, self._device = data, seed, device
         self._rank, self._world = rank, world
@@ -93,8 +94,8 @@ class BatchSource:
         """Return the batches per epoch by iterating over the data; raise `DataError` if this is not possible."""
         if self.once:
             raise DataError(
-                "the fine-tuning data is an iterator without a length, so the learning rate cannot "
-                "be scheduled. Pass a list or DataLoader, or set FineTune(max_steps=...)."
+                "the fine-tuning data is an iterator without a length, so the learning rate cannot be scheduled. Pass "
+                f"a list or DataLoader, or set {spelled('max_steps', ..., of='FineTune')}."
             )
         with preserved(self._device):
             count = sum(1 for _ in self.epoch(0))
@@ -224,5 +225,5 @@ def require_batches(count: int, epoch: int) -> None:
     if not count:
         raise DataError(
             f"the fine-tuning data has no batch in epoch {epoch + 1}, although it had some before. It must be iterable "
-            "once per epoch: pass a list or a DataLoader instead of a generator, or set epochs=1."
+            f"once per epoch: pass a list or a DataLoader instead of a generator, or set {spelled('epochs', 1)}."
         )

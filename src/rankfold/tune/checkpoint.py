@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold import _files
+from rankfold._config import spelled
 from rankfold._files import write_atomic
 from rankfold._state import own_state
 from rankfold._tensors import tensors_of
@@ -34,7 +35,13 @@ _FREE = {"data", "checkpoint", "checkpoint_every", "resume"}
 # recomputed factors differ in their last digits; unrelated factors differ by about 1.
 _NEAR = 1e-3
 
-_START_OVER = "Delete it, or start over with FineTune(resume=False)."
+
+def _start_over() -> str:
+    return f"Delete it, or start over with {_restart()}."
+
+
+def _restart() -> str:
+    return spelled("resume", False, of="FineTune")
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -71,15 +78,15 @@ def read(file: Path) -> dict[str, Any] | None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorruptArtifact(
             f"the checkpoint {str(file)!r} cannot be read: it is truncated or belongs to another program "
-            f"({reason:.100}). {_START_OVER}"
+            f"({reason:.100}). {_start_over()}"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CorruptArtifact(f"{str(file)!r} is not a checkpoint of rankfold's fine-tuning. {_START_OVER}")
+        raise CorruptArtifact(f"{str(file)!r} is not a checkpoint of rankfold's fine-tuning. {_start_over()}")
     version = content.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise CorruptArtifact(
             f"the checkpoint {str(file)!r} has version {version!r}; this version of rankfold reads versions up to "
-            f"{VERSION}. Upgrade rankfold. {_START_OVER}"
+            f"{VERSION}. Upgrade rankfold. {_start_over()}"
         )
     return content
 
@@ -112,7 +119,7 @@ def require_same(file: Path, stored: Any, now: Mapping[str, Any]) -> None:
         If the checkpoint does not identify its run.
     """
     if not isinstance(stored, Mapping) or set(stored) != set(now):
-        raise CorruptArtifact(f"the checkpoint {str(file)!r} does not identify its run. {_START_OVER}")
+        raise CorruptArtifact(f"the checkpoint {str(file)!r} does not identify its run. {_start_over()}")
     differences: list[str] = []
     for part in ("options", "tensors"):
         old, new = stored[part], now[part]
@@ -126,7 +133,7 @@ def require_same(file: Path, stored: Any, now: Mapping[str, Any]) -> None:
         shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
         raise ConfigError(
             f"the checkpoint {str(file)!r} is of another run ({shown}). Use the same options and model to resume it, "
-            "another checkpoint path, or FineTune(resume=False) to start over and overwrite it."
+            f"another checkpoint path, or {_restart()} to start over and overwrite it."
         )
 
 
@@ -153,7 +160,7 @@ def require_same_probe(file: Path, stored: Any, now: Mapping[str, Any] | None, *
             warnings.warn(
                 f"the first batch differs from that of the run of checkpoint {str(file)!r}: the previous training used "
                 "other data, or the data draws random numbers that cannot be reproduced. Use another checkpoint path, "
-                "or FineTune(resume=False), to train on this data from the start.",
+                f"or {_restart()}, to train on this data from the start.",
                 RankfoldWarning,
                 stacklevel=2,
             )
@@ -163,8 +170,8 @@ def require_same_probe(file: Path, stored: Any, now: Mapping[str, Any] | None, *
         if moved:
             raise ConfigError(
                 f"the checkpoint {str(file)!r} is of another run ({moved[0]}): with the same weights and the same "
-                f"batch, the {what} has other outputs. Use another checkpoint path, or FineTune(resume=False) to start "
-                "over and overwrite it."
+                f"batch, the {what} has other outputs. Use another checkpoint path, or {_restart()} to start over and "
+                "overwrite it."
             )
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeGuard
 
 from torch import Tensor, nn
 
-from rankfold._config import is_integer, is_number, require
+from rankfold._config import is_integer, is_number, require, spelled
+from rankfold._options import COUNT, SEED, Check, integer
 from rankfold.errors import ConfigError, UnknownNameError
 from rankfold.tune.terms import Term, terms
 
@@ -37,14 +38,15 @@ class FineTune:
         has ``set_epoch``, it is called with each epoch. Iterables without a length are counted before training, unless
         `max_steps` is given.
     epochs : int
-        Passes over the data.
+        Passes over the training data.
     max_steps : int or None
-        Stop after this number of batches, even within an epoch; the schedule then ends there, too.
+        Stop after this number of batches, even within an epoch. The schedule then ends there, too.
     loss : str or sequence
-        The terms of the loss, joined by ``+``, such as ``"task+layer"``: ``"task"`` (needs labels), ``"distill"`` (the
-        original's outputs; needs a teacher), ``"layer"`` (RENE's layer distillation; needs a teacher), and registered
-        terms (`rankfold.tune.terms`). A list may also contain `rankfold.tune.Term` objects. ``"auto"`` is
-        ``"task+distill"`` with labels and a teacher, otherwise the one that is possible.
+        Loss terms joined by ``+``, such as ``"task+layer"``: ``"task"``, ``"distill"``, ``"layer"``; or ``"auto"``.
+        ``"task"`` needs labels; ``"distill"`` (the original's outputs) and ``"layer"`` (RENE's layer distillation) need
+        a teacher. ``"auto"`` is ``"task+distill"`` with labels and a teacher, otherwise the one that is possible.
+        Registered terms (`rankfold.tune.terms`) have further names, and a list may contain `rankfold.tune.Term`
+        objects.
     task : {"cross_entropy"} or callable
         The task loss. A callable receives ``(outputs, target)`` unchanged and returns the mean over the batch.
     task_weight, distill_weight, layer_weight : float
@@ -65,13 +67,13 @@ class FineTune:
         ``groups(objective)`` returns the optimizer's parameter groups; ``"lr"`` of a group is its peak. None trains all
         parameters that require gradients, with `weight_decay` on matrices and none on vectors.
     optimizer : {"sgd", "adam", "adamw"}
-        SGD has Nesterov momentum.
+        Optimizer: ``"sgd"`` (with Nesterov momentum), ``"adam"`` or ``"adamw"``.
     lr : float or None
-        Peak learning rate; None is 0.02 for SGD, 1e-4 for Adam and 0.001 for AdamW.
+        Peak learning rate, by default 0.02 for SGD, 1e-4 for Adam and 0.001 for AdamW.
     momentum : float
         Momentum of SGD.
     weight_decay : float or None
-        Applies to weights, not to biases and norms. None is 1e-4 for SGD, 0 for Adam and 0.01 for AdamW.
+        Weight decay of weights, not of biases and norms, by default 1e-4 for SGD, 0 for Adam and 0.01 for AdamW.
     warmup : float or int
         Linear warm-up: a share of all steps (a float below 1) or a number of steps (an int).
     schedule : {"cosine", "constant", "plateau"}
@@ -94,9 +96,9 @@ class FineTune:
     keep : {"last", "best"}
         Keep the weights of the last epoch, or of the epoch with the best metric (the first of equals).
     checkpoint : path or None
-        A file (a name with a suffix), or a folder for ``finetune.pt``.
+        File of the checkpoint, or folder for ``finetune.pt``. A name with a suffix is a file.
     checkpoint_every : int or None
-        Steps between checkpoints; None writes one after each epoch.
+        Steps between checkpoints, by default those of an epoch.
     resume : bool
         Resume from the checkpoint if it exists; for a finished run, return its result. False starts over and overwrites
         the checkpoint.
@@ -145,15 +147,14 @@ class FineTune:
         for name, (kind, choices) in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise UnknownNameError(kind, str(value), [choice for choice in choices if choice is not None])
-        for name, (good, wanted) in _RANGES.items():
-            value = getattr(self, name)
-            require((value is None and name in _OPTIONAL) or good(value), name, value, wanted)
+        for name, check in CHECKS.items():
+            check(name, getattr(self, name))
         if self.objective is not None and self.loss != "auto":
-            raise ConfigError(f"objective replaces loss, but loss is {self.loss!r}. Pass only one of them.")
+            raise ConfigError(f"objective replaces loss, but loss is {self.loss!r}. Pass only one of the two.")
         if self.checkpoint_every is not None and self.checkpoint is None:
             raise ConfigError(
-                f"checkpoint_every={self.checkpoint_every} needs a checkpoint. Set FineTune(checkpoint=...) to a "
-                "folder or file."
+                f"{spelled('checkpoint_every', self.checkpoint_every)} needs a checkpoint. Set "
+                f"{spelled('checkpoint', ..., of='FineTune')} to a folder or file."
             )
 
     @property
@@ -174,11 +175,11 @@ class FineTune:
         return self.weight_decay if self.weight_decay is not None else OPTIMIZERS[self.optimizer][1]
 
     @property
-    def metric_option(self) -> str | None:
-        """The option that needs the metric after each epoch, such as ``"target=0.9"``; None if there is none."""
+    def metric_option(self) -> tuple[str, Any] | None:
+        """The option that needs the metric after each epoch, with its value; None if there is none."""
         if self.target is not None:
-            return f"target={self.target}"
-        return "keep='best'" if self.keep == "best" else None
+            return "target", self.target
+        return ("keep", "best") if self.keep == "best" else None
 
     @property
     def uses_metric(self) -> bool:
@@ -211,27 +212,42 @@ _CHOICES: dict[str, tuple[str, Sequence[str | None]]] = {
     "keep": ("choice of epoch", ("last", "best")),
     "mixed_precision": ("mixed precision", ("no", "fp16", "bf16", None)),
 }
-_OPTIONAL = {
-    "max_steps", "checkpoint_every", "weight_decay", "lr", "max_grad_norm", "objective", "groups", "target"
-}  # fmt: skip
-_COUNT = (lambda v: is_integer(v) and v >= 1, "an integer of at least 1")
-_AMOUNT = (lambda v: _finite(v) and v >= 0, "a number of at least 0")
-_POSITIVE = (lambda v: _finite(v) and v > 0, "a number above 0")
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("epochs", "max_steps", "checkpoint_every"), _COUNT),
-    **dict.fromkeys(("task_weight", "distill_weight", "layer_weight", "weight_decay"), _AMOUNT),
-    **dict.fromkeys(("temperature", "lr", "max_grad_norm"), _POSITIVE),
-    **dict.fromkeys(("objective", "groups"), (callable, "a callable, or None")),
-    "plateau_patience": (lambda v: is_integer(v) and v >= 0, "an integer of at least 0"),
-    "plateau_factor": (lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1"),
-    "momentum": (lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1 (Nesterov momentum)"),
-    "warmup": (
+
+
+def _that(good: Callable[[Any], bool], wanted: str, *, optional: bool = False) -> Check:
+    def check(name: str, value: Any) -> None:
+        require((value is None and optional) or good(value), name, value, wanted)
+
+    return check
+
+
+def _amount(*, optional: bool = False) -> Check:
+    return _that(lambda v: _finite(v) and v >= 0, "a number of at least 0", optional=optional)
+
+
+def _positive(*, optional: bool = False) -> Check:
+    return _that(lambda v: _finite(v) and v > 0, "a number above 0", optional=optional)
+
+
+CHECKS: dict[str, Check] = {
+    "epochs": COUNT,
+    **dict.fromkeys(("max_steps", "checkpoint_every"), integer(1, optional=True)),
+    **dict.fromkeys(("task_weight", "distill_weight", "layer_weight"), _amount()),
+    "weight_decay": _amount(optional=True),
+    "temperature": _positive(),
+    **dict.fromkeys(("lr", "max_grad_norm"), _positive(optional=True)),
+    **dict.fromkeys(("objective", "groups"), _that(callable, "a callable, or None", optional=True)),
+    "plateau_patience": integer(0),
+    "plateau_factor": _that(lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1"),
+    "momentum": _that(lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1 (Nesterov momentum)"),
+    "warmup": _that(
         lambda v: _finite(v) and v >= 0 and (is_integer(v) or v < 1),
         "a share of the steps (a float from 0 to below 1) or an integer",
     ),
-    "target": (_finite, "a finite number"),
-    "seed": (lambda v: is_integer(v) and v >= 0, "an integer of at least 0"),
+    "target": _that(_finite, "a finite number", optional=True),
+    "seed": SEED,
 }
+"""Checks of numbers and callables by option."""
 
 FROM_SCRATCH = FineTune(epochs=100, optimizer="adam", schedule="plateau", warmup=0, max_grad_norm=None)
 """Recipe for random weights, that of the similarity paper (Kokhazadeh et al. 2025, section 6) with batches of 32.

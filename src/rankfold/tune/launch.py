@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rankfold._config import spelled
 from rankfold.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,10 +51,13 @@ def launched(mixed_precision: str | None) -> Iterator[Accelerator]:
             )
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(
-                f"mixed_precision={mixed_precision!r} is not possible on this device: {error}. Choose 'no' or 'bf16'."
+                f"{spelled('mixed_precision', mixed_precision)} is not possible on this device: {error}. Choose 'no' "
+                "or 'bf16'."
             ) from error
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-            raise ConfigError("mixed_precision='fp16' is not possible on the CPU. Choose 'no' or 'bf16'.")
+            raise ConfigError(
+                f"{spelled('mixed_precision', 'fp16')} is not possible on the CPU. Choose 'no' or 'bf16'."
+            )
         kind = accelerator.distributed_type.value
         if kind != "NO" and not kind.startswith("MULTI_"):
             raise ConfigError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankfold._config import Code, spelled
 from rankfold._turns import in_grad_turn
 from rankfold.errors import ConfigError, ModelError
 from rankfold.evaluation import as_metric
@@ -110,8 +111,8 @@ def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric
     for term in config.terms or ():
         if term.needs_teacher and teacher is None:
             raise ConfigError(
-                f"the loss term {term.name!r} learns from the original network. Pass it as teacher=, or choose "
-                "loss='task'."
+                f"the loss term {term.name!r} learns from the original network. Pass {spelled('teacher', ...)}, or "
+                f"choose {spelled('loss', 'task')}."
             )
     for what, module in (("model", model), ("teacher", teacher)):
         tensors = [*module.parameters(), *module.buffers()] if module is not None else []
@@ -130,7 +131,8 @@ def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric
             )
     if config.metric_option is not None and metric is None:
         raise ConfigError(
-            f"{config.metric_option} needs a metric, but there is none. Pass metric=..., such as top1(loader)."
+            f"{spelled(*config.metric_option)} needs a metric, but there is none. Pass "
+            f"{spelled('metric', Code('rf.top1(loader)'))}."
         )
     if teacher is not None:
         trained = {p.data_ptr(): name for name, p in model.named_parameters() if p.requires_grad and p.numel()}

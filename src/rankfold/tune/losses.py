@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from rankfold._config import Code, spelled
 from rankfold.errors import DataError, ModelError
 from rankfold.outputs import IGNORED, class_axis, class_scores, require_classes
 from rankfold.tune.config import FineTune
 from rankfold.tune.terms import WRONG_TEACHER, Step, Term, terms
+
+_TASK = Code("callable(outputs, target)")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -71,8 +74,8 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
     scores = class_scores(outputs, dims=1).float()
     if not isinstance(target, Tensor):
         raise DataError(
-            f"cross_entropy needs targets in one tensor. Got {type(target).__name__} instead; pass "
-            "FineTune(task=callable(outputs, target)) for other targets."
+            f"cross_entropy needs targets in one tensor. Got {type(target).__name__} instead. For other targets, pass "
+            f"{spelled('task', _TASK, of='FineTune')}."
         )
     if target.is_floating_point():  # class probabilities
         target = target.to(scores.dtype)
@@ -81,8 +84,8 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
     if scores.ndim == 3 and target.shape == scores.shape[:2] and scores.shape[1:] != target.shape[1:] * 2:
         raise DataError(
             f"the outputs of shape {tuple(scores.shape)} have the classes last, one row per position, and the labels "
-            "may or may not be shifted. Pass FineTune(task=...) explicitly: for tokens, lambda outputs, target: "
-            "cross_entropy(outputs.logits.mT, target); for the next token, shift outputs and target first."
+            f"may or may not be shifted. Pass {spelled('task', _TASK, of='FineTune')}: for tokens, lambda outputs, "
+            "target: cross_entropy(outputs.logits.mT, target); for the next token, shift outputs and target first."
         )
     if not target.is_floating_point():
         target = target.long()
@@ -92,8 +95,8 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
     except (ValueError, RuntimeError) as error:
         raise DataError(
             f"cross_entropy cannot compare outputs of shape {tuple(scores.shape)} with targets of "
-            f"shape {tuple(target.shape)} and type {target.dtype}: {error}. Pass "
-            "FineTune(task=callable(outputs, target)) for another task."
+            f"shape {tuple(target.shape)} and type {target.dtype}: {error}. For another task, pass "
+            f"{spelled('task', _TASK, of='FineTune')}."
         ) from error
     return loss if bool(loss.isfinite()) else _masked_cross_entropy(scores, target, loss)
 
@@ -153,8 +156,8 @@ def distillation(student: Any, teacher: Any, *, kind: str, temperature: float) -
         return loss
     if not torch.equal(ours[~finite], theirs[~finite]) or not bool(ours[finite].isfinite().all()):
         raise ModelError(
-            "the outputs of model and teacher are infinite in different places: the model masks other classes or "
-            "overflows."
+            "the outputs of model and teacher are infinite in different places: the model masks other classes, or "
+            "overflows. Mask the same classes in both, or train in a wider data type."
         )
     # Like -inf, a large negative score has probability 0, but its gradient is not NaN.
     ours, theirs = (torch.where(finite, scores, -1e30) for scores in (ours, theirs))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from rankfold._config import spelled
 from rankfold._tensors import copied, detached
 from rankfold.batches import call_model
 from rankfold.errors import ConfigError, DataError, ModelError
@@ -68,7 +69,8 @@ class Objective(nn.Module):
             if term.needs_labels and step.target is None:
                 raise DataError(
                     f"the loss term {term.name!r} needs labels, but {step.where} has no labels. Pass every batch as "
-                    "(inputs, target), or choose loss='distill', which learns from the original network without them."
+                    f"(inputs, target), or choose {spelled('loss', 'distill')}, which learns from the original network "
+                    "without them."
                 )
         self._taps.begin(step)
         if any(term.needs_teacher for term in terms):
@@ -176,7 +178,9 @@ def _module(model: nn.Module, path: str, what: str) -> nn.Module:
     try:
         return model.get_submodule(path)
     except AttributeError as error:
-        raise ModelError(f"the {what} has no module {path!r}, whose outputs a loss term compares.") from error
+        raise ModelError(
+            f"the {what} has no module {path!r}, whose outputs a loss term compares. {WRONG_TEACHER}"
+        ) from error
 
 
 def _with_projections(teacher: nn.Module, paths: Sequence[str]) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankfold import _files
+from rankfold._config import spelled
 from rankfold._progress import track
 from rankfold._state import buffer_owners, extra_state, load_state_, own_state, register_late_buffers_
 from rankfold._tensors import float_tensors, ordinary, to_device
@@ -98,7 +99,7 @@ class Run:
         if source.once and config.epochs > 1:
             raise DataError(
                 f"the fine-tuning data is an iterator, which yields its batches only once, but epochs is "
-                f"{config.epochs}. Pass a list or a DataLoader, or set epochs=1."
+                f"{config.epochs}. Pass a list or a DataLoader, or set {spelled('epochs', 1)}."
             )
         if length is None and config.max_steps is not None:
             return config.max_steps
@@ -222,7 +223,7 @@ class Run:
                 raise DataError(
                     f"batch {self.state.batch + 1} has {step.samples} sample(s) per process, too few for BatchNorm. "
                     "Set drop_last=True or another batch_size in the DataLoader, or set "
-                    "freeze_batchnorm_statistics=True."
+                    f"{spelled('freeze_batchnorm_statistics', True)}."
                 ) from error
             raise ModelError(
                 f"the model, the teacher or the loss cannot handle {step.where}: {error}. A batch is (inputs, target), "
@@ -238,8 +239,8 @@ class Run:
         where += f", in the term(s) {', '.join(diverged)}" if diverged else ""
         if all(bool(t.isfinite().all()) for t in float_tensors(inputs)):
             advice = (
-                f"Lower lr (now {self.config.peak_lr:.3g}), set max_grad_norm=1.0, increase "
-                "warmup, or use mixed_precision='bf16' instead of 'fp16'."
+                f"Lower {spelled('lr')} (now {self.config.peak_lr:.3g}), set {spelled('max_grad_norm', 1.0)}, increase "
+                f"{spelled('warmup')}, or use {spelled('mixed_precision', 'bf16')} instead of 'fp16'."
             )
         else:
             advice = "The inputs of that batch contain NaN or infinity: fix or remove them."

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from rankfold._config import spelled
 from rankfold.errors import ConfigError, MissingExtra, RankfoldError, UnknownNameError
 from rankfold.zoo.info import IMAGENET_MEAN, IMAGENET_STD, NetworkInfo
 
@@ -57,7 +58,7 @@ def _build(
         return builder(**options, **({} if num_classes is None else {"num_classes": num_classes}))
     except TypeError as error:
         if num_classes is not None and "num_classes" in str(error):
-            raise ConfigError(f"{family}/{network} has no num_classes. Leave num_classes out.") from error
+            raise ConfigError(f"{family}/{network} has no num_classes. Leave {spelled('num_classes')} out.") from error
         raise
     except (RuntimeError, ImportError) as error:
         raise RankfoldError(f"{family} cannot build {network!r}: {error}") from error

@@ -158,7 +158,7 @@ def _dataset(
             raise DataError(f"'mnist5k' takes no path. Got {path!r}.")
         return ArrayDataset(mnist5k(part), prepare)
     if not path:
-        raise DataError(f"{kind!r} needs a path. Give it as '{kind}:PATH'.")
+        raise DataError(f"{kind!r} needs a path. Pass it as '{kind}:PATH'.")
     if kind == "imagefolder":
         channels = 3 if prepare.mean is None else len(prepare.mean)
         return ImageFolder(path, part, prepare, channels=channels, size=image_size)

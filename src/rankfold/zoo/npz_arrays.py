@@ -23,7 +23,7 @@ def npz_arrays(path: str, split: str) -> ImageArray:
     """
     file = Path(path).expanduser()
     if not os.path.isfile(file):
-        raise DataError(f"there is no file {path!r}. Give it as 'npz:PATH'.")
+        raise DataError(f"there is no file {path!r}. Pass an existing one as 'npz:PATH'.")
     try:
         with file.open("rb") as stream:  # np.load does not close a damaged file
             images, labels, names = _read(stream, path, split)

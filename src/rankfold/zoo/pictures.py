@@ -58,7 +58,7 @@ def require_folder(path: str, what: str, spec: str) -> Path:
     root = Path(path).expanduser()
     if not os.path.isdir(root):
         problem = "is not a folder" if os.path.exists(root) else "does not exist"
-        raise DataError(f"the {what} {path!r} {problem}. Give it as '{spec}:PATH'.")
+        raise DataError(f"the {what} {path!r} {problem}. Pass it as '{spec}:PATH'.")
     return root
 
 

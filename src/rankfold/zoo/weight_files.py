@@ -61,7 +61,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not os.path.isfile(file):
         what = "is not a regular file" if os.path.exists(file) else "does not exist"
         what = "is a folder" if os.path.isdir(file) else what
-        raise RankfoldError(f"the weights file {str(file)!r} {what}. Give a .safetensors or .pt file.")
+        raise RankfoldError(f"the weights file {str(file)!r} {what}. Pass a .safetensors or .pt file.")
     kind = "safetensors" if file.suffix == ".safetensors" else "torch"
     try:
         if kind == "safetensors":
@@ -135,7 +135,7 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, Any], file: Path)
     if lines:
         raise ModelError(
             "\n".join([f"the weights in {str(file)!r} do not fit this network:", *lines])
-            + "\nGive the weights of this architecture (and its num_classes)."
+            + "\nPass the weights of this architecture (and its num_classes)."
         )
 
 

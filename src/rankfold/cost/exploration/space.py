@@ -8,7 +8,7 @@ from typing import Any
 
 from rankfold import methods
 from rankfold._config import is_integer, is_number, require
-from rankfold._options import boolean, check_options, document, integer, option
+from rankfold._options import SEED, Flag, boolean, check_options, document, integer, option
 from rankfold.cost.exploration.picking import Picker, Place, Target, draw
 from rankfold.cost.exploration.pieces import Piece, pieces, price
 from rankfold.cost.exploration.plane import Plane
@@ -54,14 +54,17 @@ class Exploration:
         "default, the share rounds to the step in whole per cent.",
         check=_tolerance,
     )
-    random: int = option(0, "Number of different random solutions per step.", check=integer(0))
-    seed: int = option(0, "Random seed.", check=integer(0))
-    cores: int = option(CORES, "Maximum number of cores of the tensor shapes of ttm.", check=integer(2))
+    random: int = option(0, "Number of different random solutions per step.", check=integer(0), flag=Flag(kind=int))
+    seed: int = option(0, "Random seed.", check=SEED)
+    cores: int = option(
+        CORES, "Maximum number of cores in the tensor shapes of ttm.", check=integer(2), flag=Flag(kind=int)
+    )
     useful: bool = option(
         False,
-        "Exclude settings with a useless rank: if a factor has n elements per pair of values of two ranks, a rank of "
-        "more than n times the other is useless, such as r2 > K1 * r1 of a tt. The paper counts these settings.",
+        "Leave out settings in which one rank makes another redundant, such as r2 > K1 * r1 of a tt. The paper counts "
+        "them.",
         check=boolean,
+        flag=Flag(kind=bool),
     )
     bins: int | None = option(
         None, "Bins per axis of the histogram over parameter and MAC reduction; None omits the histogram.", check=_bins
