@@ -88,9 +88,9 @@ def test_training_reaches_the_accuracy_and_writes_weights(run: Run, task: tuple[
 
 
 def test_text_for_people(run: Run, task: tuple[str, str], tmp_path: Path) -> None:
-    command = ("train", f"{task[0]}:plain", "--data", task[1], "--epochs", "2", "--out", tmp_path / "w.safetensors")
+    command = ("train", f"{task[0]}:plain", "--data", task[1], "--epochs", "2", "--out", tmp_path / "w.SafeTensors")
     shown = run(*command).out
-    for words in ("Training", "learning rate", "0.0001", "(80 samples), weights of epoch 2", "w.safetensors"):
+    for words in ("Training", "learning rate", "0.0001", "(80 samples), weights of epoch 2", "w.SafeTensors"):
         assert words in shown
     assert run(*command, "-q").out.strip().endswith(" %")
 

@@ -62,7 +62,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         what = "is not a regular file" if os.path.exists(file) else "does not exist"
         what = "is a folder" if os.path.isdir(file) else what
         raise RankfoldError(f"the weights file {str(file)!r} {what}. Pass a .safetensors or .pt file.")
-    kind = "safetensors" if file.suffix == ".safetensors" else "torch"
+    kind = "safetensors" if file.suffix.lower() == ".safetensors" else "torch"
     try:
         if kind == "safetensors":
             return load_file(file)
