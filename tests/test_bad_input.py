@@ -329,7 +329,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, exclude="re:conv(")
 
 
-@case("override matches nothing", e.NoMatchingLayer, r"'fc9'", r"'overrides'", r"'conv1'")
+@case("override matches nothing", e.NoMatchingLayer, r"'fc9'", r"of overrides", r"'conv1'")
 def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, overrides={"fc9": None})
 
@@ -374,7 +374,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, overrides=["fc1"])
 
 
-@case("override by a number", e.ConfigError, r"layer name in 'overrides'", r"string", r"Got 0")
+@case("override by a number", e.ConfigError, r"layer name in overrides", r"string", r"Got 0")
 def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, overrides={0: None})
 

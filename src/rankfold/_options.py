@@ -187,7 +187,7 @@ def documented(record: type) -> dict[str, tuple[str, str]]:
 
 def without_markup(text: str) -> str:
     """Return the text of a docstring on one line, without the marks of code."""
-    return " ".join(text.replace("``", "").split())
+    return " ".join(text.replace("`", "").split())
 
 
 def _plain(value: Any) -> Any:

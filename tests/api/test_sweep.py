@@ -159,7 +159,7 @@ def test_budgets_without_a_plan_are_listed_with_the_reason() -> None:
     assert all_of_it.plan is None
     assert "already meets budget" in all_of_it.reason
     assert found.feasible == (middle,)
-    with pytest.raises(InfeasibleBudget, match=r"not one of 2 budgets.*macs<=1%"):
+    with pytest.raises(InfeasibleBudget, match=r"none of the 2 budgets.*macs<=1%"):
         rf.sweep(cnn(), X, points=["params<=20%", "params<=30%"], budget="macs<=1%")
 
 

@@ -20,7 +20,7 @@ FEW = ("--strategy-option", "points=2", "--strategy-option", "samples=32")
 
 def test_files_models_and_a_table(run: Run, small: tuple[str, ...], tmp_path: Path) -> None:
     page, data, models = tmp_path / "deep" / "sweep.html", tmp_path / "sweep.json", tmp_path / "models"
-    args = (*small, *FEW, "--points", "4", "--evaluate", "2", "-o", page, "-o", data, "--models", models)
+    args = (*small, *FEW, "--points", "4", "--evaluate-points", "2", "-o", page, "-o", data, "--models", models)
     done = run("sweep", *args)
     assert "4 plans over params from one table · strategy compressnas" in " ".join(done.out.split())
     assert done.out.count("front") == 4
@@ -68,8 +68,8 @@ BAD = {
     "between": (("--between", "80%,20%"), "--between must be"),
     "at": (("--at", "params=5"), "cannot be read"),
     "accuracy": (("--budget", "accuracy_drop<=1%"), "Use compress"),
-    "evaluate without data": (("--evaluate", "3"), "Pass --data"),
-    "evaluate and not": (("--evaluate", "3", "--no-evaluate"), "exclude each other"),
+    "evaluate without data": (("--evaluate-points", "3"), "Pass --data"),
+    "evaluate and not": (("--evaluate-points", "3", "--no-evaluate"), "exclude each other"),
     "file": (("--out", "{folder}/sweep.pdf"), "must end in .html, .json, .md or .csv"),
     "unknown network": (("--points", "3"), "Did you mean"),
     "reconstruction": (("--reconstruct", "data"), "needs calibration data. Pass --data"),

@@ -191,7 +191,8 @@ def test_further_amounts_add_up() -> None:
 
 
 def test_help_and_documents_list_the_resources() -> None:
-    assert f"Resources: {', '.join(RESOURCES)}." in FLAGS["budget"].help
+    shown = ", ".join(f"{name} ({resource.summary})" for name, resource in RESOURCES.items())
+    assert FLAGS["budget"].help.endswith(f" Resources: {shown}.")
     page = (Path(__file__).parents[2] / "docs" / "budgets.md").read_text("utf-8")
     missing = [name for name in RESOURCES if f"| `{name}` | " not in page]
     assert not missing, f"docs/budgets.md: the table of resources lacks {missing}"

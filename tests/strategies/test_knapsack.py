@@ -156,7 +156,7 @@ def test_an_answer_over_the_limit_by_tolerance_is_cut_off(monkeypatch: pytest.Mo
 def test_endless_cuts_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_knapsack, "_counts", lambda *args: False)
     monkeypatch.setattr(_knapsack, "CUTS", 3)
-    with pytest.raises(RankfoldError, match="Round the limits: 9"):
+    with pytest.raises(RankfoldError, match="The limits are 9"):
         solve([options([1.0, 0.0], [0, 5]), options([1.0, 0.0], [0, 5])], [9])
 
 

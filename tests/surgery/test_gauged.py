@@ -154,7 +154,7 @@ def test_weights_of_any_kind(values: Tensor) -> None:
 
 
 def test_what_cannot_be_gauged_is_refused_with_the_reason() -> None:
-    with pytest.raises(GaugeError, match="'cp' with ranks.*single channels.*Leave 'gauge' out"):
+    with pytest.raises(GaugeError, match="'cp' with ranks.*single channels.*Leave gauge out"):
         rf.factorize(nn.Conv2d(6, 8, 3), "cp", 4, gauge=True)
     net = nn.Sequential(OrderedDict(fc=nn.Linear(12, 12), out=nn.Linear(12, 6)))
     plan = rf.Plan(layers={"fc": Choice(method="ttm", ranks=(4,), gauge=True), "out": Choice(method="svd", ranks=(2,))})

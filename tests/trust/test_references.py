@@ -351,6 +351,6 @@ class Outside(Chain):
 
 
 def test_a_bound_that_the_built_model_misses_raises(tmp_path: Path) -> None:
-    with pytest.raises(InfeasibleBudget, match=r"does not keep 'macs<=80%'"):
+    with pytest.raises(InfeasibleBudget, match=r"the compressed model exceeds 'macs<=80%'"):
         rf.compress(Outside().eval(), X, budget="macs<=80%", output=tmp_path / "artefact")
     assert not (tmp_path / "artefact").exists()

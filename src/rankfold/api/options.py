@@ -114,23 +114,23 @@ class Search:
     )
     include: Any = option(
         None,
-        "Name pattern of the layers to compress; may be repeated.",
+        "Name pattern of the layers to compress, such as layer1.*; may be repeated.",
         check=_selector,
         flag=_PATTERNS,
     )
     exclude: Any = option(
         None,
-        "Name pattern of layers to keep as they are; may be repeated.",
+        "Name pattern of layers that are not compressed; may be repeated.",
         check=_selector,
         flag=_PATTERNS,
     )
     keep_first_last: bool = option(
-        False, "Keep the first convolution and the last classifier.", check=boolean, flag=Flag(kind=bool)
+        False, "Do not compress the first convolution and the last classifier.", check=boolean, flag=Flag(kind=bool)
     )
     overrides: Mapping[str, Any] | None = option(
         None,
-        "Choice for a layer, by name or pattern, that the strategy does not change: NAME=METHOD:RANKS, "
-        "NAME=METHOD:SHARE (such as 0.5) or NAME=keep. It counts towards the budget; may be repeated.",
+        "Fixed choice for the layers that a name or pattern matches: NAME=METHOD:RANKS, NAME=METHOD:SHARE (a share of "
+        "the layer's parameters, such as 0.5) or NAME=keep. It counts towards the budget; may be repeated.",
         check=_overrides,
         flag=Flag(
             kind=list[str] | None, names=("--override",), metavar="CHOICE", parse=lambda texts: parse_overrides(texts)
@@ -138,14 +138,15 @@ class Search:
     )
     rank_multiple: int | None = option(
         None,
-        "Round ranks to multiples of this, except full ranks and explicit ones. By default 8 for a model on an "
+        "Round ranks to multiples of this number, except full ranks and explicit ones. By default 8 for a model on an "
         "accelerator, otherwise 1.",
         check=integer(1, optional=True),
         flag=Flag(kind=int | None),
     )
     gauge: bool = option(
         False,
-        "Remove redundant parameters of factors where possible: r^2 fewer at a bond of rank r, for the same function.",
+        "Remove redundant parameters where possible: r^2 fewer between two factors of rank r. The layer computes the "
+        "same function.",
         check=boolean,
         flag=Flag(kind=bool),
     )
@@ -158,8 +159,8 @@ class Search:
     )
     cache: str | Path | None = option(
         None,
-        "Folder for measurements: an interrupted search resumes from it, and another budget measures only what is "
-        "missing. Data that cannot be identified is not cached.",
+        "Folder for measurements: an interrupted search resumes from it, and a search with another budget measures "
+        "only what is missing. Measurements on data that cannot be hashed are not cached.",
         check=_cache,
         flag=Flag(kind=str | None, metavar="FOLDER"),
     )

@@ -47,7 +47,7 @@ def reloaded(
 
 
 def check_kept(budget: Budget | None, built: Cost, dense: Cost) -> None:
-    """Raise `InfeasibleBudget` if a built model exceeds a bound that its plan was to keep.
+    """Raise `InfeasibleBudget` if a built model exceeds a bound that its plan meets.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def check_kept(budget: Budget | None, built: Cost, dense: Cost) -> None:
     """
     for bound in () if budget is None else budget.exceeded(built, dense):
         raise InfeasibleBudget(
-            f"the compressed model does not keep {str(bound)!r}: it has {built.get(bound.resource):,} "
-            f"{bound.resource} where {bound.limit(dense):,} are allowed, although the plan predicts fewer. "
-            "Operations outside of its layers may depend on them. Loosen the bound, or bound other resources."
+            f"the compressed model exceeds {str(bound)!r}: its {bound.resource} is {built.get(bound.resource):,}, the "
+            f"limit {bound.limit(dense):,}. The plan predicts less, so operations outside of the layers may depend on "
+            "them. Loosen the bound, or bound other resources."
         )

@@ -215,7 +215,10 @@ class Realizer:
         """
         made = plan_of(draft.model)
         if _decisions(made) != _decisions(plan):
-            raise PlanMismatch(f"strategy {plan.provenance.strategy!r} kept the model of another plan.")
+            raise PlanMismatch(
+                f"strategy {plan.provenance.strategy!r} kept the model of another plan. Correct the strategy: it must "
+                "keep the model of the plan that it returns."
+            )
         provenance = replace(plan.provenance, reconstruct=made.provenance.reconstruct)
         draft.model = remember_plan(draft.model, replace(plan, provenance=provenance))
         if self.metric is not None:

@@ -43,7 +43,7 @@ class Smallest:
         """Return what a report says of the search."""
         bound = ", ".join(map(str, budget.get(ACCURACY)))
         first = (
-            f"{bound}: {self.chosen.budget} is the tightest budget tried ({len(self.trials)} in all) that keeps it; "
+            f"{bound}: {self.chosen.budget} is the tightest budget that meets it, of {len(self.trials)} tried; "
             f"{metric} of the dense model {dense:.4g}"
         )
         return [first, *(f"tried {t.budget}: {metric} {t.value:.4g}, {_worse(t.drop)}" for t in self.trials)]

@@ -26,7 +26,8 @@ from rankfold.methods import sharing_prepared
 from rankfold.records import Bound, Budget, CandidateTable, resource_names
 from rankfold.reporting.sweep import Sweep, SweepPoint
 
-COUNT_OF_POINTS = integer(2, 1000)
+MOST_POINTS = 1000
+COUNT_OF_POINTS = integer(2, MOST_POINTS)
 FINEST = 100
 """Budgets are whole hundredths of a per cent, unless they lie closer together."""
 
@@ -123,7 +124,7 @@ def sweep(
     found = [_planned(planner, one) for one in track(budgets or (), "planning")]
     plans = [point.plan for point in found if point.plan is not None]
     if not plans:
-        raise InfeasibleBudget(f"not one of {len(found)} budgets has a plan. The last one: {found[-1].reason}")
+        raise InfeasibleBudget(f"none of the {len(found)} budgets has a plan. The last one: {found[-1].reason}")
     timings = {"plans": time.perf_counter() - started}
     if realizing:
         cache = None if search.cache is None else Cache(search.cache)

@@ -23,8 +23,8 @@ class ProxyConfig:
         output if only this layer is replaced, the estimator of CompressNAS (Sah et al. 2026). "fisher" is the same to
         second order, from gradients. "auto" is "network" with calibration data, otherwise "weight".
     samples : int or None
-        Number of calibration samples for "network" and "fisher", the first ones of the data. None is between 256 for a
-        small network and 16 for a large one, which limits the search to minutes.
+        Number of calibration samples for "network" and "fisher", the first ones of the data. By default
+        between 256 for a small network and 16 for a large one.
     points : int
         Number of candidates to measure per layer and method; the losses of the others are interpolated.
     taps : tuple of str

@@ -25,6 +25,7 @@ from rankfold.cli import (
     training,
     tuning,
 )
+from rankfold.cli._command import without_types
 from rankfold.cli._session import show_traceback
 
 
@@ -42,6 +43,9 @@ def _safe_to_show() -> Iterator[None]:
 
 
 class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return without_types(super().get_params(ctx))
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _safe_to_show():
             return super().parse_args(ctx, args)

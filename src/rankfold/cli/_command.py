@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from rankfold._config import spelling
 from rankfold._options import Flag
@@ -18,6 +20,19 @@ from rankfold.cli._spelling import spelling_of
 
 class Given(SimpleNamespace):
     """The values of flags by name."""
+
+
+def without_types(params: list[Any]) -> list[Any]:
+    """Return a command's parameters, of which those without a value show no type in the help."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return without_types(super().get_params(ctx))
 
 
 Body = Callable[[Given, Output], None]
@@ -59,7 +74,7 @@ class Command:
         run.__signature__ = inspect.Signature([parameter(n, f) for n, f in flags.items()])
         paragraphs = inspect.cleandoc(self.body.__doc__ or "").split("\n\n")
         text = "\n\n".join(" ".join(p.split()) for p in paragraphs)
-        app.command(name, help=text, epilog=f"Example: {self.example}")(run)
+        app.command(name, cls=_Command, help=text, epilog=f"Example: {self.example}")(run)
 
 
 def command(example: str, *names: str, **own: Flag) -> Callable[[Body], Command]:

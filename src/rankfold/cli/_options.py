@@ -11,7 +11,7 @@ import typer
 
 from rankfold._options import COUNT, Flag, documented, integer, options_of, spellings
 from rankfold.api import options as records
-from rankfold.records import resource_names
+from rankfold.records import RESOURCES, resource_names
 from rankfold.records.amounts import either
 from rankfold.tune import FineTune
 from rankfold.tune.config import CHECKS
@@ -25,7 +25,7 @@ REQUIRED = inspect.Parameter.empty
 """Default of a required flag."""
 
 _ARTEFACT_SOURCE = "Model and data (by default those of the artefact)"
-_SOURCE, SEARCH, TUNE, OUTPUT = "Model and data", "Search", "Fine-tuning", "Output"
+_SOURCE, SEARCH, TUNE, OUTPUT = "Model and data", "Compression", "Fine-tuning", "Output"
 
 
 def _of_recipe(name: str, kind: Any, more: str = "", **details: Any) -> Flag:
@@ -35,6 +35,13 @@ def _of_recipe(name: str, kind: Any, more: str = "", **details: Any) -> Flag:
     default = FineTune.__dataclass_fields__[name].default
     flag = Flag(kind=kind, help=f"{sentence} {more}".strip(), default=default, check=CHECKS.get(name), panel=TUNE)
     return replace(flag, **details)
+
+
+def budget_flag(text: str, *kinds: str, panel: str = SEARCH) -> Flag:
+    """Return the flag of a budget with bounds on resources of these kinds, by default of all kinds."""
+    resources = ", ".join(f"{name} ({RESOURCES[name].summary})" for name in resource_names(*kinds))
+    names, text = ("--budget", "-b"), f"{text} Resources: {resources}."
+    return Flag(kind=list[str] | None, names=names, metavar="BOUND", panel=panel, help=text)
 
 
 FLAGS: dict[str, Flag] = {
@@ -49,7 +56,8 @@ FLAGS: dict[str, Flag] = {
     ),
     "weights": Flag(
         kind=str | None, metavar="FILE", panel=_SOURCE, stands_for=("teacher",),
-        help="File of trained weights (.safetensors or a torch state dict), or 'bundled'. By default random weights.",
+        help="File of trained weights (.safetensors or a torch state dict), or 'bundled' for those that rankfold "
+        "includes. By default random weights.",
     ),
     "num_classes": Flag(
         kind=int | None, check=integer(1, MOST_CLASSES, optional=True), panel=_SOURCE,
@@ -71,31 +79,28 @@ FLAGS: dict[str, Flag] = {
     ),
     "limit_test": Flag(
         kind=int | None, check=integer(1, 10**9, optional=True), panel=_SOURCE,
-        help="Maximum number of test images to measure on.",
+        help="Maximum number of test images. By default all.",
     ),
     "device": Flag(
-        kind=str, default="auto", panel=_SOURCE,
+        kind=str, default="auto", metavar="DEVICE", panel=_SOURCE,
         help="Device of the models: auto (cuda if available), cpu, cuda or cuda:1.",
     ),
-    "budget": Flag(
-        kind=list[str] | None, names=("--budget", "-b"), metavar="BOUND", panel=SEARCH,
-        help="Upper bound, such as params<=25%, params/4, macs<=0.5 or flash<=512KiB; may be repeated. "
-        f"Resources: {', '.join(resource_names())}.",
-    ),
+    "budget": budget_flag("Upper bound, such as params<=25%, params/4, macs<=0.5 or flash<=512KiB; may be repeated."),
     "strategy_option": Flag(
         kind=list[str] | None, metavar="KEY=VALUE", panel=SEARCH,
         help="Option of the strategy, such as rounds=2; may be repeated.",
     ),
     "calibration_images": Flag(
-        kind=int, default=1024, check=COUNT, panel=SEARCH, help="Number of unlabelled training images to calibrate on."
+        kind=int, default=1024, check=COUNT, panel=SEARCH,
+        help="Number of training images for calibration; their labels are not used.",
     ),
     "epochs": _of_recipe(
         "epochs", int, "With 0 there is no fine-tuning.", default=0, check=integer(0),
         names=("--epochs", "--finetune-epochs"), stands_for=("finetune",),
     ),
-    "loss": _of_recipe("loss", str),
-    "lr": _of_recipe("lr", float | None),
-    "optimizer": _of_recipe("optimizer", str),
+    "loss": _of_recipe("loss", str, metavar="TERMS"),
+    "lr": _of_recipe("lr", float | None, metavar="RATE"),
+    "optimizer": _of_recipe("optimizer", str, metavar="NAME"),
     "finetune_option": Flag(
         kind=list[str] | None, metavar="KEY=VALUE", panel=TUNE,
         help="Any other field of FineTune, such as target=0.9 or mixed_precision=bf16; may be repeated.",
@@ -105,7 +110,8 @@ FLAGS: dict[str, Flag] = {
         help="Images per step. By default --batch-size.",
     ),
     "limit_train": Flag(
-        kind=int | None, check=integer(1, optional=True), panel=TUNE, help="Maximum number of training images."
+        kind=int | None, check=integer(1, optional=True), panel=TUNE,
+        help="Maximum number of training images. By default all.",
     ),
     "max_steps": _of_recipe("max_steps", int | None),
     "augment": Flag(kind=bool, default=False, panel=TUNE, help="Apply random crops and, to colour images, flips."),
@@ -181,7 +187,8 @@ def flags_of(names: Sequence[str], own: dict[str, Flag]) -> dict[str, Flag]:
 
 def parameter(name: str, flag: Flag) -> inspect.Parameter:
     """Return a flag as a parameter of a function, which typer reads."""
-    shown: dict[str, Any] = {"help": flag.help, "metavar": flag.metavar}
+    number = flag.kind in (int, int | None)
+    shown: dict[str, Any] = {"help": flag.help, "metavar": flag.metavar or ("N" if number else None)}
     if flag.panel is not None:
         shown["rich_help_panel"] = flag.panel
     if flag.names is None:

@@ -35,8 +35,8 @@ _NETWORK_ONLY = ("include", "exclude", "weights", "data", "input_size", "num_cla
     ),
     methods=Flag(
         kind=str | None, metavar="NAMES",
-        help="Factorizations such as svd,tucker, or all. By default the six of the similarity paper: tucker, cp, tt "
-        "for convolutions, svd, qr, ttm for matrices.",
+        help="Factorizations such as svd,tucker, or all. By default tucker, cp and tt for convolutions, and svd, qr "
+        "and ttm for linear layers and 1x1 convolutions.",
     ),
     steps=Flag(
         kind=str, default="85%,60%,25%", metavar="SHARES",
@@ -53,9 +53,9 @@ _NETWORK_ONLY = ("include", "exclude", "weights", "data", "input_size", "num_cla
 def analyze(given: Given, out: Output) -> None:
     """Count the valid rank settings of each layer and show their costs, for a network or for layers by shape.
 
-    For each factorization: how many rank settings have fewer parameters and fewer MACs than the layer and, for each
-    compression step, the solutions with the fewest MACs, the most MACs, equal ranks and random ranks. Settings are
-    counted without listing them, so this takes seconds. Weights are only needed for --time.
+    A rank setting is valid if it has fewer parameters and fewer MACs than the layer. For each share to remove
+    (--steps), the settings with the fewest MACs, the most MACs, equal ranks and random ranks are shown. Settings are
+    counted without listing them, which takes seconds. Weights are only needed for --time.
     """
     layers = given.layer or []
     if (given.model is None) == (not layers):

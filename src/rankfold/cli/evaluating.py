@@ -27,7 +27,8 @@ from rankfold.reporting.words import metric as in_words
         help="Count a prediction as correct if the label is among the K highest scores.",
     ),
     agreement=Flag(
-        kind=bool, default=False, help="Measure the share of predictions that equal the original's; needs no labels."
+        kind=bool, default=False,
+        help="Measure the share of predictions that equal the original's, which needs no labels.",
     ),
 )  # fmt: skip
 def evaluate(given: Given, out: Output) -> None:

@@ -14,9 +14,7 @@ from rankfold.cli._session import Output
 from rankfold.reporting.sections import Content, Section
 from rankfold.reporting.terminal import draw
 
-_NAME = Flag(
-    kind=str | None, names=None, metavar="NAME", help="Name of the one to describe. By default all are listed."
-)
+_NAME = Flag(kind=str | None, names=None, metavar="NAME", help="Show only this one, with its full description.")
 
 
 @command("rankfold methods svd", "name", name=_NAME)

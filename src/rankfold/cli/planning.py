@@ -10,7 +10,7 @@ from rankfold.api.options import reconstruction
 from rankfold.api.realizing import predict
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import open_work
-from rankfold.cli._options import OUTPUT, REQUIRED
+from rankfold.cli._options import OUTPUT, REQUIRED, budget_flag
 from rankfold.cli._parsing import parse_budget, search_options
 from rankfold.cli._session import Output
 from rankfold.cli._source import given_source
@@ -20,6 +20,9 @@ from rankfold.cli._writing import artifact_files, check_file, close, destination
 @command(
     'rankfold plan torchvision/resnet18 --budget "params<=50%" --out plan.json',
     "model", "out", "search", "weights", "data", "input_size", "num_classes", "batch_size", "device",
+    budget=budget_flag(
+        "Upper bound, such as params<=25%, params/4, macs<=0.5 or flash<=512KiB; may be repeated.", "additive", "peak"
+    ),
     out=Flag(
         kind=str, default=REQUIRED, names=("--out", "-o"), metavar="FILE", panel=OUTPUT,
         help="File for the plan, ending in .json.",
@@ -28,7 +31,7 @@ from rankfold.cli._writing import artifact_files, check_file, close, destination
 def plan(given: Given, out: Output) -> None:
     """Choose the method and ranks of each layer, and write them to a file that you can read and edit.
 
-    The network is not changed. Use `rankfold apply` to apply the plan.
+    The network is not changed; `rankfold apply` applies the plan. A bound on accuracy needs `rankfold compress`.
     """
     source = given_source(given, given.model)
     budget, search = parse_budget(given.budget), search_options(given)

@@ -8,10 +8,10 @@ import rankfold as rf
 from rankfold._options import Flag, integer
 from rankfold.api.checks import check_measurable
 from rankfold.api.realizing import Destination
-from rankfold.api.sweeping import COUNT_OF_POINTS, check_range
+from rankfold.api.sweeping import COUNT_OF_POINTS, MOST_POINTS, check_range
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import open_work
-from rankfold.cli._options import OUTPUT
+from rankfold.cli._options import OUTPUT, budget_flag
 from rankfold.cli._parsing import parse_budget, parse_share, search_options
 from rankfold.cli._session import Output
 from rankfold.cli._source import given_source
@@ -33,11 +33,13 @@ _POINTS = "Budgets"
     ),
     models=Flag(kind=str | None, metavar="FOLDER", panel=OUTPUT, help="Folder for the artefacts of all points."),
     resource=Flag(
-        kind=str, default="params", panel=_POINTS, help=f"Resource to vary: {either(resource_names('additive'))}."
+        kind=str, default="params", metavar="NAME", panel=_POINTS,
+        help=f"Resource to vary: {either(resource_names('additive'))}.",
     ),
     points=Flag(
         kind=int, default=20, check=COUNT_OF_POINTS, panel=_POINTS,
-        help="Number of budgets, evenly spaced from the smallest that can be reached.",
+        help=f"Number of budgets, at most {MOST_POINTS:,}, evenly spaced between the smallest that can be reached and "
+        "the whole model.",
     ),
     between=Flag(
         kind=str | None, metavar="SHARES", panel=_POINTS, stands_for=("limits",),
@@ -45,15 +47,14 @@ _POINTS = "Budgets"
     ),
     at=Flag(
         kind=list[str] | None, metavar="BOUND", panel=_POINTS,
-        help="One budget, instead of --points and --between; may be repeated.",
+        help="One budget, such as params<=25%, instead of --points and --between; may be repeated.",
     ),
-    budget=Flag(
-        kind=list[str] | None, names=("--budget", "-b"), metavar="BOUND", panel=_POINTS,
-        help="Bound that also applies at every point, such as macs<=50%; may be repeated.",
+    budget=budget_flag(
+        "Bound that also applies at every point, such as macs<=50%; may be repeated.", "additive", "peak", panel=_POINTS
     ),
     evaluate_points=Flag(
-        kind=int | None, names=("--evaluate",), check=integer(1, optional=True), metavar="N", panel=OUTPUT,
-        help="Number of points to apply and measure on the test images. By default all.",
+        kind=int | None, check=integer(1, optional=True), metavar="N", panel=OUTPUT,
+        help="Number of points whose models are built and measured on the test images. By default all.",
     ),
     no_evaluate=Flag(kind=bool, default=False, panel=OUTPUT, help="Plan only, without measuring models."),
 )  # fmt: skip
@@ -66,9 +67,9 @@ def sweep(given: Given, out: Output) -> None:
     source = given_source(given, given.model)
     budget, search = parse_budget(given.budget), search_options(given)
     if given.no_evaluate and given.evaluate_points is not None:
-        raise ConfigError("--evaluate and --no-evaluate exclude each other. Leave one of them out.")
+        raise ConfigError("--evaluate-points and --no-evaluate exclude each other. Leave one of them out.")
     if given.evaluate_points is not None and given.data is None:
-        raise ConfigError(f"--evaluate {given.evaluate_points} needs images to measure on. Pass --data.")
+        raise ConfigError(f"--evaluate-points {given.evaluate_points} needs images to measure on. Pass --data.")
     limits = None if given.between is None else parse_limits(given.between)
     points = [Budget.parse(text) for text in given.at] if given.at else given.points
     check_range(given.resource, points, limits)

@@ -114,7 +114,10 @@ class _TopK(_OfBatches):
                 total += counted.numel()
                 reset()
         if not total:
-            raise DataError(f"{self.name}: every target of the evaluation data is -100 (ignored).")
+            raise DataError(
+                f"{self.name}: every target of the evaluation data is -100, which is ignored. Pass data with other "
+                "targets."
+            )
         return right / total
 
 

@@ -119,5 +119,6 @@ def damped_cholesky(moment: Tensor, floor: float) -> Tensor:
             return lower
         floor *= 10
     raise RankfoldError(
-        "the second moments of a layer's input are not positive semidefinite. Use other calibration data."
+        "the second moments of a layer's input are not positive semidefinite, although those of data are. Collect them "
+        "again from the calibration data."
     )

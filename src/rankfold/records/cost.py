@@ -139,24 +139,24 @@ RESOURCES: dict[str, Resource] = {
             amount=attrgetter("params"),
         ),
         Resource(
-            name="macs", title="MACs", summary="multiply-accumulates of one forward pass on the example input",
+            name="macs", title="MACs", summary="multiply-accumulates",
             amount=attrgetter("macs"),
         ),
         Resource(
-            name="flash", title="weights", summary="bytes of parameters, persistent buffers and gauge indices",
+            name="flash", title="weights", summary="bytes of the weights",
             aliases=("bytes",), units=_BYTES, show=size, amount=attrgetter("weight_bytes"),
         ),
         Resource(
-            name="fm", title="feature-map elements", summary="elements of the feature maps that layers write",
+            name="fm", title="feature-map elements", summary="feature-map elements",
             amount=attrgetter("fm"),
         ),
         Resource(name="memory", title="overall memory", summary="params + fm", amount=attrgetter("memory")),
         Resource(
-            name=PEAK, title="peak RAM", summary="bytes of the activations in memory at one time", kind="peak",
+            name=PEAK, title="peak RAM", summary="peak bytes of the activations", kind="peak",
             units=_BYTES, show=size,
         ),
         Resource(
-            name=ACCURACY, title="accuracy drop", summary="metric of the dense model minus that of the compressed one",
+            name=ACCURACY, title="accuracy drop", summary="loss of the metric",
             kind="accuracy", show="{:.4g}".format,
         ),
     )

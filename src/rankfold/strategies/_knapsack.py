@@ -199,8 +199,8 @@ def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[
             return None
         if result.status != 0 or result.x is None:
             raise RankfoldError(
-                f"HiGHS found no proven best plan of {layers} layers with {options} candidates: "
-                f"{result.message} (status {result.status}). Use fewer candidates or limits, or allow more time."
+                f"the solver HiGHS found no proven best plan of {layers} layers with {options} candidates (status "
+                f"{result.status}: {result.message}). Use fewer methods, exclude layers, or bound fewer resources."
             )
         taken = result.x > 0.5
         if _counts(table, taken, layers):
@@ -208,8 +208,8 @@ def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[
         # Exclude this selection: at most all but one of its options.
         rows, most = np.vstack([rows, taken]), np.append(most, layers - 1.0)
     raise RankfoldError(
-        f"HiGHS returned {CUTS} plans that exceed a limit by less than its tolerance. Round the limits: "
-        f"{', '.join(str(limit) for limit in table.limits.tolist())}"
+        f"the solver HiGHS returned {CUTS:,} plans that exceed a limit by less than its tolerance. Change the budget "
+        f"slightly. The limits are {', '.join(f'{limit:,}' for limit in table.limits.tolist())}."
     )
 
 

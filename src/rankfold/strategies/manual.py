@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankfold import methods
-from rankfold._config import require
+from rankfold._config import require, spelled
 from rankfold._documents import parse_json, read_text
 from rankfold.errors import ConfigError, CorruptArtifact, DataError, InfeasibleBudget, NoMatchingLayer
 from rankfold.records import Candidate, Choice, LayerInfo, Plan
@@ -86,14 +86,15 @@ def resolve(problem: Problem, wanted: Mapping[str, Any], *, owner: str) -> dict[
             choice = _read(matching[0], wanted[matching[0]])
             chosen[layer.name] = None if choice is None else _candidate(problem, layer, *choice)
     if unused:
-        names = ", ".join(repr(layer.name) for layer in problem.inventory.layers[:8])
-        raise NoMatchingLayer(f"pattern {sorted(unused)[0]!r} of {owner} matches no layer. Layers: {names}, ...")
+        names = [repr(layer.name) for layer in problem.inventory.layers]
+        listed = ", ".join([*names[:8], *(["..."] if len(names) > 8 else [])])
+        raise NoMatchingLayer(f"pattern {sorted(unused)[0]!r} of {owner} matches no layer. Layers: {listed}.")
     return chosen
 
 
 def with_overrides(problem: Problem, overrides: Mapping[str, Any]) -> Problem:
     """Return a problem with overrides applied: fixed candidates, and a skip reason for each kept layer."""
-    chosen = resolve(problem, overrides, owner="'overrides'")
+    chosen = resolve(problem, overrides, owner=spelled("overrides"))
     layers = tuple(
         replace(layer, skip=layer.skip or "kept by an override")
         if layer.name in chosen and chosen[layer.name] is None

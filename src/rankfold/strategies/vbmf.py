@@ -30,8 +30,8 @@ class VBMF(Strategy):
     Parameters
     ----------
     weaken : float
-        Share of the reduction that VBMF proposes: 1 uses its ranks, 0 the full ranks. VBMF tends to compress too
-        strongly (Gusak et al. 2019, MUSCO).
+        Factor w of rank weakening (Gusak et al. 2019, MUSCO): the rank is ``full - w * (full - VBMF's)``. 1 uses VBMF's
+        ranks, which tend to be too small; a smaller factor compresses less, and 0 uses full ranks.
     min_rank : int
         Minimum rank.
     """

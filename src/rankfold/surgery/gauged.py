@@ -100,7 +100,10 @@ class Gauged(nn.Module):
         """Raise `GaugeError` for indices that would fail in forward or give other results."""
         order = state_dict.get(f"{prefix}order")
         if isinstance(order, Tensor) and order.shape == self.order.shape and not self.is_order(order):
-            raise GaugeError(f"{f'{prefix}order'!r} in the state dict must contain every channel once.")
+            raise GaugeError(
+                f"{f'{prefix}order'!r} in the state dict must contain every channel once. Load the state "
+                "dict of this model, unchanged."
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _by_group(self, order: Tensor) -> Tensor:

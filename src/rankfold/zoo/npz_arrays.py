@@ -71,18 +71,18 @@ def _images(array: np.ndarray, name: str) -> np.ndarray:
             )
         pixels = pixels if first else pixels.transpose(0, 3, 1, 2)
     else:
-        raise DataError(f"{name} has the shape {array.shape}; images are (N, H, W) or 4-D.")
+        raise DataError(f"{name} has the shape {array.shape}. Save images as (N, H, W), (N, C, H, W) or (N, H, W, C).")
     if pixels.size == 0:
-        raise DataError(f"{name} is empty: its shape is {array.shape}.")
+        raise DataError(f"{name} is empty: its shape is {array.shape}. Save at least one image.")
     return np.ascontiguousarray(pixels)
 
 
 def _labels(array: np.ndarray, name: str, count: int) -> np.ndarray:
     if array.shape not in ((count,), (count, 1)):
-        raise DataError(f"{name} has the shape {array.shape}; {count} images need ({count},).")
+        raise DataError(f"{name} has the shape {array.shape}. Save one label per image, in the shape ({count},).")
     if not np.issubdtype(array.dtype, np.integer):
-        raise DataError(f"{name} must contain integers. Got {array.dtype} instead.")
+        raise DataError(f"{name} must contain integers. Got {array.dtype} instead. Convert the labels.")
     labels = array.reshape(count).astype(np.int64)
     if labels.min() < 0:
-        raise DataError(f"{name} contains the negative label {labels.min()}. Labels start at 0.")
+        raise DataError(f"{name} contains the negative label {labels.min()}. Labels start at 0. Renumber them.")
     return labels

@@ -54,15 +54,15 @@ class Exploration:
         "default, the share rounds to the step in whole per cent.",
         check=_tolerance,
     )
-    random: int = option(0, "Number of different random solutions per step.", check=integer(0), flag=Flag(kind=int))
+    random: int = option(0, "Number of different random settings per step.", check=integer(0), flag=Flag(kind=int))
     seed: int = option(0, "Random seed.", check=SEED)
     cores: int = option(
         CORES, "Maximum number of cores in the tensor shapes of ttm.", check=integer(2), flag=Flag(kind=int)
     )
     useful: bool = option(
         False,
-        "Leave out settings in which one rank makes another redundant, such as r2 > K1 * r1 of a tt. The paper counts "
-        "them.",
+        "Leave out settings in which one rank makes another redundant, such as r2 > K1 * r1 of a tt. By default they "
+        "are counted, as in the paper.",
         check=boolean,
         flag=Flag(kind=bool),
     )
