@@ -177,13 +177,22 @@ def slice_batch(batch: Any, start: int, stop: int) -> Any:
 
 
 def leading(inputs: Any, count: int) -> Any:
-    """Return the first `count` samples of one batch's inputs; all of them if a tensor has another first dimension.
+    """Return the first `count` samples of one batch's inputs; all of them if it cannot be cut (`pieces`)."""
+    return next(pieces(inputs, count))
+
+
+def pieces(inputs: Any, count: int) -> Iterator[Any]:
+    """Yield one batch's inputs in pieces of at most `count` samples; whole if a tensor has another first dimension.
 
     Such a tensor (the edges of a graph, for example) may refer to samples by index.
     """
     size = batch_size(inputs)
     cuttable = isinstance(inputs, list) or all(t.ndim and t.shape[0] == size for t in tensors_of(inputs))
-    return _sliced(inputs, 0, count, size) if count < size and cuttable else inputs
+    if count >= size or not cuttable:
+        yield inputs
+        return
+    for start in range(0, size, count):
+        yield _sliced(inputs, start, start + count, size)
 
 
 def _sliced(value: Any, start: int, stop: int, size: int) -> Any:
