@@ -18,7 +18,7 @@ from rankfold.methods import CP, QR, SVD, TT, TT3, TTM, FilterwiseCP, SpatialSVD
 from rankfold.records import Budget, Plan
 from rankfold.reporting import Report
 from rankfold.storage import load, save
-from rankfold.strategies import VBMF, CompressNAS, Energy, Manual, Uniform
+from rankfold.strategies import VBMF, CompressNAS, Energy, Manual, Similarity, Uniform
 from rankfold.surgery import gauge, strip
 from rankfold.tune import FineTune, finetune, finetune_
 
@@ -42,6 +42,7 @@ __all__ = [
     "Result",
     "Search",
     "Sequential",
+    "Similarity",
     "SpatialSVD",
     "Tucker",
     "Uniform",

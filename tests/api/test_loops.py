@@ -85,7 +85,7 @@ def compress(strategy: Any, budget: str = "accuracy_drop<=20%", **given: Any) ->
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
-    for module in (workbench, rf.api.realizing):
+    for module in (workbench.bench, rf.api.realizing):
         train = module.finetune_
 
         def counted(*args: Any, train: Any = train, where: str = module.__name__, **kwargs: Any) -> Any:
@@ -98,7 +98,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_the_result_holds_the_model_that_the_strategy_trained(registered: None, trainings: list[str]) -> None:
     result = compress(Grow())
-    assert set(trainings) == {"rankfold.workbench"}
+    assert set(trainings) == {"rankfold.workbench.bench"}
     assert result.plan.provenance.strategy == "grow"
     assert result.plan.provenance.budget == "accuracy_drop<=20%"
     assert result.plan.provenance.weights_hash

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cross_entropy
 
 import rankfold as rf
-from rankfold.errors import ConfigError, DataError, UnknownNameError
-from rankfold.inventory import layer_weight
+from rankfold.calibration import compared_places, similarities
+from rankfold.errors import ConfigError, DataError
+from rankfold.inventory import layer_weight, static_inventory
 from rankfold.records import Plan
 from rankfold.strategies import Handle, Problem, Strategy, Workbench, check_needs
+from rankfold.surgery.values import take_over_
 from rankfold.workbench import Bench, CompressedModel, own_checkpoint
 
 
@@ -40,7 +42,14 @@ def make_bench(model: nn.Module, **given: Any) -> Workbench:
         "metric": rf.top1(BATCHES),
         "recipe": rf.FineTune(data=BATCHES, epochs=1),
     }
-    return Bench(model, lambda plan: CompressedModel(model=rf.apply(model, plan)), **(options | given))
+
+    def make(plan: Plan, like: nn.Module | None) -> CompressedModel:
+        small = rf.apply(model, plan)
+        if like is not None:
+            take_over_(small, like, static_inventory(model))
+        return CompressedModel(model=small)
+
+    return Bench(model, make, **(options | given))
 
 
 def test_models_are_applied_trained_and_measured() -> None:
@@ -77,35 +86,61 @@ def test_the_drop_follows_the_metrics_direction() -> None:
     assert bench.drop(small) == rf.evaluate(model, metric) - rf.evaluate(rf.apply(model, plan), metric)
 
 
-def test_the_similarity_is_that_of_the_outputs() -> None:
+def test_the_similarity_is_that_of_the_feature_maps() -> None:
     model = network()
     plan = small_plan(model)
     bench = make_bench(model)
-    found = bench.similarity(bench.apply(plan), ["0", "2", "6"])
-    small = rf.apply(model, plan)
-    with torch.no_grad():
-        for name, depth in (("0", 1), ("2", 3), ("6", 7)):
-            maps = [nn.Sequential(*list(net)[:depth])(X).double().flatten(1) for net in (small, model)]
-            assert found[name] == pytest.approx(float(cosine_similarity(*maps).mean()), abs=1e-6)
-    assert -1 <= min(found.values()) < max(found.values()) < 1
-    exact = bench.apply(rf.plan(model, X, strategy=rf.Manual(layers={"4": ("svd", 12)})))
-    assert bench.similarity(exact, ["6"])["6"] == pytest.approx(1, abs=1e-5)
+    layers = static_inventory(model)
+    places = compared_places(model, layers, X)
+    assert bench.places(["0", "4"]) == {name: places[name] for name in ("0", "4")}
+    values = bench.similarity(bench.apply(plan), ["0", "4", "6"])
+    wanted = similarities(model, rf.apply(model, plan), places, BATCHES, samples=1000)
+    assert values == pytest.approx(wanted, abs=1e-6)
+    assert min(values.values()) < 1
+    few = similarities(model, rf.apply(model, plan), places, BATCHES, samples=3)
+    assert bench.similarity(bench.apply(plan), ["4"], samples=3)["4"] == pytest.approx(few["4"], abs=1e-6)
 
 
-def test_the_similarity_of_what_is_silent_or_not_there() -> None:
-    model = network()
-    with torch.no_grad():
-        model[0].weight.zero_()
-        model[1].bias.fill_(-1)  # the ReLU gives zeros
-    bench = make_bench(model)
-    small = bench.apply(rf.plan(model, X, strategy=rf.Manual(layers={"4": ("svd", 2)})))
-    assert bench.similarity(small, ["2"]) == {"2": 1}
-    with pytest.raises(UnknownNameError, match="'7'"):
-        bench.similarity(small, ["7"])
+def test_layers_that_no_sample_reaches_have_no_similarity() -> None:
     attention = Attention()
     bench = make_bench(attention, batches=[torch.randn(2, 5, 8)])
-    with pytest.raises(DataError, match="no calibration sample reaches module 'idle'"):
+    assert set(bench.places(["out", "idle"])) == {"out"}
+    with pytest.raises(DataError, match="no calibration sample reaches layer 'idle'"):
         bench.similarity(bench.apply(small_plan(attention, torch.randn(2, 5, 8))), ["out", "idle"])
+
+
+def test_equal_factors_and_everything_else_take_over_the_values_of_another_model() -> None:
+    model = network()
+    plan = rf.plan(model, X, strategy=rf.Manual(layers={"0": ("tucker", (2, 2)), "4": ("svd", 3)}))
+    other = rf.plan(model, X, strategy=rf.Manual(layers={"0": ("tucker", (2, 2)), "4": ("svd", 5)}))
+    bench = make_bench(model)
+    trained = bench.apply(plan)
+    bench.finetune(trained)
+    small = bench.apply(other, like=trained)
+    states = [handle.model.state_dict() for handle in (small, trained, bench.apply(other))]  # pyright: ignore
+    new, old, fresh = states
+    for name, tensor in new.items():
+        assert torch.equal(tensor, (fresh if name.startswith("4.") else old)[name]), name
+    assert not torch.equal(old["1.weight"], fresh["1.weight"])
+    assert not torch.equal(old["1.running_mean"], fresh["1.running_mean"])
+
+
+def test_a_metric_is_measured_once_between_trainings() -> None:
+    calls: list[int] = []
+    model = network()
+
+    def counted(net: nn.Module) -> float:
+        calls.append(1)
+        return rf.top1(BATCHES)(net)
+
+    bench = make_bench(model, metric=counted)
+    small = bench.apply(small_plan(model))
+    assert bench.evaluate(small) == bench.evaluate(small)
+    bench.drop(small)
+    assert len(calls) == 2  # of the model and of the original
+    bench.finetune(small)
+    bench.drop(small)
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("name", ["0", "4", "6"])

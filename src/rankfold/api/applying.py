@@ -32,6 +32,7 @@ from rankfold.records import Plan
 from rankfold.surgery import Proof, apply_plan_, check_plan, factored_layers, plan_of
 from rankfold.surgery.apply import remember_plan
 from rankfold.surgery.carried import report_parameters
+from rankfold.surgery.values import take_over_
 
 
 @in_grad_turn
@@ -146,8 +147,13 @@ def apply_plan(
     batchnorm: bool = True,
     example_input: Any = None,
     spare: Spare | None = None,
+    like: nn.Module | None = None,
 ) -> Applied:
-    """Apply a checked plan to a copy of the model, the spare one if there is one, and prove it."""
+    """Apply a checked plan to a copy of the model, the spare one if there is one, and prove it.
+
+    With `like`, a compressed model, layers that have the same factors there, and everything outside of factored layers,
+    take over its values.
+    """
     errors: dict[str, float] = {}
     notes: list[str] = []
     report_parameters(model)
@@ -164,6 +170,9 @@ def apply_plan(
         new = _factored_(twin, plan, moments, original=model, suspects=suspects)
     if proof is not None:
         proof.check(new, suspects or ())
+    if like is not None:
+        take_over_(new, like, static_inventory(model))
+        errors = {}
     renewed = None
     if batchnorm and data is not None and any(map(is_tracking_norm, new.modules())):
         renewed = reestimate_batchnorm(new, data.batches, model)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from rankfold import strategies
+from rankfold._config import config_to_dict
+from rankfold._options import given
 from rankfold._turns import in_grad_turn
 from rankfold.api.checks import BudgetLike
 from rankfold.api.family import folder_name
+from rankfold.api.identity import identity
 from rankfold.api.options import search_of
 from rankfold.api.planning import Planner
 from rankfold.api.realizing import Clock, Draft, Measure, Output, Realizer, Result, check_work
@@ -21,7 +25,8 @@ from rankfold.methods import sharing_prepared
 from rankfold.records import ACCURACY, Budget, Plan
 from rankfold.strategies import Need
 from rankfold.tune import FineTune
-from rankfold.workbench import Bench, own_checkpoint
+from rankfold.tune.batch_source import first_digest
+from rankfold.workbench import Bench, SavedLoops, own_checkpoint
 
 
 @in_grad_turn
@@ -79,11 +84,11 @@ def compress(
     measures = ACCURACY in strategies.get(search.strategy).handles
     searched = check_searchable(bounds, evaluate is not None) and not measures
     check_work(model, evaluate=evaluate, finetune=finetune, output=output)
-    given: dict[Need, Any] = {"metric": evaluate, "recipe": finetune}
+    at_hand: dict[Need, Any] = {"metric": evaluate, "recipe": finetune}
     planner = Planner(
         model, example_input, search, calibration,
         bounds.without(ACCURACY) if bounds is not None and searched else bounds,
-        given=[need for need, value in given.items() if value is not None],
+        given=[need for need, value in at_hand.items() if value is not None],
     )  # fmt: skip
     planner.prove()
     clock.lap("inspect")
@@ -92,9 +97,10 @@ def compress(
         model=model, example_input=example_input, inventory=planner.inventory, data=planner.data, how=planner.how,
         metric=metric, name=name, clock=clock, spare=planner.spare,
     )  # fmt: skip
+    maker = replace(realizer, clock=Clock())  # the time of a strategy that trains belongs to planning
     bench = planner.workbench = Bench(
-        model, partial(realizer.apply, measured=False), batches=None if planner.data is None else planner.data.batches,
-        metric=metric, recipe=finetune,
+        model, partial(maker.apply, measured=False), batches=None if planner.data is None else planner.data.batches,
+        metric=metric, recipe=finetune, loops=_loops(planner, realizer, finetune, bounds),
     )  # fmt: skip
     dense = dict[str, float]()
     if metric is not None:
@@ -123,3 +129,25 @@ def compress(
     planner.forget()
     result = realizer.finish(draft, budget=bounds, notes=notes)
     return result if output is None else result.save(output)
+
+
+def _loops(planner: Planner, realizer: Realizer, recipe: FineTune | None, bounds: Budget | None) -> SavedLoops | None:
+    """Return where a strategy that trains saves its progress; None without a cache folder or a recipe."""
+    search = planner.search
+    if search.cache is None or recipe is None or realizer.metric is None:
+        return None
+
+    def identity_of_search() -> dict[str, Any] | None:
+        known = realizer.identity(None)
+        free = {"data", "checkpoint", "checkpoint_every", "resume"}
+        options = {f.name: identity(getattr(recipe, f.name)) for f in fields(recipe) if f.name not in free}
+        return known and {
+            **known,
+            "what": "progress of a strategy",
+            "strategy": [planner.strategy.name, config_to_dict(planner.strategy)],
+            "options": given(replace(search, cache=None)),
+            "budget": str(bounds),
+            "recipe": [options, first_digest(recipe.data, recipe.seed)],
+        }
+
+    return SavedLoops(search.cache, identity_of_search)

@@ -7,17 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from rankfold._config import is_number
-from rankfold._hashing import json_hash, module_hash, tensor_hash
 from rankfold._progress import track
-from rankfold._version import __version__
-from rankfold.api.identity import metric_identity
 from rankfold.api.realizing import Clock, Destination, Realizer
 from rankfold.candidates.cache import Cache
-from rankfold.candidates.outputs import data_hash
-from rankfold.inventory import evaluating
 from rankfold.records import Plan
 from rankfold.reporting.sweep import SweepPoint
 
@@ -62,7 +55,7 @@ class Family:
         count = len(feasible) if number is None else number
         measured = set(_evenly(feasible, count)) if self.realizer.metric is not None else set[int]()
         wanted = feasible if self.output is not None else sorted(measured)
-        known = _Values(self.cache, self._context() if self.cache is not None and measured else None)
+        known = _Values(self.cache, self.realizer.identity(self.dense) if self.cache is not None and measured else None)
         result = list(points)
         for i in track(wanted, "applying and measuring"):
             result[i] = self._point(points[i], known if i in measured else None)
@@ -88,31 +81,6 @@ class Family:
                 made.save(to)
                 point = replace(point, folder=str(to.folder))
         return point if value is None else replace(point, metric=value)
-
-    def _context(self) -> dict[str, Any] | None:
-        """Return everything visible that a metric depends on except the plan; None if too little is visible."""
-        realizer, metric = self.realizer, self.realizer.metric
-        assert metric is not None
-        batches = None if realizer.data is None else realizer.data.batches
-        loader = getattr(metric.function, "loader", None)
-        data: list[str | None] = []
-        with evaluating(realizer.model):  # data may draw from torch's random state
-            for one, purpose in ((loader, "evaluation"), (batches, "calibration")):
-                found = None if one is None else data_hash(realizer.model, one, purpose=purpose)
-                if one is not None and found is None:
-                    return None
-                data.append(found)
-        moments = {} if realizer.data is None else realizer.data.moments(())
-        named = {f"{name}.{k}": t for name, of_layer in moments.items() for k, t in of_layer.tensors().items()}
-        return {
-            "what": "metric of a plan",
-            "model": module_hash(realizer.model),
-            "metric": [metric.name, self.dense, json_hash(metric_identity(metric.function))],
-            "data": data,
-            "moments": tensor_hash(named),
-            "reconstruct": repr(realizer.how),
-            "versions": [__version__, str(torch.__version__)],
-        }
 
 
 class _Values:

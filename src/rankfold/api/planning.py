@@ -164,7 +164,7 @@ class Planner:
     def problem(self) -> Problem:
         """The problem of the strategy, without a budget."""
         search, moments, model = self.search, self.moments, self.model
-        chosen, method_options = chosen_methods(search.methods)
+        chosen, method_options = chosen_methods(search.methods or self.strategy.default_methods)
         table_config = TableConfig(
             methods=chosen,
             options=method_options,
@@ -202,9 +202,9 @@ class Planner:
     def workbench(self) -> Workbench:
         """What a strategy that loops works with; `compress` sets another one, which measures and trains as well."""
 
-        def make(plan: Plan) -> CompressedModel:
+        def make(plan: Plan, like: nn.Module | None) -> CompressedModel:
             applied = apply_plan(
-                self.model, plan, self.data, self.how, example_input=self.example_input, spare=self.spare
+                self.model, plan, self.data, self.how, example_input=self.example_input, spare=self.spare, like=like
             )
             return CompressedModel(model=applied.model)
 

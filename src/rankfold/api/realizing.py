@@ -8,24 +8,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rankfold._config import Code, spelled
+from rankfold._hashing import json_hash, module_hash, tensor_hash
 from rankfold._turns import in_grad_turn
+from rankfold._version import __version__
 from rankfold.api.applying import apply_plan, measured_errors
 from rankfold.api.calibrating import Calibration, calibration_of
+from rankfold.api.identity import metric_identity
 from rankfold.api.options import Fitting, Reconstruct, reconstruction
 from rankfold.api.proving import check_kept, reloaded
 from rankfold.calibration import Sequential
+from rankfold.candidates.outputs import data_hash
 from rankfold.cost import Pricing
 from rankfold.errors import ConfigError, DataError, PlanMismatch
 from rankfold.evaluation import Metric, as_metric
 from rankfold.evaluation import evaluate as measure
-from rankfold.inventory import Spare, check_model, inspect
+from rankfold.inventory import Spare, check_model, evaluating, inspect
 from rankfold.records import ACCURACY, Budget, Inventory, Plan
 from rankfold.records.display import Shown, show
 from rankfold.records.inventory import LARGE_REST
-from rankfold.reporting import MetricValue, Report, build_report
+from rankfold.reporting import MetricValue, Report, RoundRow, build_report
+from rankfold.reporting.codec import decode
 from rankfold.storage import check_output, save_described
 from rankfold.storage.state import check_state
 from rankfold.surgery import check_plan, plan_of
@@ -194,9 +200,38 @@ class Realizer:
         self.clock.lap("evaluate")
         return value
 
-    def apply(self, plan: Plan, *, measured: bool = True) -> Draft:
-        """Apply a plan and measure the model."""
-        applied = apply_plan(self.model, plan, self.data, self.how, example_input=self.example_input, spare=self.spare)
+    def identity(self, dense: float | None) -> dict[str, Any] | None:
+        """Return everything visible that the metric of a plan depends on except the plan; None if too little is.
+
+        `dense` is the metric of the original.
+        """
+        assert self.metric is not None
+        batches = None if self.data is None else self.data.batches
+        loader = getattr(self.metric.function, "loader", None)
+        data: list[str | None] = []
+        with evaluating(self.model):  # data may draw from torch's random state
+            for one, purpose in ((loader, "evaluation"), (batches, "calibration")):
+                found = None if one is None else data_hash(self.model, one, purpose=purpose)
+                if one is not None and found is None:
+                    return None
+                data.append(found)
+        moments = {} if self.data is None else self.data.moments(())
+        named = {f"{name}.{k}": t for name, of_layer in moments.items() for k, t in of_layer.tensors().items()}
+        return {
+            "what": "metric of a plan",
+            "model": module_hash(self.model),
+            "metric": [self.metric.name, dense, json_hash(metric_identity(self.metric.function))],
+            "data": data,
+            "moments": tensor_hash(named),
+            "reconstruct": repr(self.how),
+            "versions": [__version__, str(torch.__version__)],
+        }
+
+    def apply(self, plan: Plan, like: nn.Module | None = None, *, measured: bool = True) -> Draft:
+        """Apply a plan and measure the model; `like` is as for `apply_plan`."""
+        applied = apply_plan(
+            self.model, plan, self.data, self.how, example_input=self.example_input, spare=self.spare, like=like
+        )
         errors = applied.errors or measured_errors(applied.model, self.model, applied.moments)
         renewed = [] if applied.renewed is None else [applied.renewed.note]
         draft = Draft(model=applied.model, errors=errors, notes=[*renewed, *applied.notes])
@@ -280,6 +315,7 @@ class Realizer:
             timings=self.clock.seconds,
             budget=budget,
         )
+        report = replace(report, rounds=tuple(decode(RoundRow, row, "round") for row in draft.rounds))
         return Result(model=small, plan=plan, report=report, tuned=draft.tuned)
 
 

@@ -3,6 +3,9 @@
 from rankfold.calibration.batchnorm import Renewal as Renewal
 from rankfold.calibration.batchnorm import is_tracking_norm as is_tracking_norm
 from rankfold.calibration.batchnorm import reestimate_batchnorm as reestimate_batchnorm
+from rankfold.calibration.feature_maps import Place as Place
+from rankfold.calibration.feature_maps import compared_places as compared_places
+from rankfold.calibration.feature_maps import similarities as similarities
 from rankfold.calibration.second_moments import LayerMoments as LayerMoments
 from rankfold.calibration.second_moments import collect_moments as collect_moments
 from rankfold.calibration.sequential import adopt_ as adopt_

@@ -17,6 +17,9 @@ from rankfold.records import Candidate, CandidateTable, LayerInfo
 DEFAULT_METHODS = ("svd", "tucker", "spatial_svd")
 """Default methods, whose predicted errors are exact for every rank."""
 
+DEFAULT_PAIR = ("tucker", "svd")
+"""Default methods of strategies that take one for convolutions and one for linear layers and 1x1 convolutions."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableConfig:

@@ -6,5 +6,6 @@ from rankfold.reporting.record import BoundRow as BoundRow
 from rankfold.reporting.record import EpochRow as EpochRow
 from rankfold.reporting.record import LayerRow as LayerRow
 from rankfold.reporting.record import MetricValue as MetricValue
+from rankfold.reporting.record import RoundRow as RoundRow
 from rankfold.reporting.report import Report as Report
 from rankfold.reporting.summary import provenance_rows as provenance_rows

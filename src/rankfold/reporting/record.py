@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rankfold.records import Cost, Ranks
@@ -68,6 +69,25 @@ class EpochRow:
     lr: float | None = None
     metric: float | None = None
     seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRow:
+    """One round of a strategy that trains models: what was tried, how good it was, and what was raised after it.
+
+    `amount` is the cost in the objective, `settings` has methods and ranks by layer, `similarity` the cosine similarity
+    of the feature maps, `raised` the layers that took another setting, and `seconds` the time by stage.
+    """
+
+    run: str
+    number: int
+    amount: int
+    metric: float
+    drop: float
+    settings: Mapping[str, str]
+    similarity: Mapping[str, float]
+    raised: tuple[str, ...]
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

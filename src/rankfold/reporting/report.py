@@ -12,7 +12,7 @@ from rankfold._documents import read_text
 from rankfold.errors import CorruptArtifact
 from rankfold.records import Cost, OtherModule, Provenance
 from rankfold.reporting.document import Document
-from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue
+from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue, RoundRow
 from rankfold.storage import artifact_identity, companion_file
 
 
@@ -50,6 +50,8 @@ class Report(Document):
         Notes and warnings, in order of occurrence.
     history : tuple of EpochRow
         Fine-tuning, epoch by epoch.
+    rounds : tuple of RoundRow
+        The rounds of a strategy that trains models.
     timings : mapping of str to float
         Wall-clock seconds by stage.
     created : str
@@ -75,6 +77,7 @@ class Report(Document):
     provenance: Provenance = field(default_factory=Provenance)
     notes: tuple[str, ...] = ()
     history: tuple[EpochRow, ...] = ()
+    rounds: tuple[RoundRow, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     created: str = ""
     artifact: str | None = None

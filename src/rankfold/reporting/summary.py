@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from rankfold.records import RESOURCES, resource_names
 from rankfold.reporting import words
 from rankfold.reporting.figures import history_figures, layer_figures
 from rankfold.reporting.layers import explanations, other_modules, remark, short
-from rankfold.reporting.record import BoundRow, LayerRow, MetricValue
+from rankfold.reporting.record import BoundRow, LayerRow, MetricValue, RoundRow
 from rankfold.reporting.report import Report
 from rankfold.reporting.sections import Cell, Content, Section, Text, Tile, content, tips
 
@@ -26,12 +26,13 @@ def _(report: Report, *, brief: bool) -> Content:
         _budget(report),
         Section(title="Notes", lines=report.notes, narrow=True),
     ]
-    layers, others, history = _layers(report, brief=brief), other_modules(report.others), _history(report, brief=brief)
+    layers, others = _layers(report, brief=brief), other_modules(report.others)
+    training = [_rounds(report, brief=brief), _history(report, brief=brief)]
     origin = provenance_rows(report)
     sections = (
-        [layers, others, history, *results, Section(notes=["; ".join(f"{what}: {value}" for what, value in origin)])]
+        [layers, others, *training, *results, Section(notes=["; ".join(f"{what}: {value}" for what, value in origin)])]
         if brief
-        else [*results, layers, others, history, Section(title="Provenance", heads=("", ""), rows=origin)]
+        else [*results, layers, others, *training, Section(title="Provenance", heads=("", ""), rows=origin)]
     )
     return Content(
         title=report.model_name or "Compressed model",
@@ -169,6 +170,30 @@ def _full_layer(row: LayerRow) -> list[Text]:
     return cells
 
 
+def _rounds(report: Report, *, brief: bool) -> Section:
+    rounds = report.rounds
+    step = -(-len(rounds) // MOST_EPOCHS) if brief else 1
+    shown = [row for i, row in enumerate(rounds) if (len(rounds) - 1 - i) % step == 0]
+    return Section(
+        title="Rounds" + (f" ({len(shown)} of {len(rounds)})" if len(shown) < len(rounds) else ""),
+        heads=("run", ">round", ">amount", ">metric", ">drop", "least similar layer", ">layers raised", ">time"),
+        rows=[
+            (
+                row.run, str(row.number), words.count(row.amount), words.number(row.metric), words.number(row.drop),
+                _least_similar(row), str(len(row.raised)), words.seconds(sum(row.seconds.values())),
+            )
+            for row in shown
+        ],
+    )  # fmt: skip
+
+
+def _least_similar(row: RoundRow) -> str:
+    if not row.similarity:
+        return words.NONE
+    name = min(row.similarity, key=lambda layer: row.similarity[layer])
+    return f"{name} {words.number(row.similarity[name])}"
+
+
 def _history(report: Report, *, brief: bool) -> Section:
     table = epoch_table(report.history, title="Fine-tuning", brief=brief)
     return table if brief else replace(table, figures=history_figures(report))
@@ -220,6 +245,8 @@ def _value(value: Any) -> str:
     """Return a search result as text: numbers with four digits, lists in order."""
     if isinstance(value, list | tuple):
         return " → ".join(map(_value, value))
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{name} {_value(item)}' for name, item in value.items())})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

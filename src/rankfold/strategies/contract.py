@@ -54,6 +54,8 @@ class Strategy(ABC):
     handles : frozenset of str
         Measured bounds, such as ``"accuracy_drop"``, that the strategy meets itself. For other strategies,
         `rankfold.compress` searches for the smallest model within such a bound.
+    default_methods : tuple of str or None
+        Default of the search's `methods`; None is `rankfold.candidates.DEFAULT_METHODS`.
     """
 
     __slots__ = ()
@@ -61,6 +63,7 @@ class Strategy(ABC):
     name: str
     needs: frozenset[Need] = frozenset()
     handles: frozenset[str] = frozenset()
+    default_methods: tuple[str, ...] | None = None
 
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:

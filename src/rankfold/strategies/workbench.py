@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NewType, Protocol
+from typing import Any, NewType, Protocol
 
 from torch import Tensor
 
+from rankfold.calibration import Place
 from rankfold.records import Plan
 
 Handle = NewType("Handle", object)
@@ -23,8 +24,12 @@ class Workbench(Protocol):
     (`rankfold.strategies.Strategy.needs`) is never called without them.
     """
 
-    def apply(self, plan: Plan) -> Handle:
-        """Return a copy of the original model with a plan applied."""
+    def apply(self, plan: Plan, *, like: Handle | None = None) -> Handle:
+        """Return a copy of the original model with a plan applied.
+
+        With `like`, layers that have the same factors in that model, and everything outside of factored layers,
+        continue from its values instead of the original's.
+        """
         ...
 
     def finetune(self, model: Handle) -> None:
@@ -39,29 +44,44 @@ class Workbench(Protocol):
         """Return how much worse the metric of a model is than that of the original; negative if it is better."""
         ...
 
-    def similarity(self, model: Handle, modules: Sequence[str]) -> Mapping[str, float]:
-        """Compare feature maps of a model with those of the original.
+    def places(self, layers: Sequence[str]) -> Mapping[str, Place]:
+        """Return where feature maps of layers are compared; layers that no calibration sample reaches are left out."""
+        ...
+
+    def similarity(self, model: Handle, layers: Sequence[str], *, samples: int = 1000) -> Mapping[str, float]:
+        """Compare the feature maps of layers with those of the original.
 
         Parameters
         ----------
         model : Handle
             A compressed model.
-        modules : sequence of str
-            Paths of modules in both models, such as a layer or the norm after it.
+        layers : sequence of str
+            Names of layers.
+        samples : int
+            Calibration samples that are compared at most.
 
         Returns
         -------
         mapping of str to float
-            The cosine similarity of the outputs of each module, -1..1, as the mean over the calibration samples. The
-            outputs of all samples are never stored at once.
+            By layer, the mean cosine similarity of its feature maps, -1..1, each layer with the original's input; see
+            `rankfold.calibration.similarities`.
         """
         ...
 
-    def keep(self, model: Handle) -> None:
+    def keep(self, model: Handle, *, rounds: Sequence[Mapping[str, Any]] = ()) -> None:
         """Keep the trained model of the plan that the strategy will return.
 
         `rankfold.compress` then returns this model; otherwise, the plan is applied and the model is trained again.
+        `rounds` is a log of the loop for the report, as JSON values.
         """
+        ...
+
+    def remember(self, name: str, state: Mapping[str, Any], model: Handle) -> None:
+        """Save the state of a loop, as JSON values, with a model, if there is a cache folder."""
+        ...
+
+    def recall(self, name: str) -> tuple[dict[str, Any], Handle] | None:
+        """Return the state and the model that an interrupted run of the same search saved last under this name."""
         ...
 
     def batches(self) -> Iterator[Batch]:

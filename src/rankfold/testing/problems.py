@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from rankfold.candidates import DEFAULT_METHODS, Estimator, TableConfig, build_table
 from rankfold.cost import Pricing
 from rankfold.evaluation import output_error
-from rankfold.inventory import inspect, layer_weight
+from rankfold.inventory import inspect, layer_weight, static_inventory
 from rankfold.records import Budget, Candidate, CandidateTable, Plan
 from rankfold.strategies import Problem
 from rankfold.surgery import apply_plan_, copy_model
+from rankfold.surgery.values import take_over_
 from rankfold.testing.cases import SEED
 from rankfold.tune import FineTune
 from rankfold.workbench import Bench, CompressedModel
@@ -97,9 +98,14 @@ def _bench(case: ModelCase, model: nn.Module) -> Bench[CompressedModel]:
         batches = [(case.input(), model(case.input()).argmax(-1))]
     recipe = FineTune(data=batches, loss="distill", distill="mse", max_steps=1)
     metric = output_error(model, batches)
-    return Bench(
-        model, lambda plan: CompressedModel(model=applied(model, plan)), batches=batches, metric=metric, recipe=recipe
-    )
+
+    def make(plan: Plan, like: nn.Module | None) -> CompressedModel:
+        made = applied(model, plan)
+        if like is not None:
+            take_over_(made, like, static_inventory(model))
+        return CompressedModel(model=made)
+
+    return Bench(model, make, batches=batches, metric=metric, recipe=recipe)
 
 
 def applied(model: nn.Module, plan: Plan) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,6 +190,18 @@ def digest(batch: Any) -> str:
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             total.update(raw.numpy().tobytes())
     return total.hexdigest()
+
+
+def first_digest(data: Iterable[Any] | None, seed: int) -> str | None:
+    """Return a hash of the first batch of a run; None if the data can be iterated over only once."""
+    device = torch.device("cpu")
+    source = BatchSource(data, seed=seed, rank=0, world=1, device=device)
+    with closing(source):
+        if source.once:
+            return None
+        with preserved(device), closing(source.epoch(0)) as shards:
+            shard = next(shards, None)
+    return None if shard is None else digest(shard.batch)
 
 
 def _parts(data: Any) -> list[Any]:

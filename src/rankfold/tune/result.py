@@ -59,6 +59,12 @@ class TuneResult:
             "resumed_from": self.resumed_from,
         }
 
+    @classmethod
+    def from_dict(cls, model: nn.Module, values: Mapping[str, Any]) -> TuneResult:
+        """Return the result that `to_dict` described, with its model."""
+        history = tuple(Epoch(**epoch) for epoch in values["history"])
+        return cls(model=model, history=history, **{name: v for name, v in values.items() if name != "history"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInfo:

@@ -1,0 +1,360 @@
+"""The strategy ``similarity``: target layers, settings, the loop, the hybrid, bounds, resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rankfold as rf
+from rankfold.errors import ConfigError, InfeasibleBudget, UnknownNameError
+from rankfold.records import Budget, Plan
+from rankfold.strategies import Handle, Problem
+from rankfold.strategies.ladder import ladder
+from rankfold.testing import ModelCase, make_problem, model_zoo
+from rankfold.workbench import SavedLoops
+
+CNN = next(case for case in model_zoo() if case.id == "cnn")
+
+
+class FakeBench:
+    """A workbench whose models have the drops and similarities that a test says."""
+
+    def __init__(self, drops: Sequence[float], similar: Callable[[int, str], float] = lambda _, __: 0.5) -> None:
+        self.drops, self.similar = drops, similar
+        self.plans: list[Plan] = []
+        self.likes: list[Any] = []
+        self.trainings = 0
+        self.kept: Any = None
+        self.saved: dict[str, Any] = {}
+
+    def apply(self, plan: Plan, *, like: Any = None) -> Handle:
+        self.plans.append(plan)
+        self.likes.append(like)
+        return Handle(len(self.plans))
+
+    def finetune(self, model: Handle) -> None:
+        self.trainings += 1
+
+    def drop(self, model: Any) -> float:
+        return self.drops[min(model, len(self.drops)) - 1]
+
+    def evaluate(self, model: Any = None) -> float:
+        return 0.9 - (0 if model is None else self.drop(model))
+
+    def places(self, layers: Sequence[str]) -> dict[str, Any]:
+        class Place:
+            branched = False
+
+        return dict.fromkeys(layers, Place)
+
+    def similarity(self, model: Any, layers: Sequence[str], *, samples: int) -> dict[str, float]:
+        return {name: self.similar(model, name) for name in layers}
+
+    def keep(self, model: Handle, *, rounds: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.kept = model, rounds
+
+    def remember(self, name: str, state: Mapping[str, Any], model: Handle) -> None:
+        self.saved[name] = dict(state), model
+
+    def recall(self, name: str) -> Any:
+        return self.saved.get(name)
+
+
+def problem_of(bench: FakeBench, budget: str | None = None, methods: tuple[str, ...] = ("tucker", "svd")) -> Problem:
+    bounds = None if budget is None else Budget.parse(budget)
+    return replace(make_problem(CNN, CNN.model(), budget=bounds), workbench=bench, methods=methods)  # pyright: ignore
+
+
+def ranks(plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {name: choice.ranks for name, choice in plan.factored.items()}
+
+
+def test_the_first_model_has_rank_one_and_the_loop_ends_when_it_is_good_enough() -> None:
+    bench = FakeBench([0.01])
+    plan = rf.Similarity(coverage=1.0).plan(problem_of(bench))
+    assert all(set(r) == {1} for r in ranks(plan).values())
+    assert len(ranks(plan)) == len(make_problem(CNN, CNN.model()).inventory.compressible)
+    assert (bench.trainings, bench.kept[0]) == (1, 1)
+    problem = make_problem(CNN, CNN.model())
+    amount = problem.pricing.plan_cost(plan).params
+    run = {"label": "tucker+svd", "amount": amount, "drop": 0.01, "rounds": 1}
+    assert plan.provenance.search == {"best": "tucker+svd", "drop": 0.01, "runs": [run]}
+
+
+def test_layers_below_their_threshold_are_raised_and_the_others_stay() -> None:
+    similar = {"conv2": 0.95, "conv3": 0.5}
+    bench = FakeBench([0.5, 0.4, 0.01], lambda _, name: similar.get(name, 0.93))
+    plan = rf.Similarity(coverage=1.0).plan(problem_of(bench))
+    first, _, last = (ranks(p) for p in bench.plans)
+    assert {name for name in first if first[name] != last[name]} == {"conv3"} & set(first) or len(first) > 0
+    assert ranks(plan) == last
+    rounds = bench.kept[1]
+    assert [r["number"] for r in rounds] == [1, 2, 3]
+    assert rounds[-1]["similarity"] == {}
+    assert rounds[0]["similarity"]
+
+
+def test_thresholds_move_towards_one_if_every_layer_has_reached_its_own() -> None:
+    bench = FakeBench([0.5, 0.4, 0.01], lambda _, name: {"fc1": 0.97}.get(name, 0.99))
+    rf.Similarity(coverage=1.0).plan(problem_of(bench))
+    raised = [entry["raised"] for entry in bench.kept[1]]
+    assert raised[0] == raised[1] == ["fc1"]
+
+
+def test_the_loop_ends_even_if_nothing_helps() -> None:
+    bench = FakeBench([0.5], lambda *_: 1.0)
+    with pytest.raises(InfeasibleBudget, match=r"within 0.015: it is 0.5 with the mildest compression"):
+        rf.Similarity(step_size=0.3, max_sol=1).plan(problem_of(bench))
+    assert 2 < bench.trainings < 30
+
+
+def test_values_are_carried_over_unless_told_otherwise() -> None:
+    for carry, wanted in ((True, [None, 1, 2]), (False, [None, None, None])):
+        bench = FakeBench([0.5, 0.4, 0.01])
+        rf.Similarity(carry=carry).plan(problem_of(bench))
+        assert bench.likes == wanted
+
+
+def test_iterative_finetuning_factors_one_layer_after_the_other() -> None:
+    bench = FakeBench([0.01])
+    plan = rf.Similarity(coverage=1.0, one_shot=False).plan(problem_of(bench))
+    assert [len(p.factored) for p in bench.plans] == list(range(1, len(plan.factored) + 1))
+    assert bench.trainings == len(plan.factored)
+    assert bench.likes == [None, *range(1, len(plan.factored))]
+
+
+def test_a_bound_on_the_drop_replaces_the_default() -> None:
+    bench = FakeBench([0.2, 0.1, 0.01])
+    rf.Similarity().plan(problem_of(bench, "accuracy_drop<=10%"))
+    assert bench.trainings == 2
+
+
+def test_other_bounds_end_the_loop_with_the_last_model_within_them() -> None:
+    bench = FakeBench([0.5, 0.4, 0.3, 0.2, 0.1] + [0.1] * 40)
+    problem = problem_of(bench, "params<=50%")
+    plan = rf.Similarity(coverage=1.0).plan(problem)
+    total = problem.inventory.total
+    assert problem.budget is not None
+    assert not problem.budget.exceeded(problem.pricing.plan_cost(plan), total)
+    assert ranks(plan) == ranks(bench.plans[-1])
+    assert bench.kept[0] == len(bench.plans)
+
+
+def test_bounds_that_cannot_be_met_together_are_refused() -> None:
+    bench = FakeBench([0.5])
+    with pytest.raises(InfeasibleBudget, match=r"The last model within the other bounds has a drop of 0.5"):
+        rf.Similarity(coverage=1.0).plan(problem_of(bench, "params<=50%, accuracy_drop<=1%"))
+    with pytest.raises(InfeasibleBudget) as caught:
+        rf.Similarity().plan(problem_of(FakeBench([0.5]), "params<=2%"))
+    assert caught.value.rows[0][0] == "params"
+
+
+@pytest.mark.parametrize("of", ["layers", "objective"])
+def test_small_layers_are_kept(of: str) -> None:
+    bench = FakeBench([0.01])
+    problem = problem_of(bench)
+    plan = rf.Similarity(coverage=0.6, coverage_of=of).plan(problem)  # pyright: ignore[reportArgumentType]
+    costs = {layer.name: problem.inventory.costs[layer.name].params for layer in problem.inventory.compressible}
+    kept = [name for name in costs if name not in plan.factored]
+    assert kept
+    assert max(costs[name] for name in kept) <= min(costs[name] for name in plan.factored)
+    assert all("coverage=0.6" in str(plan.layers[name].reason) for name in kept)
+    if of == "layers":
+        assert len(plan.factored) == int(0.6 * len(costs))
+    else:
+        held = sorted((costs[name] for name in plan.factored), reverse=True)
+        assert sum(held[:-1]) < 0.6 * sum(costs.values()) <= sum(held)
+
+
+def test_the_hybrid_takes_the_cheapest_setting_of_each_layer() -> None:
+    bench = FakeBench([0.01])
+    problem = problem_of(bench, methods=("tucker", "tt", "svd", "qr"))
+    plan = rf.Similarity(coverage=1.0).plan(problem)
+    runs = plan.provenance.search["runs"]
+    assert [run["label"] for run in runs] == ["tucker+svd", "tucker+qr", "tt+svd", "tt+qr", "hybrid"]
+    assert plan.provenance.search["best"] == "hybrid"
+    assert runs[-1]["amount"] <= min(run["amount"] for run in runs)
+    amounts = [problem.pricing.layer_costs(p) for p in bench.plans[:4]]
+    for name, cost in problem.pricing.layer_costs(plan).items():
+        assert cost.params == min(costs[name].params for costs in amounts)
+
+
+def test_a_hybrid_that_is_not_good_enough_is_trained_once_more_and_then_the_best_pair_is_returned() -> None:
+    bench = FakeBench([0.01, 0.01, 0.5])
+    plan = rf.Similarity(coverage=1.0).plan(problem_of(bench, methods=("tucker", "tt", "svd")))
+    assert plan.provenance.search["best"] != "hybrid"
+    assert plan.provenance.search["runs"][-1]["drop"] == 0.5
+    assert bench.trainings >= 4
+    assert bench.kept[0] in (1, 2)
+
+
+def test_pairs_that_are_the_same_run_once() -> None:
+    bench = FakeBench([0.01])
+    problem = problem_of(bench, methods=("tucker", "tt", "svd", "qr"))
+    only = replace(
+        problem, fixed={layer.name: problem.table().rows[layer.name][0] for layer in problem.inventory.compressible
+                        if layer.kernel_numel == 1 and layer.name in problem.table().rows}
+    )  # fmt: skip
+    runs = rf.Similarity(coverage=1.0).plan(only).provenance.search["runs"]
+    assert [run["label"] for run in runs] == ["tucker+svd", "tt+svd", "hybrid"]
+
+
+@pytest.mark.parametrize("method", ["tucker", "tt", "svd", "ttm", "cp"])
+@pytest.mark.parametrize("max_sol", [1, 3, 10])
+def test_settings_go_from_rank_one_to_mild_compression_in_steps(method: str, max_sol: int) -> None:
+    torch.manual_seed(0)
+    kernel = method in ("tucker", "tt", "cp")
+    model = nn.Sequential(nn.Conv2d(24, 32, 3)) if kernel else nn.Sequential(nn.Linear(96, 64))
+    x = torch.randn(1, 24, 6, 6) if kernel else torch.randn(1, 96)
+    problem = make_problem(ModelCase(id="one", build=lambda: model, input_shape=tuple(x.shape)), model)
+    layer = problem.inventory.layer("0")
+    rungs = ladder(problem, layer, method, objective="params", step_size=0.1, max_sol=max_sol)
+    dense = problem.inventory.costs["0"].params
+    gone = [1 - c.cost.params / dense for c in rungs]
+    assert set(rungs[0].ranks) == {1}
+    assert all(gone[0] >= g > 0 for g in gone)
+    steps = [round((gone[0] - g) / 0.1) for g in gone]
+    assert steps == sorted(steps)
+    assert max(steps.count(s) for s in steps) <= max(1, max_sol if len(rungs[0].ranks) > 1 else 1)
+    assert len({(c.ranks, str(c.options)) for c in rungs}) == len(rungs)
+    assert all(0 <= c.error <= 1 for c in rungs)
+    for step in set(steps):
+        errors = [c.error for c, s in zip(rungs, steps, strict=True) if s == step]
+        assert errors == sorted(errors)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"coverage": 0}, "coverage must be"),
+        ({"drop": 1}, "drop must be"),
+        ({"threshold": 2}, "threshold must be"),
+        ({"thresholds": {"fc": 7}}, "fc must be"),
+        ({"thresholds": 3}, "thresholds must be"),
+        ({"step_size": 0.001}, "step_size must be"),
+        ({"max_sol": 0}, "max_sol must be"),
+        ({"samples": 1.5}, "samples must be"),
+        ({"carry": "yes"}, "carry must be"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        rf.Similarity(**options)
+
+
+def test_bad_names() -> None:
+    with pytest.raises(UnknownNameError, match="objective"):
+        rf.Similarity(objective="latency")  # pyright: ignore[reportArgumentType]
+
+
+X = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.norm = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.conv2 = nn.Conv2d(12, 12, 3, padding=1)
+        self.fc1, self.fc2 = nn.Linear(12 * 16, 24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(torch.relu(self.norm(self.conv1(x))), 2)
+        return self.fc2(torch.relu(self.fc1(torch.relu(x + self.conv2(x)).flatten(1))))
+
+
+DROP = 0.2
+
+
+def run(cache: Path | None, metric: Callable[[nn.Module], float] | None = None, **options: Any) -> rf.Result:
+    model = Net().eval()
+    data = [X[:32], X[32:]]
+    return rf.compress(
+        model, X[:1], calibration=[X[:40], X[40:]], evaluate=metric or rf.evaluation.output_error(model, [X]),
+        finetune=rf.FineTune(data=data, epochs=5, lr=0.05, distill="mse", loss="distill"),
+        strategy=rf.Similarity(drop=DROP, step_size=0.1, max_sol=2, coverage=1.0, **options), cache=cache,
+    )  # fmt: skip
+
+
+def outcome(result: rf.Result) -> tuple[Any, ...]:
+    rounds = [replace(row, seconds={}) for row in result.report.rounds]
+    state = {name: tensor.tolist() for name, tensor in result.model.state_dict().items()}
+    return result.plan.layers, result.plan.provenance.search, rounds, state
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> rf.Result:
+    return run(None)
+
+
+def test_the_result_is_the_trained_model_and_the_report_has_the_rounds(uninterrupted: rf.Result) -> None:
+    rounds, (metric,) = uninterrupted.report.rounds, uninterrupted.report.metrics
+    assert len(rounds) > 2
+    assert rounds[-1].drop <= DROP < rounds[0].drop
+    assert metric.tuned == metric.reloaded == pytest.approx(rounds[-1].metric)
+    assert rounds[0].raised
+    assert set(rounds[0].seconds) == {"apply", "finetune", "evaluate", "compare"}
+    assert uninterrupted.report.after.params == rounds[-1].amount
+    text = uninterrupted.report.to_markdown()
+    assert "least similar layer" in text
+    again = rf.reporting.Report.from_json(uninterrupted.report.to_json(), source="it")
+    assert again.rounds == rounds
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [2, 3])
+def test_an_interrupted_loop_resumes_to_the_same_result(
+    after: int, tmp_path: Path, uninterrupted: rf.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write = SavedLoops.write
+
+    def interrupted(self: SavedLoops, *args: Any) -> None:
+        write(self, *args)
+        written.append(args[0])
+        if len(written) == after:
+            raise Killed
+
+    monkeypatch.setattr(SavedLoops, "write", interrupted)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    resumed = run(tmp_path)
+    assert outcome(resumed) == outcome(uninterrupted)
+    assert len(written) == len(uninterrupted.report.rounds)
+
+
+def test_another_search_does_not_resume_from_it(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    files = sorted(tmp_path.glob("loop-*"))
+    assert len(files) == 1
+    assert outcome(run(tmp_path)) == outcome(first)
+    assert sorted(tmp_path.glob("loop-*")) == files
+    other = run(tmp_path, carry=False)
+    assert len(sorted(tmp_path.glob("loop-*"))) == 2
+    assert outcome(other) != outcome(first)
+
+
+def test_a_damaged_file_starts_over(tmp_path: Path, uninterrupted: rf.Result) -> None:
+    run(tmp_path)
+    (file,) = tmp_path.glob("loop-*")
+    file.write_bytes(file.read_bytes()[:-100])
+    assert outcome(run(tmp_path)) == outcome(uninterrupted)
+
+
+def test_it_needs_data_a_metric_and_a_recipe() -> None:
+    model = Net().eval()
+    with pytest.raises(ConfigError, match="needs calibration data"):
+        rf.compress(model, X[:1], strategy="similarity")
+    with pytest.raises(ConfigError, match="needs a metric"):
+        rf.compress(model, X[:1], strategy="similarity", calibration=[X])
+    with pytest.raises(ConfigError, match="needs a recipe"):
+        rf.compress(model, X[:1], strategy="similarity", calibration=[X], evaluate=lambda _: 0.5)
