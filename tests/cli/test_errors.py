@@ -85,7 +85,7 @@ EARLY = {
 LATE = {
     "no such weights": ((*COMPRESS, "--weights", "{new}.safetensors"), "does not exist"),
     "weights of another network": ((*COMPRESS, "--weights", "{weights}"), "do not fit"),
-    "unknown data": ((*COMPRESS, "--data", "mnist"), "Did you mean 'mnist5k'"),
+    "unknown data": ((*COMPRESS, "--data", "mnist5"), "Did you mean 'mnist5k'"),
     "data without its path": ((*COMPRESS, "--data", "cifar10:"), "path"),
     "no such data": ((*COMPRESS, "--data", "cifar10:{new}"), "{new}"),
     "unreachable budget": ((*COMPRESS, "-b", "params<=0.1%"), "least reachable"),

@@ -108,7 +108,8 @@ def test_naming_one_of_two_is_not_enough(artefact: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "code"),
     [("lenet5_mnist5k", False), ("torchvision/resnet18", False), ("timm/hf-hub:a/b", True), ("cifar10:/data", False),
-     ("npz:x.npz", False), ("imagefolder:a:b", False), ("os:system", True), ("cifar100:folder", True), (":", True)],
+     ("npz:x.npz", False), ("imagefolder:a:b", False), ("os:system", True), ("mnist:x", False),
+     ("svhn:folder", True), (":", True)],
 )  # fmt: skip
 def test_what_is_code_is_told_by_the_name(name: str, code: bool) -> None:
     assert names_code(name) is code

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from rankfold import zoo
 from rankfold.errors import ConfigError, DataError, MissingExtra, RankfoldError, UnknownNameError
-from rankfold.zoo.image_sets import Preparation
+from rankfold.zoo.samples import Preparation
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
@@ -192,15 +192,16 @@ def test_worker_processes(npz: str) -> None:
 
 
 def test_wrong_number_of_channels(npz: str) -> None:
-    with pytest.raises(DataError, match="images have 3 channels, the normalisation has 1"):
+    with pytest.raises(DataError, match="inputs have 3 channels, the normalisation has 1"):
         images(load(npz, split="test", normalize=zoo.entry("lenet5_mnist5k")))
 
 
 @pytest.mark.parametrize(
     ("spec", "options", "error", "message"),
     [
-        ("cifar100:x", {}, UnknownNameError, "unknown data set 'cifar100'. Did you mean 'cifar10:P"),
-        ("mnist", {}, UnknownNameError, "Did you mean 'mnist5k'"),
+        ("cifar1000:x", {}, UnknownNameError, "unknown data set 'cifar1000'. Did you mean 'cifar100:P"),
+        ("mnist5", {}, UnknownNameError, "Did you mean 'mnist5k'"),
+        ("mnist", {}, DataError, "needs a path. Give it as 'mnist:PATH'"),
         ("", {}, UnknownNameError, "unknown data set ''"),
         ("mnist5k", {"split": "tests"}, UnknownNameError, "unknown split 'tests'. Did you mean"),
         ("mnist5k:here", {}, DataError, "takes no path. Got 'here'"),

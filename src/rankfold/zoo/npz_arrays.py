@@ -12,10 +12,10 @@ import torch
 from numpy.lib.npyio import NpzFile
 
 from rankfold.errors import DataError
-from rankfold.zoo.image_sets import ImageArray
+from rankfold.zoo.samples import SampleArray
 
 
-def npz_arrays(path: str, split: str) -> ImageArray:
+def npz_arrays(path: str, split: str) -> SampleArray:
     """Return the images and labels of a split from the arrays ``x_<split>`` and ``y_<split>``, or ``x`` and ``y``.
 
     Images are uint8 in [0, 255], or float in [0, 1] before normalisation, of shape ``(N, H, W)``, ``(N, C, H, W)`` or
@@ -31,7 +31,7 @@ def npz_arrays(path: str, split: str) -> ImageArray:
         raise
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path!r} is not a complete .npz file of plain arrays: {error}. Save it again.") from error
-    return ImageArray(
+    return SampleArray(
         torch.from_numpy(_images(images, f"{names[0]} of {path!r}")),
         torch.from_numpy(_labels(labels, f"{names[1]} of {path!r}", len(images))),
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rankfold.errors import DataError, MissingExtra
-from rankfold.zoo.image_sets import Preparation, Sample
+from rankfold.zoo.samples import Preparation, Sample
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val")}
@@ -29,17 +29,25 @@ def require_pillow(feature: str) -> ModuleType:
 
 
 def decode_picture(
-    source: Path | bytes, label: str, *, channels: int = 3, size: tuple[int, int] | None = None
+    source: Path | bytes,
+    label: str,
+    *,
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    box: tuple[int, int, int, int] | None = None,
 ) -> Tensor:
     """Return a picture as a uint8 tensor ``(channels, H, W)``, converted to grey (1 channel) or RGB (3).
 
-    A picture that does not have `size` (height, width) is scaled until it covers ``size / 0.875`` and cropped at the
-    centre, as is usual for ImageNet. A file that cannot be decoded raises `DataError`, which calls it `label`.
+    With `box` (left, top, right, bottom), that part is scaled to `size` (height, width). Otherwise, a picture that does
+    not have `size` is scaled until it covers ``size / 0.875`` and cropped at the centre, as is usual for ImageNet. A
+    file that cannot be decoded raises `DataError`, which calls it `label`.
     """
     pillow = require_pillow("reading pictures")
     try:
         with pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
             picture = picture.convert("L" if channels == 1 else "RGB")
+            if box is not None and size is not None:
+                picture = picture.resize(size[::-1], pillow.Resampling.BILINEAR, box=box)
     # Pillow also raises SyntaxError and ValueError for damaged pictures.
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{label} cannot be read as a picture: {error}. Remove or replace it.") from error

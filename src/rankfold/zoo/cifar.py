@@ -1,4 +1,4 @@
-"""CIFAR-10 from zips of PNGs, folders of PNGs, or the original pickled batches."""
+"""CIFAR-10 from zips of PNGs, folders of PNGs, or the original pickled batches; CIFAR-100 from these."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import torch
 
 from rankfold.errors import DataError
 from rankfold.zoo.array_cache import cached
-from rankfold.zoo.image_sets import ImageArray
+from rankfold.zoo.data_sets import DATA_SETS, find_files
 from rankfold.zoo.pictures import decode_picture, require_folder
+from rankfold.zoo.samples import SampleArray
 
 # In the usual order of the labels.
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -37,7 +38,7 @@ Picture = tuple[str, str, Path | bytes]
 """Class, name, and file or content."""
 
 
-def cifar10(path: str, split: str) -> ImageArray:
+def cifar10(path: str, split: str) -> SampleArray:
     """Return the uint8 images ``(N, 3, 32, 32)`` and labels of a split of CIFAR-10 (Krizhevsky 2009).
 
     The folder holds ``train*.zip`` and ``test.zip`` of ``<class>/<name>.png``; or folders ``train`` and ``test`` of the
@@ -53,11 +54,19 @@ def cifar10(path: str, split: str) -> ImageArray:
     for folder in (root, root / "cifar-10-batches-py"):
         batches = [folder / name for name in _BATCHES[split] if (folder / name).is_file()]
         if batches:
-            return _read_batches(batches)
+            return _read_batches(batches, b"labels")
     raise DataError(
         f"there are no {split} images of CIFAR-10 in {path!r}: expected {split}*.zip, a folder "
-        f"{split!r} of <class>/<name>.png, or the original 'cifar-10-batches-py'."
+        f"{split!r} of <class>/<name>.png, or the original 'cifar-10-batches-py'. {DATA_SETS['cifar10'].download}"
     )
+
+
+def cifar100(path: str, split: str) -> SampleArray:
+    """Return the uint8 images ``(N, 3, 32, 32)`` and fine labels of a split of CIFAR-100 (Krizhevsky 2009).
+
+    The folder holds the original files ``train`` and ``test``, also in ``cifar-100-python``.
+    """
+    return _read_batches(find_files("cifar100", path, split, split, f"cifar-100-python/{split}"), b"fine_labels")
 
 
 def _zipped(zips: list[Path]) -> Iterator[Picture]:
@@ -73,7 +82,7 @@ def _zipped(zips: list[Path]) -> Iterator[Picture]:
             raise DataError(f"{str(path)!r} is not a complete zip file: {error}. Copy or download it again.") from error
 
 
-def _decode(pictures: Iterator[Picture], root: Path, split: str) -> ImageArray:
+def _decode(pictures: Iterator[Picture], root: Path, split: str) -> SampleArray:
     decoded = []
     for folder, name, source in pictures:
         if folder not in CLASSES:
@@ -92,7 +101,7 @@ def _decode(pictures: Iterator[Picture], root: Path, split: str) -> ImageArray:
         raise DataError(f"{split} of {str(root)!r} has no files <class>/<name>.png. Add them.")
     decoded.sort(key=lambda item: item[:2])
     labels, _, images = zip(*decoded, strict=True)
-    return ImageArray(torch.stack(images), torch.tensor(labels, dtype=torch.int64, device="cpu"))
+    return SampleArray(torch.stack(images), torch.tensor(labels, dtype=torch.int64, device="cpu"))
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -109,18 +118,18 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _read_batches(files: list[Path]) -> ImageArray:
+def _read_batches(files: list[Path], key: bytes) -> SampleArray:
     images, labels = [], []
     for file in files:
         try:
             batch = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="bytes").load()
             pixels = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-            labels.append(np.asarray(batch[b"labels"], dtype=np.int64).reshape(len(pixels)))
+            labels.append(np.asarray(batch[key], dtype=np.int64).reshape(len(pixels)))
             images.append(pixels)
         # A damaged pickle can raise almost any error.
         except Exception as error:
             raise DataError(
-                f"{str(file)!r} is not a complete batch of CIFAR-10: {error or type(error).__name__}. "
+                f"{str(file)!r} is not a complete batch of CIFAR: {error or type(error).__name__}. "
                 f"Copy or download it again."
             ) from error
-    return ImageArray(torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)))
+    return SampleArray(torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)))

@@ -1,4 +1,4 @@
-"""Images in memory as a dataset of normalised float tensors."""
+"""Images, waveforms and voxels in memory as a dataset of normalised float tensors."""
 
 from __future__ import annotations
 
@@ -13,26 +13,33 @@ from rankfold.errors import DataError
 
 Sample = tuple[Tensor, Tensor]
 
+# The value that becomes 1.
+_SCALES = {torch.uint8: 255, torch.int16: 32768}
+
 
 @dataclass(frozen=True, slots=True)
-class ImageArray:
-    """Images ``(N, C, H, W)``, uint8 in [0, 255] or float, and int64 labels ``(N,)`` of one split."""
+class SampleArray:
+    """Inputs and int64 labels ``(N,)`` of one split.
 
-    images: Tensor
+    Inputs are images ``(N, C, H, W)``, uint8 in [0, 255] or float; waveforms ``(N, C, T)``, int16; or voxels
+    ``(N, C, D, H, W)``, bool.
+    """
+
+    inputs: Tensor
     labels: Tensor
 
 
 @dataclass(slots=True)
 class Preparation:
-    """Prepares a batch of images for the network.
+    """Prepares a batch of inputs for the network.
 
     Attributes
     ----------
     mean, std : tuple of float or None
-        Per-channel normalisation of pixels in [0, 1]; None leaves them in [0, 1].
+        Per-channel normalisation of values in [0, 1] (waveforms: [-1, 1]); None leaves them there.
     augment : bool
         Random crops of the image padded by an eighth of its height and, for colour images, horizontal flips (digits
-        must not be mirrored).
+        must not be mirrored). For images only.
     generator : torch.Generator
         Source of randomness in the main process. A worker process uses its own, which the loader seeds from this one.
     """
@@ -43,22 +50,23 @@ class Preparation:
     generator: torch.Generator
     _in_worker: bool = field(default=False, init=False)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the float32 batch ``(N, C, H, W)`` of images of the same shape, uint8 or float."""
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return a batch of inputs (`SampleArray`) as float32."""
         if self.augment:
-            images = self._augmented(images)
-        out = images.to(torch.float32)
-        if images.dtype == torch.uint8:
-            out = out.div_(255)
+            inputs = self._augmented(inputs)
+        out = inputs.to(torch.float32)
+        if inputs.dtype in _SCALES:
+            out = out.div_(_SCALES[inputs.dtype])
         if self.mean is None or self.std is None:
             return out
-        if len(self.mean) != images.shape[1]:
+        if len(self.mean) != inputs.shape[1]:
             raise DataError(
-                f"the images have {images.shape[1]} channels, the normalisation has "
+                f"the inputs have {inputs.shape[1]} channels, the normalisation has "
                 f"{len(self.mean)}. Use data for this network, or normalize=None."
             )
-        mean = torch.tensor(self.mean, device="cpu").view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device="cpu").view(1, -1, 1, 1)
+        channels = (-1, *[1] * (inputs.ndim - 2))
+        mean = torch.tensor(self.mean, device="cpu").view(channels)
+        std = torch.tensor(self.std, device="cpu").view(channels)
         return (out - mean).div_(std)
 
     def _augmented(self, images: Tensor) -> Tensor:
@@ -87,9 +95,9 @@ class Preparation:
 
 
 class ArrayDataset(Dataset[Sample]):
-    """Images in memory; each batch is prepared as a whole."""
+    """Samples in memory; each batch is prepared as a whole."""
 
-    def __init__(self, data: ImageArray, prepare: Preparation) -> None:
+    def __init__(self, data: SampleArray, prepare: Preparation) -> None:
         self.data = data
         self.prepare = prepare
 
@@ -97,12 +105,12 @@ class ArrayDataset(Dataset[Sample]):
         return len(self.data.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return ``(image (C, H, W), label)``."""
+        """Return ``(input, label)``, without a batch dimension."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         """Return the samples of one batch; called by torch's loaders and subsets."""
         chosen = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
-        images = self.prepare(self.data.images[chosen])
+        inputs = self.prepare(self.data.inputs[chosen])
         # A list of samples, as collate functions and subsets expect.
-        return list(zip(images.unbind(0), self.data.labels[chosen].unbind(0), strict=True))
+        return list(zip(inputs.unbind(0), self.data.labels[chosen].unbind(0), strict=True))

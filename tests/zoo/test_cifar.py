@@ -14,8 +14,8 @@ import torch
 
 from rankfold.errors import DataError, MissingExtra, RankfoldWarning
 from rankfold.zoo.array_cache import cache_folder
-from rankfold.zoo.cifar10 import CLASSES, cifar10
-from rankfold.zoo.image_sets import ImageArray
+from rankfold.zoo.cifar import CLASSES, cifar10
+from rankfold.zoo.samples import SampleArray
 
 Picture = tuple[str, str, np.ndarray]
 
@@ -59,13 +59,13 @@ def write_folders(root: Path, pictures: list[Picture]) -> None:
         (root / folder / name).write_bytes(png(pixels))
 
 
-def assert_holds(data: ImageArray, pictures: list[Picture]) -> None:
-    assert data.images.dtype == torch.uint8
+def assert_holds(data: SampleArray, pictures: list[Picture]) -> None:
+    assert data.inputs.dtype == torch.uint8
     assert data.labels.dtype == torch.int64
-    assert data.images.shape == (len(pictures), 3, 32, 32)
+    assert data.inputs.shape == (len(pictures), 3, 32, 32)
     for i, (folder, _, pixels) in enumerate(pictures):
         assert CLASSES[int(data.labels[i])] == folder
-        assert np.array_equal(data.images[i].permute(1, 2, 0).numpy(), pixels)
+        assert np.array_equal(data.inputs[i].permute(1, 2, 0).numpy(), pixels)
 
 
 def test_zips(tmp_path: Path, pictures: list[Picture]) -> None:
@@ -113,7 +113,7 @@ def test_batch_as_python_2_wrote_it(tmp_path: Path) -> None:
     )
     (tmp_path / "test_batch").write_bytes(blob)
     data = cifar10(str(tmp_path), "test")
-    assert torch.equal(data.images.flatten(), torch.from_numpy(array).flatten())
+    assert torch.equal(data.inputs.flatten(), torch.from_numpy(array).flatten())
     assert data.labels.tolist() == [7]
 
 
@@ -152,7 +152,7 @@ def test_cache_spares_the_decoding(
     cifar10(str(tmp_path), "test")
     assert [f.suffix for f in cache.iterdir()] == [".safetensors"]
     with monkeypatch.context() as patch:
-        patch.setattr("rankfold.zoo.cifar10.decode_picture", lambda *_: pytest.fail("decoded"))
+        patch.setattr("rankfold.zoo.cifar.decode_picture", lambda *_: pytest.fail("decoded"))
         assert_holds(cifar10(str(tmp_path), "test"), pictures)
         write_zip(tmp_path / "test.zip", pictures[:5])
         with pytest.raises(pytest.fail.Exception, match="decoded"):
@@ -188,7 +188,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path, pictures: list[Picture], m
     write_zip(tmp_path / "test.zip", pictures)
     (tmp_path / "a_file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a_file"))
-    with pytest.warns(RankfoldWarning, match="decoded images are not cached"):
+    with pytest.warns(RankfoldWarning, match="decoded samples are not cached"):
         data = cifar10(str(tmp_path), "test")
     assert_holds(data, pictures)
 
