@@ -140,7 +140,8 @@ def parse_document(
     stored = data.get("version")
     if not is_integer(stored) or not 1 <= stored <= version:
         raise CorruptArtifact(
-            f"{source} has {kind} version {quoted(stored)}; this rankfold reads up to {version}. Upgrade rankfold."
+            f"{source} has {kind} version {quoted(stored)}; this version of rankfold reads versions up to "
+            f"{version}. Upgrade rankfold."
         )
     return data
 

@@ -42,7 +42,8 @@ class UnknownNameError(RankfoldError, ValueError):
         near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], names, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         owner = f" of {of}" if of else ""
-        super().__init__(f"unknown {kind} {quoted(name)}{owner}.{hint} Choose from: {', '.join(names)}.")
+        listed = f"Choose from: {', '.join(names)}." if names else "There are none."
+        super().__init__(f"unknown {kind} {quoted(name)}{owner}.{hint} {listed}")
 
 
 class ConfigError(RankfoldError, ValueError):

@@ -82,7 +82,7 @@ def test_a_share_of_the_parameters_gives_the_best_ranks_within_it() -> None:
     sizes = {r: pricing.candidate(layer, tucker, r).cost.params for r in tucker.rank_grid(layer)}
     assert sizes[ranks] <= limit
     assert error(ranks) == min(error(r) for r, params in sizes.items() if params <= limit)
-    with pytest.raises(ConfigError, match=r"no ranks of 'tucker' fit layer '3'.* in 0\.001 .* share is 0\.0"):
+    with pytest.raises(ConfigError, match=r"no ranks of 'tucker' fit layer '3'.* in 0\.1 % .* share is \d+(\.\d+)? %"):
         pricing.ranks_within(layer, tucker, 0.001, error)
     for share in (0.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match=r"'3'.*\(0, 1\]"):

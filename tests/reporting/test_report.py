@@ -70,7 +70,7 @@ def _drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
     ("change", "message"),
     [
         (_set("format", value="rankfold-plan"), "not a rankfold report"),
-        (_set("version", value=2), "report version 2; this rankfold reads up to 1"),
+        (_set("version", value=2), "report version 2; this version of rankfold reads versions up to 1"),
         (_set("version", value="1"), "report version '1';"),
         (_set("version", value=True), "report version True;"),
         (_drop("version"), "report version None;"),

@@ -156,7 +156,7 @@ def test_json_reads_back(sweep: Sweep, tmp_path: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another format": (lambda d: d.update(format="rankfold-report"), "is not a rankfold sweep"),
-    "newer": (lambda d: d.update(version=9), "reads up to 1"),
+    "newer": (lambda d: d.update(version=9), "reads versions up to 1"),
     "no version": (lambda d: d.pop("version"), "None"),
     "no points": (lambda d: d.pop("points"), "has no 'points'"),
     "a point that is none": (lambda d: d["points"].append(3), "must be an object"),

@@ -258,7 +258,7 @@ def test_module_factory_from_the_working_directory(file: Path, monkeypatch: pyte
     ("factory", "error", "message"),
     [
         ("mak", UnknownNameError, "Did you mean 'make'"),
-        ("instance", UnknownNameError, "factory .a function or class."),
+        ("instance", UnknownNameError, "function or class"),
         ("text", ModelError, "must return a torch.nn.Module. Got str"),
         ("needs", ConfigError, "missing a required argument: 'width'"),
         ("fails", ZeroDivisionError, "the user's own"),

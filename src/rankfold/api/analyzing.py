@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold import methods as factorizations
-from rankfold._config import require, spelled
+from rankfold._config import Code, require, spelled
 from rankfold._options import options_from
 from rankfold._progress import track
 from rankfold._turns import in_turn
@@ -126,7 +126,9 @@ def analyze(
         )
     if not found:
         listed = "".join(f"\n  {name or 'the model'}: {reason}" for name, reason in list(kept.items())[:8])
-        raise UnsupportedLayer(f"none of the methods {', '.join(names)} fits any layer. Name others.{listed}")
+        raise UnsupportedLayer(
+            f"none of the methods {', '.join(names)} supports any of the layers. Choose others.{listed}"
+        )
     return Analysis(
         layers=tuple(found), methods=names, steps=tuple(how.steps), tolerance=how.tolerance, random=how.random,
         seed=how.seed, cores=how.cores, useful=how.useful, kept=kept, title=title,
@@ -153,7 +155,7 @@ def _layers(
     """Return the layers, those that are left out with the reason, and where weights come from."""
     if isinstance(given, nn.Module):
         if example is None:
-            raise DataError(f"a model is analysed on an example input. Pass {spelled('example_input', ...)}.")
+            raise DataError(f"a model is analysed on an example input. Pass {spelled('example_input', Code('x'))}.")
         inventory = inspect(given, example, include=include, exclude=exclude)
         check_compressible(inventory)
         kept = {layer.name: layer.skip for layer in inventory if layer.skip is not None}

@@ -160,7 +160,9 @@ class FisherProxy:
         energies = self._energies = self._energies or self._measure_energies()
         largest = max(energies)
         if largest <= 0:
-            raise ModelError(f"the network's outputs are all zero on the calibration data; check it. {_otherwise()}")
+            raise ModelError(
+                f"the network's outputs are all zero on the calibration data. Check the data. {_otherwise()}"
+            )
         # Signs are scaled relative to the largest energy: gradients of smaller signs would underflow in half precision.
         factors = [(largest / energy) ** 0.5 if energy > 0 else 0.0 for energy in energies]
         scale = (largest * len(energies) * self.draws) ** -0.5

@@ -25,7 +25,7 @@ def check_taps(model: nn.Module, taps: Sequence[str]) -> None:
     modules = dict(model.named_modules())
     for tap in taps:
         if tap not in modules:
-            raise UnknownNameError("tap (a module of the model)", tap, modules)
+            raise UnknownNameError("tap", tap, filter(None, modules), of="the model")
 
 
 @contextmanager

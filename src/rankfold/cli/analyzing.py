@@ -17,6 +17,7 @@ from rankfold.cli._session import Output
 from rankfold.cli._source import given_source
 from rankfold.cli._writing import check_file
 from rankfold.cost.exploration import Exploration
+from rankfold.cost.exploration.written import HELP
 from rankfold.errors import ConfigError
 from rankfold.reporting.exploration import Analysis
 
@@ -30,8 +31,7 @@ _NETWORK_ONLY = ("include", "exclude", "weights", "data", "input_size", "num_cla
     model=replace(FLAGS["model"], kind=str | None, default=None),
     layer=Flag(
         kind=list[str] | None, names=("--layer", "-l"), metavar="SHAPE",
-        help="Shape of a layer, instead of a network: conv:K1x...xIxO or linear:IxO, optionally followed by ,stride=2 "
-        ",padding=1 ,dilation=2 ,groups=4 ,size=28 ,bias; may be repeated.",
+        help=f"Shape of a layer, instead of a network: {HELP}; may be repeated.",
     ),
     methods=Flag(
         kind=str | None, metavar="NAMES",

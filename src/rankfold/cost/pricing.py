@@ -229,7 +229,7 @@ class Pricing:
         `error` returns the error of ranks, as `Prepared.error` does; for `gauge`, see `candidate`. Raises `ConfigError`
         if the share is not in (0, 1], or too small for any ranks.
         """
-        require(0 < share <= 1, f"share of parameters of {layer.title}", share, "in (0, 1]")
+        require(0 < share <= 1, f"the share of parameters of {layer.title}", share, "in (0, 1]")
         dense = dense_cost(layer).params
         settings = method.rank_grid(layer, multiple=multiple, points=points)
         grid = [self.candidate(layer, method, ranks, gauge=gauge) for ranks in settings]
@@ -237,7 +237,7 @@ class Pricing:
         if not fitting:
             least = min(c.cost.params for c in grid) / dense
             raise ConfigError(
-                f"no ranks of {method.name!r} fit {layer.title} in {share:.3g} of its parameters; the smallest "
-                f"possible share is {least:.3g}. Use a larger share or another method."
+                f"no ranks of {method.name!r} fit {layer.title} in {100 * share:.3g} % of its parameters; the smallest "
+                f"possible share is {100 * least:.3g} %. Use a larger share or another method."
             )
         return min(fitting, key=lambda ranks: (error(ranks), ranks))

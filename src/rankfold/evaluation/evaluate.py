@@ -80,7 +80,7 @@ def as_metric(metric: Callable[[nn.Module], Any]) -> Metric:
     if isinstance(metric, Metric):
         return metric
     if not callable(metric):
-        raise MetricError(f"the metric must be a callable of a model. Got {metric!r} instead.")
+        raise MetricError(f"the metric must be a callable that takes a model. Got {metric!r} instead.")
     return _Function(metric)
 
 

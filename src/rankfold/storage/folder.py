@@ -112,7 +112,9 @@ def find(folder: Path) -> tuple[str, Weights]:
             break
         seen = state
     if not (folder / WEIGHTS_FILE).exists():
-        raise CorruptArtifact(f"the artefact in {str(folder)!r} is incomplete: {WEIGHTS_FILE} is missing.")
+        raise CorruptArtifact(
+            f"the artefact in {str(folder)!r} is incomplete: {WEIGHTS_FILE} is missing. Copy or save it again."
+        )
     raise CorruptArtifact(
         f"{PLAN_FILE} and {WEIGHTS_FILE} in {str(folder)!r} do not belong together; was the plan edited? "
         "To use an edited plan, pass it to `apply` with the original model."

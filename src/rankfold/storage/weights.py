@@ -89,11 +89,12 @@ class Weights:
             raise self._damaged(error) from error
         _require_unmoved(file, before)
         if self.metadata.get("format") != FORMAT:
-            raise CorruptArtifact(f"{str(file)!r} was not written by rankfold.save.")
+            raise CorruptArtifact(f"{str(file)!r} was not written by rankfold.save. Pass a folder that was.")
         version = self.metadata.get("version", "")
         if not (version.isdecimal() and len(version) < 10 and int(version) <= VERSION):
             raise CorruptArtifact(
-                f"{str(file)!r} has version {quoted(version)}; this rankfold reads up to {VERSION}. Upgrade rankfold."
+                f"{str(file)!r} has version {quoted(version)}; this version of rankfold reads versions up to "
+                f"{VERSION}. Upgrade rankfold."
             )
 
     @property

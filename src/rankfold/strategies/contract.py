@@ -22,11 +22,10 @@ Need = Literal["calibration", "labels", "metric", "recipe"]
 
 def need_text(need: Need) -> str:
     """Return a requirement of a strategy in words, and what the user passes to meet it."""
-    calibration, metric = spelled("calibration", ...), spelled("evaluate", Code("rf.top1(loader)"))
     texts: dict[Need, str] = {
-        "calibration": f"calibration data. Pass {calibration}.",
-        "labels": f"labels. Pass {calibration} with batches (inputs, target).",
-        "metric": f"a metric. Use compress with {metric}.",
+        "calibration": f"calibration data. Pass {spelled('calibration', Code('loader'))}.",
+        "labels": f"labels. Pass {spelled('calibration', ...)} with batches (inputs, target).",
+        "metric": f"a metric. Use compress with {spelled('evaluate', Code('rf.top1(loader)'))}.",
         "recipe": f"a recipe for fine-tuning. Use compress with {spelled('finetune', Code('rf.FineTune(...)'))}.",
     }
     return texts[need]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankfold import methods
-from rankfold._config import require, spelled
+from rankfold._config import Code, require, spelled
 from rankfold._documents import parse_json, read_text
 from rankfold.errors import ConfigError, CorruptArtifact, DataError, InfeasibleBudget, NoMatchingLayer
 from rankfold.records import Candidate, Choice, LayerInfo, Plan
@@ -39,7 +39,11 @@ class Manual(Strategy):
     def __post_init__(self) -> None:
         require(isinstance(self.layers, Mapping), "layers", self.layers, "a mapping of layer names to choices")
         require(self.file is None or isinstance(self.file, str), "file", self.file, "a path as a string")
-        require(bool(self.layers) or self.file is not None, "layers", self.layers, "given, or 'file' instead")
+        if not self.layers and self.file is None:
+            raise ConfigError(
+                f"strategy 'manual' needs choices. Pass {spelled('layers', Code('{...}'))} or "
+                f"{spelled('file', Code('path'))}."
+            )
 
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with the given choices; all other layers are kept."""
@@ -60,11 +64,11 @@ class Manual(Strategy):
         try:
             data = parse_json(read_text(path, kind="rank file", hint="Check the path."), source=str(path))
         except CorruptArtifact as error:
-            raise DataError(f"the rank file cannot be used: {error}") from error
+            raise DataError(str(error)) from error
         if isinstance(data, dict) and isinstance(data.get("layers"), dict):
             data = data["layers"]
         if not isinstance(data, dict):
-            raise DataError(f"the rank file {self.file!r} must contain an object of layer names to choices.")
+            raise DataError(f"the rank file {self.file!r} must contain an object with layer names and choices.")
         return data
 
 

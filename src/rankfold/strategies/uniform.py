@@ -28,7 +28,7 @@ class Uniform(Strategy):
     keep: float = 0.5
 
     def __post_init__(self) -> None:
-        require(is_number(self.keep) and 0 <= self.keep <= 1, "keep", self.keep, "in [0, 1]")
+        require(is_number(self.keep) and 0 <= self.keep <= 1, "keep", self.keep, "a number in [0, 1]")
 
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with one share for all layers."""

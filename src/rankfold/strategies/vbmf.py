@@ -42,7 +42,7 @@ class VBMF(Strategy):
     min_rank: int = 1
 
     def __post_init__(self) -> None:
-        require(is_number(self.weaken) and 0 <= self.weaken <= 1, "weaken", self.weaken, "in [0, 1]")
+        require(is_number(self.weaken) and 0 <= self.weaken <= 1, "weaken", self.weaken, "a number in [0, 1]")
         require(isinstance(self.min_rank, int) and self.min_rank >= 1, "min_rank", self.min_rank, "an integer >= 1")
 
     def plan(self, problem: Problem) -> Plan:

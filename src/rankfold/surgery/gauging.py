@@ -58,6 +58,6 @@ def check_gauge(
     if not difference <= limit:
         raise GaugeError(
             f"gauging {layer.title} ({choice.method}, ranks {list(choice.ranks)}) would change its weight by "
-            f"{difference:.1e} relative in {str(dtype).removeprefix('torch.')}, more than the allowed {limit:.0e}; the "
-            f"condition number of the pivots' block is {condition:.1e}. Set 'gauge' to false for this layer."
+            f"{difference:.1e} relative in {str(dtype).removeprefix('torch.')}, more than the allowed {limit:.0e}: the "
+            f"block of pivots has the condition number {condition:.1e}. Leave gauge out for this layer."
         )

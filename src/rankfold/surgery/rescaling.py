@@ -62,7 +62,10 @@ def set_bias_(last: nn.Module, bias: nn.Parameter | None, info: LayerInfo) -> No
         If the last stage cannot hold a bias (a TT-matrix of a layer without one).
     """
     if "bias" not in last._parameters:
-        raise UnsupportedLayer(f"{info.title} cannot hold a bias: its last stage is a {type(last).__name__}.")
+        raise UnsupportedLayer(
+            f"{info.title} cannot hold a bias: its last stage is a {type(last).__name__}. "
+            "Add the bias before compressing."
+        )
     last.register_parameter("bias", bias)
 
 

@@ -193,7 +193,8 @@ def _parse(loss: object) -> list[str | Term]:
     parts = loss if isinstance(loss, tuple) else parts
     for part in parts:
         if not isinstance(part, Term) and part not in terms.names() and loss != "auto":
-            raise UnknownNameError(terms.kind, str(part), ["auto", *terms.names()])
+            alone = [] if part == "auto" else ["auto"]  # not together with other terms
+            raise UnknownNameError(terms.kind, str(part), [*alone, *terms.names()])
     names = [part.name if isinstance(part, Term) else part for part in parts]
     distinct = bool(parts) and len(names) == len(set(names))
     require(distinct, "loss", loss, "'auto' or different terms joined by '+', such as 'task+layer'")

@@ -142,10 +142,9 @@ def _homes(optimizer: torch.optim.Optimizer, dense: nn.Module | None) -> dict[st
         for position, parameter in enumerate(group["params"]):
             name = own[position] if own else names.get(id(parameter))
             if name is None:
-                wanted = "the model that the optimizer was built for as dense=" if dense else "dense="
                 raise ConfigError(
-                    f"the optimizer has {len(optimizer.param_groups)} parameter groups without "
-                    f"names, so the groups of the new parameters are unknown. Pass {wanted}."
+                    f"the optimizer has {len(optimizer.param_groups)} parameter groups without names, so the groups of "
+                    "the new parameters are unknown. Pass dense=model, the model that the optimizer was built for."
                 )
             homes[name] = index
     return homes

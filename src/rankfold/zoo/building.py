@@ -10,7 +10,7 @@ from importlib import resources
 import torch
 from torch import nn
 
-from rankfold._config import spelled
+from rankfold._config import Code, spelled
 from rankfold.errors import ConfigError
 from rankfold.zoo.entries import entry
 from rankfold.zoo.factories import is_factory, load_factory
@@ -66,7 +66,7 @@ def create(
         model = info.build(num_classes)
     if weights == "bundled":
         if info.bundled is None:
-            raise ConfigError(f"{name!r} has no bundled weights. Pass a file as {spelled('weights', ...)}.")
+            raise ConfigError(f"{name!r} has no bundled weights. Pass a file: {spelled('weights', Code('path'))}.")
         with resources.as_file(resources.files("rankfold.zoo") / "weights" / info.bundled) as file:
             load_weights(model, file)
     elif weights is not None:

@@ -96,7 +96,9 @@ def _torchvision_input(network: str, module: str) -> dict[str, Any]:
 def _unknown(family: str, network: str, available: Sequence[str]) -> UnknownNameError:
     # There are hundreds of names: list the nearest ones and the call that returns all of them.
     near = difflib.get_close_matches(network, available, n=8, cutoff=0.4)
-    return UnknownNameError("network", network, [*near, f"or any of rankfold.zoo.names({family!r})"], of=family)
+    return UnknownNameError(
+        "network", network, [*near, f"{'or ' if near else ''}any of rankfold.zoo.names({family!r})"], of=family
+    )
 
 
 def torchvision_models() -> ModuleType:

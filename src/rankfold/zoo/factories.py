@@ -62,7 +62,7 @@ def load_factory(name: str) -> Callable[..., Any]:
     factory = getattr(module, attribute, None)
     if not _is_function(factory):
         functions = [n for n, value in vars(module).items() if not n.startswith("_") and _is_function(value)]
-        raise UnknownNameError("factory (a function or class)", attribute, functions, of=repr(module_name))
+        raise UnknownNameError("function or class", attribute, functions, of=repr(module_name))
     return factory
 
 

@@ -31,7 +31,7 @@ def _steps(name: str, value: Any) -> None:
     require(listed, name, value, "a sequence of shares of the parameters, such as (0.85, 0.6)")
     for share in value:
         require(is_number(share) and 0 < share < 1, name, share, "shares between 0 and 1, such as 0.85")
-    require(len(set(value)) == len(value), name, list(value), "different shares")
+    require(len(set(value)) == len(value), name, list(value), "shares that are all different")
 
 
 def _tolerance(name: str, value: Any) -> None:

@@ -13,7 +13,9 @@ from rankfold.records import Call, LayerInfo, Size
 SIZE = 14
 """Default input size along each spatial axis."""
 
-HELP = "conv:K1x...xIxO or linear:IxO, then ,stride=2 ,padding=1 ,dilation=2 ,groups=4 ,size=28 ,bias"
+HELP = (
+    "conv:K1x...xIxO or linear:IxO, optionally followed by ,stride=2 ,padding=1 ,dilation=2 ,groups=4 ,size=28 or ,bias"
+)
 
 _NUMBERS = ("stride", "padding", "dilation", "size")
 
@@ -101,4 +103,4 @@ def _each(text: str, key: str, numbers: Size, dims: int) -> Size:
 
 
 def _bad(text: str, what: str = "") -> ConfigError:
-    return ConfigError(f"a layer must be {HELP}, such as conv:3x3x256x512,stride=2. Got {text!r} instead{what}.")
+    return ConfigError(f"a layer must be written as {HELP}. Got {text!r} instead{what}.")
