@@ -201,7 +201,7 @@ def test_wrong_number_of_channels(npz: str) -> None:
     [
         ("cifar1000:x", {}, UnknownNameError, "unknown data set 'cifar1000'. Did you mean 'cifar100:P"),
         ("mnist5", {}, UnknownNameError, "Did you mean 'mnist5k'"),
-        ("mnist", {}, DataError, "needs a path. Give it as 'mnist:PATH'"),
+        ("mnist", {}, DataError, "needs a path. Pass it as 'mnist:PATH'"),
         ("", {}, UnknownNameError, "unknown data set ''"),
         ("mnist5k", {"split": "tests"}, UnknownNameError, "unknown split 'tests'. Did you mean"),
         ("mnist5k:here", {}, DataError, "takes no path. Got 'here'"),
