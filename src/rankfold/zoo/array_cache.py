@@ -55,7 +55,9 @@ def _key(files: Iterable[Path]) -> str:
         try:
             stat = file.stat()
         except OSError as error:
-            raise DataError(f"{str(file)!r} cannot be read: {error.strerror}. The data set is incomplete.") from error
+            raise DataError(
+                f"{str(file)!r} cannot be read: {error.strerror}. The data set is incomplete: unpack it again."
+            ) from error
         digest.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:20]
 

@@ -28,7 +28,9 @@ def idx_images(kind: str, path: str, split: str) -> SampleArray:
         for name, dimensions in ((f"{part}-images?idx3-ubyte*", 3), (f"{part}-labels?idx1-ubyte*", 1))
     )
     if len(images) != len(labels):
-        raise DataError(f"the {split} split in {path!r} has {len(images)} images and {len(labels)} labels.")
+        raise DataError(
+            f"the {split} split in {path!r} has {len(images)} images and {len(labels)} labels. Download both again."
+        )
     return SampleArray(torch.from_numpy(images[:, None]), torch.from_numpy(labels.astype(np.int64)))
 
 

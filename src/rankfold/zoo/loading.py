@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from rankfold._config import spelled
 from rankfold.batches import batch_size as size_of
 from rankfold.batches import iterate, slice_batch, split_batch
 from rankfold.errors import ConfigError, DataError, UnknownNameError
@@ -127,7 +128,7 @@ def data(
         limit = _CALIBRATION_IMAGES
     kind, _, path = spec.partition(":")
     if augment and kind in DATA_SETS and len(DATA_SETS[kind].shape) != 3:
-        raise ConfigError(f"augment=True is for images only. Got {spec!r}.")
+        raise ConfigError(f"{spelled('augment', True)} is for images only, not for {spec!r}. Leave it out.")
     if image_size is not None and kind != "imagefolder":
         raise ConfigError(f"image_size is for 'imagefolder:PATH' only. Got {spec!r}.")
     if _names_factory(spec, kind):
@@ -195,12 +196,12 @@ def _check(samples: SampleArray, info: DataInfo, name: str) -> None:
     """Raise `DataError` if samples cannot be those of the data set."""
     shape = tuple(samples.inputs.shape[1:])
     if shape != info.shape:
-        raise DataError(f"{name} has inputs of shape {shape}, {info.title} has {info.shape}.")
+        raise DataError(f"{name} has inputs of shape {shape}, {info.title} has {info.shape}. {info.download}")
     if not len(samples.labels):
         raise DataError(f"{name} is empty. {info.download}")
     if samples.labels.min() < 0 or samples.labels.max() >= info.classes:
         labels = f"{int(samples.labels.min())} to {int(samples.labels.max())}"
-        raise DataError(f"{name} has the labels {labels}, {info.title} has {info.classes} classes, numbered from 0.")
+        raise DataError(f"{name} has the labels {labels}, {info.title} has {info.classes} classes. {info.download}")
 
 
 def _names_factory(spec: str, kind: str) -> bool:

@@ -37,10 +37,14 @@ def speech_commands(path: str, split: str) -> SampleArray:
     try:
         testing, validation = (set((root / name).read_text("utf-8").split()) for name in _LISTS)
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the lists {' and '.join(_LISTS)} in {str(root)!r} cannot be read: {error}.") from error
+        raise DataError(
+            f"the lists {' and '.join(_LISTS)} in {str(root)!r} cannot be read: {error}. Unpack them again."
+        ) from error
     absent = sorted((testing | validation) - names)
     if absent:
-        raise DataError(f"{len(absent)} files in the lists of {str(root)!r} are missing, such as {absent[0]!r}.")
+        raise DataError(
+            f"{len(absent)} files in the lists of {str(root)!r} are missing, such as {absent[0]!r}. Unpack them again."
+        )
     chosen = sorted(testing if split == "test" else names - testing - validation)
     files = [root / name for name in chosen]
     labels = torch.tensor([words.index(file.parent.name) for file in files], dtype=torch.int64, device="cpu")
