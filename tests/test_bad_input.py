@@ -591,7 +591,7 @@ class _Extra(nn.Sequential):
         pass
 
 
-@case("state that is no tensor", e.ModelError, r"'_extra_state', a dict", r"cannot be saved", r"get_extra_state")
+@case("state that is no tensor", e.ModelError, r"'_extra_state' of type dict", r"cannot be saved", r"get_extra_state")
 def _(s: Scene) -> Act:
     net = _Extra(s.net)
     rf.plan(net, s.x, budget="params<=50%")  # which needs no state

@@ -82,7 +82,10 @@ def squared_distance(output: Any, reference: Any) -> tuple[float, float]:
     ours, theirs = float_tensors(output), float_tensors(reference)
     shapes = [[tuple(t.shape) for t in tensors] for tensors in (ours, theirs)]
     if shapes[0] != shapes[1] or not ours:
-        raise ModelError(f"outputs of shapes {shapes[0]} cannot be compared with the reference's {shapes[1]}.")
+        raise ModelError(
+            f"outputs of shapes {shapes[0]} cannot be compared with the reference's {shapes[1]}. Both "
+            "models must return the same shapes."
+        )
     distance = norm = 0.0
     for a, b in zip(ours, theirs, strict=True):
         # float32 sums of squares are precise enough for a comparison and available on every device.

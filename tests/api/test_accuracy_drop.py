@@ -87,7 +87,7 @@ def test_the_report_lists_every_trial() -> None:
     notes = rf.compress(net(), X, budget="accuracy_drop<=20%", evaluate=measure).report.notes
     (first,) = [note for note in notes if note.startswith("accuracy_drop<=20%: params<=")]
     tried = [note for note in notes if note.startswith("tried params<=")]
-    assert f"({len(tried)} in all)" in first
+    assert f"of {len(tried)} tried" in first
     assert len(tried) == len(measure.asked) - 2
     for note, size in zip(tried, measure.asked[1:-1], strict=True):
         assert f"score {measure.value(size):.4g}" in note

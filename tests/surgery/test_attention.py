@@ -240,7 +240,7 @@ class OwnAttention(nn.MultiheadAttention):
 
 def test_separate_says_what_it_cannot_do() -> None:
     model = nn.Sequential(nn.Linear(2, 2), OwnAttention(EMBED, HEADS))
-    with pytest.raises(ModelError, match="'0' is a Linear"):
+    with pytest.raises(ModelError, match="'0' is of type Linear"):
         separate_attention_(model, "0")
     with pytest.raises(ModelError, match="OwnAttention"):
         separate_attention_(model, "1")

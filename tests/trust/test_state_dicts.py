@@ -260,10 +260,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "'odd' .*torch.qint8.*Convert it",
     ),
     "complex128": (buffer(lambda: torch.randn(5, dtype=torch.complex128)), "'odd' .*torch.complex128.*Convert it"),
-    "subclass": (buffer(lambda: torch.randn(5).as_subclass(Subclass)), "'odd' .*is a Subclass.*plain tensor"),
+    "subclass": (buffer(lambda: torch.randn(5).as_subclass(Subclass)), "'odd' .*is of type Subclass.*plain tensor"),
     "lazy": (lazy, "'late.weight' .*not initialised.*Run the model once"),
     "elsewhere": (KeepsAList, "contains 'memory', which is neither a parameter or.*register_buffer"),
-    "no tensor": (Versioned, "contains 'version', a int, which cannot be saved"),
+    "no tensor": (Versioned, "contains 'version' of type int, which cannot be saved"),
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from rankfold._config import spelled
 from rankfold.errors import BudgetError, ModelError
-from rankfold.records import ACCURACY, Budget, Inventory, counted_in_part, resource_names
+from rankfold.records import ACCURACY, Budget, Inventory, not_counted, resource_names
 from rankfold.records.amounts import either
 
 BudgetLike = str | Mapping[str, float | str] | Sequence[str] | Budget
@@ -42,7 +42,7 @@ def check_counted(inventory: Inventory, *budgets: Budget | None) -> None:
     others = [name for name in resource_names("additive", "peak") if name != "macs"]
     own = all(name.partition("::")[0] not in ("aten", name) for name in inventory.uncounted)
     raise BudgetError(
-        f"budget {str(bounded)!r} bounds macs, but the model's {counted_in_part(inventory.uncounted)}. "
-        f"Bound {either(others)} instead"
+        f"budget {str(bounded)!r} bounds macs, but some operations of the model have no formula for them "
+        f"({not_counted(inventory.uncounted)}). Bound {either(others)} instead"
         + (", or register a formula with torch.utils.flop_counter.register_flop_formula." if own else ".")
     )

@@ -58,7 +58,7 @@ def check_kept(budget: Budget | None, built: Cost, dense: Cost) -> None:
     """
     for bound in () if budget is None else budget.exceeded(built, dense):
         raise InfeasibleBudget(
-            f"the compressed model exceeds {str(bound)!r}: its {bound.resource} is {built.get(bound.resource):,}, the "
-            f"limit {bound.limit(dense):,}. The plan predicts less, so operations outside of the layers may depend on "
-            "them. Loosen the bound, or bound other resources."
+            f"the compressed model exceeds {str(bound)!r}: it has {built.get(bound.resource):,} {bound.resource}, and "
+            f"the limit is {bound.limit(dense):,}. The plan predicts less: other operations may depend on the layers. "
+            "Loosen the bound, or bound other resources."
         )

@@ -161,5 +161,5 @@ def _unreachable(budget: Budget, mildest: Trial, dense: float, metric: str) -> I
         f"budget {str(budget)!r} cannot be met: already with {mildest.budget}, the mildest compression tried, {metric} "
         f"is {mildest.value:.4g} against {dense:.4g} of the dense model, {_worse(mildest.drop)}. Allow a larger drop "
         f"or loosen the other bounds; more calibration data, {spelled('reconstruct', 'sequential')} or fine-tuning "
-        f"({spelled('finetune', Code('rf.FineTune(...)'))}) also helps."
+        f"({spelled('finetune', Code('rf.FineTune(...)'))}) may also help."
     )

@@ -88,7 +88,7 @@ def compare_latency(
     ModelError
         If a model fails on the example input.
     """
-    require(len(models) > 0, "models", list(models), "at least one model by name")
+    require(len(models) > 0, "models", list(models), "a mapping with at least one model")
     require(repeats >= 1, "repeats", repeats, "at least 1")
     require(warmup >= 0, "warmup", warmup, "at least 0")
     require(threads is None or threads >= 1, "threads", threads, "at least 1, or None")

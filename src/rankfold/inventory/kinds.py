@@ -176,7 +176,7 @@ def weight_fault(weight: Tensor) -> str | None:
     if is_lazy(weight):
         return LAZY
     if type(weight) not in (Tensor, nn.Parameter):
-        return f"its weight is a {type(weight).__name__}, not a plain tensor (quantised or sharded)"
+        return f"its weight is of type {type(weight).__name__}, not a plain tensor (quantised or sharded)"
     if weight.dtype not in _FLOATS:
         return f"its weight has dtype {dtype_name(weight)}"
     if weight.layout != torch.strided:

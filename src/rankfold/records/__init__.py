@@ -28,6 +28,7 @@ from rankfold.records.gauging import gauge_obstacle as gauge_obstacle
 from rankfold.records.inventory import Inventory as Inventory
 from rankfold.records.inventory import OtherModule as OtherModule
 from rankfold.records.inventory import counted_in_part as counted_in_part
+from rankfold.records.inventory import not_counted as not_counted
 from rankfold.records.layer import Call as Call
 from rankfold.records.layer import LayerInfo as LayerInfo
 from rankfold.records.layer import Ranks as Ranks

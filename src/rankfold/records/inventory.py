@@ -134,5 +134,10 @@ class Inventory(Shown):
 
 def counted_in_part(uncounted: Sequence[str]) -> str:
     """Return the note for incomplete MACs, such as ``MACs counted in part (not counted: mylib::product)``."""
+    return f"MACs counted in part ({not_counted(uncounted)})"
+
+
+def not_counted(uncounted: Sequence[str]) -> str:
+    """Return the first names of operations whose MACs are not counted, and the number of the others."""
     more = f" and {len(uncounted) - _NAMED} more" if len(uncounted) > _NAMED else ""
-    return f"MACs counted in part (not counted: {', '.join(uncounted[:_NAMED])}{more})"
+    return f"not counted: {', '.join(uncounted[:_NAMED])}{more}"

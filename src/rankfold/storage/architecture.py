@@ -19,6 +19,7 @@ from rankfold.inventory.kinds import (
     stock_base,
 )
 from rankfold.inventory.members import members_of
+from rankfold.storage.weights import AGAIN
 from rankfold.surgery import Factored
 from rankfold.surgery.attention import SeparatedAttention
 from rankfold.surgery.exchange import listed
@@ -72,10 +73,12 @@ def read_architecture(metadata: Mapping[str, str], source: str) -> dict[str, Set
     if text is None and checksum is None:
         return {}
     if text is None or hashlib.sha256(text.encode()).hexdigest() != checksum:
-        raise CorruptArtifact(f"{source!r} is damaged: its record of the architecture does not match its checksum.")
+        raise CorruptArtifact(
+            f"{source!r} is damaged: its record of the architecture does not match its checksum. {AGAIN}"
+        )
     recorded = parse_json(text, source=f"the record of the architecture in {source!r}")
     if not isinstance(recorded, dict) or not all(map(_is_settings, recorded.values())):
-        raise CorruptArtifact(f"{source!r} is damaged: its record of the architecture is malformed.")
+        raise CorruptArtifact(f"{source!r} is damaged: its record of the architecture is malformed. {AGAIN}")
     return recorded
 
 

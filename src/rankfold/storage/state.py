@@ -67,7 +67,7 @@ def stored_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _no_tensor(name: str, value: object) -> str:
     return (
-        f"the state of the model contains {name!r}, a {type(value).__name__}, which cannot be saved. "
+        f"the state of the model contains {name!r} of type {type(value).__name__}, which cannot be saved. "
         "Return a tensor from get_extra_state."
     )
 
@@ -81,7 +81,9 @@ def _fault(name: str, tensor: Tensor) -> str | None:
     if is_lazy(tensor):
         return "belongs to a lazy module that is not initialised. Run the model once before compressing it."
     if type(tensor) not in (Tensor, nn.Parameter):
-        return f"is a {type(tensor).__name__}, which cannot be stored. Replace it with a plain tensor of its values."
+        return (
+            f"is of type {type(tensor).__name__}, which cannot be stored. Replace it with a plain tensor of its values."
+        )
     if tensor.is_meta:
         return "is on the meta device and has no values. Load the model's weights first."
     if tensor.is_nested:

@@ -23,7 +23,7 @@ FORMAT = "rankfold"
 VERSION = 1
 
 _LONGEST_HEADER = 16 * 2**20
-_AGAIN = "Copy or save the artefact again."
+AGAIN = "Copy or save the artefact again."
 
 
 def text_hash(text: str) -> str:
@@ -141,7 +141,7 @@ class Weights:
         return table
 
     def _damaged(self, reason: object) -> CorruptArtifact:
-        return CorruptArtifact(f"{str(self.file)!r} is damaged: {reason}. {_AGAIN}")
+        return CorruptArtifact(f"{str(self.file)!r} is damaged: {reason}. {AGAIN}")
 
 
 def file_state(file: Path) -> tuple[int, int, int] | None:
@@ -166,7 +166,7 @@ def _checked_size(file: Path) -> int:
         length = int.from_bytes(stream.read(8), "little")
     if length > _LONGEST_HEADER:
         raise CorruptArtifact(
-            f"{str(file)!r} is damaged: its header claims {length:,} bytes; the limit is {_LONGEST_HEADER:,}. {_AGAIN}"
+            f"{str(file)!r} is damaged: its header claims {length:,} bytes; the limit is {_LONGEST_HEADER:,}. {AGAIN}"
         )
     return status.st_size
 

@@ -205,7 +205,7 @@ def separate_attention_(model: nn.Module, path: str) -> SeparatedAttention:
     attention, _ = find_layer(model, path)
     if not isinstance(attention, nn.MultiheadAttention) or not is_attention(attention):
         raise ModelError(
-            f"{path!r} is a {type(attention).__name__}, not a plain nn.MultiheadAttention; its "
+            f"{path!r} is of type {type(attention).__name__}, not a plain nn.MultiheadAttention; its "
             f"projections ({', '.join(ROLES)}) cannot be separated."
         )
     twin = separated(attention)

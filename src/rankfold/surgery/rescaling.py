@@ -45,7 +45,7 @@ def scale_outputs_(last: nn.Module, scales: Tensor, info: LayerInfo) -> None:
     """
     if not isinstance(last, nn.Linear | nn.modules.conv._ConvNd):
         raise UnsupportedLayer(
-            f"the outputs of {info.title} cannot be scaled: its last stage is a {type(last).__name__}. "
+            f"the outputs of {info.title} cannot be scaled: its last stage is of type {type(last).__name__}. "
             "Fold batch norms before compressing."
         )
     with torch.no_grad():
@@ -63,7 +63,7 @@ def set_bias_(last: nn.Module, bias: nn.Parameter | None, info: LayerInfo) -> No
     """
     if "bias" not in last._parameters:
         raise UnsupportedLayer(
-            f"{info.title} cannot hold a bias: its last stage is a {type(last).__name__}. "
+            f"{info.title} cannot hold a bias: its last stage is of type {type(last).__name__}. "
             "Add the bias before compressing."
         )
     last.register_parameter("bias", bias)

@@ -77,9 +77,14 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 f"Save model.state_dict() alone, preferably with safetensors, and load that file."
             ) from error
         raise CorruptArtifact(
-            f"{str(file)!r} is not a complete {kind} file: {(str(error) or type(error).__name__).splitlines()[0]}. "
+            f"{str(file)!r} is not a complete {kind} file: {_sentence(error)}. "
             f"It may be truncated or of another format; copy or download it again."
         ) from error
+
+
+def _sentence(error: Exception) -> str:
+    """Return the first sentence of an error: torch's go on with advice for trusted files."""
+    return (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0].removesuffix(".")
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from rankfold._documents import Limits
 from rankfold._printable import printable
 from rankfold.errors import BudgetError, CorruptArtifact, InfeasibleBudget
-from rankfold.records import Budget, Cost, Plan, counted_in_part, resource_names
+from rankfold.records import Budget, Cost, Plan, not_counted, resource_names
 from rankfold.records.amounts import either
 from rankfold.reporting.codec import decode
 from rankfold.reporting.document import Document
@@ -140,7 +140,10 @@ class Sweep(Document):
                 f"{either(resource_names('additive'))}, or call rankfold.plan."
             )
         if self.uncounted and asked.get("macs"):
-            raise BudgetError(f"budget {str(asked)!r} bounds macs, but the model's {counted_in_part(self.uncounted)}.")
+            raise BudgetError(
+                f"budget {str(asked)!r} bounds macs, but some operations of the model have no formula for them "
+                f"({not_counted(self.uncounted)}). Bound other resources."
+            )
         costs = [p.cost for p in self.points if p.cost is not None] or [self.dense]
         fitting = [p for p in self.feasible if p.cost is not None and not asked.exceeded(p.cost, self.dense)]
         plan = min(fitting, key=lambda p: p.predicted_loss or 0.0).plan if fitting else None
