@@ -194,6 +194,22 @@ def test_the_start_bounds_the_error(iterations: int) -> None:
     assert start.relative_error(start.max_rank) < 1e-7
 
 
+def test_only_the_fits_of_ranks_in_demand_are_computed() -> None:
+    tensor, effort = random(1, 16, 12, 3, 3), Effort(iterations=5)
+    canonical, whole = Canonical(tensor), Canonical(tensor)
+    last = whole.max_rank - 1
+    whole.relative_error(last, effort)
+    steps = [fit.rank for fit in whole._fits[effort].climbed]
+    assert len(steps) > 4
+    canonical.relative_error(canonical.max_rank, effort)  # the slices are exact
+    assert effort not in canonical._fits
+    for rank in (steps[2], steps[4] - 1, steps[1]):
+        assert canonical.relative_error(rank, effort) == whole.relative_error(rank, effort)
+    assert [fit.rank for fit in canonical._fits[effort].climbed] == steps[:4]
+    assert canonical.relative_error(last, effort) == whole.relative_error(last, effort)
+    assert [fit.rank for fit in canonical._fits[effort].climbed] == steps
+
+
 def test_iterations_help() -> None:
     tensor = random(1, 8, 6, 3, 3)
     start = Canonical(tensor)

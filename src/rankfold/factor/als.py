@@ -108,23 +108,24 @@ def refine(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> list[T
     single = tensor.dtype == torch.float64 and tensor.numel() >= SINGLE and single_is_whole()
     scale, share = _scale(tensor)
     root = scale ** (1 / (tensor.ndim - 1))
-    members = _members(tensor, starts, effort, torch.float32 if single else tensor.dtype)
     history: list[float] = []
-    for sweep in range(1, effort.iterations + 1):
-        members.step()
-        error = float((members.least() * share).sum().clamp_min(0).sqrt())
-        history.append(members.typical(share))
-        if members.work == torch.float32 and error < SINGLE_ENOUGH:  # float32 can hardly tell better from worse
-            members.widen((tensor / _columns(scale, tensor)).double())
-            continue
-        if error <= effort.target or error < 1e-11:
-            break
-        if sweep == TRIAL:
-            members.keep_best(max(4, members.starts // 4))
-        gained = history[-1 - WINDOW] - history[-1] if sweep >= TRIAL + WINDOW // 2 else math.inf
-        if gained <= effort.tolerance * history[-1] < math.inf:  # infinite while a tensor is beyond the limit
-            break
-    members.keep_best(1)
+    with torch.inference_mode():  # small tensors spend a fifth of the time on what gradients would need
+        members = _members(tensor, starts, effort, torch.float32 if single else tensor.dtype)
+        for sweep in range(1, effort.iterations + 1):
+            members.step()
+            error = float((members.least() * share).sum().clamp_min(0).sqrt())
+            history.append(members.typical(share))
+            if members.work == torch.float32 and error < SINGLE_ENOUGH:  # float32 can hardly tell better from worse
+                members.widen((tensor / _columns(scale, tensor)).double())
+                continue
+            if error <= effort.target or error < 1e-11:
+                break
+            if sweep == TRIAL:
+                members.keep_best(max(4, members.starts // 4))
+            gained = history[-1 - WINDOW] - history[-1] if sweep >= TRIAL + WINDOW // 2 else math.inf
+            if gained <= effort.tolerance * history[-1] < math.inf:  # infinite while a tensor is beyond the limit
+                break
+        members.keep_best(1)
     return [f.to(tensor.dtype) * _columns(root, f) for f in members.best]
 
 
@@ -134,15 +135,17 @@ def sweep_each(tensor: Tensor, starts: list[list[Tensor]], effort: Effort) -> li
     The sweeps end when ten of them lowered the relative error, averaged over the starts, by less than
     `Effort.tolerance`.
     """
-    members, (_, share) = _members(tensor, starts, effort, tensor.dtype), _scale(tensor)
+    scale, share = _scale(tensor)
+    root = scale ** (1 / (tensor.ndim - 1))
     error = math.inf
-    for sweep in range(1, effort.iterations + 1):
-        members.step()
-        if sweep % 10 == 0:
-            before, error = error, members.typical(share)
-            if before - error < effort.tolerance:
-                break
-    root = _scale(tensor)[0] ** (1 / (tensor.ndim - 1))
+    with torch.inference_mode():
+        members = _members(tensor, starts, effort, tensor.dtype)
+        for sweep in range(1, effort.iterations + 1):
+            members.step()
+            if sweep % 10 == 0:
+                before, error = error, members.typical(share)
+                if before - error < effort.tolerance:
+                    break
     results = zip(*(f.chunk(len(starts)) for f in members.best), strict=True)
     return [[f * _columns(root, f) for f in factors] for factors in results]
 
@@ -165,21 +168,28 @@ def _members(tensor: Tensor, starts: list[list[Tensor]], effort: Effort, work: t
 class _Members:
     """All tensors times all starts, start by start, as one batch of iterations.
 
-    The tensors ``(batch, n_0, n_1, ...)`` have norm 1 or 0, the factors are ``(starts * batch, n_j, rank)``.
+    The tensors ``(batch, n_0, n_1, ...)`` have norm 1 or 0, the factors are ``(starts * batch, n_j, rank)``. The states
+    of the iterations hold the factors of all modes in one tensor ``(starts * batch, n_0 + n_1 + ..., rank)``.
     """
 
     def __init__(self, tensor: Tensor, factors: list[Tensor], starts: int, norm_limit: float) -> None:
         self.batch, self.starts, self.norm_limit = tensor.shape[0], starts, norm_limit
         self.work = tensor.dtype
+        self._sizes = [f.shape[1] for f in factors]
         self._set_tensor(tensor)
         count = factors[0].shape[0]
-        self.previous = self.ahead = self.best = factors
+        self._previous = self._ahead = self._best = torch.cat(factors, dim=1)
         zeros = torch.zeros(count, dtype=torch.float64, device=tensor.device)
         self.error = zeros + math.inf
         self.best_error = zeros + math.inf
         self.run = zeros.clone()  # sweeps since the last restart of the momentum
         self.damping = zeros.clone()
         self.proximity = zeros + self._proximity
+
+    @property
+    def best(self) -> list[Tensor]:
+        """The best factors of every start."""
+        return list(self._best.split(self._sizes, dim=1))
 
     @property
     def _proximity(self) -> float:
@@ -195,7 +205,7 @@ class _Members:
         """Continue in float64."""
         self.work = torch.float64
         self._set_tensor(tensor)
-        self.previous, self.ahead, self.best = ([f.double() for f in x] for x in (self.previous, self.ahead, self.best))
+        self._previous, self._ahead, self._best = (x.double() for x in (self._previous, self._ahead, self._best))
         self.error = self.error + math.inf  # to be measured again
         exact = (reconstruct(self.best).flatten(2) - self.matrix).square().sum((1, 2))
         self.best_error = torch.where(self.best_error.isfinite(), exact, self.best_error)
@@ -221,42 +231,39 @@ class _Members:
         index = (order * self.batch + torch.arange(self.batch, device=order.device)).flatten()
         self.starts = starts
         self._set_tensor(self.tensor)
-        self.previous, self.ahead, self.best = ([f[index] for f in x] for x in (self.previous, self.ahead, self.best))
-        for name in ("error", "best_error", "run", "damping", "proximity"):
+        for name in ("_previous", "_ahead", "_best", "error", "best_error", "run", "damping", "proximity"):
             setattr(self, name, getattr(self, name)[index])
 
     def step(self) -> None:
         """Sweep from the extrapolated factors; accept the result unless it is worse; extrapolate."""
-        factors, error, energy = self._sweep(self.ahead)
+        factors, error, energy = self._sweep(list(self._ahead.split(self._sizes, dim=1)))
         error = error + self.energy
         over = energy > self.norm_limit * self.energy
         self.damping = torch.where(over, (4 * self.damping).clamp_min(1e-7), 0.7 * self.damping)
-        worse = (~(error <= self.error) & ~over) | ~error.isfinite()
+        worse = ~((error <= self.error) | over) | ~error.isfinite()
         # If a plain step increases the error, that is rounding: stay closer to the last factors.
         stuck = worse & (self.run == 0)
         self.proximity = torch.where(stuck, (10 * self.proximity).clamp_max(1e-2), self.proximity)
-        factors = _choose(worse, self.previous, factors)
+        factors = torch.where(_columns(worse, factors), self._previous, factors)
         self.error = torch.where(worse, self.error, error)
-        better = (error < self.best_error) & ~over & ~worse
-        self.best = _choose(better, factors, self.best)
+        better = (error < self.best_error) & ~(over | worse)
+        self._best = torch.where(_columns(better, factors), factors, self._best)
         self.best_error = torch.where(better, error, self.best_error)
         self.run = torch.where(worse | over, 0, self.run + 1)
         # Nesterov's sequence (k - 1) / (k + 2), started at its eighth element.
         momentum = torch.where(self.run > 0, (self.run + 6) / (self.run + 9), 0).to(self.work)
-        self.ahead = [
-            torch.lerp(old, new, 1 + _columns(momentum, new)) for old, new in zip(self.previous, factors, strict=True)
-        ]
-        self.previous = factors
+        self._ahead = torch.lerp(self._previous, factors, 1 + _columns(momentum, factors))
+        self._previous = factors
 
-    def _sweep(self, factors: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Return new factors, their squared error minus the tensor's energy, and the energy of their terms."""
+    def _sweep(self, factors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return new factors of all modes, their squared error minus the tensor's energy, and their terms' energy."""
         new = list(factors)
         n1, trailing = self.tensor.shape[2], self.tensor.shape[3:]
         grams = [new[0]] + [f.mT @ f for f in new[1:]]  # the first is a placeholder until its mode is solved for
         positions = khatri_rao(new[2:])
-        self._solve(self.matrix @ khatri_rao([new[1], positions]), new, grams, 0)
+        failed = self._solve(self.matrix @ khatri_rao([new[1], positions]), new, grams, 0)
         half = (self.matrix.mT @ new[0]).unflatten(1, (n1, -1))  # shared by all other modes
-        self._solve((half * positions.unsqueeze(1)).sum(2), new, grams, 1)
+        failed = failed + self._solve((half * positions.unsqueeze(1)).sum(2), new, grams, 1)
         small = (half * new[1].unsqueeze(2)).sum(1).unflatten(1, trailing)
         target = small
         for mode in range(2, len(new)):
@@ -264,30 +271,30 @@ class _Members:
             for other in range(len(new) - 1, 1, -1):
                 if other != mode:
                     target = (target * new[other].unflatten(0, (-1, *(1,) * (target.ndim - 3)))).sum(-2)
-            self._solve(target, new, grams, mode)
+            failed = failed + self._solve(target, new, grams, mode)
         inner = (target.double() * new[-1].double()).sum((1, 2))
         product = reduce(torch.mul, grams).double()
         scales = _evening([g.diagonal(dim1=1, dim2=2) for g in grams])
-        new = [f * scale for f, scale in zip(new, scales, strict=True)]
-        return new, product.sum((1, 2)) - 2 * inner, product.diagonal(dim1=1, dim2=2).sum(1)
+        evened = torch.cat([f * scale for f, scale in zip(new, scales, strict=True)], dim=1)
+        bad = failed > 0
+        error = (product.sum((1, 2)) - 2 * inner).masked_fill(bad, math.nan)
+        return evened, error, product.diagonal(dim1=1, dim2=2).sum(1).masked_fill(bad, math.nan)
 
-    def _solve(self, target: Tensor, factors: list[Tensor], grams: list[Tensor], mode: int) -> None:
-        """Solve for the factor of one mode, close to its old value (proximity) and damped towards zero (damping)."""
+    def _solve(self, target: Tensor, factors: list[Tensor], grams: list[Tensor], mode: int) -> Tensor:
+        """Solve for the factor of one mode, close to its old value (proximity) and damped towards zero (damping).
+
+        Returns a number above 0 for each member whose equations are singular.
+        """
         product = reduce(torch.mul, [g for m, g in enumerate(grams) if m != mode])
-        mean = product.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(self.work).tiny)
+        diagonal = product.diagonal(dim1=1, dim2=2)
+        mean = diagonal.mean(1).clamp_min(torch.finfo(self.work).tiny)
         near = self.proximity.to(self.work) * mean
-        diagonal = near + self.damping.to(self.work) * mean
-        product = product + torch.diag_embed(diagonal.unsqueeze(1).expand(-1, product.shape[-1]))
+        diagonal += (near + self.damping.to(self.work) * mean).unsqueeze(1)
         lower, failed = torch.linalg.cholesky_ex(product)
         right = target + _columns(near, target) * factors[mode]
-        solved = torch.cholesky_solve(right.mT, lower).mT
-        factors[mode] = solved.masked_fill(_columns(failed > 0, solved), math.nan)
+        factors[mode] = torch.cholesky_solve(right.mT, lower).mT
         grams[mode] = factors[mode].mT @ factors[mode]
-
-
-def _choose(first: Tensor, a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-    """Return the factors of `a` where `first` is true, those of `b` elsewhere."""
-    return [torch.where(_columns(first, x), x, y) for x, y in zip(a, b, strict=True)]
+        return failed
 
 
 def _columns(values: Tensor, like: Tensor) -> Tensor:

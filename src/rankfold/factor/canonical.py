@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -45,6 +46,15 @@ class _Fit:
         return [torch.cat([one, other], dim=2) for one, other in pairs] if self.rank else more
 
 
+@dataclass(frozen=True, slots=True)
+class _Fits:
+    """Fits with one effort: those of several starts, those of the climb so far, and the ranks it has not reached."""
+
+    compared: list[_Fit]
+    climbed: list[_Fit]
+    ahead: list[int]
+
+
 class Canonical:
     """CP decompositions of tensors, with an error bound that is known in advance: the error of the start.
 
@@ -73,7 +83,7 @@ class Canonical:
         self._places, permuted = _sorted_by_norm(permuted)
         self.tensor, self._spans = _compress(permuted)
         self.total = float(tensor.square().sum())
-        self._fits: dict[Effort, list[_Fit]] = {}
+        self._fits: dict[Effort, _Fits] = {}
 
     @cached_property
     def _plain(self) -> _Fit:
@@ -92,7 +102,7 @@ class Canonical:
         """
         if self.total <= 0:
             return 0.0
-        fits = [self._plain] if effort is None else self._known(effort)
+        fits = [self._plain] if effort is None else self._known(rank, effort)
         return min(1.0, max(0.0, min(fit.error(rank) for fit in fits) / self.total)) ** 0.5
 
     def factors(self, rank: int, effort: Effort) -> list[Tensor]:
@@ -102,7 +112,7 @@ class Canonical:
         `relative_error` measures, the slices, and (seeded) random ones.
         """
         plain = self._plain.extended(rank)
-        best = min(self._known(effort), key=lambda fit: fit.error(rank))
+        best = min(self._known(rank, effort), key=lambda fit: fit.error(rank))
         residue = self.relative_error(rank, effort)
         start = even_out(best.extended(rank))
         exact = self.tensor.ndim == 3 or residue <= 1e-10
@@ -125,47 +135,47 @@ class Canonical:
         by_mode = dict(zip(self._modes, unsorted, strict=True))
         return [by_mode.get(mode, factors[0].new_ones(batch, 1, rank)) for mode in range(len(self._shape))]
 
-    def _known(self, effort: Effort) -> list[_Fit]:
-        """Return the fits that starts are made from: only the plain one for matrices and large tensors.
+    def _known(self, rank: int, effort: Effort) -> list[_Fit]:
+        """Return the fits that the start of a rank can be made from.
 
-        With a target it is also the only one, because fits in advance would go beyond the target.
+        They are those up to this rank, which are computed when first needed. It is only the plain one for matrices,
+        large tensors, and ranks at which it is exact; and with a target, because fits in advance would go beyond it.
         """
-        pointless = self.total <= 0 or self.tensor.ndim == 3
+        pointless = self.total <= 0 or self.tensor.ndim == 3 or rank >= self.max_rank
         if pointless or effort.iterations == 0 or effort.norm_limit < 2 or effort.target > 0:
             return [self._plain]
+        # Terms of the residual add at most the energy of the tensor to that of a fit.
+        limited = replace(effort, norm_limit=effort.norm_limit - 1)
         if effort not in self._fits:
-            self._fits[effort] = [self._plain, *self._fitted(effort)]
-        return self._fits[effort]
+            self._fits[effort] = self._fitted(limited)
+        fits = self._fits[effort]
+        while fits.ahead and fits.ahead[0] <= rank:
+            fits.climbed.append(self._climb(fits.climbed[-1], fits.ahead.pop(0), limited))
+        return [*fits.climbed, *fits.compared]
 
-    def _fitted(self, effort: Effort) -> list[_Fit]:
+    def _fitted(self, effort: Effort) -> _Fits:
         """Return fits at evenly spaced ranks, from the lowest up to the highest that is affordable."""
         shape = self.tensor.shape[1:]
         exact = next(r for r in range(self.max_rank + 1) if self.relative_error(r) <= 1e-6)
         # Nearly all tensors have the rank at which the number of free parameters reaches the number of elements.
         generic = min(exact, 1 + math.ceil(shape.numel() / (sum(shape) - len(shape) + 1)))
-        # Terms of the residual add at most the energy of the tensor to that of a fit.
-        effort = replace(effort, norm_limit=effort.norm_limit - 1)
         affordable = WORK // (self.tensor.shape[0] * generic * max(generic, 20))
-        fits = list[_Fit]()
+        compared, ahead = list[_Fit](), list[int]()
         if affordable < min(KNOTS, generic - 1):
-            climb = replace(effort, iterations=min(CLIMB, effort.iterations), tolerance=0)
-            fits += self._climb(_spaced(generic, KNOTS, exact), climb)
+            sweep = 4 * self.tensor.numel() * min(CLIMB, effort.iterations)  # multiplications per rank
+            ahead = _spaced(generic, KNOTS, exact)
+            ahead = [r for r, total in zip(ahead, accumulate(ahead), strict=True) if sweep * total <= PRODUCTS]
         if affordable >= min(FEWEST, generic - 1):
             compare = replace(effort, iterations=min(SWEEPS, effort.iterations), tolerance=PROGRESS)
-            fits += self._compared(_spaced(generic, min(KNOTS, affordable), exact), affordable, compare)
-        return fits
+            compared = self._compared(_spaced(generic, min(KNOTS, affordable), exact), affordable, compare)
+        return _Fits(compared, [self._plain], ahead)
 
-    def _climb(self, ranks: list[int], effort: Effort) -> list[_Fit]:
-        """Return fits that each start from the one before, extended: as many as `PRODUCTS` allows."""
-        fits, products = [self._plain], 0
-        for rank in ranks:
-            products += 4 * self.tensor.numel() * rank * effort.iterations
-            if products > PRODUCTS:
-                break
-            extended, plain = (even_out(fit.extended(rank)) for fit in (fits[-1], self._plain))
-            start = self._better(extended, plain, effort.norm_limit)
-            fits.append(self._fit(sweep_each(self.tensor, [start], effort)[0]))
-        return fits[1:]
+    def _climb(self, before: _Fit, rank: int, effort: Effort) -> _Fit:
+        """Return the fit that starts from the one before, extended."""
+        effort = replace(effort, iterations=min(CLIMB, effort.iterations), tolerance=0)
+        extended, plain = (even_out(fit.extended(rank)) for fit in (before, self._plain))
+        start = self._better(extended, plain, effort.norm_limit)
+        return self._fit(sweep_each(self.tensor, [start], effort)[0])
 
     def _compared(self, ranks: list[int], most: int, effort: Effort) -> list[_Fit]:
         """Return the best fits of several starts, `most` of them over all ranks."""
