@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -282,8 +281,9 @@ def build(
         place = exact[0].device
         gauged, condition = gauge_factors(blueprint, exact)
         _fill(module, blueprint, gauged, bias)
-        rounded = copy.deepcopy(module).to(place, torch.float64)
-        check_gauge(rounded.dense_weight(), compose(blueprint, info, exact), condition, info, choice, dtype)
+        rounded = [factor.to(place, torch.float64) for factor in stage_factors(module)]
+        weight, reference = (compose(blueprint, info, values) for values in (rounded, exact))
+        check_gauge(weight, reference, condition, info, choice, dtype)
     return module
 
 
