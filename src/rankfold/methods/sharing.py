@@ -85,7 +85,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _bytes(value: Any, seen: set[int]) -> int:
     """Return the bytes of all tensors that an object holds, directly or in attributes and collections."""
-    if id(value) in seen or isinstance(value, type) or callable(value):
+    if isinstance(value, float | int | str | type) or callable(value) or id(value) in seen:
         return 0
     seen.add(id(value))
     if isinstance(value, Tensor):
