@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Using padding='same' with even kernel lengths:UserWarning"
 )
 
-OPTIONS = {name: {"iterations": 20} for name in ("cp", "filterwise_cp")}
+OPTIONS = {name: {"iterations": 10} for name in ("cp", "filterwise_cp")}
 """What is tested here does not depend on how good the local optimum is."""
 
 

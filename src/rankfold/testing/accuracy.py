@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -91,6 +92,7 @@ def measured_error(weight: Tensor, subject: Subject, moments: Moments | None) ->
     return math.sqrt(max(0.0, left) / total) if total > 0 else 0.0
 
 
+@lru_cache(maxsize=4)
 def geometric_moments(info: LayerInfo, *, patch: bool = False) -> Moments:
     """Return moments of independent inputs whose energies decrease geometrically from 1 to 1/1000.
 

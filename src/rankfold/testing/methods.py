@@ -107,5 +107,14 @@ def method_checks(
 
 
 def check_method(method: str | Method, *, cases: Sequence[LayerCase] | None = None) -> int:
-    """Run every check of one method; return their number, or raise ``AssertionError`` with every failure."""
-    return run_all(method_checks(method, cases=cases))
+    """Run every check of one method; return their number, or raise ``AssertionError`` with every failure.
+
+    The checks of a layer share what the method prepares for it.
+    """
+
+    def by_layer() -> Iterator[tuple[str, Callable[[], None]]]:
+        for case in LAYER_ZOO if cases is None else cases:
+            with methods.sharing_prepared():
+                yield from method_checks(method, cases=[case])
+
+    return run_all(by_layer())
