@@ -50,6 +50,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("exporters", "reporting"),
     ("zoo", "testing"),
     ("api",),
+    ("studies",),
     ("__init__",),
     ("cli",),
     ("__main__",),

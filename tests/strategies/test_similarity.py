@@ -301,6 +301,9 @@ def test_the_result_is_the_trained_model_and_the_report_has_the_rounds(uninterru
     assert rounds[0].raised
     assert set(rounds[0].seconds) == {"apply", "finetune", "evaluate", "compare"}
     assert uninterrupted.report.after.params == rounds[-1].amount
+    layers = {row.name: (row.after.params, row.after.macs) for row in uninterrupted.report.factored}
+    assert rounds[-1].costs == layers
+    assert not any(row.costs for row in rounds[:-1])
     text = uninterrupted.report.to_markdown()
     assert "least similar layer" in text
     again = rf.reporting.Report.from_json(uninterrupted.report.to_json(), source="it")

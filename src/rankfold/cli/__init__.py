@@ -21,6 +21,7 @@ from rankfold.cli import (
     listing,
     planning,
     reporting,
+    reproducing,
     sweeping,
     training,
     tuning,
@@ -68,6 +69,7 @@ COMMANDS = {
     "evaluate": evaluating.evaluate,
     "bench": benching.bench,
     "report": reporting.report,
+    "reproduce": reproducing.reproduce,
     "methods": listing.list_methods,
     "strategies": listing.list_strategies,
 }

@@ -92,7 +92,8 @@ def recipe_of(
     if source.data is None:
         raise ConfigError(f"--epochs {given.epochs} needs data to train on. Pass --data, or leave --epochs out.")
     options: dict[str, Any] = {name: getattr(given, name) for name in _TUNE_FIELDS if hasattr(given, name)}
-    options |= {"resume": not given.restart, "checkpoint": given.checkpoint or checkpoint}
+    if hasattr(given, "checkpoint"):
+        options |= {"resume": not given.restart, "checkpoint": given.checkpoint or checkpoint}
     others = parse_options(given.finetune_option, flag="--finetune-option")
     for key in others:
         if key in options or key == "data":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rankfold.records import Cost, Ranks
 
@@ -76,7 +76,8 @@ class RoundRow:
     """One round of a strategy that trains models: what was tried, how good it was, and what was raised after it.
 
     `amount` is the cost in the objective, `settings` has methods and ranks by layer, `similarity` the cosine similarity
-    of the feature maps, `raised` the layers that took another setting, and `seconds` the time by stage.
+    of the feature maps, `raised` the layers that took another setting, and `seconds` the time by stage. The last round
+    of a run also has `costs`: the parameters and MACs of each factored layer.
     """
 
     run: str
@@ -88,6 +89,7 @@ class RoundRow:
     similarity: Mapping[str, float]
     raised: tuple[str, ...]
     seconds: Mapping[str, float]
+    costs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,11 +117,13 @@ class Outcome:
         return {"label": self.label, "amount": self.amount, "drop": self.drop, "rounds": len(self.rounds)}
 
     def log(self) -> list[dict[str, Any]]:
-        """Return the rounds as JSON-ready values."""
-        return [
+        """Return the rounds as JSON-ready values; the last one, of the result, has the costs of its layers."""
+        rows = [
             {"run": self.label, "number": i, **{k: v for k, v in entry.items() if k != "positions"}}
             for i, entry in enumerate(self.rounds, 1)
         ]
+        rows[-1]["costs"] = {name: [c.cost.params, c.cost.macs] for name, c in self.selection.items()}
+        return rows
 
 
 class Raising:

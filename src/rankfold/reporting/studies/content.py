@@ -1,0 +1,128 @@
+"""The sections of the studies of a paper: a table and charts for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rankfold.reporting import words
+from rankfold.reporting.charts import Dot, Series, columns, linear, plot
+from rankfold.reporting.markup import Markup
+from rankfold.reporting.sections import Cell, Content, Section, Text, content, tips
+from rankfold.reporting.studies.record import MODEL, PARTS, Reproduction, Study, Trial
+
+RESOURCES = {"params": "params", "macs": "MACs"}
+
+
+@content.register
+def _(reproduction: Reproduction, *, brief: bool) -> Content:
+    explained = (
+        "params and MACs: reductions, in the model, its convolutions (conv) and its linear layers. X: the drop is "
+        "larger than allowed. Time: all rounds of a run; for other strategies, the whole call."
+    )
+    return Content(
+        title=reproduction.model_name,
+        kind="rankfold reproduction",
+        lead=reproduction.citation,
+        details=(explained,),
+        sections=[_section(study, brief=brief) for study in reproduction.studies],
+    )
+
+
+def _section(study: Study, *, brief: bool) -> Section:
+    """Return the table of a study, with charts and more columns unless it is for a terminal."""
+    shown = [(MODEL, name) for name in RESOURCES]
+    shown += [(part, name) for part in PARTS if study.dense[part].params for name in RESOURCES]
+    shown = shown[:2] if brief else shown
+    rows = [_cells(study, trial, shown) for trial in study.trials]
+    heads = list(rows[0]) if rows else []
+    total = words.seconds(sum(sum(trial.seconds.values()) for trial in study.trials))
+    section = Section(
+        title=study.title,
+        heads=heads,
+        rows=[list(row.values()) for row in rows],
+        footer=["all", *(total if head == ">time" else "" for head in heads[1:])] if len(rows) > 1 else (),
+        notes=[_original(study), *study.notes, *([] if brief else [_origin(study)])],
+    )
+    return section if brief or not rows else replace(section, figures=_figures(study, tips(section)))
+
+
+def _cells(study: Study, trial: Trial, shown: Sequence[tuple[str, str]]) -> dict[str, Text]:
+    """Return the cells of a row by column; `shown` has parts of the model, and resources."""
+    value = replace(study.metric, tuned=trial.metric)
+    change = words.metric_change(value).removesuffix(" points")
+    cells: dict[str, Text] = {"": trial.name, ">parameters": words.count(trial.parts[MODEL].params)}
+    for part, name in shown:
+        before, after = getattr(study.dense[part], name), getattr(trial.parts[part], name)
+        title = RESOURCES[name] if part == MODEL else f"{part} {RESOURCES[name]}"
+        cells[f">{title}"] = words.reduction(before, after)
+    cells[f">{study.metric.name}"] = words.metric(value, trial.metric)
+    cells[">change"] = change if study.within(trial) else Cell(f"{change} X", tone="bad")
+    cells[">rounds"] = words.NONE if trial.rounds is None else str(trial.rounds)
+    cells[">time"] = words.seconds(sum(trial.seconds.values()))
+    if study.epoch_seconds:
+        cells[">overhead"] = f"{trial.overhead / study.epoch_seconds:.1f} epochs"
+    return cells
+
+
+def _original(study: Study) -> str:
+    dense, metric = study.dense[MODEL], study.metric
+    return (
+        f"Original: {words.count(dense.params)} parameters, {words.count(dense.macs)} MACs, {metric.name} "
+        f"{words.metric(metric, metric.dense)}. Allowed drop: {_points(study, study.allowed)}."
+    )
+
+
+def _points(study: Study, drop: float) -> str:
+    return f"{100 * drop:g} points" if study.metric.in_percent else words.number(drop)
+
+
+def _origin(study: Study) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in study.versions.items())
+    return f"{study.command} ({versions})"
+
+
+def _figures(study: Study, tipped: Sequence[str]) -> list[Markup]:
+    """Return the reductions in each part, the metric by parameters left, and the overheads."""
+    names = [trial.name if study.within(trial) else f"{trial.name} X" for trial in study.trials]
+    figures: list[Markup] = []
+    for part, layers in PARTS.items():
+        series = [
+            Series(name=title, css=f"rank{i}", values=[_reduction(study, trial, part, name) for trial in study.trials])
+            for i, (name, title) in enumerate(RESOURCES.items())
+            if getattr(study.dense[part], name)
+        ]
+        if series:
+            title = f"Reduction in the {layers}"
+            figures.append(columns(names, tipped, series, label=title, overlay=False, show=words.percent))
+    figures.append(_tradeoff(study, tipped))
+    if study.epoch_seconds:
+        values = [trial.overhead / study.epoch_seconds for trial in study.trials]
+        series = [Series(name="overhead", css="rank2", values=values)]
+        figures.append(columns(names, tipped, series, label="Overhead in training epochs"))
+    return figures
+
+
+def _reduction(study: Study, trial: Trial, part: str, name: str) -> float:
+    return 1 - getattr(trial.parts[part], name) / getattr(study.dense[part], name)
+
+
+def _tradeoff(study: Study, tipped: Sequence[str]) -> Markup:
+    """Return the metric by the parameters left, with the Pareto front named, and the largest allowed drop as a line."""
+    metric = study.metric
+    front: list[Trial] = []
+    for trial in sorted(study.trials, key=lambda t: (t.parts[MODEL].params, t.drop)):
+        front += [trial] if not front or trial.drop < front[-1].drop else []
+    dots = [
+        Dot(
+            x=1 - _reduction(study, trial, MODEL, "params"), y=trial.metric, tip=tip,
+            css="after" if study.within(trial) else "error", label=trial.name if trial in front else "",
+        )
+        for trial, tip in zip(study.trials, tipped, strict=True)
+    ]  # fmt: skip
+    bound = metric.dense - study.allowed * (1 if metric.higher_is_better else -1)
+    across = linear([0.0, *(dot.x for dot in dots)], words.percent, number=6)
+    up = linear([bound, metric.dense, *(dot.y for dot in dots)], lambda v: words.metric(metric, v), number=5)
+    level = (bound, f"drop of {_points(study, study.allowed)}")
+    title = f"{metric.name} by parameters left"
+    return plot(title, dots, (), across, up, css="after", below="parameters left", level=level)
