@@ -107,7 +107,7 @@ def test_the_result_holds_the_model_that_the_strategy_trained(registered: None, 
     assert len(result.report.history) == 3
     rounds = len(trainings)
     again = compress(Grow(keep=False))  # the plan is applied and trained once more, to the same model
-    assert trainings[rounds:] == ["rankfold.workbench"] * rounds + ["rankfold.api.realizing"]
+    assert trainings[rounds:] == ["rankfold.workbench.bench"] * rounds + ["rankfold.api.realizing"]
     assert again.plan.layers == result.plan.layers
     for a, b in zip(again.model.parameters(), result.model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
