@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import rankfold as rf
 from rankfold.calibration import feature_maps
 from rankfold.calibration.feature_maps import compared_places, similarities
-from rankfold.errors import DataError, ModelError
+from rankfold.errors import DataError
 from rankfold.inventory import static_inventory
 
 
@@ -251,14 +251,52 @@ def test_feature_maps_of_zeros_and_of_infinite_values() -> None:
     assert compare(plain, nn.Sequential(infinite.layer, nn.ReLU()), x) == {"0": 0}
 
 
-def test_no_samples_and_other_calls_are_refused() -> None:
+def test_no_samples_are_refused() -> None:
     model = Shared().eval()
     with pytest.raises(DataError, match="no samples"):
         compare(model, model, [randn(7, 6)], samples=0)
 
-    class Once(Shared):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x)
 
-    with pytest.raises(ModelError, match="the original has 2 feature maps of 'layer' .* the compressed model 0"):
-        compare(model, Once().eval(), randn(7, 6))
+class Routed(nn.Module):
+    """The first layer decides which samples the second layer receives; the third one has no samples at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.router, self.expert, self.token = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.start = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.router(x)[:, 0] > 0
+        x = torch.tanh(x + self.token(self.start))
+        x[chosen] = self.expert(x[chosen])
+        return x
+
+
+def test_both_models_process_the_same_samples() -> None:
+    model, x = Routed().eval(), randn(12, 6)
+    small = compressed(model, ["router", "expert", "token"], noise=2.0)
+    with torch.no_grad():
+        assert not torch.equal(small(x)[:, 0] > 0, model(x)[:, 0] > 0)
+        chosen = model.router(x)[:, 0] > 0
+        given = torch.tanh(x + model.token(model.start))[chosen]
+        maps = [net.expert(given).double() for net in (small, model)]  # pyright: ignore[reportCallIssue]
+        tokens = [net.token(model.start).double() for net in (small, model)]  # pyright: ignore[reportCallIssue]
+        wanted = {
+            "expert": float(F.cosine_similarity(*maps).mean()), "token": float(F.cosine_similarity(*tokens, dim=0))
+        }  # fmt: skip
+    values = compare(model, small, x)
+    assert {name: values[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
+    assert compare(model, small, [-x[:1].abs() * 9, x])["expert"] == pytest.approx(wanted["expert"], abs=1e-6)
+
+
+def test_operations_after_a_layer_use_the_trained_values_of_the_compressed_model() -> None:
+    model = Residual(nn.ReLU(inplace=True)).eval()
+    small = copy.deepcopy(model)
+    with torch.no_grad():
+        small.norm1.weight *= -1
+        small.norm2.running_mean += 1  # pyright: ignore[reportOperatorIssue]
+    values = compare(model, small)
+    assert values["stem"] == values["head"] == 1
+    assert values["one"] < 0.8
+    assert values["two"] < 0.99

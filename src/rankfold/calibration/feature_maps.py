@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rankfold._tensors import copied, detached, float_tensors, model_device, tensors_of, to_device
+from rankfold._tensors import copied, detached, float_tensors, map_tensors, model_device, tensors_of, to_device
 from rankfold.batches import batch_size, iterate, leading, pieces, split_batch
-from rankfold.errors import DataError, ModelError
+from rankfold.errors import DataError
 from rankfold.factor.linalg import double
 from rankfold.inventory import find_layer, run_batch, undisturbed
 from rankfold.inventory.dataflow import operation_name, trace
@@ -75,13 +76,13 @@ def compared_places(model: nn.Module, layers: Iterable[LayerInfo], inputs: Any) 
     layers : iterable of LayerInfo
         Its layers. A projection of an ``nn.MultiheadAttention`` is compared at the output of the attention.
     inputs : object
-        Inputs of one batch; the first sample is run.
+        Inputs of one batch; the first samples are run (`PIECE`).
     """
     hosts = {layer.name: _hosts(model, layer) for layer in layers}
     modules = {path: model.get_submodule(path) for paths in hosts.values() for path in paths}
-    inputs = to_device(leading(inputs, 1), model_device(model))
+    inputs = to_device(leading(inputs, PIECE), model_device(model))
     with undisturbed(model):
-        flow = trace(model, modules, lambda: run_batch(model, inputs, "the first calibration sample"))
+        flow = trace(model, modules, lambda: run_batch(model, inputs, "the first calibration samples"))
     places = dict[str, Place]()
     for name, paths in hosts.items():
         calls = {path: flow.calls[path] for path in paths if path in flow.calls}
@@ -98,10 +99,11 @@ def similarities(
 ) -> dict[str, float]:
     """Return the cosine similarity of the feature maps of layers in a compressed model and in the original.
 
-    Each layer of the compressed model receives the input that the layer of the original receives, so that layers
-    before it have no effect. Both models run in evaluation mode: BatchNorm uses its running statistics. A layer that is
-    called several times is compared at each call. Feature maps are compared piece by piece (`PIECE` samples), and those
-    of all samples are never held at once.
+    Only the original runs, in evaluation mode. Each layer of the compressed model is called next to the original's
+    layer, with the same input, so that other layers have no effect, and both always process the same data (routed
+    samples, proposed boxes). The operations up to the feature map are then repeated on its output, with parameters and
+    buffers of the compressed model: BatchNorm uses its running statistics. A layer that is called several times is
+    compared at each call. No feature map is held longer than to the comparison, and samples run in pieces (`PIECE`).
 
     Parameters
     ----------
@@ -117,15 +119,14 @@ def similarities(
     Returns
     -------
     dict of str to float
-        By layer, the mean over samples and calls of the cosine between the two feature maps of a sample, -1..1. Two
-        feature maps of zeros have similarity 1; if only one is zero, or one has values that are not finite, 0.
+        By layer, the mean over samples and calls of the cosine between the two feature maps of a sample, -1..1. Samples
+        are the entries of the first dimension. Two feature maps of zeros have similarity 1; if only one is zero, or one
+        has values that are not finite, 0. A layer that no sample reaches has similarity 0.
 
     Raises
     ------
     DataError
         If there is no sample.
-    ModelError
-        If a layer has more feature maps in one of the models.
 
     References
     ----------
@@ -133,20 +134,14 @@ def similarities(
     """
     following = {path: chains for place in places.values() for path, chains in place.following.items()}
     sums, counts = dict.fromkeys(following, 0.0), dict.fromkeys(following, 0)
-    for number, piece in enumerate(_first(batches, samples), 1):
-        what = f"calibration samples {PIECE * (number - 1) + 1} to {PIECE * number}"
-        theirs = _feature_maps(model, following, piece, what)
-        ours = _feature_maps(small, following, piece, what, given=theirs.given)
-        for path in following:
-            if len(ours.maps[path]) != len(theirs.maps[path]):
-                raise ModelError(
-                    f"the original has {len(theirs.maps[path])} feature maps of {path!r} on {what}, the compressed "
-                    f"model {len(ours.maps[path])}, so they cannot be compared. Exclude the layer."
-                )
-            for one, other in zip(ours.maps[path], theirs.maps[path], strict=True):
-                cosines = _cosines(one, other.to(one.device))
+    with undisturbed(model) as reset, undisturbed(small) as reset_small:
+        for number, piece in enumerate(_first(batches, samples), 1):
+            what = f"calibration samples {PIECE * (number - 1) + 1} to {PIECE * number}"
+            for path, cosines in _compared(model, small, following, piece, what):
                 sums[path] += float(cosines.sum())
                 counts[path] += len(cosines)
+            reset()
+            reset_small()
     if not any(counts.values()):
         raise DataError("the calibration data has no samples to compare feature maps on. Pass more batches.")
 
@@ -183,94 +178,106 @@ def _first(batches: Iterable[Any], samples: int) -> Iterator[Any]:
             left -= batch_size(piece)
 
 
-class _Reader(TorchFunctionMode):
-    """Reads the feature maps of layers in a run, and the arguments of the layers, or passes others to them.
+class _Comparison(TorchFunctionMode):
+    """Runs layers of a compressed model, and the operations after them, next to those of the original.
 
     Attributes
     ----------
-    maps : dict of str to list of Tensor
-        Feature maps by path, in the order in which the calls were made.
-    given : dict of str to list
-        The arguments of each call: those of this run, or those that were passed instead.
+    cosines : list of tuple of str and Tensor
+        Path and cosines of each feature map.
     """
 
-    def __init__(self, following: Mapping[str, Sequence[Sequence[str]]], given: Mapping[str, list[Any]] | None) -> None:
+    def __init__(self, model: nn.Module, small: nn.Module, following: Mapping[str, Sequence[Sequence[str]]]) -> None:
         super().__init__()
-        self.maps: dict[str, list[Tensor]] = defaultdict(list)
-        self.given = {path: list[Any]() for path in following} if given is None else given
-        self._passes = given is not None
-        self._following = following
+        self.cosines: list[tuple[str, Tensor]] = []
+        self._small, self._device, self._following = small, model_device(small), following
+        twins = dict(_named_tensors(small))
+        self._twins = {id(tensor): twins[name] for name, tensor in _named_tensors(model) if name in twins}
         self._calls = Counter[str]()
-        self._next: Any = WeakIdKeyDictionary()  # tensor -> path and the operations up to the feature map
-        self._inside = 0
+        self._outputs = list[Any]()  # those of the compressed model, for each layer that the original is in
+        self._aside = False  # whether a layer of the compressed model runs
+        self._next: Any = WeakIdKeyDictionary()  # tensor -> path, operations up to the feature map, tensor of the other
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         del types
-        read = () if self._inside else [self._next[t] for t in tensors_of([args, kwargs or {}]) if t in self._next]
+        given, twin = (args, kwargs or {}), None
+        for tensor in () if self._outputs or self._aside else tensors_of(given):
+            if tensor in self._next and self._next[tensor][1][0] == operation_name(func):
+                path, operations, ours = self._next.pop(tensor)
+                (a, k) = map_tensors(lambda t, one=tensor, other=ours: other if t is one else self._twin(t), given)
+                twin = path, operations[1:], func(*a, **k)
         result = func(*args, **(kwargs or {}))
-        for path, operations in read:
-            if operations[0] == operation_name(func):
-                self._reached(path, operations[1:], result)
+        if twin is not None:
+            self._reached(*twin, result)
         return result
 
-    def _reached(self, path: str, operations: Sequence[str], result: Any) -> None:
-        """Take a result that is the feature map, or follow it to the next operation."""
-        values = float_tensors(result)
-        if not values:
+    def _twin(self, tensor: Tensor) -> Tensor:
+        """Return the compressed model's tensor of the same name; a tensor without a name itself."""
+        return self._twins.get(id(tensor), tensor)
+
+    def _reached(self, path: str, operations: Sequence[str], ours: Any, theirs: Any) -> None:
+        """Compare two results that are feature maps, or follow them to the next operation."""
+        one, other = (next(iter(float_tensors(result)), None) for result in (ours, theirs))
+        if one is None or other is None:
             return
         if operations:
-            self._next[values[0]] = path, operations
+            self._next[other] = path, operations, one
         else:
-            self.maps[path].append(values[0].detach().clone())  # later operations may modify it in place
+            self.cosines.append((path, _cosines(one.detach(), other.detach().to(one.device))))
 
     def before(self, path: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ARG001
-            self._inside += 1
-            if not self._passes:
-                self.given[path].append(copied(detached((args, kwargs))))
-                return None
-            call = self._calls[path]
-            return copied(self.given[path][call]) if call < len(self.given[path]) else None
+        layer = self._small.get_submodule(path)
+
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ARG001
+            if self._aside:  # the models share this layer
+                return
+            args, kwargs = copied(detached(to_device((args, kwargs), self._device)))
+            self._aside = True
+            self._outputs.append(layer(*args, **kwargs))
+            self._aside = False
 
         return hook
 
     def after(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # noqa: ARG001
-            self._inside -= 1
+            if self._aside:
+                return
             chains, call = self._following[path], self._calls[path]
             self._calls[path] += 1
-            self._reached(path, chains[min(call, len(chains) - 1)], output)
+            self._reached(path, chains[min(call, len(chains) - 1)], self._outputs.pop(), output)
 
         return hook
 
 
-def _feature_maps(
-    network: nn.Module,
-    following: Mapping[str, Sequence[Sequence[str]]],
-    inputs: Any,
-    what: str,
-    *,
-    given: Mapping[str, list[Any]] | None = None,
-) -> _Reader:
-    """Run a model on one piece of a batch and return the feature maps; layers receive the arguments in `given`."""
-    reader = _Reader(following, given)
-    inputs = to_device(inputs, model_device(network))
-    with undisturbed(network), ExitStack() as stack:
+def _compared(
+    model: nn.Module, small: nn.Module, following: Mapping[str, Sequence[Sequence[str]]], inputs: Any, what: str
+) -> list[tuple[str, Tensor]]:
+    """Run the original on one piece of a batch; return path and cosines of each feature map."""
+    comparison = _Comparison(model, small, following)
+    with ExitStack() as stack:
         for path in following:
-            module = network.get_submodule(path)
-            stack.callback(module.register_forward_pre_hook(reader.before(path), with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(reader.after(path), with_kwargs=True, prepend=True).remove)
-        torch.default_generator.manual_seed(0)  # restored by `undisturbed`; both networks draw the same numbers
-        stack.enter_context(reader)
-        run_batch(network, inputs, what)
-    return reader
+            module, before, after = model.get_submodule(path), comparison.before(path), comparison.after(path)
+            handles = (
+                module.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
+                module.register_forward_hook(after, with_kwargs=True, prepend=True),
+            )
+            for handle in handles:
+                stack.callback(handle.remove)
+        stack.enter_context(comparison)
+        run_batch(model, to_device(inputs, model_device(model)), what)
+    return comparison.cosines
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer under each of its names."""
+    return chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
 
 
 def _cosines(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Return the cosine similarity of each sample's values (eq. 1)."""
-    a, b = double(ours).flatten(1), double(theirs).flatten(1)
+    """Return the cosine similarity of each sample's values (eq. 1); a vector is one sample."""
+    a, b = (double(values if values.ndim > 1 else values.reshape(1, -1)).flatten(1) for values in (ours, theirs))
     norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     cosines = ((a * b).sum(1) / norms.clamp_min(torch.finfo(norms.dtype).tiny)).nan_to_num(0.0)
     return torch.where(a.any(1) | b.any(1), cosines.clamp(-1, 1), torch.ones_like(cosines))
