@@ -94,6 +94,12 @@ def test_a_bound_that_holds_already() -> None:
         rf.plan(Net().eval(), X, budget="ram<=100%", strategy="energy")
 
 
+def test_the_example_input_may_be_a_slice() -> None:
+    many, model = torch.zeros(5, 3, 12, 12), Net().eval()
+    plans = [rf.plan(model, x, budget="ram<=90%", strategy="uniform") for x in (many[:1], X)]
+    assert plans[0].layers == plans[1].layers
+
+
 def test_a_model_that_cannot_be_exported_can_have_other_bounds() -> None:
     net = Branching().eval()
     assert rf.plan(net, X, budget="params<=70%", strategy="energy").factored

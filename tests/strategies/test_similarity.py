@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
-from rankfold.errors import ConfigError, InfeasibleBudget, UnknownNameError
+from rankfold.cost.exploration import explore
+from rankfold.errors import ConfigError, InfeasibleBudget, NoMatchingLayer, UnknownNameError
 from rankfold.records import Budget, Plan
-from rankfold.strategies import Handle, Problem
-from rankfold.strategies.ladder import ladder
+from rankfold.strategies import Handle, Problem, ladder
+from rankfold.strategies.ladder import Ladders
 from rankfold.testing import ModelCase, make_problem, model_zoo
 from rankfold.workbench import SavedLoops
 
@@ -88,16 +89,25 @@ def test_the_first_model_has_rank_one_and_the_loop_ends_when_it_is_good_enough()
 
 
 def test_layers_below_their_threshold_are_raised_and_the_others_stay() -> None:
-    similar = {"conv2": 0.95, "conv3": 0.5}
+    similar = {"conv2": 0.95, "pointwise": 0.5}
     bench = FakeBench([0.5, 0.4, 0.01], lambda _, name: similar.get(name, 0.93))
     plan = rf.Similarity(coverage=1.0).plan(problem_of(bench))
     first, _, last = (ranks(p) for p in bench.plans)
-    assert {name for name in first if first[name] != last[name]} == {"conv3"} & set(first) or len(first) > 0
+    assert {name for name in first if first[name] != last[name]} == {"pointwise"}
     assert ranks(plan) == last
     rounds = bench.kept[1]
     assert [r["number"] for r in rounds] == [1, 2, 3]
+    assert [r["raised"] for r in rounds] == [["pointwise"], ["pointwise"], []]
     assert rounds[-1]["similarity"] == {}
-    assert rounds[0]["similarity"]
+    assert set(rounds[0]["similarity"]) == set(first)
+
+
+def test_thresholds_of_single_layers() -> None:
+    bench = FakeBench([0.5, 0.01], lambda *_: 0.9)
+    rf.Similarity(coverage=1.0, threshold=0.8, thresholds={"conv2": 0.95}).plan(problem_of(bench))
+    assert bench.kept[1][0]["raised"] == ["conv2"]
+    with pytest.raises(NoMatchingLayer, match=r"no layer 'conv22'. Did you mean 'conv2'"):
+        rf.Similarity(thresholds={"conv22": 0.95}).plan(problem_of(bench))
 
 
 def test_thresholds_move_towards_one_if_every_layer_has_reached_its_own() -> None:
@@ -194,6 +204,40 @@ def test_a_hybrid_that_is_not_good_enough_is_trained_once_more_and_then_the_best
     assert bench.kept[0] in (1, 2)
 
 
+class WithoutTT(FakeBench):
+    """Models with a tensor train are never good enough."""
+
+    def drop(self, model: Any) -> float:
+        return 0.5 if any(choice.method == "tt" for choice in self.plans[model - 1].factored.values()) else 0.01
+
+
+def test_pairs_that_cannot_meet_the_budget_are_left_out() -> None:
+    bench = WithoutTT([])
+    search = rf.Similarity(coverage=1.0, step_size=0.5).plan(problem_of(bench, methods=("tt", "tucker", "svd", "qr")))
+    runs = search.provenance.search["runs"]
+    assert [run["label"] for run in runs] == ["tucker+svd", "tucker+qr", "hybrid"]
+    assert search.provenance.search["failed"] == ["tt+svd", "tt+qr"]
+    with pytest.raises(InfeasibleBudget, match=r"it is 0.5 with the mildest compression"):
+        rf.Similarity(coverage=1.0, step_size=0.5).plan(problem_of(WithoutTT([]), methods=("tt",)))
+
+
+class WithoutHybrid(FakeBench):
+    """The third model, which is the hybrid, cannot meet a bound."""
+
+    def apply(self, plan: Plan, *, like: Any = None) -> Handle:
+        if len(self.plans) == 2:
+            raise InfeasibleBudget("too many MACs")
+        return super().apply(plan, like=like)
+
+
+def test_a_hybrid_that_cannot_meet_the_budget_is_left_out() -> None:
+    bench = WithoutHybrid([0.01])
+    search = rf.Similarity(coverage=1.0).plan(problem_of(bench, methods=("tucker", "tt", "svd"))).provenance.search
+    assert [run["label"] for run in search["runs"]] == ["tucker+svd", "tt+svd"]
+    assert search["failed"] == ["hybrid"]
+    assert bench.kept[0] in (1, 2)
+
+
 def test_pairs_that_are_the_same_run_once() -> None:
     bench = FakeBench([0.01])
     problem = problem_of(bench, methods=("tucker", "tt", "svd", "qr"))
@@ -205,6 +249,58 @@ def test_pairs_that_are_the_same_run_once() -> None:
     assert [run["label"] for run in runs] == ["tucker+svd", "tt+svd", "hybrid"]
 
 
+def problem_on(model: nn.Module, *shape: int, budget: str | None = None) -> Problem:
+    """Return the problem of another model, whose compressed forms are good enough at once."""
+    case = ModelCase(id="other", build=lambda: model, input_shape=shape)
+    posed = make_problem(case, model, budget=None if budget is None else Budget.parse(budget))
+    bench: Any = FakeBench([0.01])
+    return replace(posed, workbench=bench, methods=("tucker", "tt", "svd", "qr"))
+
+
+def test_layers_that_have_no_smaller_form_are_kept() -> None:
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2), nn.Linear(2, 2)).eval()
+    plan = rf.Similarity(coverage=1.0).plan(problem_on(model, 1, 16))
+    assert set(plan.factored) == {"0", "2"}
+    assert [run["label"] for run in plan.provenance.search["runs"]] == ["tucker+svd", "tucker+qr", "hybrid"]
+    tiny = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).eval()
+    assert not rf.Similarity().plan(problem_on(tiny, 1, 2)).factored
+    with pytest.raises(InfeasibleBudget, match="no target layer has a setting that is smaller"):
+        rf.Similarity().plan(problem_on(tiny, 1, 2, budget="params<=50%"))
+
+
+class Idle(nn.Module):
+    """Positive inputs take one layer, negative ones the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.positive, self.negative = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(self.positive(x) if x.mean() > 0 else self.negative(x))
+
+
+def test_layers_without_calls_are_kept() -> None:
+    data, model = [X[:8, 0, 0].abs(), -X[:8, 0, 0].abs()], Idle().eval()
+    result = rf.compress(
+        model, data[1][:1], calibration=data, evaluate=lambda _: 0.5, strategy=rf.Similarity(coverage=1.0),
+        finetune=rf.FineTune(data=data, epochs=1),
+    )  # fmt: skip
+    assert set(result.plan.factored) == {"first"}
+    assert result.plan.layers["positive"].reason == "the example input does not reach it"
+    assert result.plan.layers["negative"].reason == "the first calibration samples do not reach it"
+
+
+def test_layers_of_equal_shape_share_their_exploration(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(*(nn.Conv2d(12, 12, 3, padding=1) for _ in range(4)), nn.Conv2d(12, 16, 3)).eval()
+    explored: list[str] = []
+    monkeypatch.setattr(
+        ladder, "explore", lambda layer, *a, **k: explored.append(layer.name) or explore(layer, *a, **k)
+    )
+    plan = rf.Similarity(coverage=1.0).plan(replace(problem_on(model, 1, 12, 8, 8), methods=("tt",)))
+    assert len(plan.factored) == 5
+    assert set(explored) == {"4", "0"}
+
+
 @pytest.mark.parametrize("method", ["tucker", "tt", "svd", "ttm", "cp"])
 @pytest.mark.parametrize("max_sol", [1, 3, 10])
 def test_settings_go_from_rank_one_to_mild_compression_in_steps(method: str, max_sol: int) -> None:
@@ -214,7 +310,7 @@ def test_settings_go_from_rank_one_to_mild_compression_in_steps(method: str, max
     x = torch.randn(1, 24, 6, 6) if kernel else torch.randn(1, 96)
     problem = make_problem(ModelCase(id="one", build=lambda: model, input_shape=tuple(x.shape)), model)
     layer = problem.inventory.layer("0")
-    rungs = ladder(problem, layer, method, objective="params", step_size=0.1, max_sol=max_sol)
+    rungs = Ladders(problem=problem, objective="params", step_size=0.1, max_sol=max_sol).of(layer, method)
     dense = problem.inventory.costs["0"].params
     gone = [1 - c.cost.params / dense for c in rungs]
     assert set(rungs[0].ranks) == {1}
@@ -285,7 +381,7 @@ def run(cache: Path | None, metric: Callable[[nn.Module], float] | None = None, 
 def outcome(result: rf.Result) -> tuple[Any, ...]:
     rounds = [replace(row, seconds={}) for row in result.report.rounds]
     state = {name: tensor.tolist() for name, tensor in result.model.state_dict().items()}
-    return result.plan.layers, result.plan.provenance.search, rounds, state
+    return result.plan.layers, result.plan.provenance.search, rounds, state, result.report.layers, result.report.notes
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +404,19 @@ def test_the_result_is_the_trained_model_and_the_report_has_the_rounds(uninterru
     assert "least similar layer" in text
     again = rf.reporting.Report.from_json(uninterrupted.report.to_json(), source="it")
     assert again.rounds == rounds
+
+
+def test_a_bound_on_ram_holds_and_ends_the_loop() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3), nn.Flatten(), nn.Linear(384, 4)).eval()
+    options: dict[str, Any] = {
+        "calibration": [X], "finetune": rf.FineTune(data=[X], loss="distill", distill="mse", epochs=1),
+        "evaluate": rf.evaluation.output_error(model, [X]), "strategy": rf.Similarity(drop=0, step_size=0.3),
+    }  # fmt: skip
+    result = rf.compress(model, X[:1], budget="ram<=90%", **options)
+    assert "2" in result.plan.factored
+    assert len(result.report.rounds) > 1
+    with pytest.raises(InfeasibleBudget, match=r"The last model within the other bounds has a drop of"):
+        rf.compress(model, X[:1], budget="ram<=90%, accuracy_drop<=0%", **options)
 
 
 class Killed(Exception):

@@ -107,7 +107,7 @@ def apply_(
         small = reconstruct_sequentially(model, plan, data.batches, how.sequential).model
         new = remember_plan(adopt_(model, small, plan), plan_of(small))
     else:
-        new = _factored_(model, plan, _moments(model, plan, data, how))
+        new = _factored_(model, plan, plan_moments(model, plan, data, how))
     if proof is not None:
         proof.check(new)
     return new
@@ -159,7 +159,7 @@ def apply_plan(
     report_parameters(model)
     proof = _proof(model, plan, data, example_input)
     suspects: list[str] | None = None if proof is None else []
-    moments = _moments(model, plan, data, how)
+    moments = plan_moments(model, plan, data, how)
     if how.mode == "sequential" and data is not None:
         made = reconstruct_sequentially(model, plan, data.batches, how.sequential, suspects=suspects, spare=spare)
         new = made.model
@@ -202,8 +202,8 @@ def measured_errors(
     return errors
 
 
-def _moments(model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting) -> LayerMoments | None:
-    """Return the second moments that the factors are found with."""
+def plan_moments(model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting) -> LayerMoments | None:
+    """Return the second moments that the factors of a plan are computed with; None without data."""
     if data is None or how.mode != "data":
         return None
     layers = check_plan(model, plan)

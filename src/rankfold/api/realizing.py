@@ -15,7 +15,7 @@ from rankfold._config import Code, spelled
 from rankfold._hashing import json_hash, module_hash, tensor_hash
 from rankfold._turns import in_grad_turn
 from rankfold._version import __version__
-from rankfold.api.applying import apply_plan, measured_errors
+from rankfold.api.applying import apply_plan, measured_errors, plan_moments
 from rankfold.api.calibrating import Calibration, calibration_of
 from rankfold.api.identity import metric_identity
 from rankfold.api.options import Fitting, Reconstruct, reconstruction
@@ -243,6 +243,9 @@ class Realizer:
     def adopt(self, draft: Draft, plan: Plan) -> Draft:
         """Take the model that a strategy made for the plan that it returned, and measure it.
 
+        Errors of layers are those of the trained model. Notes on how it was made are dropped, because a loop that was
+        resumed has none.
+
         Raises
         ------
         PlanMismatch
@@ -256,6 +259,8 @@ class Realizer:
             )
         provenance = replace(plan.provenance, reconstruct=made.provenance.reconstruct)
         draft.model = remember_plan(draft.model, replace(plan, provenance=provenance))
+        moments = plan_moments(self.model, plan, self.data, self.how)
+        draft.errors, draft.notes = measured_errors(draft.model, self.model, moments), []
         if self.metric is not None:
             draft.values["compressed" if draft.tuned is None else "tuned"] = self.value(draft.model)
         return draft

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from rankfold._tensors import copied, detached
 from rankfold.batches import arguments
 from rankfold.errors import ModelError
 from rankfold.inventory.running import describe, on_device_of, undisturbed
@@ -62,7 +63,8 @@ def export_graph(model: nn.Module, example_input: Any) -> ExportedGraph:
     entries, _ = scan(model)
     ranges = labelled_ranges((tensor, entries[i].info.name) for tensor, i in weight_memory(entries))
     with undisturbed(model):
-        program = _export(model, on_device_of(model, example_input))
+        # A slice of a larger tensor would have a size that is not known.
+        program = _export(model, copied(detached(on_device_of(model, example_input))))
         signature = program.graph_signature
         constants = [spec for spec in signature.input_specs if spec.kind is not InputKind.USER_INPUT]
         tensors: dict[str, Tensor] = {}

@@ -93,6 +93,8 @@ def _bytes(value: Any, seen: set[int]) -> int:
     if isinstance(value, dict):
         return sum(_bytes(item, seen) for item in value.values())
     if isinstance(value, list | tuple):
+        if value and isinstance(value[0], float):  # tables of errors, which may be long
+            return 8 * len(value)
         return sum(_bytes(item, seen) for item in value)
     slots = (name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()))
     held = [getattr(value, name, None) for name in slots] + list(getattr(value, "__dict__", {}).values())

@@ -138,7 +138,7 @@ class Raising:
     rules : Rules
         When the loop ends and which layers it raises.
     ladders : mapping of str to list of Candidate
-        The settings of each target layer, from the strongest compression to the mildest.
+        The settings of each target layer, at least one, from the strongest compression to the mildest.
     label : str
         The factorizations; also the name under which the loop is saved.
     retrain : bool
@@ -157,8 +157,7 @@ class Raising:
     ) -> None:
         assert problem.workbench is not None
         self.problem, self.strategy, self.rules, self.label = problem, strategy, rules, label
-        self.ladders = {name: settings for name, settings in ladders.items() if settings}
-        self.retrain = retrain
+        self.ladders, self.retrain = ladders, retrain
         self.bench: Workbench = problem.workbench
         self.rest = None if problem.budget is None else problem.budget.without(ACCURACY)
         self.seconds: dict[str, float] = {}
@@ -218,7 +217,7 @@ class Raising:
         }
         if not state.done:
             with self._timed("compare"):
-                similar = self.bench.similarity(model, list(self.ladders), samples=self.rules.samples)
+                similar = self.bench.similarity(model, list(selection), samples=self.rules.samples)
             raised = self._raised(state, similar)
             for name in raised:
                 state.positions[name] += 1
@@ -274,7 +273,7 @@ class Raising:
         cost, total = self._cost(selection), self.problem.inventory.total
         if limit is not None and cost.get(self.rules.objective) >= limit:
             return bool(state.rounds)
-        if self.rest is None or not self.rest.exceeded(cost, total):
+        if self.rest is None or not self.rest.exceeded(cost, total, ram=self._ram(selection)):
             return False
         if drop is None or (budget is not None and budget.get(ACCURACY)):
             found = "" if drop is None else f" The last model within the other bounds has a drop of {drop:.4g}."
@@ -300,6 +299,14 @@ class Raising:
     def _cost(self, selection: Mapping[str, Candidate]) -> Cost:
         chosen = {**self.problem.fixed, **selection}
         return self.problem.pricing.total_with({name: candidate.cost for name, candidate in chosen.items()})
+
+    def _ram(self, selection: Mapping[str, Candidate]) -> tuple[int, int] | None:
+        """Return the peak RAM of a selection and of the original; None if the budget does not bound it."""
+        peaks = self.problem.pricing.peaks(self.ladders, self.problem.fixed.values())
+        if peaks is None:
+            return None
+        takes = {**peaks.kept, **{name: candidate.ram or 0 for name, candidate in selection.items()}}
+        return max([peaks.floor, *takes.values()]), peaks.dense
 
     def _plan(self, selection: Mapping[str, Candidate]) -> Plan:
         return make_plan(self.problem, self.strategy, selection, reasons={})

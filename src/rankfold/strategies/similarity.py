@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import accumulate, product
 from typing import Literal, get_args
 
@@ -13,10 +12,10 @@ from rankfold import methods
 from rankfold._config import is_integer, is_number, require
 from rankfold.candidates import DEFAULT_PAIR
 from rankfold.cost.exploration import layer_of
-from rankfold.errors import ConfigError, UnknownNameError
+from rankfold.errors import ConfigError, InfeasibleBudget, NoMatchingLayer, UnknownNameError
 from rankfold.records import ACCURACY, Candidate, LayerInfo, Plan
-from rankfold.strategies.contract import Strategy, check_reachable, make_plan, registry
-from rankfold.strategies.ladder import ladder
+from rankfold.strategies.contract import Strategy, advice, make_plan, registry
+from rankfold.strategies.ladder import Ladders
 from rankfold.strategies.problem import Problem
 from rankfold.strategies.raising import Outcome, Raising, Rules
 
@@ -37,12 +36,12 @@ class Similarity(Strategy):
     4. Otherwise, the feature maps of each layer are compared with the original's by their cosine similarity, after the
        activation, pooling and normalisation that follow; each layer receives the original's input.
     5. A layer at or above its threshold keeps its ranks. Every other one takes its next setting
-       (`rankfold.strategies.ladder.ladder`), and the loop continues with step 2.
+       (`rankfold.strategies.ladder.Ladders`), and the loop continues with step 2.
 
     With several factorizations of either kind among the methods of the search, the loop runs once for each pair.
     Section 5.2 then combines them: each layer takes the setting, among the results, that is cheapest in the objective.
     This hybrid is fine-tuned, once more if needed, and if its metric is still too low, the loop continues from it. The
-    result is the smaller of the hybrid and the best pair.
+    result is the smaller of the hybrid and the best pair. Pairs that cannot meet the budget are left out.
 
     The loop ends in any case: each round takes at least one layer a setting further, and a layer without a further
     setting is kept. With a cache folder, the loop is saved after each round and resumes from there. Where the paper is
@@ -124,16 +123,21 @@ class Similarity(Strategy):
         InfeasibleBudget
             If the other bounds cannot be met, or not together with the drop.
         ConfigError
-            If the workbench is missing, or no method supports any layer.
+            If the workbench is missing.
+        NoMatchingLayer
+            If there is no layer of a name in `thresholds`.
         """
         if problem.workbench is None:
             raise ConfigError("strategy 'similarity' trains and measures models. Use rankfold.compress.")
+        names = [layer.name for layer in problem.inventory]
+        for name in self.thresholds:
+            if name not in names:
+                raise NoMatchingLayer.of("the model of strategy 'similarity' (option thresholds)", name, names)
         places = problem.workbench.places([layer.name for layer in problem.inventory.compressible])
         targets, reasons = self._targets(problem, set(places))
         pairs = self._pairs(problem, targets)
-        if not any(settings for ladders in pairs.values() for settings in ladders.values()):
-            check_reachable(problem, problem.table())
-            return make_plan(problem, self, {}, reasons=reasons)
+        if not pairs:
+            return self._without_targets(problem, reasons)
         rules = Rules(
             allowed=_allowed(problem, self.drop),
             thresholds={
@@ -147,22 +151,56 @@ class Similarity(Strategy):
             carry=self.carry,
             one_shot=self.one_shot,
         )
-        outcomes = [Raising(problem, self, rules, ladders, label=label).run() for label, ladders in pairs.items()]
-        if len(outcomes) > 1:
-            outcomes.append(self._hybrid(problem, rules, pairs, outcomes))
+        outcomes, failed = self._outcomes(problem, rules, pairs)
         best = min(reversed(outcomes), key=rules.preference)  # the hybrid, if it is as small
         problem.workbench.keep(best.model, rounds=[entry for outcome in outcomes for entry in outcome.log()])
         plan = make_plan(problem, self, best.selection, reasons={**reasons, **best.reasons})
-        search = {"best": best.label, "drop": best.drop, "runs": [outcome.summary() for outcome in outcomes]}
+        runs = [outcome.summary() for outcome in outcomes]
+        search = {"best": best.label, "drop": best.drop, "runs": runs, **({"failed": failed} if failed else {})}
         return replace(plan, provenance=replace(plan.provenance, search=search))
+
+    def _outcomes(
+        self, problem: Problem, rules: Rules, pairs: Mapping[str, dict[str, list[Candidate]]]
+    ) -> tuple[list[Outcome], list[str]]:
+        """Return the results of all pairs and of their hybrid, and the names of those that cannot meet the budget."""
+        outcomes: list[Outcome] = []
+        failures: dict[str, InfeasibleBudget] = {}
+        for label, ladders in pairs.items():
+            try:
+                outcomes.append(Raising(problem, self, rules, ladders, label=label).run())
+            except InfeasibleBudget as error:
+                failures[label] = error
+        if not outcomes:
+            raise next(iter(failures.values()))
+        if len(outcomes) > 1:
+            try:
+                outcomes.append(self._hybrid(problem, rules, pairs, outcomes))
+            except InfeasibleBudget as error:
+                failures["hybrid"] = error
+        return outcomes, list(failures)
+
+    def _without_targets(self, problem: Problem, reasons: Mapping[str, str]) -> Plan:
+        """Return the plan if no layer can be factored; raise `InfeasibleBudget` if it does not meet the budget."""
+        budget, total = problem.budget, problem.inventory.total
+        cost = problem.pricing.total_with({name: candidate.cost for name, candidate in problem.fixed.items()})
+        if budget is not None and budget.exceeded(cost, total):
+            raise InfeasibleBudget(
+                f"strategy 'similarity' cannot meet budget {str(budget)!r}: no target layer has a setting that is "
+                f"smaller. {advice(problem)}",
+                budget.rows(total, cost.get),
+            )
+        return make_plan(problem, self, {}, reasons=reasons)
 
     def _targets(self, problem: Problem, seen: set[str]) -> tuple[list[LayerInfo], dict[str, str]]:
         """Return the target layers (section 5.1), and why the others are kept."""
         reasons = {layer.name: layer.skip for layer in problem.inventory if layer.skip is not None}
         layers = [layer for layer in problem.inventory.compressible if layer.name not in problem.fixed]
-        reasons |= {layer.name: "no calibration sample reaches it" for layer in layers if layer.name not in seen}
+        idle = {layer.name: "the example input does not reach it" for layer in layers if not layer.calls}
+        idle |= {
+            layer.name: "the first calibration samples do not reach it" for layer in layers if layer.name not in seen
+        }
         amounts = {layer.name: problem.inventory.costs[layer.name].get(self.objective) for layer in layers}
-        layers = sorted((layer for layer in layers if layer.name in seen), key=lambda layer: -amounts[layer.name])
+        layers = sorted((layer for layer in layers if layer.name not in idle), key=lambda layer: -amounts[layer.name])
         count = max(1, math.floor(self.coverage * len(layers) + 1e-9))
         if self.coverage_of == "objective":
             wanted, held = (
@@ -170,14 +208,15 @@ class Similarity(Strategy):
                 accumulate(amounts[layer.name] for layer in layers),
             )
             count = 1 + sum(total < wanted * (1 - 1e-9) for total in held)
-        reasons |= {layer.name: f"one of the smallest layers (coverage={self.coverage})" for layer in layers[count:]}
-        return layers[:count], reasons
+        small = {layer.name: f"one of the smallest layers (coverage={self.coverage})" for layer in layers[count:]}
+        return layers[:count], {**reasons, **idle, **small}
 
     def _pairs(self, problem: Problem, targets: list[LayerInfo]) -> dict[str, dict[str, list[Candidate]]]:
-        """Return the settings of each layer, by pair of factorizations; pairs that give the same are merged."""
+        """Return the settings of each layer that has some, by pair of factorizations; equal pairs are merged."""
         given = {name: methods.get(name, problem.options.get(name)) for name in problem.methods}
         matrix = [name for name, method in given.items() if method.supports(layer_of(_LINEAR)) is None]
         kernels = [name for name in given if name not in matrix]
+        settings = Ladders(problem=problem, objective=self.objective, step_size=self.step_size, max_sol=self.max_sol)
         pairs: dict[tuple[tuple[str, str], ...], str] = {}
         for kernel, flat in product(kernels or [None], matrix or [None]):
             first = {True: (flat, kernel), False: (kernel, flat)}
@@ -186,16 +225,12 @@ class Similarity(Strategy):
                 for layer in targets
             }
             pairs.setdefault(tuple(chosen.items()), "+".join(m for m in (kernel, flat) if m))
-        cached = cache(
-            lambda name, method: ladder(
-                problem, problem.inventory.layer(name), method, objective=self.objective,
-                step_size=self.step_size, max_sol=self.max_sol,
-            )
-        )  # fmt: skip
-        return {
-            label: {name: cached(name, method) for name, method in choices if method}
+        ladders = {
+            label: {name: settings.of(problem.inventory.layer(name), method) for name, method in choices if method}
             for choices, label in pairs.items()
         }
+        used = {label: {name: rungs for name, rungs in each.items() if rungs} for label, each in ladders.items()}
+        return {label: each for label, each in used.items() if each}
 
     def _hybrid(
         self, problem: Problem, rules: Rules, pairs: Mapping[str, dict[str, list[Candidate]]], runs: list[Outcome]
