@@ -164,20 +164,20 @@ class Similarity(Strategy):
     ) -> tuple[list[Outcome], list[str]]:
         """Return the results of all pairs and of their hybrid, and the names of those that cannot meet the budget."""
         outcomes: list[Outcome] = []
-        failures: dict[str, InfeasibleBudget] = {}
+        failed: list[str] = []
         for label, ladders in pairs.items():
             try:
                 outcomes.append(Raising(problem, self, rules, ladders, label=label).run())
-            except InfeasibleBudget as error:
-                failures[label] = error
-        if not outcomes:
-            raise next(iter(failures.values()))
+            except InfeasibleBudget:
+                failed.append(label)
+                if len(failed) == len(pairs):
+                    raise
         if len(outcomes) > 1:
             try:
                 outcomes.append(self._hybrid(problem, rules, pairs, outcomes))
-            except InfeasibleBudget as error:
-                failures["hybrid"] = error
-        return outcomes, list(failures)
+            except InfeasibleBudget:
+                failed.append("hybrid")
+        return outcomes, failed
 
     def _without_targets(self, problem: Problem, reasons: Mapping[str, str]) -> Plan:
         """Return the plan if no layer can be factored; raise `InfeasibleBudget` if it does not meet the budget."""
