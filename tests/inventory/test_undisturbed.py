@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.errors import ModelError, RankfoldWarning
-from rankfold.inventory import call_example, inspect, static_inventory, survey, undisturbed
+from rankfold.inventory import OperationCounter, call_example, inspect, static_inventory, survey, undisturbed
 
 
 class Restless(nn.Module):
@@ -159,3 +162,35 @@ def test_a_model_compiled_in_place_runs_as_it_is() -> None:
     compiled = model._compiled_call_impl
     assert inspect(model, torch.zeros(1, 2)).layer("0").calls
     assert model._compiled_call_impl is compiled
+
+
+def test_an_inspection_does_not_import_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import takes more than a second."""
+
+    class Blocked:
+        def find_spec(self, name: str, *_: object) -> None:
+            assert name != "torch._dynamo", "the compiler is imported"
+
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    counter = OperationCounter()
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Blocked(), *sys.meta_path])
+    with counter:
+        net(torch.zeros(4, 3))
+    assert counter.macs == 4 * (6 + 4)
+    assert inspect(net, torch.zeros(4, 3)).total.macs == counter.macs
+    with pytest.raises(AssertionError, match="the compiler is imported"):
+        importlib.import_module("torch._dynamo")
+
+
+def test_the_compiler_does_not_trace_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    untraced = []
+    monkeypatch.setitem(sys.modules, "torch._dynamo", ModuleType("torch._dynamo"))
+    monkeypatch.setattr(torch.compiler, "disable", lambda handle: untraced.append(handle) or handle)
+
+    class Counter(OperationCounter):
+        pass
+
+    with Counter():
+        nn.Linear(3, 2)(torch.zeros(4, 3))
+    assert untraced == [Counter.dispatched]

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rankfold._tensors import tensors_of
+from rankfold.inventory.dispatching import DispatchMode
 
 ADD_OPS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
@@ -72,7 +72,7 @@ def observe(model: nn.Module, modules: Mapping[str, Iterable[nn.Module]], run: C
     return {name: watch.use(name, norms) for name in watch.order}
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(DispatchMode):
     """Follows the outputs of layers from operation to operation."""
 
     def __init__(self) -> None:
@@ -133,11 +133,9 @@ class _Watch(TorchDispatchMode):
             sibling=self.sibling.get(name),
         )
 
-    def __torch_dispatch__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def dispatched(self, func: Any, types: Iterable[type], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation and follow the outputs of layers through it."""
         del types
-        kwargs = kwargs or {}
         given = tensors_of([*args, *kwargs.values()])
         for tensor in given:
             if tensor in self._raw:
@@ -171,7 +169,7 @@ def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | N
     return value if isinstance(value, Tensor) else None
 
 
-class OtherTerm(TorchDispatchMode):
+class OtherTerm(DispatchMode):
     """Calls a function with what is about to be added to `term`; the function may raise to end the pass."""
 
     def __init__(self, on_sum: Callable[[Tensor], None]) -> None:
@@ -179,13 +177,12 @@ class OtherTerm(TorchDispatchMode):
         self.term: Tensor | None = None
         self._on_sum = on_sum
 
-    def __torch_dispatch__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def dispatched(self, func: Any, types: Iterable[type], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, after `on_sum` if it adds something to the term."""
         del types
         if self.term is not None:
-            for term, other in _summands(func, args, kwargs or {}):
+            for term, other in _summands(func, args, kwargs):
                 if term is self.term:
                     self._on_sum(other)
                     break
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankfold._tensors import tensors_of
+from rankfold.inventory.dispatching import DispatchMode
 from rankfold.inventory.formulas import FORMULAS, Formula, may_multiply
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
-class OperationCounter(TorchDispatchMode):
+class OperationCounter(DispatchMode):
     """Count the multiply-accumulates of all operations that torch dispatches in this thread.
 
     Attributes
@@ -40,14 +40,8 @@ class OperationCounter(TorchDispatchMode):
         self.macs = 0
         self.uncounted: set[str] = set()
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def dispatched(self, func: Any, types: Iterable[type], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation and count it."""
         if any(cls is not Tensor and hasattr(cls, "__tensor_flatten__") for cls in types):
             return NotImplemented  # a wrapper: the operations on the tensors inside it are dispatched as well
         name = _operation_name(func)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankfold._tensors import tensors_of
+from rankfold.inventory.dispatching import DispatchMode
 from rankfold.inventory.members import Member
 from rankfold.inventory.sharing import labelled_ranges, overlapping, storage_pointer
 from rankfold.inventory.static import Entry, weight_memory
@@ -118,7 +118,7 @@ def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: 
     return args[index] if len(args) > index else kwargs.get(name)
 
 
-class MemoryWatch(TorchDispatchMode):
+class MemoryWatch(DispatchMode):
     """Call `touched` with a tensor's label whenever an operation reads its memory: all of it, a part, or a view."""
 
     def __init__(self, tensors: Iterable[tuple[Tensor, Any]], touched: Callable[[Any], object]) -> None:
@@ -136,14 +136,9 @@ class MemoryWatch(TorchDispatchMode):
         finally:
             self._watching = True
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def dispatched(self, func: Any, types: Iterable[type], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation and report the watched tensors that it reads."""
+        del types
         # Creating a view reads nothing; operations that read the view are seen by its memory. A model that
         # differentiates in its forward also reads weights in the backward pass, which is the layer's own use.
         node: Any = torch._C._current_autograd_node()
