@@ -18,13 +18,14 @@ from rankfold.methods import CP, QR, SVD, TT, TT3, TTM, FilterwiseCP, SpatialSVD
 from rankfold.records import Budget, Plan
 from rankfold.reporting import Report
 from rankfold.storage import load, save
-from rankfold.strategies import VBMF, CompressNAS, Energy, Manual, Similarity, Uniform
+from rankfold.strategies import RENE, VBMF, CompressNAS, Energy, Manual, Similarity, Uniform
 from rankfold.surgery import gauge, strip
 from rankfold.tune import FineTune, finetune, finetune_
 
 __all__ = [
     "CP",
     "QR",
+    "RENE",
     "SVD",
     "TT",
     "TT3",

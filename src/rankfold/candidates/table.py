@@ -17,7 +17,7 @@ from rankfold.records import Candidate, CandidateTable, LayerInfo
 DEFAULT_METHODS = ("svd", "tucker", "spatial_svd")
 """Default methods, whose predicted errors are exact for every rank."""
 
-DEFAULT_PAIR = ("tucker", "svd")
+DEFAULT_PAIR, DEFAULT_TRAIN = ("tucker", "svd"), ("tt", "svd")
 """Default methods of strategies that take one for convolutions and one for linear layers and 1x1 convolutions."""
 
 

@@ -46,6 +46,8 @@ class Method(ABC):
     adaptive : bool
         Whether weights of single precision or less are passed in float32, which the method widens where necessary. By
         default they are passed in float64.
+    iterative : bool
+        Whether factors are fitted by iterations: `Prepared.error` is then an upper bound on their error, not the error.
     balanced : bool
         Whether the factors share the weight's scale evenly and own their memory. `prepare` then scales only huge or
         tiny weights; by default it scales all of them.
@@ -59,6 +61,7 @@ class Method(ABC):
 
     name: str
     adaptive: bool = False
+    iterative: bool = False
     balanced: bool = False
     flexibility: int | None = None
 

@@ -71,6 +71,7 @@ class CP(Effort, KernelMethod):
     """
 
     name = "cp"
+    iterative = True
     flexibility = 2
 
     def __post_init__(self) -> None:

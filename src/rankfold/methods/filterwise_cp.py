@@ -47,6 +47,7 @@ class FilterwiseCP(CP):
     """
 
     name = "filterwise_cp"
+    iterative = True
 
     starts: int = 1
 

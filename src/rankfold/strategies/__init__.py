@@ -10,6 +10,7 @@ from rankfold.strategies.contract import registry as registry
 from rankfold.strategies.energy import Energy as Energy
 from rankfold.strategies.manual import Manual as Manual
 from rankfold.strategies.problem import Problem as Problem
+from rankfold.strategies.rene import RENE as RENE
 from rankfold.strategies.similarity import Similarity as Similarity
 from rankfold.strategies.uniform import Uniform as Uniform
 from rankfold.strategies.vbmf import VBMF as VBMF

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rankfold import methods
 from rankfold.candidates import Estimator
 from rankfold.cost import Pricing
-from rankfold.records import Budget, Candidate, CandidateTable, Inventory
+from rankfold.records import Budget, Candidate, CandidateTable, Inventory, LayerInfo, Ranks
 from rankfold.strategies.workbench import Workbench
 
 
@@ -53,6 +54,17 @@ class Problem:
     fixed: Mapping[str, Candidate] = field(default_factory=dict)
     estimator: Estimator | None = None
     workbench: Workbench | None = None
+
+    def candidate(
+        self, layer: LayerInfo, method: str, ranks: Ranks, options: Mapping[str, Any] | None = None
+    ) -> Candidate:
+        """Return one setting of a layer with its cost and predicted error; `options` are by default the problem's."""
+        options = self.options.get(method, {}) if options is None else options
+        factorization = methods.get(method, options)
+        moments = None if self.estimator is None else self.estimator.moments
+        prepared = methods.prepare(factorization, self.weight(layer.name), layer, (moments or {}).get(layer.name))
+        candidate = self.pricing.candidate(layer, factorization, ranks, options=options)
+        return replace(candidate, error=prepared.error(ranks))
 
     @property
     def inventory(self) -> Inventory:

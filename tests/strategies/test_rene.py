@@ -1,0 +1,343 @@
+"""The strategy ``rene``: planted ranks, budgets, the losses' slopes, trained factors, bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import rankfold as rf
+from rankfold import methods
+from rankfold.cost import Pricing
+from rankfold.cost.exploration import layer_of
+from rankfold.errors import ConfigError, InfeasibleBudget, ModelError, UnknownNameError
+from rankfold.inventory import inspect
+from rankfold.records import Plan, Ranks
+from rankfold.strategies import Problem
+from rankfold.strategies.coefficients import RankLoss, nested_loss, optimise
+from rankfold.strategies.mixtures import Axis, Mixtures
+from rankfold.testing import ModelCase, make_problem, model_zoo
+
+CNN = next(case for case in model_zoo() if case.id == "cnn")
+
+
+def factors(layer: Any, method: str, ranks: Ranks, seed: int) -> Tensor:
+    """Return a weight of exactly these ranks, of random factors."""
+    generator = torch.Generator().manual_seed(seed)
+    blueprint = methods.get(method).blueprint(layer, ranks)
+    template = methods.prepare(methods.get(method), torch.randn(layer.weight_shape, generator=generator), layer)
+    drawn = [torch.randn(f.shape, generator=generator) for f in template.factorize(ranks)]
+    weight = methods.compose(blueprint, layer, drawn)
+    return weight / weight.norm()
+
+
+def problem_of(module: nn.Module, x: Tensor, chosen: Sequence[str], budget: str | None = None) -> Problem:
+    case = ModelCase(id="one", build=lambda: module, input_shape=tuple(x.shape))
+    bounds = None if budget is None else rf.Budget.parse(budget)
+    return replace(make_problem(case, module, budget=bounds), methods=tuple(chosen))
+
+
+def search(module: nn.Module, x: Tensor, method: str, **options: Any) -> Ranks:
+    plan = rf.RENE(**options).plan(problem_of(module, x, (method,)))
+    return plan.layers["0"].ranks
+
+
+def linear(weight: Tensor) -> nn.Module:
+    module = nn.Sequential(nn.Linear(weight.shape[1], weight.shape[0], bias=False))
+    module[0].weight.data = weight  # pyright: ignore[reportArgumentType]
+    return module
+
+
+@settings(max_examples=15, deadline=None)
+@given(rank=st.integers(10, 58), seed=st.integers(0, 99), scale=st.sampled_from([1e-4, 1.0, 1e3]))
+def test_a_planted_rank_is_found_exactly_by_svd(rank: int, seed: int, scale: float) -> None:
+    layer = layer_of("linear:120x120")
+    module = linear(scale * factors(layer, "svd", (rank,), seed))
+    assert search(module, torch.randn(1, 120), "svd", rank_min=10, rank_max=60, step=10) == (rank,)
+
+
+def test_three_stages_find_a_planted_rank() -> None:
+    """The space of Figure 3, {100, 200, ..., 800}, and its rank, at a quarter of the size."""
+    module = linear(factors(layer_of("linear:420x420"), "svd", (60,), 0))
+    problem = problem_of(module, torch.randn(1, 420), ("svd",))
+    plan = rf.RENE(rank_min=25, rank_max=200, step=25, factor=5).plan(problem)
+    assert plan.layers["0"].ranks == (60,)
+    assert plan.provenance.search["stages"] == 3
+
+
+def conv(weight: Tensor) -> nn.Module:
+    module = nn.Sequential(nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, bias=False))
+    module[0].weight.data = weight  # pyright: ignore[reportArgumentType]
+    return module
+
+
+@settings(max_examples=6, deadline=None)
+@given(rank=st.integers(4, 14), seed=st.integers(0, 99))
+def test_a_planted_rank_is_found_exactly_by_tt(rank: int, seed: int) -> None:
+    layer = layer_of("conv:3x3x24x20")
+    # In the interior, as here, two ranks of a train are equal; the kernel's ranks are at least as large.
+    module = conv(factors(layer, "tt", (rank, rank, rank), seed))
+    found = search(module, torch.randn(1, 24, 6, 6), "tt", rank_min=2, rank_max=16, step=4, factor=4)
+    assert found == (rank,) * 3
+
+
+@settings(max_examples=3, deadline=None)
+@given(rank=st.integers(2, 6), seed=st.integers(0, 9))
+def test_a_planted_rank_is_found_exactly_by_cp(rank: int, seed: int) -> None:
+    layer = layer_of("conv:3x3x12x12")
+    module = conv(factors(layer, "cp", (rank,), seed))
+    assert search(module, torch.randn(1, 12, 6, 6), "cp", rank_min=1, rank_max=10, step=3, factor=3) == (rank,)
+
+
+def test_free_ranks_may_differ() -> None:
+    layer = layer_of("conv:3x3x24x20")
+    module = conv(factors(layer, "tucker", (4, 11), 0))
+    equal = search(module, torch.randn(1, 24, 6, 6), "tucker", rank_max=16, step=4, factor=4)
+    free = search(module, torch.randn(1, 24, 6, 6), "tucker", rank_max=16, step=4, factor=4, free=True)
+    assert (equal, free) == ((11, 11), (4, 11))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 48, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4),
+        nn.Flatten(), nn.Linear(48 * 4, 96), nn.ReLU(), nn.Linear(96, 64),
+    ).eval()  # fmt: skip
+    for parameter in model.parameters():
+        if parameter.ndim > 1:  # spectra that fall, as those of trained weights do
+            left, values, right = torch.linalg.svd(parameter.detach().flatten(1), full_matrices=False)
+            falling = values[0] * torch.linspace(1, 0, len(values)) ** 2
+            parameter.data = (left * falling @ right).reshape(parameter.shape)
+    return model
+
+
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def used(plan: Plan, resource: str) -> float:
+    pricing = Pricing.of_plan(inspect(network(), X), plan)
+    return pricing.plan_cost(plan).get(resource) / pricing.inventory.total.get(resource)
+
+
+@pytest.mark.parametrize(("resource", "share"), [("params", 0.6), ("params", 0.25), ("macs", 0.6)])
+def test_a_budget_is_used_within_one_per_cent_or_no_rank_fits_any_more(resource: str, share: float) -> None:
+    plan = rf.plan(network(), X, budget=f"{resource}<={share:.0%}", strategy="rene", methods="svd")
+    assert used(plan, resource) <= share
+    inventory, svd = inspect(network(), X), methods.get("svd")
+    raised = [
+        replace(plan, layers={**plan.layers, name: replace(choice, ranks=(choice.ranks[0] + 1,))})
+        for name, choice in plan.factored.items()
+        if choice.ranks < svd.max_ranks(inventory.layer(name))
+    ]
+    pricing = Pricing.of(inventory)
+    smaller = [p for p in raised if all(pricing.is_smaller(pricing.candidate(inventory.layer(n), svd, c.ranks))
+                                        for n, c in p.factored.items())]  # fmt: skip
+    assert used(plan, resource) >= 0.99 * share - 1e-4 or all(used(p, resource) > share for p in smaller)
+    assert used(plan, resource) >= 0.95 * share
+
+
+def test_a_smaller_beta_never_costs_less() -> None:
+    shares = [used(rf.plan(network(), X, strategy=rf.RENE(beta=beta)), "params") for beta in (1.0, 0.5, 0.1)]
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1]
+
+
+def test_gamma_has_no_influence_with_fixed_weights() -> None:
+    plans = [rf.plan(network(), X, strategy=rf.RENE(gamma=gamma)).layers for gamma in (1.0, 0.4, 0.01)]
+    assert plans[0] == plans[1] == plans[2]
+
+
+def test_the_scale_trades_rank_for_error_monotonically() -> None:
+    plans = [rf.plan(network(), X, budget=f"params<={share}%", strategy="rene") for share in (25, 50, 75)]
+    losses = [plan.provenance.search["loss"] for plan in plans]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_the_same_plan_twice_and_in_spaces_of_any_multiple() -> None:
+    first, second = (rf.plan(network(), X, strategy="rene") for _ in range(2))
+    assert first == second
+    multiple = rf.plan(network(), X, strategy="rene", rank_multiple=4)
+    limits = {name: methods.get(c.method or "").max_ranks(inspect(network(), X).layer(name))
+              for name, c in multiple.factored.items()}  # fmt: skip
+    for name, choice in multiple.factored.items():
+        assert all(r % 4 == 0 or r == most for r, most in zip(choice.ranks, limits[name], strict=True)), name
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix, self.out = nn.MultiheadAttention(32, 4, batch_first=True), nn.Linear(32, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.mix(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Attention, torch.randn(2, 5, 32)),
+        (lambda: nn.Sequential(nn.Conv1d(16, 32, 5), nn.ReLU(), nn.Conv1d(32, 32, 3)), torch.randn(1, 16, 20)),
+        (lambda: nn.Sequential(nn.Conv3d(8, 16, 3), nn.ReLU(), nn.Conv3d(16, 16, 3)), torch.randn(1, 8, 6, 6, 6)),
+    ],
+)
+def test_other_networks_are_searched_applied_saved_and_loaded(model: Any, x: Tensor, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    result = rf.compress(model().eval(), x, strategy=rf.RENE(rank_max=12, step=4), output=tmp_path / "out")
+    torch.manual_seed(0)
+    again = rf.load(tmp_path / "out", model().eval())
+    assert result.plan.factored
+    torch.testing.assert_close(again(x), result.model(x))
+
+
+# The losses.
+
+
+def mixtures(lr: float = 0.0) -> tuple[Mixtures, list[Tensor]]:
+    problem = problem_of(network(), X, ("svd",))
+    layers = [problem.inventory.layer(name) for name in ("2", "6")]
+    axes = [
+        Axis(layer=layer, method=methods.get("svd"), limits=methods.get("svd").max_ranks(layer), low=1, high=30)
+        for layer in layers
+    ]
+    drawn = [torch.rand(3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(2)]
+    return Mixtures(problem, axes, [[2, 8, 20], [1, 5, 30]], lr=lr), [p / p.sum() for p in drawn]
+
+
+def test_the_decomposition_loss_and_its_slopes() -> None:
+    mixed, coefficients = mixtures()
+    given = [p.clone().requires_grad_() for p in coefficients]
+    loss = mixed.decomposition(given)
+    slopes = torch.autograd.grad(loss, given)
+    wanted = [p.clone().requires_grad_() for p in coefficients]
+    total = torch.zeros((), dtype=torch.float64)
+    for i, axis in enumerate(mixed.axes):
+        weights = torch.stack([w.double() for w in mixed.candidates(i)])
+        mix = torch.tensordot(wanted[i], weights, 1)
+        total = total + (mixed.problem.weight(axis.layer.name).double() - mix).square().sum()
+    torch.testing.assert_close(loss, total, rtol=1e-5, atol=0)
+    for ours, theirs in zip(slopes, torch.autograd.grad(total, wanted), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_nested_candidates_have_the_loss_of_their_mixture() -> None:
+    mixed, coefficients = mixtures()
+    errors = []
+    for i, axis in enumerate(mixed.axes):
+        weight = mixed.problem.weight(axis.layer.name).double()
+        errors.append(torch.stack([(weight - w.double()).square().sum() for w in mixed.candidates(i)]))
+    torch.testing.assert_close(nested_loss(errors)(coefficients), mixed.decomposition(coefficients), rtol=1e-4, atol=0)
+
+
+def test_training_follows_the_gradient_of_equation_six() -> None:
+    mixed, coefficients = mixtures(lr=1e-3)
+    before = [[[f.detach().clone().requires_grad_() for f in c] for c in layer] for layer in mixed.factors]
+    total = torch.zeros(())
+    for i, axis in enumerate(mixed.axes):
+        blueprints = [axis.method.blueprint(axis.layer, ranks) for ranks in mixed.settings[i]]
+        weights = [methods.compose(b, axis.layer, c) for b, c in zip(blueprints, before[i], strict=True)]
+        mix = sum(float(p) * w for p, w in zip(coefficients[i], weights, strict=True))
+        total = total + (mixed.problem.weight(axis.layer.name) - mix).square().sum() * 0.7
+    gradients = torch.autograd.grad(total, [f for layer in before for c in layer for f in c])
+    mixed.train(coefficients, 0.7)
+    after = [f for layer in mixed.factors for c in layer for f in c]
+    start = [f for layer in before for c in layer for f in c]
+    for old, new, gradient in zip(start, after, gradients, strict=True):
+        # The first step with Nesterov momentum 0.9 is 1.9 times the gradient.
+        torch.testing.assert_close(new, old - 1.9e-3 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_rank_loss_is_equation_five() -> None:
+    loads = [torch.tensor([0.25, 1.0], dtype=torch.float64), torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)]
+    p = [torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)]
+    wanted = 0.4 * (0.625**0.8 + (0.02 + 0.15 + 0.5) ** 0.8)
+    assert float(RankLoss(loads=loads, gamma=0.4, beta=0.8)(p)) == pytest.approx(wanted)
+    assert float(RankLoss(loads=loads, gamma=0.4, beta=0.8, scale=2.0)(p)) == pytest.approx(wanted**2)
+
+
+def test_the_logarithm_has_the_same_direction() -> None:
+    loads = [torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)]
+    errors = [torch.tensor([4.0, 1.0, 0.5], dtype=torch.float64)]
+    found = [
+        optimise(
+            nested_loss(errors), RankLoss(loads=loads, gamma=0.4, beta=0.8), iterations=1, lr=1e-6, logarithmic=log
+        )
+        for log in (True, False)
+    ]
+    steps = [one[0] - 1 / 3 for one in found]
+    torch.testing.assert_close(steps[0] / steps[0].norm(), steps[1] / steps[1].norm(), rtol=1e-4, atol=1e-6)
+
+
+def test_trained_factors_find_a_planted_rank_too() -> None:
+    module = linear(factors(layer_of("linear:60x60"), "svd", (7,), 0))
+    options: dict[str, Any] = {"weights": "sgd", "lr": 0.05, "rank_min": 2, "rank_max": 20, "step": 4, "factor": 4}
+    assert search(module, torch.randn(1, 60), "svd", **options) == (7,)
+
+
+def test_validation_loss_needs_labels_and_uses_them() -> None:
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)).eval()
+    x, strategy = torch.randn(32, 20), rf.RENE(objective="validation", rank_max=12, step=4, iterations=20)
+    with pytest.raises(ConfigError, match="needs labels"):
+        rf.plan(model, x[:1], strategy=strategy, calibration=[x])
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    plan = rf.plan(model, x[:1], strategy=strategy, calibration=[(x, labels)])
+    assert plan.factored
+
+
+@pytest.mark.parametrize("lr", [1.0, 1e4])
+def test_a_search_that_diverges_recovers(lr: float) -> None:
+    module = linear(30 * factors(layer_of("linear:40x40"), "svd", (5,), 0))
+    found = search(module, torch.randn(1, 40), "svd", weights="sgd", lr=lr, rank_max=12, step=4, factor=4)
+    assert 1 <= found[0] <= 12
+
+
+def test_a_search_that_diverges_again_and_again_names_the_layer() -> None:
+    module = linear(30 * factors(layer_of("linear:40x40"), "svd", (5,), 0))
+    with pytest.raises(ModelError, match=r"diverges for layer '0'.* by 'svd'.* Use a smaller lr than 1e\+30"):
+        search(module, torch.randn(1, 40), "svd", weights="sgd", lr=1e30, rank_max=12, step=4)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rank_min": 0}, "rank_min must be"),
+        ({"rank_min": 9, "rank_max": 8}, r"rank_max must be an integer >= rank_min \(9\)"),
+        ({"step": 0}, "step must be"),
+        ({"factor": 1}, "factor must be"),
+        ({"gamma": 0}, "gamma must be"),
+        ({"beta": 1.5}, "beta must be"),
+        ({"lr": -1}, "lr must be"),
+        ({"iterations": 0}, "iterations must be"),
+        ({"free": 1}, "free must be"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        rf.RENE(**options)
+
+
+def test_bad_names() -> None:
+    with pytest.raises(UnknownNameError, match="objective"):
+        rf.RENE(objective="test")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_space_above_break_even_is_refused_with_the_layer() -> None:
+    with pytest.raises(ConfigError, match=r"Layer '0': every rank from 50 to 60 of tt costs as much as the layer"):
+        rf.plan(network(), X, strategy=rf.RENE(rank_min=50, rank_max=60), methods="tt", exclude="re:[68]")
+    plan = rf.plan(network(), X, strategy=rf.RENE(rank_min=20, rank_max=60))
+    assert "every rank from 20 to 60" in str(plan.layers["0"].reason)
+
+
+def test_a_budget_below_the_smallest_ranks_is_refused() -> None:
+    with pytest.raises(InfeasibleBudget, match=r"with ranks of at least 1. Use a smaller rank_min"):
+        rf.plan(network(), X, budget="params<=1%", strategy="rene")
