@@ -66,7 +66,7 @@ def test_three_stages_find_a_planted_rank() -> None:
     """The space of Figure 3, {100, 200, ..., 800}, and its rank, at a quarter of the size."""
     module = linear(factors(layer_of("linear:420x420"), "svd", (60,), 0))
     problem = problem_of(module, torch.randn(1, 420), ("svd",))
-    plan = rf.RENE(rank_min=25, rank_max=200, step=25, factor=5).plan(problem)
+    plan = rf.RENE(rank_min=25, rank_max=200, step=25, shrink=5).plan(problem)
     assert plan.layers["0"].ranks == (60,)
     assert plan.provenance.search["stages"] == 3
 
@@ -83,7 +83,7 @@ def test_a_planted_rank_is_found_exactly_by_tt(rank: int, seed: int) -> None:
     layer = layer_of("conv:3x3x24x20")
     # In the interior, as here, two ranks of a train are equal; the kernel's ranks are at least as large.
     module = conv(factors(layer, "tt", (rank, rank, rank), seed))
-    found = search(module, torch.randn(1, 24, 6, 6), "tt", rank_min=2, rank_max=16, step=4, factor=4)
+    found = search(module, torch.randn(1, 24, 6, 6), "tt", rank_min=2, rank_max=16, step=4, shrink=4)
     assert found == (rank,) * 3
 
 
@@ -92,14 +92,14 @@ def test_a_planted_rank_is_found_exactly_by_tt(rank: int, seed: int) -> None:
 def test_a_planted_rank_is_found_exactly_by_cp(rank: int, seed: int) -> None:
     layer = layer_of("conv:3x3x12x12")
     module = conv(factors(layer, "cp", (rank,), seed))
-    assert search(module, torch.randn(1, 12, 6, 6), "cp", rank_min=1, rank_max=10, step=3, factor=3) == (rank,)
+    assert search(module, torch.randn(1, 12, 6, 6), "cp", rank_min=1, rank_max=10, step=3, shrink=3) == (rank,)
 
 
 def test_free_ranks_may_differ() -> None:
     layer = layer_of("conv:3x3x24x20")
     module = conv(factors(layer, "tucker", (4, 11), 0))
-    equal = search(module, torch.randn(1, 24, 6, 6), "tucker", rank_max=16, step=4, factor=4)
-    free = search(module, torch.randn(1, 24, 6, 6), "tucker", rank_max=16, step=4, factor=4, free=True)
+    equal = search(module, torch.randn(1, 24, 6, 6), "tucker", rank_max=16, step=4, shrink=4)
+    free = search(module, torch.randn(1, 24, 6, 6), "tucker", rank_max=16, step=4, shrink=4, free=True)
     assert (equal, free) == ((11, 11), (4, 11))
 
 
@@ -276,7 +276,14 @@ def test_the_logarithm_has_the_same_direction() -> None:
 
 def test_trained_factors_find_a_planted_rank_too() -> None:
     module = linear(factors(layer_of("linear:60x60"), "svd", (7,), 0))
-    options: dict[str, Any] = {"weights": "sgd", "lr": 0.05, "rank_min": 2, "rank_max": 20, "step": 4, "factor": 4}
+    options: dict[str, Any] = {
+        "factors": "sgd",
+        "learning_rate": 0.05,
+        "rank_min": 2,
+        "rank_max": 20,
+        "step": 4,
+        "shrink": 4,
+    }
     assert search(module, torch.randn(1, 60), "svd", **options) == (7,)
 
 
@@ -294,14 +301,16 @@ def test_validation_loss_needs_labels_and_uses_them() -> None:
 @pytest.mark.parametrize("lr", [1.0, 1e4])
 def test_a_search_that_diverges_recovers(lr: float) -> None:
     module = linear(30 * factors(layer_of("linear:40x40"), "svd", (5,), 0))
-    found = search(module, torch.randn(1, 40), "svd", weights="sgd", lr=lr, rank_max=12, step=4, factor=4)
+    found = search(module, torch.randn(1, 40), "svd", factors="sgd", learning_rate=lr, rank_max=12, step=4, shrink=4)
     assert 1 <= found[0] <= 12
 
 
 def test_a_search_that_diverges_again_and_again_names_the_layer() -> None:
     module = linear(30 * factors(layer_of("linear:40x40"), "svd", (5,), 0))
-    with pytest.raises(ModelError, match=r"diverges for layer '0'.* by 'svd'.* Use a smaller lr than 1e\+30"):
-        search(module, torch.randn(1, 40), "svd", weights="sgd", lr=1e30, rank_max=12, step=4)
+    with pytest.raises(
+        ModelError, match=r"diverges for layer '0'.* by 'svd'.* Use a smaller learning_rate than 1e\+30"
+    ):
+        search(module, torch.randn(1, 40), "svd", factors="sgd", learning_rate=1e30, rank_max=12, step=4)
 
 
 # Bad input.
@@ -313,10 +322,10 @@ def test_a_search_that_diverges_again_and_again_names_the_layer() -> None:
         ({"rank_min": 0}, "rank_min must be"),
         ({"rank_min": 9, "rank_max": 8}, r"rank_max must be an integer >= rank_min \(9\)"),
         ({"step": 0}, "step must be"),
-        ({"factor": 1}, "factor must be"),
+        ({"shrink": 1}, "shrink must be"),
         ({"gamma": 0}, "gamma must be"),
         ({"beta": 1.5}, "beta must be"),
-        ({"lr": -1}, "lr must be"),
+        ({"learning_rate": -1}, "learning_rate must be"),
         ({"iterations": 0}, "iterations must be"),
         ({"free": 1}, "free must be"),
     ],

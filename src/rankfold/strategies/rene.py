@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rankfold import methods
-from rankfold._config import is_integer, is_number, require
+from rankfold._config import is_integer, is_number, require, spelled
 from rankfold._progress import track
 from rankfold.candidates import DEFAULT_TRAIN
 from rankfold.errors import ConfigError, InfeasibleBudget, ModelError, UnknownNameError
@@ -25,7 +25,7 @@ from rankfold.strategies.mixtures import Axis, Mixtures, composed
 from rankfold.strategies.problem import Problem
 
 Objective = Literal["decomposition", "validation"]
-Weights = Literal["fixed", "sgd"]
+Factors = Literal["fixed", "sgd"]
 
 CLOSE = 0.99
 """Share of a bound that the budget mode reaches."""
@@ -35,8 +35,6 @@ TRIALS = 14
 """Scales that it tries at most."""
 ATTEMPTS = 4
 """Learning rates that are tried if the training of factors diverges."""
-PAPER_LR = 0.001
-"""Learning rate."""
 NOISE = 1e-12
 """Squared relative error of rounding: below it, a candidate counts as exact."""
 
@@ -61,14 +59,14 @@ class RENE(Strategy):
       every update is one of all layers and ranks. The step shrinks once per stage, after all layers.
     - **Sums.** The losses are summed over the layers before they are multiplied, as in eq. 6, so layers compete: ranks
       are spent where they reduce the error of the whole network most.
-    - **Weights.** The factors of each rank start at a truncation of one decomposition. With ``weights="fixed"`` they
+    - **Weights.** The factors of each rank start at a truncation of one decomposition. With ``factors="fixed"`` they
       stay there: each candidate is then the best approximation of its rank, and the squared error of a mixture is a
       quadratic form of the coefficients, so that nothing is composed and hundreds of updates take milliseconds. It is
       exact for nested truncations (``svd``, ``tucker``), and close for others: for ``tt`` on a ResNet-20, it deviates
-      by at most 1.1 % of the weight's energy. Training the factors (``weights="sgd"``, as in the paper) lets several
+      by at most 1.1 % of the weight's energy. Training the factors (``factors="sgd"``, as in the paper) lets several
       candidates add up to an approximation of a higher rank than any of them has.
     - **Gradient.** With fixed weights, the logarithm of the product is descended, which has the same minima for
-      weights of any scale. ``weights="sgd"`` descends the product itself.
+      weights of any scale. ``factors="sgd"`` descends the product itself.
 
     The product has no interior minimum for most trained weights: unless a layer has low rank, its error falls faster
     than its rank loss grows, and the search ends near the largest ranks. With a budget, the logarithm of the rank loss
@@ -80,20 +78,21 @@ class RENE(Strategy):
     rank_min, rank_max, step : int
         The space of the first stage: `rank_min` and every multiple of `step` up to `rank_max`. The paper uses 10, 100
         and 10 for CIFAR-10, and 50, 850 and 100 for ImageNet.
-    factor : int
+    shrink : int
         The step of each stage is the previous one divided by this number, rounded down, but at least 1.
     gamma, beta : float
-        Hyperparameters of the rank loss, eq. 5. `gamma` has no influence on the plan unless ``weights="sgd"``, where it
+        Hyperparameters of the rank loss, eq. 5. `gamma` has no influence on the plan unless ``factors="sgd"``, where it
         scales the learning rate. A smaller `beta` makes rank cheaper.
     objective : {"decomposition", "validation"}
         What the coefficients minimise: the decomposition loss, without data, or the cross-entropy on labelled
         calibration data (eq. 7).
-    weights : {"fixed", "sgd"}
+    factors : {"fixed", "sgd"}
         See above.
-    iterations, warmup : int
-        Updates per stage; with ``weights="sgd"``, the first `warmup` ones are of the weights only.
-    lr : float or None
-        Learning rate; None is the paper's 0.001.
+    iterations, warm_iterations : int
+        Updates per stage; with ``factors="sgd"``, `warm_iterations` updates of the
+        factors alone come first.
+    learning_rate : float
+        Learning rate of the coefficients, and of the factors if they are trained.
     free : bool
         Whether the ranks of a method with several ranks may differ: after the search with equal ranks, each position
         is searched with the others fixed.
@@ -105,21 +104,21 @@ class RENE(Strategy):
     rank_min: int = 1
     rank_max: int = 100
     step: int = 10
-    factor: int = 10
+    shrink: int = 10
     gamma: float = 0.4
     beta: float = 0.8
     objective: Objective = "decomposition"
-    weights: Weights = "fixed"
+    factors: Factors = "fixed"
     iterations: int = 100
-    warmup: int = 20
-    lr: float | None = None
+    warm_iterations: int = 20
+    learning_rate: float = 0.001
     free: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("objective", get_args(Objective)), ("weights", get_args(Weights))):
+        for name, choices in (("objective", get_args(Objective)), ("factors", get_args(Factors))):
             if getattr(self, name) not in choices:
                 raise UnknownNameError(name, str(getattr(self, name)), choices)
-        for name, least in (("rank_min", 1), ("step", 1), ("factor", 2), ("iterations", 1), ("warmup", 0)):
+        for name, least in (("rank_min", 1), ("step", 1), ("shrink", 2), ("iterations", 1), ("warm_iterations", 0)):
             value = getattr(self, name)
             require(is_integer(value) and value >= least, name, value, f"an integer >= {least}")
         ordered = is_integer(self.rank_max) and self.rank_max >= self.rank_min
@@ -127,7 +126,8 @@ class RENE(Strategy):
         for name in ("gamma", "beta"):
             value = getattr(self, name)
             require(is_number(value) and 0 < value <= 1, name, value, "in (0, 1]")
-        require(self.lr is None or (is_number(self.lr) and self.lr > 0), "lr", self.lr, "a number above 0, or None")
+        rate = self.learning_rate
+        require(is_number(rate) and rate > 0, "learning_rate", rate, "a number above 0")
         require(isinstance(self.free, bool), "free", self.free, "true or false")
 
     @property
@@ -264,7 +264,7 @@ class _Search:
             best = [row[int(p.argmax())] for row, p in zip(values, coefficients, strict=True)]
             if step == unit:
                 break
-            reach, step = step, max(unit, step // self.config.factor // unit * unit)
+            reach, step = step, max(unit, step // self.config.shrink // unit * unit)
             values = [_around(axis, value, step, reach) for axis, value in zip(axes, best, strict=True)]
         return best
 
@@ -272,14 +272,14 @@ class _Search:
         """Return the coefficients of one stage."""
         config = self.config
         rank_loss = RankLoss(loads=self._loads(axes, values), gamma=config.gamma, beta=config.beta, scale=scale)
-        if config.weights == "sgd":
+        if config.factors == "sgd":
             return self._trained(axes, values, rank_loss)
         if config.objective == "validation":
             loss = Mixtures(self.problem, axes, values).validation
         else:
             errors = [self._errors(axis, row) for axis, row in zip(axes, values, strict=True)]
             loss = nested_loss(errors, floor=sum(self._floors[axis.layer.name] for axis in axes))
-        return optimise(loss, rank_loss, iterations=config.iterations, lr=config.lr or PAPER_LR)
+        return optimise(loss, rank_loss, iterations=config.iterations, lr=config.learning_rate)
 
     def _trained(self, axes: Sequence[Axis], values: Sequence[Sequence[int]], rank_loss: RankLoss) -> list[Tensor]:
         """Train factors and coefficients in turn; restart with smaller steps if that diverges.
@@ -289,17 +289,17 @@ class _Search:
         ModelError
             If it diverges again and again.
         """
-        config, lr, mixtures = self.config, self.config.lr or PAPER_LR, None
+        config, lr, mixtures = self.config, self.config.learning_rate, None
         for attempt in range(ATTEMPTS):
             mixtures = Mixtures(self.problem, axes, values, lr=lr, norm=None if attempt == 0 else 1.0)
             loss = mixtures.validation if config.objective == "validation" else mixtures.decomposition
 
             def update(number: int, fixed: Sequence[Tensor], factor: float, mixtures: Mixtures = mixtures) -> bool:
                 mixtures.train(fixed, factor)
-                return number >= config.warmup and mixtures.diverged() is None
+                return number >= config.warm_iterations and mixtures.diverged() is None
 
             coefficients = optimise(
-                loss, rank_loss, iterations=config.warmup + config.iterations, lr=lr, logarithmic=False, before=update
+                loss, rank_loss, iterations=config.warm_iterations + config.iterations, lr=lr, logarithmic=False, before=update
             )
             if mixtures.diverged() is None and all(bool(p.isfinite().all()) for p in coefficients):
                 return coefficients
@@ -308,7 +308,8 @@ class _Search:
         axis = mixtures.diverged() or axes[0]
         raise ModelError(
             f"the search diverges for {axis.layer.title} by {axis.method.name!r}: its factors are not finite after "
-            f"{ATTEMPTS} attempts. Use a smaller lr than {config.lr or PAPER_LR:g}, weights='fixed', or another method."
+            f"{ATTEMPTS} attempts. Use {spelled('learning_rate', ...)} below {config.learning_rate:g}, "
+            f"{spelled('factors', 'fixed')}, or another method."
         )
 
     def _errors(self, axis: Axis, values: Sequence[int]) -> Tensor:
