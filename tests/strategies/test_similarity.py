@@ -110,11 +110,11 @@ def test_thresholds_of_single_layers() -> None:
         rf.Similarity(thresholds={"conv22": 0.95}).plan(problem_of(bench))
 
 
-def test_thresholds_move_towards_one_if_every_layer_has_reached_its_own() -> None:
-    bench = FakeBench([0.5, 0.4, 0.01], lambda _, name: {"fc1": 0.97}.get(name, 0.99))
-    rf.Similarity(coverage=1.0).plan(problem_of(bench))
+def test_the_least_similar_layer_is_raised_if_every_layer_has_reached_its_threshold() -> None:
+    bench = FakeBench([0.5, 0.4, 0.01], lambda _, name: {"fc1": 0.97, "conv2": 0.98}.get(name, 0.99))
+    rf.Similarity(coverage=1.0, thresholds={"conv2": 0.979}).plan(problem_of(bench))
     raised = [entry["raised"] for entry in bench.kept[1]]
-    assert raised[0] == raised[1] == ["fc1"]
+    assert raised[0] == raised[1] == ["conv2"]  # 0.001 above its threshold, fc1 0.05
 
 
 def test_the_loop_ends_even_if_nothing_helps() -> None:
@@ -320,9 +320,6 @@ def test_settings_go_from_rank_one_to_mild_compression_in_steps(method: str, max
     assert max(steps.count(s) for s in steps) <= max(1, max_sol if len(rungs[0].ranks) > 1 else 1)
     assert len({(c.ranks, str(c.options)) for c in rungs}) == len(rungs)
     assert all(0 <= c.error <= 1 for c in rungs)
-    for step in set(steps):
-        errors = [c.error for c, s in zip(rungs, steps, strict=True) if s == step]
-        assert errors == sorted(errors)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Ladders:
         The first is the cheapest setting of rank 1. Each further step removes `step_size` less of the layer's
         parameters and holds up to `max_sol` settings that remove its share, rounded to whole per cent: the one with the
         fewest MACs; from 2 on, also the one with the most MACs; from 3 on, also the one with the most equal ranks; the
-        others are drawn at random. They are tried in the order of their predicted errors. A method with a single rank
+        others are drawn at random. They are tried in this order. A method with a single rank
         has one setting in each step, the nearest; so has a step without a setting of its share, if there is one before
         the next step. Settings that cost as much as the layer in the objective, or take more RAM than the budget
         allows, are left out.
@@ -56,7 +56,7 @@ class Ladders:
             rows = [[first]]
             for solutions in self._solutions(layer, method, start):
                 rows.append([self._candidate(layer, method, s.ranks, s.options) for s in solutions])
-            self._known[key] = [c for c in self._sorted(layer, rows) if self._is_useful(c)]
+            self._known[key] = [c for c in self._judged(layer, rows) if self._is_useful(c)]
         return self._known[key]
 
     def _solutions(self, layer: LayerInfo, method: str, start: float) -> list[list[Solution]]:
@@ -101,8 +101,8 @@ class Ladders:
         rounded = tuple(min(-(-rank // multiple) * multiple, most) for rank, most in zip(ranks, limits, strict=True))
         return self.problem.pricing.candidate(layer, factorization, rounded, options=options)
 
-    def _sorted(self, layer: LayerInfo, rows: Sequence[Sequence[Candidate]]) -> list[Candidate]:
-        """Return the different settings of all steps with their predicted errors, those of a step by their errors."""
+    def _judged(self, layer: LayerInfo, rows: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+        """Return the different settings of all steps, in order, with their predicted errors."""
         groups: dict[str, dict[Ranks, Candidate]] = defaultdict(dict)  # each shape of the factors is prepared once
         for candidate in (c for row in rows for c in row):
             groups[repr(sorted(candidate.options.items()))].setdefault(candidate.ranks, candidate)
@@ -116,7 +116,7 @@ class Ladders:
         rungs: list[Candidate] = []
         for row in rows:
             known = [replace(c, error=errors[repr(sorted(c.options.items())), c.ranks]) for c in row]
-            rungs += sorted((c for i, c in enumerate(known) if c not in (*rungs, *known[:i])), key=lambda c: c.error)
+            rungs += [c for i, c in enumerate(known) if c not in (*rungs, *known[:i])]
         return rungs
 
     def _is_useful(self, candidate: Candidate) -> bool:

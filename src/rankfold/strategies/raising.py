@@ -16,6 +16,8 @@ from rankfold.strategies.contract import Strategy, advice, make_plan
 from rankfold.strategies.problem import Problem
 from rankfold.strategies.workbench import Handle, Workbench
 
+LEAST = 0.1
+"""Share of the layers that is raised if all of them have reached their thresholds."""
 ROUNDING = 1e-9
 """The difference of two metrics is not exactly the decimal that it reads as."""
 
@@ -63,8 +65,6 @@ class State:
         The setting of each layer; the number of its settings if the layer is kept.
     final : list of str
         Layers that keep their ranks.
-    distance : float
-        Thresholds are at this share of their distance from 1.
     rounds : list of dict
         The log.
     done : bool
@@ -73,7 +73,6 @@ class State:
 
     positions: dict[str, int]
     final: list[str] = field(default_factory=list)
-    distance: float = 1.0
     rounds: list[dict[str, Any]] = field(default_factory=list)
     done: bool = False
 
@@ -243,20 +242,16 @@ class Raising:
             self.bench.finetune(model)
 
     def _raised(self, state: State, similar: Mapping[str, float]) -> list[str]:
-        """Return the layers that take their next setting; the others at or above their thresholds become final.
+        """Return the layers that take their next setting; the others become final.
 
-        If all of them are, the thresholds are moved half of the way to 1, until one is not.
+        They are the layers below their thresholds. If there are none, they are the `LEAST` of the layers that lack most
+        in similarity, compared with their thresholds.
         """
         factored = [name for name, settings in self.ladders.items() if state.positions[name] < len(settings)]
-        kept = set(state.final)
-        while True:
-            level = {name: 1 - state.distance * (1 - self.rules.thresholds[name]) for name in factored}
-            below = [name for name in factored if name not in kept and similar[name] < level[name]]
-            if below or state.distance < _NEAREST:
-                break
-            kept = set()
-            state.distance /= 2
-        below = below or [min(factored, key=lambda name: similar[name])]
+        short = {name: self.rules.thresholds[name] - similar[name] for name in factored}
+        below = [name for name in factored if name not in state.final and short[name] > 0]
+        if not below:
+            below = sorted(factored, key=lambda name: -short[name])[: max(1, int(LEAST * len(factored)))]
         state.final = [name for name in factored if name not in below]
         return below
 
@@ -316,7 +311,3 @@ class Raising:
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-_NEAREST = 1e-4
-"""Thresholds are not moved closer to 1 than this share of their first distance."""

@@ -299,7 +299,12 @@ class _Search:
                 return number >= config.warm_iterations and mixtures.diverged() is None
 
             coefficients = optimise(
-                loss, rank_loss, iterations=config.warm_iterations + config.iterations, lr=lr, logarithmic=False, before=update
+                loss,
+                rank_loss,
+                iterations=config.warm_iterations + config.iterations,
+                lr=lr,
+                logarithmic=False,
+                before=update,
             )
             if mixtures.diverged() is None and all(bool(p.isfinite().all()) for p in coefficients):
                 return coefficients
