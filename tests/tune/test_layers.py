@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold.errors import ModelError
 from rankfold.inventory import layer_weight
 from rankfold.surgery import factored_layers
-from rankfold.tune import FineTune, Step
+from rankfold.tune import LAYERWISE, FineTune, Step
 from rankfold.tune.objective import Objective
 
 Compress = Callable[..., nn.Module]
@@ -175,3 +175,18 @@ def test_misfits_are_named(compress: Compress, images: Tensor) -> None:
     once = Once()
     with pytest.raises(ModelError, match="'twice' ran more often"):
         term(compress(once, twice=2), teacher, images)
+
+
+def test_the_recipe_of_the_paper_is_equation_eleven(compress: Compress, images: Tensor) -> None:
+    torch.manual_seed(0)
+    teacher = Net().eval()
+    student = compress(teacher, stem=4, twice=3)
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    objective = Objective(student, teacher, LAYERWISE)
+    total, parts = objective(Step(inputs=images, target=labels, samples=5, total=5))
+    objective.close()
+    layer = term(student, teacher, images, layer_scale="mean")
+    task = nn.functional.cross_entropy(student(images), labels)
+    torch.testing.assert_close(total, task + 0.5 * layer)
+    assert set(parts) == {"task", "layer"}
+    assert (LAYERWISE.peak_lr, LAYERWISE.decay, LAYERWISE.optimizer, LAYERWISE.momentum) == (1e-5, 0, "sgd", 0.9)

@@ -1,6 +1,5 @@
 """Training and fine-tuning: losses, the training loop on Accelerate, resumable checkpoints."""
 
-from rankfold.tune.config import FROM_SCRATCH as FROM_SCRATCH
 from rankfold.tune.config import FineTune as FineTune
 from rankfold.tune.layers import LayerDistillation as LayerDistillation
 from rankfold.tune.loop import finetune as finetune
@@ -8,6 +7,8 @@ from rankfold.tune.loop import finetune_ as finetune_
 from rankfold.tune.losses import Distill as Distill
 from rankfold.tune.losses import Task as Task
 from rankfold.tune.optimizers import rebuild_optimizer as rebuild_optimizer
+from rankfold.tune.recipes import FROM_SCRATCH as FROM_SCRATCH
+from rankfold.tune.recipes import LAYERWISE as LAYERWISE
 from rankfold.tune.result import Epoch as Epoch
 from rankfold.tune.result import StepInfo as StepInfo
 from rankfold.tune.result import TuneResult as TuneResult

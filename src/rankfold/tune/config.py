@@ -28,7 +28,7 @@ class FineTune:
 
     The defaults are a short recipe that recovers a network after compression: SGD with Nesterov momentum, warm-up and
     cosine decay, and the task loss (if the data has labels) plus soft-label distillation from the original.
-    `rankfold.tune.FROM_SCRATCH` is a recipe for random weights.
+    `rankfold.tune.FROM_SCRATCH` is a recipe for random weights, `rankfold.tune.LAYERWISE` that of the RENE paper.
 
     Parameters
     ----------
@@ -249,9 +249,3 @@ CHECKS: dict[str, Check] = {
     "seed": SEED,
 }
 """Checks of numbers and callables by option."""
-
-FROM_SCRATCH = FineTune(epochs=100, optimizer="adam", schedule="plateau", warmup=0, max_grad_norm=None)
-"""Recipe for random weights, that of the similarity paper (Kokhazadeh et al. 2025, section 6) with batches of 32.
-
-Add the data with ``dataclasses.replace(FROM_SCRATCH, data=loader)``.
-"""
