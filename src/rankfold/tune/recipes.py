@@ -1,7 +1,8 @@
 """Recipes of papers."""
 
-from rankfold.tune import layers, losses  # noqa: F401 - recipes name the loss terms that these register
 from rankfold.tune.config import FineTune
+from rankfold.tune.layers import LayerDistillation as LayerDistillation  # recipes name the terms that these register
+from rankfold.tune.losses import Task as Task
 
 FROM_SCRATCH = FineTune(epochs=100, optimizer="adam", schedule="plateau", warmup=0, max_grad_norm=None)
 """Recipe for random weights, that of the similarity paper (Kokhazadeh et al. 2025, section 6) with batches of 32.
