@@ -441,6 +441,20 @@ def test_an_interrupted_loop_resumes_to_the_same_result(
     assert len(written) == len(uninterrupted.report.rounds)
 
 
+def test_a_loop_with_other_settings_starts_over() -> None:
+    bench = FakeBench([0.5, 0.4, 0.01])
+    rf.Similarity().plan(problem_of(bench))
+    state, model = bench.saved["tucker+svd"]
+    again = FakeBench([0.5, 0.4, 0.01])
+    again.saved["tucker+svd"] = state, model
+    rf.Similarity().plan(problem_of(again))
+    assert again.trainings == 0  # the loop had ended
+    rounds = [{**entry, "settings": {**entry["settings"], "conv2": "tucker 9, 9"}} for entry in state["rounds"]]
+    again.saved["tucker+svd"] = {**state, "rounds": rounds}, model
+    rf.Similarity().plan(problem_of(again))
+    assert again.trainings == 3
+
+
 def test_another_search_does_not_resume_from_it(tmp_path: Path) -> None:
     first = run(tmp_path)
     files = sorted(tmp_path.glob("loop-*"))

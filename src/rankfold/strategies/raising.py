@@ -181,7 +181,7 @@ class Raising:
             If the bounds of the budget cannot be met together.
         """
         saved = self.bench.recall(self.label)
-        if saved is None:
+        if saved is None or not self._is_own(State(**saved[0])):
             state, model = State(positions=dict(positions or dict.fromkeys(self.ladders, 0))), like
         else:
             state, model = State(**saved[0]), saved[1]
@@ -192,6 +192,11 @@ class Raising:
             self.bench.remember(self.label, asdict(state), model)
         assert model is not None
         return self._outcome(state, model)
+
+    def _is_own(self, state: State) -> bool:
+        """Return whether the rounds of a saved loop tried these settings: another version may have chosen others."""
+        fits = all(state.positions.get(name, -1) in range(len(row) + 1) for name, row in self.ladders.items())
+        return fits and all(entry["settings"] == _texts(self._selection(entry["positions"])) for entry in state.rounds)
 
     def _round(self, state: State, like: Handle | None) -> Handle:
         """Make, train and measure the next model; log it and move the layers that must be raised."""
@@ -209,7 +214,7 @@ class Raising:
         raised: list[str] = []
         entry: dict[str, Any] = {
             "positions": dict(state.positions),
-            "settings": {name: f"{c.method} {', '.join(map(str, c.ranks))}" for name, c in selection.items()},
+            "settings": _texts(selection),
             "amount": self._cost(selection).get(self.rules.objective),
             "metric": value,
             "drop": drop,
@@ -311,3 +316,8 @@ class Raising:
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _texts(selection: Mapping[str, Candidate]) -> dict[str, str]:
+    """Return the settings as they are logged."""
+    return {name: f"{c.method} {', '.join(map(str, c.ranks))}" for name, c in selection.items()}
