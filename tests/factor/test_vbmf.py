@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
+from rankfold.factor import vbmf
 from rankfold.factor.vbmf import evbmf_rank
 
 
@@ -50,3 +55,21 @@ def test_any_shape_gives_a_rank_in_range(shape: tuple[int, int]) -> None:
     assert 0 <= evbmf_rank(matrix) <= min(shape)
     assert evbmf_rank(torch.zeros(shape)) == 0
     assert 0 <= evbmf_rank(torch.ones(shape)) <= min(shape)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_noise_variance_is_the_best_of_a_fine_grid(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The free energy has several minima."""
+    found = []
+    minimize = vbmf._minimize
+
+    def compared(f: Callable[[Tensor], Tensor], lower: float, upper: float) -> float:
+        grid = torch.logspace(math.log10(lower), math.log10(upper), 20_000, dtype=torch.float64)
+        variance = minimize(f, lower, upper)
+        found.append((float(f(torch.tensor([variance], dtype=torch.float64))), float(f(grid).min())))
+        return variance
+
+    monkeypatch.setattr(vbmf, "_minimize", compared)
+    evbmf_rank(noisy(50 + seed, 60, 4 * seed, 0.5, seed))
+    ((least, on_grid),) = found
+    assert least <= on_grid + 1e-9 * abs(on_grid)

@@ -32,35 +32,27 @@ def evbmf_rank(matrix: Tensor) -> int:
     rest = energies[max(largest, 0) :]
     lower = max(float(rest[0]) / (columns * edge), float(rest.mean()) / columns) if len(rest) else 0.0
     lower = max(lower, upper * 1e-12)
-    variance = _minimize(lambda v: _free_energy(v, energies, columns, ratio, edge), lower, upper)
+    variance = _minimize(lambda v: _free_energies(v, energies, columns, ratio, edge), lower, upper)
     return int((energies > columns * variance * edge).sum())
 
 
-def _free_energy(variance: float, energies: Tensor, columns: int, ratio: float, edge: float) -> float:
-    """Return the free energy up to constants, as a function of the noise variance."""
-    x = energies / (columns * variance)
-    signal = x[x > edge]
-    shifted = signal - (1 + ratio)
+def _free_energies(variances: Tensor, energies: Tensor, columns: int, ratio: float, edge: float) -> Tensor:
+    """Return the free energies up to constants, as a function of the noise variances."""
+    x = energies / (columns * variances.unsqueeze(1))
+    shifted = x.clamp_min(edge) - (1 + ratio)
     tau = 0.5 * (shifted + (shifted.square() - 4 * ratio).clamp_min(0).sqrt())
     # The sum of x - log x over all components (without constants), plus the gain of each component above the edge.
-    base = float(x.sum()) + len(energies) * math.log(variance)
     gain = (tau + 1).log() + ratio * (tau / ratio + 1).log() - tau
-    return base + float(gain.sum())
+    return x.sum(1) + len(energies) * variances.log() + (gain * (x > edge)).sum(1)
 
 
-def _minimize(f: Callable[[float], float], lower: float, upper: float, *, grid: int = 64, steps: int = 60) -> float:
-    """Return the minimiser of a function on an interval: the best of a logarithmic grid, refined by golden section."""
+def _minimize(f: Callable[[Tensor], Tensor], lower: float, upper: float, *, points: int = 64, rounds: int = 9) -> float:
+    """Return the minimiser of a function on an interval: the best of a logarithmic grid, refined around it."""
     if upper <= lower:
         return lower
-    logs = torch.linspace(math.log(lower), math.log(upper), grid, dtype=torch.float64).tolist()
-    values = [f(math.exp(t)) for t in logs]
-    best = min(range(grid), key=values.__getitem__)
-    low, high = logs[max(best - 1, 0)], logs[min(best + 1, grid - 1)]
-    golden = (math.sqrt(5) - 1) / 2
-    for _ in range(steps):
-        a, b = high - golden * (high - low), low + golden * (high - low)
-        if f(math.exp(a)) <= f(math.exp(b)):
-            high = b
-        else:
-            low = a
+    low, high = math.log(lower), math.log(upper)
+    for _ in range(rounds):  # each one narrows the interval by a factor of 31
+        grid = torch.linspace(low, high, points, dtype=torch.float64)
+        best = int(f(grid.exp()).argmin())
+        low, high = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, points - 1)])
     return math.exp((low + high) / 2)
