@@ -11,12 +11,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
-from collections.abc import Iterator
+import json
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+import rankfold
 from rankfold import _progress
 
 torch.set_num_threads(1)
@@ -39,6 +46,93 @@ def seed() -> int:
 def generator() -> torch.Generator:
     """Return a fresh seeded CPU generator."""
     return torch.Generator().manual_seed(SEED)
+
+
+class Warm:
+    """Runs scripts in forks of a process that has imported torch and rankfold, with warnings as errors; see `warm.py`.
+
+    The output of the last script is in the files `out` and `err`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.out, self.err = folder / "out", folder / "err"
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(Path(__file__).with_name("warm.py"))],
+            env={**os.environ, "PYTHONPATH": str(Path(rankfold.__path__[0]).parent)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, script: Path, *args: str | Path, environments: Sequence[Mapping[str, str]] = ({},)) -> list[int]:
+        """Start a script in its folder, once with each of these variables; return the process ids."""
+        self.out.unlink(missing_ok=True)
+        self.err.unlink(missing_ok=True)
+        request = {
+            "argv": [str(script), *map(str, args)],
+            "folder": str(script.parent),
+            "environments": [{**os.environ, **variables} for variables in environments],
+            "out": str(self.out),
+            "err": str(self.err),
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        self._children = self._answer(60)
+        return self._children
+
+    @property
+    def running(self) -> bool:
+        """Whether one of the processes has not ended."""
+        return not select.select([self._process.stdout], [], [], 0)[0]
+
+    def ended(self, timeout: float = 120) -> list[int]:
+        """Wait for the end of all; return their exit statuses, negative for a signal."""
+        return self._answer(timeout)
+
+    @staticmethod
+    def together(processes: int) -> list[dict[str, str]]:
+        """Return the variables that torchrun sets for each process of a group, which has no accelerator."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+        common |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+        return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+    def run(
+        self, script: Path, *args: str | Path, environments: Sequence[Mapping[str, str]] = ({},)
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a script; the exit status is the largest of all."""
+        self.start(script, *args, environments=environments)
+        code = max(map(abs, self.ended()))
+        return subprocess.CompletedProcess([str(script)], code, self.out.read_text(), self.err.read_text())
+
+    def stop(self) -> None:
+        """End the process."""
+        with self._process as process:
+            assert process.stdin is not None
+            process.stdin.close()
+
+    def _answer(self, timeout: float) -> list[int]:
+        stdout = self._process.stdout
+        assert stdout is not None
+        if not select.select([stdout], [], [], timeout)[0]:
+            for child in self._children:
+                os.kill(child, 9)
+            stdout.readline()
+            pytest.fail(f"no end within {timeout:g} s: {self.err.read_text()}")
+        return json.loads(stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Return what runs scripts without importing torch again."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    server = Warm(tmp_path_factory.mktemp("warm"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(autouse=True)

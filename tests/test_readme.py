@@ -1,6 +1,7 @@
 """The snippets of README and docs run, and the tags that make them run are read correctly.
 
-Shell blocks are run by ``.ci/run``; Python blocks here, those of one document in one process.
+Shell blocks are run by ``.ci/run``; Python blocks here, those of one document in one process, a fork of one that has
+imported torch and rankfold.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -47,26 +49,20 @@ def python_script(document: str) -> str:
     return "\n".join(lines)
 
 
-def run_snippets(document: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_snippets(document: str, folder: Path, warm: Any) -> subprocess.CompletedProcess[str]:
     """Run the tagged Python blocks of a document in order, in a process and a folder of their own."""
     path = folder / "snippets.py"
     path.write_text(python_script(document), "utf-8")
-    return subprocess.run(
-        [sys.executable, "-W", "error", path.name],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return warm.run(path)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_python_snippets_run(path: Path, tmp_path: Path) -> None:
+def test_python_snippets_run(path: Path, tmp_path: Path, warm: Any) -> None:
     document = path.read_text("utf-8")
     if not python_script(document).strip():
         assert path.name != "README.md", "README shows no Python that runs"
         return
-    done = run_snippets(document, tmp_path)
+    done = run_snippets(document, tmp_path, warm)
     assert done.returncode == 0, done.stderr
 
 
@@ -78,15 +74,20 @@ def test_readme_has_its_two_commands() -> None:
     assert "pytest" in by_tag["ci:test"][0].text
 
 
-def test_snippets_share_a_namespace_and_a_failure_shows_its_line(tmp_path: Path) -> None:
+def test_snippets_share_a_namespace_and_a_failure_shows_its_line(tmp_path: Path, warm: Any) -> None:
     good = "<!-- ci:python -->\n```python\nx = 1\n```\ntext\n```python\nx = 0\n```\n"
     also_good = "<!-- ci:python -->\n```python\nassert x == 1\n```\n"
     bad = "<!-- ci:python -->\n```python\nassert x == 2\n```\n"
-    assert run_snippets(good + also_good, tmp_path).returncode == 0
-    done = run_snippets(good + bad, tmp_path)
+    assert run_snippets(good + also_good, tmp_path, warm).returncode == 0
+    done = run_snippets(good + bad, tmp_path, warm)
     assert done.returncode == 1
     assert "line 11" in done.stderr
     assert "AssertionError" in done.stderr
+    warning = "<!-- ci:python -->\n```python\nimport warnings\nwarnings.warn('so')\n```\n"
+    assert "UserWarning: so" in run_snippets(warning, tmp_path, warm).stderr
+    assert "NameError" in run_snippets("<!-- ci:python -->\n```python\nx\n```\n", tmp_path, warm).stderr, (
+        "a new namespace"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +37,13 @@ class Net(nn.Sequential):
         )
 
 
-def compressed(method: str = "svd") -> nn.Module:
+def compressed(method: str) -> nn.Module:
+    """Return a network of its own that was compressed once for all tests."""
+    return copy.deepcopy(_compressed(method))
+
+
+@cache
+def _compressed(method: str) -> nn.Module:
     torch.manual_seed(0)
     net = Net().eval()
     found = {layer.name: layer for layer in rf.inspect(net, X)}
@@ -90,8 +99,8 @@ def test_autocast(method: str) -> None:
     assert not torch.equal(found.float(), expected)
 
 
-def _run(code: str, *args: str, **environment: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+def _run(code: str, *args: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code, *args],
         env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -110,9 +119,10 @@ def _finish(process: subprocess.Popen[str]) -> str:
 WITHOUT_RANKFOLD = """
 import sys, torch
 sys.modules["rankfold"] = None  # any import of it fails
-model, x, expected = torch.load(sys.argv[1], weights_only=False)
-assert torch.equal(model(x), expected), "outputs differ"
-print("same")
+for file in sys.argv[1:]:
+    model, x, expected = torch.load(file, weights_only=False)
+    assert torch.equal(model(x), expected), "outputs differ"
+    print("same")
 """
 
 
@@ -127,9 +137,9 @@ def test_stripped_models_unpickle_without_rankfold(tmp_path: Path) -> None:
     )
     x = torch.randn(3, 24)
     torch.save((ttm, x, ttm(x)), tmp_path / "ttm.pt")
-    processes = [_run(WITHOUT_RANKFOLD, str(tmp_path / name)) for name in ("chain.pt", "ttm.pt")]
+    process = _run(WITHOUT_RANKFOLD, *(str(tmp_path / name) for name in ("chain.pt", "ttm.pt")))
     control = _run(WITHOUT_RANKFOLD, str(tmp_path / "not stripped.pt"))
-    assert [_finish(p) for p in processes] == ["same\n"] * 2
+    assert _finish(process) == "same\n" * 2
     _, err = control.communicate(timeout=120)
     assert control.returncode != 0
     assert "rankfold" in err
@@ -141,8 +151,8 @@ import torch.distributed as dist
 from torch import nn
 import rankfold as rf
 
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
 torch.manual_seed(0)
 net = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.Flatten(), nn.Linear(12 * 16, 8))
 x = torch.randn(4, 3, 8, 8)
@@ -155,7 +165,7 @@ parallel(x.chunk(2)[rank]).square().mean().backward()
 for p, expected in zip(small.parameters(), whole):
     assert torch.allclose(p.grad, expected, atol=1e-6), "gradients differ"
 if rank == 0:
-    folder = rf.save(parallel, sys.argv[3])
+    folder = rf.save(parallel, sys.argv[2])
     assert torch.equal(rf.load(folder, net)(x), small(x))
     print(len(whole))
 dist.barrier()
@@ -166,9 +176,10 @@ os._exit(0)  # now and then torch aborts while the interpreter shuts down; all t
 
 
 @pytest.mark.slow
-def test_distributed_data_parallel(tmp_path: Path) -> None:
-    args = str(tmp_path / "store"), str(tmp_path / "out")
-    processes = [_run(PARALLEL, str(rank), *args) for rank in range(2)]
-    outs = [_finish(p) for p in processes]
-    assert int(outs[0]) >= 6
-    assert outs[1] == ""
+def test_distributed_data_parallel(tmp_path: Path, warm: Any) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PARALLEL)
+    ranks = [{"RANK": str(rank)} for rank in range(2)]
+    done = warm.run(script, tmp_path / "store", tmp_path / "model", environments=ranks)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 6

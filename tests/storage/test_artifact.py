@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,13 +103,12 @@ print(rf.load(sys.argv[1], net(3))(X).double().sum().item().hex())
 """
 
 
-def test_fresh_process(artifact: Path, tmp_path: Path) -> None:
+def test_fresh_process(artifact: Path, tmp_path: Path, warm: Any) -> None:
     source = Path(__file__).read_text().split("def compressed()")[0].replace("import pytest\n", "")
     (tmp_path / "architecture.py").write_text(source)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", LOAD, str(artifact), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    script = tmp_path / "load.py"
+    script.write_text(LOAD)
+    done = warm.run(script, artifact, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == compressed()(X).double().sum().item().hex()
     assert done.stdout.strip() != net(3)(X).double().sum().item().hex()

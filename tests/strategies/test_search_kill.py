@@ -6,15 +6,12 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-import rankfold
 
 KILLS = 3
 LAYERS = 14
@@ -47,14 +44,12 @@ plan.save(folder / "plan.json")
 """
 
 
-def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(warm: Any, folder: Path, log: Path) -> int:
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    path = str(Path(rankfold.__path__[0]).parent)
-    return subprocess.Popen(
-        [sys.executable, str(script), str(folder), str(log)], env={**os.environ, "PYTHONPATH": path}
-    )
+    (child,) = warm.start(script, folder, log)
+    return child
 
 
 def finished(folder: Path) -> set[str]:
@@ -67,26 +62,26 @@ def measured(log: Path) -> Counter[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_killed_search_goes_on(tmp_path: Path) -> None:
+def test_a_killed_search_goes_on(tmp_path: Path, warm: Any) -> None:
     chance = random.Random(5)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert start(straight, tmp_path / "straight.log").wait(120) == 0
+    start(warm, straight, tmp_path / "straight.log")
+    assert warm.ended() == [0], warm.err.read_text()
     assert measured(tmp_path / "straight.log") == dict.fromkeys(finished(straight), 1)
     assert len(finished(straight)) == LAYERS
 
     reached, done = [], set[str]()
     for kill in range(KILLS):
         log = tmp_path / f"{kill}.log"
-        child = start(killed, log)
+        child = start(warm, killed, log)
         deadline = time.monotonic() + 60
         while not measured(log) or len(finished(killed)) <= len(done):  # it gets somewhere
             assert time.monotonic() < deadline, "the search makes no steps"
-            assert child.poll() is None, f"kill {kill} came too late, after {reached}"
+            assert warm.running, f"kill {kill} came too late, after {reached}"
             time.sleep(0.005)
         time.sleep(chance.random() * 0.15)
-        os.kill(child.pid, signal.SIGKILL)
-        assert child.wait(60) == -signal.SIGKILL, f"kill {kill} came too late, after {reached}"
+        os.kill(child, signal.SIGKILL)
+        assert warm.ended() == [-signal.SIGKILL], f"kill {kill} came too late, after {reached}"
         assert not done & set(measured(log)), "what was on disk is measured again"
         assert max(measured(log).values()) == 1
         assert done < finished(killed)
@@ -96,7 +91,8 @@ def test_a_killed_search_goes_on(tmp_path: Path) -> None:
     assert reached[-1] < LAYERS
 
     log = tmp_path / "last.log"
-    assert start(killed, log).wait(120) == 0
+    start(warm, killed, log)
+    assert warm.ended() == [0], warm.err.read_text()
     assert measured(log) == dict.fromkeys(finished(straight) - done, 1), "only what was missing"
     assert (killed / "plan.json").read_text() == (straight / "plan.json").read_text()
     files = [sorted((folder / "cache").iterdir()) for folder in (killed, straight)]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import rankfold
 from rankfold._processes import merged, own_share
 
 SCRIPT = """
@@ -52,28 +48,19 @@ os._exit(0)
 """
 
 
-def run(folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
+def run(warm: Any, folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), str(script), str(folder), name],
-        # Without accelerators: two processes may not share one, and gloo is what is tested.
-        env={**os.environ, "PYTHONPATH": str(Path(rankfold.__path__[0]).parent), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+    done = warm.run(script, folder, name, environments=warm.together(processes) if processes > 1 else [{}])
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"{name}-{r}.json").read_text()) for r in range(processes)]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    (one,) = run(tmp_path, "one", 1)
-    first, second = run(tmp_path, "two", 2)
+def test_two_processes_find_what_one_finds(tmp_path: Path, warm: Any) -> None:
+    (one,) = run(warm, tmp_path, "one", 1)
+    first, second = run(warm, tmp_path, "two", 2)
     for name in one:
         assert first[name]["plan"] == second[name]["plan"] == one[name]["plan"]
     names = [layer for layer, _ in one["network"]["seen"]]

@@ -5,27 +5,20 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import rankfold
-
 KILLS = 6
 
-# Importing torch takes seconds, so one process imports it and forks a child per line that it reads.
-# A child draws random numbers in every way there is: order, augmentation, dropout; and BatchNorm
-# has statistics.
+# It draws random numbers in every way there is: order, augmentation, dropout; and BatchNorm has statistics.
 SCRIPT = """
-import os, sys, time, traceback
+import sys, time
 from pathlib import Path
-import accelerate, torch
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from rankfold.tune import FineTune, finetune
@@ -54,56 +47,16 @@ def run(folder, pause):
                 "history": [e.loss for e in result.history]}, folder / "out")
 
 torch.set_num_threads(1)
-for line in sys.stdin:
-    folder, pause = line.split()
-    child = os.fork()
-    if child == 0:
-        try:
-            run(Path(folder), float(pause))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+run(Path(sys.argv[1]), float(sys.argv[2]))
 """
 
 
-class Server:
-    """Starts a run and returns its process id; says how it ended."""
-
-    def __init__(self, folder: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT],
-            env={**os.environ, "PYTHONPATH": str(Path(rankfold.__path__[0]).parent)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.folder = folder
-
-    def start(self, name: str, pause: float) -> int:
-        (self.folder / name).mkdir(exist_ok=True)
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{self.folder / name} {pause}\n")
-        self.process.stdin.flush()
-        return self._line()
-
-    def ended(self) -> int:
-        return self._line()
-
-    def _line(self) -> int:
-        assert self.process.stdout is not None
-        return int(self.process.stdout.readline())
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    found = Server(tmp_path)
-    with found.process:
-        yield found
-        assert found.process.stdin is not None
-        found.process.stdin.close()
+def start(warm: Any, folder: Path, pause: float) -> int:
+    folder.mkdir(exist_ok=True)
+    script = folder.parent / "script.py"
+    script.write_text(SCRIPT)
+    (child,) = warm.start(script, folder, str(pause))
+    return child
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -111,29 +64,28 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork and no SIGKILL")
-def test_killed_runs_end_alike(tmp_path: Path, server: Server) -> None:
+def test_killed_runs_end_alike(tmp_path: Path, warm: Any) -> None:
     chance = random.Random(5)
     folder, reached = tmp_path / "killed", []
     marker = folder / "marker"
     for kill in range(KILLS):
         marker.unlink(missing_ok=True)
-        child = server.start("killed", 0.02)
+        child = start(warm, folder, 0.02)
         deadline = time.monotonic() + 60
         while not marker.exists():
             assert time.monotonic() < deadline, "the run never made a step"
             time.sleep(0.005)
         time.sleep(chance.random() * 0.3)
         os.kill(child, signal.SIGKILL)
-        assert server.ended() == -signal.SIGKILL, f"kill {kill} came too late"
+        assert warm.ended() == [-signal.SIGKILL], f"kill {kill} came too late"
         # Whatever the moment was, there is a whole checkpoint.
         left = torch.load(folder / "run" / "finetune.pt", weights_only=True)
         reached.append(left["state"]["step"])
     assert reached == sorted(reached)
     assert 0 < reached[-1] < 100, f"killed after steps {reached}"
     for name in ("killed", "straight"):
-        server.start(name, 0.0)
-        assert server.ended() == 0
+        start(warm, tmp_path / name, 0.0)
+        assert warm.ended() == [0], warm.err.read_text()
     ours, theirs = outcome(folder), outcome(tmp_path / "straight")
     assert theirs["from"] is None
     assert ours["from"] == reached[-1]

@@ -87,12 +87,19 @@ os._exit(0)
 """
 
 
-def run(folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
+def one_process(warm: Any, folder: Path) -> dict[str, Any]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
+    done = warm.run(script, folder, "one")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "one-0.out", weights_only=True)
+
+
+def processes_of_torchrun(folder: Path, processes: int) -> list[dict[str, Any]]:
+    """Start the processes as users do, with torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), str(script), str(folder), name],
+        [sys.executable, *launcher, str(folder / "script.py"), str(folder), "two"],
         # Without accelerators: two processes may not share one, and gloo is what is tested.
         env={**os.environ, "PYTHONPATH": str(Path(rankfold.__path__[0]).parent), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -101,14 +108,14 @@ def run(folder: Path, name: str, processes: int) -> list[dict[str, Any]]:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{name}-{r}.out", weights_only=True) for r in range(processes)]
+    return [torch.load(folder / f"two-{r}.out", weights_only=True) for r in range(processes)]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    (one,) = run(tmp_path, "one", 1)
-    main, second = run(tmp_path, "two", 2)
+def test_two_processes_equal_one(tmp_path: Path, warm: Any) -> None:
+    one = one_process(warm, tmp_path)
+    main, second = processes_of_torchrun(tmp_path, 2)
     norm = [found.pop("norm") for found in (one, main, second)]
     for case, alone in one.items():
         assert len(alone["history"]) == 2, "the main process's metric stops both"
