@@ -43,7 +43,7 @@ def test_a_requirement_that_is_no_plain_floor_is_an_error(requirement: str, tmp_
     path = tmp_path / "pyproject.toml"
     path.write_text(
         f'[project]\ndependencies = ["numpy>=1.26", "{requirement}"]\n'
-        "[project.optional-dependencies]\nvision = []\ndemo = []\n",
+        "[project.optional-dependencies]\nvision = []\ndemo = []\ndatasets = []\n",
         "utf-8",
     )
     with pytest.raises(ValueError, match="the one floor of its package"):
