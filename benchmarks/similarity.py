@@ -141,7 +141,10 @@ def waveform(label: int, generator: torch.Generator) -> Tensor:
 
 
 def solid(label: int, generator: torch.Generator) -> Tensor:
-    """Return a solid ``(1, 32, 32, 32)``: sphere, cube, rod, cone, torus, octahedron, pipe, cross; turned upright."""
+    """Return a sphere, cube, rod, cone, torus, octahedron, pipe or cross ``(1, 32, 32, 32)``, upright.
+
+    Half of them are cavities, so that the mean of each voxel is the same for all classes.
+    """
 
     def draw(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
@@ -161,8 +164,9 @@ def solid(label: int, generator: torch.Generator) -> Tensor:
         lambda: (ring < 0.6) & (ring > 0.35) & (z.abs() < 0.9),
         lambda: (highest < 1) & ((torch.stack([x.abs(), y.abs(), z.abs()]) < 0.25).sum(0) >= 2),
     )[label]()
+    cavity = torch.rand((), generator=generator) < 0.5
     flipped = torch.rand(inside.shape, generator=generator) < 0.02
-    return (inside ^ flipped).float().unsqueeze(0)
+    return (inside ^ cavity ^ flipped).float().unsqueeze(0)
 
 
 CLASSES = 8
