@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import rankfold as rf
 from rankfold.cost.exploration import explore
@@ -481,3 +482,15 @@ def test_it_needs_data_a_metric_and_a_recipe() -> None:
         rf.compress(model, X[:1], strategy="similarity", calibration=[X])
     with pytest.raises(ConfigError, match="needs a recipe"):
         rf.compress(model, X[:1], strategy="similarity", calibration=[X], evaluate=lambda _: 0.5)
+
+
+def test_data_that_draws_random_numbers_does_not_disturb_torchs_random_state() -> None:
+    model, state = Net().eval(), torch.get_rng_state()
+    rows = [(x, torch.tensor(0)) for x in X]
+    shuffled = DataLoader(rows, batch_size=16, shuffle=True)  # pyright: ignore[reportArgumentType]
+    rf.compress(
+        model, X[:1], calibration=shuffled, evaluate=rf.evaluation.output_error(model, [X]),
+        finetune=rf.FineTune(data=shuffled, epochs=1, loss="distill", distill="mse"),
+        strategy=rf.Similarity(step_size=0.5, max_sol=1, drop=0.27),
+    )  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), state)

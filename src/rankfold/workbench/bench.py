@@ -16,7 +16,7 @@ from rankfold.batches import batch_size, iterate, split_batch
 from rankfold.calibration import Place, compared_places, similarities
 from rankfold.errors import ConfigError, DataError
 from rankfold.evaluation import as_metric, evaluate
-from rankfold.inventory import run_batch, static_inventory, stored_weight, undisturbed
+from rankfold.inventory import evaluating, run_batch, static_inventory, stored_weight, undisturbed
 from rankfold.records import LayerInfo, Plan
 from rankfold.strategies import Batch, Handle, Need, need_text
 from rankfold.surgery import copy_model
@@ -97,7 +97,8 @@ class Bench(Generic[M]):
         """Return where feature maps of layers are compared."""
         missing = [self._layers[name] for name in layers if name not in self._places]
         if missing:
-            inputs = split_batch(next(self.batches()))[0]
+            with evaluating(self.model):  # data may draw from torch's random state
+                inputs = split_batch(next(self.batches()))[0]
             self._places |= compared_places(self.model, missing, inputs)
         return {name: self._places[name] for name in layers if name in self._places}
 
