@@ -307,9 +307,7 @@ def test_a_search_that_diverges_recovers(lr: float) -> None:
 
 def test_a_search_that_diverges_again_and_again_names_the_layer() -> None:
     module = linear(30 * factors(layer_of("linear:40x40"), "svd", (5,), 0))
-    with pytest.raises(
-        ModelError, match=r"diverges for layer '0'.* by 'svd'.* Use a smaller learning_rate than 1e\+30"
-    ):
+    with pytest.raises(ModelError, match=r"diverges for layer '0'.* by 'svd'.* Use learning_rate=... below 1e\+30"):
         search(module, torch.randn(1, 40), "svd", factors="sgd", learning_rate=1e30, rank_max=12, step=4)
 
 

@@ -75,9 +75,10 @@ def optimise(
     alphas = [torch.zeros_like(load).requires_grad_() for load in rank_loss.loads]
     optimizer = torch.optim.SGD(alphas, lr=lr, momentum=MOMENTUM, nesterov=True)
     for number in range(iterations):
-        fixed = [alpha.detach().softmax(0) for alpha in alphas]
-        if before is not None and not before(number, fixed, float(rank_loss(fixed))):
-            continue
+        if before is not None:
+            fixed = [alpha.detach().softmax(0) for alpha in alphas]
+            if not before(number, fixed, float(rank_loss(fixed))):
+                continue
         optimizer.zero_grad()
         with torch.enable_grad():
             coefficients = [alpha.softmax(0) for alpha in alphas]
@@ -101,9 +102,9 @@ def nested_loss(errors: Sequence[Tensor], *, floor: float = 0.0) -> Callable[[Se
     floor : float
         Added to the loss, so that rounding errors of exact candidates do not count.
     """
+    products = [torch.minimum(row[:, None], row[None, :]) for row in errors]
 
     def loss(coefficients: Sequence[Tensor]) -> Tensor:
-        products = (torch.minimum(row[:, None], row[None, :]) for row in errors)
         parts = [p @ product @ p for p, product in zip(coefficients, products, strict=True)]
         return torch.stack(parts).sum() + floor
 
