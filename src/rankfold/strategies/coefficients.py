@@ -1,4 +1,9 @@
-"""Softmax coefficients over candidate ranks (RENE, Aghababaei-Harandi & Amini 2024, section 4)."""
+"""Softmax coefficients over candidate ranks (RENE, Aghababaei-Harandi & Amini 2024, section 4).
+
+Coefficients, loads and slopes of all layers are one tensor ``(layers, candidates)`` each; a layer with fewer candidates
+than the longest row has zeros at its end. The gradients are written out, because an update then takes a tenth of the
+time that automatic differentiation takes.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 MOMENTUM = 0.9
+
+Loss = Callable[[Tensor], tuple[float, Tensor]]
+"""Maps coefficients to a positive value and its slopes with respect to them."""
+
+
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """Return rows of different lengths as one tensor, with zeros at their ends."""
+    return pad_sequence(list(rows), batch_first=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +31,8 @@ class RankLoss:
 
     Parameters
     ----------
-    loads : sequence of Tensor
-        By layer, the rank of each candidate, or its cost, divided by the largest one.
+    loads : Tensor
+        The rank of each candidate, or its cost, divided by the largest one; 0 where there is no candidate.
     gamma, beta : float
         As in eq. 5. `gamma` multiplies the product of eq. 6 and 7 by a constant, so no minimiser depends on it.
     scale : float
@@ -26,26 +40,28 @@ class RankLoss:
         logarithm of the rank loss.
     """
 
-    loads: Sequence[Tensor]
+    loads: Tensor
     gamma: float
     beta: float
     scale: float = 1.0
 
-    def __call__(self, coefficients: Sequence[Tensor]) -> Tensor:
-        """Return the loss of coefficients, by layer, that each add up to 1."""
-        parts = [(p @ load) ** self.beta for p, load in zip(coefficients, self.loads, strict=True)]
-        return (self.gamma * torch.stack(parts).sum()) ** self.scale
+    def __call__(self, coefficients: Tensor) -> tuple[float, Tensor]:
+        """Return the loss and its slopes."""
+        mean = (coefficients * self.loads).sum(1, keepdim=True)
+        total = float((mean**self.beta).sum())
+        value = (self.gamma * total) ** self.scale
+        return value, value * self.scale * self.beta * mean ** (self.beta - 1) * self.loads / total
 
 
 def optimise(
-    loss: Callable[[Sequence[Tensor]], Tensor],
+    loss: Loss,
     rank_loss: RankLoss,
     *,
     iterations: int,
     lr: float,
     logarithmic: bool = True,
-    before: Callable[[int, Sequence[Tensor], float], bool] | None = None,
-) -> list[Tensor]:
+    before: Callable[[int, Tensor, float], bool] | None = None,
+) -> Tensor:
     """Return the coefficients after descending the product of a loss and the rank loss (eq. 7 and 9).
 
     The parameters of the softmax start at 0, so all ranks are equally likely; SGD with Nesterov momentum updates them.
@@ -53,7 +69,7 @@ def optimise(
     Parameters
     ----------
     loss : callable
-        Maps the coefficients of all layers to a positive scalar.
+        The loss.
     rank_loss : RankLoss
         The other factor.
     iterations : int
@@ -69,27 +85,24 @@ def optimise(
 
     Returns
     -------
-    list of Tensor
-        By layer, one coefficient per candidate; they add up to 1.
+    Tensor
+        The coefficients; those of a layer add up to 1.
     """
-    alphas = [torch.zeros_like(load).requires_grad_() for load in rank_loss.loads]
-    optimizer = torch.optim.SGD(alphas, lr=lr, momentum=MOMENTUM, nesterov=True)
+    absent = torch.zeros_like(rank_loss.loads).masked_fill(rank_loss.loads == 0, -torch.inf)
+    alpha, velocity = torch.zeros_like(absent), torch.zeros_like(absent)
     for number in range(iterations):
-        if before is not None:
-            fixed = [alpha.detach().softmax(0) for alpha in alphas]
-            if not before(number, fixed, float(rank_loss(fixed))):
-                continue
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            coefficients = [alpha.softmax(0) for alpha in alphas]
-            parts = loss(coefficients), rank_loss(coefficients)
-            total = torch.log(parts[0]) + torch.log(parts[1]) if logarithmic else parts[0] * parts[1]
-        total.backward()
-        optimizer.step()
-    return [alpha.detach().softmax(0) for alpha in alphas]
+        coefficients = (alpha + absent).softmax(1)
+        if before is not None and not before(number, coefficients, rank_loss(coefficients)[0]):
+            continue
+        (value, slopes), (rank, rank_slopes) = loss(coefficients), rank_loss(coefficients)
+        total = slopes / value + rank_slopes / rank if logarithmic else slopes * rank + rank_slopes * value
+        gradient = coefficients * (total - (coefficients * total).sum(1, keepdim=True))
+        velocity = MOMENTUM * velocity + gradient
+        alpha = alpha - lr * (gradient + MOMENTUM * velocity)
+    return (alpha + absent).softmax(1)
 
 
-def nested_loss(errors: Sequence[Tensor], *, floor: float = 0.0) -> Callable[[Sequence[Tensor]], Tensor]:
+def nested_loss(errors: Sequence[Tensor], *, floor: float = 0.0) -> Loss:
     """Return the decomposition loss, the first factor of eq. 6, of nested candidates.
 
     If a candidate of lower rank is a truncation of one of higher rank, the inner product of their errors is the squared
@@ -102,10 +115,11 @@ def nested_loss(errors: Sequence[Tensor], *, floor: float = 0.0) -> Callable[[Se
     floor : float
         Added to the loss, so that rounding errors of exact candidates do not count.
     """
-    products = [torch.minimum(row[:, None], row[None, :]) for row in errors]
+    rows = padded(errors)
+    products = torch.minimum(rows[:, :, None], rows[:, None, :])
 
-    def loss(coefficients: Sequence[Tensor]) -> Tensor:
-        parts = [p @ product @ p for p, product in zip(coefficients, products, strict=True)]
-        return torch.stack(parts).sum() + floor
+    def loss(coefficients: Tensor) -> tuple[float, Tensor]:
+        mixed = (products @ coefficients.unsqueeze(2)).squeeze(2)
+        return float((coefficients * mixed).sum()) + floor, 2 * mixed
 
     return loss

@@ -12,7 +12,7 @@ from torch import Tensor
 from rankfold import methods
 from rankfold.methods import Method
 from rankfold.records import LayerInfo, Ranks
-from rankfold.strategies.coefficients import MOMENTUM
+from rankfold.strategies.coefficients import MOMENTUM, padded
 from rankfold.strategies.problem import Problem
 from rankfold.strategies.workbench import Batch
 
@@ -104,15 +104,16 @@ class Mixtures:
 
     def mixture(self, index: int, coefficients: Tensor) -> Tensor:
         """Return a layer's mixture."""
-        weights = zip(coefficients.tolist(), self.candidates(index), strict=True)
+        weights = zip(coefficients.tolist(), self.candidates(index), strict=False)  # zeros at the end
         return sum((p * weight for p, weight in weights), start=torch.zeros(()))
 
-    def train(self, coefficients: Sequence[Tensor], rank_loss: float) -> None:
+    def train(self, coefficients: Tensor, rank_loss: float) -> None:
         """Update the factors by the gradient of eq. 6 (eq. 8), with the coefficients fixed."""
         self._optimizer.zero_grad()
         for i, axis in enumerate(self.axes):
             error = self._error(i, coefficients[i])
-            for p, ranks, factors in zip(coefficients[i].tolist(), self.settings[i], self.factors[i], strict=True):
+            weights = coefficients[i].tolist()
+            for p, ranks, factors in zip(weights, self.settings[i], self.factors[i], strict=False):
                 with torch.enable_grad():
                     weight = composed(axis, ranks, factors)
                 weight.backward(-2 * p * rank_loss * error)
@@ -120,33 +121,30 @@ class Mixtures:
                 torch.nn.utils.clip_grad_norm_([f for c in self.factors[i] for f in c], self.norm)
         self._optimizer.step()
 
-    def decomposition(self, coefficients: Sequence[Tensor]) -> Tensor:
-        """Return the decomposition loss, the first factor of eq. 6, differentiable in the coefficients."""
-        total = torch.zeros((), dtype=torch.float64)
-        for i, p in enumerate(coefficients):
-            error = self._error(i, p.detach())
-            slopes = torch.stack([-2 * (error * weight).sum() for weight in self.candidates(i)]).to(p)
-            total = total + error.square().sum().to(p) + (p - p.detach()) @ slopes
-        return total
+    def decomposition(self, coefficients: Tensor) -> tuple[float, Tensor]:
+        """Return the decomposition loss, the first factor of eq. 6, and its slopes."""
+        total, slopes = 0.0, list[Tensor]()
+        for i in range(len(self.axes)):
+            error = self._error(i, coefficients[i])
+            total += float(error.double().square().sum())
+            slopes.append(torch.stack([-2 * (error * weight).sum() for weight in self.candidates(i)]))
+        return total, padded(slopes).to(coefficients)
 
-    def validation(self, coefficients: Sequence[Tensor]) -> Tensor:
-        """Return the loss of the network on the next labelled batch (eq. 7), differentiable in the coefficients."""
+    def validation(self, coefficients: Tensor) -> tuple[float, Tensor]:
+        """Return the loss of the network on the next labelled batch (eq. 7), and its slopes."""
         bench = self.problem.workbench
         assert bench is not None
         if self._batches is None:
             self._batches = cycle(bench.batches())
-        mixed = {
-            axis.layer.name: self.mixture(i, coefficients[i].detach()).requires_grad_()
-            for i, axis in enumerate(self.axes)
-        }
+        mixed = {axis.layer.name: self.mixture(i, coefficients[i]).requires_grad_() for i, axis in enumerate(self.axes)}
         with torch.enable_grad():
             loss = bench.loss(mixed, next(self._batches))
         gradients = torch.autograd.grad(loss, list(mixed.values()))
-        total = loss.detach().double()
-        for i, (p, gradient) in enumerate(zip(coefficients, gradients, strict=True)):
-            slopes = torch.stack([(gradient * weight).sum() for weight in self.candidates(i)]).to(p)
-            total = total + (p - p.detach()) @ slopes
-        return total
+        slopes = [
+            torch.stack([(gradient * weight).sum() for weight in self.candidates(i)])
+            for i, gradient in enumerate(gradients)
+        ]
+        return float(loss.detach()), padded(slopes).to(coefficients)
 
     def diverged(self) -> Axis | None:
         """Return the first layer whose factors are not finite."""

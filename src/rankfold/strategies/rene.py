@@ -19,7 +19,7 @@ from rankfold.errors import ConfigError, InfeasibleBudget, ModelError, UnknownNa
 from rankfold.factor.linalg import double
 from rankfold.factor.moments import output_energy
 from rankfold.records import Candidate, Cost, Plan, Ranks
-from rankfold.strategies.coefficients import RankLoss, nested_loss, optimise
+from rankfold.strategies.coefficients import RankLoss, nested_loss, optimise, padded
 from rankfold.strategies.contract import Strategy, advice, check_reachable, make_plan, registry
 from rankfold.strategies.mixtures import Axis, Mixtures, composed
 from rankfold.strategies.problem import Problem
@@ -268,7 +268,7 @@ class _Search:
             values = [_around(axis, value, step, reach) for axis, value in zip(axes, best, strict=True)]
         return best
 
-    def _coefficients(self, axes: Sequence[Axis], values: Sequence[Sequence[int]], scale: float) -> list[Tensor]:
+    def _coefficients(self, axes: Sequence[Axis], values: Sequence[Sequence[int]], scale: float) -> Tensor:
         """Return the coefficients of one stage."""
         config = self.config
         rank_loss = RankLoss(loads=self._loads(axes, values), gamma=config.gamma, beta=config.beta, scale=scale)
@@ -281,7 +281,7 @@ class _Search:
             loss = nested_loss(errors, floor=sum(self._floors[axis.layer.name] for axis in axes))
         return optimise(loss, rank_loss, iterations=config.iterations, lr=config.learning_rate)
 
-    def _trained(self, axes: Sequence[Axis], values: Sequence[Sequence[int]], rank_loss: RankLoss) -> list[Tensor]:
+    def _trained(self, axes: Sequence[Axis], values: Sequence[Sequence[int]], rank_loss: RankLoss) -> Tensor:
         """Train factors and coefficients in turn; restart with smaller steps if that diverges.
 
         Raises
@@ -294,7 +294,7 @@ class _Search:
             mixtures = Mixtures(self.problem, axes, values, lr=lr, norm=None if attempt == 0 else 1.0)
             loss = mixtures.validation if config.objective == "validation" else mixtures.decomposition
 
-            def update(number: int, fixed: Sequence[Tensor], factor: float, mixtures: Mixtures = mixtures) -> bool:
+            def update(number: int, fixed: Tensor, factor: float, mixtures: Mixtures = mixtures) -> bool:
                 mixtures.train(fixed, factor)
                 return number >= config.warm_iterations and mixtures.diverged() is None
 
@@ -306,7 +306,7 @@ class _Search:
                 logarithmic=False,
                 before=update,
             )
-            if mixtures.diverged() is None and all(bool(p.isfinite().all()) for p in coefficients):
+            if mixtures.diverged() is None and bool(coefficients.isfinite().all()):
                 return coefficients
             lr /= 10
         assert mixtures is not None
@@ -322,12 +322,12 @@ class _Search:
         errors = [self._error(axis, axis.ranks(value)) for value in values]
         return torch.tensor(errors, dtype=torch.float64)
 
-    def _loads(self, axes: Sequence[Axis], values: Sequence[Sequence[int]]) -> list[Tensor]:
+    def _loads(self, axes: Sequence[Axis], values: Sequence[Sequence[int]]) -> Tensor:
         """Return the rank of each candidate relative to the layer's largest (eq. 5), or its cost to that of any."""
         if self._resource is None:
-            return [torch.tensor(row, dtype=torch.float64) / max(row) for row in values]
+            return padded([torch.tensor(row, dtype=torch.float64) / max(row) for row in values])
         costs = [[self._amount(axis, axis.ranks(v)) for v in row] for axis, row in zip(axes, values, strict=True)]
-        return [torch.tensor(row, dtype=torch.float64) / max(map(max, costs)) for row in costs]
+        return padded([torch.tensor(row, dtype=torch.float64) / max(map(max, costs)) for row in costs])
 
     def _amount(self, axis: Axis, ranks: Ranks) -> int:
         assert self._resource is not None
