@@ -93,7 +93,7 @@ def test_plugins_by_name_or_object() -> None:
         registry.get("car", {"cuont": 3})
     with pytest.raises(ConfigError, match="vehicle 'car' is given as an object. Set its options there"):
         registry.get(own, {"count": 3})
-    with pytest.raises(ConfigError, match=r"by its name or an object: 'car' or Car\(\)"):
+    with pytest.raises(ConfigError, match=r"must be a name or an object: 'car' or Car\(\)"):
         registry.get(Car)
     for stranger in (Cart(), Wheels(), Cart):  # not registered
         with pytest.raises(UnknownNameError, match="Choose from: car"):

@@ -60,7 +60,7 @@ def parse_json(text: str, *, source: str, limits: Limits = LIMITS) -> Any:
         """Read a number with a point or an exponent, or one of the constants that `json` accepts (NaN, Infinity)."""
         number = float(text)
         if not math.isfinite(number):
-            raise CorruptArtifact(f"{source} has the number {quoted(text)}, which is not finite. Was it edited?")
+            raise CorruptArtifact(f"{source} has the number {quoted(text)}, which is not finite. Correct it.")
         return number
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -77,7 +77,9 @@ def parse_json(text: str, *, source: str, limits: Limits = LIMITS) -> Any:
     except (ValueError, RecursionError) as error:
         if isinstance(error, CorruptArtifact):
             raise
-        raise CorruptArtifact(f"{source} is not valid JSON: {error}. Was it edited or truncated?") from error
+        raise CorruptArtifact(
+            f"{source} is not valid JSON: {error}. It may be edited or truncated; restore or recreate it."
+        ) from error
     if len(text) > limits.text:
         _check_texts(value, source, limits.text)
     if "\\ud" in text.lower() and _LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)):

@@ -24,6 +24,7 @@ PARAMETERS = "Parameters\n----------\n"
 """The heading of the parameters in a docstring."""
 
 _PARAMETER = re.compile(r"^(\S.*) : (.*)\n((?: {4}.*\n?)+)", re.MULTILINE)
+_BOLD = re.compile(r"\*\*(\w[^*]*)\*\*")
 
 Check = Callable[[str, Any], object]
 """``check(name, value)`` raises `ConfigError` for an invalid value."""
@@ -186,8 +187,8 @@ def documented(record: type) -> dict[str, tuple[str, str]]:
 
 
 def without_markup(text: str) -> str:
-    """Return the text of a docstring on one line, without the marks of code."""
-    return " ".join(text.replace("`", "").split())
+    """Return the text of a docstring on one line, without the marks of code and bold type."""
+    return " ".join(_BOLD.sub(r"\1", text.replace("`", "")).split())
 
 
 def _plain(value: Any) -> Any:

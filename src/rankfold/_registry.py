@@ -67,7 +67,7 @@ class Registry(Generic[T]):
         for entry in self:
             if spec is entry.plugin:
                 example = f"{entry.plugin.name!r} or {entry.plugin.__name__}()"
-                raise ConfigError(f"a {self.kind} is given by its name or an object: {example}. Got the class.")
+                raise ConfigError(f"a {self.kind} must be a name or an object: {example}. Got the class instead.")
         if isinstance(spec, str) or all(type(spec) is not entry.plugin for entry in self):
             return build_config(self.entry(cast("str", spec)).plugin, options, owner=f"{self.kind} {spec!r}")
         if options is not None:

@@ -132,7 +132,7 @@ def test_methods_by_name() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ()}, "methods must be at least one name"),
+        ({"methods": ()}, "methods must be a list of at least one method"),
         ({"rank_multiple": 0}, "rank_multiple must be an integer >= 1. Got 0"),
         ({"rank_multiple": 2.0}, "rank_multiple must be an integer >= 1. Got 2.0"),
         ({"points": 1}, "points must be an integer >= 2. Got 1"),

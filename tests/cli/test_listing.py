@@ -52,6 +52,14 @@ def test_one_method(run: Run) -> None:
     assert "Options" not in run("methods", "svd").out
 
 
+def test_items_of_a_list_start_lines(run: Run) -> None:
+    (one,) = run("strategies", "rene", "--json").document["strategies"]
+    assert any(paragraph.startswith("- Loops. ") for paragraph in one["description"])
+    shown = run("strategies", "similarity").out
+    assert "\n2. The compressed model is fine-tuned once" in shown
+    assert "**" not in shown + "".join(one["description"])
+
+
 def test_inherited_options_are_explained(run: Run) -> None:
     (one,) = run("strategies", "compressnas", "--json").document["strategies"]
     options = {option["name"]: option for option in one["options"]}

@@ -178,7 +178,7 @@ def test_an_interrupted_command_resumes(
         (("reproduce", "similrity"), "Did you mean 'similarity'"),
         (("reproduce", "similarity", "--study", "pair"), "Did you mean 'pairs'"),
         (("reproduce", "similarity", "--methods", "tuker"), "Did you mean 'tucker'"),
-        (("reproduce", "similarity", "--drop", "much"), "--drop must be a share in [0, 100%)"),
+        (("reproduce", "similarity", "--drop", "much"), "--drop must be a share of at least 0 % and less than 100 %"),
         (("reproduce", "similarity", "--drop", "100%"), "'100%'"),
         (("reproduce", "similarity", "--epochs", "0"), "--epochs"),
         (("reproduce", "similarity", "--strategy-option", "drop=0.1"), "Use --drop instead"),

@@ -127,7 +127,7 @@ def analyze(
     if not found:
         listed = "".join(f"\n  {name or 'the model'}: {reason}" for name, reason in list(kept.items())[:8])
         raise UnsupportedLayer(
-            f"none of the methods {', '.join(names)} supports any of the layers. Choose others.{listed}"
+            f"none of the methods {', '.join(names)} supports any of the layers. Choose other methods.{listed}"
         )
     return Analysis(
         layers=tuple(found), methods=names, steps=tuple(how.steps), tolerance=how.tolerance, random=how.random,

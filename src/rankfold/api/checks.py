@@ -28,8 +28,13 @@ def check_compressible(inventory: Inventory) -> None:
     reasons = "".join(f"\n  {layer.name!r} ({layer.describe()}): {layer.skip}" for layer in inventory.layers[:8])
     more = len(inventory.layers) - 8
     raise ModelError(
-        "the model has no layer that can be compressed: it needs a convolution or linear layer that is not excluded."
-        + (reasons + (f"\n  ... and {more} more" if more > 0 else "") if reasons else " It has neither.")
+        "the model has no layer that can be compressed: "
+        + (
+            "every convolution and linear layer is excluded or not supported."
+            if reasons
+            else "it contains no convolution or linear layer."
+        )
+        + (reasons + (f"\n  ... and {more} more" if more > 0 else ""))
         + "".join(f"\n  {holder}" for holder in inventory.holders[:3] if not reasons)
     )
 

@@ -30,7 +30,7 @@ def chosen_methods(value: Any) -> tuple[tuple[str, ...], dict[str, dict[str, Any
     listed = list(value) if isinstance(value, Iterable) else [value]
     known = all(isinstance(one, str | type | methods.Method) for one in listed)
     require(known, "methods", value, "a name, a method such as rankfold.QR(), or a list of these")
-    require(len(listed) > 0, "methods", value, "at least one name")
+    require(len(listed) > 0, "methods", value, "a list of at least one method")
     objects = {one.name: one for one in (methods.get(one) for one in listed if not isinstance(one, str))}
     options = {name: changed(one) for name, one in objects.items()}
     return resolve_methods([one if isinstance(one, str) else one.name for one in listed]), options
@@ -125,7 +125,7 @@ class Search:
         flag=_PATTERNS,
     )
     keep_first_last: bool = option(
-        False, "Do not compress the first convolution and the last classifier.", check=boolean, flag=Flag(kind=bool)
+        False, "Do not compress the first convolution and the last layer.", check=boolean, flag=Flag(kind=bool)
     )
     overrides: Mapping[str, Any] | None = option(
         None,

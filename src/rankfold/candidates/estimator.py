@@ -109,8 +109,7 @@ class Estimator:
             )
         if together and self.batches is None:
             raise ConfigError(
-                f"rounds need calibration data to measure on. Pass {spelled('calibration', ...)}, or "
-                f"{spelled('rounds', 0)}."
+                f"rounds need calibration data. Pass {spelled('calibration', ...)}, or {spelled('rounds', 0)}."
             )
         if together and proxy == "fisher":
             raise ConfigError(

@@ -20,8 +20,8 @@ class ProxyConfig:
     proxy : {"auto", "weight", "output", "network", "fisher"}
         The predicted loss of a candidate, added up over layers. "weight" is the relative squared error of the weight,
         "output" that of the layer's output, from second moments. "network" is the measured error of the network's
-        output if only this layer is replaced, the estimator of CompressNAS (Sah et al. 2026). "fisher" is the same to
-        second order, from gradients. "auto" is "network" with calibration data, otherwise "weight".
+        output if only this layer is replaced, the estimator of CompressNAS (Sah et al. 2026). "fisher" estimates the
+        same error to second order from gradients. "auto" is "network" with calibration data, otherwise "weight".
     samples : int or None
         Number of calibration samples for "network" and "fisher", the first ones of the data. By default
         between 256 for a small network and 16 for a large one.

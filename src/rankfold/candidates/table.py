@@ -31,7 +31,7 @@ class TableConfig:
     points: int = 64  # approximate number of values of each rank
 
     def __post_init__(self) -> None:
-        require(len(self.methods) > 0, "methods", self.methods, "at least one name")
+        require(len(self.methods) > 0, "methods", self.methods, "a list of at least one method")
         require(
             isinstance(self.options, Mapping), "method_options", self.options, "a mapping of method names to options"
         )

@@ -81,7 +81,7 @@ def build() -> typer.Typer:
     application = typer.Typer(
         cls=_Group,
         name="rankfold",
-        help="Compress trained PyTorch networks with low-rank factorizations, chosen layer by layer.",
+        help="Compress trained PyTorch networks by low-rank factorization, with a method and ranks for each layer.",
         epilog="Start with: rankfold demo",
         no_args_is_help=True,
         pretty_exceptions_enable=False,

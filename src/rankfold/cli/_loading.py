@@ -28,7 +28,9 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise UnknownNameError("device", name, ["auto", "cpu", "cuda", "cuda:0"]) from None
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise ConfigError(f"--device {name!r} is not available: this machine has {count} CUDA devices. Try auto.")
+        raise ConfigError(
+            f"--device {name!r} is not available: this machine has {count} CUDA devices. Pass --device auto."
+        )
     return device
 
 

@@ -18,7 +18,7 @@ from rankfold.tune.config import CHECKS
 from rankfold.zoo import DATA_SPECS
 from rankfold.zoo.building import MOST_CLASSES
 
-NETWORKS = "a name of the zoo, torchvision/NAME, timm/NAME, pkg.module:factory or file.py:factory."
+NETWORKS = "built-in name such as resnet20_cifar10, torchvision/NAME, timm/NAME, pkg.module:factory or file.py:factory."
 DATA_HELP = f"Data set: {either(DATA_SPECS)}."
 
 REQUIRED = inspect.Parameter.empty

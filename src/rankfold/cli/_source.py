@@ -131,7 +131,9 @@ def artifact_source(given: Given, *, reads_data: bool) -> Source:
         raise RankfoldError(f"the artefact {folder!r} {what}. Pass a folder that compress, apply or finetune wrote.")
     remembered = Source.load(folder)
     if remembered is None and model is None:
-        raise ConfigError(f"{folder!r} has no {SOURCE_FILE} that names its network. Pass --model.")
+        raise ConfigError(
+            f"{folder!r} has no {SOURCE_FILE} that names its network. If it is an artefact, pass --model."
+        )
     new = _given_fields(given)
     if remembered is not None and not given.trust_source:
         _refuse_code(folder, remembered, named=model is not None, data_named="data" in new or not reads_data)

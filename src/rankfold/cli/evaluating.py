@@ -13,7 +13,7 @@ from rankfold.cli._loading import is_trained, open_data, open_model, pick_device
 from rankfold.cli._options import FLAGS, NETWORKS
 from rankfold.cli._session import Output
 from rankfold.cli._source import Source, artifact_source, given_source
-from rankfold.errors import ConfigError, CorruptArtifact
+from rankfold.errors import ConfigError, CorruptArtifact, UnknownNameError
 from rankfold.reporting import MetricValue, Report
 from rankfold.reporting.words import metric as in_words
 
@@ -23,7 +23,7 @@ from rankfold.reporting.words import metric as in_words
     "artifact", "artefact_source", "top", "agreement",
     artifact=replace(FLAGS["artifact"], help=f"An artefact's folder, or a network: {NETWORKS}", metavar="TARGET"),
     top=Flag(
-        kind=int, default=1, check=COUNT, metavar="K",
+        kind=int, default=1, check=COUNT, metavar="K", stands_for=("k",),
         help="Count a prediction as correct if the label is among the K highest scores.",
     ),
     agreement=Flag(
@@ -43,7 +43,12 @@ def evaluate(given: Given, out: Output) -> None:
         raise ConfigError(f"--model requires an artefact, but there is no folder {target!r}.")
     source = artifact_source(given, reads_data=True) if artifact else given_source(given, target)
     device = pick_device(given.device)
-    zoo.entry(source.model)
+    try:
+        zoo.entry(source.model)
+    except UnknownNameError as error:
+        if artifact:
+            raise
+        raise ConfigError(f"{error} There is no folder {target!r} either.") from None
     test = open_data(source, "test", limit=source.limit_test)
     if not artifact:
         warn_untrained(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from typing import Any
 
 from rankfold import methods, strategies
@@ -13,6 +14,9 @@ from rankfold.cli._command import Given, command
 from rankfold.cli._session import Output
 from rankfold.reporting.sections import Content, Section
 from rankfold.reporting.terminal import draw
+
+_PARAGRAPHS = re.compile(r"\n\n|\n(?=- |\d+\. )")
+"""Ends of paragraphs and of items of a list."""
 
 _NAME = Flag(kind=str | None, names=None, metavar="NAME", help="Show only this one, with its full description.")
 
@@ -58,11 +62,11 @@ def _describe(entry: Entry[Any]) -> dict[str, Any]:
         missing = field.default is dataclasses.MISSING
         default = field.default_factory() if missing else field.default  # pyright: ignore[reportCallIssue]
         options.append({"name": field.name, "type": kind, "default": default, "help": text})
-    paragraphs = inspect.cleandoc(entry.plugin.__doc__ or "").partition(PARAMETERS)[0].strip().split("\n\n")
+    text = inspect.cleandoc(entry.plugin.__doc__ or "").partition(PARAMETERS)[0].strip()
     return {
         "name": entry.plugin.name,
         "class": entry.plugin.__name__,
         "summary": entry.summary,
-        "description": [without_markup(paragraph) for paragraph in paragraphs],
+        "description": [without_markup(paragraph) for paragraph in _PARAGRAPHS.split(text)],
         "options": options,
     }

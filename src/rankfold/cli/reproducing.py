@@ -26,7 +26,7 @@ from rankfold.reporting.studies.record import MODEL
 from rankfold.studies import PAPERS, Setup
 from rankfold.studies import reproduce as run_studies
 
-_STUDIES = "; ".join(f"{', '.join(paper.studies)} ({name})" for name, paper in PAPERS.items())
+_STUDIES = "; ".join(f"{either(list(paper.studies))} of {name}" for name, paper in PAPERS.items())
 _NAMES = (
     "paper", "model", "out", "study", "methods", "drop", "strategy_option", "calibration_images",
     *(name for name in GROUPS["tuning"] if name not in ("checkpoint", "checkpoint_every", "restart")), "source",
@@ -39,7 +39,7 @@ _OWN = {
     ),
     "out": replace(FLAGS["out"], default="reproduction", help="Folder for the tables, in JSON, Markdown and HTML."),
     "study": Flag(
-        kind=list[str] | None, metavar="NAME", help=f"Study: {_STUDIES}. By default all; may be repeated.",
+        kind=list[str] | None, metavar="NAME", help=f"Study to run: {_STUDIES}. By default all; may be repeated.",
     ),
     "methods": Flag(
         kind=str | None, metavar="NAMES", panel=SEARCH,
@@ -60,7 +60,7 @@ _OWN = {
 
 @command("rankfold reproduce similarity --study pairs --out pairs", *_NAMES, **_OWN)
 def reproduce(given: Given, out: Output) -> None:
-    """Run the studies of a paper on a network, and write its kind of tables and figures.
+    """Run the studies of a paper on a network, and write tables and charts like those of the paper.
 
     The studies train many models: expect minutes for the default network, and hours for larger ones. To resume an
     interrupted run, repeat the same command. Finished studies are not repeated. To start over, delete the folder.
@@ -78,7 +78,9 @@ def reproduce(given: Given, out: Output) -> None:
         raise DataError("the studies train and measure models. Pass --data, such as mnist5k or cifar10:PATH.")
     drop = parse_share(given.drop)
     if drop is None or not 0 <= drop < 1:
-        raise ConfigError(f"--drop must be a share in [0, 100%), such as 1.5%. Got {given.drop!r} instead.")
+        raise ConfigError(
+            f"--drop must be a share of at least 0 % and less than 100 %, such as 1.5%. Got {given.drop!r} instead."
+        )
     options = parse_options(given.strategy_option)
     if "drop" in options:
         raise ConfigError("--strategy-option does not take 'drop'. Use --drop instead.")

@@ -61,8 +61,8 @@ _POINTS = "Budgets"
 def sweep(given: Given, out: Output) -> None:
     """Plan for many budgets at once: the trade-off between size and predicted loss, and a family of models.
 
-    Candidates are priced and measured once; after that, each budget takes seconds. With --data, the plans are applied
-    one at a time and measured on the test images. With --cache, an interrupted sweep resumes.
+    The costs and losses of the candidates are computed once; after that, each budget takes seconds. With --data,
+    the plans are applied one at a time and measured on the test images. With --cache, an interrupted sweep resumes.
     """
     source = given_source(given, given.model)
     budget, search = parse_budget(given.budget), search_options(given)

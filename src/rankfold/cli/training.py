@@ -52,7 +52,8 @@ def train(given: Given, out: Output) -> None:
 
     By default the recipe is that of the similarity paper (Kokhazadeh et al. 2025): the learning rate falls to a tenth
     when accuracy on the test images, measured after each epoch, has not improved for more than 10 epochs. The weights
-    are those of the last epoch. For others, see --finetune-option schedule=cosine and keep=best.
+    are those of the last epoch. --finetune-option keep=best saves those of the epoch with the best accuracy, and
+    --finetune-option schedule=cosine follows a cosine instead.
 
     To resume an interrupted run, repeat the same command. A checkpoint is next to the output file until the weights are
     written.

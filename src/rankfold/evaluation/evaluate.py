@@ -113,7 +113,7 @@ def evaluate(model: nn.Module, metric: Callable[[nn.Module], Any]) -> float:
         ) from error
     if not math.isfinite(number):
         raise MetricError(
-            f"metric {metric.name!r} returned {number} instead of a finite number. Does the model's output, or "
-            "the data, contain NaN?"
+            f"metric {metric.name!r} returned {number} instead of a finite number. Check the model's "
+            "outputs and the data for NaN and infinity."
         )
     return number

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankfold._config import spelled
 from rankfold.errors import ConfigError, DataError
 from rankfold.outputs import IGNORED, class_axis, require_classes
 
@@ -41,7 +42,9 @@ def hits(scores: Tensor, target: Tensor, k: int) -> Tensor:
     """Return, for each target that is not ignored, whether it is among the k highest of its scores."""
     scores = scores.movedim(_axis_by_target(scores, target.shape), -1)
     if k > scores.shape[-1]:
-        raise ConfigError(f"k of topk must be at most the number of classes, {scores.shape[-1]}. Got {k} instead.")
+        raise ConfigError(
+            f"{spelled('k', of='topk')} must be at most the number of classes, {scores.shape[-1]}. Got {k} instead."
+        )
     counts = target != IGNORED
     scores, target = scores[counts], target[counts]
     best = scores.topk(k, dim=-1)

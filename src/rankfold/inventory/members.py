@@ -83,7 +83,7 @@ def members_of(module: Any, paths: tuple[str, ...]) -> list[Member]:
     if base in CONVS or base in TRANSPOSED:
         settings = _conv_settings(module, transposed=base in TRANSPOSED)
         if skip is None and module.groups > 1 and module.groups == module.in_channels:
-            skip = "depthwise convolution: each group has one input channel, nothing to factor"
+            skip = "depthwise convolution with one input channel per group, so there is nothing to factor"
     else:
         sizes = (module.in_features, module.out_features) if base is nn.Linear else conv1d_sizes(module)
         assert sizes is not None

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankfold._config import spelled
 from rankfold._progress import track
 from rankfold._tensors import copied, detached, model_device, tensors_of, to_device
 from rankfold._turns import resting, turn
@@ -164,8 +165,8 @@ def example_failure(which: str, example_input: Any, error: Exception) -> ModelEr
     return ModelError(
         f"{which} cannot run on the example input, {describe(example_input)}. "
         f"It raised {type(error).__name__}: {error}\n"
-        "Pass an example input that the model accepts: a tuple of positional arguments, a dict of keyword arguments, "
-        "or a single argument."
+        f"Correct {spelled('example_input')} so that the model accepts it. In Python, a tuple holds positional "
+        "arguments, a dict holds keyword arguments, and anything else is a single argument."
     )
 
 

@@ -138,18 +138,18 @@ def check_supported(method: Method, layer: LayerInfo) -> None:
 def check_ranks(method: Method, layer: LayerInfo, ranks: Ranks) -> None:
     """Raise `RankError`, with the layer and the allowed range, if ranks are invalid."""
     limits = method.max_ranks(layer)
-    allowed = ", ".join(f"1..{limit}" for limit in limits)
+    allowed = " and ".join(f"1..{limit}" for limit in limits)
     if len(ranks) != len(limits):
         number = "one integer" if len(limits) == 1 else f"{len(limits)} integers"
         example = tuple(max(1, limit // 4) for limit in limits)
         raise RankError(
-            f"'ranks' of {method.name!r} on {layer.title} must be {number} in {allowed}, such as {example}. "
+            f"the ranks of {method.name!r} on {layer.title} must be {number} in {allowed}, such as {example}. "
             f"Got {list(ranks)} instead."
         )
     whole = all(isinstance(rank, int) and not isinstance(rank, bool) for rank in ranks)
     if not whole or not all(1 <= rank <= limit for rank, limit in zip(ranks, limits, strict=True)):
         raise RankError(
-            f"'ranks' of {method.name!r} on {layer.title} must be integers in {allowed}. Got {list(ranks)} instead."
+            f"the ranks of {method.name!r} on {layer.title} must be integers in {allowed}. Got {list(ranks)} instead."
         )
 
 

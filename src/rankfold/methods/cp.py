@@ -58,7 +58,7 @@ class CP(Effort, KernelMethod):
     Parameters
     ----------
     iterations : int
-        Maximum number of sweeps of alternating least squares; 0 keeps the start.
+        Maximum number of sweeps of alternating least squares; 0 keeps the starting point.
     tolerance : float
         Stop when the last 20 sweeps lowered the relative error by less than this share of it.
     target : float
@@ -67,7 +67,7 @@ class CP(Effort, KernelMethod):
         Bound on the energy of the rank-one terms, relative to that of the weight. It keeps terms from growing and
         cancelling each other.
     starts : int
-        Maximum number of starts. Small weights get several starts, of which the best result is kept.
+        Maximum number of starting points. Small weights get several, of which the best result is kept.
     """
 
     name = "cp"

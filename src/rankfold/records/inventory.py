@@ -41,7 +41,7 @@ class Holder:
 
     def __str__(self) -> str:
         name = f"{self.name!r} ({self.what})" if self.name else f"the model itself ({self.what})"
-        return f"{name} holds {self.params:,} parameters, {self.share:.0%} of all: {self.reason}"
+        return f"{name} holds {self.params:,} parameters, {self.share:.0%} of the total ({self.reason})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -93,7 +93,7 @@ def _decode_record(wanted: type, value: Any, where: str) -> Any:
         if f.name in value:
             out[f.name] = decode(hints[f.name], value[f.name], f"{where}.{f.name}")
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise CorruptArtifact(f"{where} has no {f.name!r}. Was it edited or truncated?")
+            raise CorruptArtifact(f"{where} has no {f.name!r}. It may be edited or truncated; restore or recreate it.")
     return wanted(**out)
 
 

@@ -93,9 +93,9 @@ def check_reachable(problem: Problem, table: CandidateTable) -> None:
 def advice(problem: Problem) -> str:
     """Return advice about a budget that is out of reach, and the largest modules that cannot be compressed."""
     inventory, resources = problem.inventory, set(resources_of(problem))
-    parts = ["Loosen it, allow more methods or exclude fewer layers."]
+    parts = ["Loosen the budget, allow more methods or exclude fewer layers."]
     if not any(layer.left_out for layer in inventory):
-        parts = ["Loosen it or allow more methods."]
+        parts = ["Loosen the budget or allow more methods."]
     if resources & {"params", "flash", "memory"}:
         large = [str(holder) for holder in inventory.holders if holder.share >= SHOWN]
         parts += [f"Not compressible: {'; '.join(large[:MOST_SHOWN])}."] if large else []

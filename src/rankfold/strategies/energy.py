@@ -12,10 +12,10 @@ from rankfold.strategies.problem import Problem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Energy(Strategy):
-    """Every layer keeps the same share of its energy at the least cost.
+    """Every layer keeps the same share of its energy at the lowest cost.
 
-    The energy is that of the weight, or of the layer's output with calibration data. The cost is the sum of the layer's
-    shares in the budget's resources.
+    The energy is that of the weight, or of the layer's output with calibration data. With several resources in the
+    budget, the cost of a candidate is the sum of its shares of the model's resources.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ class Ladders:
     step_size : float
         Share of a layer's parameters between two steps.
     max_sol : int
-        Settings of one step at most.
+        Maximum number of settings per step.
     """
 
     problem: Problem

@@ -41,8 +41,8 @@ class Manual(Strategy):
         require(self.file is None or isinstance(self.file, str), "file", self.file, "a path as a string")
         if not self.layers and self.file is None:
             raise ConfigError(
-                f"strategy 'manual' needs choices. Pass {spelled('layers', Code('{...}'))} or "
-                f"{spelled('file', Code('path'))}."
+                f"strategy 'manual' needs choices. Pass {spelled('file', 'ranks.json')} or "
+                f"{spelled('layers', Code('{...}'))}."
             )
 
     def plan(self, problem: Problem) -> Plan:
@@ -130,7 +130,7 @@ def _read(pattern: str, value: Any) -> tuple[str, Any, Mapping[str, Any] | None,
                 raise ConfigError(f"ranks of {pattern!r} must be integers. Got {list(ranks)} instead.")
             return value[0], tuple(ranks), None, False
         return value[0], (ranks,) if isinstance(ranks, int) else ranks, None, False
-    raise ConfigError(f"the choice for {pattern!r} must be (method, ranks), an object or None. Got {value!r} instead.")
+    raise ConfigError(f"the choice for {pattern!r} must be (method, ranks), a mapping or None. Got {value!r} instead.")
 
 
 def _candidate(

@@ -33,7 +33,7 @@ class Rules:
     allowed : float
         Largest drop of the metric.
     thresholds : mapping of str to float
-        By target layer, the similarity from which on it keeps its ranks.
+        By target layer, the lowest similarity at which it keeps its ranks.
     objective : str
         The resource to minimise.
     samples : int

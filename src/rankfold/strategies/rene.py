@@ -45,8 +45,8 @@ class RENE(Strategy):
 
     The candidates of a layer are factorizations of different ranks r, all ranks of the method equal to r (or to the
     method's limit, if that is smaller). Softmax coefficients mix them; factors and coefficients descend the product of
-    the decomposition loss and the rank loss (eq. 4 to 9). The rank of the largest coefficient wins. In the next stage
-    the candidates are closer together around it, and everything starts anew, until they are 1 apart (Algorithm 1,
+    the decomposition loss and the rank loss (eq. 4 to 9). The rank with the largest coefficient wins. The next
+    stage starts over with candidates that are closer together around this rank, until they are 1 apart (Algorithm 1,
     section 4.3). Each layer takes the first of the search's methods that supports it.
 
     Choices where the paper is ambiguous or silent:
@@ -87,7 +87,8 @@ class RENE(Strategy):
         What the coefficients minimise: the decomposition loss, without data, or the cross-entropy on labelled
         calibration data (eq. 7).
     factors : {"fixed", "sgd"}
-        See above.
+        Whether the factors stay at the truncations ("fixed") or are trained with the coefficients ("sgd", as in the
+        paper).
     iterations, warm_iterations : int
         Updates per stage; with ``factors="sgd"``, `warm_iterations` updates of the
         factors alone come first.
@@ -183,7 +184,8 @@ class RENE(Strategy):
                 high -= 1
             if high < self.rank_min:
                 reasons[layer.name] = (
-                    f"every rank from {self.rank_min} to {self.rank_max} of {method.name} costs as much as the layer"
+                    f"every rank from {self.rank_min} to {self.rank_max} of {method.name} costs at least as much as "
+                    "the layer"
                 )
                 continue
             axes.append(Axis(layer=layer, method=method, limits=limits, low=self.rank_min, high=high))
@@ -217,9 +219,10 @@ class _Search:
         least = {axis.layer.name: axis.ranks(axis.low) for axis in self.axes}
         if self._exceeds(least):
             cost = self._cost(least)
+            smaller = "Use a smaller rank_min. " if self.config.rank_min > 1 else ""
             raise InfeasibleBudget(
                 f"budget {str(self.problem.budget)!r} cannot be met by strategy 'rene' with ranks of at least "
-                f"{self.config.rank_min}. Use a smaller rank_min. {advice(self.problem)}",
+                f"{self.config.rank_min}. {smaller}{advice(self.problem)}",
                 self.problem.budget.rows(self.problem.inventory.total, cost.get),
             )
         best, (low, high), scale = least, (math.log2(SCALES[0]), math.log2(SCALES[1])), SCALES[1]
@@ -313,8 +316,8 @@ class _Search:
         axis = mixtures.diverged() or axes[0]
         raise ModelError(
             f"the search diverges for {axis.layer.title} by {axis.method.name!r}: its factors are not finite after "
-            f"{ATTEMPTS} attempts. Use {spelled('learning_rate', ...)} below {config.learning_rate:g}, "
-            f"{spelled('factors', 'fixed')}, or another method."
+            f"{ATTEMPTS} attempts. Set {spelled('learning_rate')} below {config.learning_rate:g}, or use "
+            f"{spelled('factors', 'fixed')} or another method."
         )
 
     def _errors(self, axis: Axis, values: Sequence[int]) -> Tensor:

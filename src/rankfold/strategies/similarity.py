@@ -35,7 +35,7 @@ class Similarity(Strategy):
        budget replaces `drop`.
     4. Otherwise, the feature maps of each layer are compared with the original's by their cosine similarity, after the
        activation, pooling and normalisation that follow; each layer receives the original's input.
-    5. A layer at or above its threshold keeps its ranks. Every other one takes its next setting
+    5. A layer at or above its threshold keeps its ranks. All others take their next setting
        (`rankfold.strategies.ladder.Ladders`), and the loop continues with step 2.
 
     With several factorizations of either kind among the methods of the search, the loop runs once for each pair.
@@ -43,8 +43,8 @@ class Similarity(Strategy):
     This hybrid is fine-tuned, once more if needed, and if its metric is still too low, the loop continues from it. The
     result is the smaller of the hybrid and the best pair. Pairs that cannot meet the budget are left out.
 
-    The loop ends in any case: each round takes at least one layer a setting further, and a layer without a further
-    setting is kept. With a cache folder, the loop is saved after each round and resumes from there. Where the paper is
+    The loop always ends: each round moves at least one layer to its next setting, and a layer without a next setting
+    is kept. With a cache folder, the loop is saved after each round and resumes from there. Where the paper is
     silent, the choices below are those that gave the smaller model (docs/similarity.md has the comparison).
 
     Parameters
@@ -52,27 +52,28 @@ class Similarity(Strategy):
     objective : {"params", "macs", "memory"}
         The resource to minimise; it selects the target layers, and the settings of a hybrid.
     coverage : float
-        The largest layers in the objective are the targets: so many that they are this share, 0..1, of all layers
-        ("90 % of the layers" in the paper), or carry this share of the objective.
+        The targets are the largest layers in the objective. They are this share, 0..1, of all layers ("90 % of the
+        layers" in the paper), or carry this share of the objective.
     coverage_of : {"layers", "objective"}
         What `coverage` is a share of; rounded down for layers, but at least one.
     drop : float
         Largest drop of the metric, 0..1, if the budget does not bound it; 0.015 is 1.5 points of an accuracy. Without
         a bound on ``accuracy_drop``, the loop also ends with the last model that meets the other bounds.
     threshold, branched_threshold : float
-        The similarity from which on a layer keeps its ranks: in sequential parts of the network, and in parts that data
-        can bypass, such as residual, inception, fire and dense blocks.
+        A layer whose similarity is at least this keeps its ranks. `threshold` applies to sequential parts of the
+        network, and `branched_threshold` to parts that data can bypass, such as residual, inception, fire and dense
+        blocks.
     thresholds : mapping of str to float
         Thresholds of single layers, by name.
     step_size : float
         Share of a layer's parameters between two compression steps; 0.02, 0.05 or 0.1 in the paper.
     max_sol : int
-        Settings of one step at most; 1, 3 or 10 in the paper.
+        Maximum number of settings per step; 1, 3 or 10 in the paper.
     samples : int
         Calibration samples on which feature maps are compared.
     carry : bool
         Whether layers whose ranks did not change, and everything outside of the factored layers, continue from the
-        fine-tuned values of the round before. If False, each round starts from the original's weights.
+        fine-tuned values of the previous round. If False, each round starts from the original's weights.
     one_shot : bool
         Whether all layers are factored before the fine-tuning. If False, the model is fine-tuned after each layer, as
         other methods do.

@@ -23,9 +23,9 @@ class VBMF(Strategy):
     Each layer is factored by the supported method with the most ranks: ``tucker`` for kernels larger than 1, else
     ``svd``.
 
-    Nakajima et al. (2013); Kim et al. (2016), section 3.2; the baseline of Kokhazadeh et al. (2025). Ranks are clamped
-    to 1..break-even, which is recorded in the plan's notes. If the analytic ranks exceed the budget, all ranks are
-    scaled down evenly.
+    Nakajima et al. (2013); Kim et al. (2016), section 3.2; the baseline of Kokhazadeh et al. (2025). Ranks are at
+    least 1 and at most break-even (the largest that make the layer smaller); the plan's notes record each change. If
+    the analytic ranks exceed the budget, all ranks are scaled down evenly.
 
     Parameters
     ----------

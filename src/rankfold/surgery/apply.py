@@ -55,7 +55,10 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
             if here != wanted:
                 problems.append(f"layer {name!r} is {here}, but the plan was made for {wanted}")
     if problems:
-        raise PlanMismatch(f"the plan does not fit this model:\n{listed(problems, 20)}\nMake a plan for this model.")
+        raise PlanMismatch(
+            f"the plan does not fit this model:\n{listed(problems, 20)}\n"
+            "Make a plan for this model, or use the model that the plan was made for."
+        )
     for name, choice in plan.factored.items():
         methods.check_choice(layers[name], choice)
     return layers

@@ -114,7 +114,7 @@ def refuse_write(title: str, name: str) -> None:
     raise ComputedWeightError(
         f"{title} is factored: its weight is computed from the factors at every read, so what {name!r} writes to it "
         "would be lost. Merge adapters, prune, tie or initialise before compressing and plan again; or change the "
-        "factors, which are the layer's parameters (its requires_grad_() freezes them)."
+        "factors, which are the layer's parameters (requires_grad_(False) of the layer freezes them)."
     )
 
 

@@ -98,7 +98,7 @@ class FineTune:
     checkpoint : path or None
         File of the checkpoint, or folder for ``finetune.pt``. A name with a suffix is a file.
     checkpoint_every : int or None
-        Steps between checkpoints, by default those of an epoch.
+        Steps between checkpoints, by default one epoch.
     resume : bool
         Resume from the checkpoint if it exists; for a finished run, return its result. False starts over and overwrites
         the checkpoint.

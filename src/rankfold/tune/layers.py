@@ -33,7 +33,7 @@ class LayerDistillation(Term):
     Parameters
     ----------
     scale : {"relative", "mean", "sum"}
-        See above.
+        Scale of the squared norms: one of the three above.
     weight : float
         The lambda of eq. 11.
 

@@ -66,7 +66,7 @@ def create(
         model = info.build(num_classes)
     if weights == "bundled":
         if info.bundled is None:
-            raise ConfigError(f"{name!r} has no bundled weights. Pass a file: {spelled('weights', Code('path'))}.")
+            raise ConfigError(f"{name!r} has no bundled weights. Pass a file with {spelled('weights', Code('path'))}.")
         with resources.as_file(resources.files("rankfold.zoo") / "weights" / info.bundled) as file:
             load_weights(model, file)
     elif weights is not None:

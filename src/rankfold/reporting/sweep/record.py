@@ -178,7 +178,10 @@ class Sweep(Document):
         for i, p in enumerate(sweep.points):
             if p.plan is not None and (p.cost is None or p.predicted_loss is None):
                 where = f"{source}.points[{i}]"
-                raise CorruptArtifact(f"{where} has a plan but no cost or predicted loss. Was it edited or truncated?")
+                raise CorruptArtifact(
+                    f"{where} has a plan but no cost or predicted loss. It may be edited or truncated; restore or "
+                    "recreate it."
+                )
         return sweep
 
     def to_csv(self) -> str:
