@@ -93,7 +93,7 @@ def test_a_failing_forward_says_what_and_with_which_input() -> None:
     assert "4x5 float32" in message
     assert "RuntimeError: " in message
     assert "shapes cannot be multiplied (4x5 and 3x2)" in message
-    assert "a tuple of positional arguments" in message
+    assert "a tuple holds positional arguments" in message
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
