@@ -77,6 +77,8 @@ def updated(text: str) -> str:
             rows = of_gauge(records[0]["results"])
         elif records[0].get("benchmark") == "compressnas":
             rows = of_search([row for record in records for row in record["results"]])
+        elif records[0].get("benchmark") == "similarity":
+            rows = of_similarity(records[0]["results"]["loops"])
         elif records[0].get("benchmark") == "yolo":
             rows = of_yolo(records[0]["results"])
         else:
@@ -84,6 +86,22 @@ def updated(text: str) -> str:
         return f"{match[1]}\n{render(rows)}\n\n{match[4]}"
 
     return BLOCK.sub(table, text)
+
+
+def of_similarity(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each network: what is removed, and the accuracy before and after."""
+    return [
+        {
+            "network": row["network"],
+            "parameters": row["params"],
+            "parameters gone": f"{1 - row['params_compressed'] / row['params']:.1%}",
+            "of the convolutions": f"{row['conv_params_removed']:.1%}",
+            "MACs gone": f"{row['macs_removed']:.1%}",
+            "top-1 before → after": f"{row['top1']:.2%} → {row['top1_compressed']:.2%}",
+            "rounds": row["rounds"],
+        }
+        for row in results.values()
+    ]
 
 
 def by_method(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
