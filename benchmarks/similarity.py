@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -188,7 +189,11 @@ def memory(args: Any) -> dict[str, Any]:
 
 def peak_mib() -> int:
     """Return the peak resident memory of this process."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's getrusage also counts the parent, as large as it was when it started this process
+        peaks = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return round(int(peaks[0][1]) / 2**10)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
