@@ -70,8 +70,9 @@ class InfeasibleBudget(BudgetError):
         self.rows = tuple(rows)
         lines = [message]
         if rows:
-            lines.append(f"  {'resource':<10}{'asked':>16}{'least reachable':>18}{'dense':>16}")
-            lines += [f"  {r:<10}{a:>16,.0f}{least:>18,.0f}{d:>16,.0f}" for r, a, least, d in rows]
+            width = max(10, *(len(row[0]) for row in rows))
+            lines.append(f"  {'resource':<{width}}{'asked':>16}{'least reachable':>18}{'dense':>16}")
+            lines += [f"  {r:<{width}}{a:>16,.0f}{least:>18,.0f}{d:>16,.0f}" for r, a, least, d in rows]
         super().__init__("\n".join(lines))
 
 

@@ -50,7 +50,7 @@ class Grow(Strategy):
 
         bounds = [bound.value for bound in budget.get("accuracy_drop")] if budget is not None else []
         additive = budget is not None and budget.additive
-        mild = mildest(problem, table, pick, strategy=self.name) if additive else 0.0
+        _, mild = mildest(problem, table, pick, strategy=self.name) if additive else ({}, 0.0)
         plan = model = None
         for step in range(self.steps):
             plan = make_plan(problem, self, pick(1 - step / self.steps * (1 - mild)), reasons=table.reasons)

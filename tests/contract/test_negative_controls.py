@@ -15,7 +15,7 @@ from rankfold import methods, strategies
 from rankfold.errors import InfeasibleBudget
 from rankfold.factor.moments import Moments
 from rankfold.methods import Method, Prepared
-from rankfold.records import Blueprint, Choice, ConvSpec, GaugedSpec, LayerInfo, LinearSpec, Plan, Ranks, Stage
+from rankfold.records import Blueprint, Budget, Choice, ConvSpec, GaugedSpec, LayerInfo, LinearSpec, Plan, Ranks, Stage
 from rankfold.strategies import Problem, Strategy
 from rankfold.surgery import FactoredLinear
 from rankfold.surgery.gauged import GaugedInput
@@ -442,6 +442,13 @@ class IgnoresTheBudget(BrokenStrategy):
         return super().plan(replace(problem, budget=None))
 
 
+class IgnoresParts(BrokenStrategy):
+    def plan(self, problem: Problem) -> Plan:
+        bounds = () if problem.budget is None else problem.budget.bounds
+        whole = tuple(bound for bound in bounds if bound.part is None)
+        return super().plan(replace(problem, budget=Budget(whole) if whole else None))
+
+
 class RefusesEverything(BrokenStrategy):
     def plan(self, problem: Problem) -> Plan:
         if problem.budget is not None:
@@ -495,6 +502,7 @@ class ForgetsTheGauge(BrokenStrategy):
         (strategy_contract.plan_covers_every_layer, ForgetsALayer, "the plan has the layers"),
         (strategy_contract.plan_covers_every_layer, KeepsWithoutReason, "without a reason"),
         (strategy_contract.budget_is_kept, IgnoresTheBudget, "the built model has"),
+        (strategy_contract.budget_is_kept, IgnoresParts, r"the built model has \d+ params\(fc1\)"),
         (strategy_contract.budget_is_kept, RefusesEverything, "though reachable"),
         (strategy_contract.budget_is_kept, RefusesInSilence, "without a table"),
         (strategy_contract.impossible_budget_is_refused, IgnoresTheBudget, "was not refused"),

@@ -23,7 +23,7 @@ from rankfold.candidates.cache import Cache
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, UnknownNameError
 from rankfold.evaluation import as_metric
 from rankfold.methods import sharing_prepared
-from rankfold.records import Bound, Budget, CandidateTable, resource_names
+from rankfold.records import Bound, Budget, CandidateTable, find_resource, resource_names
 from rankfold.reporting.sweep import Sweep, SweepPoint
 
 MOST_POINTS = 1000
@@ -56,7 +56,8 @@ def sweep(
     model, example_input
         As for `plan`; the model is left untouched.
     resource : str
-        What is varied: an additive resource, such as ``"params"``, ``"macs"``, ``"flash"``, ``"fm"`` or ``"memory"``.
+        What is varied: an additive resource, such as ``"params"``, ``"macs"``, ``"flash"``, ``"fm"`` or ``"memory"``,
+        of the whole model or of a part (``"params(encoder.*)"``).
     points : int or sequence of budgets
         How many budgets: evenly spaced in their share of the model, from the least that can be reached up to one step
         below the whole model. Or the budgets themselves: ``["params<=25%", "params<=50%"]``.
@@ -101,6 +102,7 @@ def sweep(
     """
     search = search_of(options)
     check_range(resource, points, limits)
+    resource = find_resource(resource).name
     _check_evaluation(evaluate, evaluate_points)
     fixed = None if budget is None else Budget.parse(budget)
     budgets = None if isinstance(points, int) else [_joined(Budget.parse(one), fixed) for one in points]
@@ -156,8 +158,10 @@ def _check_evaluation(evaluate: Measure | None, points: int | None) -> None:
 
 def check_range(resource: str, points: int | Sequence[BudgetLike], limits: tuple[float, float] | None) -> None:
     """Raise for budgets that cannot be, whatever the model."""
-    if resource not in resource_names("additive"):
-        raise UnknownNameError("sweep resource", resource, resource_names("additive"))
+    whole = resource.partition("(")[0]
+    if whole not in resource_names("additive"):
+        raise UnknownNameError("sweep resource", whole, resource_names("additive"))
+    find_resource(resource)  # the part can be read
     listed = isinstance(points, Sequence) and not isinstance(points, str) and len(points) > 0
     if is_integer(points):
         COUNT_OF_POINTS("points", points)

@@ -154,7 +154,7 @@ def similarities(
 def _hosts(model: nn.Module, layer: LayerInfo) -> list[str]:
     """Return the paths of the modules that compute with a layer's weight; of the attention for its projections."""
     paths = dict[str, None]()
-    for path in (layer.name, *layer.aliases, *layer.ties):
+    for path in layer.paths:
         role = find_layer(model, path)[1]
         paths[path if role is None else path.rpartition(".")[0]] = None
     distinct = {model.get_submodule(path): path for path in reversed(paths)}

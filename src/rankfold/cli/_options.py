@@ -41,6 +41,7 @@ def budget_flag(text: str, *kinds: str, panel: str = SEARCH) -> Flag:
     """Return the flag of a budget with bounds on resources of these kinds, by default of all kinds."""
     resources = ", ".join(f"{name} ({RESOURCES[name].summary})" for name in resource_names(*kinds))
     names, text = ("--budget", "-b"), f"{text} Resources: {resources}."
+    text += " A pattern bounds a part, as in params(encoder.*)<=50%."
     return Flag(kind=list[str] | None, names=names, metavar="BOUND", panel=panel, help=text)
 
 

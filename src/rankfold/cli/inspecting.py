@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import rankfold as rf
+from rankfold._options import Flag
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import open_work
 from rankfold.cli._session import Output
@@ -16,6 +17,9 @@ from rankfold.reporting.terminal import print_record
 @command(
     "rankfold inspect torchvision/resnet18",
     "model", "weights", "include", "exclude", "keep_first_last", "input_size", "num_classes", "data", "device", "seed",
+    part=Flag(
+        kind=str | None, metavar="PATTERN", help="Shell pattern of modules, such as 'encoder.*': list these only."
+    ),
 )  # fmt: skip
 def inspect(given: Given, out: Output) -> None:
     """List a network's layers: the cost of each, and whether it can be compressed or why not.
@@ -27,6 +31,8 @@ def inspect(given: Given, out: Output) -> None:
         work.dense, work.example, include=given.include or None, exclude=given.exclude or None,
         keep_first_last=given.keep_first_last,
     )  # fmt: skip
+    if given.part is not None:
+        inventory = inventory.part(given.part)
     if given.quiet:
         out.result(inventory.summary())
     out.show(lambda console: print_record(inventory, console))

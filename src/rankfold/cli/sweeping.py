@@ -34,7 +34,7 @@ _POINTS = "Budgets"
     models=Flag(kind=str | None, metavar="FOLDER", panel=OUTPUT, help="Folder for the artefacts of all points."),
     resource=Flag(
         kind=str, default="params", metavar="NAME", panel=_POINTS,
-        help=f"Resource to vary: {either(resource_names('additive'))}.",
+        help=f"Resource to vary: {either(resource_names('additive'))}; or that of a part, such as params(encoder.*).",
     ),
     points=Flag(
         kind=int, default=20, check=COUNT_OF_POINTS, panel=_POINTS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
 
@@ -13,7 +13,6 @@ from rankfold.cost.count import blueprint_cost, gauged_cost
 from rankfold.cost.ram import layer_ram
 from rankfold.errors import BudgetError, ConfigError, UnknownNameError
 from rankfold.records import (
-    RESOURCES,
     ActivationProfile,
     Blueprint,
     Budget,
@@ -27,6 +26,7 @@ from rankfold.records import (
     Ranks,
     find_resource,
     gauge_blueprint,
+    is_inside,
     replaced,
 )
 from rankfold.records.dense import dense_cost
@@ -50,7 +50,9 @@ class Pricing:
     gauge : bool
         Whether factors are gauged wherever that is beneficial (`rankfold.cost.gauged_cost`).
     resources : tuple of str
-        Names of the priced resources with a `Resource.layer`.
+        Names of the priced resources with a `Resource.layer`, and of those of parts, such as ``"params(encoder.*)"``.
+    parts : mapping of str to frozenset of str
+        Paths of the modules in each of these parts, by pattern.
     profile : ActivationProfile or None
         Activation memory of the dense model at the deployment data type, if candidates are priced in peak RAM.
     """
@@ -59,6 +61,7 @@ class Pricing:
     deploy_dtype: str | None = None
     gauge: bool = False
     resources: tuple[str, ...] = ()
+    parts: Mapping[str, frozenset[str]] = field(default_factory=dict)
     profile: ActivationProfile | None = None
 
     @classmethod
@@ -73,12 +76,17 @@ class Pricing:
     ) -> Pricing:
         """Return the prices of a model with an inventory from `rankfold.inspect`.
 
-        `resources` names the resources to be bounded or reported; only those with a `Resource.layer` are required.
+        `resources` names the resources to be bounded or reported; only those with a `Resource.layer` and those of parts
+        are required.
 
         Raises
         ------
         UnknownNameError
             If the data type or a resource is unknown.
+        NoMatchingLayer
+            If a part matches no module.
+        BudgetError
+            If a part has nothing of its resource.
         ConfigError
             If `gauge` is not a boolean.
 
@@ -92,9 +100,18 @@ class Pricing:
         """
         check_deploy_dtype(deploy_dtype)
         require(isinstance(gauge, bool), "gauge", gauge, "true or false")
-        further = tuple(name for name in dict.fromkeys(resources) if find_resource(name).layer is not None)
-        pricing = cls(inventory, deploy_dtype, gauge, further, profile)
-        return replace(pricing, inventory=pricing._priced(inventory))
+        named = [find_resource(name) for name in resources]
+        further = {one.name: one for one in named if one.layer is not None or one.part is not None}
+        parts = {one.part: inventory.paths_of(one.part) for one in further.values() if one.part is not None}
+        pricing = cls(inventory, deploy_dtype, gauge, tuple(further), parts, profile)
+        pricing = replace(pricing, inventory=pricing._priced(inventory))
+        for one in further.values():
+            if one.part is not None and not one.of(pricing.inventory.total):
+                raise BudgetError(
+                    f"{one.name} cannot be bounded: the modules that match {one.part!r} have no {one.title}. Bound "
+                    "another part or resource."
+                )
+        return pricing
 
     @classmethod
     def of_plan(cls, inventory: Inventory, plan: Plan) -> Pricing:
@@ -110,32 +127,50 @@ class Pricing:
         return cls.of(inventory, deploy_dtype=provenance.deploy_dtype, resources=resources)
 
     def _priced(self, inventory: Inventory) -> Inventory:
-        """Return an inventory with the bytes of the deployment data type and the further resources."""
-        costs, total = inventory.costs, inventory.total
-        if self.deploy_dtype is not None:
-            costs = {layer.name: dense_cost(layer, deploy_dtype=self.deploy_dtype) for layer in inventory}
-            outside = sum(outside_bytes(n, dtype, self.deploy_dtype) for dtype, n in inventory.outside.items())
-            total = replace(total, weight_bytes=sum(cost.weight_bytes for cost in costs.values()) + outside)
-        if self.resources:
-            costs = {layer.name: replace(costs[layer.name], more=self._more(layer, None)) for layer in inventory}
-            total = replace(total, more=sum(costs.values(), start=Cost()).more)
-        return inventory if costs is inventory.costs else replace(inventory, costs=costs, total=total)
+        """Return an inventory with the bytes of the deployment data type, the further resources and the parts."""
+        priced = self._at_dtype(inventory)
+        if not self.resources:
+            return priced
+        costs = {layer.name: self._with_more(priced.costs[layer.name], layer, None) for layer in inventory}
+        more = {**sum(costs.values(), start=Cost()).more, **self._counted(inventory)}
+        return replace(priced, costs=costs, total=replace(priced.total, more=more))
 
-    def _more(self, layer: LayerInfo, blueprint: Blueprint | None) -> dict[str, int]:
+    def _at_dtype(self, inventory: Inventory) -> Inventory:
+        if self.deploy_dtype is None:
+            return inventory
+        costs = {layer.name: dense_cost(layer, deploy_dtype=self.deploy_dtype) for layer in inventory}
+        outside = sum(outside_bytes(n, dtype, self.deploy_dtype) for dtype, n in inventory.outside.items())
+        size = sum(cost.weight_bytes for cost in costs.values()) + outside
+        return replace(inventory, costs=costs, total=replace(inventory.total, weight_bytes=size))
+
+    def _counted(self, inventory: Inventory) -> dict[str, int]:
+        """Return the amounts of parts that are counted on a model: all except those with a `Resource.layer`."""
+        totals = {part: self._at_dtype(inventory.within(paths)).total for part, paths in self.parts.items()}
+        named = [find_resource(name) for name in self.resources]
+        return {
+            one.name: one.amount(totals[one.part]) for one in named if one.part is not None and one.amount is not None
+        }
+
+    def _with_more(self, cost: Cost, layer: LayerInfo, blueprint: Blueprint | None) -> Cost:
+        """Return the cost of a layer with the amounts of the further resources and of the parts."""
         amounts: dict[str, int] = {}
-        for name in self.resources:
-            price = RESOURCES[name].layer
-            if price is not None:
-                amount = price(layer, blueprint)
-                good = isinstance(amount, Integral) and 0 <= amount <= MOST_AMOUNT
-                require(good, f"the {name} of {layer.title}", amount, "an integer from 0 to 2^53")
-                amounts[name] = int(amount)
-        return amounts
+        for one in map(find_resource, self.resources):
+            if one.part is not None and not is_inside(layer.paths, self.parts[one.part]):
+                amount = 0
+            elif one.amount is not None:
+                amount = one.amount(cost)
+            else:
+                assert one.layer is not None
+                amount = one.layer(layer, blueprint)
+            good = isinstance(amount, Integral) and 0 <= amount <= MOST_AMOUNT
+            require(good, f"the {one.name} of {layer.title}", amount, "an integer from 0 to 2^53")
+            amounts[one.name] = int(amount)
+        return replace(cost, more=amounts)
 
     def blueprint_cost(self, layer: LayerInfo, blueprint: Blueprint) -> Cost:
         """Return the cost of a factored layer."""
         cost = blueprint_cost(blueprint, layer, deploy_dtype=self.deploy_dtype)
-        return replace(cost, more=self._more(layer, blueprint)) if self.resources else cost
+        return self._with_more(cost, layer, blueprint) if self.resources else cost
 
     def candidate(
         self,
@@ -208,10 +243,12 @@ class Pricing:
     def built(self, inventory: Inventory, plan: Plan) -> Inventory:
         """Return the inventory of a compressed model at the deployment data type.
 
-        Costs are counted independently of the plan, except for further resources.
+        Costs are counted independently of the plan, except for resources with a `Resource.layer`.
         """
-        own = replace(self, resources=())._priced(inventory)
-        return replace(own, total=replace(own.total, more=self.plan_cost(plan).more)) if self.resources else own
+        own = self._at_dtype(inventory)
+        if not self.resources:
+            return own
+        return replace(own, total=replace(own.total, more={**self.plan_cost(plan).more, **self._counted(inventory)}))
 
     def ranks_within(
         self,

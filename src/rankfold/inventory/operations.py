@@ -6,7 +6,8 @@ The formulas are rankfold's own, because those of `torch.utils.flop_counter` dif
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,10 +25,15 @@ _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bs
 class OperationCounter(DispatchMode):
     """Count the multiply-accumulates of all operations that torch dispatches in this thread.
 
+    Parameters
+    ----------
+    place : callable
+        Returns the place of an operation, such as the module that runs.
+
     Attributes
     ----------
-    macs : int
-        Total of the operations that have a formula.
+    places : Counter
+        Multiply-accumulates of the operations that have a formula, by the place where they ran.
     uncounted : set of str
         Operations that ran, may perform multiply-accumulates, and have no formula.
     """
@@ -35,10 +41,16 @@ class OperationCounter(DispatchMode):
     # Without this, torch refuses to run operations that take functions, such as flex attention.
     supports_higher_order_operators = True
 
-    def __init__(self) -> None:
+    def __init__(self, place: Callable[[], Hashable] = lambda: None) -> None:
         super().__init__()
-        self.macs = 0
+        self.place = place
+        self.places: Counter[Hashable] = Counter()
         self.uncounted: set[str] = set()
+
+    @property
+    def macs(self) -> int:
+        """Total of all places."""
+        return self.places.total()
 
     def dispatched(self, func: Any, types: Iterable[type], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation and count it."""
@@ -58,7 +70,7 @@ class OperationCounter(DispatchMode):
             self.uncounted.add(f"{name} (sparse)")
         else:
             try:
-                self.macs += int(formula(args, result))
+                self.places[self.place()] += int(formula(args, result))
             except Exception:  # the operation's arguments may differ in another release: the total is then partial
                 self.uncounted.add(name)
         return result

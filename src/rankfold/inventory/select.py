@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from itertools import accumulate
 
 from torch import nn
 
 from rankfold.errors import ConfigError, NoMatchingLayer
 from rankfold.inventory.kinds import original_class
 from rankfold.inventory.static import Entry
+from rankfold.records import enclosing
 
 Selector = str | type[nn.Module] | Sequence[str | type[nn.Module]] | None
 
@@ -76,10 +76,8 @@ def _by_name(pattern: str, option: str) -> Callable[[Entry], bool]:
             expression = re.compile(pattern[3:])
         except re.error as error:
             raise ConfigError(f"{option} {pattern!r} is not a valid regular expression: {error}.") from error
-        return lambda entry: any(expression.fullmatch(name) for name in _names(entry))
-    return lambda entry: any(
-        fnmatchcase(path, pattern) for name in _names(entry) for path in accumulate(name.split("."), "{}.{}".format)
-    )
+        return lambda entry: any(expression.fullmatch(name) for name in entry.info.paths)
+    return lambda entry: any(fnmatchcase(path, pattern) for name in entry.info.paths for path in enclosing(name))
 
 
 def _by_type(cls: type[nn.Module]) -> Callable[[Entry], bool]:
@@ -89,10 +87,6 @@ def _by_type(cls: type[nn.Module]) -> Callable[[Entry], bool]:
         return linear or any(issubclass(original_class(module), cls) for module in modules)
 
     return matches
-
-
-def _names(entry: Entry) -> tuple[str, ...]:
-    return (entry.info.name, *entry.info.aliases, *entry.info.ties)
 
 
 def _shown(item: str | type) -> str:

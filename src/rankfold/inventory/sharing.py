@@ -43,17 +43,6 @@ def unique(tensors: Iterable[Tensor]) -> list[Tensor]:
     return list(seen.values())
 
 
-def stored_tensors(model: nn.Module) -> list[Tensor]:
-    """Return all parameters and persistent buffers, shared ones once."""
-    buffers = [
-        buffer
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if name not in getattr(module, "_non_persistent_buffers_set", ())
-    ]
-    return unique([*model.parameters(), *buffers])
-
-
 def memory_range(tensor: Tensor) -> tuple[int, int]:
     """Return the first byte and the end of a tensor in its memory."""
     start = int(tensor.storage_offset()) * tensor.element_size()

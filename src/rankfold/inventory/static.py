@@ -83,18 +83,20 @@ def walk(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
 
     def visit(module: nn.Module, path: str, above: frozenset[nn.Module]) -> None:
         paths.setdefault(module, []).append(path)
-        if is_attention(module):
-            return
-        parametrized = nn.utils.parametrize.is_parametrized(module)
         for name, child in module._modules.items():
             # A child that holds one of its parents would recurse forever.
-            if child is None or child in above or (parametrized and name == "parametrizations"):
+            if child is None or child in above or is_hidden(module, name):
                 continue
             visit(child, f"{path}.{name}" if path else name, above | {child})
 
     visit(model, "", frozenset({model}))
     for module, names in paths.items():
         yield module, tuple(names)
+
+
+def is_hidden(module: nn.Module, child: str) -> bool:
+    """Return whether a submodule is a part of its module: of an attention, or a parametrisation."""
+    return is_attention(module) or (child == "parametrizations" and nn.utils.parametrize.is_parametrized(module))
 
 
 def _decisions(members: Sequence[Member], modules: Modules) -> tuple[Entry, ...]:

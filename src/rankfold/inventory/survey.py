@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -17,14 +16,14 @@ from rankfold._turns import in_turn
 from rankfold.batches import batch_size
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory.copying import copy_model
-from rankfold.inventory.kinds import LAZY, dtype_name, is_lazy
+from rankfold.inventory.kinds import LAZY, is_lazy
+from rankfold.inventory.modules import Running, module_costs
 from rankfold.inventory.operations import OperationCounter
 from rankfold.inventory.running import call_example, describe, evaluating, undisturbed
 from rankfold.inventory.select import Selector, exclusions
-from rankfold.inventory.sharing import stored_tensors, unique
 from rankfold.inventory.static import Entry, check_model, scan, walk
 from rankfold.inventory.watch import Usage
-from rankfold.records import Cost, Inventory, LayerInfo
+from rankfold.records import Inventory, LayerInfo
 from rankfold.records.dense import dense_cost
 
 _KEPT = 2**28
@@ -90,53 +89,43 @@ def inspect(
     entries, others = scan(model)
     excluded = exclusions(entries, include, exclude)
     usage = Usage(entries)
-    macs, uncounted = _run(model, example_input, usage)
+    modules = list(walk(model))
+    macs, uncounted = _run(model, example_input, usage, [module for module, _ in modules])
     kept = _first_and_last(entries, usage) if keep_first_last else {}
     layers = tuple(
         _finished(entry.info, usage, i, lazy, excluded.get(entry.info.name) or kept.get(i))
         for i, entry in enumerate(entries)
     )
     costs = {layer.name: dense_cost(layer) for layer in layers}
-    listed = sum(costs.values(), Cost())
-    stored = stored_tensors(model)
-    return Inventory(
+    listed = Inventory(
         layers=layers,
         others=others,
-        total=Cost(
-            params=sum(p.numel() for p in unique(model.parameters())),
-            macs=max(macs, listed.macs),
-            fm=listed.fm,
-            weight_bytes=sum(t.numel() * t.element_size() for t in stored),
-        ),
         costs=costs,
         example=describe(example_input),
         batch=batch_size(example_input),
-        outside=_outside(stored, layers, costs),
         uncounted=uncounted,
+        modules=module_costs(modules, entries, costs, macs),
     )
-
-
-def _outside(stored: Iterable[Tensor], layers: Iterable[LayerInfo], costs: Mapping[str, Cost]) -> dict[str, int]:
-    """Count the numbers that are stored outside of the layers, by data type."""
-    count: Counter[str] = Counter()
-    for tensor in stored:
-        count[dtype_name(tensor)] += tensor.numel()
-    for layer in layers:
-        count[layer.dtype] -= costs[layer.name].params
-    return {dtype: left for dtype, left in sorted(count.items()) if left}
+    return listed.within({""})
 
 
 def _is_lazy(module: nn.Module) -> bool:
     return any(map(is_lazy, chain(module.parameters(recurse=False), module.buffers(recurse=False))))
 
 
-def _run(model: nn.Module, example_input: Any, usage: Usage) -> tuple[int, tuple[str, ...]]:
-    """Run the model once under hooks; return its multiply-accumulates and the operations that are not counted."""
-    with undisturbed(model), _complete(model), usage.watching():
+def _run(
+    model: nn.Module, example_input: Any, usage: Usage, modules: Iterable[nn.Module]
+) -> tuple[Mapping[Hashable, int], tuple[str, ...]]:
+    """Run the model once under hooks.
+
+    Returns its multiply-accumulates by the innermost module that ran, and the operations that are not counted.
+    """
+    running = Running()
+    with undisturbed(model), _complete(model), usage.watching(), running.watching(modules):
         try:
-            with OperationCounter() as counter:
+            with OperationCounter(running.innermost) as counter:
                 call_example(model, example_input)
-            return counter.macs, tuple(sorted(counter.uncounted))
+            return counter.places, tuple(sorted(counter.uncounted))
         except ModelError as error:
             # A second run without the counter shows whether the model or the counter failed.
             usage.clear()
@@ -147,7 +136,7 @@ def _run(model: nn.Module, example_input: Any, usage: Usage) -> tuple[int, tuple
                 RankfoldWarning,
                 stacklevel=4,
             )
-            return 0, ("all operations outside the layers",)
+            return {}, ("all operations outside the layers",)
 
 
 @contextmanager

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from rankfold.errors import BudgetError, UnknownNameError
+from rankfold.errors import BudgetError
 from rankfold.records.amounts import either
 from rankfold.records.cost import ACCURACY, RESOURCES, Cost, Resource, find_resource
 
 _COUNTS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
-_BOUND = re.compile(r"^\s*([a-z_]+)\s*(<=|/)\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*|%)\s*$", re.I)
+_AMOUNT = r"[0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
+_BOUND = re.compile(rf"^\s*([a-z_]+(?:\s*\([^(),;]*\))?)\s*(<=|/)\s*({_AMOUNT})\s*([a-z]*|%)\s*$", re.I)
+_SEPARATOR = re.compile(r"[,;]\s*(?=[A-Za-z_])(?![^(]*\))")  # not inside parentheses
 _EXAMPLES = 'such as "params<=25%", "params/4", "macs<=0.5" or "flash<=512KiB"'
+_PARTS = 'Bound each part separately, such as "params(encoder.*)<=50%, params(decoder.*)<=60%".'
 _DROPS = 'such as "accuracy_drop<=1%" (0.92 may become 0.91) or, equivalently, "accuracy_drop<=0.01"'
 
 
@@ -23,6 +26,7 @@ _DROPS = 'such as "accuracy_drop<=1%" (0.92 may become 0.91) or, equivalently, "
 class Bound:
     """An upper bound on a resource: a share of the dense model if `relative`, otherwise an amount, rounded down.
 
+    The resource may be that of a part of the model, such as ``"params(encoder.*)"``; a share is then one of that part.
     A bound on ``accuracy_drop`` is a difference of the metric in [0, 1); it is neither relative nor rounded.
     """
 
@@ -31,8 +35,7 @@ class Bound:
     relative: bool
 
     def __post_init__(self) -> None:
-        if self.resource not in RESOURCES:
-            raise UnknownNameError("budget resource", self.resource, RESOURCES)
+        object.__setattr__(self, "resource", find_resource(self.resource).name)
         if not math.isfinite(self.value):
             raise BudgetError(f"budget {self.resource}<={self.value:g}: the bound must be finite, {_EXAMPLES}.")
         if self.kind == "accuracy":
@@ -50,14 +53,19 @@ class Bound:
             )
         if self.relative and self.value > 1:
             raise BudgetError(
-                f"budget {self.resource}<={self.value:.0%} is more than the whole model; "
+                f"budget {self.resource}<={self.value:.0%} is more than the whole {'part' if self.part else 'model'}; "
                 "a relative bound lies between 0 and 100 %."
             )
 
     @property
     def kind(self) -> Literal["additive", "peak", "accuracy"]:
         """The resource's `Resource.kind`."""
-        return RESOURCES[self.resource].kind
+        return find_resource(self.resource).kind
+
+    @property
+    def part(self) -> str | None:
+        """The resource's `Resource.part`, such as ``"encoder.*"``; None is the whole model."""
+        return find_resource(self.resource).part
 
     def limit(self, dense: Cost | int) -> int:
         """Return the absolute limit, rounded down, given the dense model's cost, or its peak in bytes for ``ram``."""
@@ -101,6 +109,8 @@ class Budget:
     'flash<=524288'
     >>> str(Budget.parse("ram<=256KiB, accuracy_drop<=0.01"))
     'ram<=262144, accuracy_drop<=1%'
+    >>> str(Budget.parse("params(encoder.*)/2, params<=60%"))
+    'params(encoder.*)<=50%, params<=60%'
     """
 
     bounds: tuple[Bound, ...]
@@ -118,7 +128,8 @@ class Budget:
         budget : str, mapping, list of str or Budget
             ``"params<=25%"``, ``"params/4"`` (at most a quarter), ``"macs<=0.5"`` (without a unit, a number up to 1 is
             a share), ``"flash<=512KiB"``, ``"ram<=50%"``, ``"accuracy_drop<=1%"``. Several bounds are separated by
-            commas, or given as a list or as a mapping such as ``{"params": 0.25, "flash": "512KiB"}``.
+            commas, or given as a list or as a mapping such as ``{"params": 0.25, "flash": "512KiB"}``. A pattern in
+            parentheses bounds a part of the model: ``"params(encoder.*)<=50%"``.
 
         Raises
         ------
@@ -130,7 +141,7 @@ class Budget:
         if isinstance(budget, Budget):
             return budget
         if isinstance(budget, str):
-            texts = [t for t in re.split(r"[,;]\s*(?=[A-Za-z_])", budget) if t.strip()]
+            texts = [t for t in _SEPARATOR.split(budget) if t.strip()]
         elif isinstance(budget, Mapping):
             texts = [f"{key}<={str(value).strip().removeprefix('<=')}" for key, value in budget.items()]
         elif isinstance(budget, Iterable):
@@ -150,12 +161,15 @@ class Budget:
         return tuple(dict.fromkeys(b.resource for b in self.bounds))
 
     def get(self, resource: str) -> tuple[Bound, ...]:
-        """Return the bounds on one resource, such as ``"ram"``."""
-        return tuple(b for b in self.bounds if b.resource == resource)
+        """Return the bounds on one resource, such as ``"ram"``, of the whole model and of its parts."""
+        return tuple(b for b in self.bounds if find_resource(b.resource).whole == resource)
 
     def limit(self, resource: str, dense: Cost | int) -> int | None:
-        """Return the tightest limit on one resource (see `Bound.limit`), or None if it is not bounded."""
-        return min((b.limit(dense) for b in self.get(resource)), default=None)
+        """Return the tightest limit on one resource (see `Bound.limit`), or None if it is not bounded.
+
+        The resource may be that of a part, such as ``"params(encoder.*)"``.
+        """
+        return min((b.limit(dense) for b in self.bounds if b.resource == resource), default=None)
 
     def rows(self, dense: Cost, least: Callable[[str], int]) -> list[tuple[str, int, int, int]]:
         """Return, for each additive bound, the resource, the limit, the least possible and the dense amount."""
@@ -186,9 +200,11 @@ class Budget:
 def _parse_bound(text: str) -> Bound:
     match = _BOUND.match(text)
     if match is None:
+        if re.match(r"\s*[a-z_]+\s*\([^)]*[,;]", text, re.I):
+            raise BudgetError(f"budget {text!r}: a part is one shell pattern. {_PARTS}")
         raise BudgetError(f"budget {text!r} cannot be read. Write RESOURCE<=AMOUNT or RESOURCE/N, {_EXAMPLES}.")
     name, operator, digits, unit = match.groups()
-    resource = find_resource(name.lower())
+    resource = find_resource(name)
     number = float(digits.replace(",", "").replace("_", ""))
     if resource.name == ACCURACY:
         if operator == "/" or unit not in ("", "%"):

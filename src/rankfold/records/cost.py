@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Literal
 
 from rankfold.errors import BudgetError, ConfigError, UnknownNameError
-from rankfold.records.amounts import count, size
+from rankfold.records.amounts import count, either, size
 from rankfold.records.blueprint import Blueprint
 from rankfold.records.layer import LayerInfo
 
@@ -29,7 +29,7 @@ class Cost:
     weight_bytes : int
         Bytes of the parameters at their deployment data type.
     more : mapping of str to int
-        Amounts of further resources (those with a `Resource.layer`), by name.
+        Amounts of further resources (those with a `Resource.layer`) and of parts of the model, by name.
     """
 
     params: int = 0
@@ -58,9 +58,11 @@ class Cost:
 
     def get(self, resource: str) -> int:
         """Return the amount of one additive resource, by its name in budgets."""
-        if resource not in RESOURCES:
+        if resource in self.more:
+            return self.more[resource]
+        if resource.partition("(")[0] not in RESOURCES:
             raise UnknownNameError("resource", resource, RESOURCES)
-        return RESOURCES[resource].of(self)
+        return find_resource(resource).of(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,8 @@ class Resource:
         ``layer(layer, blueprint)`` returns the amount of one layer as a nonnegative integer; `blueprint` is None for
         the dense layer. It is called for every candidate if a budget bounds the resource. The rest of the model counts
         as 0.
+    part : str or None
+        Shell pattern of the modules that count, such as ``"encoder.*"``; None is the whole model.
     """
 
     name: str
@@ -100,9 +104,10 @@ class Resource:
     show: Callable[[float], str] = count
     amount: Callable[[Cost], int] | None = None
     layer: Callable[[LayerInfo, Blueprint | None], int] | None = None
+    part: str | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch("[a-z_]+", self.name):
+        if self.part is None and not re.fullmatch("[a-z_]+", self.name):
             raise ConfigError(
                 f"the name of a resource must consist of lower-case letters and _. Got {self.name!r} instead."
             )
@@ -112,9 +117,29 @@ class Resource:
                 "need neither."
             )
 
+    @property
+    def whole(self) -> str:
+        """The name of the same resource of the whole model."""
+        return self.name.partition("(")[0]
+
+    def of_part(self, part: str) -> Resource:
+        """Return this resource of a part of the model; raise `BudgetError` if it is not a sum over layers."""
+        name = f"{self.name}({part})"
+        if not re.fullmatch(r"[^\s(),;<=/]+", part):
+            raise BudgetError(
+                f"{name} must name a part by one shell pattern of modules, such as {self.name}(encoder.*). "
+                f"Got {part!r} instead."
+            )
+        if self.kind != "additive":
+            raise BudgetError(
+                f"{name} cannot be bounded: {self.title} belongs to the whole model. Write {self.name} without a part, "
+                f"or bound {either(resource_names('additive'))} of a part."
+            )
+        return replace(self, name=name, title=f"{self.title} of {part}", aliases=(), part=part)
+
     def of(self, cost: Cost) -> int:
         """Return the amount in a cost; raise `BudgetError` if the cost was counted without this resource."""
-        if self.amount is not None:
+        if self.amount is not None and self.part is None:
             return self.amount(cost)
         if self.name not in cost.more:
             raise BudgetError(
@@ -173,11 +198,20 @@ def register_resource(resource: Resource) -> None:
 
 
 def find_resource(name: str) -> Resource:
-    """Return a resource by its name or an alias; raise `UnknownNameError` with the nearest name otherwise."""
+    """Return a resource by its name or an alias, such as ``"params"``, or of a part, such as ``"params(encoder.*)"``.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such resource; the message has the nearest name.
+    BudgetError
+        If the resource of a part is not a sum over layers.
+    """
+    plain, parenthesis, part = name.strip().removesuffix(")").partition("(")
     for resource in RESOURCES.values():
-        if name in (resource.name, *resource.aliases):
-            return resource
-    raise UnknownNameError("budget resource", name, RESOURCES)
+        if plain.strip().lower() in (resource.name, *resource.aliases):
+            return resource.of_part(part.strip()) if parenthesis else resource
+    raise UnknownNameError("budget resource", plain, RESOURCES)
 
 
 def resource_names(*kinds: str) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import difflib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
-from rankfold._printable import printable
+from rankfold._printable import printable, quoted
 from rankfold.errors import NoMatchingLayer
 from rankfold.records.cost import Cost
 from rankfold.records.display import Shown
-from rankfold.records.layer import LayerInfo
+from rankfold.records.layer import LayerInfo, enclosing
 
 _NAMED = 4
 """Maximum number of operations in a message."""
@@ -23,6 +26,31 @@ class OtherModule:
     type_name: str
     params: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleCost:
+    """What one module, or the modules that share some tensors, hold and compute.
+
+    Parameters
+    ----------
+    paths : tuple of str
+        Every path of these modules; a projection of an attention counts as a module.
+    params : int
+        Parameters, without those of submodules.
+    stored : mapping of str to int
+        Elements of parameters and persistent buffers, by data type.
+    weight_bytes : int
+        Bytes of these.
+    macs : int
+        Multiply-accumulates outside of layers and submodules.
+    """
+
+    paths: tuple[str, ...]
+    params: int = 0
+    stored: Mapping[str, int] = field(default_factory=dict)
+    weight_bytes: int = 0
+    macs: int = 0
 
 
 LARGE_REST = 0.25
@@ -67,6 +95,8 @@ class Inventory(Shown):
         Elements of parameters and persistent buffers outside of the listed layers, by data type.
     uncounted : tuple of str
         Operations whose multiply-accumulates are unknown. If there are any, the total's MACs are a lower bound.
+    modules : tuple of ModuleCost
+        Every stored tensor once, and the operations outside of layers, by module.
     """
 
     layers: tuple[LayerInfo, ...]
@@ -77,6 +107,7 @@ class Inventory(Shown):
     batch: int = 1
     outside: dict[str, int] = field(default_factory=dict)
     uncounted: tuple[str, ...] = ()
+    modules: tuple[ModuleCost, ...] = ()
 
     def __iter__(self) -> Iterator[LayerInfo]:
         return iter(self.layers)
@@ -90,6 +121,60 @@ class Inventory(Shown):
             if name == layer.name or name in layer.aliases:
                 return layer
         raise NoMatchingLayer.of("the model", name, [layer.name for layer in self.layers])
+
+    def part(self, pattern: str) -> Inventory:
+        """Return the inventory of a part of the model, such as ``"encoder"`` or ``"encoder.*"``; see `paths_of`."""
+        return self.within(self.paths_of(pattern))
+
+    def paths_of(self, pattern: str) -> frozenset[str]:
+        """Return the paths of the modules that match a shell pattern; everything inside of them belongs to the part.
+
+        ``"encoder"`` and ``"encoder.*"`` both select the module ``encoder``. The pattern is matched against the paths
+        of layers and of other modules with parameters, buffers or MACs, and of the modules that enclose them.
+
+        Raises
+        ------
+        NoMatchingLayer
+            If the pattern matches nothing; the message has the nearest paths.
+        """
+        names = {"": None, **dict.fromkeys(path for one in self._all_paths() for path in enclosing(one))}
+        wanted = pattern.removesuffix(".*") or pattern
+        paths = frozenset(name for name in names if fnmatchcase(name, wanted))
+        if not paths:
+            near = difflib.get_close_matches(wanted, filter(None, names), n=3, cutoff=0.5)
+            listed = ", ".join(map(repr, near or [name for name in names if name and "." not in name][:5])) or "none"
+            label = "Close matches" if near else "Its modules"
+            raise NoMatchingLayer(f"part {quoted(pattern)} matches no module of the model. {label}: {listed}.")
+        return paths
+
+    def within(self, paths: Collection[str]) -> Inventory:
+        """Return the inventory of the modules at some paths, with everything inside of them.
+
+        A layer or tensor belongs to the part if any of its paths does.
+        """
+        layers = tuple(layer for layer in self.layers if is_inside(layer.paths, paths))
+        modules = tuple(module for module in self.modules if is_inside(module.paths, paths))
+        costs = {layer.name: self.costs[layer.name] for layer in layers}
+        listed = sum(costs.values(), Cost())
+        return replace(
+            self,
+            layers=layers,
+            others=tuple(other for other in self.others if is_inside((other.name,), paths)),
+            total=Cost(
+                params=sum(module.params for module in modules),
+                macs=listed.macs + sum(module.macs for module in modules),
+                fm=listed.fm,
+                weight_bytes=sum(module.weight_bytes for module in modules),
+                more=listed.more,
+            ),
+            costs=costs,
+            outside=outside_elements(modules, layers, costs),
+            modules=modules,
+        )
+
+    def _all_paths(self) -> Iterator[str]:
+        for one in (*self.modules, *self.layers):
+            yield from one.paths
 
     @property
     def compressible(self) -> tuple[LayerInfo, ...]:
@@ -130,6 +215,23 @@ class Inventory(Shown):
             return line
         reason = largest.reason.partition(": ")[0]
         return printable(f"{line}; largest rest: {largest.name or 'the model itself'} ({reason}) {largest.share:.0%}")
+
+
+def is_inside(paths: Iterable[str], modules: Collection[str]) -> bool:
+    """Return whether any of the paths is that of one of the modules, or inside of it."""
+    return "" in modules or any(outer in modules for path in paths for outer in enclosing(path))
+
+
+def outside_elements(
+    modules: Iterable[ModuleCost], layers: Iterable[LayerInfo], costs: Mapping[str, Cost]
+) -> dict[str, int]:
+    """Count the elements that are stored outside of the layers, by data type."""
+    count: Counter[str] = Counter()
+    for module in modules:
+        count.update(module.stored)
+    for layer in layers:
+        count[layer.dtype] -= costs[layer.name].params
+    return {dtype: left for dtype, left in sorted(count.items()) if left}
 
 
 def counted_in_part(uncounted: Sequence[str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 Ranks = tuple[int, ...]
@@ -81,6 +83,11 @@ class LayerInfo:
     ties: tuple[str, ...] = ()
     skip: str | None = None
     note: str | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every path of the layer: its name, aliases and ties."""
+        return (self.name, *self.aliases, *self.ties)
 
     @property
     def group_out(self) -> int:
@@ -169,6 +176,15 @@ class LayerInfo:
     def static(self) -> LayerInfo:
         """Return the layer without the results of a run (calls, notes)."""
         return replace(self, calls=(), note=None)
+
+
+def enclosing(path: str) -> Iterable[str]:
+    """Return the paths of the modules around a module or layer, from the outermost to its own.
+
+    >>> list(enclosing("encoder.0.fc"))
+    ['encoder', 'encoder.0', 'encoder.0.fc']
+    """
+    return accumulate(path.split("."), "{}.{}".format)
 
 
 def _joined(sizes: Size | str) -> str:

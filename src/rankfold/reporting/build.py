@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rankfold.errors import BudgetError, ConfigError, PlanMismatch, UnknownNameError
-from rankfold.records import Bound, Budget, Choice, Cost, Inventory, LayerInfo, Plan, Provenance
+from rankfold.records import Bound, Budget, Choice, Cost, Inventory, LayerInfo, Plan, Provenance, find_resource
 from rankfold.reporting.codec import decode, encode
 from rankfold.reporting.layers import layer_note
 from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue
@@ -130,7 +130,8 @@ def _bound(bound: Bound, report: Report) -> BoundRow:
         return replace(row, limit=bound.value, value=None if drop is None else round(drop, 9))
     if bound.kind != "additive":  # neither on a cost nor on a metric
         return row
-    value = None if bound.resource == "macs" and report.uncounted else report.after.get(bound.resource)
+    unknown = find_resource(bound.resource).whole == "macs" and report.uncounted
+    value = None if unknown else report.after.get(bound.resource)
     return replace(row, limit=bound.limit(report.before), value=value, dense=report.before.get(bound.resource))
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rankfold.records import RESOURCES, resource_names
+from rankfold.errors import UnknownNameError
+from rankfold.records import RESOURCES, Resource, find_resource
 from rankfold.reporting import words
 from rankfold.reporting.figures import history_figures, layer_figures
 from rankfold.reporting.layers import explanations, other_modules, remark, short
@@ -104,7 +105,8 @@ def _budget(report: Report) -> Section:
 
 def _bound_text(bound: BoundRow) -> str:
     """Return a bound in typeset form: ``params ≤ 25 %``, ``flash ≤ 512 KiB``."""
-    if bound.limit is None or bound.resource not in resource_names("additive"):
+    resource = _resource(bound)
+    if bound.limit is None or resource is None or resource.kind != "additive":
         return bound.text
     if "%" in bound.text:
         return words.bound(bound.text)
@@ -120,7 +122,16 @@ def _bound_result(bound: BoundRow) -> str:
 
 
 def _amount(bound: BoundRow, value: float) -> str:
-    return (RESOURCES[bound.resource].show if bound.resource in RESOURCES else words.count)(value)
+    resource = _resource(bound)
+    return (words.count if resource is None else resource.show)(value)
+
+
+def _resource(bound: BoundRow) -> Resource | None:
+    """Return a bound's resource; None if it is not registered here."""
+    try:
+        return find_resource(bound.resource)
+    except UnknownNameError:
+        return None
 
 
 def _layers(report: Report, *, brief: bool) -> Section:

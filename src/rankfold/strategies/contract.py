@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Literal, get_args
 
 from rankfold._config import Code, config_to_dict, spelled
 from rankfold._registry import Registry
 from rankfold.errors import ConfigError, InfeasibleBudget
-from rankfold.records import PEAK, Candidate, CandidateTable, Choice, Cost, Plan, Provenance
+from rankfold.records import (
+    PEAK,
+    Bound,
+    Budget,
+    Candidate,
+    CandidateTable,
+    Choice,
+    Cost,
+    Plan,
+    Provenance,
+    find_resource,
+    is_inside,
+)
 from rankfold.strategies.problem import Problem
 
 SHOWN = 0.05
@@ -36,6 +49,10 @@ def check_needs(strategy: Strategy, given: Collection[Need]) -> None:
     for need in get_args(Need):
         if need in strategy.needs and need not in given:
             raise ConfigError(f"strategy {strategy.name!r} needs {need_text(need)}")
+
+
+_Parts = frozenset[str]
+"""The bounded resources of parts that a layer counts in."""
 
 
 class Strategy(ABC):
@@ -92,18 +109,31 @@ def check_reachable(problem: Problem, table: CandidateTable) -> None:
 
 def advice(problem: Problem) -> str:
     """Return advice about a budget that is out of reach, and the largest modules that cannot be compressed."""
-    inventory, resources = problem.inventory, set(resources_of(problem))
     parts = ["Loosen the budget, allow more methods or exclude fewer layers."]
-    if not any(layer.left_out for layer in inventory):
+    if not any(layer.left_out for layer in problem.inventory):
         parts = ["Loosen the budget or allow more methods."]
-    if resources & {"params", "flash", "memory"}:
-        large = [str(holder) for holder in inventory.holders if holder.share >= SHOWN]
-        parts += [f"Not compressible: {'; '.join(large[:MOST_SHOWN])}."] if large else []
+    bounded: dict[str | None, set[str]] = {}
+    for resource in map(find_resource, resources_of(problem)):
+        bounded.setdefault(resource.part, set()).add(resource.whole)
+    for part, resources in bounded.items():
+        parts += _obstacles(problem, part, resources)
+    return " ".join(parts)
+
+
+def _obstacles(problem: Problem, part: str | None, resources: Collection[str]) -> list[str]:
+    """Return what cannot be compressed in a part of the model, or in all of it."""
+    whole, paths = problem.inventory, {""} if part is None else problem.pricing.parts[part]
+    inventory, where = (whole, "") if part is None else (whole.within(paths), f" in {part!r}")
+    lines: list[str] = []
+    if {"params", "flash", "memory"} & set(resources):
+        inside = [holder for holder in whole.holders if is_inside((holder.name,), paths)]
+        large = [str(holder) for holder in inside if holder.params >= SHOWN * inventory.total.params]
+        lines += [f"Not compressible{where}: {'; '.join(large[:MOST_SHOWN])}."] if large else []
     outside = inventory.total.macs - sum(cost.macs for cost in inventory.costs.values())
     if "macs" in resources and outside >= SHOWN * inventory.total.macs > 0:
         share = outside / inventory.total.macs
-        parts.append(f"Operations outside of convolutions and linear layers make up {share:.0%} of the MACs.")
-    return " ".join(parts)
+        lines.append(f"Operations outside of convolutions and linear layers make up {share:.0%} of the MACs{where}.")
+    return lines
 
 
 def resources_of(problem: Problem) -> list[str]:
@@ -146,34 +176,73 @@ def mildest(
     *,
     strategy: str,
     steps: int = 40,
-) -> float:
-    """Return the mildest level that meets the budget; raise `InfeasibleBudget` if level 1 exceeds it.
+) -> tuple[dict[str, Candidate], float]:
+    """Return the mildest selection that meets the budget, and its strongest level.
 
-    `select` maps a level in 0..1 (0 is the mildest) to candidates of some layers; milder levels cost more.
+    All layers have the same level. If the budget bounds parts of the model, layers in the same parts do: the level of
+    all layers is lowered until a bound is reached, then that of the layers outside of this bound, and so on.
+
+    Parameters
+    ----------
+    select : callable
+        Maps a level in 0..1 (0 is the mildest) to candidates of some layers; milder levels cost more.
+    strategy : str
+        The strategy's name, for messages.
+    steps : int
+        Number of bisections for a level.
+
+    Raises
+    ------
+    InfeasibleBudget
+        If level 1 exceeds the budget.
     """
-    assert problem.budget is not None
+    budget = problem.budget
+    assert budget is not None
     check_reachable(problem, table)
+    groups = {name: _parts_of(budget, table.dense[name]) for name in table.rows}
+    levels = dict.fromkeys(groups.values(), 1.0)
 
-    def fits(level: float) -> bool:
-        assert problem.budget is not None
-        return not problem.budget.exceeded(table.cost(select(level).values()), table.total)
+    def at(level: float, moving: Collection[_Parts]) -> dict[str, Candidate]:
+        used = {parts: level if parts in moving else fixed for parts, fixed in levels.items()}
+        picks = {one: select(one) for one in set(used.values())}
+        return {name: c for name, parts in groups.items() if (c := picks[used[parts]].get(name)) is not None}
 
-    if fits(0.0):
-        return 0.0
-    if not fits(1.0):
+    def exceeded(level: float, moving: Collection[_Parts]) -> list[Bound]:
+        return budget.exceeded(table.cost(at(level, moving).values()), table.total)
+
+    moving = set(levels)
+    if exceeded(1.0, moving):
         raise InfeasibleBudget(
-            f"strategy {strategy!r} cannot meet budget {str(problem.budget)!r}, even with its strongest compression. "
+            f"strategy {strategy!r} cannot meet budget {str(budget)!r}, even with its strongest compression. "
             f"{advice(problem)}",
-            problem.budget.rows(table.total, table.cost(select(1.0).values()).get),
+            budget.rows(table.total, table.cost(at(1.0, moving).values()).get),
         )
+    while moving:
+        level, reached = _lowest(partial(exceeded, moving=moving), steps)
+        levels.update(dict.fromkeys(moving, level))
+        names = {bound.resource for bound in reached}
+        done = not reached or any(bound.part is None for bound in reached)
+        moving = set() if done else {parts for parts in moving if not parts & names}
+    return at(0.0, ()), max(levels.values(), default=0.0)
+
+
+def _lowest(exceeded: Callable[[float], list[Bound]], steps: int) -> tuple[float, list[Bound]]:
+    """Return the lowest level in 0..1 that exceeds no bound, and the bounds that are exceeded just below it."""
+    reached = exceeded(0.0)
+    if not reached:
+        return 0.0, []
     low, high = 0.0, 1.0
     for _ in range(steps):
         middle = (low + high) / 2
-        if fits(middle):
-            high = middle
+        if bounds := exceeded(middle):
+            low, reached = middle, bounds
         else:
-            low = middle
-    return high
+            high = middle
+    return high, reached
+
+
+def _parts_of(budget: Budget, dense: Cost) -> _Parts:
+    return frozenset(b.resource for b in budget.additive if b.part is not None and dense.get(b.resource))
 
 
 def make_plan(

@@ -21,7 +21,8 @@ class Energy(Strategy):
     ----------
     keep : float
         Share of the energy (one minus the squared relative error) that each layer keeps, 0..1. With a budget, the
-        largest share that meets it is used and recorded in the plan.
+        largest share that meets it is used and recorded in the plan. Each bounded part of the model has its own share;
+        the smallest one is recorded.
     """
 
     name = "energy"
@@ -45,9 +46,11 @@ class Energy(Strategy):
                     chosen[layer] = candidate
             return with_required(table, chosen)
 
-        level = 1 - self.keep if problem.budget is None else mildest(problem, table, select, strategy=self.name)
+        chosen, level = select(1 - self.keep), 1 - self.keep
+        if problem.budget is not None:
+            chosen, level = mildest(problem, table, select, strategy=self.name)
         reasons = dict.fromkeys(table.rows, "no cheaper candidate keeps the required share of energy")
-        return make_plan(problem, replace(self, keep=1 - level), select(level), reasons={**reasons, **table.reasons})
+        return make_plan(problem, replace(self, keep=1 - level), chosen, reasons={**reasons, **table.reasons})
 
 
 registry.register(Energy, summary="the same share of energy for every layer")

@@ -83,7 +83,7 @@ def resolve(problem: Problem, wanted: Mapping[str, Any], *, owner: str) -> dict[
     unused = set(wanted)
     chosen: dict[str, Candidate | None] = {}
     for layer in problem.inventory:
-        names = (layer.name, *layer.aliases, *layer.ties)
+        names = layer.paths
         matching = [pattern for pattern in wanted if any(fnmatchcase(name, pattern) for name in names)]
         unused.difference_update(matching)
         if matching:

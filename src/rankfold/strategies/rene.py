@@ -18,7 +18,7 @@ from rankfold.candidates import DEFAULT_TRAIN
 from rankfold.errors import ConfigError, InfeasibleBudget, ModelError, UnknownNameError
 from rankfold.factor.linalg import double
 from rankfold.factor.moments import output_energy
-from rankfold.records import Candidate, Cost, Plan, Ranks
+from rankfold.records import Bound, Budget, Candidate, Cost, Plan, Ranks
 from rankfold.strategies.coefficients import RankLoss, nested_loss, optimise, padded
 from rankfold.strategies.contract import Strategy, advice, check_reachable, make_plan, registry
 from rankfold.strategies.mixtures import Axis, Mixtures, composed
@@ -171,6 +171,9 @@ class RENE(Strategy):
             if layer.skip is not None or layer.name in problem.fixed:
                 reasons[layer.name] = layer.skip or "decided by an override"
                 continue
+            if problem.budget is not None and not _is_bounded(problem.budget, problem.inventory.costs[layer.name]):
+                reasons[layer.name] = "it costs nothing that the budget bounds"
+                continue
             refusals = {method.name: method.supports(layer) for method in given}
             method = next((method for method in given if refusals[method.name] is None), None)
             if method is None:
@@ -200,8 +203,7 @@ class _Search:
         self.stages = 0
         self._floors: dict[str, float] = {}
         self._known: dict[tuple[str, Ranks], float] = {}
-        bounds = () if problem.budget is None else problem.budget.additive
-        self._resource = bounds[0].resource if bounds else None
+        self._bounds = () if problem.budget is None else problem.budget.additive
 
     def unbounded(self) -> tuple[dict[str, Candidate], float]:
         """Return the winners without a budget, and the scale of the rank loss."""
@@ -327,14 +329,18 @@ class _Search:
 
     def _loads(self, axes: Sequence[Axis], values: Sequence[Sequence[int]]) -> Tensor:
         """Return the rank of each candidate relative to the layer's largest (eq. 5), or its cost to that of any."""
-        if self._resource is None:
+        if not self._bounds:
             return padded([torch.tensor(row, dtype=torch.float64) / max(row) for row in values])
         costs = [[self._amount(axis, axis.ranks(v)) for v in row] for axis, row in zip(axes, values, strict=True)]
         return padded([torch.tensor(row, dtype=torch.float64) / max(map(max, costs)) for row in costs])
 
     def _amount(self, axis: Axis, ranks: Ranks) -> int:
-        assert self._resource is not None
-        return self.problem.pricing.candidate(axis.layer, axis.method, ranks).cost.get(self._resource)
+        """Return the cost in the first bounded resource that the layer counts in."""
+        resource = next(b.resource for b in self._bounds if self._counts(axis, b.resource))
+        return self.problem.pricing.candidate(axis.layer, axis.method, ranks).cost.get(resource)
+
+    def _counts(self, axis: Axis, resource: str) -> bool:
+        return self.problem.inventory.costs[axis.layer.name].get(resource) > 0
 
     def _candidates(self, winners: Mapping[str, Ranks]) -> dict[str, Candidate]:
         return {
@@ -354,14 +360,19 @@ class _Search:
 
     def _used(self, winners: Mapping[str, Ranks]) -> float:
         """Return the share of the tightest bound that is used."""
-        assert self.problem.budget is not None
+        return max(self._shares(winners).values(), default=1.0)
+
+    def _shares(self, winners: Mapping[str, Ranks]) -> dict[Bound, float]:
+        """Return the used share of each bound."""
         cost, total = self._cost(winners), self.problem.inventory.total
-        return max((cost.get(b.resource) / b.limit(total) for b in self.problem.budget.additive), default=1.0)
+        return {bound: cost.get(bound.resource) / bound.limit(total) for bound in self._bounds}
 
     def _filled(self, winners: dict[str, Ranks]) -> dict[str, Ranks]:
-        """Raise ranks one by one, where the error falls most per cost, until the budget is used (`CLOSE`)."""
+        """Raise ranks one by one, where the error falls most per cost, until every bound is used (`CLOSE`)."""
         winners, closed = dict(winners), set[str]()
-        while self._used(winners) < CLOSE:
+        while True:
+            full = [bound.resource for bound, share in self._shares(winners).items() if share >= CLOSE]
+            closed |= {a.layer.name for a in self.axes if any(self._counts(a, resource) for resource in full)}
             steps = {a.layer.name: r for a in self.axes if (r := self._next(a, winners[a.layer.name])) is not None}
             gains = {
                 axis.layer.name: self._gain(axis, winners[axis.layer.name], steps[axis.layer.name])
@@ -413,6 +424,11 @@ class _Search:
     def loss_of(self, chosen: Mapping[str, Candidate]) -> float:
         """Return the decomposition loss of a plan: the sum of all squared errors."""
         return sum(self._error(axis, chosen[axis.layer.name].ranks) for axis in self.axes)
+
+
+def _is_bounded(budget: Budget, dense: Cost) -> bool:
+    """Return whether a layer of this cost counts in a bound, if there are some on resources that add up over layers."""
+    return not budget.additive or any(dense.get(bound.resource) for bound in budget.additive)
 
 
 def _first(axis: Axis, step: int, unit: int) -> list[int]:

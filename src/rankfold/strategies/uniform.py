@@ -20,7 +20,8 @@ class Uniform(Strategy):
     ----------
     keep : float
         Share of its cost that each layer keeps, 0..1; 0 selects the cheapest candidates. With a budget, the largest
-        share that meets it is used and recorded in the plan.
+        share that meets it is used and recorded in the plan. Each bounded part of the model has its own share; the
+        smallest one is recorded.
     """
 
     name = "uniform"
@@ -53,8 +54,10 @@ class Uniform(Strategy):
                     chosen[layer] = min(row, key=lambda pair: (pair[0], pair[1].error, pair[1].ranks))[1]
             return with_required(table, chosen)
 
-        level = 1 - self.keep if problem.budget is None else mildest(problem, table, select, strategy=self.name)
-        return make_plan(problem, replace(self, keep=1 - level), select(level), reasons=table.reasons)
+        chosen, level = select(1 - self.keep), 1 - self.keep
+        if problem.budget is not None:
+            chosen, level = mildest(problem, table, select, strategy=self.name)
+        return make_plan(problem, replace(self, keep=1 - level), chosen, reasons=table.reasons)
 
 
 registry.register(Uniform, summary="the same reduction for every layer")

@@ -93,7 +93,7 @@ class VBMF(Strategy):
                 total=problem.inventory.total,
                 fixed=problem.fixed,
             )
-            chosen = select(mildest(problem, table, select, strategy=self.name))
+            chosen, _ = mildest(problem, table, select, strategy=self.name)
         return make_plan(problem, self, self._with_errors(problem, chosen), reasons=reasons, notes=notes)
 
     def _analytic(self, problem: Problem, layer: LayerInfo, method: Method) -> Ranks:

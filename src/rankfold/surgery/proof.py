@@ -68,7 +68,7 @@ class Proof:
                     self._views.append(info.name)
             if info.name in wanted:
                 self._calls[info.name] = counts[i]
-                for path in (info.name, *info.aliases, *info.ties):
+                for path in info.paths:
                     self._originals[path] = (info, layer_weight(model, path), layer_bias(model, path))
         self._memory = [(name, tensor) for name, tensor in _tensors(model) if storage_pointer(tensor) not in outside]
 

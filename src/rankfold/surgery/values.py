@@ -29,7 +29,7 @@ def take_over_(model: nn.Module, like: nn.Module, layers: Iterable[LayerInfo]) -
         f"{path}." if path else ""
         for layer in layers
         if len({_decision(plan, layer.name) for plan in plans}) > 1
-        for path in (layer.name, *layer.aliases, *layer.ties)
+        for path in layer.paths
     )
     state, shapes = own_state(like), {name: tensor.shape for name, tensor in own_state(model).items()}
     same = {

@@ -72,7 +72,8 @@ def make_problem(
     A strategy that loops has a batch with the model's own predictions as labels, the distance from the model's outputs
     as the metric, and a recipe of one training step.
     """
-    pricing = Pricing.of(inspect(model, case.input()), gauge=gauge)
+    resources = () if budget is None else budget.resources
+    pricing = Pricing.of(inspect(model, case.input()), gauge=gauge, resources=resources)
     weight = partial(layer_weight, model)
     decided = dict(fixed or {})
 

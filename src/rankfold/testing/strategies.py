@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,8 @@ from rankfold import methods, strategies
 from rankfold._config import build_config, config_to_dict
 from rankfold.cost import gauged_cost
 from rankfold.errors import InfeasibleBudget
-from rankfold.inventory import layer_weight
-from rankfold.records import Bound, Budget, Plan
+from rankfold.inventory import inspect, layer_weight
+from rankfold.records import Bound, Budget, Plan, find_resource
 from rankfold.strategies import Strategy
 from rankfold.surgery import factored_layers
 from rankfold.testing.problems import ModelCase, applied, make_problem, model_zoo
@@ -62,7 +62,7 @@ def plan_covers_every_layer(strategy: Strategy, case: ModelCase) -> None:
 def budget_is_kept(strategy: Strategy, case: ModelCase) -> None:
     """The model built from a plan and counted again is within the budget; a refused budget is out of reach."""
     kept = 0
-    for text in BUDGETS:
+    for text in (*BUDGETS, *_part_budgets(case, case.model())):
         model = case.model()
         budget = Budget.parse(text)
         try:
@@ -77,22 +77,50 @@ def budget_is_kept(strategy: Strategy, case: ModelCase) -> None:
     expect(kept > 0 or not case.compressible, "no budget at all could be met")
 
 
+def _part_budgets(case: ModelCase, model: nn.Module) -> list[str]:
+    """Return budgets of the first and of the last compressible layer, alone, together, and with the whole model's."""
+    names = [layer.name for layer in make_problem(case, model).inventory.compressible]
+    if not names:
+        return []
+    first, last = names[0], names[-1]
+    return [
+        f"params({first})<=60%",
+        f"macs({last})<=70%",
+        f"params({first})<=70%, macs({last})<=60%, params<=80%",
+        f"params({first})<=70%, params(*)<=75%",  # overlapping
+    ]
+
+
 def _check_within(budget: Budget, model: nn.Module, small: nn.Module, case: ModelCase, text: str) -> None:
-    dense = make_problem(case, model).inventory.total
-    counted: dict[str, Callable[[], int]] = {
-        "params": lambda: sum(p.numel() for p in small.parameters()),
-        "macs": lambda: count_macs(small, case.input()),
-        "flash": lambda: sum(t.numel() * t.element_size() for t in (*small.parameters(), *small.buffers())),
-    }
+    inventory = make_problem(case, model, budget=budget).inventory
     for bound in budget.bounds:
-        if bound.resource in counted:
-            amount, limit = counted[bound.resource](), bound.limit(dense)
-            expect(amount <= limit, f"{text}: the built model has {amount} {bound.resource}, allowed {limit}")
+        paths = frozenset({""}) if bound.part is None else inventory.paths_of(bound.part)
+        amount, limit = _built_amount(bound, small, case, paths), bound.limit(inventory.total)
+        expect(amount <= limit, f"{text}: the built model has {amount} {bound.resource}, allowed {limit}")
+
+
+def _built_amount(bound: Bound, small: nn.Module, case: ModelCase, paths: Collection[str]) -> int:
+    """Count a resource on the modules at some paths of a built model; 0 for a resource that is not counted here."""
+    modules = [small.get_submodule(path) for path in paths]
+    parameters = {p for module in modules for p in module.parameters()}
+    buffers = {b for module in modules for b in module.buffers()}
+    match find_resource(bound.resource).whole:
+        case "params":
+            return sum(p.numel() for p in parameters)
+        case "flash":
+            return sum(t.numel() * t.element_size() for t in parameters | buffers)
+        case "macs" if bound.part is None:
+            return count_macs(small, case.input())
+        case "macs":
+            return inspect(small, case.input()).within(paths).total.macs
+        case _:
+            return 0
 
 
 def impossible_budget_is_refused(strategy: Strategy, case: ModelCase) -> None:
-    """One parameter, one MAC: `InfeasibleBudget` reports the least reachable value, which can then be reached."""
-    for resource in ("params", "macs"):
+    """One parameter, one MAC, one parameter of a layer: `InfeasibleBudget` reports a value that can be reached."""
+    names = [layer.name for layer in make_problem(case, case.model()).inventory.compressible]
+    for resource in ("params", "macs", *(f"params({name})" for name in names[:1])):
         amount = 1
         for _ in range(4):  # the table's minimum may be lower than the strategy's
             model = case.model()

@@ -133,11 +133,13 @@ class Sweep(Document):
             If it bounds a resource that a sweep does not count.
         """
         asked = Budget.parse(budget)
-        other = next((b for b in asked.bounds if b.kind != "additive"), None)
+        counted = [*resource_names("additive"), *self.dense.more]
+        other = next((b for b in asked.bounds if b.resource not in counted), None)
         if other is not None:
+            what = "a sweep does not count" if other.part is None else "no budget of this sweep bounds"
             raise BudgetError(
-                f"budget {str(asked)!r} bounds {other.resource}, which a sweep does not count. Bound "
-                f"{either(resource_names('additive'))}, or call rankfold.plan."
+                f"budget {str(asked)!r} bounds {other.resource}, which {what}. Bound "
+                f"{either(list(dict.fromkeys(counted)))}, or call rankfold.plan."
             )
         if self.uncounted and asked.get("macs"):
             raise BudgetError(
