@@ -40,6 +40,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("_documents", "outputs"),
     ("records", "factor"),
     ("methods",),
+    ("criteria",),
     ("inventory", "cost"),
     ("surgery",),
     ("calibration", "evaluation"),

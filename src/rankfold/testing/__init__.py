@@ -2,6 +2,8 @@
 
 from rankfold.testing.cases import LAYER_ZOO as LAYER_ZOO
 from rankfold.testing.cases import LayerCase as LayerCase
+from rankfold.testing.criteria import check_criterion as check_criterion
+from rankfold.testing.criteria import criterion_checks as criterion_checks
 from rankfold.testing.methods import check_method as check_method
 from rankfold.testing.methods import method_checks as method_checks
 from rankfold.testing.problems import ModelCase as ModelCase
