@@ -39,8 +39,9 @@ class Calibration:
         if missing:
             new = collect_moments(self._model, self.batches, missing)
             unreached = (*self._moments.unreached, *new.unreached)
+            padded = (*self._moments.padded, *new.padded)
             self._moments = LayerMoments({**self._moments, **new})
-            self._moments.unreached = unreached
+            self._moments.unreached, self._moments.padded = unreached, padded
             self._seen |= {layer.name for layer in missing}
         return self._moments
 

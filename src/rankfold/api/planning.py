@@ -27,6 +27,7 @@ from rankfold.candidates import Estimator, TableConfig, build_table, within_ram
 from rankfold.cost import Pricing, activation_profile
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.inventory import Spare, export_graph, inspect, layer_weight
+from rankfold.inventory.padding import COUNTED
 from rankfold.methods import sharing_prepared
 from rankfold.records import (
     PEAK,
@@ -270,6 +271,7 @@ class Planner:
         """Return a note for each layer of which the data says nothing, by name; those of plans made so far."""
         notes = dict.fromkeys(self.estimator.every_unmeasured, UNMEASURED)
         if self.moments is not None:
+            notes |= dict.fromkeys(self.moments.padded, COUNTED)
             notes |= dict.fromkeys(self.moments.unreached, UNREACHED)
         return notes
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from rankfold.calibration.gram import CHUNK, magnitude, power_of_two, scaled, upper_product, work_dtype
-from rankfold.calibration.patches import channel_vectors, patch_vectors, with_batch
+from rankfold.calibration.patches import channel_vectors, data_positions, patch_vectors, with_batch
 from rankfold.factor.linalg import double
 from rankfold.factor.refit import PairMoments
+from rankfold.inventory.padding import Padding, zeroed
 from rankfold.records import LayerInfo
 
 
@@ -28,6 +29,8 @@ class PairSums:
         n = layer.group_in * layer.kernel_numel
         self.exact = not layer.transposed and (layer.kernel_numel == 1 or n <= max_patch)
         self.samples = 0
+        self.padded = False
+        """Whether padded positions were counted as data."""
         self.total = 0.0  # energy of the target
         self._folds = (_Fold(), _Fold())  # alternating samples, for cross-validation
 
@@ -36,7 +39,7 @@ class PairSums:
         """The number of pairs."""
         return sum(fold.count for fold in self._folds)
 
-    def add(self, wanted: Tensor, actual: Tensor, given: Tensor) -> bool:
+    def add(self, wanted: Tensor, actual: Tensor, given: Tensor, padding: Padding | None = None) -> bool:
         """Add one call of the layer; return False, without adding anything, if the shapes do not correspond.
 
         Parameters
@@ -45,6 +48,8 @@ class PairSums:
             Target and actual output (exact form) or input.
         given : Tensor
             The input in the compressed network.
+        padding : Padding or None
+            The padding of the batch; padded positions of a linear layer are left out.
 
         Raises
         ------
@@ -57,6 +62,11 @@ class PairSums:
             return False
         if not given.numel():
             return True
+        data = None if padding is None else self._data(given, padding)
+        if data is not None:
+            data, transposed = data
+            tensors = (t.transpose(0, 1) if transposed else t for t in (wanted, actual, given))
+            wanted, actual, given = (zeroed(t, data) for t in tensors)
         side = "output" if self.exact else "input"
         sizes = [
             magnitude(wanted, f"the {side} of layer {name!r}"),
@@ -68,10 +78,19 @@ class PairSums:
             up, across = (0, 0) if dtype == torch.float64 else (power_of_two(max(sizes[:2])), power_of_two(sizes[2]))
             for i, fold in enumerate(self._folds):
                 turn = slice((self.samples + i) % 2, None, 2)
-                if not self._fill(fold, wanted[turn], actual[turn], given[turn], dtype, up, across):
+                parts = [t[turn] for t in (wanted, actual, given)]
+                if data is not None:
+                    parts = [data_positions(t, data[turn], self.max_positions) for t in parts]
+                if not self._fill(fold, *parts, dtype, up, across):
                     return False
         self.samples += len(given)
         return True
+
+    def _data(self, given: Tensor, padding: Padding) -> tuple[Tensor, bool] | None:
+        """Return `Padding.data` for an input; None, after a note, if padded positions cannot be told."""
+        data = padding.data(given) if self.layer.kind == "linear" else None
+        self.padded |= data is None and not padding.is_per_sample(given)
+        return data
 
     def folds(self) -> list[PairMoments]:
         """Return the averages over each half of the samples that has any."""

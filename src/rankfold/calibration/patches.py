@@ -65,6 +65,22 @@ def channel_vectors(x: Tensor, layer: LayerInfo, max_positions: int) -> Tensor:
     return x.unflatten(1, (layer.groups, -1)).movedim(0, 2).flatten(2)
 
 
+def data_positions(x: Tensor, data: Tensor, max_positions: int) -> Tensor:
+    """Return the positions of a linear layer's input or output that are data, ``(positions, ..., n)``.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``(batch, length, ..., n)``.
+    data : Tensor
+        True where a position is data, ``(batch, length)``.
+    max_positions : int
+        The maximum number of positions per sample, on an even grid over data and padding.
+    """
+    first, *others = (slice(start, None, step) for start, step in even_steps(x.shape[1:-1], max_positions))
+    return x[(slice(None), first, *others)][data[:, first]]
+
+
 def with_batch(x: Tensor, layer: LayerInfo) -> Tensor:
     """Add the batch dimension to a layer's input or output if it is a single sample without one."""
     single = x.ndim == (1 if layer.kind == "linear" else len(layer.kernel) + 1)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from rankfold._config import require
 from rankfold._printable import few
 from rankfold.calibration.gram import GramSum
-from rankfold.calibration.patches import channel_vectors, patch_vectors, with_batch
+from rankfold.calibration.patches import channel_vectors, data_positions, patch_vectors, with_batch
 from rankfold.errors import RankfoldWarning
 from rankfold.factor.moments import Moments
-from rankfold.inventory import find_layer, model_inputs, run_batch, undisturbed
+from rankfold.inventory import Padding, find_layer, model_inputs, run_batch, undisturbed
 from rankfold.inventory.kinds import ROLES
 from rankfold.records import LayerInfo
 
@@ -31,9 +31,12 @@ class LayerMoments(dict[str, Moments]):
     ----------
     unreached : tuple of str
         Layers that no sample reaches, or whose inputs are all zero: the data says nothing about them.
+    padded : tuple of str
+        Layers whose inputs do not have the dimensions of the padding mask, so that padded positions count as data.
     """
 
     unreached: tuple[str, ...] = ()
+    padded: tuple[str, ...] = ()
 
 
 def collect_moments(
@@ -50,7 +53,9 @@ def collect_moments(
     The model runs in evaluation mode without gradients and starts every batch in the same state; afterwards it and the
     random states are as before. If a layer shares its weight (`LayerInfo.ties`) or is called several times, its
     moments cover all inputs that the weight is applied to. Layers that no sample reaches, and those whose inputs are
-    all zero, get no entry and are named in a warning; they are factored by their weights alone. The output projection
+    all zero, get no entry and are named in a warning; they are factored by their weights alone. If the model's inputs
+    have a padding mask (`rankfold.inventory.Padding`), padded positions are left out of the inputs of linear layers
+    that have its batch and sequence dimensions. The output projection
     of an ``nn.MultiheadAttention`` gets no entry either, because its input is not visible from outside.
 
     Parameters
@@ -94,10 +99,14 @@ def collect_moments(
                 hooks.callback(handle.remove)
         data = model_inputs(model, batches, "calibration", "collecting second moments")
         for number, (inputs, _) in enumerate(data, 1):
+            padding = Padding.of(model, inputs)
+            for layer_sums in sums:
+                layer_sums.padding = padding
             run_batch(model, inputs, f"calibration batch {number}")
             reset()
     averages = {s.layer.name: s.moments() for s in sums}
     collected = LayerMoments({name: moments for name, moments in averages.items() if moments is not None})
+    collected.padded = tuple(s.layer.name for s in sums if s.padded)
     collected.unreached = tuple(s.layer.name for s in sums if s.saw_nothing(averages[s.layer.name]))
     if collected.unreached:
         warnings.warn(
@@ -119,20 +128,34 @@ class LayerSums:
         self.channel = GramSum(layer.name) if with_channel else None
         self.patch = GramSum(layer.name) if with_patch else None
         self.called = False
+        self.padding: Padding | None = None
+        self.padded = False
+        """Whether padded positions were counted as data."""
 
-    def add(self, x: Tensor) -> None:
-        """Add one input of the layer."""
+    def add(self, x: Tensor, *, batch_first: bool = False) -> None:
+        """Add one input of the layer; `batch_first` tells that it begins with the batch dimension."""
         self.called = self.called or x.numel() > 0
         if self.channel is None:
             return
         layer, most = self.layer, self.max_positions
         x = with_batch(x, layer)
+        if self.padding is not None:
+            x = self._without_padding(x, self.padding, batch_first)
         # A 1x1 kernel sees channels, but with a stride it skips positions.
         sees_channels = layer.kind == "conv" and not layer.transposed and layer.kernel_numel == 1
         vectors = patch_vectors if sees_channels else channel_vectors
         self.channel.add(x, lambda chunk: vectors(chunk, layer, most))
         if self.patch is not None:
             self.patch.add(x, lambda chunk: patch_vectors(chunk, layer, most))
+
+    def _without_padding(self, x: Tensor, padding: Padding, batch_first: bool) -> Tensor:
+        """Return the positions of the input that are data as samples, or all of it if they cannot be told."""
+        data = padding.data(x, batch_first=batch_first) if self.layer.kind == "linear" else None
+        if data is None:
+            self.padded |= not padding.is_per_sample(x)
+            return x
+        data, transposed = data
+        return data_positions(x.transpose(0, 1) if transposed else x, data, self.max_positions)
 
     def saw_nothing(self, moments: Moments | None) -> bool:
         """Whether the layer had no input, or only zeros, given the result of `moments`."""
@@ -206,6 +229,6 @@ def _hook(sums: LayerSums, role: str | None) -> Hook:
             index = ROLES.index(role)
             x = args[index] if index < len(args) else kwargs[("query", "key", "value")[index]]
             # Samples first, because positions are taken from each sample.
-            sums.add(x.transpose(0, 1) if x.ndim == 3 and not module.batch_first else x)
+            sums.add(x.transpose(0, 1) if x.ndim == 3 and not module.batch_first else x, batch_first=True)
 
     return hook

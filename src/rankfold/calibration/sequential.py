@@ -31,6 +31,7 @@ from rankfold.calibration.sequential_sums import collect_pairs, layer_modules
 from rankfold.calibration.sequential_survey import joint_steps, observe_layers, separate_attentions
 from rankfold.inventory import Spare, layer_weight
 from rankfold.inventory.kinds import reparametrization
+from rankfold.inventory.padding import COUNTED
 from rankfold.records import Plan
 from rankfold.surgery import Factored, check_plan
 from rankfold.surgery.apply import Swap, factor_layer, remember_plan, replace_layers, swap_, tied_paths
@@ -162,6 +163,8 @@ class _Walk:
             self._shift(name, use, fit.lacking(weight.detach()))
         if sums.exact:
             self.errors[name] = fit.error(weight.detach())
+        if sums.padded and COUNTED not in (self.plan.layers[name].reason or ""):
+            self.notes[name] = COUNTED
 
     @torch.no_grad()
     def _shift(self, name: str, use: Use, by: Tensor) -> None:

@@ -17,7 +17,7 @@ from rankfold.batches import iterate, split_batch
 from rankfold.calibration.flow import OtherTerm, Use, first_tensor
 from rankfold.calibration.pairs import PairSums
 from rankfold.calibration.sequential_config import Sequential
-from rankfold.inventory import find_module, run_batch, undisturbed
+from rankfold.inventory import Padding, find_module, run_batch, undisturbed
 from rankfold.inventory.kinds import is_attention
 from rankfold.records import LayerInfo
 
@@ -55,7 +55,7 @@ def collect_pairs(
         for name, layer in layers.items()
     }
 
-    def run(model: nn.Module, batch: Any, what: str) -> dict[str, _Tap]:
+    def run(model: nn.Module, inputs: Any, what: str) -> dict[str, _Tap]:
         taps = {}
         for name, layer in layers.items():
             use, total = uses[name], sums[name]
@@ -67,11 +67,10 @@ def collect_pairs(
                 joins=use.joins and exact and config.shortcuts,
                 norm=None if use.norm is None else model.get_submodule(use.norm),
             )
-        inputs = to_device(split_batch(batch)[0], model_device(model))
         with ExitStack() as hooks, suppress(_Enough):
             for tap in taps.values():
                 _install(hooks, tap, list(taps.values()))
-            run_batch(model, inputs, what)
+            run_batch(model, to_device(inputs, model_device(model)), what)
         return taps
 
     with undisturbed(original) as reset, undisturbed(small) as reset_small:
@@ -79,9 +78,11 @@ def collect_pairs(
         for number, batch in enumerate(
             track(iterate(batches, "calibration"), description, length_hint(batches) or None), 1
         ):
-            wanted, actual = (run(model, batch, f"calibration batch {number}") for model in (original, small))
+            inputs = split_batch(batch)[0]
+            padding = Padding.of(original, inputs)
+            wanted, actual = (run(model, inputs, f"calibration batch {number}") for model in (original, small))
             for name, total in sums.items():
-                if total is not None and not _add(total, wanted[name], actual[name]):
+                if total is not None and not _add(total, wanted[name], actual[name], padding):
                     sums[name] = None
             reset()
             reset_small()
@@ -99,7 +100,7 @@ def layer_modules(model: nn.Module, layer: LayerInfo) -> list[nn.Module]:
     return list(modules.values())
 
 
-def _add(sums: PairSums, original: _Tap, small: _Tap) -> bool:
+def _add(sums: PairSums, original: _Tap, small: _Tap, padding: Padding | None) -> bool:
     """Add what the layer's calls lacked on one batch; return False if the calls do not correspond."""
     if len(original.taken) != len(small.taken):
         return False
@@ -107,7 +108,7 @@ def _add(sums: PairSums, original: _Tap, small: _Tap) -> bool:
         target = wanted[-1]
         if original.other is not None and small.other is not None:
             target = target + _lost(original.other, small.other, original.norm)
-        if not sums.add(target, output[0] if output else given, given):
+        if not sums.add(target, output[0] if output else given, given, padding):
             return False
     return True
 

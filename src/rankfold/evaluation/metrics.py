@@ -15,7 +15,7 @@ from rankfold.batches import batch_size
 from rankfold.errors import DataError, MetricError
 from rankfold.evaluation.evaluate import Metric
 from rankfold.evaluation.predictions import as_targets, hits, predictions
-from rankfold.inventory import evaluating, model_inputs, run_batch
+from rankfold.inventory import Padding, evaluating, model_inputs, run_batch
 from rankfold.outputs import class_scores, squared_distance
 
 
@@ -56,6 +56,7 @@ def output_error(reference: nn.Module, loader: Iterable[Any]) -> Metric:
 
     It is ``sum ||y - y_ref||^2 / sum ||y_ref||^2`` over all floating-point output tensors; 0 means equal. Targets are
     not used. Where the reference's outputs are infinite (masked scores), the model's must be equal, and are excluded.
+    Padded positions (`rankfold.inventory.Padding`) are excluded from outputs ``(batch, length, ...)``.
     """
     return _OutputError(reference, loader)
 
@@ -81,8 +82,8 @@ class _AgainstReference(_OfBatches):
         super().__init__(loader)
         self.reference = reference
 
-    def _pairs(self, model: nn.Module) -> Iterator[tuple[Any, Any]]:
-        """Yield the outputs of the model and of the reference."""
+    def _pairs(self, model: nn.Module) -> Iterator[tuple[Any, Any, Padding | None]]:
+        """Yield the outputs of the model and of the reference, and the padding of the batch."""
         device = model_device(self.reference)
         with evaluating(model) as reset, evaluating(self.reference) as reset_reference:
             for inputs, _ in self._batches(model):
@@ -90,7 +91,7 @@ class _AgainstReference(_OfBatches):
                 reset()
                 theirs = run_batch(self.reference, to_device(inputs, device), "evaluation data")
                 reset_reference()
-                yield ours, theirs
+                yield ours, theirs, Padding.of(self.reference, inputs)
 
 
 class _TopK(_OfBatches):
@@ -127,7 +128,7 @@ class _Agreement(_AgainstReference):
     @in_turn
     def __call__(self, model: nn.Module, /) -> float:
         same = total = 0
-        for outputs in self._pairs(model):
+        for *outputs, _ in self._pairs(model):
             ours, theirs = (predictions(class_scores(output)) for output in outputs)
             if ours.shape != theirs.shape:
                 raise DataError(
@@ -147,8 +148,8 @@ class _OutputError(_AgainstReference):
     @in_turn
     def __call__(self, model: nn.Module, /) -> float:
         distance = norm = 0.0
-        for ours, theirs in self._pairs(model):
-            d, n = squared_distance(ours, theirs)
+        for *outputs, padding in self._pairs(model):
+            d, n = squared_distance(*(outputs if padding is None else map(padding.zeroed, outputs)))
             distance, norm = distance + d, norm + n
         if math.isinf(distance):
             raise MetricError(

@@ -4,6 +4,7 @@ from rankfold.inventory.copying import Spare as Spare
 from rankfold.inventory.copying import copy_model as copy_model
 from rankfold.inventory.exported import export_graph as export_graph
 from rankfold.inventory.operations import OperationCounter as OperationCounter
+from rankfold.inventory.padding import Padding as Padding
 from rankfold.inventory.running import call_example as call_example
 from rankfold.inventory.running import evaluating as evaluating
 from rankfold.inventory.running import example_failure as example_failure
