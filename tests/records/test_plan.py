@@ -108,7 +108,7 @@ def _edited(path: str, value: object) -> str:
         ("version", "1", "version '1'"),
         ("version", True, "version True"),
         ("version", 0, "version 0"),
-        ("version", 2, "version 2.*Upgrade"),
+        ("version", 3, "version 3.*Upgrade"),
         ("layers", [], "must be objects"),
         ("fingerprint", 3, "must be objects"),
         ("provenance", [], "'provenance' must be an object"),

@@ -27,11 +27,14 @@ from rankfold.calibration import (
 from rankfold.factor.linalg import double
 from rankfold.factor.moments import Moments, output_energy
 from rankfold.inventory import Spare, layer_weight, static_inventory
+from rankfold.inventory.narrowing import narrowed_weight
 from rankfold.methods import to_canonical
 from rankfold.records import Plan
 from rankfold.surgery import Proof, apply_plan_, check_plan, factored_layers, plan_of
-from rankfold.surgery.apply import remember_plan
+from rankfold.surgery.apply import inner_plan, outer_plan, remember_plan
 from rankfold.surgery.carried import report_parameters
+from rankfold.surgery.narrowed import narrowed_copy
+from rankfold.surgery.narrowing import narrow_
 from rankfold.surgery.values import take_over_
 
 
@@ -102,15 +105,21 @@ def apply_(
     how = reconstruction(reconstruct, has_data=calibration is not None)
     check_plan(model, plan)
     data = calibration_of(model, calibration)
-    proof = _proof(model, plan, data, example_input)
-    if how.mode == "sequential" and data is not None:
-        small = reconstruct_sequentially(model, plan, data.batches, how.sequential).model
-        new = remember_plan(adopt_(model, small, plan), plan_of(small))
-    else:
-        new = _factored_(model, plan, plan_moments(model, plan, data, how))
+    restore = narrow_(model, plan.narrowing)
+    inner = inner_plan(plan)
+    try:
+        proof = _proof(model, inner, data, example_input)
+        if how.mode == "sequential" and data is not None:
+            small = reconstruct_sequentially(model, inner, data.batches, how.sequential).model
+            new = remember_plan(adopt_(model, small, inner), plan_of(small))
+        else:
+            new = _factored_(model, inner, plan_moments(model, inner, data, how))
+    except BaseException:
+        restore()
+        raise
     if proof is not None:
         proof.check(new)
-    return new
+    return remember_plan(new, outer_plan(plan_of(new), plan))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +163,39 @@ def apply_plan(
     With `like`, a compressed model, layers that have the same factors there, and everything outside of factored layers,
     take over its values.
     """
+    report_parameters(model)
+    if plan.narrowing:
+        applied = _apply_narrowed(model, plan, data, how, example_input=example_input, spare=spare)
+    else:
+        applied = _apply_factors(model, plan, data, how, example_input=example_input, spare=spare)
+    new, errors, renewed = applied.model, applied.errors, None
+    if like is not None:
+        take_over_(new, like, static_inventory(model))
+        errors = {}
+    if batchnorm and data is not None and any(map(is_tracking_norm, new.modules())):
+        renewed = reestimate_batchnorm(new, data.batches, model)
+    return replace(applied, renewed=renewed, errors=errors)
+
+
+def _apply_narrowed(
+    model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting, *, example_input: Any, spare: Spare | None
+) -> Applied:
+    """Narrow a copy of the model, and factor the layers of the result."""
+    narrow = narrowed_copy(model, plan.narrowing, _proof_input(data, example_input), spare=spare)
+    own = None if data is None else data.of(narrow)
+    if not plan.factored and how.mode != "sequential":
+        new = remember_plan(narrow, replace(plan, provenance=replace(plan.provenance, reconstruct="weights")))
+        return Applied(model=new, renewed=None, errors={}, notes=[], moments=None)
+    applied = _apply_factors(narrow, inner_plan(plan), own, how, example_input=example_input, spare=None)
+    return replace(applied, model=remember_plan(applied.model, outer_plan(plan_of(applied.model), plan)))
+
+
+def _apply_factors(
+    model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting, *, example_input: Any, spare: Spare | None
+) -> Applied:
+    """Factor the layers of a copy of the model."""
     errors: dict[str, float] = {}
     notes: list[str] = []
-    report_parameters(model)
     proof = _proof(model, plan, data, example_input)
     suspects: list[str] | None = None if proof is None else []
     moments = plan_moments(model, plan, data, how)
@@ -170,13 +209,7 @@ def apply_plan(
         new = _factored_(twin, plan, moments, original=model, suspects=suspects)
     if proof is not None:
         proof.check(new, suspects or ())
-    if like is not None:
-        take_over_(new, like, static_inventory(model))
-        errors = {}
-    renewed = None
-    if batchnorm and data is not None and any(map(is_tracking_norm, new.modules())):
-        renewed = reestimate_batchnorm(new, data.batches, model)
-    return Applied(model=new, renewed=renewed, errors=errors, notes=notes, moments=moments)
+    return Applied(model=new, renewed=None, errors=errors, notes=notes, moments=moments)
 
 
 def measured_errors(
@@ -187,12 +220,16 @@ def measured_errors(
     In the norm in which the factors were found: of the layer's output where there are moments, of its weight
     elsewhere.
     """
-    names = {layer.name for layer in static_inventory(model)}  # not those of aliases and tied layers
+    layers = {layer.name: layer for layer in static_inventory(model)}  # not those of aliases and tied layers
     errors = dict[str, float]()
-    for name, module in factored_layers(small).items():
-        if name not in names:
+    factored = factored_layers(small)
+    removed = plan_of(small).narrowing.removed() if factored else {}
+    for name, module in factored.items():
+        if name not in layers:
             continue
         dense = double(layer_weight(model, name))
+        if name in removed:
+            dense = narrowed_weight(dense, layers[name], removed[name])
         with torch.no_grad():
             difference = double(module.dense_weight().detach()) - dense
         squares = [
@@ -206,6 +243,9 @@ def plan_moments(model: nn.Module, plan: Plan, data: Calibration | None, how: Fi
     """Return the second moments that the factors of a plan are computed with; None without data."""
     if data is None or how.mode != "data":
         return None
+    if plan.narrowing:
+        narrow = narrowed_copy(model, plan.narrowing)
+        return plan_moments(narrow, inner_plan(plan), data.of(narrow), how)
     layers = check_plan(model, plan)
     return data.moments([layers[name] for name in plan.factored])
 
@@ -225,6 +265,10 @@ def _factored_(
 
 def _proof(model: nn.Module, plan: Plan, data: Calibration | None, example_input: Any) -> Proof | None:
     """Return the proof on the example input, or on the first calibration batch; None if there is neither."""
-    if example_input is None and data is not None:
-        example_input = data.first_batch()[0]
+    example_input = _proof_input(data, example_input)
     return None if example_input is None else Proof(model, plan.factored, example_input)
+
+
+def _proof_input(data: Calibration | None, example_input: Any) -> Any:
+    """Return the example input, by default the first calibration batch; None if there is neither."""
+    return data.first_batch()[0] if example_input is None and data is not None else example_input

@@ -33,6 +33,10 @@ class Calibration:
         self._moments = LayerMoments()
         self._seen: set[str] = set()
 
+    def of(self, model: nn.Module) -> Calibration:
+        """Return the same data for another model, such as a narrowed one."""
+        return Calibration(model, self.batches)
+
     def moments(self, layers: Sequence[LayerInfo]) -> LayerMoments:
         """Return the second moments of the inputs of these layers, and of all layers requested before."""
         missing = [layer for layer in layers if layer.name not in self._seen]

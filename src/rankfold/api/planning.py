@@ -29,6 +29,7 @@ from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.inventory import Spare, export_graph, inspect, layer_weight
 from rankfold.inventory.padding import COUNTED
 from rankfold.methods import sharing_prepared
+from rankfold.pruning import channel_groups
 from rankfold.records import (
     PEAK,
     ActivationProfile,
@@ -41,6 +42,7 @@ from rankfold.records import (
 from rankfold.strategies import Need, Problem, Workbench, check_needs
 from rankfold.strategies.manual import with_overrides
 from rankfold.surgery import Proof
+from rankfold.surgery.narrowed import narrowed_copy
 from rankfold.workbench import Bench, CompressedModel
 
 UNREACHED = "no calibration sample reaches it: its errors and factors come from the weight alone"
@@ -151,7 +153,7 @@ class Planner:
         check_counted(inspected, *budgets)
         self.pricing = Pricing.of(
             inspected, deploy_dtype=search.deploy_dtype, gauge=search.gauge, resources=bounded,
-            profile=self._profile(inspected) if PEAK in bounded else None,
+            profile=self._profile(model, inspected) if PEAK in bounded else None,
         )  # fmt: skip
 
     @functools.cached_property
@@ -194,6 +196,7 @@ class Planner:
             options=table_config.options,
             rank_multiple=table_config.rank_multiple,
             estimator=estimator,
+            find_groups=functools.cache(lambda: channel_groups(model, self.example_input)),
         )
         if search.overrides:
             posed = with_overrides(posed, search.overrides)
@@ -285,20 +288,28 @@ class Planner:
             for name, choice in made.layers.items()
         }
 
-    def _profile(self, inventory: Inventory) -> ActivationProfile:
-        """Return the dense model's activation memory."""
-        found, dtype = export_graph(self.model, self.example_input), self.search.deploy_dtype
+    def _profile(self, model: nn.Module, inventory: Inventory) -> ActivationProfile:
+        """Return the activation memory of the dense model, or of a narrowed one."""
+        found, dtype = export_graph(model, self.example_input), self.search.deploy_dtype
         return activation_profile(found.graph, found.constants, found.users, inventory.compressible, deploy_dtype=dtype)
 
     def _check_ram(self, made: Plan, bounds: Budget, profile: ActivationProfile, limit: int) -> None:
         """Check a plan against the bound: a strategy may use candidates that are not in the table."""
-        peak = self.pricing.peak_ram(made)
+        peak = self._narrowed_pricing(made).peak_ram(made)
         if peak > limit:
             raise InfeasibleBudget(
                 f"strategy {made.provenance.strategy!r} cannot meet budget {str(bounds)!r}: its plan takes more RAM. "
                 "Use another strategy, give other ranks or loosen the budget.",
                 [(PEAK, limit, peak, profile.peak)],
             )
+
+    def _narrowed_pricing(self, made: Plan) -> Pricing:
+        """Return the prices in peak RAM of the model that the plan's narrowing leaves."""
+        if not made.narrowing:
+            return self.pricing
+        narrow = narrowed_copy(self.model, made.narrowing)
+        inventory = inspect(narrow, self.example_input)
+        return replace(self.pricing, inventory=inventory, profile=self._profile(narrow, inventory))
 
     @functools.cached_property
     def _weights_hash(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from rankfold import methods
 from rankfold._config import require
 from rankfold.cost.count import blueprint_cost, gauged_cost
+from rankfold.cost.narrowing import narrowed_inventory
 from rankfold.cost.ram import layer_ram
 from rankfold.errors import BudgetError, ConfigError, UnknownNameError
 from rankfold.records import (
@@ -21,6 +22,7 @@ from rankfold.records import (
     Cost,
     Inventory,
     LayerInfo,
+    Narrowing,
     PeakRAM,
     Plan,
     Ranks,
@@ -202,9 +204,19 @@ class Pricing:
         dense = self.inventory.costs[candidate.layer]
         return candidate.cost.params < dense.params and candidate.cost.macs <= dense.macs
 
+    def narrowed(self, narrowing: Narrowing) -> Pricing:
+        """Return the prices of the model without some channels; candidates are not priced in peak RAM."""
+        if not narrowing:
+            return self
+        inventory = narrowed_inventory(self.inventory, narrowing)
+        return replace(self, inventory=self._priced(inventory), profile=None)
+
     def layer_costs(self, plan: Plan) -> dict[str, Cost]:
-        """Return the costs of the layers that a plan factors, by name."""
-        return {name: self.choice_cost(name, choice) for name, choice in plan.factored.items()}
+        """Return the costs of the layers that a plan factors or narrows, by name."""
+        here = self.narrowed(plan.narrowing)
+        costs = {name: here.choice_cost(name, choice) for name, choice in plan.factored.items()}
+        rest = (layer.name for layer in here.inventory if layer.name not in costs)
+        return costs | {n: here.inventory.costs[n] for n in rest if here.inventory.costs[n] != self.inventory.costs[n]}
 
     def choice_cost(self, name: str, choice: Choice) -> Cost:
         """Return the cost of a layer after a choice has been applied."""
@@ -217,7 +229,8 @@ class Pricing:
 
     def plan_cost(self, plan: Plan) -> Cost:
         """Return the cost of the whole model after a plan has been applied."""
-        return self.total_with(self.layer_costs(plan))
+        here = self.narrowed(plan.narrowing)
+        return here.total_with({name: here.choice_cost(name, choice) for name, choice in plan.factored.items()})
 
     def peak_ram(self, plan: Plan) -> int:
         """Return the peak activation memory under a plan, in bytes; requires a profile."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rankfold.inventory.kinds import ROLES, dtype_name, is_attention, is_lazy
 from rankfold.inventory.sharing import tensor_key
 from rankfold.inventory.static import Entry, Modules, is_hidden
-from rankfold.records import Cost, ModuleCost
+from rankfold.records import Cost, ModuleCost, StoredTensor
 
 _PACKED = ("in_proj_weight", "in_proj_bias")
 """Tensors of an attention in which the first three `ROLES` have equal parts."""
@@ -58,6 +58,7 @@ class _Item:
     tensor: Tensor
     elements: int
     is_parameter: bool
+    name: str
     paths: dict[str, None] = field(default_factory=dict)
 
 
@@ -98,11 +99,16 @@ def module_costs(
 def _module_cost(paths: tuple[str, ...], items: Iterable[_Item], macs: int) -> ModuleCost:
     count: Counter[str] = Counter()
     params = size = 0
+    tensors: dict[str, StoredTensor] = {}
     for item in items:
-        count[dtype_name(item.tensor)] += item.elements
+        dtype = dtype_name(item.tensor)
+        if item.elements == item.tensor.numel():
+            shape = tuple(item.tensor.shape)
+            tensors[item.name] = StoredTensor(shape=shape, dtype=dtype, is_parameter=item.is_parameter)
+        count[dtype] += item.elements
         params += item.elements if item.is_parameter else 0
         size += item.elements * item.tensor.element_size()
-    return ModuleCost(paths=paths, params=params, stored=dict(count), weight_bytes=size, macs=macs)
+    return ModuleCost(paths=paths, params=params, stored=dict(count), weight_bytes=size, macs=macs, tensors=tensors)
 
 
 def _outside(entries: Sequence[Entry], costs: Mapping[str, Cost], macs: Mapping[Hashable, int]) -> dict[Hashable, int]:
@@ -126,12 +132,15 @@ def _items(module: nn.Module, paths: tuple[str, ...]) -> Iterator[tuple[Hashable
         for role in packed or (own if own in ROLES else None,):
             names = paths if role is None else _inside(paths, role)
             elements = tensor.numel() // max(len(packed), 1)
-            yield (tensor_key(tensor), role if packed else None), _Item(tensor, elements, is_parameter), names
+            item = _Item(tensor, elements, is_parameter, _inside(paths, name)[0])
+            yield (tensor_key(tensor), role if packed else None), item, names
     for name, child in module._modules.items():
         if child is not None and is_hidden(module, name):
             names = _inside(paths, name) if name in ROLES else paths
-            for _, tensor, is_parameter in (item for inner in child.modules() for item in _tensors(inner)):
-                yield (tensor_key(tensor), None), _Item(tensor, tensor.numel(), is_parameter), names
+            for inner_path, inner in child.named_modules(prefix=_inside(paths, name)[0]):
+                for own, tensor, is_parameter in _tensors(inner):
+                    item = _Item(tensor, tensor.numel(), is_parameter, f"{inner_path}.{own}")
+                    yield (tensor_key(tensor), None), item, names
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:

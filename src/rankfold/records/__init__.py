@@ -28,6 +28,7 @@ from rankfold.records.gauging import gauge_obstacle as gauge_obstacle
 from rankfold.records.inventory import Inventory as Inventory
 from rankfold.records.inventory import ModuleCost as ModuleCost
 from rankfold.records.inventory import OtherModule as OtherModule
+from rankfold.records.inventory import StoredTensor as StoredTensor
 from rankfold.records.inventory import counted_in_part as counted_in_part
 from rankfold.records.inventory import is_inside as is_inside
 from rankfold.records.inventory import not_counted as not_counted
@@ -36,6 +37,11 @@ from rankfold.records.layer import LayerInfo as LayerInfo
 from rankfold.records.layer import Ranks as Ranks
 from rankfold.records.layer import Size as Size
 from rankfold.records.layer import enclosing as enclosing
+from rankfold.records.narrowing import Axis as Axis
+from rankfold.records.narrowing import ChannelGroup as ChannelGroup
+from rankfold.records.narrowing import ChannelGroups as ChannelGroups
+from rankfold.records.narrowing import Narrowing as Narrowing
+from rankfold.records.narrowing import narrowed_layer as narrowed_layer
 from rankfold.records.plan import Choice as Choice
 from rankfold.records.plan import Plan as Plan
 from rankfold.records.plan import Provenance as Provenance

@@ -29,6 +29,15 @@ class OtherModule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Shape and data type of a parameter or persistent buffer."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    is_parameter: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleCost:
     """What one module, or the modules that share some tensors, hold and compute.
 
@@ -44,6 +53,8 @@ class ModuleCost:
         Bytes of these.
     macs : int
         Multiply-accumulates outside of layers and submodules.
+    tensors : mapping of str to StoredTensor
+        The parameters and persistent buffers by their first names, without those that an attention packs.
     """
 
     paths: tuple[str, ...]
@@ -51,6 +62,7 @@ class ModuleCost:
     stored: Mapping[str, int] = field(default_factory=dict)
     weight_bytes: int = 0
     macs: int = 0
+    tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
 
 
 LARGE_REST = 0.25

@@ -14,14 +14,15 @@ from rankfold._config import is_integer, is_number
 from rankfold._documents import parse_document, read_text
 from rankfold._files import write_text
 from rankfold._printable import printable, quoted
-from rankfold.errors import CorruptArtifact, NoMatchingLayer
+from rankfold.errors import CorruptArtifact, NoMatchingLayer, PlanMismatch
 from rankfold.records.candidates import Candidate
 from rankfold.records.deploy import DEPLOY_DTYPES
 from rankfold.records.display import Shown
 from rankfold.records.layer import Ranks
+from rankfold.records.narrowing import Narrowing
 
 FORMAT = "rankfold-plan"
-VERSION = 1
+VERSION = 2  # 1 has no narrowing
 _CHOICE_KEYS = ("method", "ranks", "options", "gauge", "error", "note", "keep")
 
 
@@ -178,31 +179,37 @@ _PROVENANCE: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Plan(Shown):
-    """A choice for every layer of one model.
+    """The channels that one model loses, and a choice for every layer.
 
     Parameters
     ----------
     layers : dict of str to Choice
-        Choices by layer name, in order of definition.
+        Choices by layer name, in order of definition. They are made for the layers that the narrowing leaves.
     fingerprint : dict of str to str
-        `LayerInfo.fingerprint` of each layer; `apply` rejects a model with different layers.
+        `LayerInfo.fingerprint` of each layer of the original model; `apply` rejects a model with different layers.
     provenance : Provenance
         Strategy, budget, seed, versions, and hash of the original weights.
+    narrowing : Narrowing
+        The channels that are removed, before the layers are factored.
     """
 
     layers: Mapping[str, Choice]
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
+    narrowing: Narrowing = field(default_factory=Narrowing)
 
     def __repr__(self) -> str:
         return f"<Plan: {self.headline()}>"
 
     def headline(self) -> str:
-        """Return one line with the number of factored layers, the strategy and the budget."""
+        """Return one line with the number of factored layers and removed channels, the strategy and the budget."""
         origin = self.provenance
-        bound = f", budget {origin.budget}" if origin.budget else ""
-        text = f"{len(self.factored)} of {len(self.layers)} layers factored, strategy {origin.strategy}{bound}"
-        return printable(text)
+        parts = [f"{len(self.factored)} of {len(self.layers)} layers factored"]
+        if self.narrowing:
+            parts.append(self.narrowing.headline())
+        parts.append(f"strategy {origin.strategy}")
+        parts += [f"budget {origin.budget}"] if origin.budget else []
+        return printable(", ".join(parts))
 
     @property
     def factored(self) -> dict[str, Choice]:
@@ -222,13 +229,33 @@ class Plan(Shown):
         new = {k: v if v is not None else Choice(reason="by hand") for k, v in choices.items()}
         return replace(self, layers={**self.layers, **new})
 
+    def then(self, later: Plan) -> Plan:
+        """Return the plan for this plan's model that does what both do.
+
+        `later` was made for the model that this plan leaves; this plan must not factor any layer. The choices and the
+        provenance are those of `later`. Raises `PlanMismatch` if one plan does not continue the other.
+        """
+        if self.factored:
+            raise PlanMismatch(
+                f"the first plan factors layer {next(iter(self.factored))!r}; only a plan that factors no layer can be "
+                "continued. Remove channels first, then factor."
+            )
+        if set(self.layers) != set(later.layers):
+            name = min(set(self.layers) ^ set(later.layers))
+            raise PlanMismatch(
+                f"only one of the two plans has layer {name!r}. Plan on the model that the first leaves."
+            )
+        narrowing = self.narrowing.then(later.narrowing)
+        return replace(later, fingerprint=self.fingerprint, narrowing=narrowing)
+
     def to_json(self) -> str:
         """Return the plan as JSON text, one layer per line."""
         lines = [f"    {json.dumps(n)}: {json.dumps(c.to_dict(), default=str)}" for n, c in self.layers.items()]
         prints = [f"    {json.dumps(n)}: {json.dumps(f)}" for n, f in self.fingerprint.items()]
         provenance = json.dumps(self.provenance.to_dict(), indent=2, default=str).replace("\n", "\n  ")
+        groups = f'  "narrowing": [\n{self.narrowing.to_json("    ")}\n  ],\n' if self.narrowing else ""
         return (
-            f'{{\n  "format": "{FORMAT}",\n  "version": {VERSION},\n'
+            f'{{\n  "format": "{FORMAT}",\n  "version": {VERSION if groups else 1},\n' + groups +
             '  "layers": {\n' + ",\n".join(lines) + '\n  },\n'
             '  "fingerprint": {\n' + ",\n".join(prints) + '\n  },\n'
             f'  "provenance": {provenance}\n}}\n'
@@ -252,6 +279,7 @@ class Plan(Shown):
             layers={name: Choice.from_dict(name, c) for name, c in layers.items()},
             fingerprint={k: str(v) for k, v in fingerprint.items()},
             provenance=Provenance.from_dict(data.get("provenance", {})),
+            narrowing=Narrowing.from_list(data.get("narrowing", [])),
         )
 
     def save(self, path: str | Path) -> Path:

@@ -25,9 +25,10 @@ from rankfold.storage.folder import PLAN_FILE, Describe, check_output, find, rep
 from rankfold.storage.state import stored_state
 from rankfold.storage.weights import Weights, weights_metadata
 from rankfold.surgery import Proof, build, check_plan, copy_model, plan_of
-from rankfold.surgery.apply import remember_plan, replace_layers
+from rankfold.surgery.apply import inner_plan, remember_plan, replace_layers
 from rankfold.surgery.exchange import listed
 from rankfold.surgery.gauged import Gauged
+from rankfold.surgery.narrowed import narrowed_copy
 
 _SLACK, _MOST_BYTES = 16 * 2**20, 64  # factors in float64 may take several times the space of the layer's weights
 _LATE = (
@@ -128,19 +129,31 @@ def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> nn
     tensors, recorded = weights.tensors(), read_architecture(weights.metadata, str(weights.file))
     owners = weights.buffer_owners()
     plan, tensors, recorded = _strip_prefixes(plan, tensors, recorded, model)
-    original = unwrap(model)
-    # The proof runs before the weights are loaded, so that layers that are not factored act like the original's.
-    proof = None if example_input is None else Proof(original, plan.factored, example_input)
-    suspects: list[str] | None = None if proof is None else []
     try:
-        new = rebuild(copy_model(original, blank=_replaced(original, plan)), plan, original=original, suspects=suspects)
+        new = _rebuilt(unwrap(model), plan, example_input)
     except PlanMismatch as error:
         raise PlanMismatch(f"{error}\n{_LATE}") from error
-    if proof is not None:
-        proof.check(new, suspects or ())
     register_late_buffers_(new, tensors, owners)
     _load_tensors(new, tensors, weights.file)
     check_architecture(new, recorded)
+    return new
+
+
+def _rebuilt(original: nn.Module, plan: Plan, example_input: Any) -> nn.Module:
+    """Return a copy of a model with the structure of a plan, with the values of `original` outside of factors.
+
+    Proofs run before the weights are loaded, so that layers that are not factored act like the original's.
+    """
+    check_plan(original, plan)
+    if plan.narrowing:
+        narrow = narrowed_copy(original, plan.narrowing, example_input)
+        return remember_plan(_rebuilt(narrow, inner_plan(plan), example_input), plan)
+    proof = None if example_input is None else Proof(original, plan.factored, example_input)
+    suspects: list[str] | None = None if proof is None else []
+    copied = copy_model(original, blank=_replaced(original, plan))
+    new = rebuild(copied, plan, original=original, suspects=suspects)
+    if proof is not None:
+        proof.check(new, suspects or ())
     return new
 
 
@@ -207,6 +220,7 @@ def _strip_prefixes(
                 plan,
                 layers={n.removeprefix(prefix): c for n, c in plan.layers.items()},
                 fingerprint={n.removeprefix(prefix): f for n, f in plan.fingerprint.items()},
+                narrowing=plan.narrowing.unprefixed(prefix),
             )
     return plan, tensors, recorded
 

@@ -9,7 +9,7 @@ from typing import Any
 from rankfold import methods
 from rankfold.candidates import Estimator
 from rankfold.cost import Pricing
-from rankfold.records import Budget, Candidate, CandidateTable, Inventory, LayerInfo, Ranks
+from rankfold.records import Budget, Candidate, CandidateTable, ChannelGroups, Inventory, LayerInfo, Ranks
 from rankfold.strategies.workbench import Workbench
 
 
@@ -41,6 +41,8 @@ class Problem:
         Predicts the loss of candidates.
     workbench : Workbench or None
         For strategies that loop: applies plans; trains, evaluates and compares models.
+    find_groups : callable
+        Returns the channel groups (`groups`).
     """
 
     pricing: Pricing
@@ -54,6 +56,7 @@ class Problem:
     fixed: Mapping[str, Candidate] = field(default_factory=dict)
     estimator: Estimator | None = None
     workbench: Workbench | None = None
+    find_groups: Callable[[], ChannelGroups] = ChannelGroups
 
     def candidate(
         self, layer: LayerInfo, method: str, ranks: Ranks, options: Mapping[str, Any] | None = None
@@ -65,6 +68,11 @@ class Problem:
         prepared = methods.prepare(factorization, self.weight(layer.name), layer, (moments or {}).get(layer.name))
         candidate = self.pricing.candidate(layer, factorization, ranks, options=options)
         return replace(candidate, error=prepared.error(ranks))
+
+    @property
+    def groups(self) -> ChannelGroups:
+        """The channels that can be removed; the model is traced on first use."""
+        return self.find_groups()
 
     @property
     def inventory(self) -> Inventory:

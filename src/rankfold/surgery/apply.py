@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from rankfold import methods
 from rankfold.errors import ConfigError, InvalidWeight, PlanMismatch, RankfoldError
 from rankfold.factor.moments import Moments
 from rankfold.inventory import find_module, layer_bias, layer_weight, static_inventory
-from rankfold.records import Choice, LayerInfo, Plan, Provenance
+from rankfold.records import Choice, LayerInfo, Narrowing, Plan, Provenance, narrowed_layer
 from rankfold.surgery.attention import separated
 from rankfold.surgery.carried import carry_attributes_, carry_gradient_flags_, move_hooks_
 from rankfold.surgery.exchange import exchange_, listed
 from rankfold.surgery.factored import Factored, build
 from rankfold.surgery.gauged import Gauged
+from rankfold.surgery.narrowing import check_narrowing
 from rankfold.surgery.saving import refuse_save_pretrained_
 from rankfold.surgery.stock import memory_format
 
@@ -34,7 +36,8 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
     Raises
     ------
     PlanMismatch
-        If layers of the plan are missing in the model or differ from the plan's fingerprint; all of them are named.
+        If layers of the plan are missing in the model or differ from the plan's fingerprint, or channels cannot be
+        removed; all of them are named.
     RankfoldError
         If a choice has an unknown method or option, a layer that the method does not support, ranks out of range, or
         no bond that can be gauged (the respective subclass).
@@ -59,8 +62,11 @@ def check_plan(model: nn.Module, plan: Plan) -> dict[str, LayerInfo]:
             f"the plan does not fit this model:\n{listed(problems, 20)}\n"
             "Make a plan for this model, or use the model that the plan was made for."
         )
+    if plan.narrowing:
+        check_narrowing(model, plan.narrowing)
+    removed = plan.narrowing.removed()
     for name, choice in plan.factored.items():
-        methods.check_choice(layers[name], choice)
+        methods.check_choice(narrowed_layer(layers[name], removed.get(name, {})), choice)
     return layers
 
 
@@ -211,6 +217,16 @@ def factored_layers(model: nn.Module) -> dict[str, Factored]:
 def factors_key(module: Factored) -> tuple[int, ...]:
     """Return a key that tied layers share: the identities of their factors."""
     return tuple(id(p) for name, p in module.named_parameters() if name.endswith("weight"))
+
+
+def inner_plan(plan: Plan) -> Plan:
+    """Return the part of a plan that is left to do on the narrowed model."""
+    return replace(plan, narrowing=Narrowing(), fingerprint={}) if plan.narrowing else plan
+
+
+def outer_plan(done: Plan, plan: Plan) -> Plan:
+    """Return the plan for the original model, whose `inner_plan` was applied as `done`."""
+    return replace(done, narrowing=plan.narrowing, fingerprint=plan.fingerprint)
 
 
 def remember_plan(model: nn.Module, plan: Plan) -> nn.Module:

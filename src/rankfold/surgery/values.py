@@ -19,8 +19,8 @@ def take_over_(model: nn.Module, like: nn.Module, layers: Iterable[LayerInfo]) -
     model : Module
         The compressed model to change.
     like : Module
-        The other one. Its layers that have the same method, options and ranks are carried over, and everything outside
-        of factored layers.
+        The other one. Its layers that have the same method, options, ranks and channels are carried over, and
+        everything outside of factored and narrowed layers.
     layers : iterable of LayerInfo
         The layers of the original.
     """
@@ -31,6 +31,8 @@ def take_over_(model: nn.Module, like: nn.Module, layers: Iterable[LayerInfo]) -
         if len({_decision(plan, layer.name) for plan in plans}) > 1
         for path in layer.paths
     )
+    one, other = (plan.narrowing.removed() for plan in plans)
+    differing += tuple(name for name in {**one, **other} if one.get(name) != other.get(name))
     state, shapes = own_state(like), {name: tensor.shape for name, tensor in own_state(model).items()}
     same = {
         name: tensor

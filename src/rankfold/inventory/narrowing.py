@@ -1,0 +1,46 @@
+"""Weights of layers that lose channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rankfold.records import LayerInfo
+from rankfold.records.narrowing import Removed, cut
+
+
+def narrowed_weight(weight: Tensor, layer: LayerInfo, removed: Removed) -> Tensor:
+    """Return what a narrowing leaves of a layer's weight, a copy.
+
+    Parameters
+    ----------
+    weight : Tensor
+        In torch's layout (`LayerInfo.weight_shape`).
+    layer : LayerInfo
+        The layer in the original model.
+    removed : mapping
+        The indices that it loses, by side (`Narrowing.removed`).
+
+    Raises
+    ------
+    PlanMismatch
+        As `rankfold.records.narrowing.cut`.
+    """
+    parts = cut(layer, removed)
+    if layer.transposed:
+        size, sides = layer.group_in, [(part.inputs, part.outputs) for part in parts]
+    else:
+        size, sides = layer.group_out, [(part.outputs, part.inputs) for part in parts]
+    rows = [part.group * size + i for part, (mine, _) in zip(parts, sides, strict=True) for i in mine]
+    kept = weight.detach().index_select(0, torch.tensor(rows, device=weight.device))
+    columns = torch.tensor([others for _, others in sides], device=weight.device)  # (groups, kept columns)
+    if len({others for _, others in sides}) == 1:
+        return kept.index_select(1, columns[0])
+    columns = columns.repeat_interleave(len(sides[0][0]), 0)
+    return kept.take_along_dim(columns.reshape(*columns.shape, *(1,) * (kept.ndim - 2)), 1)
+
+
+def narrowed_outputs(tensor: Tensor, layer: LayerInfo, removed: Removed) -> Tensor:
+    """Return what a narrowing leaves of a vector over a layer's output channels, such as its bias."""
+    rows = [part.group * layer.group_out + i for part in cut(layer, removed) for i in part.outputs]
+    return tensor.detach().index_select(0, torch.tensor(rows, device=tensor.device))
