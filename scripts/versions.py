@@ -20,7 +20,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("vision", "demo", "datasets")
+EXTRAS = ("vision", "demo", "datasets", "prune")
 """The extras whose floors belong to what users install."""
 
 _FLOOR = re.compile(r"^([A-Za-z0-9_.-]+)>=([0-9][0-9.]*)$")

@@ -15,6 +15,7 @@ from rankfold.errors import RankfoldError
 from rankfold.evaluation import agreement, compare_latency, evaluate, top1
 from rankfold.inventory import inspect
 from rankfold.methods import CP, QR, SVD, TT, TT3, TTM, FilterwiseCP, SpatialSVD, Tucker
+from rankfold.pruning import channel_groups
 from rankfold.records import Budget, Plan
 from rankfold.reporting import Report
 from rankfold.storage import load, save
@@ -51,6 +52,7 @@ __all__ = [
     "analyze",
     "apply",
     "apply_",
+    "channel_groups",
     "compare_latency",
     "compress",
     "evaluate",

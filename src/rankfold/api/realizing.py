@@ -30,12 +30,12 @@ from rankfold.inventory import Spare, check_model, evaluating, inspect
 from rankfold.records import ACCURACY, Budget, Inventory, Plan
 from rankfold.records.display import Shown, show
 from rankfold.records.inventory import LARGE_REST
-from rankfold.reporting import MetricValue, Report, RoundRow, build_report
+from rankfold.reporting import MetricValue, Report, RoundRow, build_report, with_widths
 from rankfold.reporting.codec import decode
 from rankfold.storage import check_output, save_described
 from rankfold.storage.state import check_state
 from rankfold.surgery import check_plan, plan_of
-from rankfold.surgery.apply import remember_plan
+from rankfold.surgery.apply import remember_plan, replaced_layers
 from rankfold.tune import FineTune, TuneResult, finetune_
 from rankfold.workbench import CompressedModel
 
@@ -321,6 +321,7 @@ class Realizer:
             budget=budget,
         )
         report = replace(report, rounds=tuple(decode(RoundRow, row, "round") for row in draft.rounds))
+        report = with_widths(report, plan, inventory, replaced_layers(small))
         return Result(model=small, plan=plan, report=report, tuned=draft.tuned)
 
 
@@ -409,7 +410,9 @@ def predict(inventory: Inventory, plan: Plan, name: str) -> Report:
     """Return the report of a plan that has not been applied: costs by the methods' formulas, predicted errors."""
     pricing = Pricing.of_plan(inventory, plan)
     after, costs = pricing.plan_cost(plan), pricing.layer_costs(plan)
-    return build_report(pricing.inventory, plan, after, costs, model_name=name, notes=["planned, not applied yet"])
+    report = build_report(pricing.inventory, plan, after, costs, model_name=name, notes=["planned, not applied yet"])
+    narrow = pricing.narrowed(plan.narrowing).inventory
+    return with_widths(report, plan, pricing.inventory, {layer.name: layer for layer in narrow})
 
 
 def _decisions(plan: Plan) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from rankfold._turns import in_grad_turn
@@ -167,6 +165,9 @@ def _named_apart(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
 
 def _components(couplings: Couplings) -> tuple[Any, dict[Key, int]]:
     """Return the component of every index of every axis, and the position of each axis in that array."""
+    from scipy.sparse import coo_array  # a second to import, for the plans that need it
+    from scipy.sparse.csgraph import connected_components
+
     start: dict[Key, int] = {}
     total = 0
     for key, size in couplings.sizes.items():

@@ -12,7 +12,7 @@ from rankfold.errors import BudgetError, ConfigError, PlanMismatch, UnknownNameE
 from rankfold.records import Bound, Budget, Choice, Cost, Inventory, LayerInfo, Plan, Provenance, find_resource
 from rankfold.reporting.codec import decode, encode
 from rankfold.reporting.layers import layer_note
-from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue
+from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue, WidthRow
 from rankfold.reporting.report import Report
 
 
@@ -87,6 +87,35 @@ def build_report(
         created=datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
     )
     return replace(report, bounds=tuple(_bounds(plan.provenance, budget, report)))
+
+
+def with_widths(report: Report, plan: Plan, before: Inventory, after: Mapping[str, LayerInfo]) -> Report:
+    """Return a report that shows which channels went.
+
+    Parameters
+    ----------
+    report : Report
+        The report of a plan.
+    plan : Plan
+        The plan, whose narrowing names the groups.
+    before : Inventory
+        The inventory of the dense model.
+    after : mapping of str to LayerInfo
+        The layers of the compressed model, factored ones as what they replace.
+    """
+    if not plan.narrowing:
+        return report
+    shapes = {layer.name: layer.describe() for layer in before}
+    changed = {name: layer.describe() for name, layer in after.items() if shapes.get(name) != layer.describe()}
+    rows: dict[str, WidthRow] = {}
+    for group in plan.narrowing:
+        first, *others = (axis.name for axis in group.on("outputs") if axis.name in after)
+        known = rows.get(first)
+        coupled = tuple(dict.fromkeys((*(known.coupled if known else ()), *others)))
+        widths = before.layer(first).out_channels, after[first].out_channels
+        rows[first] = WidthRow(layer=first, before=widths[0], after=widths[1], coupled=coupled)
+    layers = tuple(replace(row, narrowed=changed.get(row.name)) for row in report.layers)
+    return replace(report, layers=layers, widths=tuple(rows.values()))
 
 
 def _row(

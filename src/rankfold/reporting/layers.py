@@ -91,7 +91,9 @@ def remark(row: LayerRow, *, brief: bool = False) -> str:
     """Return the explanation of a layer's outcome; may be empty."""
     reason = row.reason or ("by hand" if row.kept else "")
     reason = headword(reason) if brief else reason
-    return "; ".join(filter(None, (f"kept: {reason}" if row.kept else reason, row.note)))
+    narrowed = f"now {short(row.narrowed)}" if row.narrowed else ""
+    kept = "kept" if not row.narrowed else "not factored"
+    return "; ".join(filter(None, (narrowed, f"{kept}: {reason}" if row.kept else reason, row.note)))
 
 
 def headword(reason: str) -> str:

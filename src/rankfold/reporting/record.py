@@ -106,6 +106,7 @@ class LayerRow:
     measured_error: float | None = None
     reason: str | None = None  # why the layer is kept or has other ranks than requested
     note: str | None = None  # such as shared or tied weights
+    narrowed: str | None = None  # the description without the removed channels, such as "Conv2d 12->30 3x3 s2 g1"
 
     @property
     def kept(self) -> bool:
@@ -116,6 +117,16 @@ class LayerRow:
     def label(self) -> str:
         """The displayed name; a model that is itself a layer has no path."""
         return self.name or "(the model)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidthRow:
+    """Coupled layers that lost output channels: the first layer, its widths, and the others that compute with it."""
+
+    layer: str
+    before: int
+    after: int
+    coupled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

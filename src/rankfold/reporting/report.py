@@ -12,7 +12,7 @@ from rankfold._documents import read_text
 from rankfold.errors import CorruptArtifact
 from rankfold.records import Cost, OtherModule, Provenance
 from rankfold.reporting.document import Document
-from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue, RoundRow
+from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue, RoundRow, WidthRow
 from rankfold.storage import artifact_identity, companion_file
 
 
@@ -52,6 +52,8 @@ class Report(Document):
         Fine-tuning, epoch by epoch.
     rounds : tuple of RoundRow
         The rounds of a strategy that trains models.
+    widths : tuple of WidthRow
+        The layers that lost channels.
     timings : mapping of str to float
         Wall-clock seconds by stage.
     created : str
@@ -78,6 +80,7 @@ class Report(Document):
     notes: tuple[str, ...] = ()
     history: tuple[EpochRow, ...] = ()
     rounds: tuple[RoundRow, ...] = ()
+    widths: tuple[WidthRow, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     created: str = ""
     artifact: str | None = None

@@ -11,9 +11,12 @@ from rankfold.records import RESOURCES, Resource, find_resource
 from rankfold.reporting import words
 from rankfold.reporting.figures import history_figures, layer_figures
 from rankfold.reporting.layers import explanations, other_modules, remark, short
-from rankfold.reporting.record import BoundRow, LayerRow, MetricValue, RoundRow
+from rankfold.reporting.record import BoundRow, LayerRow, MetricValue, RoundRow, WidthRow
 from rankfold.reporting.report import Report
 from rankfold.reporting.sections import Cell, Content, Section, Text, Tile, content, tips
+
+MOST_COUPLED = 4
+"""Maximum number of coupled layers that are named."""
 
 MOST_EPOCHS = 12
 """Approximate number of epochs that the terminal shows."""
@@ -28,12 +31,20 @@ def _(report: Report, *, brief: bool) -> Content:
         Section(title="Notes", lines=report.notes, narrow=True),
     ]
     layers, others = _layers(report, brief=brief), other_modules(report.others)
+    widths = _widths(report)
     training = [_rounds(report, brief=brief), _history(report, brief=brief)]
     origin = provenance_rows(report)
     sections = (
-        [layers, others, *training, *results, Section(notes=["; ".join(f"{what}: {value}" for what, value in origin)])]
+        [
+            layers,
+            widths,
+            others,
+            *training,
+            *results,
+            Section(notes=["; ".join(f"{what}: {value}" for what, value in origin)]),
+        ]
         if brief
-        else [*results, layers, others, *training, Section(title="Provenance", heads=("", ""), rows=origin)]
+        else [*results, widths, layers, others, *training, Section(title="Provenance", heads=("", ""), rows=origin)]
     )
     return Content(
         title=report.model_name or "Compressed model",
@@ -154,6 +165,20 @@ def _layers(report: Report, *, brief: bool) -> Section:
         notes=explanations(row.reason for row in report.layers) if brief else (),
         figures=() if brief else layer_figures(report, tips(_layers(report, brief=True))),
     )
+
+
+def _widths(report: Report) -> Section:
+    rows = [
+        (row.layer, str(row.before), str(row.after), words.percent(row.after / row.before), _coupled(row))
+        for row in report.widths
+    ]
+    heads = ("`layer", ">channels", ">after", ">left", "coupled layers")
+    return Section(title="Removed channels", heads=heads, rows=rows, narrow=True)
+
+
+def _coupled(row: WidthRow) -> str:
+    shown, more = row.coupled[:MOST_COUPLED], len(row.coupled) - MOST_COUPLED
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def _brief_layer(row: LayerRow) -> list[Text]:

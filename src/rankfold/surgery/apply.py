@@ -214,6 +214,12 @@ def factored_layers(model: nn.Module) -> dict[str, Factored]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Factored)}
 
 
+def replaced_layers(model: nn.Module) -> dict[str, LayerInfo]:
+    """Return the layers of a compressed model by name, factored ones as the layers that they replace."""
+    factored = {name: module.info for name, module in factored_layers(model).items()}
+    return {layer.name: layer for layer in static_inventory(model)} | factored
+
+
 def factors_key(module: Factored) -> tuple[int, ...]:
     """Return a key that tied layers share: the identities of their factors."""
     return tuple(id(p) for name, p in module.named_parameters() if name.endswith("weight"))
