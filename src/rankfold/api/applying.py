@@ -105,12 +105,14 @@ def apply_(
     how = reconstruction(reconstruct, has_data=calibration is not None)
     check_plan(model, plan)
     data = calibration_of(model, calibration)
+    small = None
+    if how.mode == "sequential" and data is not None:
+        small = reconstruct_sequentially(model, plan, data.batches, how.sequential).model
     restore = narrow_(model, plan.narrowing)
     inner = inner_plan(plan)
     try:
         proof = _proof(model, inner, data, example_input)
-        if how.mode == "sequential" and data is not None:
-            small = reconstruct_sequentially(model, inner, data.batches, how.sequential).model
+        if small is not None:
             new = remember_plan(adopt_(model, small, inner), plan_of(small))
         else:
             new = _factored_(model, inner, plan_moments(model, inner, data, how))
@@ -181,9 +183,13 @@ def _apply_narrowed(
     model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting, *, example_input: Any, spare: Spare | None
 ) -> Applied:
     """Narrow a copy of the model, and factor the layers of the result."""
-    narrow = narrowed_copy(model, plan.narrowing, _proof_input(data, example_input), spare=spare)
+    example = _proof_input(data, example_input)
+    if how.mode == "sequential" and data is not None:
+        narrow = narrowed_copy(model, plan.narrowing, example)
+        return _apply_factors(model, plan, data, how, example_input=example, spare=spare, proved=narrow)
+    narrow = narrowed_copy(model, plan.narrowing, example, spare=spare)
     own = None if data is None else data.of(narrow)
-    if not plan.factored and how.mode != "sequential":
+    if not plan.factored:
         new = remember_plan(narrow, replace(plan, provenance=replace(plan.provenance, reconstruct="weights")))
         return Applied(model=new, renewed=None, errors={}, notes=[], moments=None)
     applied = _apply_factors(narrow, inner_plan(plan), own, how, example_input=example_input, spare=None)
@@ -191,12 +197,19 @@ def _apply_narrowed(
 
 
 def _apply_factors(
-    model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting, *, example_input: Any, spare: Spare | None
+    model: nn.Module,
+    plan: Plan,
+    data: Calibration | None,
+    how: Fitting,
+    *,
+    example_input: Any,
+    spare: Spare | None,
+    proved: nn.Module | None = None,
 ) -> Applied:
-    """Factor the layers of a copy of the model."""
+    """Factor the layers of a copy of the model; `proved` is the model that it is compared with by a run."""
     errors: dict[str, float] = {}
     notes: list[str] = []
-    proof = _proof(model, plan, data, example_input)
+    proof = _proof(model if proved is None else proved, plan, data, example_input)
     suspects: list[str] | None = None if proof is None else []
     moments = plan_moments(model, plan, data, how)
     if how.mode == "sequential" and data is not None:

@@ -31,10 +31,12 @@ from rankfold.calibration.sequential_sums import collect_pairs, layer_modules
 from rankfold.calibration.sequential_survey import joint_steps, observe_layers, separate_attentions
 from rankfold.inventory import Spare, layer_weight
 from rankfold.inventory.kinds import reparametrization
+from rankfold.inventory.narrowing import narrowed_weight
 from rankfold.inventory.padding import COUNTED
-from rankfold.records import Plan
+from rankfold.records import Plan, narrowed_layer
 from rankfold.surgery import Factored, check_plan
 from rankfold.surgery.apply import Swap, factor_layer, remember_plan, replace_layers, swap_, tied_paths
+from rankfold.surgery.narrowing import narrow_
 
 
 def reconstruct_sequentially(
@@ -56,7 +58,7 @@ def reconstruct_sequentially(
     model : Module
         The original model; it is left unchanged.
     plan : Plan
-        Methods and ranks.
+        Methods and ranks, and channels to remove: the layers that follow are fitted to restore the original's output.
     batches : iterable
         Batches with or without targets; targets are ignored. It is iterated over many times, so an iterator will not
         do.
@@ -91,11 +93,15 @@ class _Walk:
     ) -> None:
         self.given = model
         self.suspects = suspects
-        self.layers = check_plan(model, plan)
+        self.removed = plan.narrowing.removed()
+        self.before = check_plan(model, plan)
+        self.layers = {name: narrowed_layer(layer, self.removed.get(name, {})) for name, layer in self.before.items()}
         self.plan, self.factored = plan, plan.factored
         self.batches = batches
         self.config = config
-        self.original, self.work = separate_attentions(model, spare.give(), self.layers, plan)
+        work = spare.give()
+        narrow_(work, plan.narrowing)
+        self.original, self.work = separate_attentions(model, work, self.layers, plan)
         self.errors: dict[str, float] = {}
         self.notes: dict[str, str] = {}
         self.later: list[str] = []
@@ -105,7 +111,7 @@ class _Walk:
         names = [name for name in uses if self._is_fitted(name, elsewhere)]
         for step in track(joint_steps(names, uses), "fitting layers"):
             here = {name: self.layers[name] for name in step}
-            sums = collect_pairs(self.original, self.work, here, uses, self.batches, self.config)
+            sums = collect_pairs(self.original, self.work, here, uses, self.batches, self.config, self.removed)
             for name in step:
                 self._settle(name, uses[name], sums[name])
         for name in self.factored:
@@ -150,7 +156,10 @@ class _Walk:
             return
         layer = self.layers[name]
         shifts = sums.exact and (use.norm is not None or (layer.bias and self._plain(name, "bias")))
-        fit = fit_layer(sums, layer_weight(self.original, name), self.config.ridge, shifts=shifts)
+        before = layer_weight(self.original, name)
+        if name in self.removed:
+            before = narrowed_weight(before, self.before[name], self.removed[name])
+        fit = fit_layer(sums, before, self.config.ridge, shifts=shifts)
         weight = fit.weight
         with torch.no_grad():
             if name in self.factored:
@@ -191,7 +200,7 @@ class _Walk:
         moments = {}
         if seen:
             options = {"max_patch": self.config.max_patch, "max_positions": self.config.max_positions}
-            moments = collect_moments(self.original, self.batches, seen, **options)
+            moments = collect_moments(self.work if self.removed else self.original, self.batches, seen, **options)
         for name in self.later:
             layer = self.layers[name]
             module = factor_layer(self.work, layer, self.plan.layers[name], moments.get(name))

@@ -20,6 +20,7 @@ from rankfold.calibration.sequential_config import Sequential
 from rankfold.inventory import Padding, find_module, run_batch, undisturbed
 from rankfold.inventory.kinds import is_attention
 from rankfold.records import LayerInfo
+from rankfold.records.narrowing import Removed
 
 
 def collect_pairs(
@@ -29,6 +30,7 @@ def collect_pairs(
     uses: Mapping[str, Use],
     batches: Iterable[Any],
     config: Sequential,
+    removed: Mapping[str, Removed] | None = None,
 ) -> dict[str, PairSums | None]:
     """Run the original and the compressed network on every batch, up to some layers.
 
@@ -37,13 +39,16 @@ def collect_pairs(
     original, small : Module
         The two networks.
     layers : mapping
-        The layers by name; several layers are called one after the other on the same input.
+        The layers of the compressed network by name, before they are factored; several layers are called one after the
+        other on the same input.
     uses : mapping
         How the original uses the layers.
     batches : iterable
         The data.
     config : Sequential
         Options.
+    removed : mapping, optional
+        The channels that layers have in the original only (`Narrowing.removed`); what the others lack is summed.
 
     Returns
     -------
@@ -82,7 +87,8 @@ def collect_pairs(
             padding = Padding.of(original, inputs)
             wanted, actual = (run(model, inputs, f"calibration batch {number}") for model in (original, small))
             for name, total in sums.items():
-                if total is not None and not _add(total, wanted[name], actual[name], padding):
+                gone = (removed or {}).get(name, {})
+                if total is not None and not _add(total, wanted[name], actual[name], padding, gone):
                     sums[name] = None
             reset()
             reset_small()
@@ -100,17 +106,27 @@ def layer_modules(model: nn.Module, layer: LayerInfo) -> list[nn.Module]:
     return list(modules.values())
 
 
-def _add(sums: PairSums, original: _Tap, small: _Tap, padding: Padding | None) -> bool:
+def _add(sums: PairSums, original: _Tap, small: _Tap, padding: Padding | None, removed: Removed) -> bool:
     """Add what the layer's calls lacked on one batch; return False if the calls do not correspond."""
     if len(original.taken) != len(small.taken):
         return False
+    gone = removed.get("outputs" if sums.exact else "inputs", frozenset())
     for wanted, (given, *output) in zip(original.taken, small.taken, strict=True):
-        target = wanted[-1]
+        target = _remaining(wanted[-1], sums.layer, gone)
         if original.other is not None and small.other is not None:
-            target = target + _lost(original.other, small.other, original.norm)
+            target = target + _lost(_remaining(original.other, sums.layer, gone), small.other, small.norm)
         if not sums.add(target, output[0] if output else given, given, padding):
             return False
     return True
+
+
+def _remaining(tensor: Tensor, layer: LayerInfo, gone: frozenset[int]) -> Tensor:
+    """Return a layer's input or output in the original without some channels."""
+    if not gone:
+        return tensor
+    dim = tensor.ndim - 1 - len(layer.kernel)
+    kept = [i for i in range(tensor.shape[dim]) if i not in gone]
+    return tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
 
 
 def _lost(original: Tensor, small: Tensor, norm: Any) -> Tensor:
