@@ -9,7 +9,7 @@ True
 
 from rankfold import zoo
 from rankfold._version import __version__ as __version__
-from rankfold.api import Result, Search, analyze, apply, apply_, compress, factorize, plan, realize, sweep
+from rankfold.api import Result, Search, analyze, apply, apply_, compress, export, factorize, plan, realize, sweep
 from rankfold.calibration import Sequential
 from rankfold.errors import RankfoldError
 from rankfold.evaluation import agreement, compare_latency, evaluate, top1
@@ -56,6 +56,7 @@ __all__ = [
     "compare_latency",
     "compress",
     "evaluate",
+    "export",
     "factorize",
     "finetune",
     "finetune_",

@@ -3,14 +3,17 @@
 from rankfold.inventory.copying import Spare as Spare
 from rankfold.inventory.copying import copy_model as copy_model
 from rankfold.inventory.exported import export_graph as export_graph
+from rankfold.inventory.exported import trace as trace
 from rankfold.inventory.operations import OperationCounter as OperationCounter
 from rankfold.inventory.padding import Padding as Padding
 from rankfold.inventory.running import call_example as call_example
+from rankfold.inventory.running import describe as describe
 from rankfold.inventory.running import evaluating as evaluating
 from rankfold.inventory.running import example_failure as example_failure
 from rankfold.inventory.running import fused_attention_off as fused_attention_off
 from rankfold.inventory.running import measure as measure
 from rankfold.inventory.running import model_inputs as model_inputs
+from rankfold.inventory.running import on_device_of as on_device_of
 from rankfold.inventory.running import run_batch as run_batch
 from rankfold.inventory.running import undisturbed as undisturbed
 from rankfold.inventory.running import without_gradients as without_gradients

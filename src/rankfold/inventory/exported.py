@@ -28,6 +28,12 @@ _PRODUCTS = frozenset(
 )  # fmt: skip
 
 
+_ADVICE = (
+    "A bound on ram needs the model's graph, because the peak depends on the order of all operations. Bound other "
+    "resources, or remove the unsupported code from the model."
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExportedGraph:
     """The computation of a model on an example input.
@@ -64,7 +70,7 @@ def export_graph(model: nn.Module, example_input: Any) -> ExportedGraph:
     ranges = labelled_ranges((tensor, entries[i].info.name) for tensor, i in weight_memory(entries))
     with undisturbed(model):
         # A slice of a larger tensor would have a size that is not known.
-        program = _export(model, copied(detached(on_device_of(model, example_input))))
+        program = trace(model, copied(detached(on_device_of(model, example_input))), advice=_ADVICE)
         signature = program.graph_signature
         constants = [spec for spec in signature.input_specs if spec.kind is not InputKind.USER_INPUT]
         tensors: dict[str, Tensor] = {}
@@ -76,18 +82,26 @@ def export_graph(model: nn.Module, example_input: Any) -> ExportedGraph:
         return ExportedGraph(graph=program.graph, constants=names, users=_users(program.graph, names, tensors, ranges))
 
 
-def _export(model: nn.Module, example: Any) -> torch.export.ExportedProgram:
+def trace(model: nn.Module, example: Any, *, advice: str, shapes: Any = None) -> torch.export.ExportedProgram:
+    """Return the program of a model on an example input, on the model's device, in the model's present mode.
+
+    `shapes` are torch's ``dynamic_shapes``; `advice` ends the error's message.
+
+    Raises
+    ------
+    ModelError
+        If ``torch.export`` cannot trace the model.
+    """
     args, kwargs = arguments(example)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(model, args, kwargs, strict=False)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # the model's own code may raise anything on fake tensors
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(
             f"the model cannot be exported on the example input, {describe(example)}: torch.export raised "
-            f"{type(error).__name__}: {reason}\nA bound on ram needs the model's graph, because the peak depends on "
-            "the order of all operations. Bound other resources, or remove the unsupported code from the model."
+            f"{type(error).__name__}: {reason}\n{advice}"
         ) from error
 
 

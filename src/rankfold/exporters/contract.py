@@ -1,0 +1,84 @@
+"""The contract of exporters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankfold._registry import Registry
+from rankfold.errors import ConfigError
+
+Runner = Callable[[Any], list[Tensor]]
+"""Runs an exported file on one batch's inputs and returns its output tensors, in order."""
+
+
+class Exporter(ABC):
+    """A file format that other runtimes read.
+
+    A subclass is a frozen dataclass, registered under its `name`.
+
+    Attributes
+    ----------
+    name : str
+        The name in the interface.
+    suffix : str
+        Suffix of its files, such as ``".onnx"``.
+    packages : tuple of str
+        Modules that it imports, beyond those that rankfold requires.
+    extra : str
+        rankfold's optional dependencies that provide them.
+    """
+
+    __slots__ = ()
+
+    name: str
+    suffix: str
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+    def check(self) -> None:
+        """Raise `ConfigError` if a package is missing."""
+        missing = [package for package in self.packages if find_spec(package) is None]
+        if missing:
+            raise ConfigError(
+                f"export to {self.name!r} needs {', '.join(missing)}. "
+                f"Install with: pip install 'rankfold[{self.extra}]'"
+            )
+
+    @abstractmethod
+    def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
+        """Write a captured model to a file."""
+
+    @abstractmethod
+    def open(self, path: Path) -> Runner:
+        """Return a function that runs a written file in the format's runtime, on the CPU."""
+
+
+registry: Registry[Exporter] = Registry("export format")
+"""All exporters by name."""
+
+get = registry.get
+"""Return an exporter by name; see `Registry.get`."""
+
+
+def of_path(path: Path) -> Exporter:
+    """Return the exporter whose suffix a path has.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    for entry in registry:
+        if path.suffix == entry.plugin.suffix:
+            return entry.plugin()
+    known = ", ".join(f"{entry.plugin.suffix} ({entry.plugin.name})" for entry in registry)
+    raise ConfigError(
+        f"the file {str(path)!r} has the suffix {path.suffix!r}, which belongs to no export format. Use one of {known}."
+    )

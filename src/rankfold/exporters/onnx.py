@@ -1,0 +1,77 @@
+"""``onnx``: for ONNX Runtime and most other runtimes."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankfold._tensors import tensors_of
+from rankfold.errors import ModelError, RankfoldError
+from rankfold.exporters.contract import Exporter, Runner, registry
+from rankfold.exporters.program import quiet
+
+LARGEST = 2 * 10**9
+"""Bytes of weights; a larger model does not fit in one file of this format (a protocol buffer)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ONNX(Exporter):
+    """A single file with graph and weights, which ONNX Runtime runs for the comparison."""
+
+    name = "onnx"
+    suffix = ".onnx"
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    extra = "onnx"
+
+    def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
+        """Write the graph in ONNX's operators.
+
+        Raises
+        ------
+        ModelError
+            If an operation has no counterpart in ONNX, or the weights exceed `LARGEST`.
+        """
+        weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+        if weights > LARGEST:
+            raise ModelError(
+                f"the model has {weights:,} bytes of weights; an ONNX file holds at most {LARGEST:,}. Compress it "
+                "further, or use the format 'torch-export'."
+            )
+        with quiet():
+            try:
+                converted = torch.onnx.export(program, dynamo=True, verbose=False)
+                assert converted is not None
+                converted.save(str(path))
+            except Exception as error:
+                raise ModelError(
+                    f"the model cannot be exported to ONNX. torch.onnx raised {type(error).__name__}: {error}\n"
+                    "Use the format 'torch-export', or replace the operation that it names."
+                ) from error
+
+    def open(self, path: Path) -> Runner:
+        """Return a session of ONNX Runtime as a function."""
+        runtime = importlib.import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        try:
+            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise RankfoldError(
+                f"ONNX Runtime cannot load the exported model. It raised {type(error).__name__}: {error}\n"
+                "Use a newer onnxruntime, or the format 'torch-export'."
+            ) from error
+        names = [item.name for item in session.get_inputs()]
+
+        def run(inputs: Any) -> list[Tensor]:
+            arrays = [tensor.detach().cpu().numpy() for tensor in tensors_of(inputs)]
+            return [torch.from_numpy(a) for a in session.run(None, dict(zip(names, arrays, strict=True)))]
+
+        return run
+
+
+registry.register(ONNX, summary="for ONNX Runtime and most other runtimes, .onnx")

@@ -1,0 +1,42 @@
+"""``torch-export``: PyTorch's own format, for C++ and for other exporters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankfold._tensors import tensors_of
+from rankfold.batches import call_model
+from rankfold.exporters.contract import Exporter, Runner, registry
+from rankfold.exporters.program import quiet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchExport(Exporter):
+    """A program of ``torch.export``; ``torch.export.load(path).module()`` runs it."""
+
+    name = "torch-export"
+    suffix = ".pt2"
+
+    def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
+        """Write the program."""
+        with quiet(), path.open("wb") as file:
+            torch.export.save(program, file)
+
+    def open(self, path: Path) -> Runner:
+        """Return the program as a function."""
+        with quiet(), path.open("rb") as file:
+            module = torch.export.load(file).module()
+
+        def run(inputs: Any) -> list[Tensor]:
+            with torch.no_grad():
+                return tensors_of(call_model(module, inputs))
+
+        return run
+
+
+registry.register(TorchExport, summary="PyTorch's own format, .pt2")

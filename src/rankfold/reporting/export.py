@@ -1,0 +1,77 @@
+"""The record of an exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rankfold.records.amounts import size
+from rankfold.reporting import words
+from rankfold.reporting.document import Document
+from rankfold.reporting.sections import Content, Section, content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Export(Document):
+    """An exported file, and how its outputs compare with the model's.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    file_format : str
+        The export format.
+    bytes : int
+        Size of the file.
+    weight_bytes : int
+        Size of the model's parameters and buffers.
+    inputs : str
+        Shapes and types of the inputs that the model was exported with.
+    dynamic_batch : bool
+        Whether the file runs on batches of any size.
+    samples : int
+        Inputs on which the file's outputs were compared with the model's.
+    difference : float
+        Relative difference of the outputs, ``||file - model|| / ||model||``, of the batch where it is largest.
+    versions : mapping of str to str
+        Versions of the packages that wrote and ran the file.
+    """
+
+    KIND: ClassVar[str] = "export"
+
+    path: str
+    file_format: str
+    bytes: int
+    weight_bytes: int
+    inputs: str
+    dynamic_batch: bool
+    samples: int
+    difference: float
+    versions: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"<Export: {self.headline()}>"
+
+    def headline(self) -> str:
+        """Return one line with the file, its size and the difference of its outputs."""
+        return f"{self.path}: {self.file_format}, {size(self.bytes)}, relative difference {self.compared}"
+
+    @property
+    def compared(self) -> str:
+        """The difference, and the number of samples."""
+        return f"{self.difference:.1e} on {words.count(self.samples)} sample{'s' * (self.samples != 1)}"
+
+
+@content.register
+def _(export: Export, *, brief: bool) -> Content:  # noqa: ARG001 - the same everywhere
+    facts = {
+        "format": export.file_format,
+        "file": f"{size(export.bytes)} (weights of the model: {size(export.weight_bytes)})",
+        "inputs": export.inputs,
+        "batch size": "any" if export.dynamic_batch else "fixed",
+        "relative difference of the outputs": export.compared,
+        "versions": ", ".join(f"{name} {version}" for name, version in export.versions.items()),
+    }
+    lines = [f"{name}: {value}" for name, value in facts.items()]
+    return Content(title=export.path, kind="rankfold export", sections=[Section(lines=lines)])

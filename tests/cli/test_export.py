@@ -1,0 +1,40 @@
+"""``rankfold export``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rankfold as rf
+from rankfold import exporters, zoo
+
+Run = Callable[..., Any]
+
+
+def test_file_and_json(run: Run, artifact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "small.pt2"
+    done = run("export", artifact, "--out", path, "--check-images", "40")
+    assert "relative difference of the outputs" in done.out
+    assert "on 40 samples" in done.out
+    data = run("export", artifact, "--out", path, "--json", "--fixed-batch").document
+    assert (data["command"], data["file_format"], data["dynamic_batch"]) == ("export", "torch-export", False)
+    assert data["bytes"] == path.stat().st_size
+    dense = zoo.create("lenet5_mnist5k", weights="bundled")
+    test = [batch[0][:1] for batch in zoo.data("mnist5k", split="test", normalize=zoo.entry("lenet5_mnist5k"))]
+    small, exported = rf.load(artifact, dense).eval(), exporters.get("torch-export").open(path)
+    assert all(exported(x)[0].argmax() == small(x).argmax() for x in test)
+    quiet = run("export", artifact, "--out", path, "--quiet").out
+    assert quiet.count("\n") == 1
+    assert quiet.startswith(f"{path}: torch-export, ")
+
+
+def test_bad_input(fail: Run, artifact: Path, tmp_path: Path) -> None:
+    assert "belongs to no export format" in fail("export", artifact, "--out", tmp_path / "small.bin").err
+    assert "unknown export format" in fail("export", artifact, "--out", tmp_path / "a.pt2", "--to", "coreml9").err
+    assert (
+        "--tolerance must be a number above 0"
+        in fail("export", artifact, "--out", tmp_path / "a.pt2", "--tolerance", "0").err
+    )
+    assert "does not exist" in fail("export", tmp_path / "none", "--out", tmp_path / "a.pt2").err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,206 @@
+"""Exported files compute what the model computes; what does not, is refused and leaves no file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rankfold as rf
+from rankfold import exporters
+from rankfold.errors import ConfigError, DataError, ModelError, RankfoldError, UnknownNameError
+from rankfold.exporters import onnx as onnx_exporter
+from rankfold.reporting.export import Export
+
+FORMATS = exporters.registry.names()
+X = torch.randn(3, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Mixed(nn.Module):
+    """Layers of every kind in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.grouped = nn.Conv2d(16, 32, 3, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(32, 16, 3, stride=2, padding=1)
+        self.line = nn.Conv1d(16, 24, 3, padding=1)
+        self.solid = nn.Conv3d(4, 12, 3, padding=1)
+        self.linear = nn.Linear(24, 20)
+        self.head = nn.Linear(20 + 12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)).relu()
+        y = self.up(self.grouped(y).relu()).relu()
+        y = self.line(y.flatten(2)).relu().mean(2)
+        z = self.solid(x.unflatten(3, (3, 4))).relu().mean((2, 3, 4))
+        return self.head(torch.cat([self.linear(y).relu(), z], 1))
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    """Return a network of all layer kinds, factored by several methods."""
+    torch.manual_seed(0)
+    net = Mixed().eval()
+    layers = {
+        "conv": ("tucker", (6, 3)), "grouped": ("svd", (4,)), "up": ("svd", (6,)), "line": ("cp", (6,)),
+        "solid": ("tt", (3, 4, 5, 6)), "linear": ("qr", (5,)), "head": ("svd", (4,)),
+    }  # fmt: skip
+    return rf.apply(net, rf.plan(net, X, strategy=rf.Manual(layers=layers)))
+
+
+def without(module: str) -> Callable[[str], object]:
+    """Return a `find_spec` that does not find one package."""
+    return lambda name: None if name == module else object()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_keeps_the_outputs(name: str, small: nn.Module, tmp_path: Path) -> None:
+    small.train()
+    before = copy.deepcopy(small.state_dict())
+    path = tmp_path / f"net{exporters.get(name).suffix}"
+    done = rf.export(small, path, X[:1])
+    assert small.training
+    assert all(torch.equal(tensor, before[key]) for key, tensor in small.state_dict().items())
+    assert list(tmp_path.iterdir()) == [path]
+    assert done.bytes == path.stat().st_size > done.weight_bytes
+    assert (done.file_format, done.samples, done.dynamic_batch) == (name, 3, True)  # one sample, and two
+    assert done.difference < 1e-5
+    small.eval()
+    run = exporters.get(name).open(path)
+    with torch.no_grad():
+        for batch in (X, X[:1]):
+            (ours,) = run(batch)
+            assert torch.dist(ours, small(batch)) < 1e-5 * small(batch).norm()
+            assert torch.dist(ours, small(batch + 0.1)) > 1e-3 * small(batch).norm()
+    data = [(X, torch.zeros(3)), (X[:2], torch.zeros(2))]
+    assert rf.export(small, path, X, to=name, check=data).samples == 5
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_outputs_are_refused_and_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(exporters.get("torch-export"))
+    opened = kind.open
+    path = tmp_path / "net.pt2"
+    path.write_bytes(b"old")
+
+    def altered(self: Any, file: Path) -> exporters.Runner:
+        run = opened(self, file)
+        return lambda inputs: [output * 1.01 for output in run(inputs)]
+
+    monkeypatch.setattr(kind, "open", altered)
+    net = nn.Linear(4, 3)
+    with pytest.raises(RankfoldError, match=r"differ from the model's by 1\.0e-02 \(relative\), more than tolerance"):
+        rf.export(net, path, torch.randn(2, 4))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    assert rf.export(net, path, torch.randn(2, 4), tolerance=0.02).difference == pytest.approx(0.01, rel=1e-3)
+
+
+class Several(nn.Module):
+    """Keyword inputs in another order than the signature's; outputs in a mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, mask: Tensor, x: Tensor) -> dict[str, Any]:
+        hidden = self.linear(x) * mask
+        return {"scores": hidden.sum(1), "inner": (hidden, mask.sum())}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_keyword_inputs_and_nested_outputs(name: str, tmp_path: Path) -> None:
+    x, mask = torch.randn(2, 7, 6), torch.ones(2, 7, 1)
+    example = {"x": x, "mask": mask}
+    path = tmp_path / f"net{exporters.get(name).suffix}"
+    done = rf.export(Several(), path, example, check=[{"mask": mask[:1] * 0.5, "x": x[:1]}, example])
+    assert done.samples == 3
+    assert done.difference < 1e-5
+
+
+def test_onnx_runs_without_torch(small: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    rf.export(small, path, X)
+    np.save(tmp_path / "x.npy", X.numpy())
+    script = (
+        "import json, sys; sys.modules['torch'] = sys.modules['rankfold'] = None\n"
+        "import numpy, onnxruntime\n"
+        f"session = onnxruntime.InferenceSession({str(path)!r}, providers=['CPUExecutionProvider'])\n"
+        f"x = numpy.load({str(tmp_path / 'x.npy')!r})\n"
+        "print(json.dumps(session.run(None, {session.get_inputs()[0].name: x})[0].argmax(1).tolist()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    with torch.no_grad():
+        assert json.loads(done.stdout) == small(X).argmax(1).tolist()
+
+
+class Branching(nn.Module):
+    """Its path depends on the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+
+class FixedBatch(nn.Module):
+    """It only runs on two samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(2, -1) @ torch.ones(4, 1)
+
+
+def test_models_that_cannot_be_captured(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"(?s)cannot be exported on the example input.*dynamic_batch=False"):
+        rf.export(FixedBatch(), tmp_path / "net.pt2", torch.randn(2, 4))
+    assert rf.export(FixedBatch(), tmp_path / "net.pt2", torch.randn(2, 4), dynamic_batch=False).samples == 2
+    (tmp_path / "net.pt2").unlink()
+    with pytest.raises(ModelError, match=r"(?s)torch\.export raised.*tensor operations"):
+        rf.export(Branching(), tmp_path / "net.pt2", torch.randn(2, 4), dynamic_batch=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fixed_batches_are_compared_at_their_size(tmp_path: Path) -> None:
+    net, path = nn.Linear(4, 3), tmp_path / "net.pt2"
+    done = rf.export(net, path, torch.randn(2, 4), check=[torch.randn(5, 4)], dynamic_batch=False)
+    assert (done.samples, done.dynamic_batch) == (4, False)  # two batches of two; the fifth sample is left
+    with pytest.raises(DataError, match=r"no batch of the check data has the 2 samples"):
+        rf.export(net, path, torch.randn(2, 4), check=[torch.randn(1, 4)], dynamic_batch=False)
+
+
+def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = nn.Linear(4, 3), torch.randn(2, 4)
+    with pytest.raises(ConfigError, match=r"suffix '\.bin', which belongs to no export format.*\.onnx \(onnx\)"):
+        rf.export(net, tmp_path / "net.bin", x)
+    with pytest.raises(UnknownNameError, match=r"unknown export format 'onx'. Did you mean 'onnx'"):
+        rf.export(net, tmp_path / "net.onnx", x, to="onx")
+    with pytest.raises(ConfigError, match="tolerance"):
+        rf.export(net, tmp_path / "net.onnx", x, tolerance=0.0)
+    (tmp_path / "file").touch()
+    with pytest.raises(RankfoldError, match="cannot write"):
+        rf.export(net, tmp_path / "file" / "net.pt2", x)
+    monkeypatch.setattr(exporters.contract, "find_spec", without("onnxscript"))
+    with pytest.raises(ConfigError, match=r"needs onnxscript\. Install with: pip install 'rankfold\[onnx\]'"):
+        rf.export(net, tmp_path / "net.onnx", x)
+    monkeypatch.undo()
+    monkeypatch.setattr(onnx_exporter, "LARGEST", 10)
+    with pytest.raises(ModelError, match="an ONNX file holds at most 10"):
+        rf.export(net, tmp_path / "net.onnx", x)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_record(tmp_path: Path) -> None:
+    done = rf.export(nn.Linear(4, 3), tmp_path / "net.pt2", torch.randn(2, 4))
+    assert Export.load(done.save(tmp_path / "record.json")) == done
+    assert "weights of the model: 60 B" in str(done)
+    assert repr(done).startswith("<Export: ")
