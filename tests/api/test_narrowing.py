@@ -115,6 +115,15 @@ def test_costs_and_report_are_those_of_the_reloaded_model(tmp_path: Path) -> Non
     assert rf.Report.load(tmp_path / "out") == result.report
 
 
+def test_a_printed_plan_lists_the_removed_channels(capsys: pytest.CaptureFixture[str]) -> None:
+    BOTH.print()
+    text = capsys.readouterr().out
+    assert "Removed channels" in text
+    assert "18 of 60 channels removed from 3 groups" in text
+    plan_for(MODEL, Narrowing()).print()
+    assert "Removed channels" not in capsys.readouterr().out
+
+
 def test_a_report_shows_what_the_model_has_and_not_what_the_plan_says() -> None:
     report = rf.realize(MODEL, X, BOTH).report
     lied = with_widths(report, BOTH, rf.inspect(MODEL, X), replaced_layers(MODEL))

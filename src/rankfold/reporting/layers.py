@@ -50,7 +50,9 @@ def _(plan: Plan, *, brief: bool) -> Content:
         rows.append([name or "(the model)", layer, what, "" if kept else words.error(choice.error), reason])
     notes = explanations(choice.reason for choice in plan.layers.values()) if brief else ()
     table = Section(heads=("`layer", "+", "method, ranks", ">error", "remark"), rows=rows, notes=notes)
-    return Content(lead=plan.headline(), sections=[table])
+    widths = [(g.name, str(g.width), str(len(g.kept)), words.percent(len(g.kept) / g.width)) for g in plan.narrowing]
+    heads = ("`layer", ">channels", ">after", ">left")
+    return Content(lead=plan.headline(), sections=[Section(title="Removed channels", heads=heads, rows=widths), table])
 
 
 def inventory_markdown(inventory: Inventory) -> str:
