@@ -118,6 +118,18 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or "unknown"
 
 
+def peak_mib() -> int:
+    """Return the peak resident memory of this process."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's getrusage also counts the parent, as large as it was when it started this process
+        peaks = [line.split() for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM:")]
+        return round(int(peaks[0][1]) / 2**10)
+    import resource  # not available on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
 def commit() -> str | None:
     """Return the commit's hash, with ``+changes`` if tracked files differ; None outside of git."""
     head = _git("rev-parse", "HEAD")

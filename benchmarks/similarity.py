@@ -18,13 +18,11 @@ Each part is added to the result file.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -187,16 +185,6 @@ def memory(args: Any) -> dict[str, Any]:
     return {"network": MEMORY, "model": held, "loop": loop, "above_mib": loop["peak_mib"] - held["peak_mib"]}
 
 
-def peak_mib() -> int:
-    """Return the peak resident memory of this process."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux's getrusage also counts the parent, as large as it was when it started this process
-        peaks = [line.split() for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        return round(int(peaks[0][1]) / 2**10)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
-
-
 def holding(args: Any) -> dict[str, Any]:
     """Hold the model and its optimizer after one step."""
     model = rf.zoo.create(MEMORY, seed=args.seed)
@@ -204,7 +192,7 @@ def holding(args: Any) -> dict[str, Any]:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    return {"peak_mib": peak_mib()}
+    return {"peak_mib": _harness.peak_mib()}
 
 
 def looping(args: Any) -> dict[str, Any]:
@@ -221,7 +209,7 @@ def looping(args: Any) -> dict[str, Any]:
     rounds = result.report.rounds
     seconds = [{stage: round(value, 1) for stage, value in row.seconds.items()} for row in rounds]
     return {
-        "peak_mib": peak_mib(),
+        "peak_mib": _harness.peak_mib(),
         "rounds": len(rounds),
         "compared_layers": len(rounds[0].similarity),
         "seconds": seconds,

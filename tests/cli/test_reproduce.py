@@ -1,4 +1,4 @@
-"""``rankfold reproduce similarity``: its studies on a task that is easy to learn, its documents, and resuming."""
+"""``rankfold reproduce``: the studies of papers on a task that is easy to learn, their documents, and resuming."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def small(num_classes=4):
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
         nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 16, 16), nn.ReLU(), nn.Linear(16, num_classes)
+    )
+
+def smaller(num_classes=4):
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(8 * 4, num_classes)
     )
 """
 SETTINGS = ("--epochs", "1", "--lr", "0.05", "--drop", "30%", "--batch-size", "32")
@@ -172,9 +177,106 @@ def test_an_interrupted_command_resumes(
     assert {file: file.stat().st_mtime_ns for file in loops} == loops, "its rounds were not repeated"
 
 
+@pytest.fixture
+def rene(task: dict[str, str]) -> tuple[str, ...]:
+    return ("reproduce", "rene", task["network"], "--weights", task["weights"], "--data", task["data"], *SETTINGS)
+
+
+def test_the_studies_of_rene(run: Run, rene: tuple[str, ...], task: dict[str, str], tmp_path: Path) -> None:
+    student = task["network"].replace(":small", ":smaller")
+    options = ("--student", student, "--student-epochs", "8", "--budget", "params<=40%", "--out", tmp_path)
+    run(*rene, *options, "-q")
+    document = Reproduction.load(tmp_path / "rene.json")
+    studies = {study.name: study for study in document.studies}
+    assert list(studies) == ["ranks", "distribution", "tradeoff", "double"]
+    check_manual_ranks(studies["ranks"])
+    check_tradeoff(studies["tradeoff"])
+
+    dense = studies["distribution"].dense["model"].params
+    tt, cp = studies["distribution"].trials
+    assert (tt.name, cp.name) == ("tt", "cp")
+    assert {name: len(ranks) for name, ranks in tt.ranks.items() if name in "02"} == {"0": 3, "2": 3}
+    assert {name: len(ranks) for name, ranks in cp.ranks.items() if name in "02"} == {"0": 1, "2": 1}
+    assert all(one.parts["model"].params <= 0.4 * dense for one in (tt, cp))
+
+    double = studies["double"]
+    rows = {one.name: one for one in double.trials}
+    assert list(rows) == ["student", "student, distilled", "teacher, rene", "student, rene"]
+    sizes = {name: row.parts["model"].params for name, row in rows.items()}
+    assert sizes["student"] == sizes["student, distilled"] == sum(p.numel() for p in zoo.create(student).parameters())
+    assert sizes["student, rene"] <= 0.4 * sizes["student"]
+    assert sizes["teacher, rene"] <= 0.4 * double.dense["model"].params
+    assert rows["student, distilled"].metric > rows["student"].metric + 0.2, "it has learned from the teacher"
+    for row in double.trials:
+        assert row.drop == pytest.approx(double.metric.dense - row.metric), "against the teacher"
+
+    text, page = ((tmp_path / f"rene.{suffix}").read_text("utf-8") for suffix in ("md", "html"))
+    assert "before fine-tuning" in text
+    assert "Distribution of the ranks (Fig. 5): ranks" in text
+    assert "Loss by parameters left" in page
+    assert "Largest rank of each layer" in page
+
+
+def size_with_one_rank(rank: int) -> int:
+    """Return the parameters of the network with one rank for all layers, of which a factored one must be smaller."""
+    size = 16  # of BatchNorm
+    for inputs, outputs, limits in ((1, 8, (1, 3, 8)), (8, 8, (8, 24, 8))):
+        r = [min(rank, limit) for limit in limits]
+        factored = inputs * r[0] + 3 * r[0] * r[1] + 3 * r[1] * r[2] + r[2] * outputs
+        size += min(factored, 9 * inputs * outputs) + outputs
+    for inputs, outputs in ((128, 16), (16, 4)):
+        size += min(min(rank, outputs) * (inputs + outputs), inputs * outputs) + outputs
+    return size
+
+
+def check_manual_ranks(study: Study) -> None:
+    """Check that no larger rank fits; shares below that of rank 1 are noted."""
+    rows, dense = {one.name: one for one in study.trials}, study.dense["model"].params
+    sizes = [size_with_one_rank(rank) for rank in range(1, 25)]
+    assert dense == sizes[-1]
+    for share in (0.01, 0.05, 0.1, 0.25, 0.5, 0.75):
+        name = f"manual {share:.0%}".replace("%", " %")
+        fitting = [size for size in sizes if size <= share * dense]
+        if not fitting:
+            assert name not in rows
+            assert any(note.startswith(f"{name}: rank 1 in all layers keeps") for note in study.notes)
+            continue
+        assert rows[name].parts["model"].params == max(fitting)
+        searched = rows[name.replace("manual", "rene")]
+        assert searched.parts["model"].params <= share * dense
+        assert rows[name].before is not None
+        assert searched.before is not None
+
+
+def check_tradeoff(study: Study) -> None:
+    """Check that more parameters mean a smaller loss, along beta and along the scale."""
+    betas, budgets = study.trials[:5], study.trials[5:]
+    assert [one.name for one in betas] == [f"beta {beta:g}" for beta in (1.0, 0.8, 0.6, 0.4, 0.2)]
+    assert [one.name.partition(",")[0] for one in budgets] == ["75 %", "50 %", "25 %"]
+    scales = [float(one.name.partition("scale ")[2]) for one in budgets]
+    assert scales == sorted(scales)
+    for curve in (betas, tuple(reversed(budgets))):
+        sizes, losses = [one.parts["model"].params for one in curve], [one.loss for one in curve]
+        assert sizes == sorted(sizes)
+        assert losses == sorted(losses, reverse=True)
+    dense = study.dense["model"].params
+    for one, share in zip(budgets, (0.75, 0.5, 0.25), strict=True):
+        assert one.parts["model"].params <= share * dense
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (("reproduce", "similarity", "--budget", "params<=50%"), "do not use --budget"),
+        (("reproduce", "similarity", "--student", "lenet5_half_mnist5k"), "do not use --student"),
+        (("reproduce", "rene", "{network}", "--data", "{data}"), "the study 'double' needs a student"),
+        (
+            ("reproduce", "rene", "{network}", "--data", "{data}", "--study", "ranks", "--student-epochs", "2"),
+            "--student-epochs needs a student",
+        ),
+        (("reproduce", "rene", "--student", "resnet20_cifar10"), "normalised differently"),
+        (("reproduce", "rene", "--student-epochs", "0"), "--student-epochs"),
+        (("reproduce", "rene", "--budget", "params<=0%"), "would leave nothing"),
         (("reproduce", "similrity"), "Did you mean 'similarity'"),
         (("reproduce", "similarity", "--study", "pair"), "Did you mean 'pairs'"),
         (("reproduce", "similarity", "--methods", "tuker"), "Did you mean 'tucker'"),

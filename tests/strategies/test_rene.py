@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from rankfold.errors import ConfigError, InfeasibleBudget, ModelError, UnknownNa
 from rankfold.inventory import inspect
 from rankfold.records import Plan, Ranks
 from rankfold.strategies import Problem
-from rankfold.strategies.coefficients import RankLoss, nested_loss, optimise
+from rankfold.strategies.coefficients import RankLoss, expected_loss, nested_loss, optimise
 from rankfold.strategies.mixtures import Axis, Mixtures
 from rankfold.testing import ModelCase, make_problem, model_zoo
 
@@ -95,12 +96,45 @@ def test_a_planted_rank_is_found_exactly_by_cp(rank: int, seed: int) -> None:
     assert search(module, torch.randn(1, 12, 6, 6), "cp", rank_min=1, rank_max=10, step=3, shrink=3) == (rank,)
 
 
+LAYERS = {"qr": "linear:40x40", "ttm": "linear:36x36", "svd": "conv:3x3x24x20"}
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    method=st.sampled_from(["tucker", "tt3", "spatial_svd", "svd", "qr", "ttm", "filterwise_cp"]),
+    rank=st.integers(2, 7),
+    seed=st.integers(0, 99),
+)
+def test_a_planted_rank_is_found_exactly_by_other_methods(method: str, rank: int, seed: int) -> None:
+    rank = min(rank, 3) if method == "filterwise_cp" else rank
+    layer = layer_of(LAYERS.get(method, "conv:3x3x24x20"))
+    weight = factors(layer, method, tuple(min(rank, most) for most in methods.get(method).max_ranks(layer)), seed)
+    module, x = (linear(weight), torch.randn(1, 40)) if weight.ndim == 2 else (conv(weight), torch.randn(1, 24, 6, 6))
+    found = search(module, x[:, : weight.shape[1]], method, rank_max=16, step=4, shrink=4)
+    assert found == tuple(min(rank, most) for most in methods.get(method).max_ranks(layer))
+
+
+def test_three_stages_find_a_planted_tensor_train() -> None:
+    """The space of Figure 3 and its rank, at an eighth of the size; benchmarks/rene.py has the full size."""
+    module = conv(factors(layer_of("conv:3x3x112x112"), "tt", (30, 30, 30), 0))
+    problem = problem_of(module, torch.randn(1, 112, 4, 4), ("tt",))
+    plan = rf.RENE(rank_min=12, rank_max=96, step=12, shrink=4).plan(problem)
+    assert plan.layers["0"].ranks == (30, 30, 30)
+    assert plan.provenance.search["stages"] == 3
+
+
 def test_free_ranks_may_differ() -> None:
     layer = layer_of("conv:3x3x24x20")
     module = conv(factors(layer, "tucker", (4, 11), 0))
     equal = search(module, torch.randn(1, 24, 6, 6), "tucker", rank_max=16, step=4, shrink=4)
     free = search(module, torch.randn(1, 24, 6, 6), "tucker", rank_max=16, step=4, shrink=4, free=True)
     assert (equal, free) == ((11, 11), (4, 11))
+
+
+def test_free_ranks_of_a_position_with_fewer_ranks_than_rank_min() -> None:
+    module = conv(factors(layer_of("conv:3x3x3x20"), "tucker", (7, 3), 0))
+    found = search(module, torch.randn(1, 3, 6, 6), "tucker", rank_min=5, rank_max=12, step=4, shrink=4, free=True)
+    assert found == (7, 3)
 
 
 def network() -> nn.Module:
@@ -179,10 +213,36 @@ class Attention(nn.Module):
         return self.out(self.mix(x, x, x, need_weights=False)[0])
 
 
+ENCODER_LAYERS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.out_proj",
+    "linear1",
+    "linear2",
+)
+
+
+class Encoder(nn.TransformerEncoder):
+    """Two layers, each with packed attention projections and two linear layers."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        super().__init__(layer, 2, enable_nested_tensor=False)
+
+
+def test_all_layers_of_a_transformer_are_searched() -> None:
+    plan = rf.plan(Encoder().eval(), torch.randn(2, 5, 32), strategy=rf.RENE(rank_max=12, step=4))
+    names = [f"layers.{i}.{name}" for i in range(2) for name in ENCODER_LAYERS]
+    assert sorted(plan.factored) == sorted(names)
+
+
 @pytest.mark.parametrize(
     ("model", "x"),
     [
         (Attention, torch.randn(2, 5, 32)),
+        (Encoder, torch.randn(2, 5, 32)),
         (lambda: nn.Sequential(nn.Conv1d(16, 32, 5), nn.ReLU(), nn.Conv1d(32, 32, 3)), torch.randn(1, 16, 20)),
         (lambda: nn.Sequential(nn.Conv3d(8, 16, 3), nn.ReLU(), nn.Conv3d(16, 16, 3)), torch.randn(1, 8, 6, 6, 6)),
     ],
@@ -242,6 +302,58 @@ def test_nested_candidates_have_the_loss_of_their_mixture() -> None:
     for ours, theirs, count in zip(slopes, wanted_slopes, (3, 4), strict=True):
         difference = (ours - theirs)[:count]
         torch.testing.assert_close(difference, difference.mean().expand(count), rtol=1e-3, atol=1e-5)
+
+
+def test_the_mean_of_the_candidates_losses() -> None:
+    errors = [torch.tensor([4.0, 1.0], dtype=torch.float64), torch.tensor([9.0, 4.0, 0.5], dtype=torch.float64)]
+    p = torch.tensor([[0.25, 0.75, 0.0], [0.2, 0.3, 0.5]], dtype=torch.float64)
+    value, slopes = expected_loss(errors, floor=0.5)(p)
+    assert value == pytest.approx(0.25 * 4 + 0.75 * 1 + 0.2 * 9 + 0.3 * 4 + 0.5 * 0.5 + 0.5)
+    assert slopes.tolist() == [[4.0, 1.0, 0.0], [9.0, 4.0, 0.5]]
+    mixed = nested_loss(errors, floor=0.5)
+    assert value > mixed(p)[0]
+    one = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    assert expected_loss(errors)(one)[0] == nested_loss(errors)(one)[0] == 1.5
+
+
+def best_sum(table: dict[str, list[tuple[int, float]]], limit: int) -> float:
+    """Return the least sum of errors within a limit, by trying everything."""
+    return min(
+        sum(error for _, error in choice)
+        for choice in product(*table.values())
+        if sum(cost for cost, _ in choice) <= limit
+    )
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_a_budget_is_spent_almost_optimally(share: float) -> None:
+    """The decomposition loss of the plan is near the least of all plans, which brute force finds."""
+    model = network()
+    problem = problem_of(model, X, ("svd",), f"params<={share:.0%}")
+    inventory, svd = problem.inventory, methods.get("svd")
+    layers = [layer for layer in inventory if layer.name != "0"]
+    table: dict[str, list[tuple[int, float]]] = {}
+    for layer in layers:
+        weight = problem.weight(layer.name)
+        values = torch.linalg.svdvals(weight.flatten(1).double())
+        rows = []
+        for rank in range(1, svd.max_ranks(layer)[0] + 1):
+            candidate = problem.pricing.candidate(layer, svd, (rank,))
+            if problem.pricing.is_smaller(candidate):
+                rows.append((candidate.cost.params, float(values[rank:].square().sum())))
+        table[layer.name] = rows
+    plan = rf.RENE(rank_max=96).plan(problem)
+    used_outside = problem.inventory.total.params - sum(inventory.costs[name].params for name in table)
+    first = plan.layers["0"]
+    if first.method is not None:
+        used_outside -= inventory.costs["0"].params
+        used_outside += problem.pricing.choice_cost("0", first).params
+    limit = int(share * inventory.total.params) - used_outside
+    total = sum(
+        next(e for c, e in table[name] if c == problem.pricing.choice_cost(name, plan.layers[name]).params)
+        for name in table
+    )
+    assert total <= 1.05 * best_sum(table, limit)
 
 
 def test_training_follows_the_gradient_of_equation_six() -> None:
@@ -362,6 +474,18 @@ def test_a_space_above_break_even_is_refused_with_the_layer() -> None:
         rf.plan(network(), X, strategy=rf.RENE(rank_min=50, rank_max=60), methods="tt", exclude="re:[68]")
     plan = rf.plan(network(), X, strategy=rf.RENE(rank_min=20, rank_max=60))
     assert "every rank from 20 to 60" in str(plan.layers["0"].reason)
+
+
+def test_ranks_that_a_method_does_not_have_are_refused_with_the_layer() -> None:
+    words = r"'0': every rank from 50 to 60 of tt costs at least as much as the layer, whose largest rank is 24"
+    with pytest.raises(ConfigError, match=words):
+        rf.plan(network(), X, strategy=rf.RENE(rank_min=50, rank_max=60), methods="tt", exclude="re:[68]")
+
+
+def test_a_space_without_a_multiple_is_refused_with_the_layer() -> None:
+    words = r"'6': every multiple of 64 from 1 to 100 of svd costs at least as much as the layer"
+    with pytest.raises(ConfigError, match=words):
+        rf.plan(network(), X, strategy=rf.RENE(), methods="svd", include="6", rank_multiple=64)
 
 
 def test_a_budget_below_the_smallest_ranks_is_refused() -> None:

@@ -84,6 +84,22 @@ def test_a_compressed_network_recovers_without_labels(
         assert result.history[-1].loss < result.history[0].loss
 
 
+def test_a_network_of_another_architecture_learns_from_a_teacher(
+    dense: nn.Sequential, loader: Loader, unlabelled: list[Tensor], same: Same
+) -> None:
+    teacher = trained(dense, loader).eval()
+    before = copy.deepcopy(teacher)
+    student = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.LayerNorm(12), nn.Linear(12, 3))
+    recipe = FineTune(data=unlabelled, loss="distill", epochs=30, lr=0.1)
+    agreeing = Accuracy([(x, teacher(x).argmax(1)) for x in unlabelled])
+    learned = finetune(student, recipe, teacher=teacher).model.eval()
+    assert agreeing(student) < 0.7
+    assert agreeing(learned) > 0.9
+    assert same(teacher, before)
+    with pytest.raises(ModelError, match="compares factored layers, but the model has none"):
+        finetune(student, FineTune(data=unlabelled, loss="layer"), teacher=teacher)
+
+
 def test_terms_add_up_by_their_weights(dense: nn.Sequential, loader: Loader, compress: Compress) -> None:
     small = compress(dense, **{"0": 3})
     config = FineTune(

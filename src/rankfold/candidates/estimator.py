@@ -256,6 +256,39 @@ class Estimator:
                 network.replace(name, layer_weight(self.model, name))
         return merged(losses)
 
+    def recall(
+        self, facts: Mapping[str, Any], count: int, compute: Callable[[], Sequence[float]], *, data: bool = False
+    ) -> list[float]:
+        """Return numbers that a strategy computes, from the cache if an interrupted search has computed them.
+
+        Parameters
+        ----------
+        facts : mapping
+            Everything that they depend on except the model, its second moments and, with `data`, the calibration data.
+        count : int
+            How many they are.
+        compute : callable
+            Returns them: finite and not negative.
+        data : bool
+            Whether they depend on the calibration data other than through the second moments.
+        """
+        key = self._facts_key(facts, data=data)
+        numbers = self._lookup(key, count)
+        if numbers is None:
+            numbers = [float(number) for number in compute()]
+            if self.cache is not None and key is not None:
+                self.cache.put(key, numbers)
+        return numbers
+
+    def _facts_key(self, facts: Mapping[str, Any], *, data: bool) -> dict[str, Any] | None:
+        if self.cache is None or (data and self._whole_data_hash is None):
+            return None
+        moments = {name: self._moments_hash(name) for name in sorted(self.moments or {})}
+        return {
+            "model": self._model_hash, "moments": moments, "data": self._whole_data_hash if data else None,
+            "versions": [__version__, str(torch.__version__)], **facts,
+        }  # fmt: skip
+
     def _network(self, config: ProxyConfig) -> NetworkProxy:
         if config not in self._networks:
             self._networks[config] = NetworkProxy(self.model, self._samples(config), config.taps, self._spare)
@@ -312,6 +345,11 @@ class Estimator:
             check_taps(self.model, config.taps)
             self._data_hashes[config] = data_hash(self.model, self._samples(config), config.taps)
         return self._data_hashes[config]
+
+    @cached_property
+    def _whole_data_hash(self) -> str | None:
+        assert self.batches is not None
+        return data_hash(self.model, self.batches)
 
     @cached_property
     def _model_hash(self) -> str:

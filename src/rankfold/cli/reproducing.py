@@ -6,29 +6,34 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from rankfold import strategies
+from rankfold import strategies, zoo
 from rankfold._config import spelling
 from rankfold._files import check_writable
-from rankfold._options import COUNT, Flag, spellings
+from rankfold._options import COUNT, Flag, integer, spellings
 from rankfold.candidates import resolve_methods
 from rankfold.cli._command import Given, command
-from rankfold.cli._loading import open_work
-from rankfold.cli._options import FLAGS, GROUPS, REQUIRED, SEARCH, TUNE, flags_of
-from rankfold.cli._parsing import parse_options, parse_share, recipe_of, with_data
+from rankfold.cli._loading import is_trained, open_model, open_work, pick_device
+from rankfold.cli._options import FLAGS, GROUPS, REQUIRED, SEARCH, TUNE, budget_flag, flags_of
+from rankfold.cli._parsing import parse_budget, parse_options, parse_share, recipe_of, with_data
 from rankfold.cli._session import Output
-from rankfold.cli._source import given_source
+from rankfold.cli._source import Source, given_source
 from rankfold.cli._spelling import key_of
 from rankfold.errors import ConfigError, DataError, UnknownNameError
 from rankfold.records.amounts import either
 from rankfold.reporting import words
 from rankfold.reporting.studies import Study
 from rankfold.reporting.studies.record import MODEL
-from rankfold.studies import PAPERS, Setup
+from rankfold.studies import PAPERS, Paper, Setup, Student
 from rankfold.studies import reproduce as run_studies
+from rankfold.zoo.factories import is_factory
 
+_STUDENT = "Student"
+_STUDENT_FLAGS = ("student", "student_weights", "student_epochs")
+_WITH_BUDGET = "; ".join(f"by default {paper.budget} for {name}" for name, paper in PAPERS.items() if paper.budget)
 _STUDIES = "; ".join(f"{either(list(paper.studies))} of {name}" for name, paper in PAPERS.items())
 _NAMES = (
-    "paper", "model", "out", "study", "methods", "drop", "strategy_option", "calibration_images",
+    "paper", "model", "out", "study", "methods", "drop", "budget", "strategy_option", "calibration_images",
+    "student", "student_weights", "student_epochs",
     *(name for name in GROUPS["tuning"] if name not in ("checkpoint", "checkpoint_every", "restart")), "source",
 )  # fmt: skip
 _OWN = {
@@ -47,6 +52,20 @@ _OWN = {
     ),
     "drop": Flag(
         kind=str, default="1.5%", metavar="SHARE", panel=SEARCH, help="Largest drop of accuracy, such as 1.5% or 0.015."
+    ),
+    "budget": budget_flag(f"Upper bound of the studies with one budget ({_WITH_BUDGET}); may be repeated."),
+    "student": Flag(
+        kind=str | None, metavar="MODEL", panel=_STUDENT,
+        help="Network that learns from MODEL in the study double of rene, such as resnet20_cifar10. By default half of "
+        "a LeNet-5 for the default network.",
+    ),
+    "student_weights": replace(
+        FLAGS["weights"], panel=_STUDENT, stands_for=(),
+        help="File of trained weights from which the student learns. By default random weights.",
+    ),
+    "student_epochs": Flag(
+        kind=int | None, check=integer(1, optional=True), panel=_STUDENT,
+        help="Passes over the training data for the student. By default --epochs.",
     ),
     "strategy_option": replace(
         FLAGS["strategy_option"], help="Option of the paper's strategy, such as objective=macs; may be repeated."
@@ -73,7 +92,7 @@ def reproduce(given: Given, out: Output) -> None:
             raise UnknownNameError("study", name, list(paper.studies), of=f"paper {paper.name!r}")
     if given.model is None:
         given.model, given.weights = paper.network, given.weights or paper.weights
-        given.data = given.data or paper.data
+        given.data, given.student = given.data or paper.data, given.student or paper.student
     if given.data is None:
         raise DataError("the studies train and measure models. Pass --data, such as mnist5k or cifar10:PATH.")
     drop = parse_share(given.drop)
@@ -84,10 +103,13 @@ def reproduce(given: Given, out: Output) -> None:
     options = parse_options(given.strategy_option)
     if "drop" in options:
         raise ConfigError("--strategy-option does not take 'drop'. Use --drop instead.")
+    _check_flags(given, paper)
     with spelling(key_of("--strategy-option")):
         strategy = strategies.get(paper.strategy, options)
     methods = None if given.methods is None else resolve_methods(given.methods)
+    budget = parse_budget(given.budget or ([paper.budget] if paper.budget else None))
     source = given_source(given, given.model)
+    student = _student(given, source)
     recipe = recipe_of(given, source)
     folder = Path(given.out).expanduser()
     check_writable(folder)
@@ -99,6 +121,7 @@ def reproduce(given: Given, out: Output) -> None:
     setup = Setup(
         model=work.dense, example_input=work.example, calibration=work.calibration, metric=work.metric, recipe=recipe,
         strategy=strategy, drop=float(drop), cache=folder / "cache", methods=methods, seed=given.seed,
+        budget=budget, student=student,
     )  # fmt: skip
     names = given.study or list(paper.studies)
     document = run_studies(paper, names, setup, folder, network=given.model, command=_command(given))
@@ -110,6 +133,39 @@ def reproduce(given: Given, out: Output) -> None:
     for suffix, file in files.items():
         out.say(f"{suffix + ':':<6} {file}")
     out.document({"command": "reproduce", "files": files, "reproduction": document.to_dict()})
+
+
+def _check_flags(given: Given, paper: Paper) -> None:
+    """Raise if a flag does not apply to the studies of the paper, or a study lacks one."""
+    for name, used in (("budget", paper.budget), *((name, paper.student) for name in _STUDENT_FLAGS)):
+        if getattr(given, name) is not None and used is None:
+            raise ConfigError(
+                f"the studies of paper {paper.name!r} do not use --{name.replace('_', '-')}. Leave it out."
+            )
+    if given.student is None:
+        if paper.student is not None and "double" in (given.study or paper.studies):
+            raise ConfigError("the study 'double' needs a student. Pass --student, such as resnet20_cifar10.")
+        for name in _STUDENT_FLAGS[1:]:
+            if getattr(given, name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} needs a student. Pass --student.")
+
+
+def _student(given: Given, source: Source) -> Student | None:
+    """Return the student with its weights; its data is that of the studied network."""
+    if given.student is None:
+        return None
+    own = given_source(given, given.student)
+    own = replace(own, weights=given.student_weights)
+    normalized = [(zoo.entry(name).mean, zoo.entry(name).std) for name in (source.model, own.model)]
+    if normalized[0] != normalized[1] and not is_factory(own.model):
+        raise ConfigError(
+            f"the student {own.model!r} expects inputs normalised differently from those of {source.model!r}. Choose "
+            "networks for the same data."
+        )
+    return Student(
+        name=given.student, model=open_model(own, pick_device(given.device)), trained=is_trained(own),
+        epochs=given.student_epochs or given.epochs,
+    )  # fmt: skip
 
 
 def _command(given: Given) -> str:

@@ -123,3 +123,22 @@ def nested_loss(errors: Sequence[Tensor], *, floor: float = 0.0) -> Loss:
         return float((coefficients * mixed).sum()) + floor, 2 * mixed
 
     return loss
+
+
+def expected_loss(errors: Sequence[Tensor], *, floor: float = 0.0) -> Loss:
+    """Return the mean decomposition loss of the candidates, weighted by their coefficients.
+
+    It is at least the loss of the mixture, because the squared error is convex, and equal if one coefficient of each
+    layer is 1, as in a plan.
+
+    Parameters
+    ----------
+    errors, floor
+        As for `nested_loss`.
+    """
+    rows = padded(errors)
+
+    def loss(coefficients: Tensor) -> tuple[float, Tensor]:
+        return float((coefficients * rows).sum()) + floor, rows
+
+    return loss

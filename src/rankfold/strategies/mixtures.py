@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 import torch
@@ -44,6 +44,12 @@ class Axis:
     high: int
     position: int | None = None
     others: Ranks = ()
+
+    def at(self, position: int, others: Ranks) -> Axis:
+        """Return the ranks of one position, with the others fixed."""
+        limit = self.limits[position]
+        low, high = min(self.low, limit), min(self.high, limit)
+        return replace(self, position=position, others=others, low=low, high=high)
 
     def ranks(self, value: int) -> Ranks:
         """Return the setting of a value."""

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from rankfold import methods
-from rankfold._config import is_integer, is_number, require, spelled
+from rankfold._config import config_to_dict, is_integer, is_number, require, spelled
 from rankfold._progress import track
 from rankfold.candidates import DEFAULT_TRAIN
 from rankfold.errors import ConfigError, InfeasibleBudget, ModelError, UnknownNameError
 from rankfold.factor.linalg import double
-from rankfold.factor.moments import output_energy
+from rankfold.factor.moments import Moments, output_energy
 from rankfold.records import Bound, Budget, Candidate, Cost, Plan, Ranks
-from rankfold.strategies.coefficients import RankLoss, nested_loss, optimise, padded
+from rankfold.strategies.coefficients import RankLoss, expected_loss, nested_loss, optimise, padded
 from rankfold.strategies.contract import Strategy, advice, check_reachable, make_plan, registry
 from rankfold.strategies.mixtures import Axis, Mixtures, composed
 from rankfold.strategies.problem import Problem
@@ -69,9 +69,15 @@ class RENE(Strategy):
       weights of any scale. ``factors="sgd"`` descends the product itself.
 
     The product has no interior minimum for most trained weights: unless a layer has low rank, its error falls faster
-    than its rank loss grows, and the search ends near the largest ranks. With a budget, the logarithm of the rank loss
-    is therefore scaled until the plan uses 99 to 100 % of the tightest bound, by bisection; cost replaces rank in
-    eq. 5, in the first resource of the budget.
+    than its rank loss grows, and the search ends near the largest ranks. With a budget, which the paper does not have:
+
+    - **Scale.** The logarithm of the rank loss is scaled until the plan uses 99 to 100 % of the tightest bound, by
+      bisection.
+    - **Cost.** Cost replaces rank in eq. 5: the sum over the bounds of a candidate's share of the bound.
+    - **Mixture.** With ``factors="fixed"`` and the decomposition loss, the coefficients mix the candidates' losses
+      instead of their weights. A mixture of nested weights shrinks the singular values gradually and has a smaller
+      error than any candidate of the same cost. Its coefficients spread over all ranks, and the largest ones are often
+      those of the smallest and of the largest rank. A plan has one candidate per layer, for which both are equal.
 
     Parameters
     ----------
@@ -150,10 +156,11 @@ class RENE(Strategy):
         """
         axes, reasons = self._axes(problem)
         if not axes:
-            above = next((name for name, reason in reasons.items() if reason.startswith("every rank")), None)
-            if above is not None and self.rank_min > 1:
+            above = next((name for name, reason in reasons.items() if reason.startswith("every ")), None)
+            if above is not None and max(self.rank_min, problem.rank_multiple) > 1:
+                smaller = "rank_min" if problem.rank_multiple == 1 else "rank_min or rank_multiple"
                 raise ConfigError(
-                    f"strategy 'rene' has no candidates. Layer {above!r}: {reasons[above]}. Use a smaller rank_min."
+                    f"strategy 'rene' has no candidates. Layer {above!r}: {reasons[above]}. Use a smaller {smaller}."
                 )
             check_reachable(problem, problem.table())
             return make_plan(problem, self, {}, reasons=reasons)
@@ -165,7 +172,7 @@ class RENE(Strategy):
 
     def _axes(self, problem: Problem) -> tuple[list[Axis], dict[str, str]]:
         """Return the ranks to search in each layer, and why other layers are kept."""
-        axes, reasons = list[Axis](), dict[str, str]()
+        axes, reasons, unit = list[Axis](), dict[str, str](), problem.rank_multiple
         given = [methods.get(name, problem.options.get(name)) for name in problem.methods]
         for layer in problem.inventory:
             if layer.skip is not None or layer.name in problem.fixed:
@@ -185,13 +192,15 @@ class RENE(Strategy):
                 problem.pricing.candidate(layer, method, tuple(min(high, most) for most in limits))
             ):
                 high -= 1
-            if high < self.rank_min:
+            low, most = -(-self.rank_min // unit) * unit, max(limits)
+            if high < self.rank_min or (high < low and high < most):
+                what = "rank" if unit == 1 else f"multiple of {unit}"
                 reasons[layer.name] = (
-                    f"every rank from {self.rank_min} to {self.rank_max} of {method.name} costs at least as much as "
-                    "the layer"
+                    f"every {what} from {self.rank_min} to {self.rank_max} of {method.name} costs at least as much as "
+                    f"the layer{f', whose largest rank is {most}' if most < self.rank_min else ''}"
                 )
                 continue
-            axes.append(Axis(layer=layer, method=method, limits=limits, low=self.rank_min, high=high))
+            axes.append(Axis(layer=layer, method=method, limits=limits, low=min(low, high), high=high))
         return axes, reasons
 
 
@@ -247,13 +256,7 @@ class _Search:
         found = self._stages(axes, scale)
         winners = {axis.layer.name: axis.ranks(value) for axis, value in zip(axes, found, strict=True)}
         for position in range(max(len(axis.limits) for axis in axes) if self.config.free else 0):
-            free = [
-                replace(
-                    axis, position=position, others=winners[axis.layer.name], high=min(axis.high, axis.limits[position])
-                )
-                for axis in axes
-                if len(axis.limits) > max(position, 1)
-            ]
+            free = [axis.at(position, winners[axis.layer.name]) for axis in axes if len(axis.limits) > max(position, 1)]
             for axis, value in zip(free, self._stages(free, scale), strict=True):
                 winners[axis.layer.name] = axis.ranks(value)
         return winners
@@ -262,16 +265,32 @@ class _Search:
         """Return the winning value of each layer: coarse to fine around the winner of the stage before."""
         unit = self.problem.rank_multiple
         step = max(unit, self.config.step // unit * unit)
-        values = [_first(axis, step, unit) for axis in axes]
+        values = [_first(axis, step) for axis in axes]
         best = [row[0] for row in values]
         for self.stages in count(1):
-            coefficients = self._coefficients(axes, values, scale)
-            best = [row[int(p.argmax())] for row, p in zip(values, coefficients, strict=True)]
+            best = self._stage(axes, values, scale)
             if step == unit:
                 break
             reach, step = step, max(unit, step // self.config.shrink // unit * unit)
             values = [_around(axis, value, step, reach) for axis, value in zip(axes, best, strict=True)]
         return best
+
+    def _stage(self, axes: Sequence[Axis], values: Sequence[Sequence[int]], scale: float) -> list[int]:
+        """Return the winning value of each layer in one stage, which an interrupted search has stored."""
+
+        def winners() -> list[int]:
+            coefficients = self._coefficients(axes, values, scale)
+            return [row[int(p.argmax())] for row, p in zip(values, coefficients, strict=True)]
+
+        if self.problem.estimator is None:
+            return winners()
+        layers = [[a.layer.name, repr(a.method), a.position, a.others] for a in axes]
+        facts = {
+            "what": "stage of rene", "config": config_to_dict(self.config), "budget": str(self.problem.budget),
+            "layers": layers, "values": values, "scale": scale,
+        }  # fmt: skip
+        data = self.config.objective == "validation"
+        return [int(value) for value in self.problem.estimator.recall(facts, len(axes), winners, data=data)]
 
     def _coefficients(self, axes: Sequence[Axis], values: Sequence[Sequence[int]], scale: float) -> Tensor:
         """Return the coefficients of one stage."""
@@ -283,7 +302,8 @@ class _Search:
             loss = Mixtures(self.problem, axes, values).validation
         else:
             errors = [self._errors(axis, row) for axis, row in zip(axes, values, strict=True)]
-            loss = nested_loss(errors, floor=sum(self._floors[axis.layer.name] for axis in axes))
+            mixed = nested_loss if self.problem.budget is None else expected_loss
+            loss = mixed(errors, floor=sum(self._floors[axis.layer.name] for axis in axes))
         return optimise(loss, rank_loss, iterations=config.iterations, lr=config.learning_rate)
 
     def _trained(self, axes: Sequence[Axis], values: Sequence[Sequence[int]], rank_loss: RankLoss) -> Tensor:
@@ -334,10 +354,11 @@ class _Search:
         costs = [[self._amount(axis, axis.ranks(v)) for v in row] for axis, row in zip(axes, values, strict=True)]
         return padded([torch.tensor(row, dtype=torch.float64) / max(map(max, costs)) for row in costs])
 
-    def _amount(self, axis: Axis, ranks: Ranks) -> int:
-        """Return the cost in the first bounded resource that the layer counts in."""
-        resource = next(b.resource for b in self._bounds if self._counts(axis, b.resource))
-        return self.problem.pricing.candidate(axis.layer, axis.method, ranks).cost.get(resource)
+    def _amount(self, axis: Axis, ranks: Ranks) -> float:
+        """Return the cost of a candidate in shares of the bounds, added up."""
+        cost = self.problem.pricing.candidate(axis.layer, axis.method, ranks).cost
+        total = self.problem.inventory.total
+        return sum(cost.get(bound.resource) / max(bound.limit(total), 1) for bound in self._bounds)
 
     def _counts(self, axis: Axis, resource: str) -> bool:
         return self.problem.inventory.costs[axis.layer.name].get(resource) > 0
@@ -398,28 +419,43 @@ class _Search:
     def _gain(self, axis: Axis, ranks: Ranks, larger: Ranks) -> float:
         """Return by how much the squared error falls per cost."""
         price = self._amount(axis, larger) - self._amount(axis, ranks)
-        return (self._error(axis, ranks) - self._error(axis, larger)) / max(price, 1)
+        return (self._error(axis, ranks) - self._error(axis, larger)) / price if price > 0 else math.inf
 
     def _error(self, axis: Axis, ranks: Ranks) -> float:
         """Return the squared error of a candidate."""
         name = axis.layer.name
         if (name, ranks) not in self._known:
-            estimator = self.problem.estimator
-            moments = None if estimator is None or estimator.moments is None else estimator.moments.get(name)
-            weight = self.problem.weight(name)
-            canonical = methods.to_canonical(double(weight), axis.layer)
-            energy = float(output_energy(canonical, moments))
-            prepared = methods.prepare(axis.method, weight, axis.layer, moments)
+            weight, moments = self.problem.weight(name), self._moments(name)
+            energy = float(output_energy(methods.to_canonical(double(weight), axis.layer), moments))
             self._floors[name] = NOISE * energy
-            if axis.method.iterative:
-                fitted = double(composed(axis, ranks, prepared.factorize(ranks)))
-                error = output_energy(methods.to_canonical(double(weight) - fitted, axis.layer), moments)
-                self._known[name, ranks] = float(error)
+            if axis.method.iterative or len(ranks) > 1:
+                self._known[name, ranks] = self._measured(axis, ranks)
             else:  # all at once, so that the layer is prepared once and nothing but numbers is kept
-                values = range(axis.low, axis.high + 1)
-                for setting in {ranks, *(axis.ranks(value) for value in values)}:
-                    self._known[name, setting] = energy * prepared.error(setting) ** 2
+                prepared = methods.prepare(axis.method, weight, axis.layer, moments)
+                for value in {*ranks, *range(axis.low, axis.high + 1)}:
+                    self._known[name, (value,)] = energy * prepared.error((value,)) ** 2
         return self._known[name, ranks]
+
+    def _measured(self, axis: Axis, ranks: Ranks) -> float:
+        """Return the squared error of factors, of which `Prepared.error` is only a bound."""
+        moments = self._moments(axis.layer.name)
+
+        def measure() -> list[float]:
+            weight = self.problem.weight(axis.layer.name)
+            prepared = methods.prepare(axis.method, weight, axis.layer, moments)
+            rest = double(weight) - double(composed(axis, ranks, prepared.factorize(ranks)))
+            return [float(output_energy(methods.to_canonical(rest, axis.layer), moments))]
+
+        if self.problem.estimator is None:
+            return measure()[0]
+        facts = {
+            "what": "squared error", "layer": axis.layer.name, "method": repr(axis.method), "ranks": ranks,
+        }  # fmt: skip
+        return self.problem.estimator.recall(facts, 1, measure)[0]
+
+    def _moments(self, name: str) -> Moments | None:
+        estimator = self.problem.estimator
+        return None if estimator is None or estimator.moments is None else estimator.moments.get(name)
 
     def loss_of(self, chosen: Mapping[str, Candidate]) -> float:
         """Return the decomposition loss of a plan: the sum of all squared errors."""
@@ -431,10 +467,9 @@ def _is_bounded(budget: Budget, dense: Cost) -> bool:
     return not budget.additive or any(dense.get(bound.resource) for bound in budget.additive)
 
 
-def _first(axis: Axis, step: int, unit: int) -> list[int]:
+def _first(axis: Axis, step: int) -> list[int]:
     """Return the values of the first stage: the smallest one, and the multiples of the step."""
-    low = min(-(-axis.low // unit) * unit, axis.high)
-    return [low, *range((low // step + 1) * step, axis.high + 1, step)]
+    return [axis.low, *range((axis.low // step + 1) * step, axis.high + 1, step)]
 
 
 def _around(axis: Axis, value: int, step: int, reach: int) -> list[int]:

@@ -20,12 +20,34 @@ from rankfold.api.realizing import Result, metric_value
 from rankfold.errors import ConfigError, InfeasibleBudget
 from rankfold.evaluation import Metric, evaluate
 from rankfold.inventory import inspect
-from rankfold.records import Cost, Inventory
+from rankfold.records import Budget, Cost, Inventory
 from rankfold.reporting import MetricValue
 from rankfold.reporting.studies import Amounts, Reproduction, Study, Trial
 from rankfold.reporting.studies.record import MODEL, PARTS
 from rankfold.strategies import Strategy
 from rankfold.tune import FineTune
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Student:
+    """A smaller network that learns from the studied one.
+
+    Parameters
+    ----------
+    name : str
+        Name of the network.
+    model : Module
+        The network, with the weights from which it learns.
+    trained : bool
+        Whether these are trained weights.
+    epochs : int
+        Passes over the training data.
+    """
+
+    name: str
+    model: nn.Module
+    trained: bool
+    epochs: int
 
 
 @dataclass(kw_only=True)
@@ -46,6 +68,10 @@ class Setup:
         Factorizations of the studies that compare them; None for those of the paper.
     seed : int
         Random seed.
+    budget : Budget or None
+        Upper bounds, for papers whose studies have a budget.
+    student : Student or None
+        For papers that distil the model into a smaller one.
     """
 
     model: nn.Module
@@ -58,6 +84,8 @@ class Setup:
     cache: Path
     methods: tuple[str, ...] | None = None
     seed: int = 0
+    budget: Budget | None = None
+    student: Student | None = None
 
     @cached_property
     def inventory(self) -> Inventory:
@@ -70,11 +98,12 @@ class Setup:
         return metric_value(self.metric, {"dense": evaluate(self.model, self.metric)})
 
     def compress(self, strategy: str | Strategy, **options: Any) -> Result:
-        """Compress the model with a strategy, as all studies do."""
-        return compress(
-            self.model, self.example_input, strategy=strategy, calibration=self.calibration, evaluate=self.metric,
-            finetune=self.recipe, cache=self.cache, seed=self.seed, **options,
-        )  # fmt: skip
+        """Compress the model with a strategy, and fine-tune it unless `options` say otherwise."""
+        shared: dict[str, Any] = {
+            "calibration": self.calibration, "evaluate": self.metric, "finetune": self.recipe, "cache": self.cache,
+            "seed": self.seed,
+        }  # fmt: skip
+        return compress(self.model, self.example_input, strategy=strategy, **{**shared, **options})
 
     def parts(self, costs: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Amounts]:
         """Return the sizes of the model and its parts; `costs` has the parameters and MACs of changed layers."""
@@ -145,6 +174,10 @@ class Paper:
         What is studied by default.
     studies : mapping of str to callable
         ``study(setup)`` returns the finished study; by name, in the order of the document.
+    budget : str or None
+        Default budget; None if no study has one.
+    student : str or None
+        The network that the default network is distilled into; None if no study distils.
     """
 
     name: str
@@ -154,6 +187,8 @@ class Paper:
     weights: str
     data: str
     studies: Mapping[str, Callable[[Setup], Study]]
+    budget: str | None = None
+    student: str | None = None
 
 
 def reproduce(

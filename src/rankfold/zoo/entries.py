@@ -27,6 +27,7 @@ _BUNDLED = ("lenet5_mnist5k",)
 # Name, description, constructor, parameters without those of the classes, parameters of each class, data sets.
 _TABLE: tuple[tuple[str, str, Callable[[int], nn.Module], int, int, tuple[str, ...]], ...] = (
     ("lenet5", "LeNet-5 for 28x28 images (LeCun et al. 1998)", LeNet5, 60_856, 85, _DIGITS),
+    ("lenet5_half", "LeNet-5 of half the width, for distillation", partial(LeNet5, divide=2), 15_308, 43, _DIGITS),
     ("alexnet", "AlexNet (Krizhevsky et al. 2012)", alexnet, 23_231_296, 4097, _CIFAR),
     ("vgg11", "VGG-11 (Simonyan & Zisserman 2015)", partial(vgg, 11), 28_103_040, 4097, _CIFAR),
     ("vgg16", "VGG-16 (Simonyan & Zisserman 2015)", partial(vgg, 16), 33_597_248, 4097, _CIFAR),

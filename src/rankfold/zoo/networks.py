@@ -17,16 +17,17 @@ class LeNet5(nn.Module):
     Layer sizes follow LeCun et al., "Gradient-based learning applied to document recognition", Proceedings of the IEEE
     86(11), 1998, section II.B. As in most current versions, ReLU replaces scaled tanh, max pooling replaces trainable
     subsampling, a linear layer replaces the radial basis functions, and the second convolution is dense. A padding of 2
-    accounts for images that are 28 instead of 32 pixels wide.
+    accounts for images that are 28 instead of 32 pixels wide. All widths but the last are divided by `divide`, which
+    makes a student for distillation.
     """
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, *, divide: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 6, 5, padding=2)
-        self.conv2 = nn.Conv2d(6, 16, 5)
-        self.fc1 = nn.Linear(16 * 5 * 5, 120)
-        self.fc2 = nn.Linear(120, 84)
-        self.fc3 = nn.Linear(84, num_classes)
+        self.conv1 = nn.Conv2d(1, 6 // divide, 5, padding=2)
+        self.conv2 = nn.Conv2d(6 // divide, 16 // divide, 5)
+        self.fc1 = nn.Linear(16 // divide * 5 * 5, 120 // divide)
+        self.fc2 = nn.Linear(120 // divide, 84 // divide)
+        self.fc3 = nn.Linear(84 // divide, num_classes)
         self.pool = nn.MaxPool2d(2)
         self.relu = nn.ReLU()
 

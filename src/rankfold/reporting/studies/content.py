@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rankfold.records import Ranks
 from rankfold.reporting import words
 from rankfold.reporting.charts import Dot, Series, columns, linear, plot
 from rankfold.reporting.markup import Markup
@@ -25,8 +26,38 @@ def _(reproduction: Reproduction, *, brief: bool) -> Content:
         kind="rankfold reproduction",
         lead=reproduction.citation,
         details=(explained,),
-        sections=[_section(study, brief=brief) for study in reproduction.studies],
+        sections=[part for study in reproduction.studies for part in _sections(study, brief=brief)],
     )
+
+
+def _sections(study: Study, *, brief: bool) -> list[Section]:
+    """Return the table of a study and, if it compares ranks, the ranks of the layers."""
+    layers = list(dict.fromkeys(name for trial in study.trials for name in trial.ranks))
+    return [_section(study, brief=brief), *([_ranks(study, layers)] if layers and not brief else [])]
+
+
+def _ranks(study: Study, layers: Sequence[str]) -> Section:
+    """Return the ranks of each layer as a table and a chart; the largest rank counts if a layer has several."""
+    rows = [[layer, *(_rank(trial.ranks.get(layer)) for trial in study.trials)] for layer in layers]
+    section = Section(
+        title=f"{study.title}: ranks",
+        heads=["`layer", *(f">{trial.name}" for trial in study.trials)],
+        rows=rows,
+    )
+    series = [
+        Series(
+            name=trial.name,
+            css=f"rank{i % 4}",
+            values=[max(trial.ranks[layer]) if layer in trial.ranks else None for layer in layers],
+        )
+        for i, trial in enumerate(study.trials)
+    ]
+    chart = columns(layers, tips(section), series, label="Largest rank of each layer", overlay=False)
+    return replace(section, figures=[chart])
+
+
+def _rank(ranks: Ranks | None) -> str:
+    return words.NONE if ranks is None else words.ranks(ranks)
 
 
 def _section(study: Study, *, brief: bool) -> Section:
@@ -56,6 +87,10 @@ def _cells(study: Study, trial: Trial, shown: Sequence[tuple[str, str]]) -> dict
         before, after = getattr(study.dense[part], name), getattr(trial.parts[part], name)
         title = RESOURCES[name] if part == MODEL else f"{part} {RESOURCES[name]}"
         cells[f">{title}"] = words.reduction(before, after)
+    if any(one.loss is not None for one in study.trials):
+        cells[">loss"] = words.number(trial.loss)
+    if any(one.before is not None for one in study.trials):
+        cells[">before fine-tuning"] = words.metric(value, trial.before)
     cells[f">{study.metric.name}"] = words.metric(value, trial.metric)
     cells[">change"] = change if study.within(trial) else Cell(f"{change} X", tone="bad")
     cells[">rounds"] = words.NONE if trial.rounds is None else str(trial.rounds)
@@ -96,6 +131,8 @@ def _figures(study: Study, tipped: Sequence[str]) -> list[Markup]:
             title = f"Reduction in the {layers}"
             figures.append(columns(names, tipped, series, label=title, overlay=False, show=words.percent))
     figures.append(_tradeoff(study, tipped))
+    if any(trial.loss is not None for trial in study.trials):
+        figures.append(_losses(study, tipped))
     if study.epoch_seconds:
         values = [trial.overhead / study.epoch_seconds for trial in study.trials]
         series = [Series(name="overhead", css="rank2", values=values)]
@@ -105,6 +142,19 @@ def _figures(study: Study, tipped: Sequence[str]) -> list[Markup]:
 
 def _reduction(study: Study, trial: Trial, part: str, name: str) -> float:
     return 1 - getattr(trial.parts[part], name) / getattr(study.dense[part], name)
+
+
+def _losses(study: Study, tipped: Sequence[str]) -> Markup:
+    """Return the loss of the search by the parameters left."""
+    dots = [
+        Dot(x=1 - _reduction(study, trial, MODEL, "params"), y=trial.loss, tip=tip, css="loss", label=trial.name)
+        for trial, tip in zip(study.trials, tipped, strict=True)
+        if trial.loss is not None
+    ]
+    curve = sorted((dot.x, dot.y) for dot in dots)
+    across = linear([0.0, *(x for x, _ in curve)], words.percent, number=6)
+    up = linear([0.0, *(y for _, y in curve)], lambda v: f"{v:.3g}", number=5)
+    return plot("Loss by parameters left", dots, curve, across, up, css="loss", below="parameters left")
 
 
 def _tradeoff(study: Study, tipped: Sequence[str]) -> Markup:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from rankfold.records import Ranks
 from rankfold.reporting.document import Document
 from rankfold.reporting.record import MetricValue
 
@@ -38,6 +39,12 @@ class Trial:
         Wall-clock seconds by stage.
     rounds : int or None
         Number of models that were trained and measured to find it; None if the strategy does not tell.
+    before : float or None
+        The metric before fine-tuning; None if the study does not compare it.
+    loss : float or None
+        The loss that the search minimised; None if the study does not compare it.
+    ranks : mapping of str to tuple of int
+        Ranks by layer, in the order of the network; empty if the study does not compare them.
     """
 
     name: str
@@ -46,6 +53,9 @@ class Trial:
     drop: float
     seconds: Mapping[str, float]
     rounds: int | None = None
+    before: float | None = None
+    loss: float | None = None
+    ranks: Mapping[str, Ranks] = field(default_factory=dict)
 
     @property
     def overhead(self) -> float:

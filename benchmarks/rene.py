@@ -1,0 +1,175 @@
+"""Strategy rene: planted ranks, time and memory of its search, accuracy without training next to other strategies.
+
+    RANKFOLD_DATA=... python benchmarks/rene.py [--toy] [--search resnet20 resnet18] [--accuracy tt] [--smoke]
+
+``--toy``: the space of Fig. 3 of the paper. A layer of rank 240 is planted; the search starts with the ranks 100, 200,
+... 800 and has three stages.
+
+``--search``: seconds and peak memory of a process that searches without data. ResNet-20 for CIFAR-10 has its trained
+weights and the paper's space 10, 20, ... 100; torchvision's ResNet-18 has random weights and 50, 150, ... 850.
+
+``--accuracy``: top-1 of ResNet-20 on the 10,000 test images, without training. Plans of `rene`, without a budget and
+within 50 % and 27.7 % of the parameters, are compared with plans of `uniform` and `compressnas` of at most the same
+size and with the same factorization. `compressnas` searches with 256 unlabelled images, the others without data.
+Factors are those of the weights, or are reconstructed sequentially with 1,024 unlabelled images.
+
+Each part is added to the result file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+import _harness
+import rankfold as rf
+from rankfold import methods
+from rankfold.cost import Pricing
+from rankfold.inventory import inspect
+
+SPACES: dict[str, dict[str, Any]] = {
+    "resnet20": {"rank_min": 10, "rank_max": 100, "step": 10},
+    "resnet18": {"rank_min": 50, "rank_max": 850, "step": 100},
+}
+SEARCHED = ("tt", "tt3", "cp")
+BUDGETS = (None, "params<=50%", "params<=27.7%")
+RANK = 240
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = _harness.parser("rene", __doc__)
+    parser.add_argument("--toy", action="store_true", help="planted ranks")
+    parser.add_argument("--search", nargs="*", default=[], choices=list(SPACES), help="time and memory of the search")
+    parser.add_argument("--accuracy", nargs="*", default=[], choices=SEARCHED, help="accuracy without training")
+    parser.add_argument("--smoke", action="store_true", help="small layers and few images")
+    parser.add_argument("--child", nargs=2, metavar=("NETWORK", "METHOD"), help="measure the search of this process")
+    args = parser.parse_args()
+    _harness.start(args)
+    if args.child:
+        print(json.dumps(searched(*args.child, args, parser)))
+        return
+    results: dict[str, Any] = json.loads(args.out.read_text())["results"] if args.out.exists() else {}
+    jobs: list[tuple[str, str, Callable[[], Any]]] = [("toy", m, lambda m=m: toy(m, args)) for m in ("svd", "tt")]
+    jobs = jobs if args.toy else []
+    jobs += [("search", f"{n} {m}", lambda n=n, m=m: child(n, m, args)) for n in args.search for m in SEARCHED]
+    jobs += [("accuracy", m, lambda m=m: accuracy(m, args, parser)) for m in args.accuracy]
+    for part, name, measure in jobs:
+        results.setdefault(part, {})[name] = measure()
+        print(part, name, json.dumps(results[part][name]), flush=True)
+        _harness.save("rene", results, args)
+
+
+def toy(method: str, args: Any) -> dict[str, Any]:
+    """Plant a rank and search for it."""
+    scale = 10 if args.smoke else 1
+    rank, channels = RANK // scale, 1700 // scale if method == "svd" else 900 // scale
+    generator = torch.Generator().manual_seed(args.seed)
+    module = nn.Linear(channels, channels) if method == "svd" else nn.Conv2d(channels, channels, 3, padding=1)
+    x = torch.randn(1, channels, *(() if method == "svd" else (4, 4)), generator=generator)
+    (layer,) = inspect(module, x)
+    chosen = methods.get(method)
+    blueprint = chosen.blueprint(layer, (rank,) * len(chosen.max_ranks(layer)))
+    drawn = [torch.randn(shape, generator=generator) for shape in blueprint.factor_shapes]
+    weight = methods.compose(blueprint, layer, drawn)
+    module.weight.data = weight / weight.norm()
+    space = {
+        "rank_min": 100 // scale,
+        "rank_max": 800 // scale,
+        "step": 100 // scale,
+        "shrink": 10 if scale == 1 else 3,
+    }
+    start = time.perf_counter()
+    plan = rf.plan(module, x, strategy=rf.RENE(**space), methods=method)
+    return {
+        "layer": layer.describe(), "planted": rank, "space": space,
+        "result": [list(choice.ranks) for choice in plan.factored.values()],
+        "stages": plan.provenance.search["stages"], "seconds": round(time.perf_counter() - start, 1),
+    }  # fmt: skip
+
+
+def network(name: str, parser: Any) -> tuple[nn.Module, Any]:
+    """Return a network of the search and its example input."""
+    if name == "resnet18":
+        return rf.zoo.create("torchvision/resnet18"), rf.zoo.example_input("torchvision/resnet18")
+    weights = _harness.data_folder(parser) / "weights" / "resnet20_cifar10.safetensors"
+    return rf.zoo.create("resnet20_cifar10", weights=weights), rf.zoo.example_input("resnet20_cifar10")
+
+
+def child(name: str, method: str, args: Any) -> dict[str, Any]:
+    """Search in a process of its own, whose peak memory is that of the search."""
+    command = [sys.executable, __file__, "--child", name, method, "--seed", str(args.seed)]
+    command += [] if args.threads is None else ["--threads", str(args.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def searched(name: str, method: str, args: Any, parser: Any) -> dict[str, Any]:
+    """Search without data, and return what it took and gave."""
+    model, x = network(name, parser)
+    before = _harness.peak_mib()
+    start, cpu = time.perf_counter(), time.process_time()
+    plan = rf.plan(model, x, strategy=rf.RENE(**SPACES[name]), methods=(method, "svd"), seed=args.seed)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return {
+        "seconds": round(seconds, 1), "cpu_s": round(cpu, 1), "load": round(os.getloadavg()[1], 1),
+        "peak_mib": _harness.peak_mib(), "peak_mib_before": before, "stages": plan.provenance.search["stages"],
+        **reductions(model, x, plan), "ranks": {layer: list(choice.ranks) for layer, choice in plan.factored.items()},
+    }  # fmt: skip
+
+
+def reductions(model: nn.Module, x: Any, plan: rf.Plan) -> dict[str, float]:
+    """Return the shares of parameters and MACs that a plan removes."""
+    pricing = Pricing.of_plan(inspect(model, x), plan)
+    after, before = pricing.plan_cost(plan), pricing.inventory.total
+    return {"params_removed": 1 - after.params / before.params, "macs_removed": 1 - after.macs / before.macs}
+
+
+def accuracy(method: str, args: Any, parser: Any) -> list[dict[str, Any]]:
+    """Return a row for each size and strategy."""
+    data = _harness.data_folder(parser)
+    (model, x), entry = network("resnet20", parser), rf.zoo.entry("resnet20_cifar10")
+    spec, few = f"cifar10:{data / 'cifar10'}", args.smoke
+    images = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=64 if few else 1024, seed=args.seed))
+    metric = rf.top1(rf.zoo.data(spec, split="test", normalize=entry, batch_size=500, limit=500 if few else None))
+    total = sum(p.numel() for p in model.parameters())
+    rows: list[dict[str, Any]] = []
+    for budget in BUDGETS:
+        strategies: dict[str, Any] = {"rene": rf.RENE(**SPACES["resnet20"]), "uniform": "uniform"}
+        strategies["compressnas"] = rf.CompressNAS(samples=16 if few else 256)
+        size = budget
+        for name, strategy in strategies.items():
+            start = time.perf_counter()
+            calibration = images if name == "compressnas" else None
+            plan = rf.plan(
+                model, x, budget=size, strategy=strategy, methods=(method, "svd"), calibration=calibration,
+                seed=args.seed, data_aware=name == "compressnas",
+            )  # fmt: skip
+            seconds = time.perf_counter() - start
+            models = {how: rf.apply(model, plan, images, reconstruct=how) for how in ("weights", "sequential")}
+            params = sum(p.numel() for p in models["weights"].parameters())
+            size = size or f"params<={params}"  # without a budget, the others may be as large as the plan of rene
+            rows.append(
+                {
+                    "method": method, "budget": budget or "none", "strategy": name, "parameters": params,
+                    "parameters gone": 1 - params / total, **reductions(model, x, plan),
+                    "weights": rf.evaluate(models["weights"], metric),
+                    "sequential": rf.evaluate(models["sequential"], metric),
+                    "plan_s": round(seconds, 1),
+                    "ranks": {layer: list(choice.ranks) for layer, choice in plan.factored.items()},
+                }
+            )  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
