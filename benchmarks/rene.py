@@ -81,7 +81,7 @@ def toy(method: str, args: Any) -> dict[str, Any]:
     drawn = [torch.randn(shape, generator=generator) for shape in blueprint.factor_shapes]
     weight = methods.compose(blueprint, layer, drawn)
     module.weight.data = weight / weight.norm()
-    space = {
+    space: dict[str, Any] = {
         "rank_min": 100 // scale,
         "rank_max": 800 // scale,
         "step": 100 // scale,
