@@ -55,7 +55,8 @@ def main() -> None:
     args = parser.parse_args()
     _harness.start(args)
     if args.child:
-        print(json.dumps(searched(*args.child, args, parser)))
+        name, method = args.child
+        print(json.dumps(searched(name, method, args, parser)))
         return
     results: dict[str, Any] = json.loads(args.out.read_text())["results"] if args.out.exists() else {}
     jobs: list[tuple[str, str, Callable[[], Any]]] = [("toy", m, lambda m=m: toy(m, args)) for m in ("svd", "tt")]

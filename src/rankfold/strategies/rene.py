@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
 from typing import Any, Literal, get_args
 
@@ -286,11 +287,20 @@ class _Search:
             return winners()
         layers = [[a.layer.name, repr(a.method), a.position, a.others] for a in axes]
         facts = {
-            "what": "stage of rene", "config": config_to_dict(self.config), "budget": str(self.problem.budget),
-            "layers": layers, "values": values, "scale": scale,
+            "what": "stage of rene", "config": config_to_dict(self.config), "bounded": bool(self._bounds),
+            "layers": layers, "values": values, "loads": self._loads(axes, values).tolist(), "scale": scale,
+            "task": self._task_loss,
         }  # fmt: skip
-        data = self.config.objective == "validation"
+        data = self._task_loss is not None
         return [int(value) for value in self.problem.estimator.recall(facts, len(axes), winners, data=data)]
+
+    @cached_property
+    def _task_loss(self) -> float | None:
+        """The validation loss of the original on the first batch, which tells task losses apart; None without one."""
+        bench = self.problem.workbench
+        if self.config.objective != "validation" or bench is None:
+            return None
+        return float(bench.loss({}, next(iter(bench.batches()))))
 
     def _coefficients(self, axes: Sequence[Axis], values: Sequence[Sequence[int]], scale: float) -> Tensor:
         """Return the coefficients of one stage."""
@@ -302,7 +312,7 @@ class _Search:
             loss = Mixtures(self.problem, axes, values).validation
         else:
             errors = [self._errors(axis, row) for axis, row in zip(axes, values, strict=True)]
-            mixed = nested_loss if self.problem.budget is None else expected_loss
+            mixed = expected_loss if self._bounds else nested_loss
             loss = mixed(errors, floor=sum(self._floors[axis.layer.name] for axis in axes))
         return optimise(loss, rank_loss, iterations=config.iterations, lr=config.learning_rate)
 
