@@ -19,7 +19,8 @@ from rankfold.cost import Pricing
 from rankfold.errors import ModelError, PlanMismatch
 from rankfold.inventory import static_inventory
 from rankfold.records import ChannelGroup, Choice, Narrowing, Plan
-from rankfold.reporting import with_widths
+from rankfold.reporting import markdown, with_widths
+from rankfold.reporting.sections import content
 from rankfold.surgery.apply import replaced_layers
 from rankfold.surgery.narrowing import narrow_
 
@@ -115,13 +116,11 @@ def test_costs_and_report_are_those_of_the_reloaded_model(tmp_path: Path) -> Non
     assert rf.Report.load(tmp_path / "out") == result.report
 
 
-def test_a_printed_plan_lists_the_removed_channels(capsys: pytest.CaptureFixture[str]) -> None:
-    BOTH.print()
-    text = capsys.readouterr().out
-    assert "Removed channels" in text
-    assert "18 of 60 channels removed from 3 groups" in text
-    plan_for(MODEL, Narrowing()).print()
-    assert "Removed channels" not in capsys.readouterr().out
+def test_a_printed_plan_lists_the_removed_channels() -> None:
+    shown = markdown.draw(content(BOTH, brief=False))
+    assert "Removed channels" in shown
+    assert "18 of 60 channels removed from 3 groups" in shown
+    assert "Removed channels" not in markdown.draw(content(plan_for(MODEL, Narrowing()), brief=False))
 
 
 def test_a_report_shows_what_the_model_has_and_not_what_the_plan_says() -> None:
