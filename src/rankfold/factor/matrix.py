@@ -7,6 +7,7 @@ projection acts on the output side, factors computed in a whitened space need no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,3 +172,25 @@ class PlainQRProjection(QRProjection):
     def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
         """Return an orthonormal basis of the leading columns."""
         return orthonormal(self._in_metric(dtype)[..., :rank])
+
+
+PivotedQR = Callable[[Tensor], Callable[[int], Tensor]]
+"""Decomposes ``(m, n)`` with column pivoting; returns a function of the rank that returns a basis ``(m, rank)``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledQRProjection(PlainQRProjection):
+    """The projections onto the pivot columns by a compiled decomposition, which is faster for small matrices.
+
+    `QRProjection` ends at the requested rank and mostly multiplies matrices, but it selects each pivot in Python.
+    Householder's QR does not square the condition number, so float32 is precise enough for every rank.
+    """
+
+    decompose: PivotedQR
+
+    def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
+        """Return an orthonormal basis of the pivot columns."""
+        if dtype not in self._cache:
+            self._cache[dtype] = [self.decompose(matrix) for matrix in self._in_metric(dtype).unbind()]
+        first, *others = (basis(rank) for basis in self._cache[dtype])
+        return torch.stack([first, *others]) if others else first.unsqueeze(0)

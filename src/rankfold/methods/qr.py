@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from rankfold._config import require
-from rankfold.factor.matrix import PlainQRProjection, QRProjection
+from rankfold.factor.matrix import CompiledQRProjection, PlainQRProjection, QRProjection
 from rankfold.factor.moments import Moments
 from rankfold.methods.contract import registry
 from rankfold.methods.svd import MatrixMethod, PreparedMatrix, in_metric
 from rankfold.records import LayerInfo
+
+SMALL = 10**7
+"""Product of both sizes of a matrix and the smaller one up to which LAPACK is faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +53,27 @@ class QR(MatrixMethod):
 
     def prepare(self, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> PreparedMatrix:
         """Keep the matrix; pivots are chosen when errors or factors are requested."""
-        project = QRProjection if self.pivoting else PlainQRProjection
-        return PreparedMatrix(project(weight.flatten(2), in_metric(weight, moments)), layer)
+        matrix, seen = weight.flatten(2), in_metric(weight, moments)
+        if not self.pivoting:
+            return PreparedMatrix(PlainQRProjection(matrix, seen), layer)
+        m, n = matrix.shape[1:]
+        if weight.device.type == "cpu" and m * n * min(m, n) <= SMALL:
+            return PreparedMatrix(CompiledQRProjection(matrix, seen, decompose=_lapack), layer)
+        return PreparedMatrix(QRProjection(matrix, seen), layer)
+
+
+def _lapack(matrix: Tensor) -> Callable[[int], Tensor]:
+    """Decompose by LAPACK's ``geqp3``, which torch does not have."""
+    geqp3, orgqr = _routines(matrix.dtype)
+    vectors, _, scales, *_ = geqp3(matrix.numpy())
+    return lambda rank: torch.from_numpy(orgqr(vectors[:, :rank], scales[:rank])[0])
+
+
+@cache
+def _routines(dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return ``geqp3`` and ``orgqr`` for a data type."""
+    lapack: Any = import_module("scipy.linalg.lapack")  # takes long, and SciPy's stubs do not list its functions
+    return (lapack.sgeqp3, lapack.sorgqr) if dtype == torch.float32 else (lapack.dgeqp3, lapack.dorgqr)
 
 
 registry.register(QR, summary="truncated column-pivoted QR of linear layers")
