@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ EQUAL_RANKS = ("tt",)
 """Methods whose ranks are the same number at every bond; of the others each is the same share of its limit."""
 
 METHODS = [*CONTESTS, *TO_EQUAL_ERROR]
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -82,6 +85,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--reductions", nargs="+", type=float, default=list(REDUCTIONS))
     parser.add_argument("--runs", type=int, default=7, help="most rounds for each row")
     parser.add_argument("--seconds", type=float, default=6.0, help="no new round of a row begins after these")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: of the process; for one thread")
     parser.add_argument("--quick", action="store_true", help="one round a row: for a look, not for a result")
     return parser
 
@@ -99,7 +103,8 @@ def measure(name: str, shape: Shape, dtype: str, args: argparse.Namespace) -> li
             if name in TO_EQUAL_ERROR:
                 us, *peers = TO_EQUAL_ERROR[name](method, layer, tensor, ranks, runs=runs, seconds=args.seconds)
             else:
-                us, *peers = race(CONTESTS[name](method, layer, tensor, ranks), tensor, runs=runs, budget=args.seconds)
+                contest, clock = CONTESTS[name](method, layer, tensor, ranks), CLOCKS[args.clock]
+                us, *peers = race(contest, tensor, runs=runs, budget=args.seconds, clock=clock)
             row = {
                 "shape": shape.name, "source": shape.source, "weight": kind, "dtype": dtype,
                 "reduction": reduction, "ranks": list(ranks),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -64,10 +66,14 @@ def test_small_matrices_are_factored_like_large_ones(
 
 def test_one_decomposition_serves_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, ...]] = []
-    lapack = qr._lapack
-    monkeypatch.setattr(qr, "_lapack", lambda matrix: (calls.append(tuple(matrix.shape)), lapack(matrix))[1])
-    layer = layer_of(1, 16, 8)
-    prepared = methods.prepare(methods.get("qr"), random(16, 8).reshape(16, 8, 1, 1), layer)
+    original = qr._routines(torch.float64)
+
+    def counted(matrix: Any) -> Any:
+        calls.append(matrix.shape)
+        return original[0](matrix)
+
+    monkeypatch.setattr(qr, "_routines", lambda _: (counted, original[1]))
+    prepared = methods.prepare(methods.get("qr"), random(16, 8).reshape(16, 8, 1, 1), layer_of(1, 16, 8))
     for rank in (1, 5, 8):
         prepared.factorize((rank,))
         prepared.error((rank,))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -174,8 +174,12 @@ class PlainQRProjection(QRProjection):
         return orthonormal(self._in_metric(dtype)[..., :rank])
 
 
-PivotedQR = Callable[[Tensor], Callable[[int], Tensor]]
-"""Decomposes ``(m, n)`` with column pivoting; returns a function of the rank that returns a basis ``(m, rank)``."""
+class PivotedQR(Protocol):
+    """A column-pivoted QR decomposition of a matrix ``(m, n)``."""
+
+    def basis(self, rank: int) -> Tensor:
+        """Return an orthonormal basis ``(m, rank)`` of the first pivot columns."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,11 +190,11 @@ class CompiledQRProjection(PlainQRProjection):
     Householder's QR does not square the condition number, so float32 is precise enough for every rank.
     """
 
-    decompose: PivotedQR
+    decompose: Callable[[Tensor], PivotedQR]
 
     def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
         """Return an orthonormal basis of the pivot columns."""
         if dtype not in self._cache:
             self._cache[dtype] = [self.decompose(matrix) for matrix in self._in_metric(dtype).unbind()]
-        first, *others = (basis(rank) for basis in self._cache[dtype])
+        first, *others = (decomposed.basis(rank) for decomposed in self._cache[dtype])
         return torch.stack([first, *others]) if others else first.unsqueeze(0)

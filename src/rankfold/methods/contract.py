@@ -228,7 +228,7 @@ def prepare(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments |
         If the weight does not have the layer's shape, or contains NaN or infinity.
     """
     check_supported(method, layer)
-    return shared(layer.name, repr(method), weight, moments, lambda: _prepared(method, weight, layer, moments))
+    return shared(layer.name, method, weight, moments, lambda: _prepared(method, weight, layer, moments))
 
 
 def _prepared(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments | None) -> Prepared:

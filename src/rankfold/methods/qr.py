@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -58,15 +57,25 @@ class QR(MatrixMethod):
             return PreparedMatrix(PlainQRProjection(matrix, seen), layer)
         m, n = matrix.shape[1:]
         if weight.device.type == "cpu" and m * n * min(m, n) <= SMALL:
-            return PreparedMatrix(CompiledQRProjection(matrix, seen, decompose=_lapack), layer)
+            return PreparedMatrix(CompiledQRProjection(matrix, seen, decompose=_Decomposed.of), layer)
         return PreparedMatrix(QRProjection(matrix, seen), layer)
 
 
-def _lapack(matrix: Tensor) -> Callable[[int], Tensor]:
-    """Decompose by LAPACK's ``geqp3``, which torch does not have."""
-    geqp3, orgqr = _routines(matrix.dtype)
-    vectors, _, scales, *_ = geqp3(matrix.numpy())
-    return lambda rank: torch.from_numpy(orgqr(vectors[:, :rank], scales[:rank])[0])
+@dataclass(frozen=True, slots=True)
+class _Decomposed:
+    """A decomposition by LAPACK's ``geqp3``, which torch does not have: Householder vectors and their scales."""
+
+    vectors: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> _Decomposed:
+        vectors, _, scales, *_ = _routines(matrix.dtype)[0](matrix.numpy())
+        return cls(torch.from_numpy(vectors), torch.from_numpy(scales))
+
+    def basis(self, rank: int) -> Tensor:
+        generate = _routines(self.vectors.dtype)[1]
+        return torch.from_numpy(generate(self.vectors.numpy()[:, :rank], self.scales.numpy()[:rank])[0])
 
 
 @cache

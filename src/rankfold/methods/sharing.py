@@ -69,12 +69,12 @@ def sharing_prepared() -> Iterator[None]:
         _store.reset(token)
 
 
-def shared(name: str, method: str, weight: Tensor, moments: Moments | None, make: Callable[[], Any]) -> Any:
+def shared(name: str, method: object, weight: Tensor, moments: Moments | None, make: Callable[[], Any]) -> Any:
     """Return a prepared layer, within `sharing_prepared` from the store."""
     store = _store.get()
     if store is None or weight.is_inference():  # inference tensors have no version counter
         return make()
-    return store.get(name, method, weight, moments, make)
+    return store.get(name, repr(method), weight, moments, make)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
