@@ -80,7 +80,7 @@ def create(name: str, seed: int) -> tuple[nn.Module, Tensor]:
         return timm.create_model(name, pretrained=False).eval(), x
     import torchvision
 
-    options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
+    options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
     return getattr(torchvision.models, name)(**options).eval(), x
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+import rankfold as rf
+from rankfold.cost import Pricing
 from rankfold.cost.narrowing import narrowed_inventory
 from rankfold.inventory import inspect
 from rankfold.pruning import channel_groups
-from rankfold.records import ChannelGroups, Narrowing
+from rankfold.records import ChannelGroups, Choice, Narrowing, Plan
 from rankfold.surgery.narrowing import narrow_
 
 
@@ -212,7 +215,26 @@ class Tied(nn.Module):
         return self.last(functional.relu(self.other(functional.relu(self.one(x)) + x)) + x)
 
 
-NETWORKS = [Plain, Residual, Dense, Mobile, Grouped, ConvNeXt, UNet, Line, Encoder, Shuffled, Meeting, Tied]
+class Neck(nn.Module):
+    """A block of a detection network: two branches of one input, upsampled and concatenated with an earlier layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = conv_bn(3, 6), conv_bn(6, 10, stride=2)
+        self.one, self.other = conv_bn(10, 4, 1), conv_bn(10, 4, 1)
+        self.inner, self.outer = conv_bn(4, 4, 1), conv_bn(4, 4)
+        self.joined, self.head = conv_bn(8, 8, 1), nn.Conv2d(14, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = functional.silu(self.stem(x))
+        x = functional.silu(self.down(early))
+        one = functional.silu(self.one(x))
+        one = one + functional.silu(self.outer(functional.silu(self.inner(one))))
+        x = functional.silu(self.joined(torch.cat([one, functional.silu(self.other(x))], 1)))
+        return self.head(torch.cat([functional.interpolate(x, scale_factor=2.0), early], 1))
+
+
+NETWORKS = [Plain, Residual, Dense, Mobile, Grouped, ConvNeXt, UNet, Line, Encoder, Shuffled, Meeting, Tied, Neck]
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -276,6 +298,7 @@ WIDTHS = {
     Shuffled: {"two": 8},
     Meeting: {"wide": 6},
     Tied: {"start": 8},
+    Neck: {"stem.0": 6, "down.0": 10, "one.0": 4, "other.0": 4, "inner.0": 4, "joined.0": 8},
 }
 
 
@@ -327,3 +350,20 @@ def test_costs_are_predicted_exactly(network: type[nn.Module], data: Any) -> Non
     model(X).sum().backward()
     restore()
     assert inspect(model, X) == before
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_pruned_and_factored_networks_survive_the_artefact(network: type[nn.Module], tmp_path: Path) -> None:
+    model, groups = MODELS[network], groups_of(network)
+    inventory = inspect(model, X)
+    narrowing = groups.narrowing({group.name: range(group.width // 2) for group in groups})
+    narrow = narrowed_inventory(inventory, narrowing)
+    low = Choice(method="svd", ranks=(1,))
+    layers = {layer.name: Choice(reason=layer.skip) if layer.skip else low for layer in narrow}
+    plan = Plan(layers=layers, fingerprint={layer.name: layer.fingerprint for layer in inventory}, narrowing=narrowing)
+    result = rf.realize(model, X, plan, output=tmp_path / "small")
+    assert result.report.after == Pricing.of_plan(inventory, plan).plan_cost(plan)
+    loaded = rf.load(tmp_path / "small", built(network, seed=1), example_input=X)
+    torch.testing.assert_close(loaded(X), result.model(X), rtol=0, atol=0)
+    loaded(X).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in loaded.parameters())
