@@ -19,7 +19,7 @@ from rankfold.pruning import channel_groups
 from rankfold.records import Budget, Plan
 from rankfold.reporting import Report
 from rankfold.storage import load, save
-from rankfold.strategies import RENE, VBMF, CompressNAS, Energy, Manual, Similarity, Uniform
+from rankfold.strategies import RENE, VBMF, CompressNAS, Energy, Manual, Norton, Prune, Similarity, Uniform
 from rankfold.surgery import gauge, strip
 from rankfold.tune import FineTune, finetune, finetune_
 
@@ -38,7 +38,9 @@ __all__ = [
     "FilterwiseCP",
     "FineTune",
     "Manual",
+    "Norton",
     "Plan",
+    "Prune",
     "RankfoldError",
     "Report",
     "Result",

@@ -11,7 +11,7 @@ from rankfold import strategies
 from rankfold.errors import InfeasibleBudget
 from rankfold.records import Budget
 from rankfold.testing import ModelCase, check_strategy, make_problem, model_zoo, strategy_checks
-from rankfold.testing.strategies import EXAMPLE_OPTIONS
+from rankfold.testing.strategies import EXAMPLE_OPTIONS, changes
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in model_zoo()])
@@ -53,8 +53,13 @@ def test_a_larger_budget_never_gives_a_larger_error(name: str, case: ModelCase, 
 def test_the_checks_are_not_made_on_empty_plans(name: str) -> None:
     for case in model_zoo():
         strategy = strategies.get(name, EXAMPLE_OPTIONS.get(name))
-        factored = strategy.plan(make_problem(case, case.model())).factored
-        assert bool(factored) == (case.compressible or name == "manual"), case.id
+        plan = strategy.plan(make_problem(case, case.model()))
+        assert bool(plan.factored or plan.narrowing) == (changes(strategy, case) or name == "manual"), case.id
+
+
+def test_the_zoo_says_which_networks_have_channels_to_remove() -> None:
+    for case in model_zoo():
+        assert case.prunable == (len(make_problem(case, case.model()).groups) > 0), case.id
 
 
 @pytest.mark.parametrize("name", ["energy", "uniform"])

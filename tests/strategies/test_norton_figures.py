@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+import rankfold as rf
 from rankfold.cost import Pricing
 from rankfold.inventory import inspect
 from rankfold.records import Choice, Cost, Plan
@@ -177,3 +178,43 @@ def test_resnet50() -> None:
     """Published: 5,885,736 parameters; the dense network has 25,557,032."""
     assert complexity(resnet50([0.0] * 20), 64, None).params == 25_557_032
     assert complexity(resnet50([0.0] + [0.1] * 2 + [0.4] * 5 + [0.75] * 12), 64, 1).params == 5_885_736
+
+
+def narrowed(model: nn.Module, size: int, rank: int, ratios: dict[str, float]) -> Cost:
+    """Return the cost of a dense network whose channels are removed, with every 3x3 convolution factored."""
+    x = torch.zeros(1, 3, size, size)
+    plan = rf.plan(model.eval(), x, strategy=rf.strategies.Prune(ratio=ratios, criterion="l1"))
+    inventory = inspect(model, x)
+    factored = {
+        layer.name: Choice(method="filterwise_cp", ranks=(rank,)) for layer in inventory if layer.kernel == (3, 3)
+    }
+    return Pricing.of(inventory).plan_cost(plan.override(factored))
+
+
+def named(model: nn.Module, kind: type[nn.Module]) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, kind)]
+
+
+def test_vgg16_is_reached_from_the_dense_network() -> None:
+    model = vgg16([0.0] * 13)
+    ratios = dict(zip(named(model, nn.Conv2d), [0.6] * 6 + [0.8] * 7, strict=True))
+    assert narrowed(model, 32, 1, ratios).params - 1019 == 149_648
+
+
+def test_densenet40_is_reached_from_the_dense_network() -> None:
+    """The ratios of the transitions are shares of their narrow inputs: 138 of 168 and 248 of 312 channels stay."""
+    model = densenet40([0.0] * 39)
+    ratios = dict(zip(named(model, nn.Conv2d), [0.0] + [0.08] * 6 + [0.09] * 6 + [0.08] * 26, strict=True))
+    first, second = (name for name, conv in model.named_modules() if getattr(conv, "kernel_size", 0) == (1, 1))
+    ratios |= {first: 1 - 138 / 168, second: 1 - 248 / 312}
+    assert narrowed(model, 32, 8, ratios).params == 745_468
+
+
+def test_resnet50_is_reached_from_the_dense_network() -> None:
+    """Here the shortcuts of a stage couple its outputs, as in the authors' network."""
+    model = resnet50([0.0] * 20)
+    stages = [0.1] * 3 + [0.1] * 4 + [0.4] * 6 + [0.0] * 3
+    ratios = dict[str, float]()
+    for block, stage, inner in zip(named(model, Bottleneck), stages, [0.4] * 4 + [0.75] * 12, strict=True):
+        ratios |= {f"{block}.body.0": inner, f"{block}.body.3": inner, f"{block}.body.6": stage}
+    assert narrowed(model, 64, 1, ratios).params == 5_885_736

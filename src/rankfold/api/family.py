@@ -109,7 +109,7 @@ class _Values:
             self._cache.put(key, value)
 
     def _key(self, plan: Plan) -> dict[str, Any]:
-        return {**self._context, "plan": {name: choice.to_dict() for name, choice in plan.layers.items()}}
+        return {**self._context, "plan": plan.decisions}
 
 
 def _evenly(items: Sequence[int], number: int) -> list[int]:

@@ -118,7 +118,7 @@ def smallest_within(
 
     def good(plan: Plan) -> bool:
         nonlocal best
-        known = json.dumps({name: choice.to_dict() for name, choice in plan.layers.items()}, default=str)
+        known = json.dumps(plan.decisions, default=str)
         if known in values:  # another budget with the same plan, which is the best one already if it is good
             return metric.drop(dense, values[known]) <= allowed + ROUNDING
         draft = attempt(plan)

@@ -20,6 +20,9 @@ DEFAULT_METHODS = ("svd", "tucker", "spatial_svd")
 DEFAULT_PAIR, DEFAULT_TRAIN = ("tucker", "svd"), ("tt", "svd")
 """Default methods of strategies that take one for convolutions and one for linear layers and 1x1 convolutions."""
 
+FILTERWISE = "filterwise_cp"
+"""The method of strategies that factor every filter on its own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableConfig:

@@ -221,6 +221,12 @@ class Plan(Shown):
         """The reasons of the kept layers."""
         return {name: c.reason or "by hand" for name, c in self.layers.items() if c.method is None}
 
+    @property
+    def decisions(self) -> dict[str, Any]:
+        """What the plan does to a model, as JSON values: two plans of a model with the same decisions are the same."""
+        layers: dict[str, Any] = {name: choice.to_dict() for name, choice in self.layers.items()}
+        return layers | ({"removed channels": {g.name: g.removed for g in self.narrowing}} if self.narrowing else {})
+
     def override(self, choices: Mapping[str, Choice | None]) -> Plan:
         """Return a plan with some choices replaced; None keeps a layer. Unknown layers raise `NoMatchingLayer`."""
         missing = [name for name in choices if name not in self.layers]

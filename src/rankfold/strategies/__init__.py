@@ -9,7 +9,9 @@ from rankfold.strategies.contract import need_text as need_text
 from rankfold.strategies.contract import registry as registry
 from rankfold.strategies.energy import Energy as Energy
 from rankfold.strategies.manual import Manual as Manual
+from rankfold.strategies.norton import Norton as Norton
 from rankfold.strategies.problem import Problem as Problem
+from rankfold.strategies.prune import Prune as Prune
 from rankfold.strategies.rene import RENE as RENE
 from rankfold.strategies.similarity import Similarity as Similarity
 from rankfold.strategies.uniform import Uniform as Uniform

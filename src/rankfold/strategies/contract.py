@@ -18,6 +18,7 @@ from rankfold.records import (
     CandidateTable,
     Choice,
     Cost,
+    Narrowing,
     Plan,
     Provenance,
     find_resource,
@@ -70,6 +71,8 @@ class Strategy(ABC):
     handles : frozenset of str
         Measured bounds, such as ``"accuracy_drop"``, that the strategy meets itself. For other strategies,
         `rankfold.compress` searches for the smallest model within such a bound.
+    narrows : bool
+        Whether the strategy removes channels. It may then leave layers that it cannot narrow as they are.
     default_methods : tuple of str or None
         Default of the search's `methods`; None is `rankfold.candidates.DEFAULT_METHODS`.
     """
@@ -79,6 +82,7 @@ class Strategy(ABC):
     name: str
     needs: frozenset[Need] = frozenset()
     handles: frozenset[str] = frozenset()
+    narrows: bool = False
     default_methods: tuple[str, ...] | None = None
 
     @abstractmethod
@@ -252,8 +256,11 @@ def make_plan(
     *,
     reasons: Mapping[str, str],
     notes: Mapping[str, str] | None = None,
+    narrowing: Narrowing | None = None,
 ) -> Plan:
     """Return a plan with the chosen candidates; every other layer is kept, with its reason.
+
+    With a narrowing, the candidates are those of the narrow layers.
 
     Raises
     ------
@@ -273,6 +280,7 @@ def make_plan(
     return Plan(
         layers=layers,
         fingerprint={layer.name: layer.fingerprint for layer in problem.inventory},
+        narrowing=narrowing or Narrowing(),
         provenance=Provenance(
             strategy=strategy.name,
             config=config_to_dict(strategy),

@@ -14,9 +14,12 @@ from rankfold.candidates import DEFAULT_METHODS, Estimator, TableConfig, build_t
 from rankfold.cost import Pricing
 from rankfold.evaluation import output_error
 from rankfold.inventory import inspect, layer_weight, static_inventory
-from rankfold.records import Budget, Candidate, CandidateTable, Plan
+from rankfold.pruning import channel_groups
+from rankfold.records import Budget, Candidate, CandidateTable, ChannelGroups, Plan
 from rankfold.strategies import Problem
-from rankfold.surgery import apply_plan_, copy_model
+from rankfold.surgery import apply_plan_, copy_model, plan_of
+from rankfold.surgery.apply import inner_plan, outer_plan, remember_plan
+from rankfold.surgery.narrowed import narrowed_copy
 from rankfold.surgery.values import take_over_
 from rankfold.testing.cases import SEED
 from rankfold.tune import FineTune
@@ -37,12 +40,15 @@ class ModelCase:
         Shape of the input.
     compressible : bool
         Whether any of its layers can be compressed.
+    prunable : bool
+        Whether it has channels that can be removed.
     """
 
     id: str
     build: Callable[[], nn.Module]
     input_shape: tuple[int, ...]
     compressible: bool = True
+    prunable: bool = True
 
     def model(self) -> nn.Module:
         """Return the network; no global generator is touched."""
@@ -83,6 +89,7 @@ def make_problem(
 
     return Problem(
         pricing=pricing,
+        find_groups=partial(_groups, case),
         table=table,
         weight=weight,
         budget=budget,
@@ -92,6 +99,11 @@ def make_problem(
         fixed=decided,
         workbench=_bench(case, model),
     )
+
+
+@cache
+def _groups(case: ModelCase) -> ChannelGroups:
+    return channel_groups(case.model(), case.input())
 
 
 def _bench(case: ModelCase, model: nn.Module) -> Bench[CompressedModel]:
@@ -111,7 +123,10 @@ def _bench(case: ModelCase, model: nn.Module) -> Bench[CompressedModel]:
 
 def applied(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of the model with the plan applied."""
-    return apply_plan_(copy_model(model), plan)
+    if not plan.narrowing:
+        return apply_plan_(copy_model(model), plan)
+    new = apply_plan_(narrowed_copy(model, plan.narrowing), inner_plan(plan))
+    return remember_plan(new, outer_plan(plan_of(new), plan))
 
 
 @torch.no_grad()
@@ -195,6 +210,8 @@ def model_zoo() -> tuple[ModelCase, ...]:
         ModelCase(id="mlp", build=_mlp, input_shape=(2, 24)),
         ModelCase(id="cnn", build=_cnn, input_shape=(2, 3, 10, 9)),
         ModelCase(id="grouped", build=_grouped, input_shape=(1, 8, 7, 8)),
-        ModelCase(id="tied", build=_Tied, input_shape=(3, 20)),
-        ModelCase(id="incompressible", build=_incompressible, input_shape=(2, 2, 5, 5), compressible=False),
+        ModelCase(id="tied", build=_Tied, input_shape=(3, 20), prunable=False),
+        ModelCase(
+            id="incompressible", build=_incompressible, input_shape=(2, 2, 5, 5), compressible=False, prunable=False
+        ),
     )

@@ -15,6 +15,7 @@ from rankfold._config import build_config, config_to_dict
 from rankfold.cost import gauged_cost
 from rankfold.errors import InfeasibleBudget
 from rankfold.inventory import inspect, layer_weight
+from rankfold.inventory.narrowing import narrowed_weight
 from rankfold.records import Bound, Budget, Plan, find_resource
 from rankfold.strategies import Strategy
 from rankfold.surgery import factored_layers
@@ -30,6 +31,7 @@ EXAMPLE_OPTIONS: dict[str, dict[str, Any]] = {
     "manual": {"layers": {"fc1": ("svd", (1,))}},
     "compressnas": {"tolerance": 0.2},  # without a budget the default keeps some of the networks as they are
     "rene": {"step": 4, "iterations": 20},  # what is checked does not depend on how far the coefficients have converged
+    "norton": {"rank": 2},
     # The contract's networks are trained for a single step.
     "similarity": {"drop": 0.5, "coverage": 1.0, "step_size": 0.2, "max_sol": 1},
 }
@@ -43,6 +45,7 @@ def plan_covers_every_layer(strategy: Strategy, case: ModelCase) -> None:
     plan = strategy.plan(problem)
     names = [layer.name for layer in problem.inventory]
     expect(list(plan.layers) == names, f"the plan has the layers {list(plan.layers)}, the inventory {names}")
+    narrow = problem.pricing.narrowed(plan.narrowing).inventory
     for name, choice in plan.layers.items():
         layer = problem.inventory.layer(name)
         if choice.method is None:
@@ -51,7 +54,7 @@ def plan_covers_every_layer(strategy: Strategy, case: ModelCase) -> None:
             expect(layer.skip is None, f"layer {name!r} cannot be compressed ({layer.skip}) but is planned")
             method = methods.get(choice.method, choice.options)
             methods.check_supported(method, layer)
-            methods.check_ranks(method, layer, choice.ranks)
+            methods.check_ranks(method, narrow.layer(name), choice.ranks)
         expect(plan.fingerprint.get(name) == layer.fingerprint, f"layer {name!r} has no fingerprint")
     expect(plan.provenance.strategy == strategy.name, f"provenance says {plan.provenance.strategy!r}")
     with torch.no_grad():
@@ -74,7 +77,12 @@ def budget_is_kept(strategy: Strategy, case: ModelCase) -> None:
             continue
         kept += 1
         _check_within(budget, model, applied(model, plan), case, text)
-    expect(kept > 0 or not case.compressible, "no budget at all could be met")
+    expect(kept > 0 or not changes(strategy, case), "no budget at all could be met")
+
+
+def changes(strategy: Strategy, case: ModelCase) -> bool:
+    """Return whether a network has anything for a strategy to do."""
+    return case.prunable if strategy.narrows else case.compressible
 
 
 def _part_budgets(case: ModelCase, model: nn.Module) -> list[str]:
@@ -172,14 +180,17 @@ def plan_round_trips(strategy: Strategy, case: ModelCase) -> None:
 def predictions_are_kept(strategy: Strategy, case: ModelCase) -> None:
     """Every planned layer has a predicted error, 0..1, that the built layer does not exceed."""
     model = case.model()
-    plan = strategy.plan(make_problem(case, model))
-    small = applied(model, plan)
+    problem = make_problem(case, model)
+    plan = strategy.plan(problem)
+    small, removed = applied(model, plan), plan.narrowing.removed()
     built = factored_layers(small)
     slack = ERROR_SLACK + OUTPUT_TOLERANCE[torch.float32]  # the built layer is in float32
     for name, choice in plan.factored.items():
         error = choice.error
         expect(error is not None and 0 <= error <= 1, f"layer {name!r} states the error {error}")
-        achieved = relative_error(built[name].dense_weight(), layer_weight(model, name))
+        layer, gone = problem.inventory.layer(name), removed.get(name, {})
+        dense = narrowed_weight(layer_weight(model, name), layer, gone) if gone else layer_weight(model, name)
+        achieved = relative_error(built[name].dense_weight(), dense)
         expect(achieved <= (error or 0) + slack, f"layer {name!r}: predicted {error}, achieved {achieved}")
 
 
@@ -207,8 +218,9 @@ def gauge_is_carried_out(strategy: Strategy, case: ModelCase) -> None:
             plan = strategy.plan(problem)
         except InfeasibleBudget:
             continue  # `budget_is_kept` checks this
+        narrow = problem.pricing.narrowed(plan.narrowing).inventory
         for name, choice in plan.factored.items():
-            layer = problem.inventory.layer(name)
+            layer = narrow.layer(name)
             method = methods.get(choice.method or "", choice.options)
             _, wins = gauged_cost(method.blueprint(layer, choice.ranks), layer)
             expect(choice.gauge == wins, f"layer {name!r}: gauged {choice.gauge}, but it wins: {wins}")
