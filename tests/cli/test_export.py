@@ -29,6 +29,16 @@ def test_file_and_json(run: Run, artifact: Path, tmp_path: Path) -> None:
     assert quiet.startswith(f"{path}: torch-export, ")
 
 
+def test_int8(run: Run, artifact: Path, tmp_path: Path) -> None:
+    args = ("export", artifact, "--out", tmp_path / "a.onnx", "--int8", "--calibration-images", "64")
+    data = run(*args, "--reduce-range", "--json").document
+    assert data["int8"]["reduce_range"]
+    assert data["int8"]["products"] > 4
+    assert data["metric"]["name"] == "top-1"
+    assert abs(data["metric"]["dense"] - data["metric"]["reloaded"]) < 0.05
+    assert data["bytes"] < 0.5 * data["float_bytes"]
+
+
 def test_bad_input(fail: Run, artifact: Path, tmp_path: Path) -> None:
     assert "belongs to no export format" in fail("export", artifact, "--out", tmp_path / "small.bin").err
     assert "unknown export format" in fail("export", artifact, "--out", tmp_path / "a.pt2", "--to", "coreml9").err

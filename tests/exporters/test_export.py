@@ -204,3 +204,63 @@ def test_the_record(tmp_path: Path) -> None:
     assert Export.load(done.save(tmp_path / "record.json")) == done
     assert "weights of the model: 60 B" in str(done)
     assert repr(done).startswith("<Export: ")
+
+
+@pytest.mark.slow
+def test_int8_computes_products_of_factors_in_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    ).eval()  # fmt: skip
+    data = [torch.randn(16, 3, 8, 8) for _ in range(4)]
+    small = rf.compress(net, data[0], budget="params<=60%", methods="tucker").model
+    path = tmp_path / "net.onnx"
+    labels = [(x, small(x).argmax(1)) for x in data]
+    done = rf.export(small, path, data[0], int8=data, evaluate=rf.top1(labels))
+    assert done.int8 is not None
+    assert done.metric is not None
+    assert done.float_bytes is not None
+    products = [m for m in small.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert (done.int8.products, done.int8.kept) == (len(products), ())
+    assert 1e-4 < done.difference < 0.2
+    assert done.bytes == path.stat().st_size < done.float_bytes
+    assert done.metric.dense == 1.0 >= done.metric.final > 0.7
+    import onnx
+
+    graph = onnx.load(str(path)).graph
+    assert sum(node.op_type in exporters.int8.INT8_PRODUCTS for node in graph.node) == len(products)
+    assert not any(node.op_type in exporters.int8.FLOAT_PRODUCTS for node in graph.node)
+    weights = [t for t in graph.initializer if len(t.dims) >= 2]
+    assert weights
+    assert all(t.data_type == onnx.TensorProto.INT8 for t in weights if max(t.dims) > 1)
+    assert list(tmp_path.iterdir()) == [path]
+    narrow = rf.export(small, path, data[0], int8=data, reduce_range=True)
+    assert narrow.int8 is not None
+    assert narrow.int8.reduce_range
+    values = [onnx.numpy_helper.to_array(t) for t in onnx.load(str(path)).graph.initializer if len(t.dims) >= 2]
+    assert max(abs(v).max() for v in values) <= 64
+    with pytest.raises(RankfoldError, match=r"differ .* more than tolerance=1e-05"):
+        rf.export(small, path, data[0], int8=data, tolerance=1e-5)
+    monkeypatch.setattr(exporters.int8, "INT8_PRODUCTS", ())
+    with pytest.raises(ModelError, match="nothing in the model is quantised"):
+        rf.export(small, path, data[0], int8=data)
+
+
+def test_int8_of_another_format(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'torch-export' has no int8 version here\. Use 'onnx'"):
+        rf.export(nn.Linear(4, 3), tmp_path / "net.pt2", torch.randn(2, 4), int8=[torch.randn(2, 4)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [("x86_64", "avx2", True), ("AMD64", "avx512_vnni", False), ("x86_64", "avx_vnni", False), ("arm64", "", False)],
+)
+def test_saturation_is_expected_on_x86_without_vnni(
+    machine: str, flags: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : sse {flags}\n")
+    monkeypatch.setattr(exporters.int8, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(exporters.int8.platform, "machine", lambda: machine)
+    assert exporters.saturates() is expected

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
 from operator import length_hint
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,19 @@ from rankfold._progress import track
 from rankfold._tensors import tensors_of
 from rankfold._turns import in_turn
 from rankfold._version import __version__
+from rankfold.api.realizing import metric_value
 from rankfold.batches import MatchedBatches, batch_size, leading, pieces, split_batch
 from rankfold.errors import DataError, RankfoldError
+from rankfold.evaluation import as_metric
+from rankfold.evaluation import evaluate as measure
 from rankfold.inventory import call_example, check_model, describe, evaluating
 from rankfold.outputs import squared_distance
 from rankfold.reporting.export import Export
 
 TOLERANCE = 1e-4
 """Largest relative difference of the outputs by default: float32 sums in another order differ by about 1e-6."""
+INT8_TOLERANCE = 0.3
+"""The same in int8: small networks differ by 0.02 to 0.1; a file that differs by more than this is broken."""
 
 
 @in_turn
@@ -37,7 +42,10 @@ def export(
     to: str | None = None,
     check: Iterable[Any] | None = None,
     dynamic_batch: bool = True,
-    tolerance: float = TOLERANCE,
+    int8: Iterable[Any] | None = None,
+    reduce_range: bool | None = None,
+    evaluate: Callable[[nn.Module], Any] | None = None,
+    tolerance: float | None = None,
 ) -> Export:
     """Write a model to a file of another runtime, and compare the file's outputs with the model's.
 
@@ -55,12 +63,21 @@ def export(
     to : str or None
         Format, such as ``"onnx"`` or ``"torch-export"``; None is that of the path's suffix.
     check : iterable of batches, optional
-        Inputs on which the outputs are compared; by default the example input and, if the batch is dynamic, a batch of
-        another size.
+        Inputs on which the outputs are compared; by default the data of `int8`, else the example input and, if the
+        batch is dynamic, a batch of another size.
     dynamic_batch : bool
         Whether the file runs on batches of any size; otherwise on the example's only.
-    tolerance : float
-        Largest relative difference of the outputs, ``||file - model|| / ||model||``, of any batch.
+    int8 : iterable of batches, optional
+        Calibration data for static quantisation to int8: weights per output channel, activations per tensor. None keeps
+        the model's data type.
+    reduce_range : bool or None
+        Whether int8 weights use 7 bits. On x86 processors without VNNI instructions, sums of 8-bit products saturate.
+        None decides for this machine.
+    evaluate : callable, optional
+        A metric, as for `rankfold.evaluate`: measured on the model and on the file.
+    tolerance : float or None
+        Largest relative difference of the outputs, ``||file - model|| / ||model||``, of any batch. None is 1e-4, and
+        0.3 with `int8`.
 
     Returns
     -------
@@ -86,24 +103,36 @@ def export(
     path = Path(path)
     exporter = exporters.of_path(path) if to is None else exporters.get(to)
     exporter.check()
-    require(is_number(tolerance) and tolerance > 0, "tolerance", tolerance, "a number above 0")
+    limit = (TOLERANCE if int8 is None else INT8_TOLERANCE) if tolerance is None else tolerance
+    require(is_number(limit) and limit > 0, "tolerance", tolerance, "a number above 0")
     require(isinstance(dynamic_batch, bool), "dynamic_batch", dynamic_batch, "true or false")
+    require(reduce_range in (True, False, None), "reduce_range", reduce_range, "true, false or None")
     check_model(model)
     check_writable(path.parent)
+    metric = None if evaluate is None else as_metric(evaluate)
     program = exporters.captured(model, example_input, dynamic_batch=dynamic_batch)
-    compared = list[tuple[int, float]]()
+    facts: dict[str, Any] = {}
 
     def write(temporary: Path) -> None:
         exporter.write(program, temporary)
+        if int8 is not None:
+            facts["float_bytes"] = temporary.stat().st_size
+            batches = _inputs(example_input, int8, "calibration", dynamic_batch=dynamic_batch)
+            narrow = exporters.saturates() if reduce_range is None else reduce_range
+            facts["int8"] = exporter.quantize(temporary, batches, reduce_range=narrow)
         runner = exporter.open(temporary)
-        inputs = _inputs(example_input, check, dynamic_batch=dynamic_batch)
-        compared.extend(_differences(model, runner, inputs))
-        worst = max((difference for _, difference in compared), default=math.inf)
-        if not worst <= tolerance:
+        data = int8 if check is None else check  # int8 is only valid on data like that of its calibration
+        inputs = _inputs(example_input, data, "check", dynamic_batch=dynamic_batch)
+        facts["samples"], facts["difference"] = _compare(model, runner, inputs)
+        if not facts["difference"] <= limit:
             raise RankfoldError(
-                f"the outputs of the exported file differ from the model's by {worst:.1e} (relative), more than "
-                f"{spelled('tolerance', tolerance)}. The file was not kept. Raise the tolerance, or use another format."
+                f"the outputs of the exported file differ from the model's by {facts['difference']:.1e} (relative), "
+                f"more than {spelled('tolerance', limit)}. The file was not kept. Raise the tolerance, or use another "
+                "format."
             )
+        if metric is not None:
+            values = {"dense": measure(model, metric), "reloaded": measure(exporters.Exported(runner), metric)}
+            facts["metric"] = metric_value(metric, values)
 
     write_atomic(path, write)
     stored = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -114,28 +143,27 @@ def export(
         weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in stored.values()),
         inputs=describe(example_input),
         dynamic_batch=dynamic_batch,
-        samples=sum(samples for samples, _ in compared),
-        difference=max(difference for _, difference in compared),
-        versions={"rankfold": __version__, **{n: _version(n) for n in ("torch", *exporter.packages)}},
+        versions={"rankfold": __version__, **{n: version(n) for n in ("torch", *exporter.packages)}},
+        **facts,
     )
 
 
-def _inputs(example_input: Any, check: Iterable[Any] | None, *, dynamic_batch: bool) -> Iterator[Any]:
-    """Yield the inputs to compare on: batches of any size, or of the example's only.
+def _inputs(example_input: Any, data: Iterable[Any] | None, purpose: str, *, dynamic_batch: bool) -> Iterator[Any]:
+    """Yield inputs that the file can run: batches of any size, or of the example's only; without data, the example.
 
     Raises
     ------
     DataError
         If no batch has as many samples as the example.
     """
-    if check is None:
+    if data is None:
         yield example_input
         if dynamic_batch:
             yield leading(example_input, 1) if batch_size(example_input) > 1 else exporters.several(example_input)
         return
     size, some = batch_size(example_input), False
-    batches = MatchedBatches(check, example_input, "check")
-    for batch in track(batches, "comparing outputs", length_hint(check) or None):
+    batches = MatchedBatches(data, example_input, purpose)
+    for batch in track(batches, f"running {purpose} data", length_hint(data) or None):
         inputs, _ = split_batch(batch)
         if isinstance(inputs, Mapping) and isinstance(example_input, Mapping):
             inputs = {key: inputs[key] for key in example_input if key in inputs}  # files have their inputs in order
@@ -145,19 +173,18 @@ def _inputs(example_input: Any, check: Iterable[Any] | None, *, dynamic_batch: b
                 yield piece
     if not some:
         raise DataError(
-            f"no batch of the check data has the {size} samples of the example input, which the file needs without a "
-            "dynamic batch. Pass larger batches."
+            f"no batch of the {purpose} data has the {size} samples of the example input, which the file needs without "
+            "a dynamic batch. Pass larger batches."
         )
 
 
-def _differences(model: nn.Module, runner: exporters.Runner, batches: Iterable[Any]) -> Iterator[tuple[int, float]]:
-    """Yield the number of samples and the relative difference of the outputs of each batch."""
+def _compare(model: nn.Module, runner: exporters.Runner, batches: Iterable[Any]) -> tuple[int, float]:
+    """Return the number of samples, and the largest relative difference of the outputs of a batch."""
+    samples, worst = 0, 0.0
     for inputs in batches:
         with evaluating(model):
             reference: list[Tensor] = tensors_of(call_example(model, inputs))
         distance, energy = squared_distance(runner(inputs), reference)
-        yield batch_size(inputs), math.sqrt(distance / energy) if energy > 0 else math.sqrt(distance)
-
-
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)
+        difference = math.sqrt(distance / energy) if energy > 0 else math.sqrt(distance)
+        samples, worst = samples + batch_size(inputs), max(worst, difference)
+    return samples, worst

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import rankfold as rf
 from rankfold import exporters, zoo
 from rankfold._options import COUNT, Flag
-from rankfold.api.exporting import TOLERANCE
+from rankfold.api.exporting import INT8_TOLERANCE, TOLERANCE
 from rankfold.cli._command import Given, command
-from rankfold.cli._loading import open_data, open_example, open_model, open_test, pick_device
-from rankfold.cli._options import OUTPUT, REQUIRED
+from rankfold.cli._loading import open_data, open_example, open_model, open_test, pick_device, pick_metric
+from rankfold.cli._options import FLAGS, OUTPUT, REQUIRED
 from rankfold.cli._session import Output
-from rankfold.cli._source import Source, artifact_source
+from rankfold.cli._source import artifact_source
+from rankfold.errors import ConfigError
 from rankfold.records.amounts import either
 from rankfold.reporting.terminal import print_record
 
@@ -21,7 +22,7 @@ _FORMATS = exporters.registry.names()
 
 @command(
     "rankfold export small --out small.onnx",
-    "artifact", "out", "to", "artefact_source",
+    "artifact", "out", "to", "int8", "artefact_source",
     out=Flag(
         kind=str, default=REQUIRED, names=("--out", "-o"), metavar="FILE", panel=OUTPUT, stands_for=("path",),
         help="File to write.",
@@ -29,6 +30,15 @@ _FORMATS = exporters.registry.names()
     to=Flag(
         kind=str | None, metavar="FORMAT", panel=OUTPUT,
         help=f"Format: {either(_FORMATS)}. By default that of the file's suffix.",
+    ),
+    int8=Flag(
+        kind=bool, default=False, panel=OUTPUT,
+        help="Quantise to int8, with ranges from the calibration images; the accuracy is measured before and after.",
+    ),
+    calibration_images=replace(FLAGS["calibration_images"], default=256, panel=OUTPUT),
+    reduce_range=Flag(
+        kind=bool | None, names=("--reduce-range/--no-reduce-range",), panel=OUTPUT,
+        help="Whether int8 weights use 7 bits. By default on x86 processors without VNNI, where sums saturate.",
     ),
     fixed_batch=Flag(
         kind=bool, default=False, panel=OUTPUT, stands_for=("dynamic_batch",),
@@ -39,8 +49,8 @@ _FORMATS = exporters.registry.names()
         help="Number of test images on which the file is compared with the model; without data, the example input.",
     ),
     tolerance=Flag(
-        kind=float, default=TOLERANCE, metavar="SHARE", panel=OUTPUT,
-        help="Largest relative difference of the outputs.",
+        kind=float | None, metavar="SHARE", panel=OUTPUT,
+        help=f"Largest relative difference of the outputs. By default {TOLERANCE:g}, in int8 {INT8_TOLERANCE:g}.",
     ),
 )  # fmt: skip
 def export(given: Given, out: Output) -> None:
@@ -49,18 +59,21 @@ def export(given: Given, out: Output) -> None:
     The file is loaded and run, and is only kept if its outputs agree with the model's.
     """
     source = artifact_source(given, reads_data=True)
+    if given.int8 and source.data is None:
+        raise ConfigError("--int8 needs data for the ranges of the activations. Pass --data.")
     zoo.entry(source.model)
-    example = open_example(source, open_test(source) if source.input_size is None else None)
-    model = rf.load(given.artifact, open_model(source, pick_device(given.device)))
+    test = open_test(source)
+    example = open_example(source, test)
+    dense = open_model(source, pick_device(given.device))
+    model = rf.load(given.artifact, dense)
+    int8 = open_data(source, "calibration", limit=given.calibration_images) if given.int8 else None
+    check = None if source.data is None else open_data(source, "test", limit=given.check_images)
     exported = rf.export(
-        model, given.out, example, to=given.to, check=_check(source, given), dynamic_batch=not given.fixed_batch,
+        model, given.out, example, to=given.to, check=check, dynamic_batch=not given.fixed_batch, int8=int8,
+        reduce_range=given.reduce_range, evaluate=pick_metric(test, lambda: dense) if given.int8 else None,
         tolerance=given.tolerance,
     )  # fmt: skip
     out.show(lambda console: print_record(exported, console))
     if given.quiet:
         out.result(exported.headline())
     out.document({"command": "export", **exported.to_dict()})
-
-
-def _check(source: Source, given: Given) -> Any:
-    return None if source.data is None else open_data(source, "test", limit=given.check_images)

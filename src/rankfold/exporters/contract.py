@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankfold._registry import Registry
 from rankfold.errors import ConfigError
+from rankfold.exporters.int8 import Int8
 
 Runner = Callable[[Any], list[Tensor]]
 """Runs an exported file on one batch's inputs and returns its output tensors, in order."""
@@ -55,9 +56,32 @@ class Exporter(ABC):
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
         """Write a captured model to a file."""
 
+    def quantize(self, path: Path, batches: Iterable[Any], *, reduce_range: bool) -> Int8:
+        """Replace a written file by its int8 version, calibrated on batches of inputs.
+
+        Raises
+        ------
+        ConfigError
+            If the format has no int8 version.
+        """
+        raise ConfigError(f"the format {self.name!r} has no int8 version here. Use 'onnx'.")
+
     @abstractmethod
     def open(self, path: Path) -> Runner:
         """Return a function that runs a written file in the format's runtime, on the CPU."""
+
+
+class Exported(nn.Module):
+    """An exported file as a module, so that metrics can measure it; several outputs are a tuple."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__()
+        self._runner = runner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the file on one batch."""
+        outputs = self._runner(kwargs or args)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 registry: Registry[Exporter] = Registry("export format")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rankfold._tensors import tensors_of
 from rankfold.errors import ModelError, RankfoldError
 from rankfold.exporters.contract import Exporter, Runner, registry
+from rankfold.exporters.int8 import Int8, quantize, slim
 from rankfold.exporters.program import quiet
 
 LARGEST = 2 * 10**9
@@ -42,36 +43,55 @@ class ONNX(Exporter):
                 f"the model has {weights:,} bytes of weights; an ONNX file holds at most {LARGEST:,}. Compress it "
                 "further, or use the format 'torch-export'."
             )
+        onnx = importlib.import_module("onnx")
         with quiet():
             try:
                 converted = torch.onnx.export(program, dynamo=True, verbose=False)
                 assert converted is not None
-                converted.save(str(path))
+                model = converted.model_proto
+                slim(model, names=True)
+                onnx.save(model, str(path))
             except Exception as error:
                 raise ModelError(
                     f"the model cannot be exported to ONNX. torch.onnx raised {type(error).__name__}: {error}\n"
                     "Use the format 'torch-export', or replace the operation that it names."
                 ) from error
 
+    def quantize(self, path: Path, batches: Iterable[Any], *, reduce_range: bool) -> Int8:
+        """Replace a written file by its int8 version, calibrated on batches of inputs."""
+        names = [item.name for item in _session(path).get_inputs()]
+        target = path.with_name(f"{path.name}.int8")
+        try:
+            done = quantize(path, target, (_feed(names, batch) for batch in batches), reduce_range=reduce_range)
+            target.replace(path)
+        finally:
+            target.unlink(missing_ok=True)
+        return done
+
     def open(self, path: Path) -> Runner:
         """Return a session of ONNX Runtime as a function."""
-        runtime = importlib.import_module("onnxruntime")
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3  # errors only
-        try:
-            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise RankfoldError(
-                f"ONNX Runtime cannot load the exported model. It raised {type(error).__name__}: {error}\n"
-                "Use a newer onnxruntime, or the format 'torch-export'."
-            ) from error
+        session = _session(path)
         names = [item.name for item in session.get_inputs()]
+        return lambda inputs: [torch.from_numpy(array) for array in session.run(None, _feed(names, inputs))]
 
-        def run(inputs: Any) -> list[Tensor]:
-            arrays = [tensor.detach().cpu().numpy() for tensor in tensors_of(inputs)]
-            return [torch.from_numpy(a) for a in session.run(None, dict(zip(names, arrays, strict=True)))]
 
-        return run
+def _session(path: Path) -> Any:
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise RankfoldError(
+            f"ONNX Runtime cannot load the exported model. It raised {type(error).__name__}: {error}\n"
+            "Use a newer onnxruntime, or the format 'torch-export'."
+        ) from error
+
+
+def _feed(names: Sequence[str], inputs: Any) -> dict[str, Any]:
+    """Return the arrays of a batch by the file's names."""
+    arrays = [tensor.detach().cpu().numpy() for tensor in tensors_of(inputs)]
+    return dict(zip(names, arrays, strict=True))
 
 
 registry.register(ONNX, summary="for ONNX Runtime and most other runtimes, .onnx")

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rankfold.exporters.int8 import Int8
 from rankfold.records.amounts import size
 from rankfold.reporting import words
 from rankfold.reporting.document import Document
+from rankfold.reporting.record import MetricValue
 from rankfold.reporting.sections import Content, Section, content
 
 
@@ -36,6 +38,12 @@ class Export(Document):
         Relative difference of the outputs, ``||file - model|| / ||model||``, of the batch where it is largest.
     versions : mapping of str to str
         Versions of the packages that wrote and ran the file.
+    metric : MetricValue or None
+        The metric of the model ("dense") and of the file ("reloaded").
+    int8 : Int8 or None
+        What the file computes in int8; None if it has the model's data type.
+    float_bytes : int or None
+        Size of the file before quantisation.
     """
 
     KIND: ClassVar[str] = "export"
@@ -49,6 +57,9 @@ class Export(Document):
     samples: int
     difference: float
     versions: Mapping[str, str]
+    metric: MetricValue | None = None
+    int8: Int8 | None = None
+    float_bytes: int | None = None
 
     def __repr__(self) -> str:
         return f"<Export: {self.headline()}>"
@@ -73,5 +84,13 @@ def _(export: Export, *, brief: bool) -> Content:  # noqa: ARG001 - the same eve
         "relative difference of the outputs": export.compared,
         "versions": ", ".join(f"{name} {version}" for name, version in export.versions.items()),
     }
+    if (metric := export.metric) is not None:
+        change = f"{words.metric(metric, metric.dense)} → {words.metric(metric, metric.final)}"
+        facts[metric.name] = f"{change} ({words.metric_change(metric)})"
+    if export.int8 is not None and export.float_bytes is not None:
+        facts["file before quantisation"] = size(export.float_bytes)
+        facts["convolutions and products in int8"] = words.count(export.int8.products)
+        facts["left in float"] = ", ".join(export.int8.kept) or "none"
+        facts["bits of the weights"] = "7, so that sums do not saturate" if export.int8.reduce_range else "8"
     lines = [f"{name}: {value}" for name, value in facts.items()]
     return Content(title=export.path, kind="rankfold export", sections=[Section(lines=lines)])
