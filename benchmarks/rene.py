@@ -11,9 +11,9 @@ weights and the paper's space 10, 20, ... 100; torchvision's ResNet-18 has rando
 ``--accuracy``: top-1 of ResNet-20 on the 10,000 test images, without training. Plans of `rene`, without a budget and
 within 50 % and 27.7 % of the parameters, are compared with plans of `uniform` and `compressnas` of at most the same
 size and with the same factorization. `compressnas` searches with 256 unlabelled images, the others without data.
-Factors are those of the weights, or are reconstructed sequentially with 1,024 unlabelled images.
+Factors are those of the weights, or are reconstructed sequentially with 512 unlabelled images.
 
-Each part is added to the result file.
+Each part is added to the result file. A run that was stopped resumes: rows of ``--accuracy`` are not measured again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from torch import nn
 import _harness
 import rankfold as rf
 from rankfold import methods
+from rankfold.api.options import Reconstruct
 from rankfold.cost import Pricing
 from rankfold.inventory import inspect
 
@@ -40,8 +42,11 @@ SPACES: dict[str, dict[str, Any]] = {
     "resnet18": {"rank_min": 50, "rank_max": 850, "step": 100},
 }
 SEARCHED = ("tt", "tt3", "cp")
-BUDGETS = (None, "params<=50%", "params<=27.7%")
+BUDGETS = ("params<=27.7%", "params<=50%", None)
+STRATEGIES: dict[str, Any] = {"rene": rf.RENE(**SPACES["resnet20"]), "uniform": "uniform"}
+STRATEGIES["compressnas"] = rf.CompressNAS(samples=256)
 RANK = 240
+HOW: tuple[Reconstruct, ...] = ("weights", "sequential")
 
 
 def main() -> None:
@@ -62,11 +67,18 @@ def main() -> None:
     jobs: list[tuple[str, str, Callable[[], Any]]] = [("toy", m, lambda m=m: toy(m, args)) for m in ("svd", "tt")]
     jobs = jobs if args.toy else []
     jobs += [("search", f"{n} {m}", lambda n=n, m=m: child(n, m, args)) for n in args.search for m in SEARCHED]
-    jobs += [("accuracy", m, lambda m=m: accuracy(m, args, parser)) for m in args.accuracy]
     for part, name, measure in jobs:
         results.setdefault(part, {})[name] = measure()
         print(part, name, json.dumps(results[part][name]), flush=True)
         _harness.save("rene", results, args)
+    bench = Bench(parser, args) if args.accuracy else None
+    rows: list[dict[str, Any]] = results.setdefault("accuracy", []) if bench else []
+    for method, budget, strategy in product(args.accuracy, BUDGETS, STRATEGIES):
+        cell = {"method": method, "budget": budget or "none", "strategy": strategy}
+        if bench is not None and not any(cell.items() <= row.items() for row in rows):
+            rows.append(cell | bench.measure(method, budget or bench.size_of(method, strategy, rows), strategy))
+            print(rows[-1], flush=True)
+            _harness.save("rene", results, args)
 
 
 def toy(method: str, args: Any) -> dict[str, Any]:
@@ -134,42 +146,41 @@ def reductions(model: nn.Module, x: Any, plan: rf.Plan) -> dict[str, float]:
     return {"params_removed": 1 - after.params / before.params, "macs_removed": 1 - after.macs / before.macs}
 
 
-def accuracy(method: str, args: Any, parser: Any) -> list[dict[str, Any]]:
-    """Return a row for each size and strategy."""
-    data = _harness.data_folder(parser)
-    (model, x), entry = network("resnet20", parser), rf.zoo.entry("resnet20_cifar10")
-    spec, few = f"cifar10:{data / 'cifar10'}", args.smoke
-    images = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=64 if few else 1024, seed=args.seed))
-    metric = rf.top1(rf.zoo.data(spec, split="test", normalize=entry, batch_size=500, limit=500 if few else None))
-    total = sum(p.numel() for p in model.parameters())
-    rows: list[dict[str, Any]] = []
-    for budget in BUDGETS:
-        strategies: dict[str, Any] = {"rene": rf.RENE(**SPACES["resnet20"]), "uniform": "uniform"}
-        strategies["compressnas"] = rf.CompressNAS(samples=16 if few else 256)
-        size = budget
-        for name, strategy in strategies.items():
-            start = time.perf_counter()
-            calibration = images if name == "compressnas" else None
-            plan = rf.plan(
-                model, x, budget=size, strategy=strategy, methods=(method, "svd"), calibration=calibration,
-                seed=args.seed, data_aware=name == "compressnas",
-            )  # fmt: skip
-            seconds = time.perf_counter() - start
-            models = {how: rf.apply(model, plan, images, reconstruct=how) for how in ("weights", "sequential")}
-            params = sum(p.numel() for p in models["weights"].parameters())
-            size = size or f"params<={params}"  # without a budget, the others may be as large as the plan of rene
-            rows.append(
-                {
-                    "method": method, "budget": budget or "none", "strategy": name, "parameters": params,
-                    "parameters gone": 1 - params / total, **reductions(model, x, plan),
-                    "weights": rf.evaluate(models["weights"], metric),
-                    "sequential": rf.evaluate(models["sequential"], metric),
-                    "plan_s": round(seconds, 1),
-                    "ranks": {layer: list(choice.ranks) for layer, choice in plan.factored.items()},
-                }
-            )  # fmt: skip
-            print(rows[-1], flush=True)
-    return rows
+class Bench:
+    """ResNet-20 with its data."""
+
+    def __init__(self, parser: Any, args: Any) -> None:
+        data, few = _harness.data_folder(parser), args.smoke
+        self.args, (self.model, self.x) = args, network("resnet20", parser)
+        entry, spec = rf.zoo.entry("resnet20_cifar10"), f"cifar10:{data / 'cifar10'}"
+        images = rf.zoo.data(spec, split="calibration", normalize=entry, limit=64 if few else 512, seed=args.seed)
+        self.images = list(images)  # the same batches each time, decoded once
+        limit = 500 if few else None
+        self.metric = rf.top1(list(rf.zoo.data(spec, split="test", normalize=entry, batch_size=500, limit=limit)))
+
+    def size_of(self, method: str, strategy: str, rows: list[dict[str, Any]]) -> str | None:
+        """Return the budget of a row without one: the size of the plan that `rene` makes without a budget."""
+        if strategy == "rene":
+            return None
+        cell = {"method": method, "budget": "none", "strategy": "rene"}
+        return next(f"params<={row['parameters']}" for row in rows if cell.items() <= row.items())
+
+    def measure(self, method: str, budget: str | None, strategy: str) -> dict[str, Any]:
+        """Return size and accuracy of one plan, with factors of the weights and reconstructed."""
+        start, looks = time.perf_counter(), strategy == "compressnas"
+        plan = rf.plan(
+            self.model, self.x, budget=budget, strategy=STRATEGIES[strategy], methods=(method, "svd"),
+            calibration=self.images if looks else None, seed=self.args.seed,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        models = {how: rf.apply(self.model, plan, self.images, reconstruct=how) for how in HOW}
+        return {
+            "parameters": sum(p.numel() for p in models["weights"].parameters()),
+            **reductions(self.model, self.x, plan),
+            **{how: rf.evaluate(model, self.metric) for how, model in models.items()},
+            "plan_s": round(seconds, 1), "load": round(os.getloadavg()[1], 1),
+            "ranks": {layer: list(choice.ranks) for layer, choice in plan.factored.items()},
+        }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -211,7 +211,8 @@ class _Search:
     def __init__(self, config: RENE, problem: Problem, axes: Sequence[Axis]) -> None:
         self.config, self.problem, self.axes = config, problem, axes
         self.stages = 0
-        self._floors: dict[str, float] = {}
+        self._energies: dict[str, float] = {}
+        self._prepared: tuple[str, methods.Prepared] | None = None
         self._known: dict[tuple[str, Ranks], float] = {}
         self._bounds = () if problem.budget is None else problem.budget.additive
 
@@ -313,7 +314,7 @@ class _Search:
         else:
             errors = [self._errors(axis, row) for axis, row in zip(axes, values, strict=True)]
             mixed = expected_loss if self._bounds else nested_loss
-            loss = mixed(errors, floor=sum(self._floors[axis.layer.name] for axis in axes))
+            loss = mixed(errors, floor=NOISE * sum(map(self._energy, axes)))
         return optimise(loss, rank_loss, iterations=config.iterations, lr=config.learning_rate)
 
     def _trained(self, axes: Sequence[Axis], values: Sequence[Sequence[int]], rank_loss: RankLoss) -> Tensor:
@@ -435,13 +436,11 @@ class _Search:
         """Return the squared error of a candidate."""
         name = axis.layer.name
         if (name, ranks) not in self._known:
-            weight, moments = self.problem.weight(name), self._moments(name)
-            energy = float(output_energy(methods.to_canonical(double(weight), axis.layer), moments))
-            self._floors[name] = NOISE * energy
             if axis.method.iterative or len(ranks) > 1:
                 self._known[name, ranks] = self._measured(axis, ranks)
             else:  # all at once, so that the layer is prepared once and nothing but numbers is kept
-                prepared = methods.prepare(axis.method, weight, axis.layer, moments)
+                energy = self._energy(axis)
+                prepared = methods.prepare(axis.method, self.problem.weight(name), axis.layer, self._moments(name))
                 for value in {*ranks, *range(axis.low, axis.high + 1)}:
                     self._known[name, (value,)] = energy * prepared.error((value,)) ** 2
         return self._known[name, ranks]
@@ -452,7 +451,9 @@ class _Search:
 
         def measure() -> list[float]:
             weight = self.problem.weight(axis.layer.name)
-            prepared = methods.prepare(axis.method, weight, axis.layer, moments)
+            if self._prepared is None or self._prepared[0] != axis.layer.name:  # one at a time: a layer may be large
+                self._prepared = axis.layer.name, methods.prepare(axis.method, weight, axis.layer, moments)
+            prepared = self._prepared[1]
             rest = double(weight) - double(composed(axis, ranks, prepared.factorize(ranks)))
             return [float(output_energy(methods.to_canonical(rest, axis.layer), moments))]
 
@@ -462,6 +463,14 @@ class _Search:
             "what": "squared error", "layer": axis.layer.name, "method": repr(axis.method), "ranks": ranks,
         }  # fmt: skip
         return self.problem.estimator.recall(facts, 1, measure)[0]
+
+    def _energy(self, axis: Axis) -> float:
+        """Return the squared error of a layer without any rank."""
+        name = axis.layer.name
+        if name not in self._energies:
+            weight = methods.to_canonical(double(self.problem.weight(name)), axis.layer)
+            self._energies[name] = float(output_energy(weight, self._moments(name)))
+        return self._energies[name]
 
     def _moments(self, name: str) -> Moments | None:
         estimator = self.problem.estimator
