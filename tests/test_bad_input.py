@@ -169,6 +169,21 @@ def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, budget=0.25)
 
 
+@case("budget without a percent sign", e.InfeasibleBudget, r"params<=25 is an amount", r"write params<=25%")
+def _(s: Scene) -> Act:
+    return lambda: rf.plan(s.net, s.x, budget="params<=25, macs<=50%")
+
+
+@case("budget of a part with a comma", e.BudgetError, r"'params\(conv1, conv2\)<=50%'", r"each part separately")
+def _(s: Scene) -> Act:
+    return lambda: rf.plan(s.net, s.x, budget="params(conv1, conv2)<=50%")
+
+
+@case("budget of a part that does not exist", e.NoMatchingLayer, r"part 'cnv\*'", r"'conv[12]'")
+def _(s: Scene) -> Act:
+    return lambda: rf.plan(s.net, s.x, budget="params(cnv*)<=50%")
+
+
 @case("budget NaN in a mapping", e.BudgetError, r"nan", r"RESOURCE<=AMOUNT")
 def _(s: Scene) -> Act:
     return lambda: rf.plan(s.net, s.x, budget={"params": math.nan})
@@ -484,6 +499,24 @@ def _(s: Scene) -> Act:
 def _(s: Scene) -> Act:
     data = [(torch.randn(4, 5, 8, 8), torch.arange(4))]
     return lambda: rf.compress(s.net, s.x, budget="params<=50%", evaluate=rf.top1(data))
+
+
+@case(
+    "calibration data of a wrong shape", e.ModelError, r"calibration batch 2, 4x5x8x8 float32",
+    r"runs on the example input, 2x3x8x8", r"3 channels, but got 5",
+)  # fmt: skip
+def _(s: Scene) -> Act:
+    data = [torch.randn(4, 3, 8, 8), torch.randn(4, 5, 8, 8)]
+    return lambda: rf.plan(s.net, s.x, budget="params<=50%", calibration=data)
+
+
+@case(
+    "linear layer with wrong features", e.ModelError, r"calibration batch 1, 4x7 float32", r"example input, 1x9",
+    r"shapes cannot be multiplied",
+)  # fmt: skip
+def _(_: Scene) -> Act:
+    net, x, data = nn.Sequential(nn.Linear(9, 30), nn.Linear(30, 9)), torch.randn(1, 9), [torch.randn(4, 7)]
+    return lambda: rf.plan(net, x, budget="params<=50%", calibration=data)
 
 
 @case("evaluation data is a number", e.DataError, r"evaluation data", r"Got int")

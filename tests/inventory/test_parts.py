@@ -105,14 +105,14 @@ def test_a_part_has_the_layers_and_modules_inside() -> None:
     ("pattern", "hint"),
     [
         ("encodr.*", "Close matches: 'encoder'"),
-        ("xyz", "Its modules: 'encoder', 'decoder', 'embed', 'head'"),
+        ("xyz", "Modules: 'encoder', 'decoder', 'embed', 'head'"),
         ("encoder.*.fc", "'encoder"),
     ],
 )
 def test_a_part_that_matches_nothing_names_what_there_is(pattern: str, hint: str) -> None:
     with pytest.raises(NoMatchingLayer) as caught:
         rf.inspect(network(), X).part(pattern)
-    assert str(caught.value).startswith(f"part {pattern!r} matches no module of the model.")
+    assert str(caught.value).startswith(f"part {pattern!r} matches no module that has parameters or MACs.")
     assert hint in str(caught.value)
 
 

@@ -223,7 +223,7 @@ def test_a_part_that_cannot_be_compressed_says_why() -> None:
 
 
 def test_a_part_that_matches_nothing_or_has_nothing() -> None:
-    with pytest.raises(NoMatchingLayer, match=r"part 'encodr\.\*' matches no module.*'encoder'"):
+    with pytest.raises(NoMatchingLayer, match=r"part 'encodr\.\*' matches no module .*'encoder'"):
         rf.plan(network(), X, budget="params(encodr.*)<=50%")
     with pytest.raises(BudgetError, match=r"macs\(encoder\.1\) cannot be bounded: .* have no MACs"):
         rf.plan(network(), X, budget="macs(encoder.1)<=50%")

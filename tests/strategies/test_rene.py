@@ -421,7 +421,7 @@ def test_trained_factors_find_a_planted_rank_too() -> None:
 def test_validation_loss_needs_labels_and_uses_them() -> None:
     model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)).eval()
     x, strategy = torch.randn(32, 20), rf.RENE(objective="validation", rank_max=12, step=4, iterations=20)
-    with pytest.raises(ConfigError, match="needs labels"):
+    with pytest.raises(ConfigError, match="'rene' with objective='validation' needs labels"):
         rf.plan(model, x[:1], strategy=strategy, calibration=[x])
     with torch.no_grad():
         labels = model(x).argmax(1)

@@ -102,7 +102,7 @@ def collect_moments(
             padding = Padding.of(model, inputs)
             for layer_sums in sums:
                 layer_sums.padding = padding
-            run_batch(model, inputs, f"calibration batch {number}")
+            run_batch(model, inputs, f"calibration batch {number}", example=getattr(batches, "example", None))
             reset()
     averages = {s.layer.name: s.moments() for s in sums}
     collected = LayerMoments({name: moments for name, moments in averages.items() if moments is not None})
@@ -139,6 +139,8 @@ class LayerSums:
             return
         layer, most = self.layer, self.max_positions
         x = with_batch(x, layer)
+        if x.shape[-1 if layer.kind == "linear" else 1] != layer.in_channels:
+            return  # the layer will raise an error that says what it takes
         if self.padding is not None:
             x = self._without_padding(x, self.padding, batch_first)
         # A 1x1 kernel sees channels, but with a stride it skips positions.

@@ -75,7 +75,8 @@ def collect_pairs(
         with ExitStack() as hooks, suppress(_Enough):
             for tap in taps.values():
                 _install(hooks, tap, list(taps.values()))
-            run_batch(model, to_device(inputs, model_device(model)), what)
+            example = getattr(batches, "example", None)
+            run_batch(model, to_device(inputs, model_device(model)), what, example=example)
         return taps
 
     with undisturbed(original) as reset, undisturbed(small) as reset_small:

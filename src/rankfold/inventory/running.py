@@ -170,11 +170,11 @@ def example_failure(which: str, example_input: Any, error: Exception) -> ModelEr
     )
 
 
-def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False) -> Any:
+def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False, example: Any = None) -> Any:
     """Return a model's output for a copy of one batch's inputs, in its present mode.
 
     `what` names the inputs in the error message, such as ``"calibration batch 3"``. With `graph`, outputs keep their
-    graph.
+    graph. `example` are inputs on which the model runs, for the message.
 
     Raises
     ------
@@ -186,8 +186,9 @@ def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False) 
     except RankfoldError:
         raise
     except Exception as error:
+        runs = "" if example is None else f", though it runs on the example input, {describe(example)}"
         raise ModelError(
-            f"the model cannot run on {what}, {describe(inputs)}. It raised {type(error).__name__}: {error}\n"
+            f"the model cannot run on {what}, {describe(inputs)}{runs}. It raised {type(error).__name__}: {error}\n"
             "Pass batches (inputs, target) or inputs alone that the model accepts."
         ) from error
     return output if graph else detached(output)

@@ -17,7 +17,7 @@ _COUNTS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 _AMOUNT = r"[0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
 _BOUND = re.compile(rf"^\s*([a-z_]+(?:\s*\([^(),;]*\))?)\s*(<=|/)\s*({_AMOUNT})\s*([a-z]*|%)\s*$", re.I)
 _SEPARATOR = re.compile(r"[,;]\s*(?=[A-Za-z_])(?![^(]*\))")  # not inside parentheses
-_EXAMPLES = 'such as "params<=25%", "params/4", "macs<=0.5" or "flash<=512KiB"'
+_EXAMPLES = 'such as "params<=25%", "params/4", "macs<=0.5", "flash<=512KiB" or "params(encoder.*)<=50%"'
 _PARTS = 'Bound each part separately, such as "params(encoder.*)<=50%, params(decoder.*)<=60%".'
 _DROPS = 'such as "accuracy_drop<=1%" (0.92 may become 0.91) or, equivalently, "accuracy_drop<=0.01"'
 
@@ -179,6 +179,11 @@ class Budget:
         """Return the budget without the bounds on one resource, or None if no bound remains."""
         left = tuple(b for b in self.bounds if b.resource != resource)
         return Budget(left) if left else None
+
+    def share_hint(self) -> str:
+        """Return advice about amounts of at most 100, which may be meant as percentages."""
+        amounts = [b for b in self.additive if not b.relative and 1 < b.value <= 100]
+        return " ".join(f"{b} is an amount; for a share, write {b}%." for b in amounts)
 
     def exceeded(self, cost: Cost, dense: Cost, *, ram: tuple[int, int] | None = None) -> list[Bound]:
         """Return the bounds that a model exceeds.

@@ -155,8 +155,10 @@ class Inventory(Shown):
         if not paths:
             near = difflib.get_close_matches(wanted, filter(None, names), n=3, cutoff=0.5)
             listed = ", ".join(map(repr, near or [name for name in names if name and "." not in name][:5])) or "none"
-            label = "Close matches" if near else "Its modules"
-            raise NoMatchingLayer(f"part {quoted(pattern)} matches no module of the model. {label}: {listed}.")
+            label = "Close matches" if near else "Modules"
+            raise NoMatchingLayer(
+                f"part {quoted(pattern)} matches no module that has parameters or MACs. {label}: {listed}."
+            )
         return paths
 
     def within(self, paths: Collection[str]) -> Inventory:

@@ -49,7 +49,9 @@ def check_needs(strategy: Strategy, given: Collection[Need]) -> None:
     """Raise `ConfigError` if a requirement of a strategy is missing."""
     for need in get_args(Need):
         if need in strategy.needs and need not in given:
-            raise ConfigError(f"strategy {strategy.name!r} needs {need_text(need)}")
+            reason = strategy.needs_by(need)
+            name = f"{strategy.name!r} with {reason}" if reason else repr(strategy.name)
+            raise ConfigError(f"strategy {name} needs {need_text(need)}")
 
 
 _Parts = frozenset[str]
@@ -85,6 +87,10 @@ class Strategy(ABC):
     narrows: bool = False
     default_methods: tuple[str, ...] | None = None
 
+    def needs_by(self, need: Need) -> str:
+        """Return the option that brings a need, as the user writes it; empty if the strategy always has it."""
+        return ""
+
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:
         """Return a plan that meets the problem's budget, or raise `InfeasibleBudget`."""
@@ -116,6 +122,8 @@ def advice(problem: Problem) -> str:
     parts = ["Loosen the budget, allow more methods or exclude fewer layers."]
     if not any(layer.left_out for layer in problem.inventory):
         parts = ["Loosen the budget or allow more methods."]
+    if problem.budget is not None:
+        parts += filter(None, [problem.budget.share_hint()])
     bounded: dict[str | None, set[str]] = {}
     for resource in map(find_resource, resources_of(problem)):
         bounded.setdefault(resource.part, set()).add(resource.whole)

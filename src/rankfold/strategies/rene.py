@@ -21,7 +21,7 @@ from rankfold.factor.linalg import double
 from rankfold.factor.moments import Moments, output_energy
 from rankfold.records import Bound, Budget, Candidate, Cost, Plan, Ranks
 from rankfold.strategies.coefficients import RankLoss, expected_loss, nested_loss, optimise, padded
-from rankfold.strategies.contract import Strategy, advice, check_reachable, make_plan, registry
+from rankfold.strategies.contract import Need, Strategy, advice, check_reachable, make_plan, registry
 from rankfold.strategies.mixtures import Axis, Mixtures, composed
 from rankfold.strategies.problem import Problem
 
@@ -142,6 +142,10 @@ class RENE(Strategy):
     def needs(self) -> frozenset[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Labelled calibration data for the validation loss; otherwise nothing."""
         return frozenset({"labels"}) if self.objective == "validation" else frozenset()
+
+    def needs_by(self, need: Need) -> str:
+        """Return the option that needs labels."""
+        return spelled("objective", self.objective) if need == "labels" else ""
 
     def plan(self, problem: Problem) -> Plan:
         """Return the plan of the winning ranks.
