@@ -1,6 +1,11 @@
-"""Pruning criteria on ResNet-56: time of the filter-wise CP, how distances spread, memory of all pairs of a layer.
+"""Pruning criteria on ResNet-56: accuracy of pruned networks, time of the filter-wise CP, spread of the distances.
 
-    RANKFOLD_DATA=... python benchmarks/criteria.py [--decomposition] [--distances] [--memory] [--ranks 1 2 4]
+    RANKFOLD_DATA=... python benchmarks/criteria.py [--accuracy] [--decomposition] [--distances] [--memory]
+
+``--accuracy``: strategy ``norton`` with each criterion, ratio and rank, without labels: the factors are fitted layer by
+layer to the original's outputs on training images (``reconstruct="sequential"``). Top-1 on test images; ``random`` has
+three seeds. ``--epochs 1`` also fine-tunes on the training images. Rows that are in the
+result file are not measured again, so an interrupted run resumes.
 
 ``--decomposition``: seconds of the filter-wise CP of all 3x3 convolutions at rank 4, every filter of a layer in one
 batch, with the mean relative error of the layers.
@@ -18,20 +23,24 @@ Each part is added to the result file.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor
 
 import _harness
 import rankfold as rf
+from rankfold import criteria
 from rankfold.criteria import Filters, pabs_distances
 from rankfold.factor.subspaces import Subspaces, removal_order
 from rankfold.inventory import layer_weight
@@ -40,15 +49,24 @@ from rankfold.records import LayerInfo
 NETWORK = "resnet56_cifar10"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 KEPT = 0.6
+SEEDS = 3
 
 
 def main() -> None:
     """Measure, print and save."""
     parser = _harness.parser("criteria", __doc__)
+    parser.add_argument("--network", default=NETWORK, help="a zoo network with weights in RANKFOLD_DATA")
+    parser.add_argument("--accuracy", action="store_true", help="top-1 of pruned and factored networks")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4], help="shares of the filters")
+    parser.add_argument("--criteria", nargs="+", default=criteria.registry.names(), help="criteria to compare")
+    parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
+    parser.add_argument("--test-images", type=int, default=10_000, help="test images")
+    parser.add_argument("--epochs", type=int, default=0, help="of fine-tuning after the fit")
     parser.add_argument("--decomposition", action="store_true", help="time of the filter-wise CP")
     parser.add_argument("--distances", action="store_true", help="spread of the distances")
     parser.add_argument("--memory", action="store_true", help="memory of all pairs of a layer")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="ranks of the distances")
+    parser.add_argument("--factor-ranks", type=int, nargs="+", default=[2, 4], help="ranks of the factored networks")
     parser.add_argument("--child", action="store_true", help="measure the memory of this process")
     args = parser.parse_args()
     _harness.start(args)
@@ -56,10 +74,13 @@ def main() -> None:
         print(json.dumps(memory_here(args.seed)))
         return
     results: dict[str, Any] = json.loads(args.out.read_text())["results"] if args.out.exists() else {}
+    if args.accuracy:
+        accuracy(results.setdefault("accuracy", []), _harness.data_folder(parser), args)
+        _harness.save("criteria", results, args)
     if args.decomposition or args.distances:
         data = _harness.data_folder(parser)
-        model = rf.zoo.create(NETWORK, weights=data / "weights" / f"{NETWORK}.safetensors")
-        inventory = rf.inspect(model, rf.zoo.example_input(NETWORK))
+        model = rf.zoo.create(args.network, weights=data / "weights" / f"{args.network}.safetensors")
+        inventory = rf.inspect(model, rf.zoo.example_input(args.network))
         layers = [(layer, layer_weight(model, layer.name)) for layer in inventory if layer.kernel == (3, 3)]
         if args.decomposition:
             results["decomposition"] = decomposition(layers, rank=4)
@@ -71,6 +92,42 @@ def main() -> None:
         results["memory"] = json.loads(child.stdout)
     print(json.dumps(results, indent=2))
     print(_harness.save("criteria", results, args))
+
+
+def accuracy(rows: list[dict[str, Any]], data: Path, args: Any) -> None:
+    """Add a row for each setting that has none."""
+    network = args.network
+    model = rf.zoo.create(network, weights=data / "weights" / f"{network}.safetensors")
+    entry, spec, example = rf.zoo.entry(network), f"cifar10:{data / 'cifar10'}", rf.zoo.example_input(network)
+    images = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=args.images, seed=args.seed))
+    test = list(rf.zoo.data(spec, split="test", normalize=entry, batch_size=500, limit=args.test_images))
+    train = list(rf.zoo.data(spec, split="train", normalize=entry, shuffle=True, seed=args.seed)) if args.epochs else []
+    settings = [
+        (ratio, rank, criterion, seed)
+        for ratio, rank in itertools.product(args.ratios, args.factor_ranks)
+        for criterion in args.criteria
+        for seed in range(SEEDS if criteria.get(criterion).seeded else 1)
+    ]
+    for ratio, rank, criterion, seed in settings:
+        setting = {
+            "network": network, "ratio": ratio, "rank": rank, "criterion": criterion, "seed": seed, "epochs": args.epochs,
+            "images": args.images, "test_images": args.test_images,
+        }  # fmt: skip
+        if any(setting.items() <= row.items() for row in rows):
+            continue
+        start = time.process_time()
+        strategy = rf.Norton(ratio=ratio, rank=rank, criterion=criterion)
+        plan = rf.plan(model, example, strategy=strategy, seed=seed)
+        small = rf.apply(model, plan, images, reconstruct="sequential", example_input=example)
+        if args.epochs:
+            recipe = rf.FineTune(data=train, epochs=args.epochs, seed=args.seed)
+            small = rf.finetune(small, recipe, teacher=model).model
+        params = sum(p.numel() for p in small.parameters())
+        row = {**setting, "params": params, "top1": rf.evaluate(small, rf.top1(test))}
+        rows.append({**row, "cpu_s": round(time.process_time() - start)})
+        print(rows[-1], flush=True)
+        results = json.loads(args.out.read_text())["results"] if args.out.exists() else {}
+        _harness.save("criteria", {**results, "accuracy": rows}, args)
 
 
 def decomposition(layers: list[tuple[LayerInfo, Tensor]], rank: int) -> dict[str, Any]:
@@ -104,7 +161,7 @@ def distances(layers: list[tuple[LayerInfo, Tensor]], rank: int) -> dict[str, An
         for part, factor in zip(parts, filters.factors, strict=True):
             part.append(Subspaces.of(factor).distances()[i, j])
         if len(ours[-1].unique()) > 1 and len(theirs[-1].unique()) > 1:
-            correlations.append(float(spearmanr(ours[-1], theirs[-1])[0]))
+            correlations.append(float(np.corrcoef(rankdata(ours[-1]), rankdata(theirs[-1]))[0, 1]))
         first, second = removal_order(exact), removal_order(published.double())
         keep = round(KEPT * len(filters))
         agree.append(common(first[-keep:], second[-keep:]))
