@@ -110,8 +110,8 @@ def accuracy(rows: list[dict[str, Any]], data: Path, args: Any) -> None:
     ]
     for ratio, rank, criterion, seed in settings:
         setting = {
-            "network": network, "ratio": ratio, "rank": rank, "criterion": criterion, "seed": seed, "epochs": args.epochs,
-            "images": args.images, "test_images": args.test_images,
+            "network": network, "ratio": ratio, "rank": rank, "criterion": criterion, "seed": seed,
+            "epochs": args.epochs, "images": args.images, "test_images": args.test_images,
         }  # fmt: skip
         if any(setting.items() <= row.items() for row in rows):
             continue

@@ -15,8 +15,9 @@ from rankfold import strategies
 from rankfold.cost import Pricing
 from rankfold.criteria import Filters
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, NoMatchingLayer, UnknownNameError
+from rankfold.factor.moments import Moments
 from rankfold.inventory import layer_weight
-from rankfold.inventory.narrowing import narrowed_weight
+from rankfold.inventory.narrowing import narrowed_moments, narrowed_weight
 from rankfold.records import Budget, Plan
 from rankfold.strategies import Norton, Problem, Prune
 from rankfold.strategies.channels import kept_width
@@ -226,3 +227,31 @@ def test_accuracy_drop_is_bisected() -> None:
     result = rf.compress(model, x[:1], strategy="prune", evaluate=rf.top1(data), budget="accuracy_drop<=60%")
     assert result.plan.narrowing
     assert (result.report.metrics[0].reloaded or 0) >= 0.4
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_moments_of_narrow_layers_are_those_of_the_remaining_inputs(groups: int) -> None:
+    layer = rf.inspect(nn.Conv2d(8, 4, (3, 1), groups=groups), torch.zeros(1, 8, 5, 5)).layers[0]
+    gone = {"inputs": frozenset({1, 5}), "outputs": frozenset({0, 2})}
+    x = torch.randn(200, 8, 3, dtype=torch.float64)  # channel first, then kernel position
+
+    def moments(x: torch.Tensor) -> Moments:
+        by_group = x.unflatten(1, (groups, -1)).transpose(0, 1)
+        channel = torch.einsum("gnck,gndk->gcd", by_group, by_group) / (200 * 3)
+        patch = torch.einsum("gna,gnb->gab", by_group.flatten(2), by_group.flatten(2)) / 200
+        return Moments(channel=channel, patch=patch, count=600)
+
+    narrow, expected = narrowed_moments(moments(x), layer, gone), moments(x[:, [0, 2, 3, 4, 6, 7]])
+    assert torch.equal(narrow.channel, expected.channel)
+    assert torch.equal(narrow.patch, expected.patch)
+
+
+def test_errors_are_those_of_outputs_with_calibration_data() -> None:
+    model, x = RESIDUAL.model(), RESIDUAL.input()
+    images = [torch.randn(64, 3, 8, 8) * torch.tensor([4.0, 0.1, 1.0]).view(1, 3, 1, 1)]
+    by_weights, by_outputs = (
+        rf.plan(model, x, strategy=Norton(ratio=0.3, rank=2), calibration=images, data_aware=aware)
+        for aware in (False, True)
+    )
+    assert by_outputs.provenance.errors == "outputs"
+    assert by_outputs.layers["inner"].error != by_weights.layers["inner"].error

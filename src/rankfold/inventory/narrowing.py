@@ -1,10 +1,11 @@
-"""Weights of layers that lose channels."""
+"""Weights and second moments of layers that lose channels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from rankfold.factor.moments import Moments
 from rankfold.records import LayerInfo
 from rankfold.records.narrowing import Removed, cut
 
@@ -44,3 +45,22 @@ def narrowed_outputs(tensor: Tensor, layer: LayerInfo, removed: Removed) -> Tens
     """Return what a narrowing leaves of a vector over a layer's output channels, such as its bias."""
     rows = [part.group * layer.group_out + i for part in cut(layer, removed) for i in part.outputs]
     return tensor.detach().index_select(0, torch.tensor(rows, device=tensor.device))
+
+
+def narrowed_moments(moments: Moments, layer: LayerInfo, removed: Removed) -> Moments:
+    """Return the second moments of the inputs that a narrowing leaves, as in the original model.
+
+    In the narrowed model they differ, because the layers before have lost channels, too.
+    """
+    parts = cut(layer, removed)
+
+    def remaining(moment: torch.Tensor, size: int) -> torch.Tensor:
+        chosen = []
+        for part in parts:
+            rows = torch.tensor([i * size + position for i in part.inputs for position in range(size)])
+            rows = rows.to(moment.device)
+            chosen.append(moment[part.group].index_select(0, rows).index_select(1, rows))
+        return torch.stack(chosen)
+
+    patch = None if moments.patch is None else remaining(moments.patch, layer.kernel_numel)
+    return Moments(channel=remaining(moments.channel, 1), patch=patch, count=moments.count)

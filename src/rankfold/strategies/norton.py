@@ -11,7 +11,8 @@ from rankfold import criteria, methods
 from rankfold._config import is_integer, is_number, require
 from rankfold.candidates.table import FILTERWISE
 from rankfold.errors import InfeasibleBudget, NoMatchingLayer
-from rankfold.inventory.narrowing import narrowed_weight
+from rankfold.factor.moments import Moments
+from rankfold.inventory.narrowing import narrowed_moments, narrowed_weight
 from rankfold.records import Candidate, Cost, LayerInfo, Narrowing, Plan
 from rankfold.strategies.channels import Channels, check_ratio, share_within
 from rankfold.strategies.contract import Strategy, make_plan, registry
@@ -120,7 +121,8 @@ class _Search:
                 left = float(narrowed_weight(weight, layer, removed.get(layer.name, {})).square().sum()) / total
                 error = 0.0
                 if layer.name in chosen:
-                    prepared = methods.prepare(self._method, problem.weight(layer.name), layer)
+                    weight, moments = problem.weight(layer.name), self._moments(layer.name)
+                    prepared = methods.prepare(self._method, weight, layer, moments)
                     error = prepared.error(chosen[layer.name].ranks)
                 loss += 1 - (1 - error**2) * left
         return loss
@@ -132,12 +134,19 @@ class _Search:
         removed, narrow = narrowing.removed(), problem.pricing.narrowed(narrowing).inventory
         chosen: dict[str, Candidate] = {}
         for name, candidate in self._candidates(narrowing).items():
-            weight = narrowed_weight(problem.weight(name), problem.inventory.layer(name), removed.get(name, {}))
-            prepared = methods.prepare(self._method, weight, narrow.layer(name))
+            layer, gone, moments = problem.inventory.layer(name), removed.get(name, {}), self._moments(name)
+            weight = narrowed_weight(problem.weight(name), layer, gone)
+            moments = None if moments is None else narrowed_moments(moments, layer, gone)
+            prepared = methods.prepare(self._method, weight, narrow.layer(name), moments)
             chosen[name] = replace(candidate, error=prepared.error(candidate.ranks))
         reasons = {layer.name: self._reason(layer) for layer in problem.inventory}
         config = replace(self._config, ratio=ratio, rank=self._rank)
         return make_plan(problem, config, chosen, reasons=reasons, narrowing=narrowing)
+
+    def _moments(self, name: str) -> Moments | None:
+        """Return the second moments of a layer's input, if there is calibration data."""
+        estimator = self._problem.estimator
+        return None if estimator is None else (estimator.moments or {}).get(name)
 
     def _layer_ranks(self) -> dict[str, int]:
         """Return the rank of each layer that can be factored."""
