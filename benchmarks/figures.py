@@ -79,6 +79,8 @@ def updated(text: str) -> str:
             rows = of_search([row for record in records for row in record["results"]])
         elif records[0].get("benchmark") == "similarity":
             rows = of_similarity(records[0]["results"]["loops"])
+        elif records[0].get("benchmark") == "rene":
+            rows = of_rene(records[0]["results"], match[2] or "")
         elif records[0].get("benchmark") == "yolo":
             rows = of_yolo(records[0]["results"])
         else:
@@ -101,6 +103,36 @@ def of_similarity(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             "rounds": row["rounds"],
         }
         for row in results.values()
+    ]
+
+
+def of_rene(results: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Return a row for each plan with its accuracy; by shape, one for each search with its time and memory."""
+    if kind:
+        return [
+            {
+                "network, method": name,
+                "seconds": row["seconds"],
+                "CPU seconds": row["cpu_s"],
+                "load of the machine": row["load"],
+                "peak memory, MiB": row["peak_mib"],
+                "parameters gone": f"{row['params_removed']:.1%}",
+                "MACs gone": f"{row['macs_removed']:.1%}",
+            }
+            for name, row in results["search"].items()
+        ]
+    return [
+        {
+            "method": row["method"],
+            "budget": row["budget"],
+            "strategy": row["strategy"],
+            "parameters gone": f"{row['params_removed']:.1%}",
+            "MACs gone": f"{row['macs_removed']:.1%}",
+            "top-1, weights": f"{row['weights']:.2%}",
+            "top-1, sequential": f"{row['sequential']:.2%}",
+            "seconds of the plan": row["plan_s"],
+        }
+        for row in results["accuracy"]
     ]
 
 

@@ -72,6 +72,12 @@ def test_three_stages_find_a_planted_rank() -> None:
     assert plan.provenance.search["stages"] == 3
 
 
+def test_the_toy_of_figure_three() -> None:
+    module = linear(factors(layer_of("linear:1700x1700"), "svd", (240,), 0))
+    options = {"rank_min": 100, "rank_max": 800, "step": 100}
+    assert search(module, torch.randn(1, 1700), "svd", **options) == (240,)
+
+
 def conv(weight: Tensor) -> nn.Module:
     module = nn.Sequential(nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, bias=False))
     module[0].weight.data = weight  # pyright: ignore[reportArgumentType]
@@ -434,6 +440,14 @@ def test_a_search_that_diverges_recovers(lr: float) -> None:
     module = linear(30 * factors(layer_of("linear:40x40"), "svd", (5,), 0))
     found = search(module, torch.randn(1, 40), "svd", factors="sgd", learning_rate=lr, rank_max=12, step=4, shrink=4)
     assert 1 <= found[0] <= 12
+
+
+def test_cp_factors_that_diverge_do_not_end_in_the_smallest_ranks() -> None:
+    """In the authors' code they become NaN, and argmax then returns the smallest rank of every layer."""
+    module, x = conv(30 * factors(layer_of("conv:3x3x6x6"), "cp", (3,), 0)), torch.randn(1, 6, 4, 4)
+    options: dict[str, Any] = {"rank_max": 3, "step": 2, "shrink": 2, "factors": "sgd", "iterations": 20}
+    with pytest.raises(ModelError, match=r"diverges for layer '0'.* by 'cp'"):
+        search(module, x, "cp", learning_rate=1e30, **options)
 
 
 def test_a_search_that_diverges_again_and_again_names_the_layer() -> None:
