@@ -81,7 +81,10 @@ def create(name: str, seed: int) -> tuple[nn.Module, Tensor]:
     import torchvision
 
     options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
-    return getattr(torchvision.models, name)(**options).eval(), x
+    model = getattr(torchvision.models, name)(**options).eval()
+    if name.startswith("vit"):
+        nn.init.normal_(model.heads.head.weight, std=0.02)  # zero by default, as are then all outputs
+    return model, x
 
 
 def one(name: str, seed: int, folder: Path) -> dict[str, Any]:

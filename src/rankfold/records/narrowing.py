@@ -67,6 +67,12 @@ class Axis:
         start = self.offset + channel * self.repeat
         return tuple(range(start, start + self.repeat))
 
+    def of_channels(self, channels: Iterable[int]) -> list[int]:
+        """Return the indices of several channels."""
+        if self.repeat == 1 and not self.indices:
+            return [self.offset + channel for channel in channels]
+        return [i for channel in channels for i in self.at(channel)]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the axis as JSON-ready values, without defaults."""
         out: dict[str, Any] = {"name": self.name, "side": self.side}
@@ -208,7 +214,7 @@ class Narrowing:
         for group in self.groups:
             for axis in group.axes:
                 indices = gone.setdefault(axis.name, {}).setdefault(axis.side, set())
-                indices.update(i for channel in group.removed for i in axis.at(channel))
+                indices.update(axis.of_channels(group.removed))
         return {name: {side: frozenset(ids) for side, ids in sides.items()} for name, sides in gone.items()}
 
     def then(self, later: Narrowing) -> Narrowing:
@@ -360,7 +366,8 @@ def cut_groups(
 
     def local(group: int, width: int, removed: Collection[int]) -> tuple[int, ...]:
         size = width // groups
-        return tuple(i for i in range(size) if group * size + i not in removed)
+        start = group * size
+        return tuple(i for i in range(size) if start + i not in removed)
 
     parts = [Part(group=g, inputs=local(g, *inputs), outputs=local(g, *outputs)) for g in range(groups)]
     parts = [part for part in parts if part.inputs or part.outputs]
