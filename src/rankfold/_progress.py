@@ -143,13 +143,16 @@ class _Lines:
         if now < self.due:
             return
         self.due = now + LINE_S
-        _say("; ".join(loop.text(now) for loop in self.loops.get(thread, [])))
+        say("; ".join(loop.text(now) for loop in self.loops.get(thread, [])))
 
 
 _lines = _Lines()
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Write one line: to the logger ``rankfold`` if its level INFO is enabled, otherwise to standard error."""
+    if _silent.get():
+        return
     if os.environ.get("RANK", "0") != "0":  # only the first process of a launch reports
         return
     if _logger.isEnabledFor(logging.INFO) and _logger.hasHandlers():

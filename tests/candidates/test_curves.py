@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankfold.candidates.curves import read_off, representatives
+from rankfold.candidates.curves import anchors, corrected, read_off, representatives
 from rankfold.records import Candidate, Cost
 
 
@@ -85,3 +85,24 @@ def test_nothing_above_the_front_is_measured() -> None:
     row = [candidate("svd", p, e) for p, e in ((1, 0.9), (2, 0.95), (3, 0.5), (3, 0.4), (4, 0.4), (5, 0.1))]
     assert representatives(row, 8) == [0, 3, 5]
     assert representatives(row, 2) == [0, 5]
+
+
+@given(row=ROWS, count=st.integers(1, 6))
+def test_anchors_lie_on_the_front_from_its_largest_error_on(row: list[Candidate], count: int) -> None:
+    chosen = anchors(row, count)
+    assert 1 <= len(chosen) <= count
+    assert len(set(chosen)) == len(chosen)
+    for i in chosen:
+        assert all(c.error >= row[i].error for c in row if c.cost.params < row[i].cost.params)
+    cheapest = min(row, key=lambda c: (c.cost.params, c.error))
+    assert max(row[i].error for i in chosen) == cheapest.error
+
+
+def test_estimates_are_corrected_by_the_ratio_at_the_nearest_anchors() -> None:
+    row = [candidate(method, 10 - i, error) for i, error in enumerate((0.01, 0.1, 0.2, 0.4)) for method in "ab"]
+    estimates = [c.error**2 for c in row]
+    losses = corrected(row, estimates, {2: 2 * 0.1**2, 6: 8 * 0.4**2})  # of method a; b follows
+    ratios = [loss / estimate for loss, estimate in zip(losses, estimates, strict=True)]
+    assert ratios == pytest.approx([2, 2, 2, 2, 4, 4, 8, 8])
+    assert corrected(row, estimates, {}) == estimates
+    assert corrected(row, estimates, {2: 0.0}) == estimates, "no change was measured: there is no ratio"

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import rankfold as rf
+from rankfold.api.planning import Planner
+from rankfold.candidates import ProxyConfig
 from rankfold.candidates.fisher import FisherProxy
 from rankfold.candidates.network import NetworkProxy
 from rankfold.errors import ConfigError, ModelError, UnknownNameError
@@ -352,3 +355,40 @@ def test_rounds_need_the_network_itself() -> None:
     with pytest.raises(ConfigError, match="needs calibration data"):
         rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="fisher"), budget="params<=60%")
     assert rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="network", rounds=1), **options).factored
+
+
+def test_gradients_take_one_pass_over_the_data() -> None:
+    model, batches = convolutional(), batches_of(32, 3, 9, 9)
+    layers = inspect(model, batches[0]).compressible
+    passes: list[int] = []
+    proxy = fisher(model, batches, layers, draws=16)
+    proxy.work.register_forward_hook(lambda module, args, out: passes.append(len(args[0])))
+    for layer in layers:
+        proxy.losses(layer, changed(model, layer.name, 0.1))
+    assert sum(passes) == 2 * 64, "once for the energies, once for the gradients of all layers"
+
+
+def plan_of(model: nn.Module, batches: list[Tensor], **options: Any) -> rf.Plan:
+    return rf.plan(model, batches[0], budget="params<=60%", calibration=batches, strategy=rf.CompressNAS(**options))
+
+
+def test_few_measurements_correct_the_gradients() -> None:
+    """Where the network bends, the losses by both are nearer to the measured ones than those by gradients alone."""
+    model, batches = convolutional(), batches_of(16, 3, 9, 9)
+    planner = Planner(model, batches[0], rf.Search(), batches)
+    losses = {proxy: planner.estimator.single(ProxyConfig(proxy=proxy)) for proxy in ("network", "fisher", "auto")}
+    keys = [(name, key) for name, row in losses["network"].items() for key in row]
+    logs = {p: np.log([max(losses[p][name][key], 1e-12) for name, key in keys]) for p in losses}
+    off = {p: float(np.abs(logs[p] - logs["network"]).mean()) for p in ("fisher", "auto")}
+    assert off["auto"] < 0.7 * off["fisher"], off
+
+
+def test_a_network_without_gradients_is_measured(capfd: pytest.CaptureFixture[str]) -> None:
+    """By default, the search says so and measures; a proxy that needs gradients raises."""
+    model, batches = randomised(Cut("middle")), batches_of(16, 5)
+    plan = plan_of(model, batches)
+    assert "every candidate is measured, which takes longer: no gradient" in capfd.readouterr().err
+    assert plan.provenance.search["proxy"] == "network"
+    assert plan.layers == plan_of(model, batches, proxy="network").layers
+    with pytest.raises(ModelError, match="reaches layer 'body'"):
+        plan_of(model, batches, proxy="fisher+network")

@@ -112,14 +112,10 @@ def test_a_class_is_named_in_python_only() -> None:
     ("args", "words"),
     [
         (("-s", "compressnas", "--strategy-option", "rounds=2"), "Pass --data, or --strategy-option rounds=0."),
-        (("--strategy-option", "proxy=output"), "Pass --data, or --strategy-option proxy=weight."),
+        (("--strategy-option", "proxy=fisher"), "Pass --data, or --strategy-option proxy=weight."),
         (("--strategy-option", "points=1"), "--strategy-option points must be an integer"),
         (("--seed", str(2**63)), "--seed must be an integer from 0 to 2^63 - 1. Got 9223372036854775808 instead."),
         (("--rank-multiple", "0"), "--rank-multiple must be an integer of at least 1. Got 0 instead."),
-        (
-            ("--data", "mnist5k", "--no-data-aware", "--strategy-option", "proxy=output"),
-            "which --no-data-aware turns off",
-        ),
     ],
 )
 def test_messages_name_the_flags_that_were_typed(fail: Run, tmp_path: Path, args: tuple[str, ...], words: str) -> None:

@@ -103,7 +103,7 @@ def test_equals_brute_force(budget: str) -> None:
     chosen = picks_of(table, plan)
     assert sum(losses[c.layer][c.method, c.ranks] for c in chosen) == pytest.approx(best, rel=1e-9)
     search = plan.provenance.search
-    assert search["proxy"] == "network"
+    assert search["proxy"] == "fisher+network"
     assert search["predicted_loss"] == pytest.approx(best, rel=1e-9)
     assert search["bound"] == pytest.approx(best, rel=1e-6)
     assert search["bound"] <= search["predicted_loss"]
@@ -127,7 +127,7 @@ def test_damage_falls_as_the_budget_grows(resource: str, calibrated: bool) -> No
     loss = [plan.provenance.search["predicted_loss"] for plan in plans]
     assert loss == sorted(loss, reverse=True)
     assert len(set(loss)) == 5
-    assert {plan.provenance.search["proxy"] for plan in plans} == {"network" if calibrated else "weight"}
+    assert {plan.provenance.search["proxy"] for plan in plans} == {"fisher+network" if calibrated else "weight"}
 
 
 def test_it_does_less_damage_than_a_rule() -> None:
@@ -144,7 +144,7 @@ def test_it_does_less_damage_than_a_rule() -> None:
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 0.01, 0.1])
-@pytest.mark.parametrize("proxy", ["weight", "output", "network"])
+@pytest.mark.parametrize("proxy", ["weight", "fisher", "network"])
 def test_without_a_budget_the_tolerance_decides(proxy: str, tolerance: float) -> None:
     model = network()
     options: dict[str, Any] = {"calibration": images(), "methods": "svd"}
@@ -267,14 +267,9 @@ def test_a_layer_that_takes_too_much_ram_may_not_be_kept() -> None:
     ("options", "error", "message"),
     [
         ({"strategy": {"proxy": "network"}}, ConfigError, "'network' needs calibration data.*proxy='weight'"),
-        ({"strategy": {"proxy": "output"}}, ConfigError, "'output' needs calibration data"),
+        ({"strategy": {"proxy": "fisher+network"}}, ConfigError, "network' needs calibration data"),
         ({"strategy": {"proxy": "fisher"}}, ConfigError, "'fisher' needs calibration data"),
         ({"strategy": {"rounds": 1}}, ConfigError, "rounds need calibration data.*rounds=0"),
-        (
-            {"strategy": {"proxy": "output"}, "calibration": images(), "data_aware": False},
-            ConfigError,
-            "needs second moments.*data_aware=False",
-        ),
         ({"strategy": {"taps": ["fc3"]}, "calibration": images()}, UnknownNameError, "tap .*'fc3'.*Did you mean 'fc"),
         ({"strategy": {"proxy": "accuracy"}}, ConfigError, "proxy must be one of auto, weight.*Got 'accuracy'"),
         ({"strategy": {"points": 1}}, ConfigError, "points must be an integer >= 2"),

@@ -167,7 +167,7 @@ class Slow:
     [
         ({"reconstruct": "data"}, {"collecting second moments"}),
         ({"reconstruct": "sequential"}, {"fitting layers", "layer 0"}),
-        ({"strategy": rf.CompressNAS(proxy="output")}, {"collecting second moments"}),
+        ({"strategy": rf.CompressNAS(proxy="weight")}, {"collecting second moments"}),
     ],
 )
 def test_compressing_says_how_far_it_is(options: dict[str, object], steps: set[str], clock: Clock, said: Said) -> None:

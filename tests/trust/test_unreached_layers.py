@@ -90,7 +90,7 @@ def rank(plan: rf.Plan, name: str) -> int:
     return choice.ranks[0] if choice.method else 16
 
 
-@pytest.mark.parametrize("proxy", ["network", "fisher", "output"])
+@pytest.mark.parametrize("proxy", ["network", "fisher", "fisher+network"])
 @pytest.mark.parametrize("kind", [Mixture, Branch, Auxiliary, Missing])
 def test_a_layer_without_data(kind: type[Parts], proxy: str) -> None:
     plan, told = planned(kind, strategy=rf.CompressNAS(proxy=proxy))

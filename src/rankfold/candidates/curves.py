@@ -9,6 +9,8 @@ import numpy as np
 from rankfold.records import Candidate
 
 _SMALLEST = 1e-9
+_EXACT = 0.02
+"""Relative error of a layer below which the network is linear in the change."""
 
 
 def representatives(row: Sequence[Candidate], points: int) -> list[int]:
@@ -28,6 +30,42 @@ def representatives(row: Sequence[Candidate], points: int) -> list[int]:
         wanted = np.linspace(errors[0], errors[-1], points)
         chosen += sorted({front[int(np.abs(errors - w).argmin())] for w in wanted})
     return chosen
+
+
+def anchors(row: Sequence[Candidate], count: int) -> list[int]:
+    """Return the candidates of a layer, of any method, that correct estimated losses by measured ones.
+
+    They are on the front of parameters and error, and evenly spaced in the logarithm of the error from the largest
+    error downwards, above `_EXACT`, where estimates to second order are exact.
+    """
+    front: list[int] = []
+    for index in sorted(range(len(row)), key=lambda i: (row[i].cost.params, row[i].error, i)):
+        if not front or row[index].error < row[front[-1]].error:
+            front.append(index)
+    errors = np.log([max(row[i].error, _SMALLEST) for i in front])
+    least = min(max(errors[-1], np.log(_EXACT)), errors[0])
+    wanted = np.linspace(errors[0], least, count + 1)[:-1]
+    return sorted({front[int(np.abs(errors - w).argmin())] for w in wanted})
+
+
+def corrected(row: Sequence[Candidate], losses: Sequence[float], measured: Mapping[int, float]) -> list[float]:
+    """Return the losses of a layer's candidates, multiplied by the ratio of measured and estimated loss at some.
+
+    The ratio depends on the size of the change, not on the method. Between two measured errors, its logarithm is linear
+    in the logarithm of the error; outside of their range it is constant. Candidates without a loss have no ratio.
+    """
+    known = sorted(
+        (max(row[i].error, _SMALLEST), np.log(value / losses[i]))
+        for i, value in measured.items()
+        if value > 0 and losses[i] > 0
+    )
+    if not known:
+        return list(losses)
+    errors, ratios = np.log([error for error, _ in known]), [ratio for _, ratio in known]
+    return [
+        loss * float(np.exp(np.interp(np.log(max(c.error, _SMALLEST)), errors, ratios)))
+        for c, loss in zip(row, losses, strict=True)
+    ]
 
 
 def read_off(row: Sequence[Candidate], measured: Mapping[int, float]) -> tuple[float, ...]:

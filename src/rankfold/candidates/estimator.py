@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,22 @@ from rankfold._config import is_number, spelled
 from rankfold._hashing import module_hash, tensor_hash
 from rankfold._printable import few
 from rankfold._processes import merged, own_share
-from rankfold._progress import track
+from rankfold._progress import say, track
 from rankfold._version import __version__
 from rankfold.candidates.cache import Cache
-from rankfold.candidates.curves import read_off, representatives
+from rankfold.candidates.curves import anchors, corrected, read_off, representatives
 from rankfold.candidates.fisher import FisherProxy
 from rankfold.candidates.network import NetworkProxy, first_samples
 from rankfold.candidates.outputs import check_taps, data_hash
-from rankfold.candidates.proxies import MEASURED, ProxyConfig
-from rankfold.errors import ConfigError, RankfoldWarning
+from rankfold.candidates.proxies import ProxyConfig
+from rankfold.errors import ConfigError, ModelError, RankfoldWarning
 from rankfold.factor.moments import Moments
 from rankfold.inventory import Spare, layer_weight
 from rankfold.records import Candidate, CandidateTable, Inventory, Ranks
 from rankfold.surgery.approximate import approximations
 
+Measured = Literal["fisher", "network"]
+"""What is computed from calibration samples, for one layer at a time."""
 Key = tuple[str, Ranks]
 """A candidate of a layer: method and ranks."""
 
@@ -97,7 +99,8 @@ class Estimator:
         self._data_hashes: dict[ProxyConfig, str | None] = {}
         self._unmeasured: dict[ProxyConfig, tuple[str, ...]] = {}
         self._moments_hashes: dict[str, str] = {}
-        self._losses: dict[tuple[ProxyConfig, str, tuple[Key, ...]], list[float]] = {}
+        self._losses: dict[tuple[ProxyConfig, Measured, str, tuple[Key, ...]], list[float]] = {}
+        self._gradientless: set[ProxyConfig] = set()  # "auto" has met a network without gradients
 
     def check(self, config: ProxyConfig, *, together: bool = False) -> None:
         """Raise `ConfigError` if a proxy lacks data, or cannot measure layers `together`, as `joint` does."""
@@ -116,16 +119,13 @@ class Estimator:
                 f"rounds need {spelled('proxy', 'network')}: gradients do not capture interactions between layers. "
                 f"Otherwise, set {spelled('rounds', 0)}."
             )
-        if proxy == "output" and self.moments is None:
-            raise ConfigError(
-                f"{spelled('proxy', 'output')} needs second moments of the calibration data, which "
-                f"{spelled('data_aware', False)} turns off. Leave that out, or use another proxy."
-            )
 
     def proxy(self, config: ProxyConfig) -> str:
         """Return the configured proxy, with "auto" resolved."""
         if config.proxy == "auto":
-            return "weight" if self.batches is None else "network"
+            if self.batches is None:
+                return "weight"
+            return "network" if config in self._gradientless else "fisher+network"
         return config.proxy
 
     def single(self, config: ProxyConfig) -> dict[str, dict[Key, float]]:
@@ -135,24 +135,60 @@ class Estimator:
         losses are then the squared errors on the scale of the most sensitive layer of the same shape, or of the median
         layer if no other layer has its shape.
         """
-        proxy = self.proxy(config)
-        if proxy not in MEASURED:
-            table = self.weight_table() if proxy == "weight" else self.table()
-            return {name: {(c.method, c.ranks): c.error**2 for c in row} for name, row in table.rows.items()}
+        if self.proxy(config) == "weight":
+            rows = self.weight_table().rows
+            return {name: {(c.method, c.ranks): c.error**2 for c in row} for name, row in rows.items()}
         rows = self.table().rows
         chosen = {name: representatives(row, config.points) for name, row in rows.items()}
-        values: dict[str, list[float]] = {}
-        for name in track(own_share(list(rows)), "measuring layers"):
-            values[name] = self._measure(name, [rows[name][i] for i in chosen[name]], config)
-        values = merged(values)
-        measured = {name: dict(zip(chosen[name], values[name], strict=True)) for name in rows}
-        scales = self._scales(config, rows, measured)
+        values = self._representative_losses(rows, chosen, config)
+        scales = self._scales(config, rows, values)
+        measured = dict[str, dict[int, float]]()
+        if self.proxy(config) == "fisher+network":
+            spread = {name: anchors(row, config.points // 2) for name, row in rows.items() if name not in scales}
+            measured = self._losses_of(rows, spread, config, "network")
         out: dict[str, dict[Key, float]] = {}
         for name, row in rows.items():
             scale = scales.get(name)
-            losses = read_off(row, measured[name]) if scale is None else [scale * c.error**2 for c in row]
+            losses = read_off(row, values[name]) if scale is None else [scale * c.error**2 for c in row]
+            losses = corrected(row, losses, measured.get(name, {}))
             out[name] = {(c.method, c.ranks): loss for c, loss in zip(row, losses, strict=True)}
         return out
+
+    def _representative_losses(
+        self, rows: Mapping[str, Sequence[Candidate]], chosen: Mapping[str, Sequence[int]], config: ProxyConfig
+    ) -> dict[str, dict[int, float]]:
+        """Return the losses of the chosen candidates by gradients, or measured, by layer and position in its row."""
+        if self.proxy(config) != "network":
+            try:
+                return self._losses_of(rows, chosen, config, "fisher")
+            except ModelError as error:
+                if config.proxy != "auto":
+                    raise
+                self._gradientless.add(config)
+                say(f"every candidate is measured, which takes longer: {error}")
+            finally:
+                self._fishers.pop(config, None)  # frees the gradients: the losses are stored
+        return self._losses_of(rows, chosen, config, "network")
+
+    def _losses_of(
+        self,
+        rows: Mapping[str, Sequence[Candidate]],
+        chosen: Mapping[str, Sequence[int]],
+        config: ProxyConfig,
+        proxy: Measured,
+    ) -> dict[str, dict[int, float]]:
+        """Return the losses of the chosen candidates; if one process cannot compute its share, all of them raise."""
+        values, failures = dict[str, list[float]](), dict[str, ModelError]()
+        description = "measuring layers" if proxy == "network" else "estimating layers from gradients"
+        try:
+            for name in track(own_share(list(chosen)), description):
+                values[name] = self._measure(name, [rows[name][i] for i in chosen[name]], config, proxy)
+        except ModelError as error:
+            failures["error"] = error
+        failures, values = merged(failures), merged(values)
+        if failures:
+            raise failures["error"]
+        return {name: dict(zip(chosen[name], values[name], strict=True)) for name in chosen}
 
     def unmeasured(self, config: ProxyConfig) -> tuple[str, ...]:
         """Return the layers that `single` could not measure."""
@@ -193,14 +229,14 @@ class Estimator:
         if reached:
             warnings.warn(f"{unmeasured_text(reached)}.", RankfoldWarning, stacklevel=2)
 
-    def _measure(self, name: str, candidates: Sequence[Candidate], config: ProxyConfig) -> list[float]:
-        memo = (config, name, tuple((c.method, c.ranks) for c in candidates))
+    def _measure(self, name: str, candidates: Sequence[Candidate], config: ProxyConfig, proxy: Measured) -> list[float]:
+        memo = (config, proxy, name, tuple((c.method, c.ranks) for c in candidates))
         if memo not in self._losses:  # the next budget needs the same losses
-            key = self._key(name, candidates, config)
+            key = self._key(name, candidates, config, proxy)
             losses = self._lookup(key, len(candidates))
             if losses is None:
-                proxy = self._fisher(config) if self.proxy(config) == "fisher" else self._network(config)
-                losses = self._run(proxy, name, candidates, key)
+                judge = self._fisher(config) if proxy == "fisher" else self._network(config)
+                losses = self._run(judge, name, candidates, key)
             self._losses[memo] = losses
         return self._losses[memo]
 
@@ -239,7 +275,7 @@ class Estimator:
         losses: dict[str, list[float]] = {}
         missing: dict[str, dict[str, Any] | None] = {}
         for name in own_share(list(neighbours)):
-            key = self._key(name, neighbours[name], config, selection)
+            key = self._key(name, neighbours[name], config, "network", selection)
             stored = self._lookup(key, len(neighbours[name]))
             if stored is None:
                 missing[name] = key
@@ -315,6 +351,7 @@ class Estimator:
         name: str,
         candidates: Sequence[Candidate | None],
         config: ProxyConfig,
+        proxy: Measured,
         selection: Mapping[str, Candidate | None] | None = None,
     ) -> dict[str, Any] | None:
         """Return everything that the losses of a layer's candidates depend on, under a selection for other layers.
@@ -326,7 +363,7 @@ class Estimator:
             return None
         key: dict[str, Any] = {
             "model": self._model_hash, "layer": name, "candidates": [_described(c) for c in candidates],
-            "moments": self._moments_hash(name), "data": data, "proxy": self.proxy(config), "taps": list(config.taps),
+            "moments": self._moments_hash(name), "data": data, "proxy": proxy, "taps": list(config.taps),
             "versions": [__version__, str(torch.__version__)],
         }  # fmt: skip
         if selection is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold._config import spelled
 from rankfold._progress import track
 from rankfold._tensors import float_tensors, model_device, to_device
-from rankfold.batches import split_batch
+from rankfold.batches import batch_size, pieces, split_batch
 from rankfold.candidates.outputs import check_comparable, check_taps, modules_of, nothing_put_out, tapped
 from rankfold.errors import ModelError
 from rankfold.inventory import layer_weight, run_batch, stored_weight, undisturbed
@@ -31,8 +31,8 @@ HELD = 2**29
 
 def _otherwise() -> str:
     """Return what to do if outputs cannot be differentiated."""
-    others = f"{spelled('proxy', 'network')} and {spelled('proxy', 'output')} need no gradients"
-    return f"{others}. Alternatively, compare the outputs of other modules ({spelled('taps', ...)})."
+    other = f"{spelled('proxy', 'network')} needs no gradients"
+    return f"{other}. Alternatively, compare the outputs of other modules ({spelled('taps', ...)})."
 
 
 class FisherProxy:
@@ -42,7 +42,8 @@ class FisherProxy:
     form of the Gauss-Newton matrix (for a squared loss, the Fisher matrix). For random signs v of the shape of the
     outputs it is the mean of (v^T J d)^2 (Hutchinson 1990), and one backward pass yields v^T J for all layers: all
     candidates of all layers share a few gradients. Signs of different samples are independent, so that cross terms
-    vanish in the mean and no gradients per sample are needed.
+    vanish in the mean and no gradients per sample are needed. Each gradient is taken over a few samples only, so that
+    one forward and one backward pass over the data yield all of them.
 
     All output tensors have the same weight, as in `rankfold.candidates.network.NetworkProxy`, to which this proxy is
     equal for small changes. A tensor of zeros counts as unchanged, and infinite outputs, such as masked scores, are
@@ -59,7 +60,7 @@ class FisherProxy:
     taps : sequence of str
         Modules whose outputs are compared; by default the network's outputs.
     draws : int
-        Number of gradients over all batches, at least one per batch.
+        Number of gradients, at least one per batch.
     held : int
         Bytes of gradients held at once.
     seed : int
@@ -86,9 +87,12 @@ class FisherProxy:
     ) -> None:
         self.work = bake_weights_(copy_model(model)).requires_grad_(False)
         self.batches = batches
+        inputs = [split_batch(batch)[0] for batch in batches]
+        size = max(1, sum(map(batch_size, inputs)) // draws)
+        self.pieces = [piece for whole in inputs for piece in pieces(whole, size)]
         self.layers = {layer.name: layer for layer in layers}
         self.taps = taps
-        self.draws = max(1, -(-draws // len(batches)))
+        self.draws = max(1, -(-draws // len(self.pieces)))
         self.held = held
         self.seed = seed
         self._energies: list[float] = []
@@ -120,7 +124,7 @@ class FisherProxy:
 
     def _bytes(self, layer: LayerInfo) -> int:
         weight = layer_weight(self.work, layer.name)
-        return self.draws * len(self.batches) * weight.numel() * _precise(weight.dtype).itemsize
+        return self.draws * len(self.pieces) * weight.numel() * _precise(weight.dtype).itemsize
 
     def _group(self, layer: LayerInfo) -> list[LayerInfo]:
         """Return a layer and as many of those after it as can be held together."""
@@ -142,7 +146,7 @@ class FisherProxy:
         matrices: dict[str, Tensor] = {}
         for layer in layers:
             weight = layer_weight(self.work, layer.name)
-            shape = (self.draws * len(self.batches), weight.numel())
+            shape = (self.draws * len(self.pieces), weight.numel())
             matrices[layer.name] = torch.empty(shape, dtype=_precise(weight.dtype), device=weight.device)
 
         def keep(row: int, gradients: Sequence[Tensor]) -> None:
@@ -168,12 +172,12 @@ class FisherProxy:
         scale = (largest * len(energies) * self.draws) ** -0.5
         generator = torch.Generator().manual_seed(self.seed)
         places = [stored_weight(self.work, layer.name) for layer in layers]
-        for number, batch in enumerate(track(self.batches, "computing gradients")):
+        for number, piece in enumerate(track(self.pieces, "computing gradients")):
             with undisturbed(self.work), _wanting_gradients([leaf for leaf, _ in places]):
-                outputs, called = self._outputs(batch, f"calibration batch {number + 1}", layers)
+                outputs, called = self._outputs(piece, "the calibration samples", layers)
                 # Masked scores are ignored: their sign is 0.
                 scales = [(t.detach().abs() < MASKED).to(t.dtype) * f for t, f in zip(outputs, factors, strict=True)]
-                for draw in track(range(self.draws), f"gradients of calibration batch {number + 1}"):
+                for draw in range(self.draws):
                     signs = [weights * _signs(t, generator) for t, weights in zip(outputs, scales, strict=True)]
                     gradients = self._backward(outputs, signs, [leaf for leaf, _ in places], draw + 1 < self.draws)
                     for layer, gradient in zip(layers, gradients, strict=True):
@@ -204,7 +208,7 @@ class FisherProxy:
             what = f"calibration batch {number}"
             leaves = [stored_weight(self.work, name)[0] for name in self.layers] if number == 1 else []
             with undisturbed(self.work), _wanting_gradients(leaves):
-                outputs, _ = self._outputs(batch, what)
+                outputs, _ = self._outputs(split_batch(batch)[0], what)
                 if number == 1 and not any(t.requires_grad for t in outputs):
                     raise ModelError(
                         f"{spelled('proxy', 'fisher')} needs gradients, but no output of the network is a "
@@ -222,9 +226,9 @@ class FisherProxy:
             totals = [a + b for a, b in zip(totals, energies, strict=True)]
         return totals
 
-    def _outputs(self, batch: Any, what: str, layers: Sequence[LayerInfo] = ()) -> tuple[list[Tensor], set[str]]:
+    def _outputs(self, inputs: Any, what: str, layers: Sequence[LayerInfo] = ()) -> tuple[list[Tensor], set[str]]:
         """Return the compared tensors, and which of some layers ran."""
-        inputs = to_device(split_batch(batch)[0], model_device(self.work))
+        inputs = to_device(inputs, model_device(self.work))
         called: set[str] = set()
         with tapped(self.work, self.taps) as taken, ExitStack() as hooks:
             for layer in layers:

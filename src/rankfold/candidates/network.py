@@ -36,7 +36,7 @@ large."""
 
 def _comparable() -> str:
     """Return what to do if outputs cannot be compared."""
-    return f"Compare the outputs of other modules ({spelled('taps', ...)}), or use {spelled('proxy', 'output')}."
+    return f"Compare the outputs of other modules ({spelled('taps', ...)}), or use {spelled('proxy', 'weight')}."
 
 
 class NetworkProxy:

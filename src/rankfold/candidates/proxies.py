@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from rankfold._config import is_integer, require
 
-PROXIES = ("auto", "weight", "output", "network", "fisher")
-MEASURED = ("network", "fisher")
-"""The proxies that run the network: they need calibration data."""
+PROXIES = ("auto", "weight", "fisher", "network", "fisher+network")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,16 +15,18 @@ class ProxyConfig:
 
     Parameters
     ----------
-    proxy : {"auto", "weight", "output", "network", "fisher"}
-        The predicted loss of a candidate, added up over layers. "weight" is the relative squared error of the weight,
-        "output" that of the layer's output, from second moments. "network" is the measured error of the network's
-        output if only this layer is replaced, the estimator of CompressNAS (Sah et al. 2026). "fisher" estimates the
-        same error to second order from gradients. "auto" is "network" with calibration data, otherwise "weight".
+    proxy : {"auto", "weight", "fisher", "network", "fisher+network"}
+        The predicted loss of a candidate, added up over layers. "weight" is the relative squared error of the weight.
+        "network" is the measured error of the network's output if only this layer is replaced, the estimator of
+        CompressNAS (Sah et al. 2026). "fisher" estimates the same error to second order from gradients.
+        "fisher+network" is "fisher", corrected by measuring ``points / 2`` candidates per layer. "auto" is
+        "fisher+network" with calibration data ("network" if the network has no gradients), otherwise "weight".
     samples : int or None
-        Number of calibration samples for "network" and "fisher", the first ones of the data. By default
+        Number of calibration samples for the proxies that run the network, the first ones of the data. By default
         between 256 for a small network and 16 for a large one.
     points : int
-        Number of candidates to measure per layer and method; the losses of the others are interpolated.
+        Number of candidates per layer and method for which the proxy is computed; the losses of the others are
+        interpolated.
     taps : tuple of str
         Modules whose outputs are compared instead of the network's outputs.
     """
