@@ -28,6 +28,11 @@ def merged(mine: Mapping[str, V]) -> dict[str, V]:
     return {key: value for part in parts for key, value in part.items()}
 
 
+def slowest(seconds: float) -> float:
+    """Return the largest of all processes' durations, so that they decide alike; all of them must call this."""
+    return max(merged({str(_place()[0]): seconds}).values())
+
+
 def _place() -> tuple[int, int]:
     """Return the rank of this process and the number of processes; initialise the group if they were just launched."""
     distributed = torch.distributed

@@ -104,9 +104,9 @@ class _Loop:
         """Return the progress of the loop and the estimated remaining time."""
         seconds = now - self.start
         text = f"{self.description}: {self.done:,}" + (f" of {self.total:,}" if self.total else "")
-        text += f", {_duration(seconds)}"
+        text += f", {duration(seconds)}"
         if self.total and 0 < self.done <= self.total:
-            text += f", about {_duration(seconds / self.done * (self.total - self.done))} left"
+            text += f", about {duration(seconds / self.done * (self.total - self.done))} left"
         return text
 
 
@@ -161,7 +161,8 @@ def say(text: str) -> None:
         print(f"rankfold: {text}", file=sys.stderr, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a duration in words, such as ``1 min 09 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

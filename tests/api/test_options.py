@@ -88,7 +88,7 @@ CHANGED: dict[str, Any] = {
     "strategy": rf.Energy(keep=0.5), "methods": ["svd", rf.QR(pivoting=False)], "data_aware": False,
     "reconstruct": rf.Sequential(ridge=0.1), "include": nn.Linear, "exclude": "fc*", "keep_first_last": True,
     "overrides": {"0": ("svd", 3), "2": None}, "rank_multiple": 4, "gauge": True, "deploy_dtype": "int8",
-    "cache": Path("kept"), "seed": 9,
+    "cache": Path("kept"), "time_limit": 20.0, "seed": 9,
 }  # fmt: skip
 
 

@@ -39,7 +39,8 @@ def slowly(self, layer, weights):
 
 NetworkProxy.losses = slowly
 data = [torch.randn(8, 10), torch.randn(8, 10)]
-plan = rf.plan(net, data[0][:1], budget="params<=70%", methods="svd", calibration=data, cache=folder / "cache")
+plan = rf.plan(net, data[0][:1], budget="params<=70%", methods="svd", calibration=data, cache=folder / "cache",
+               strategy=rf.CompressNAS(proxy="network", samples=16, points=8))
 plan.save(folder / "plan.json")
 """
 

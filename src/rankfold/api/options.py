@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rankfold import methods, strategies
-from rankfold._config import changed, require, spelled
+from rankfold._config import changed, is_number, require, spelled
 from rankfold._options import SEED, Flag, boolean, check_options, document, integer, option, options_from
 from rankfold.calibration import Sequential
 from rankfold.candidates import DEFAULT_METHODS, resolve_methods
@@ -65,6 +65,10 @@ def _dtype(_name: str, value: Any) -> None:
 
 def _cache(name: str, value: Any) -> None:
     require(value is None or isinstance(value, str | Path), name, value, "a folder, or None")
+
+
+def _time_limit(name: str, value: Any) -> None:
+    require(value is None or (is_number(value) and value > 0), name, value, "a number of seconds above 0, or None")
 
 
 def _reconstruct(_name: str, value: Any) -> None:
@@ -163,6 +167,14 @@ class Search:
         "only what is missing. Measurements on data that cannot be hashed are not cached.",
         check=_cache,
         flag=Flag(kind=str | None, metavar="FOLDER"),
+    )
+    time_limit: float | None = option(
+        300.0,
+        "Seconds that the search may take, by a forecast from one timed forward pass. compressnas chooses proxy, "
+        "samples and points accordingly, unless they are given, and records them in the plan. None (0 on the command "
+        "line) is no limit.",
+        check=_time_limit,
+        flag=Flag(kind=float, metavar="SECONDS", parse=lambda seconds: seconds or None),
     )
     seed: int = option(0, "Random seed.", check=SEED, flag=Flag(kind=int))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold import strategies
+from rankfold import methods, strategies
+from rankfold._config import build_config, config_to_dict
 from rankfold._hashing import state_hash
 from rankfold._options import given
-from rankfold._progress import track
+from rankfold._progress import say, track
 from rankfold._turns import in_grad_turn
 from rankfold._version import __version__
 from rankfold.api.applying import apply_plan
@@ -23,7 +24,8 @@ from rankfold.api.calibrating import calibration_of
 from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_measurable
 from rankfold.api.options import Search, chosen_methods, reconstruction, search_of
 from rankfold.calibration import LayerMoments
-from rankfold.candidates import Estimator, TableConfig, build_table, within_ram
+from rankfold.candidates import Estimator, Forecast, TableConfig, build_table, within_ram
+from rankfold.candidates.cache import Cache
 from rankfold.cost import Pricing, activation_profile
 from rankfold.errors import BudgetError, InfeasibleBudget
 from rankfold.inventory import Spare, export_graph, inspect, layer_weight
@@ -166,8 +168,10 @@ class Planner:
     @functools.cached_property
     def problem(self) -> Problem:
         """The problem of the strategy, without a budget."""
-        search, moments, model = self.search, self.moments, self.model
+        search, model = self.search, self.model
         chosen, method_options = chosen_methods(search.methods or self.strategy.default_methods)
+        self._settle([methods.get(name, method_options.get(name)) for name in chosen])
+        moments = self.moments
         table_config = TableConfig(
             methods=chosen,
             options=method_options,
@@ -201,6 +205,31 @@ class Planner:
         if search.overrides:
             posed = with_overrides(posed, search.overrides)
         return posed
+
+    def _settle(self, factorizations: Sequence[methods.Method]) -> None:
+        """Let the strategy choose its options within the time limit; an interrupted search finds its choice again."""
+        data, limit = self.data, self.search.time_limit
+        if data is None:
+            return
+        stored = None if self.search.cache is None else Cache(self.search.cache)
+        key = {
+            "what": "options within a time limit", "limit": limit, "weights": self._weights_hash,
+            "strategy": [self.strategy.name, config_to_dict(self.strategy)],
+            "options": given(replace(self.search, cache=None)), "versions": [__version__, str(torch.__version__)],
+        } if stored is not None else {}  # fmt: skip
+        known = stored.get(key) if stored is not None else None
+        if isinstance(known, dict):
+            self.strategy = build_config(type(self.strategy), known, owner=f"strategy {self.strategy.name!r}")
+            return
+        forecast = partial(
+            Forecast.of, self.model, self.inventory, data.batches, factorizations, moments=self.search.data_aware
+        )
+        given_strategy = self.strategy
+        self.strategy, text = given_strategy.within(forecast, limit)
+        if text is not None:
+            say(text)
+        if stored is not None and self.strategy != given_strategy:
+            stored.put(key, config_to_dict(self.strategy))
 
     @functools.cached_property
     def workbench(self) -> Workbench:

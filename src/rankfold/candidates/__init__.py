@@ -1,6 +1,7 @@
 """Candidates of each layer, by method and ranks, with cost, error and predicted loss."""
 
 from rankfold.candidates.estimator import Estimator as Estimator
+from rankfold.candidates.forecast import Forecast as Forecast
 from rankfold.candidates.proxies import ProxyConfig as ProxyConfig
 from rankfold.candidates.ram import within_ram as within_ram
 from rankfold.candidates.table import DEFAULT_METHODS as DEFAULT_METHODS

@@ -8,6 +8,9 @@ import numpy as np
 
 from rankfold.records import Candidate
 
+WORST = 1e6
+"""Loss of outputs that overflow or are infinite where the original's are not: that of outputs a thousand times too
+large."""
 _SMALLEST = 1e-9
 _EXACT = 0.02
 """Relative error of a layer below which the network is linear in the change."""
@@ -63,7 +66,7 @@ def corrected(row: Sequence[Candidate], losses: Sequence[float], measured: Mappi
         return list(losses)
     errors, ratios = np.log([error for error, _ in known]), [ratio for _, ratio in known]
     return [
-        loss * float(np.exp(np.interp(np.log(max(c.error, _SMALLEST)), errors, ratios)))
+        min(loss * float(np.exp(np.interp(np.log(max(c.error, _SMALLEST)), errors, ratios))), WORST)
         for c, loss in zip(row, losses, strict=True)
     ]
 

@@ -24,7 +24,7 @@ from rankfold.candidates.curves import anchors, corrected, read_off, representat
 from rankfold.candidates.fisher import FisherProxy
 from rankfold.candidates.network import NetworkProxy, first_samples
 from rankfold.candidates.outputs import check_taps, data_hash
-from rankfold.candidates.proxies import ProxyConfig
+from rankfold.candidates.proxies import MOST_SAMPLES, POINTS, ProxyConfig
 from rankfold.errors import ConfigError, ModelError, RankfoldWarning
 from rankfold.factor.moments import Moments
 from rankfold.inventory import Spare, layer_weight
@@ -36,10 +36,6 @@ Measured = Literal["fisher", "network"]
 Key = tuple[str, Ranks]
 """A candidate of a layer: method and ranks."""
 
-MOST_MACS = 1e13
-"""Default limit of multiply-accumulates for a search: minutes on two cores."""
-FEWEST, MOST = 16, 256
-"""Default minimum and maximum number of samples."""
 TELLING = 1e-3
 """If a candidate with at least this error has no loss, the samples do not depend on the layer."""
 
@@ -138,13 +134,13 @@ class Estimator:
         if self.proxy(config) == "weight":
             rows = self.weight_table().rows
             return {name: {(c.method, c.ranks): c.error**2 for c in row} for name, row in rows.items()}
-        rows = self.table().rows
-        chosen = {name: representatives(row, config.points) for name, row in rows.items()}
+        rows, points = self.table().rows, config.points or POINTS
+        chosen = {name: representatives(row, points) for name, row in rows.items()}
         values = self._representative_losses(rows, chosen, config)
         scales = self._scales(config, rows, values)
         measured = dict[str, dict[int, float]]()
         if self.proxy(config) == "fisher+network":
-            spread = {name: anchors(row, config.points // 2) for name, row in rows.items() if name not in scales}
+            spread = {name: anchors(row, points // 2) for name, row in rows.items() if name not in scales}
             measured = self._losses_of(rows, spread, config, "network")
         out: dict[str, dict[Key, float]] = {}
         for name, row in rows.items():
@@ -178,16 +174,16 @@ class Estimator:
         proxy: Measured,
     ) -> dict[str, dict[int, float]]:
         """Return the losses of the chosen candidates; if one process cannot compute its share, all of them raise."""
-        values, failures = dict[str, list[float]](), dict[str, ModelError]()
+        values, failures = dict[str, list[float]](), dict[str, str]()
         description = "measuring layers" if proxy == "network" else "estimating layers from gradients"
         try:
             for name in track(own_share(list(chosen)), description):
                 values[name] = self._measure(name, [rows[name][i] for i in chosen[name]], config, proxy)
         except ModelError as error:
-            failures["error"] = error
+            failures["error"] = str(error)
         failures, values = merged(failures), merged(values)
         if failures:
-            raise failures["error"]
+            raise ModelError(failures["error"])
         return {name: dict(zip(chosen[name], values[name], strict=True)) for name in chosen}
 
     def unmeasured(self, config: ProxyConfig) -> tuple[str, ...]:
@@ -338,12 +334,7 @@ class Estimator:
 
     def _samples(self, config: ProxyConfig) -> list[Any]:
         if config not in self._batches:
-            count = config.samples
-            if count is None:  # a candidate takes half a pass on average: the part before its layer is cached
-                measured = sum(len(representatives(row, config.points)) for row in self.table().rows.values())
-                per_sample = self.inventory.total.macs / self.inventory.batch * max(measured, 1) / 2
-                count = round(min(max(MOST_MACS / max(per_sample, 1), FEWEST), MOST))
-            self._batches[config] = first_samples(self.batches, count)
+            self._batches[config] = first_samples(self.batches, config.samples or MOST_SAMPLES)
         return self._batches[config]
 
     def _key(

@@ -15,6 +15,7 @@ from rankfold._progress import track
 from rankfold._tensors import model_device, to_device
 from rankfold.batches import batch_size, iterate, leading, split_batch
 from rankfold.calibration.replay import Memory, run_before
+from rankfold.candidates.curves import WORST
 from rankfold.candidates.outputs import check_comparable, check_taps, compared, modules_of, nothing_put_out
 from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory import Spare, layer_weight, undisturbed
@@ -29,9 +30,6 @@ _NO_REPLAY = (
 )
 _REMEMBERED = 2**28
 """Bytes of the original's outputs that are kept for the next layer."""
-_WORST = 1e6
-"""Loss of outputs that overflow or are infinite where the original's are not: that of outputs a thousand times too
-large."""
 
 
 def _comparable() -> str:
@@ -175,10 +173,10 @@ class _Distance:
             sums[1] += energy
 
     def value(self) -> float:
-        """Return the mean of the relative squared distances; overflow counts as `_WORST`."""
+        """Return the mean of the relative squared distances; overflow counts as `WORST`."""
         shares = [distance / energy if energy > 0 else float(distance > 0) for distance, energy in self.sums]
         mean = sum(shares) / len(shares)
-        return min(mean, _WORST) if math.isfinite(mean) else _WORST
+        return min(mean, WORST) if math.isfinite(mean) else WORST
 
 
 def first_samples(batches: Any, samples: int) -> list[Any]:

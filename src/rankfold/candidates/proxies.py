@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from rankfold._config import is_integer, require
 
+POINTS = 8
+"""Default number of candidates per layer and method for which a proxy is computed."""
+MOST_SAMPLES = 256
+"""Default number of samples of a proxy that runs the network, if time allows."""
 PROXIES = ("auto", "weight", "fisher", "network", "fisher+network")
 
 
@@ -22,25 +26,26 @@ class ProxyConfig:
         "fisher+network" is "fisher", corrected by measuring ``points / 2`` candidates per layer. "auto" is
         "fisher+network" with calibration data ("network" if the network has no gradients), otherwise "weight".
     samples : int or None
-        Number of calibration samples for the proxies that run the network, the first ones of the data. By default
-        between 256 for a small network and 16 for a large one.
-    points : int
+        Number of calibration samples for the proxies that run the network, the first ones of the data. By default 256,
+        or as many as the search's `time_limit` allows, at least 16.
+    points : int or None
         Number of candidates per layer and method for which the proxy is computed; the losses of the others are
-        interpolated.
+        interpolated. By default 8, or 4 if the `time_limit` requires it.
     taps : tuple of str
         Modules whose outputs are compared instead of the network's outputs.
     """
 
     proxy: str = "auto"
     samples: int | None = None
-    points: int = 8
+    points: int | None = None
     taps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.proxy in PROXIES, "proxy", self.proxy, f"one of {', '.join(PROXIES)}")
         fine = self.samples is None or (is_integer(self.samples) and self.samples >= 1)
         require(fine, "samples", self.samples, "an integer >= 1, or None")
-        require(is_integer(self.points) and self.points >= 2, "points", self.points, "an integer >= 2")
+        fine = self.points is None or (is_integer(self.points) and self.points >= 2)
+        require(fine, "points", self.points, "an integer >= 2, or None")
         listed = isinstance(self.taps, tuple | list) and all(isinstance(tap, str) for tap in self.taps)
         require(listed, "taps", self.taps, "a list of module names")
         object.__setattr__(self, "taps", tuple(self.taps))

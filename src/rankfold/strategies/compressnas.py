@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from rankfold._config import is_integer, is_number, require
+from rankfold._config import is_integer, is_number, require, spelled
+from rankfold.candidates import Forecast
 from rankfold.candidates.proxies import ProxyConfig
 from rankfold.errors import ConfigError, InfeasibleBudget
 from rankfold.records import Candidate, CandidateTable, Plan, Ranks
@@ -19,6 +20,8 @@ from rankfold.strategies.problem import Problem
 Losses = Mapping[str, Mapping[tuple[str, Ranks], float]]
 Selection = dict[str, Candidate | None]
 
+WORTH_TELLING = 10.0
+"""Seconds from which a search states its time before it starts."""
 NEIGHBOURS = 4
 """Number of candidates on either side of the selected one that a round measures."""
 
@@ -58,6 +61,22 @@ class CompressNAS(ProxyConfig, Strategy):
         """The options of the proxy."""
         return ProxyConfig(**{f.name: getattr(self, f.name) for f in fields(ProxyConfig)})
 
+    def within(self, forecast: Callable[[], Forecast], limit: float | None) -> tuple[Self, str | None]:
+        """Return the strategy with the best samples, points and, if it is "auto", proxy within the limit.
+
+        "auto" remains where it stands for "fisher+network".
+        """
+        if self.proxy == "weight":
+            return self, None
+        chosen, best = forecast().choose(self.proxy_options, limit)
+        proxy = self.proxy if chosen.proxy == best.proxy else chosen.proxy
+        settled = replace(self, proxy=proxy, samples=chosen.samples, points=chosen.points)
+        if chosen.seconds < WORTH_TELLING and chosen == best:
+            return settled, None
+        limited = f", more than {spelled('time_limit', limit)}"
+        text = f"the search takes {chosen}{limited if limit is not None and chosen.seconds > limit else ''}"
+        return settled, text if chosen == best else f"{text}; {best}{limited}"
+
     def plan(self, problem: Problem) -> Plan:
         """Return the plan of least loss within the budget.
 
@@ -95,7 +114,8 @@ class CompressNAS(ProxyConfig, Strategy):
             selection, search["together"] = self._rounds(problem, table, losses, limits, selection)
         reasons = dict.fromkeys(table.rows, "the budget is better spent here") | dict(table.reasons)
         chosen = {name: candidate for name, candidate in selection.items() if candidate is not None}
-        plan = make_plan(problem, self, chosen, reasons=reasons)
+        resolved = replace(self, proxy=search["proxy"])
+        plan = make_plan(problem, resolved, chosen, reasons=reasons)
         return replace(plan, provenance=replace(plan.provenance, search=search))
 
     def _least_params(self, table: CandidateTable, losses: Losses) -> dict[str, int]:

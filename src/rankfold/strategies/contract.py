@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from rankfold._config import Code, config_to_dict, spelled
 from rankfold._registry import Registry
+from rankfold.candidates import Forecast
 from rankfold.errors import ConfigError, InfeasibleBudget
 from rankfold.records import (
     PEAK,
@@ -90,6 +91,18 @@ class Strategy(ABC):
     def needs_by(self, need: Need) -> str:
         """Return the option that brings a need, as the user writes it; empty if the strategy always has it."""
         return ""
+
+    def within(self, forecast: Callable[[], Forecast], limit: float | None) -> tuple[Self, str | None]:
+        """Return the strategy with options that keep a search within `limit` seconds, and a sentence on its time.
+
+        Parameters
+        ----------
+        forecast : callable
+            Times the model and returns the forecast.
+        limit : float or None
+            None for no limit.
+        """
+        return self, None
 
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:

@@ -1,0 +1,175 @@
+"""The time that a search takes, estimated from one timed forward pass, and the options that keep within a limit.
+
+The number of passes that a proxy takes over the samples follows from its options and the layers. One pass is timed; the
+number of passes is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import length_hint
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold._processes import slowest
+from rankfold._progress import duration
+from rankfold._tensors import model_device, to_device
+from rankfold.batches import batch_size, iterate, leading, split_batch
+from rankfold.candidates.fisher import DRAWS, HELD
+from rankfold.candidates.proxies import MOST_SAMPLES, POINTS, ProxyConfig
+from rankfold.inventory import run_batch, undisturbed
+from rankfold.methods import Method
+from rankfold.records import Inventory, LayerInfo
+
+GRID = ((MOST_SAMPLES, POINTS), (128, POINTS), (64, POINTS), (32, POINTS), (16, POINTS), (16, POINTS // 2))
+"""Samples and points that a search chooses from, the best first."""
+CHEAPER = (("fisher", 64, POINTS), ("fisher", 16, POINTS // 2), ("weight", 16, POINTS // 2))
+"""Proxy, samples and points that "auto" chooses from in addition, if none of `GRID` keeps within the limit."""
+TIMED = 16
+"""Samples of the timed pass."""
+FISHER = (3.0, 4.0)
+"""Time of the proxy from gradients in forward passes: once, and for every pass over the samples, which are few at a
+time."""
+REPLAY = 0.25
+"""Time of a measurement in forward passes, in addition to the part of the network from its layer on."""
+PRICED_S = 0.1
+"""Seconds to list and price the candidates of a layer by one method."""
+DECOMPOSED = 100.0
+"""Multiply-accumulates per ``n^3`` in the decompositions of a matrix whose shorter side is n, at the network's rate."""
+GRAM = 0.6
+"""Share of a square Gram matrix that is computed."""
+MOST_PATCH, MOST_POSITIONS = 2304, 1024
+"""The defaults of `rankfold.calibration.collect_moments`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Options of a proxy, and the seconds of a search with them."""
+
+    proxy: str
+    samples: int
+    points: int
+    seconds: float
+
+    def __str__(self) -> str:
+        what = f"proxy {self.proxy}" if self.proxy == "weight" else f"proxy {self.proxy}, {self.samples} samples"
+        return f"about {duration(self.seconds)} with {what}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What a search computes with on one model and machine.
+
+    Parameters
+    ----------
+    sample_s : float
+        Seconds of the network's forward pass per sample.
+    after : tuple of float
+        For each layer, the share of the network's multiply-accumulates from this layer on.
+    params : int
+        Parameters of the layers.
+    prepared_s : float
+        Seconds before the proxy: second moments, and errors and prices of the candidates.
+    methods : tuple of int
+        For each layer, the number of factorizations that support it.
+    """
+
+    sample_s: float
+    after: tuple[float, ...]
+    params: int
+    prepared_s: float
+    methods: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, inventory: Inventory, batches: Iterable[Any], methods: Sequence[Method], *, moments: bool
+    ) -> Forecast:
+        """Time a forward pass and return the forecast; several processes take the slowest one's time.
+
+        Parameters
+        ----------
+        model : Module
+            The original.
+        inventory : Inventory
+            Its layers.
+        batches : iterable
+            Calibration data.
+        methods : sequence of Method
+            The factorizations.
+        moments : bool
+            Whether second moments are collected.
+        """
+        with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator even without shuffling
+            first = split_batch(next(iter(iterate(batches, "calibration"))))[0]
+        sample_s = slowest(time_pass(model, leading(first, TIMED)))
+        layers = [layer for layer in inventory if layer.skip is None]
+        total = max(inventory.total.macs, 1)
+        after, before = list[float](), 0
+        for layer in layers:
+            after.append(1 - before / total)
+            before += inventory.costs[layer.name].macs
+        per_sample = total / max(inventory.batch, 1)
+        fitting = tuple(sum(method.supports(layer) is None for method in methods) for layer in layers)
+        work = sum(n * layer.groups * _short_side(layer) ** 3 for n, layer in zip(fitting, layers, strict=True))
+        prepared_s = PRICED_S * sum(fitting) + DECOMPOSED * work * sample_s / per_sample
+        if moments:
+            count = max(length_hint(batches), 1) * batch_size(first)
+            sums = sum(
+                _gram_macs(layer, inventory.costs[layer.name].macs / max(inventory.batch, 1)) for layer in layers
+            )
+            prepared_s += count * sample_s * (1 + sums / per_sample)
+        params = sum(math.prod(layer.weight_shape) for layer in layers)
+        return cls(sample_s=sample_s, after=tuple(after), params=params, prepared_s=prepared_s, methods=fitting)
+
+    def setting(self, proxy: str, samples: int, points: int) -> Setting:
+        """Return the options with the seconds of a search, from second moments to the table of losses."""
+        passes = 0.0
+        if proxy.startswith("fisher"):
+            once, each = FISHER
+            passes += once + each * math.ceil(DRAWS * 4 * self.params / HELD)
+        if proxy.endswith("network"):
+            for share, number in zip(self.after, self.methods, strict=True):
+                passes += 1 + (points // 2 if proxy == "fisher+network" else points * number) * (share + REPLAY)
+        seconds = self.prepared_s + passes * samples * self.sample_s
+        return Setting(proxy=proxy, samples=samples, points=points, seconds=seconds)
+
+    def choose(self, config: ProxyConfig, limit: float | None) -> tuple[Setting, Setting]:
+        """Return the best setting within a limit in seconds, and the best of all; options that are set are kept.
+
+        If no setting is within the limit, the cheapest is chosen.
+        """
+        automatic = config.proxy == "auto"
+        proxy = "fisher+network" if automatic else config.proxy
+        choices = [(proxy, *pair) for pair in GRID] + (list(CHEAPER) if automatic else [])
+        settings = [self.setting(name, config.samples or n, config.points or p) for name, n, p in choices]
+        within = [setting for setting in settings if limit is None or setting.seconds <= limit]
+        return within[0] if within else min(settings, key=lambda s: s.seconds), settings[0]
+
+
+def time_pass(model: nn.Module, inputs: Any) -> float:
+    """Return the seconds of a forward pass per sample: of the faster of two, because the first may compile."""
+    seconds = list[float]()
+    for _ in range(2):
+        with undisturbed(model):
+            start = time.perf_counter()
+            run_batch(model, to_device(inputs, model_device(model)), "calibration batch 1")
+            seconds.append(time.perf_counter() - start)
+    return max(min(seconds), 1e-6) / max(batch_size(inputs), 1)
+
+
+def _short_side(layer: LayerInfo) -> int:
+    return min(layer.group_out, layer.group_in * layer.kernel_numel)
+
+
+def _gram_macs(layer: LayerInfo, macs: float) -> float:
+    """Return the multiply-accumulates of a layer's second moments per sample, given its own."""
+    positions = min(macs / math.prod(layer.weight_shape), MOST_POSITIONS)
+    sizes = {layer.group_in}
+    if layer.kernel_numel > 1 and layer.group_in * layer.kernel_numel <= MOST_PATCH and not layer.transposed:
+        sizes.add(layer.group_in * layer.kernel_numel)
+    return GRAM * positions * layer.groups * sum(n * n for n in sizes)

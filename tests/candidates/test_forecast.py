@@ -1,0 +1,123 @@
+"""The forecast of a search, and the options that it chooses within a time limit."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rankfold as rf
+from rankfold.candidates import forecast as forecasts
+from rankfold.candidates.forecast import GRID, Forecast, time_pass
+from rankfold.candidates.proxies import ProxyConfig
+from rankfold.errors import ConfigError
+
+FORECAST = Forecast(sample_s=0.01, after=(1.0, 0.5), params=1000, prepared_s=5.0, methods=(3, 1))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 8)).eval()
+
+
+def data() -> list[Tensor]:
+    return [torch.randn(32, 12, generator=torch.Generator().manual_seed(i)) for i in range(12)]
+
+
+def planned(**options: Any) -> rf.Plan:
+    return rf.plan(network(), data()[0][:1], budget="params<=50%", calibration=data(), methods="svd", **options)
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, sample_s: float) -> None:
+    """Let a forward pass seem to take so long."""
+    known = replace(FORECAST, sample_s=sample_s, after=(1.0, 0.6, 0.2), methods=(1, 1, 1))
+    monkeypatch.setattr(Forecast, "of", lambda *args, **kwargs: known)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 0.4)
+
+
+def test_the_passes_of_each_proxy() -> None:
+    assert FORECAST.setting("weight", 256, 8).seconds == 5.0
+    once, each = forecasts.FISHER
+    assert FORECAST.setting("fisher", 100, 8).seconds == pytest.approx(5 + once + each)
+    replayed = sum(1 + 8 * number * (share + forecasts.REPLAY) for share, number in ((1.0, 3), (0.5, 1)))
+    assert FORECAST.setting("network", 100, 8).seconds == pytest.approx(5 + replayed)
+    few = sum(1 + 4 * (share + forecasts.REPLAY) for share in (1.0, 0.5))
+    assert FORECAST.setting("fisher+network", 100, 8).seconds == pytest.approx(5 + once + each + few)
+
+
+def test_the_best_setting_within_the_limit() -> None:
+    whole = [FORECAST.setting("fisher+network", *pair) for pair in GRID]
+    assert [s.seconds for s in whole] == sorted((s.seconds for s in whole), reverse=True)
+    assert FORECAST.choose(ProxyConfig(), None) == (whole[0], whole[0])
+    for better, worse in itertools.pairwise(whole):
+        chosen, best = FORECAST.choose(ProxyConfig(), (better.seconds + worse.seconds) / 2)
+        assert (chosen, best) == (worse, whole[0])
+    assert FORECAST.choose(ProxyConfig(), whole[-1].seconds - 0.1)[0].proxy == "fisher"
+    assert FORECAST.choose(ProxyConfig(), 0.1)[0].proxy == "weight"
+
+
+@pytest.mark.parametrize("proxy", ["network", "fisher", "fisher+network"])
+def test_options_that_are_given_are_kept(proxy: str) -> None:
+    for limit in (None, 6.0, 0.1):
+        chosen, _ = FORECAST.choose(ProxyConfig(proxy=proxy, samples=77, points=5), limit)
+        assert (chosen.proxy, chosen.samples, chosen.points) == (proxy, 77, 5)
+    assert FORECAST.choose(ProxyConfig(proxy=proxy), 0.1)[0].samples == 16
+
+
+def test_a_pass_is_timed() -> None:
+    class Sleeps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            forecasts.time.sleep(0.05)
+            return x
+
+    assert 0.005 <= time_pass(Sleeps(), torch.zeros(10, 2)) < 0.05
+
+
+def test_a_plan_records_what_was_chosen_and_its_options_return_it(
+    slow: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = planned(time_limit=300)
+    config = dict(first.provenance.config)
+    assert (config["proxy"], config["samples"], config["points"]) == ("fisher+network", 32, 8)
+    said = capfd.readouterr().err
+    assert "the search takes about" in said
+    assert "32 samples" in said
+    assert "256 samples, more than time_limit=300" in said
+    machine(monkeypatch, 1e-6)
+    again = planned(strategy=rf.CompressNAS(**config))
+    assert again.layers == first.layers
+    assert again.provenance.config == config
+    assert again.provenance.search == first.provenance.search
+    assert planned().provenance.config["samples"] == 256, "without them, another machine chooses otherwise"
+    assert not capfd.readouterr().err, "short searches say nothing"
+
+
+def test_an_unreachable_limit_takes_the_cheapest_and_says_so(slow: None, capfd: pytest.CaptureFixture[str]) -> None:
+    plan = planned(time_limit=0.01)
+    assert plan.factored
+    assert plan.provenance.config["proxy"] == "weight"
+    assert "with proxy weight, more than time_limit=0.01" in capfd.readouterr().err
+
+
+def test_an_interrupted_search_resumes_with_its_options(
+    slow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = planned(cache=tmp_path)
+    machine(monkeypatch, 1e-6)
+    assert planned(cache=tmp_path) == first
+    assert planned(cache=tmp_path, time_limit=None).provenance.config["samples"] == 256
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan"), True, "5 min"])
+def test_limits_that_are_none(limit: Any) -> None:
+    with pytest.raises(ConfigError, match="time_limit must be a number of seconds above 0, or None"):
+        planned(time_limit=limit)
