@@ -336,14 +336,15 @@ def test_a_layer_that_never_runs_does_no_damage() -> None:
 def test_a_plan_by_fisher(tmp_path: Path) -> None:
     model, batches = convolutional(), batches_of(2, 3, 9, 9)
     options: dict[str, Any] = {"budget": "params<=60%", "calibration": batches, "cache": tmp_path}
-    plan = rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="fisher"), **options)
+    whole: dict[str, Any] = {"samples": 16, "points": 8}  # nothing is left to choose
+    plan = rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="fisher", **whole), **options)
     assert plan.factored
     assert plan.provenance.search["proxy"] == "fisher"
     stored = len(list(tmp_path.iterdir()))
     assert stored == len(inspect(model, batches[0]).compressible)
-    assert rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="fisher"), **options) == plan
+    assert rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="fisher", **whole), **options) == plan
     assert len(list(tmp_path.iterdir())) == stored  # nothing was measured again ...
-    rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="network"), **options)
+    rf.plan(model, batches[0], strategy=rf.CompressNAS(proxy="network", **whole), **options)
     assert len(list(tmp_path.iterdir())) == 2 * stored  # ... except by another proxy
 
 
