@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_every_study_and_its_documents(
     out = tmp_path / "out"
     pairs = run(*command, "--study", "pairs", "--methods", "tucker,tt,svd", "--out", out, "--json").document
     assert [study["name"] for study in pairs["reproduction"]["studies"]] == ["pairs"]
-    others = ("--study", "baselines", "--study", "steps", "--study", "finetuning", "--out", out)
+    others = ("--study", "baselines", "--study", "steps", "--study", "finetuning", "--study", "pruning", "--out", out)
     done = run(*command, *others, "--json").document
     document = Reproduction.load(out / "similarity.json")
     assert document.to_dict() == done["reproduction"] == json.loads(Path(done["files"]["json"]).read_text("utf-8"))
@@ -85,13 +86,15 @@ def test_every_study_and_its_documents(
     names = {name: [trial.name for trial in study.trials] for name, study in studies.items()}
     assert names["pairs"] == ["tucker+svd", "tt+svd", "hybrid", "compressnas"]
     assert names["steps"] == [f"{step} %, {most}" for step in (2, 5, 10) for most in (1, 3, 10)]
-    assert (names["finetuning"], names["baselines"]) == (["one-shot", "iterative"], ["similarity", "vbmf"])
+    assert names["finetuning"] == ["one-shot", "iterative"]
+    assert names["baselines"] == ["similarity", "vbmf", "pruning, l1", "pruning, l2", "pruning, geometric_median"]
+    assert names["pruning"][:2] == ["similarity", "10 % fewer filters"]
     check_sizes(studies, task)
     one_shot, iterative = studies["finetuning"].trials
     assert iterative.seconds["apply"] > one_shot.seconds["apply"]
     assert one_shot.overhead == pytest.approx(sum(one_shot.seconds.values()) - one_shot.seconds["finetune"])
     assert studies["finetuning"].epoch_seconds is not None
-    assert "pruning" in studies["baselines"].notes[0]
+    check_pruning(studies["pruning"])
     check_pages(out, document)
 
     # Finished studies are not repeated, whatever their order; with another option they are.
@@ -105,6 +108,18 @@ def test_every_study_and_its_documents(
 
 def stopped(*_: Any, **__: Any) -> Any:
     raise RankfoldError("stopped")
+
+
+def check_pruning(study: Study) -> None:
+    """Fewer filters leave fewer parameters in the convolutions and in the linear layers."""
+    for one, other in pairwise(study.trials):
+        for part in ("model", "conv", "linear"):
+            assert other.parts[part].params < one.parts[part].params
+    last = study.trials[-1]
+    assert last.name == "80 % fewer filters"
+    norm = study.dense["model"].params - study.dense["conv"].params - study.dense["linear"].params
+    left = last.parts["model"].params - last.parts["conv"].params - last.parts["linear"].params
+    assert (norm, left) == (16, 2)  # one of eight channels of the BatchNorm is left
 
 
 def check_sizes(studies: dict[str, Study], task: dict[str, str]) -> None:
@@ -147,7 +162,8 @@ def check_pages(folder: Path, document: Reproduction) -> None:
     for study in document.studies:
         for words in (study.title, study.command, *(trial.name for trial in study.trials)):
             assert words in text
-    assert page.count("<svg") == 4 * 3 + 1, "two parts and the accuracy of each study, and the overhead"
+    charts = len(document.studies) * 3 + 1
+    assert page.count("<svg") == charts, "two parts and the accuracy of each study, and the overhead"
     assert "iterative" in str(document)
 
 

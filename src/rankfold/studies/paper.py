@@ -16,11 +16,11 @@ from rankfold._hashing import state_hash
 from rankfold._progress import track
 from rankfold._version import __version__
 from rankfold.api.compressing import compress
-from rankfold.api.realizing import Result, metric_value
+from rankfold.api.realizing import Result, metric_value, realize
 from rankfold.errors import ConfigError, InfeasibleBudget
 from rankfold.evaluation import Metric, evaluate
 from rankfold.inventory import inspect
-from rankfold.records import Budget, Cost, Inventory
+from rankfold.records import Budget, Cost, Inventory, Plan
 from rankfold.reporting import MetricValue
 from rankfold.reporting.studies import Amounts, Reproduction, Study, Trial
 from rankfold.reporting.studies.record import MODEL, PARTS
@@ -105,6 +105,13 @@ class Setup:
         }  # fmt: skip
         return compress(self.model, self.example_input, strategy=strategy, **{**shared, **options})
 
+    def realize(self, plan: Plan) -> Result:
+        """Carry out a plan on the model, and fine-tune it."""
+        return realize(
+            self.model, self.example_input, plan, calibration=self.calibration, evaluate=self.metric,
+            finetune=self.recipe,
+        )  # fmt: skip
+
     def parts(self, costs: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Amounts]:
         """Return the sizes of the model and its parts; `costs` has the parameters and MACs of changed layers."""
         dense = self.inventory.costs
@@ -121,6 +128,8 @@ class Setup:
         """Return a result as a row of a study."""
         report, metric = result.report, result.report.metrics[0]
         parts = self.parts({row.name: (row.after.params, row.after.macs) for row in report.layers})
+        # Other modules become smaller with the channels around them, too.
+        parts[MODEL] = Amounts(params=report.after.params, macs=report.after.macs)
         return Trial(name=name, parts=parts, metric=metric.final, drop=metric.drop or 0.0, seconds=report.timings)
 
     def runs(self, result: Result) -> Iterator[Trial]:

@@ -8,16 +8,22 @@ from functools import partial
 from itertools import product
 from typing import cast
 
+from rankfold import methods
+from rankfold.api.planning import plan
 from rankfold.candidates import DEFAULT_PAIR
-from rankfold.records import ACCURACY, Bound, Budget
+from rankfold.cost import Pricing
+from rankfold.records import ACCURACY, Bound, Budget, Narrowing, Plan
 from rankfold.reporting import words
 from rankfold.reporting.studies import Study, Trial
-from rankfold.strategies import Similarity
+from rankfold.strategies import Prune, Similarity
 from rankfold.studies.paper import Paper, Setup
 from rankfold.tune import finetune
 
 METHODS = ("tucker", "cp", "tt", "svd", "qr", "ttm")
 STEP_SIZES, MAX_SOL = (0.02, 0.05, 0.1), (1, 3, 10)
+CRITERIA = ("l1", "l2", "geometric_median")
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""Of the filters of the last convolution."""
 
 
 def pairs(setup: Setup) -> Study:
@@ -81,7 +87,7 @@ def finetuning(setup: Setup) -> Study:
 
 
 def baselines(setup: Setup) -> Study:
-    """Compare with other ways to select ranks for the same layers (Fig. 15)."""
+    """Compare with other ways to select ranks for the same layers, and with filter pruning (Fig. 15)."""
 
     def trials() -> Iterator[Trial]:
         result = setup.compress(_strategy(setup, step_size=0.05, max_sol=3), methods=DEFAULT_PAIR)
@@ -90,12 +96,62 @@ def baselines(setup: Setup) -> Study:
         targets = list(result.report.rounds[0].settings)
         yield setup.trial("vbmf", setup.compress("vbmf", methods=DEFAULT_PAIR, include=targets))
 
+    def pruned(criterion: str) -> Iterator[Trial]:
+        bound = Bound(resource=ACCURACY, value=setup.drop, relative=False)
+        yield setup.trial(f"pruning, {criterion}", setup.compress(Prune(criterion=criterion), budget=Budget((bound,))))
+
     return setup.study(
         "baselines",
-        "Baselines with the same target layers and fine-tuning (Fig. 15)",
-        {"similarity": trials},
-        notes=["Filter pruning, the other baseline of the paper, is not available in rankfold."],
+        "Baselines with the same fine-tuning (Fig. 15)",
+        {"similarity": trials, **{f"pruning, {criterion}": partial(pruned, criterion) for criterion in CRITERIA}},
+        notes=[
+            "vbmf: the layers of similarity. Pruning: one share of the filters of all convolutions and of the neurons "
+            "of all linear layers, the largest within the drop."
+        ],
     )
+
+
+def pruning(setup: Setup) -> Study:
+    """Remove filters of the last convolution of the factored network (Fig. 16).
+
+    They are also the inputs of the first linear layer. Each network is factored by the plan of ``similarity``, with
+    ranks lowered to what the narrow layers have, and fine-tuned.
+    """
+    shares = {f"{words.percent(share)} fewer filters": share for share in SHARES}
+    found: list[Plan] = []
+    tried = [Narrowing()]
+
+    def factored() -> Iterator[Trial]:
+        result = setup.compress(_strategy(setup, step_size=0.05, max_sol=3), methods=DEFAULT_PAIR)
+        found.append(result.plan)
+        for row in setup.runs(result):
+            yield replace(row, name="similarity")
+
+    def narrow(name: str, share: float) -> Iterator[Trial]:
+        last = [layer.name for layer in setup.inventory if layer.kind == "conv"][-1]
+        strategy = Prune(ratio={last: share}, criterion="l2")
+        narrowing = plan(setup.model, setup.example_input, strategy=strategy).narrowing
+        if narrowing not in tried:  # few filters have few shares
+            tried.append(narrowing)
+            yield setup.trial(name, setup.realize(_narrowed(setup, found[0], narrowing)))
+
+    return setup.study(
+        "pruning",
+        "Filter pruning of the last convolution, after factorization (Fig. 16)",
+        {"similarity": factored, **{name: partial(narrow, name, share) for name, share in shares.items()}},
+        notes=["The filters of the smallest norm are removed, and with them inputs of the next layer."],
+    )
+
+
+def _narrowed(setup: Setup, chosen: Plan, narrowing: Narrowing) -> Plan:
+    """Return a plan with a narrowing, and ranks that are possible in the narrow layers."""
+    narrow = Pricing.of(setup.inventory).narrowed(narrowing).inventory
+    layers = {
+        name: replace(choice, ranks=tuple(map(min, choice.ranks, most)))
+        for name, choice in chosen.factored.items()
+        for most in [methods.get(choice.method or "", choice.options).max_ranks(narrow.layer(name))]
+    }
+    return replace(chosen.override(layers), narrowing=narrowing)
 
 
 def _similar(setup: Setup, methods: tuple[str, ...], **options: object) -> Iterator[Trial]:
@@ -114,5 +170,5 @@ PAPER = Paper(
     network="lenet5_mnist5k",
     weights="bundled",
     data="mnist5k",
-    studies={study.__name__: study for study in (pairs, steps, finetuning, baselines)},
+    studies={study.__name__: study for study in (pairs, steps, finetuning, baselines, pruning)},
 )
