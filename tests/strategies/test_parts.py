@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold import strategies
+from rankfold.api.family import folder_name
 from rankfold.candidates import TableConfig, build_table
 from rankfold.cost import Pricing
 from rankfold.errors import BudgetError, InfeasibleBudget, NoMatchingLayer, UnknownNameError
@@ -294,3 +295,10 @@ def test_ranks_set_by_hand_are_checked_against_parts() -> None:
     with pytest.raises(InfeasibleBudget, match="set by hand exceed") as caught:
         rf.plan(net, X, budget="params(encoder)<=60%, params<=99%", strategy=by_hand)
     assert [row[0] for row in caught.value.rows] == ["params(encoder)"]
+
+
+def test_folders_of_different_parts_have_different_names() -> None:
+    budgets = ["params(a*)<=50%", "params(a?)<=50%", "params(a)<=50%", "params(a[12])<=50%", "params(a12)<=50%"]
+    names = [folder_name(str(Budget.parse(budget))) for budget in budgets]
+    assert len(set(names)) == len(names)
+    assert names[0] == "params-a@-50pct"

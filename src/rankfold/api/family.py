@@ -16,8 +16,13 @@ from rankfold.reporting.sweep import SweepPoint
 
 
 def folder_name(budget: str) -> str:
-    """Return a budget as the name of a folder: ``params-25pct-macs-50pct``."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", budget.replace("%", "pct")).strip("-")
+    """Return a budget as the name of a folder: ``params-25pct-macs-50pct``.
+
+    Wildcards of parts are replaced by characters that every file system allows, so that different parts have different
+    names: ``params-conv@-50pct``.
+    """
+    text = budget.replace("%", "pct").translate({ord("*"): "@", ord("?"): "~"})
+    return re.sub(r"[^A-Za-z0-9.@~\[\]!]+", "-", text).strip("-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
