@@ -60,9 +60,14 @@ def main() -> None:
                 continue
             rows.append({**one(name, args.seed, Path(folder)), "commit": _harness.commit()})
             print("  ".join(f"{k}={v}" for k, v in rows[-1].items()), flush=True)
-    known = json.loads(args.out.read_text(encoding="utf-8"))["results"] if args.out.exists() else []
+    print(_harness.save("narrowing", merged(args.out, rows), args))
+
+
+def merged(file: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows, and those of other networks that the result file has: networks may be measured one by one."""
+    known = json.loads(file.read_text(encoding="utf-8"))["results"] if file.exists() else []
     by_name = {row["network"]: row for row in (*known, *rows)}
-    print(_harness.save("narrowing", [by_name[name] for name in NETWORKS if name in by_name], args))
+    return [by_name[name] for name in NETWORKS if name in by_name]
 
 
 def create(name: str, seed: int) -> tuple[nn.Module, Tensor]:
@@ -84,7 +89,20 @@ def create(name: str, seed: int) -> tuple[nn.Module, Tensor]:
     model = getattr(torchvision.models, name)(**options).eval()
     if name.startswith("vit"):
         nn.init.normal_(model.heads.head.weight, std=0.02)  # zero by default, as are then all outputs
-    return model, x
+    return with_statistics(model, size), x
+
+
+def with_statistics(model: nn.Module, size: int) -> nn.Module:
+    """Return a network with the batch statistics of random images, without which deep random networks vanish."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the average over all batches
+        norm.reset_running_stats()
+        norm.train()
+    with torch.no_grad():
+        for _ in range(2 if norms else 0):
+            model(torch.randn(8, 3, size, size))
+    return model.eval()
 
 
 def one(name: str, seed: int, folder: Path) -> dict[str, Any]:

@@ -259,6 +259,29 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         rf.load(tmp_path / "small", narrow)
 
 
+@pytest.mark.parametrize("plan", [plan_for(MODEL), BOTH])
+def test_a_pruned_model_is_saved_as_part_of_another(plan: Plan, tmp_path: Path) -> None:
+    whole = nn.Sequential(rf.apply(MODEL, plan), nn.Linear(5, 2))
+    rf.save(whole, tmp_path / "whole")
+    loaded = rf.load(tmp_path / "whole", nn.Sequential(network(1), nn.Linear(5, 2)))
+    torch.testing.assert_close(loaded(X), whole(X), rtol=0, atol=0)
+
+
+class Pretrained(nn.Sequential):
+    """A model with a method of transformers."""
+
+    def save_pretrained(self, folder: str) -> None:
+        raise AssertionError(folder)
+
+
+def test_save_pretrained_is_refused() -> None:
+    model = Pretrained(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    narrowing = rf.channel_groups(model, X).narrowing({"0": [1]})
+    small = rf.apply(model, plan_for(model, narrowing))
+    with pytest.raises(ModelError, match="save_pretrained would write weights"):
+        small.save_pretrained("folder")  # type: ignore[operator]
+
+
 def test_ranks_are_those_of_the_narrowed_layers() -> None:
     with pytest.raises(rf.RankfoldError, match="18"):
         rf.apply(MODEL, plan_for(MODEL, fc=Choice(method="svd", ranks=(19,))))

@@ -238,14 +238,15 @@ def outer_plan(done: Plan, plan: Plan) -> Plan:
 def remember_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Store the plan on a model for `plan_of`, disable other libraries' ways to save it, and return it."""
     object.__setattr__(model, _PLAN, plan)
-    refuse_save_pretrained_(model)
+    refuse_save_pretrained_(model, plan.narrowing)
     return model
 
 
 def plan_of(model: nn.Module) -> Plan:
     """Return the plan that was applied to a model.
 
-    If the model has since been wrapped or made part of another one, the choices are those of its factored layers.
+    If the model has since been wrapped or made part of another one, the choices are those of its factored layers, and
+    the removed channels those of the plans of its parts.
 
     Raises
     ------
@@ -256,14 +257,25 @@ def plan_of(model: nn.Module) -> Plan:
     plan = getattr(model, _PLAN, None)
     if isinstance(plan, Plan) and set(plan.factored) <= set(factored):
         return plan
-    if not factored:
+    parts = {
+        f"{path}.": part
+        for path, module in model.named_modules()
+        if path and isinstance(part := vars(module).get(_PLAN), Plan) and part.narrowing
+    }
+    if not factored and not parts:
         raise RankfoldError("the model has no factored layers; apply a plan first.")
     first: dict[tuple[int, ...], str] = {}  # tied layers share their factors and one choice
     for name, module in factored.items():
         first.setdefault(factors_key(module), name)
     factored = {name: factored[name] for name in first.values()}
+    prints = {name: module.info.fingerprint for name, module in factored.items()}
+    prints |= {prefix + name: text for prefix, part in parts.items() for name, text in part.fingerprint.items()}
+    kept = {prefix + name: choice for prefix, part in parts.items() for name, choice in part.layers.items()}
     return Plan(
-        layers={name: module.choice for name, module in factored.items()},
-        fingerprint={name: module.info.fingerprint for name, module in factored.items()},
+        layers=kept | {name: module.choice for name, module in factored.items()},
+        fingerprint=prints,
+        narrowing=Narrowing(
+            tuple(group for prefix, part in parts.items() for group in part.narrowing.prefixed(prefix))
+        ),
         provenance=plan.provenance if isinstance(plan, Plan) else Provenance(strategy="unknown"),
     )

@@ -8,22 +8,25 @@ from typing import Any
 from torch import nn
 
 from rankfold.errors import ModelError
+from rankfold.records import Narrowing
 from rankfold.surgery.factored import Factored
 
 _METHODS = ("save_pretrained", "push_to_hub")
 
 
-def refuse_save_pretrained_(model: nn.Module) -> None:
-    """Make ``save_pretrained`` and ``push_to_hub`` raise, on every module instance that contains factors.
+def refuse_save_pretrained_(model: nn.Module, narrowing: Narrowing) -> None:
+    """Make ``save_pretrained`` and ``push_to_hub`` raise, on modules that contain factors or have lost channels.
 
     With these methods of transformers, diffusers, PEFT and others, and with the ``Trainer`` that calls them,
     ``from_pretrained`` would build the dense architecture again and fill the factored weights with random numbers,
     with only a warning.
     """
-    for module in model.modules():
+    narrowed = {name for group in narrowing for name in (axis.name for axis in group.axes)}
+    for path, module in model.named_modules():
         # Look at the class, because wrappers forward the attributes of the wrapped module.
         methods = [name for name in _METHODS if callable(getattr(type(module), name, None))]
-        if methods and any(isinstance(part, Factored) for part in module.modules()):
+        inside = any(not path or name.startswith(f"{path}.") for name in narrowed)
+        if methods and (inside or any(isinstance(part, Factored) for part in module.modules())):
             for name in methods:
                 vars(module)[name] = Refusal(type(module).__name__, name, stripped=False)
 
@@ -55,7 +58,7 @@ class Refusal:
         """Raise `ModelError`."""
         raise ModelError(
             f"{self.model}.{self.method} would write weights that from_pretrained cannot load: this model was "
-            f"compressed, and {self.model}.from_pretrained would fill the factored layers with random numbers. "
+            f"compressed, and {self.model}.from_pretrained would build the original layers again. "
             + (
                 "Save the model with rankfold.save before stripping it, or its state_dict with torch.save."
                 if self.stripped
