@@ -39,6 +39,24 @@ def test_inspect_says_why_a_layer_is_kept(run: Run) -> None:
     assert all(layer["reason"] for layer in found["layers"] if not layer["compressible"])
 
 
+def test_inspect_a_part(run: Run, invoke: Run) -> None:
+    found = run("inspect", "lenet5_mnist5k", "--part", "fc[12]", "--json").document
+    assert [row["name"] for row in found["layers"]] == ["fc1", "fc2"]
+    assert found["total"]["params"] == sum(row["params"] for row in found["layers"]) == 48_120 + 10_164
+    missing = invoke("inspect", "lenet5_mnist5k", "--part", "fx1")
+    assert missing.code == 2
+    assert "Close matches: 'fc1'" in missing.err
+
+
+def test_a_budget_of_a_part(run: Run, tmp_path: Path) -> None:
+    bounds = ("--budget", "params(fc*)<=30%", "--budget", "macs(conv*)<=60%", "--budget", "params<=40%")
+    run("plan", "lenet5_mnist5k", "--weights", "bundled", *bounds, "--out", tmp_path / "plan.json")
+    shown = run("apply", "lenet5_mnist5k", "--weights", "bundled", "--plan", tmp_path / "plan.json", "--out",
+                tmp_path / "out").out  # fmt: skip
+    for bound in ("params(fc*) ≤ 30 %  met", "macs(conv*) ≤ 60 %  met", "params ≤ 40 %       met"):
+        assert bound in shown
+
+
 def test_inspect_quietly_is_one_line(run: Run) -> None:
     assert run("inspect", "lenet5_mnist5k", "-q").out.count("\n") == 1
 
