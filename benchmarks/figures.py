@@ -112,9 +112,9 @@ def of_rene(results: dict[str, Any], kind: str) -> list[dict[str, Any]]:
         return [
             {
                 "network, method": name,
-                "seconds": row["seconds"],
-                "CPU seconds": row["cpu_s"],
-                "load of the machine": row["load"],
+                "seconds": f"{row['seconds']:g}",
+                "CPU seconds": f"{row['cpu_s']:g}",
+                "load of the machine": f"{row['load']:g}",
                 "peak memory, MiB": row["peak_mib"],
                 "parameters gone": f"{row['params_removed']:.1%}",
                 "MACs gone": f"{row['macs_removed']:.1%}",
@@ -130,7 +130,7 @@ def of_rene(results: dict[str, Any], kind: str) -> list[dict[str, Any]]:
             "MACs gone": f"{row['macs_removed']:.1%}",
             "top-1, weights": f"{row['weights']:.2%}",
             "top-1, sequential": f"{row['sequential']:.2%}",
-            "seconds of the plan": row["plan_s"],
+            "seconds of the plan": f"{row['plan_s']:g}",
         }
         for row in results["accuracy"]
     ]
