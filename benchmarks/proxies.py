@@ -44,7 +44,7 @@ from rankfold.strategies.contract import make_plan
 from rankfold.surgery import apply_plan_, copy_model
 
 METHODS = ("svd", "tucker", "spatial_svd", "tt")
-PROXIES = ("weight", "output", "network", "fisher")
+PROXIES = ("weight", "network", "fisher", "fisher+network")
 WHOLE = {"kl": "KL of the whole network", "mse": "MSE of the whole network"}
 SPREAD = (0.05, 0.5)
 BATCH, CHUNK = 250, 1000

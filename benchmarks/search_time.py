@@ -47,7 +47,7 @@ def of_resnet18(args: Any) -> dict[str, Any]:
     model = rf.zoo.create("torchvision/resnet18", seed=args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     images = [torch.randn(16, 3, 224, 224, generator=generator) for _ in range(1 if args.smoke else 4)]
-    return measure("resnet18 at 224x224", model, images[0][:1], images, "output", args)
+    return measure("resnet18 at 224x224", model, images[0][:1], images, "weight", args)
 
 
 def of_resnet20(data: Path, args: Any) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def of_resnet20(data: Path, args: Any) -> dict[str, Any]:
     spec, entry = f"cifar10:{data / 'cifar10'}", rf.zoo.entry(network)
     limit = 64 if args.smoke else 1024
     images = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=limit, seed=args.seed))
-    return measure("ResNet-20, CIFAR-10", model, rf.zoo.example_input(network), images, "network", args)
+    return measure("ResNet-20, CIFAR-10", model, rf.zoo.example_input(network), images, "fisher+network", args)
 
 
 def measure(name: str, model: nn.Module, example: Any, images: list[Any], proxy: str, args: Any) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def measure(name: str, model: nn.Module, example: Any, images: list[Any], proxy:
         "naive loop, measured, s": "–",
         "naive loop, all, s": "–",
     }
-    if proxy == "network":
+    if proxy != "weight":
         shown, seen = 0, []
         for batch in images:
             if shown < 256:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DELAY_S = 2.0  # delay before a bar appears
+DELAY_S = 1.0  # delay before a bar appears
 LINE_S = 60.0  # interval of lines, if there are no bars
 
 _clock = time.monotonic
