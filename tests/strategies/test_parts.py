@@ -184,7 +184,7 @@ class _Errors:
 
     def proxy(self, config: object) -> str:
         del config
-        return "errors"
+        return "weight"
 
     def single(self, config: object) -> dict[str, dict[tuple[str, tuple[int, ...]], float]]:
         del config
