@@ -8,13 +8,16 @@ from typing import Any, Self
 
 import numpy as np
 
+from rankfold import criteria
 from rankfold._config import is_integer, is_number, require, spelled
-from rankfold.candidates import Forecast
+from rankfold.candidates import Estimator, Forecast
 from rankfold.candidates.proxies import ProxyConfig
 from rankfold.errors import ConfigError, InfeasibleBudget
-from rankfold.records import Candidate, CandidateTable, Plan, Ranks
+from rankfold.records import PEAK, Candidate, CandidateTable, Plan, Ranks
 from rankfold.strategies._knapsack import Options, Solution, solve
+from rankfold.strategies.channels import Channels
 from rankfold.strategies.contract import Strategy, check_reachable, make_plan, registry
+from rankfold.strategies.joint import JointSearch
 from rankfold.strategies.problem import Problem
 
 Losses = Mapping[str, Mapping[tuple[str, Ranks], float]]
@@ -44,17 +47,29 @@ class CompressNAS(ProxyConfig, Strategy):
         to the original's. Needs calibration data.
     tolerance : float
         Without a budget, the plan has the fewest parameters with at most this predicted loss.
+    widths : tuple of float
+        Shares of the channels that each channel group may keep instead of all, such as ``(0.75, 0.5)``. Pruning,
+        factoring and keeping layers then compete for one budget (`rankfold.strategies.joint`). Needs a budget.
+    criterion : str
+        Name of the criterion that selects the channels (`rankfold.criteria`).
     """
 
     name = "compressnas"
 
     rounds: int = 0
     tolerance: float = 0.01
+    widths: tuple[float, ...] = ()
+    criterion: str = "pabs"
 
     def __post_init__(self) -> None:
         ProxyConfig.__post_init__(self)
         require(is_integer(self.rounds) and self.rounds >= 0, "rounds", self.rounds, "an integer >= 0")
         require(is_number(self.tolerance) and self.tolerance > 0, "tolerance", self.tolerance, "a number above 0")
+        good = isinstance(self.widths, tuple) and all(is_number(w) and 0 < w < 1 for w in self.widths)
+        require(good, "widths", self.widths, "shares of the channels between 0 and 1")
+        criteria.get(self.criterion)
+        if self.widths and self.rounds:
+            raise ConfigError(f"{spelled('rounds')} cannot be combined with {spelled('widths')}. Use one of them.")
 
     @property
     def proxy_options(self) -> ProxyConfig:
@@ -92,6 +107,8 @@ class CompressNAS(ProxyConfig, Strategy):
                 "strategy 'compressnas' needs an estimator of candidates. Use rankfold.plan or rankfold.compress."
             )
         problem.estimator.check(self.proxy_options, together=self.rounds > 0)
+        if self.widths:
+            return self._joint(problem, problem.estimator)
         table = problem.table()
         check_reachable(problem, table)
         losses = problem.estimator.single(self.proxy_options)
@@ -117,6 +134,23 @@ class CompressNAS(ProxyConfig, Strategy):
         resolved = replace(self, proxy=search["proxy"])
         plan = make_plan(problem, resolved, chosen, reasons=reasons)
         return replace(plan, provenance=replace(plan.provenance, search=search))
+
+    def _joint(self, problem: Problem, estimator: Estimator) -> Plan:
+        """Return the plan of least loss with some widths."""
+        if problem.budget is None or problem.budget.get(PEAK):
+            wanted = "a budget" if problem.budget is None else "a budget without ram"
+            raise ConfigError(f"{spelled('widths')} of strategy 'compressnas' needs {wanted}, such as \"params<=50%\".")
+        channels = Channels(problem, criteria.get(self.criterion), 1)
+        search = JointSearch(
+            problem, channels, [1 - width for width in self.widths], estimator.single(self.proxy_options)
+        )
+        best = search.solve(_limits(problem, problem.table()))
+        reasons = dict.fromkeys((layer.name for layer in problem.inventory), "the budget is better spent elsewhere")
+        reasons |= {layer.name: layer.skip for layer in problem.inventory if layer.skip is not None}
+        found = {"proxy": estimator.proxy(self.proxy_options), "predicted_loss": best.loss, "bound": best.bound}
+        resolved = replace(self, proxy=estimator.proxy(self.proxy_options))
+        plan = make_plan(problem, resolved, best.chosen, reasons=reasons, narrowing=best.narrowing)
+        return replace(plan, provenance=replace(plan.provenance, search=found))
 
     def _least_params(self, table: CandidateTable, losses: Losses) -> dict[str, int]:
         """Return the tightest limit on the parameters with a loss within the tolerance."""
