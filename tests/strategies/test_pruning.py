@@ -96,8 +96,8 @@ def test_the_criterion_and_its_rank_are_used(problem: Problem) -> None:
     for rank in (1, 3):
         scores = rf.criteria.get("pabs").scores(Filters(problem.weight("inner"), layer, rank=rank))
         expected = set(scores.argsort()[:5].tolist())
-        pruned = Prune(ratio={"inner": 0.5}, rank=rank).plan(problem)
-        factored = Norton(ratio={"inner": 0.5}, rank=rank).plan(problem)
+        pruned = Prune(ratio={"inner": 0.5}, rank=rank, criterion="pabs").plan(problem)
+        factored = Norton(ratio={"inner": 0.5}, rank=rank, criterion="pabs").plan(problem)
         assert set(pruned.narrowing.groups[0].removed) == expected
         assert set(factored.narrowing.groups[0].removed) == expected
 

@@ -59,7 +59,7 @@ class CompressNAS(ProxyConfig, Strategy):
     rounds: int = 0
     tolerance: float = 0.01
     widths: tuple[float, ...] = ()
-    criterion: str = "pabs"
+    criterion: str = "l2"
 
     def __post_init__(self) -> None:
         ProxyConfig.__post_init__(self)

@@ -27,7 +27,8 @@ class Prune(Strategy):
         layers keep their channels. With a budget, one share is used, the smallest that meets the budget; it is recorded
         in the plan. If the budget only bounds parts of the model, groups outside of them keep their channels.
     criterion : str
-        Name of the criterion that selects the channels (`rankfold.criteria`).
+        Name of the criterion that selects the channels (`rankfold.criteria`). The default is the most accurate one that
+        was measured (`benchmarks/criteria.py`).
     rank : int
         Rank of the CP decompositions that the criteria ``pabs``, ``csa`` and ``vbd`` compare.
     most : float
@@ -38,7 +39,7 @@ class Prune(Strategy):
     narrows = True
 
     ratio: Any = 0.3
-    criterion: str = "pabs"
+    criterion: str = "l2"
     rank: int = 1
     most: float = 0.9
 
