@@ -145,6 +145,7 @@ class Planner:
             check_measurable(budget, self.strategy.handles)
         self.data = calibration_of(model, calibration, example_input)
         check_needs(self.strategy, {*given, *self._given()})
+        self._choice: tuple[dict[str, Any], dict[str, Any]] | None = None  # options within the time limit
         self.model = model
         self.example_input = example_input
         self.search = search
@@ -189,7 +190,7 @@ class Planner:
             model, self.pricing.inventory, table,
             weight_table=table if moments is None else partial(table, weighted=False),
             batches=None if self.data is None else self.data.batches, moments=moments, cache=search.cache,
-            spare=self.spare,
+            choice=self._choice, spare=self.spare,
         )  # fmt: skip
         posed = Problem(
             pricing=self.pricing,
@@ -228,8 +229,8 @@ class Planner:
         self.strategy, text = given_strategy.within(forecast, limit)
         if text is not None:
             say(text)
-        if stored is not None and self.strategy != given_strategy:
-            stored.put(key, config_to_dict(self.strategy))
+        if self.strategy != given_strategy:
+            self._choice = key, config_to_dict(self.strategy)
 
     @functools.cached_property
     def workbench(self) -> Workbench:

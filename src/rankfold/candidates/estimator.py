@@ -59,6 +59,8 @@ class Estimator:
         Second moments by layer name, for the computation of factors.
     cache : str, Path or None
         Folder for measurements.
+    choice : (mapping, object), optional
+        A key and a value that enter the cache with the first measurement: the options of the search.
     spare : Spare, optional
         A copy of the model to work on; it is restored after use.
 
@@ -78,6 +80,7 @@ class Estimator:
         batches: Iterable[Any] | None,
         moments: Mapping[str, Moments] | None,
         cache: str | Path | None = None,
+        choice: tuple[Mapping[str, Any], Any] | None = None,
         spare: Spare | None = None,
     ) -> None:
         self.model = model
@@ -88,6 +91,7 @@ class Estimator:
         self.batches = batches
         self.moments = moments
         self.cache = None if cache is None else Cache(cache)
+        self._choice = choice
         self.measured = 0
         self._networks: dict[ProxyConfig, NetworkProxy] = {}
         self._fishers: dict[ProxyConfig, FisherProxy] = {}
@@ -249,6 +253,9 @@ class Estimator:
         losses = proxy.losses(self.inventory.layer(name), self._weights(name, candidates))
         self.measured += len(losses)
         if self.cache is not None and key is not None:
+            if self._choice is not None:
+                self.cache.put(*self._choice)
+                self._choice = None
             self.cache.put(key, losses)
         return losses
 

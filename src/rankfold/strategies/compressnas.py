@@ -65,8 +65,9 @@ class CompressNAS(ProxyConfig, Strategy):
         ProxyConfig.__post_init__(self)
         require(is_integer(self.rounds) and self.rounds >= 0, "rounds", self.rounds, "an integer >= 0")
         require(is_number(self.tolerance) and self.tolerance > 0, "tolerance", self.tolerance, "a number above 0")
-        good = isinstance(self.widths, tuple) and all(is_number(w) and 0 < w < 1 for w in self.widths)
+        good = isinstance(self.widths, tuple | list) and all(is_number(w) and 0 < w < 1 for w in self.widths)
         require(good, "widths", self.widths, "shares of the channels between 0 and 1")
+        object.__setattr__(self, "widths", tuple(self.widths))  # plans record a list
         criteria.get(self.criterion)
         if self.widths and self.rounds:
             raise ConfigError(f"{spelled('rounds')} cannot be combined with {spelled('widths')}. Use one of them.")
