@@ -26,7 +26,7 @@ from rankfold._files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torchvision", "timm", "scipy", "tensorly", "ultralytics", "yolov5")
+PACKAGES = ("torchvision", "timm", "scipy", "tensorly", "onnx", "onnxruntime", "onnxscript", "ultralytics", "yolov5")
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
