@@ -40,8 +40,7 @@ def _of_recipe(name: str, kind: Any, more: str = "", **details: Any) -> Flag:
 def budget_flag(text: str, *kinds: str, panel: str = SEARCH) -> Flag:
     """Return the flag of a budget with bounds on resources of these kinds, by default of all kinds."""
     resources = ", ".join(f"{name} ({RESOURCES[name].summary})" for name in resource_names(*kinds))
-    names, text = ("--budget", "-b"), f"{text} Resources: {resources}."
-    text += " A pattern bounds a part, as in params(encoder.*)<=50%."
+    names, text = ("--budget", "-b"), f"{text} params(encoder.*)<=50% bounds a part. Resources: {resources}."
     return Flag(kind=list[str] | None, names=names, metavar="BOUND", panel=panel, help=text)
 
 
