@@ -83,6 +83,10 @@ def updated(text: str) -> str:
             rows = of_rene(records[0]["results"], match[2] or "")
         elif records[0].get("benchmark") == "yolo":
             rows = of_yolo(records[0]["results"])
+        elif records[0].get("benchmark") == "exporting":
+            rows = of_exports(records[0]["results"]["int8"])
+        elif records[0].get("format") == "rankfold-reproduction":
+            rows = of_reproduction(records[0]["studies"])
         else:
             rows = [row for record in records for row in record["results"]]
         return f"{match[1]}\n{render(rows)}\n\n{match[4]}"
@@ -103,6 +107,37 @@ def of_similarity(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             "rounds": row["rounds"],
         }
         for row in results.values()
+    ]
+
+
+def of_reproduction(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each compressed model of each study; an X marks a drop that is larger than allowed."""
+    return [
+        {
+            "study": study["name"],
+            "model": trial["name"],
+            "params": trial["parts"]["model"]["params"],
+            "parameters gone": f"{1 - trial['parts']['model']['params'] / study['dense']['model']['params']:.1%}",
+            "MACs gone": f"{1 - trial['parts']['model']['macs'] / study['dense']['model']['macs']:.1%}",
+            "top1": f"{trial['metric']:.2%}" + (" X" if trial["drop"] > study["allowed"] + 1e-9 else ""),
+            "rounds": trial["rounds"] or "",
+        }
+        for study in studies
+        for trial in study["trials"]
+    ]
+
+
+def of_exports(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each file of a network: its size and its accuracy in ONNX Runtime."""
+    names = {"dense": "original", "float": "compressed", "int8": "compressed, int8"}
+    return [
+        {
+            "file": names[name],
+            "bytes": size,
+            "original / file": f"{result['bytes']['dense'] / size:.2f}",
+            "top1": f"{result['top1'][name]:.2%}",
+        }
+        for name, size in result["bytes"].items()
     ]
 
 
