@@ -247,6 +247,45 @@ def test_int8_computes_products_of_factors_in_int8(tmp_path: Path, monkeypatch: 
         rf.export(small, path, data[0], int8=data)
 
 
+def test_int8_data_is_refused_in_words_of_rankfold(tmp_path: Path) -> None:
+    net, x = nn.Linear(4, 3), torch.randn(2, 4)
+    for data, message in (([], "calibration data is empty"), (x, "put a single batch into a list")):
+        with pytest.raises(DataError, match=message):
+            rf.export(net, tmp_path / "net.onnx", x, int8=data)
+    with pytest.raises(DataError, match="its batches are needed twice"):
+        rf.export(net, tmp_path / "net.onnx", x, int8=iter([x]))
+    with pytest.raises(ConfigError, match="reduce_range only affects int8 files"):
+        rf.export(net, tmp_path / "net.onnx", x, reduce_range=True)
+    assert not list(tmp_path.iterdir())
+    assert rf.export(net, tmp_path / "net.onnx", x, int8=iter([x]), check=[x]).int8 is not None
+
+
+class Classes(nn.Module):
+    """Its outputs are predicted classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).argmax(1)
+
+
+def test_integer_outputs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, path = torch.randn(8, 4), tmp_path / "net.pt2"
+    assert rf.export(Classes(), path, x).difference == 0
+    kind = type(exporters.get("torch-export"))
+    opened = kind.open
+    monkeypatch.setattr(kind, "open", lambda self, file: lambda x: [y + 1 for y in opened(self, file)(x)])
+    with pytest.raises(RankfoldError, match="differ from the model's"):
+        rf.export(Classes(), path, x)
+
+
+def test_a_wrong_example_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot run on the example input, 2x5 float32"):
+        rf.export(nn.Linear(4, 3), tmp_path / "net.pt2", torch.randn(2, 5))
+
+
 def test_int8_of_another_format(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'torch-export' has no int8 version here\. Use 'onnx'"):
         rf.export(nn.Linear(4, 3), tmp_path / "net.pt2", torch.randn(2, 4), int8=[torch.randn(2, 4)])

@@ -20,7 +20,7 @@ from rankfold._turns import in_turn
 from rankfold._version import __version__
 from rankfold.api.realizing import metric_value
 from rankfold.batches import MatchedBatches, batch_size, leading, pieces, split_batch
-from rankfold.errors import DataError, RankfoldError
+from rankfold.errors import ConfigError, DataError, RankfoldError
 from rankfold.evaluation import as_metric
 from rankfold.evaluation import evaluate as measure
 from rankfold.inventory import call_example, check_model, describe, evaluating
@@ -106,10 +106,19 @@ def export(
     limit = (TOLERANCE if int8 is None else INT8_TOLERANCE) if tolerance is None else tolerance
     require(is_number(limit) and limit > 0, "tolerance", tolerance, "a number above 0")
     require(isinstance(dynamic_batch, bool), "dynamic_batch", dynamic_batch, "true or false")
-    require(reduce_range in (True, False, None), "reduce_range", reduce_range, "true, false or None")
+    require(reduce_range is None or isinstance(reduce_range, bool), "reduce_range", reduce_range, "true, false or None")
+    if reduce_range is not None and int8 is None:
+        raise ConfigError(f"{spelled('reduce_range')} only affects int8 files. Set {spelled('int8')}, or remove it.")
+    if int8 is not None and check is None and isinstance(int8, Iterator):
+        raise DataError(
+            "int8 is an iterator, but its batches are needed twice: for calibration, and to compare the outputs. Pass "
+            "a list or a DataLoader, or other batches as check."
+        )
     check_model(model)
     check_writable(path.parent)
     metric = None if evaluate is None else as_metric(evaluate)
+    with evaluating(model):
+        call_example(model, example_input)  # torch.export's own errors about inputs say less
     program = exporters.captured(model, example_input, dynamic_batch=dynamic_batch)
     facts: dict[str, Any] = {}
 
@@ -183,8 +192,13 @@ def _compare(model: nn.Module, runner: exporters.Runner, batches: Iterable[Any])
     samples, worst = 0, 0.0
     for inputs in batches:
         with evaluating(model):
-            reference: list[Tensor] = tensors_of(call_example(model, inputs))
-        distance, energy = squared_distance(runner(inputs), reference)
+            reference = _numbers(tensors_of(call_example(model, inputs)))
+        distance, energy = squared_distance(_numbers(runner(inputs)), reference)
         difference = math.sqrt(distance / energy) if energy > 0 else math.sqrt(distance)
         samples, worst = samples + batch_size(inputs), max(worst, difference)
     return samples, worst
+
+
+def _numbers(outputs: list[Tensor]) -> list[Tensor]:
+    """Return integers and truth values, such as predicted classes, as float32, which can be compared."""
+    return [tensor if tensor.is_floating_point() else tensor.float() for tensor in outputs]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankfold.errors import ModelError
+from rankfold.errors import ModelError, RankfoldError
 from rankfold.exporters.program import quiet
 
 FLOAT_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -79,9 +79,12 @@ def quantize(source: Path, target: Path, feeds: Iterable[Feed], *, reduce_range:
                 str(folded), str(target), Reader(), quant_format=tools.QuantFormat.QOperator, per_channel=True,
                 reduce_range=reduce_range, activation_type=tools.QuantType.QUInt8, weight_type=tools.QuantType.QInt8,
             )  # fmt: skip
+    except RankfoldError:  # about the calibration data, which ONNX Runtime iterates over
+        raise
     except Exception as error:
         raise ModelError(
-            f"the model cannot be quantised. ONNX Runtime raised {type(error).__name__}: {error}\nExport it in float."
+            f"the model cannot be quantised. ONNX Runtime raised {type(error).__name__}: {error}\n"
+            "Export it in float, or check that the calibration data has the form of the example input."
         ) from error
     finally:
         folded.unlink(missing_ok=True)
@@ -89,7 +92,10 @@ def quantize(source: Path, target: Path, feeds: Iterable[Feed], *, reduce_range:
     operators = [(node.op_type, node.output[0]) for node in graph.graph.node]
     done = sum(operator in INT8_PRODUCTS for operator, _ in operators)
     if not done:
-        raise ModelError("nothing in the model is quantised: it has no convolution or matrix product with a weight.")
+        raise ModelError(
+            "nothing in the model is quantised: it has no convolution or matrix product with a weight. "
+            "Export it in float."
+        )
     slim(graph, names=False)
     onnx.save(graph, str(target))
     kept = tuple(f"{operator} {output!r}" for operator, output in operators if operator in FLOAT_PRODUCTS)
