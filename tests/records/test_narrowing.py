@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,3 +149,14 @@ def test_plans_compose_only_if_one_continues_the_other() -> None:
     other = ChannelGroup(name="bn", width=2, axes=(Axis(name="bn", side="channels"),), removed=(0,))
     with pytest.raises(PlanMismatch, match="does not continue"):
         pruned.then(Plan(layers={"conv": Choice()}, narrowing=Narrowing((other,))))
+
+
+@pytest.mark.parametrize("ids", [3, "1", None, ["1"], [1.0], [True, False]])
+def test_ids_that_are_not_integers_are_refused(ids: Any) -> None:
+    with pytest.raises(ConfigError, match=r"channel group 'conv'.*ids\. Got .* instead"):
+        ChannelGroups(groups=(GROUP.without(()),)).narrowing({"conv": ids})
+
+
+def test_ids_of_arrays_become_integers() -> None:
+    (group,) = ChannelGroups(groups=(GROUP.without(()),)).narrowing({"conv": np.array([1, 0])})
+    assert json.loads(group.to_json(""))["removed"] == [0, 1]

@@ -9,6 +9,7 @@ convolution.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
@@ -126,7 +127,12 @@ class ChannelGroup:
     removed: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        ids = tuple(sorted(set(self.removed)))
+        listed = [_id(i) for i in self.removed]
+        ids = tuple(sorted({i for i in listed if i is not None}))
+        if None in listed:
+            raise ConfigError(
+                f"channel group {self.name!r}: 'removed' must list integer ids. Got {list(self.removed)[:5]} instead."
+            )
         if len(ids) < len(self.removed):
             raise ConfigError(f"channel group {self.name!r}: 'removed' lists a channel twice. Remove one of them.")
         wrong = [i for i in ids if not 0 <= i < self.width]
@@ -327,6 +333,8 @@ class ChannelGroups:
             group = self.group(name)
             if group.name in gone:
                 raise ConfigError(f"{name!r} names the channel group {group.name!r} a second time. Name it once.")
+            if isinstance(ids, str) or not isinstance(ids, Iterable):
+                raise ConfigError(f"channel group {group.name!r}: pass a list of channel ids. Got {ids!r} instead.")
             gone[group.name] = group.without(ids)
         return Narrowing(tuple(gone[group.name] for group in self.groups if group.name in gone))
 
@@ -388,6 +396,14 @@ def narrowed_layer(layer: LayerInfo, removed: Removed) -> LayerInfo:
     parts = cut(layer, removed)
     ins, outs = len(parts) * len(parts[0].inputs), len(parts) * len(parts[0].outputs)
     return replace(layer, in_channels=ins, out_channels=outs, groups=len(parts))
+
+
+def _id(value: Any) -> int | None:
+    """Return an id as an int, such as one from a NumPy array or a tensor; None for other values and items of a mask."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def _check(valid: bool, what: str, value: object) -> None:

@@ -112,6 +112,17 @@ class Channels:
             shares[group.name] = self._checked(group, next(iter(mine.values()), 0.0))
         return shares
 
+    def none(self) -> str:
+        """Return why there is no group that may be narrowed, with the reason for each layer."""
+        layers, fixed = list(self.problem.inventory), self.problem.groups.fixed
+        reasons = [
+            f"{layer.name or '(the model)'}: "
+            f"{layer.skip or fixed.get(layer.name) or 'a layer that it is coupled with is fixed'}"
+            for layer in layers[:5]
+        ]
+        reasons += [f"and {len(layers) - 5} more"] if len(layers) > 5 else []
+        return f"no channels can be removed ({'; '.join(reasons)})."
+
     def _bounded(self) -> list[ChannelGroup]:
         """Return the groups that count in a bound; all of them without a budget."""
         bounds = [] if self.problem.budget is None else self.problem.budget.additive
@@ -196,10 +207,14 @@ def share_within(channels: Channels, cost: Callable[[Narrowing], Cost], *, strat
     if not budget.exceeded(costs(0.0), dense):
         return 0.0
     if budget.exceeded(least := costs(1.0), dense):
+        reach = (
+            f", even if it removes {most:.0%} of the channels of every group that can be narrowed. Loosen the budget, "
+            f"or raise {spelled('most')}."
+        )
+        if not channels.groups:
+            reach = f": {channels.none()} Loosen the budget, or use another strategy."
         raise InfeasibleBudget(
-            f"strategy {strategy!r} cannot meet budget {str(budget)!r}, even if it removes {most:.0%} of the channels "
-            f"of every group that can be narrowed. Loosen the budget, or raise {spelled('most')}.",
-            budget.rows(dense, least.get),
+            f"strategy {strategy!r} cannot meet budget {str(budget)!r}{reach}", budget.rows(dense, least.get)
         )
     low, high = 0.0, 1.0
     for _ in range(STEPS):

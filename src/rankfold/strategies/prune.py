@@ -7,6 +7,7 @@ from typing import Any
 
 from rankfold import criteria
 from rankfold._config import is_integer, is_number, require
+from rankfold.errors import ModelError
 from rankfold.records import Cost, Narrowing, Plan
 from rankfold.strategies.channels import Channels, check_ratio, share_within
 from rankfold.strategies.contract import Strategy, make_plan, registry
@@ -50,8 +51,20 @@ class Prune(Strategy):
         require(is_number(self.most) and 0 < self.most < 1, "most", self.most, "a number between 0 and 1")
 
     def plan(self, problem: Problem) -> Plan:
-        """Return a plan with narrow layers, all of them dense except for fixed ones."""
+        """Return a plan with narrow layers, all of them dense except for fixed ones.
+
+        Raises
+        ------
+        InfeasibleBudget
+            If the budget cannot be met.
+        ModelError
+            If there is no budget, and no layer can be narrowed.
+        """
         channels = Channels(problem, criteria.get(self.criterion), self.rank)
+        if problem.budget is None and not channels.groups:
+            raise ModelError(
+                f"strategy {self.name!r} cannot compress the model: {channels.none()} Use another strategy."
+            )
 
         def cost(narrowing: Narrowing) -> Cost:
             return problem.pricing.narrowed(narrowing).total_with({n: c.cost for n, c in problem.fixed.items()})

@@ -62,7 +62,10 @@ def _changes(model: nn.Module, narrowing: Narrowing) -> _Changes:
             problems.append(str(error))
     problems += changes.shared()
     if problems:
-        raise PlanMismatch(f"the channels to remove do not fit this model:\n{listed(problems, 20)}")
+        raise PlanMismatch(
+            "the channels to remove do not fit this model. Use the model that the plan was made for, and edit only "
+            f"'removed' in a plan file:\n{listed(problems, 20)}"
+        )
     return changes
 
 
