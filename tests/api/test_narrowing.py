@@ -297,3 +297,20 @@ def test_a_forward_that_holds_the_original_is_detected() -> None:
     model.bn.register_forward_pre_hook(lambda module, args: (forward(X),))
     with pytest.raises(ModelError):
         rf.apply(model, plan_for(model), example_input=X)
+
+
+def test_removed_channels_count_in_the_losses_of_a_sweep() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).requires_grad_(False)
+    x = torch.randn(2, 6)
+    swept = rf.sweep(net, x, strategy="prune", resource="params", points=["params<=30%", "params<=70%"])
+    for point in swept.points:
+        assert point.plan is not None
+        (group,) = point.plan.narrowing
+        weights = [
+            (net[0].weight, net[0].weight[list(group.removed)]),
+            (net[2].weight, net[2].weight[:, group.removed]),
+        ]
+        lost = sum(float(gone.square().sum() / weight.square().sum()) for weight, gone in weights)
+        assert point.predicted_loss == pytest.approx(lost, rel=1e-5)
+    assert swept.front() == swept.points
+    assert swept.plan("params<=90%") == swept.points[1].plan

@@ -22,8 +22,10 @@ from rankfold.api.realizing import Destination, Measure, Output, Realizer, check
 from rankfold.candidates.cache import Cache
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, UnknownNameError
 from rankfold.evaluation import as_metric
+from rankfold.inventory import layer_weight
+from rankfold.inventory.narrowing import lost_energy
 from rankfold.methods import sharing_prepared
-from rankfold.records import Bound, Budget, CandidateTable, find_resource, resource_names
+from rankfold.records import Bound, Budget, CandidateTable, Plan, find_resource, resource_names
 from rankfold.reporting.sweep import Sweep, SweepPoint
 
 MOST_POINTS = 1000
@@ -205,11 +207,27 @@ def _planned(planner: Planner, budget: Budget) -> SweepPoint:
         plan = planner.plan(budget)
     except BudgetError as error:  # out of reach, or already met
         return SweepPoint(budget=str(budget), reason=str(error))
-    search = plan.provenance.search
-    errors = sum((choice.error or 0.0) ** 2 for choice in plan.factored.values())
     return SweepPoint(
         budget=str(budget),
         plan=plan,
         cost=planner.pricing.plan_cost(plan),
-        predicted_loss=float(search.get("predicted_loss", errors)),
+        predicted_loss=_predicted_loss(planner, plan),
     )
+
+
+def _predicted_loss(planner: Planner, plan: Plan) -> float:
+    """Return the loss that the search predicts, otherwise the sum of the layers' squared relative errors.
+
+    Channels that a layer loses count as lost energy of its weight.
+    """
+    search = plan.provenance.search
+    if "predicted_loss" in search:
+        return float(search["predicted_loss"])
+    loss, removed = 0.0, plan.narrowing.removed()
+    for name, choice in plan.layers.items():
+        error, gone = choice.error or 0.0, removed.get(name)
+        if gone is None:
+            loss += error**2
+        else:
+            loss += lost_energy(layer_weight(planner.model, name), planner.inventory.layer(name), gone, error)
+    return loss

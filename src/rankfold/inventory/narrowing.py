@@ -41,6 +41,23 @@ def narrowed_weight(weight: Tensor, layer: LayerInfo, removed: Removed) -> Tenso
     return kept.take_along_dim(columns.reshape(*columns.shape, *(1,) * (kept.ndim - 2)), 1)
 
 
+def lost_energy(weight: Tensor, layer: LayerInfo, removed: Removed, error: float = 0.0) -> float:
+    """Return the relative squared error of a layer's weight in which removed weights count as lost.
+
+    Parameters
+    ----------
+    weight, layer, removed
+        As for `narrowed_weight`.
+    error : float
+        Relative error of the factors of what remains; 0 if it stays dense.
+    """
+    weight = weight.double()
+    total = float(weight.square().sum())
+    if total == 0:
+        return 0.0
+    return 1 - (1 - error**2) * float(narrowed_weight(weight, layer, removed).square().sum()) / total
+
+
 def narrowed_outputs(tensor: Tensor, layer: LayerInfo, removed: Removed) -> Tensor:
     """Return what a narrowing leaves of a vector over a layer's output channels, such as its bias."""
     rows = [part.group * layer.group_out + i for part in cut(layer, removed) for i in part.outputs]

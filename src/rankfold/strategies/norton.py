@@ -12,7 +12,7 @@ from rankfold._config import is_integer, is_number, require
 from rankfold.candidates.table import FILTERWISE
 from rankfold.errors import InfeasibleBudget, NoMatchingLayer
 from rankfold.factor.moments import Moments
-from rankfold.inventory.narrowing import narrowed_moments, narrowed_weight
+from rankfold.inventory.narrowing import lost_energy, narrowed_moments, narrowed_weight
 from rankfold.records import Candidate, Cost, LayerInfo, Narrowing, Plan
 from rankfold.strategies.channels import Channels, check_ratio, share_within
 from rankfold.strategies.contract import Strategy, make_plan, registry
@@ -117,16 +117,11 @@ class _Search:
         removed, chosen = narrowing.removed(), self._candidates(narrowing)
         loss = 0.0
         for layer in problem.inventory:
-            weight = problem.weight(layer.name).double()
-            total = float(weight.square().sum())
-            if total > 0:
-                left = float(narrowed_weight(weight, layer, removed.get(layer.name, {})).square().sum()) / total
-                error = 0.0
-                if layer.name in chosen:
-                    weight, moments = problem.weight(layer.name), self._moments(layer.name)
-                    prepared = methods.prepare(self._method, weight, layer, moments)
-                    error = prepared.error(chosen[layer.name].ranks)
-                loss += 1 - (1 - error**2) * left
+            weight, error = problem.weight(layer.name), 0.0
+            if layer.name in chosen:
+                prepared = methods.prepare(self._method, weight, layer, self._moments(layer.name))
+                error = prepared.error(chosen[layer.name].ranks)
+            loss += lost_energy(weight, layer, removed.get(layer.name, {}), error)
         return loss
 
     def plan(self, ratio: Any) -> Plan:

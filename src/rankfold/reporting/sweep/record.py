@@ -32,7 +32,7 @@ class SweepPoint:
         Of the whole model with the plan applied.
     predicted_loss : float or None
         The predicted loss of the plan's search (``compressnas``), otherwise the sum of the layers' squared relative
-        errors.
+        errors, in which removed channels count.
     metric : float or None
         Measured with the plan applied; None if this point was not measured.
     reason : str
