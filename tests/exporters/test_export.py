@@ -182,6 +182,8 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = nn.Linear(4, 3), torch.randn(2, 4)
     with pytest.raises(ConfigError, match=r"suffix '\.bin', which belongs to no export format.*\.onnx \(onnx\)"):
         rf.export(net, tmp_path / "net.bin", x)
+    with pytest.raises(ConfigError, match="or name the format with to='onnx'"):
+        rf.export(net, tmp_path / "net", x)
     with pytest.raises(UnknownNameError, match=r"unknown export format 'onx'. Did you mean 'onnx'"):
         rf.export(net, tmp_path / "net.onnx", x, to="onx")
     with pytest.raises(ConfigError, match="tolerance"):
@@ -197,6 +199,10 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="an ONNX file holds at most 10"):
         rf.export(net, tmp_path / "net.onnx", x)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path) -> None:
+    assert rf.export(nn.Linear(4, 3), tmp_path / "net.PT2", torch.randn(2, 4)).file_format == "torch-export"
 
 
 def test_the_record(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold._config import spelled
 from rankfold._registry import Registry
 from rankfold.errors import ConfigError
 from rankfold.exporters.int8 import Int8
@@ -100,9 +101,10 @@ def of_path(path: Path) -> Exporter:
         If there is none.
     """
     for entry in registry:
-        if path.suffix == entry.plugin.suffix:
+        if path.suffix.lower() == entry.plugin.suffix:
             return entry.plugin()
     known = ", ".join(f"{entry.plugin.suffix} ({entry.plugin.name})" for entry in registry)
     raise ConfigError(
-        f"the file {str(path)!r} has the suffix {path.suffix!r}, which belongs to no export format. Use one of {known}."
+        f"the file {str(path)!r} has the suffix {path.suffix!r}, which belongs to no export format. "
+        f"Use one of {known}, or name the format with {spelled('to', 'onnx')}."
     )
