@@ -97,9 +97,9 @@ def test_a_search_keeps_what_it_measures(run: Run, small: tuple[str, ...], tmp_p
     )
     options += ("--device", "cpu")  # where ranks are multiples of 1 by default
     said = run("plan", *options, "-b", "params<=50%", "--out", plans[0], "--json").document
-    assert said["plan"]["provenance"]["search"]["proxy"] == "network"
+    assert said["plan"]["provenance"]["search"]["proxy"] == "fisher+network"
     files = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
-    assert len(files) == 5, "one for each layer"
+    assert len(files) == 11, "gradients and measurements of each layer, and the options within the time limit"
     run("plan", *options, "-b", "params<=50%", "--out", plans[1])
     assert plans[0].read_text() == plans[1].read_text()
     assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == files

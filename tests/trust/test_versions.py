@@ -43,7 +43,7 @@ def test_a_requirement_that_is_no_plain_floor_is_an_error(requirement: str, tmp_
     path = tmp_path / "pyproject.toml"
     path.write_text(
         f'[project]\ndependencies = ["numpy>=1.26", "{requirement}"]\n'
-        "[project.optional-dependencies]\nvision = []\ndemo = []\ndatasets = []\n",
+        "[project.optional-dependencies]\nvision = []\ndemo = []\ndatasets = []\nprune = []\n",
         "utf-8",
     )
     with pytest.raises(ValueError, match="the one floor of its package"):
@@ -51,7 +51,7 @@ def test_a_requirement_that_is_no_plain_floor_is_an_error(requirement: str, tmp_
 
 
 def test_the_readme_names_the_oldest_versions_that_are_supported() -> None:
-    rows = re.findall(r"^\| ([a-z]+) \| ([0-9.]+) \| ([0-9.]+) \|$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    rows = re.findall(r"^\| ([a-z-]+) \| ([0-9.]+) \| ([0-9.]+) \|$", (ROOT / "README.md").read_text("utf-8"), re.M)
     tested = {name: (numbers(oldest), numbers(newest)) for name, oldest, newest in rows}
     floors = script.floors()
     assert set(tested) == set(floors)

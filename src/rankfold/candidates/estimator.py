@@ -336,7 +336,9 @@ class Estimator:
     def _fisher(self, config: ProxyConfig) -> FisherProxy:
         if config not in self._fishers:
             layers = [self.inventory.layer(name) for name in own_share(list(self.table().rows))]
-            self._fishers[config] = FisherProxy(self.model, self._samples(config), layers, config.taps)
+            self._fishers[config] = FisherProxy(
+                self.model, self._samples(config), layers, config.taps, spare=self._spare
+            )
         return self._fishers[config]
 
     def _samples(self, config: ProxyConfig) -> list[Any]:

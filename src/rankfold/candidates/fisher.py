@@ -14,13 +14,12 @@ from rankfold._config import spelled
 from rankfold._progress import track
 from rankfold._tensors import float_tensors, model_device, to_device
 from rankfold.batches import batch_size, pieces, split_batch
+from rankfold.candidates.network import PlainCopy
 from rankfold.candidates.outputs import check_comparable, check_taps, modules_of, nothing_put_out, tapped
 from rankfold.errors import ModelError
-from rankfold.inventory import layer_weight, run_batch, stored_weight, undisturbed
+from rankfold.inventory import Spare, layer_weight, run_batch, stored_weight, undisturbed
 from rankfold.outputs import MASKED, distance_and_energy
 from rankfold.records import LayerInfo
-from rankfold.surgery import copy_model
-from rankfold.surgery.approximate import bake_weights_
 
 DRAWS = 64
 """Number of gradients over all batches. The relative standard deviation of a loss is at most about sqrt(2 / DRAWS), and
@@ -65,6 +64,8 @@ class FisherProxy:
         Bytes of gradients held at once.
     seed : int
         Random seed of the signs.
+    spare : Spare, optional
+        A copy of the model to work on.
 
     Raises
     ------
@@ -84,8 +85,9 @@ class FisherProxy:
         draws: int = DRAWS,
         held: int = HELD,
         seed: int = 0,
+        spare: Spare | None = None,
     ) -> None:
-        self.work = bake_weights_(copy_model(model)).requires_grad_(False)
+        self._copy = PlainCopy(model, spare)
         self.batches = batches
         inputs = [split_batch(batch)[0] for batch in batches]
         size = max(1, sum(map(batch_size, inputs)) // draws)
@@ -98,6 +100,11 @@ class FisherProxy:
         self._energies: list[float] = []
         self._gradients: dict[str, Tensor] = {}
         check_taps(model, taps)
+
+    @property
+    def work(self) -> nn.Module:
+        """The copy that is differentiated; all its weights are plain tensors."""
+        return self._copy.lend()
 
     def losses(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
         """Return the loss of each of several weights of a layer, all other layers unchanged."""

@@ -106,7 +106,7 @@ class Forecast:
         """
         with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator even without shuffling
             first = split_batch(next(iter(iterate(batches, "calibration"))))[0]
-        sample_s = slowest(time_pass(model, leading(first, TIMED)))
+        sample_s = slowest(time_pass(model, leading(first, TIMED), example=getattr(batches, "example", None)))
         layers = [layer for layer in inventory if layer.skip is None]
         total = max(inventory.total.macs, 1)
         after, before = list[float](), 0
@@ -151,13 +151,13 @@ class Forecast:
         return within[0] if within else min(settings, key=lambda s: s.seconds), settings[0]
 
 
-def time_pass(model: nn.Module, inputs: Any) -> float:
+def time_pass(model: nn.Module, inputs: Any, *, example: Any = None) -> float:
     """Return the seconds of a forward pass per sample: of the faster of two, because the first may compile."""
     seconds = list[float]()
     for _ in range(2):
         with undisturbed(model):
             start = time.perf_counter()
-            run_batch(model, to_device(inputs, model_device(model)), "calibration batch 1")
+            run_batch(model, to_device(inputs, model_device(model)), "calibration batch 1", example=example)
             seconds.append(time.perf_counter() - start)
     return max(min(seconds), 1e-6) / max(batch_size(inputs), 1)
 

@@ -37,6 +37,18 @@ def _comparable() -> str:
     return f"Compare the outputs of other modules ({spelled('taps', ...)}), or use {spelled('proxy', 'weight')}."
 
 
+class PlainCopy:
+    """A copy of a model in which all weights are plain tensors: the spare one, unless the model computes weights."""
+
+    def __init__(self, model: nn.Module, spare: Spare | None) -> None:
+        self._spare = spare or Spare(model)
+        self._baked = bake_weights_(copy_model(model)) if computes_weights(model) else None
+
+    def lend(self) -> nn.Module:
+        """Return the copy to a caller that restores it."""
+        return self._spare.lend() if self._baked is None else self._baked
+
+
 class NetworkProxy:
     """Relative squared distance between a network's outputs and the original's, with some layers' weights replaced.
 
@@ -69,8 +81,7 @@ class NetworkProxy:
         self, model: nn.Module, batches: Sequence[Any], taps: Sequence[str] = (), spare: Spare | None = None
     ) -> None:
         self.original = model
-        self._spare = spare or Spare(model)
-        self._baked = bake_weights_(copy_model(model)) if computes_weights(model) else None
+        self._copy = PlainCopy(model, spare)
         self.batches = batches
         self.taps = taps
         self._references: dict[int, list[Tensor]] = {}
@@ -81,7 +92,7 @@ class NetworkProxy:
     @property
     def work(self) -> nn.Module:
         """The copy whose weights are replaced; all weights are plain tensors, and restored between measurements."""
-        return self._spare.lend() if self._baked is None else self._baked
+        return self._copy.lend()
 
     def losses(self, layer: LayerInfo, weights: Sequence[Tensor]) -> list[float]:
         """Return the loss of each of several weights of a layer, all other layers as in `work`."""
