@@ -7,7 +7,6 @@ from typing import Any
 
 from rankfold import criteria
 from rankfold._config import is_integer, is_number, require
-from rankfold.errors import ModelError
 from rankfold.records import Cost, Narrowing, Plan
 from rankfold.strategies.channels import Channels, check_ratio, share_within
 from rankfold.strategies.contract import Strategy, make_plan, registry
@@ -57,14 +56,8 @@ class Prune(Strategy):
         ------
         InfeasibleBudget
             If the budget cannot be met.
-        ModelError
-            If there is no budget, and no layer can be narrowed.
         """
         channels = Channels(problem, criteria.get(self.criterion), self.rank)
-        if problem.budget is None and not channels.groups:
-            raise ModelError(
-                f"strategy {self.name!r} cannot compress the model: {channels.none()} Use another strategy."
-            )
 
         def cost(narrowing: Narrowing) -> Cost:
             return problem.pricing.narrowed(narrowing).total_with({n: c.cost for n, c in problem.fixed.items()})
@@ -73,7 +66,8 @@ class Prune(Strategy):
         if problem.budget is not None:
             ratio = share_within(channels, cost, strategy=self.name, most=self.most)
         narrowing = channels.narrowing(channels.shares(ratio))
-        reasons = {layer.name: layer.skip or KEPT_DENSE for layer in problem.inventory}
+        dense = KEPT_DENSE if channels.groups else channels.none()
+        reasons = {layer.name: layer.skip or dense for layer in problem.inventory}
         return make_plan(problem, replace(self, ratio=ratio), {}, reasons=reasons, narrowing=narrowing)
 
 
