@@ -81,6 +81,14 @@ class Warm:
         self._children = self._answer(60)
         return self._children
 
+    def search(self, text: str, folder: Path, log: Path) -> int:
+        """Start a search from the text of its script, which gets a folder and a log; return the process id."""
+        folder.mkdir(exist_ok=True)
+        script = folder / "script.py"
+        script.write_text(text)
+        (child,) = self.start(script, folder, log)
+        return child
+
     @property
     def running(self) -> bool:
         """Whether one of the processes has not ended."""

@@ -46,14 +46,6 @@ plan.save(folder / "plan.json")
 """
 
 
-def start(warm: Any, folder: Path, log: Path) -> int:
-    folder.mkdir(exist_ok=True)
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    (child,) = warm.start(script, folder, log)
-    return child
-
-
 def searched(log: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
@@ -62,7 +54,7 @@ def searched(log: Path) -> list[str]:
 def test_a_killed_search_resumes(tmp_path: Path, warm: Any) -> None:
     chance = random.Random(3)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    start(warm, straight, tmp_path / "straight.log")
+    warm.search(SCRIPT, straight, tmp_path / "straight.log")
     assert warm.ended() == [0], warm.err.read_text()
     stages = searched(tmp_path / "straight.log")
     assert len(stages) == len(set(stages)) >= 2 * KILLS
@@ -70,7 +62,7 @@ def test_a_killed_search_resumes(tmp_path: Path, warm: Any) -> None:
     begun: list[str] = []
     for kill in range(KILLS):
         log = tmp_path / f"{kill}.log"
-        child = start(warm, killed, log)
+        child = warm.search(SCRIPT, killed, log)
         deadline = time.monotonic() + 60
         while len(searched(log)) < 2:  # the first of them is finished
             assert time.monotonic() < deadline, "the search makes no steps"
@@ -83,7 +75,7 @@ def test_a_killed_search_resumes(tmp_path: Path, warm: Any) -> None:
         begun = [*begun[:-1], *searched(log)]
         assert not (killed / "plan.json").exists()
 
-    start(warm, killed, tmp_path / "last.log")
+    warm.search(SCRIPT, killed, tmp_path / "last.log")
     assert warm.ended() == [0], warm.err.read_text()
     assert [*begun[:-1], *searched(tmp_path / "last.log")] == stages
     assert (killed / "plan.json").read_text() == (straight / "plan.json").read_text()

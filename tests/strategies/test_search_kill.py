@@ -45,14 +45,6 @@ plan.save(folder / "plan.json")
 """
 
 
-def start(warm: Any, folder: Path, log: Path) -> int:
-    folder.mkdir(exist_ok=True)
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    (child,) = warm.start(script, folder, log)
-    return child
-
-
 def finished(folder: Path) -> set[str]:
     """Return the layers whose measurements are on disk."""
     return {json.loads(file.read_text())["key"]["layer"] for file in (folder / "cache").glob("*.json")}
@@ -66,7 +58,7 @@ def measured(log: Path) -> Counter[str]:
 def test_a_killed_search_goes_on(tmp_path: Path, warm: Any) -> None:
     chance = random.Random(5)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    start(warm, straight, tmp_path / "straight.log")
+    warm.search(SCRIPT, straight, tmp_path / "straight.log")
     assert warm.ended() == [0], warm.err.read_text()
     assert measured(tmp_path / "straight.log") == dict.fromkeys(finished(straight), 1)
     assert len(finished(straight)) == LAYERS
@@ -74,7 +66,7 @@ def test_a_killed_search_goes_on(tmp_path: Path, warm: Any) -> None:
     reached, done = [], set[str]()
     for kill in range(KILLS):
         log = tmp_path / f"{kill}.log"
-        child = start(warm, killed, log)
+        child = warm.search(SCRIPT, killed, log)
         deadline = time.monotonic() + 60
         while not measured(log) or len(finished(killed)) <= len(done):  # it gets somewhere
             assert time.monotonic() < deadline, "the search makes no steps"
@@ -92,7 +84,7 @@ def test_a_killed_search_goes_on(tmp_path: Path, warm: Any) -> None:
     assert reached[-1] < LAYERS
 
     log = tmp_path / "last.log"
-    start(warm, killed, log)
+    warm.search(SCRIPT, killed, log)
     assert warm.ended() == [0], warm.err.read_text()
     assert measured(log) == dict.fromkeys(finished(straight) - done, 1), "only what was missing"
     assert (killed / "plan.json").read_text() == (straight / "plan.json").read_text()

@@ -24,6 +24,7 @@ from rankfold.errors import ConfigError, DataError, RankfoldError
 from rankfold.evaluation import as_metric
 from rankfold.evaluation import evaluate as measure
 from rankfold.inventory import call_example, check_model, describe, evaluating
+from rankfold.inventory.sharing import unique
 from rankfold.outputs import squared_distance
 from rankfold.reporting.export import Export
 
@@ -144,12 +145,12 @@ def export(
             facts["metric"] = metric_value(metric, values)
 
     write_atomic(path, write)
-    stored = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    stored = unique((*model.parameters(), *model.buffers()))
     return Export(
         path=str(path),
         file_format=exporter.name,
         bytes=path.stat().st_size,
-        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in stored.values()),
+        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in stored),
         inputs=describe(example_input),
         dynamic_batch=dynamic_batch,
         versions={"rankfold": __version__, **{n: version(n) for n in ("torch", *exporter.packages)}},

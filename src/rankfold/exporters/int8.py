@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankfold.errors import ModelError, RankfoldError
-from rankfold.exporters.program import quiet
+from rankfold.inventory import quiet
 
 FLOAT_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 INT8_PRODUCTS = ("QLinearConv", "QGemm", "QLinearMatMul")

@@ -14,7 +14,7 @@ from rankfold._tensors import tensors_of
 from rankfold.errors import ModelError, RankfoldError
 from rankfold.exporters.contract import Exporter, Runner, registry
 from rankfold.exporters.int8 import Int8, quantize, slim
-from rankfold.exporters.program import quiet
+from rankfold.inventory import quiet
 
 LARGEST = 2 * 10**9
 """Bytes of weights; a larger model does not fit in one file of this format (a protocol buffer)."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,14 +50,6 @@ def several(inputs: Any) -> Any:
     if count != 1:
         return inputs
     return map_tensors(lambda t: t.repeat(2, *[1] * (t.ndim - 1)) if _batched(t, count) else t, inputs)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Run the block without warnings: torch's exporters warn of their own internals."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _batched(tensor: Tensor, count: int) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rankfold._tensors import tensors_of
 from rankfold.batches import call_model
 from rankfold.exporters.contract import Exporter, Runner, registry
-from rankfold.exporters.program import quiet
+from rankfold.inventory import quiet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,14 @@ def export_graph(model: nn.Module, example_input: Any) -> ExportedGraph:
         return ExportedGraph(graph=program.graph, constants=names, users=_users(program.graph, names, tensors, ranges))
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Run the block without warnings: torch's exporters warn of their own internals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def trace(model: nn.Module, example: Any, *, advice: str, shapes: Any = None) -> torch.export.ExportedProgram:
     """Return the program of a model on an example input, on the model's device, in the model's present mode.
 
@@ -94,8 +103,7 @@ def trace(model: nn.Module, example: Any, *, advice: str, shapes: Any = None) ->
     """
     args, kwargs = arguments(example)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # the model's own code may raise anything on fake tensors
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

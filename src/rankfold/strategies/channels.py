@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankfold import criteria
 from rankfold._config import is_number, require, spelled
 from rankfold.criteria import Criterion, Filters
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, NoMatchingLayer
@@ -26,12 +27,14 @@ Shares = float | Mapping[str, float]
 """Shares of channels to remove: one for all groups, or by layer name or shell pattern."""
 
 
-def check_ratio(name: str, value: Any) -> None:
-    """Raise `ConfigError` unless a value is a share of channels, or a mapping of names to such shares."""
+def check_channel_options(ratio: Any, criterion: str, most: float) -> None:
+    """Raise for options, of those that strategies which remove channels share, that are out of range or unknown."""
     wanted = "a share of channels, 0 <= ratio < 1, or a mapping of layer names to shares"
-    named = value if isinstance(value, Mapping) else {"*": value}
-    require(all(isinstance(pattern, str) for pattern in named), name, value, wanted)
-    require(all(is_number(share) and 0 <= share < 1 for share in named.values()), name, value, wanted)
+    named = ratio if isinstance(ratio, Mapping) else {"*": ratio}
+    require(all(isinstance(pattern, str) for pattern in named), "ratio", ratio, wanted)
+    require(all(is_number(share) and 0 <= share < 1 for share in named.values()), "ratio", ratio, wanted)
+    criteria.get(criterion)
+    require(is_number(most) and 0 < most < 1, "most", most, "a number between 0 and 1")
 
 
 def kept_width(width: int, share: float) -> int:

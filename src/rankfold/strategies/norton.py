@@ -8,13 +8,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from rankfold import criteria, methods
-from rankfold._config import is_integer, is_number, require
+from rankfold._config import is_integer, require
 from rankfold.candidates.table import FILTERWISE
 from rankfold.errors import InfeasibleBudget, NoMatchingLayer
 from rankfold.factor.moments import Moments
 from rankfold.inventory.narrowing import lost_energy, narrowed_moments, narrowed_weight
 from rankfold.records import Candidate, Cost, LayerInfo, Narrowing, Plan
-from rankfold.strategies.channels import Channels, check_ratio, share_within
+from rankfold.strategies.channels import Channels, check_channel_options, share_within
 from rankfold.strategies.contract import Strategy, make_plan, registry
 from rankfold.strategies.problem import Problem
 
@@ -61,12 +61,10 @@ class Norton(Strategy):
     most: float = 0.9
 
     def __post_init__(self) -> None:
-        check_ratio("ratio", self.ratio)
+        check_channel_options(self.ratio, self.criterion, self.most)
         ranks = self.rank if isinstance(self.rank, Mapping) else {"*": RANK if self.rank is None else self.rank}
         good = all(isinstance(name, str) and is_integer(rank) and rank >= 1 for name, rank in ranks.items())
         require(good, "rank", self.rank, "an integer >= 1, a mapping of layer names to such integers, or None")
-        criteria.get(self.criterion)
-        require(is_number(self.most) and 0 < self.most < 1, "most", self.most, "a number between 0 and 1")
 
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with narrow, factored layers."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankfold import criteria
-from rankfold._config import is_integer, is_number, require
+from rankfold._config import is_integer, require
 from rankfold.records import Cost, Narrowing, Plan
-from rankfold.strategies.channels import Channels, check_ratio, share_within
+from rankfold.strategies.channels import Channels, check_channel_options, share_within
 from rankfold.strategies.contract import Strategy, make_plan, registry
 from rankfold.strategies.problem import Problem
 
@@ -44,10 +44,8 @@ class Prune(Strategy):
     most: float = 0.9
 
     def __post_init__(self) -> None:
-        check_ratio("ratio", self.ratio)
-        criteria.get(self.criterion)
+        check_channel_options(self.ratio, self.criterion, self.most)
         require(is_integer(self.rank) and self.rank >= 1, "rank", self.rank, "an integer >= 1")
-        require(is_number(self.most) and 0 < self.most < 1, "most", self.most, "a number between 0 and 1")
 
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with narrow layers, all of them dense except for fixed ones.

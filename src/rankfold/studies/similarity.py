@@ -10,6 +10,7 @@ from typing import cast
 
 from rankfold import methods
 from rankfold.api.planning import plan
+from rankfold.api.realizing import Result
 from rankfold.candidates import DEFAULT_PAIR
 from rankfold.cost import Pricing
 from rankfold.records import ACCURACY, Bound, Budget, Narrowing, Plan
@@ -30,8 +31,7 @@ def pairs(setup: Setup) -> Study:
     """Compare all pairs of factorizations and their hybrid (Figs 9, 10, 13 and 14), and the global search."""
 
     def rival() -> Iterator[Trial]:
-        bound = Bound(resource=ACCURACY, value=setup.drop, relative=False)
-        yield setup.trial("compressnas", setup.compress("compressnas", budget=Budget((bound,))))
+        yield setup.trial("compressnas", setup.compress("compressnas", budget=_within(setup)))
 
     return setup.study(
         "pairs",
@@ -90,15 +90,13 @@ def baselines(setup: Setup) -> Study:
     """Compare with other ways to select ranks for the same layers, and with filter pruning (Fig. 15)."""
 
     def trials() -> Iterator[Trial]:
-        result = setup.compress(_strategy(setup, step_size=0.05, max_sol=3), methods=DEFAULT_PAIR)
-        for row in setup.runs(result):
-            yield replace(row, name="similarity")
+        result, rows = _reference(setup)
+        yield from rows
         targets = list(result.report.rounds[0].settings)
         yield setup.trial("vbmf", setup.compress("vbmf", methods=DEFAULT_PAIR, include=targets))
 
     def pruned(criterion: str) -> Iterator[Trial]:
-        bound = Bound(resource=ACCURACY, value=setup.drop, relative=False)
-        yield setup.trial(f"pruning, {criterion}", setup.compress(Prune(criterion=criterion), budget=Budget((bound,))))
+        yield setup.trial(f"pruning, {criterion}", setup.compress(Prune(criterion=criterion), budget=_within(setup)))
 
     return setup.study(
         "baselines",
@@ -122,10 +120,9 @@ def pruning(setup: Setup) -> Study:
     tried = [Narrowing()]
 
     def factored() -> Iterator[Trial]:
-        result = setup.compress(_strategy(setup, step_size=0.05, max_sol=3), methods=DEFAULT_PAIR)
+        result, rows = _reference(setup)
         found.append(result.plan)
-        for row in setup.runs(result):
-            yield replace(row, name="similarity")
+        yield from rows
 
     def narrow(name: str, share: float) -> Iterator[Trial]:
         last = [layer.name for layer in setup.inventory if layer.kind == "conv"][-1]
@@ -152,6 +149,17 @@ def _narrowed(setup: Setup, chosen: Plan, narrowing: Narrowing) -> Plan:
         for most in [methods.get(choice.method or "", choice.options).max_ranks(narrow.layer(name))]
     }
     return replace(chosen.override(layers), narrowing=narrowing)
+
+
+def _within(setup: Setup) -> Budget:
+    """Return the bound on the drop of the metric, for strategies that take it as a budget."""
+    return Budget((Bound(resource=ACCURACY, value=setup.drop, relative=False),))
+
+
+def _reference(setup: Setup) -> tuple[Result, list[Trial]]:
+    """Return the result of the paper's step and solutions (Figs 15 and 16), and its rows under the strategy's name."""
+    result = setup.compress(_strategy(setup, step_size=0.05, max_sol=3), methods=DEFAULT_PAIR)
+    return result, [replace(row, name="similarity") for row in setup.runs(result)]
 
 
 def _similar(setup: Setup, methods: tuple[str, ...], **options: object) -> Iterator[Trial]:
