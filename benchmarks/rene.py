@@ -118,7 +118,7 @@ def network(name: str, parser: Any) -> tuple[nn.Module, Any]:
 
 
 def child(name: str, method: str, args: Any) -> dict[str, Any]:
-    """Search in a process of its own, whose peak memory is that of the search."""
+    """Search in a separate process, whose peak memory is that of the search."""
     command = [sys.executable, __file__, "--child", name, method, "--seed", str(args.seed)]
     command += [] if args.threads is None else ["--threads", str(args.threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -172,7 +172,7 @@ class Search:
         300.0,
         "Seconds that the search may take, by a forecast from one timed forward pass. compressnas chooses proxy, "
         "samples and points accordingly, unless they are given, and records them in the plan. None (0 on the command "
-        "line) is no limit.",
+        "line) sets no limit.",
         check=_time_limit,
         flag=Flag(kind=float, metavar="SECONDS", parse=lambda seconds: seconds or None),
     )

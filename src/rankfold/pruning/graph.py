@@ -27,7 +27,7 @@ from rankfold.surgery.narrowing import NORMS
 
 ADVICE = (
     "Every operation between its layers must be differentiable, without torch.no_grad, detach or TorchScript. Prune "
-    "the parts for which this holds, each as a model of its own."
+    "the parts for which this holds, each as a separate model."
 )
 
 ATTENTION = "an attention has a fixed width"
@@ -88,7 +88,7 @@ def _built(model: nn.Module, example_input: Any) -> Any:
         raise MissingExtra("finding the channels that can be removed", "prune", "torch-pruning") from error
 
     def forward(model: nn.Module, inputs: Any) -> Any:
-        # A product of its own makes every output a node of its own, even if a layer returns it.
+        # An extra product makes every output a separate node, even if a layer returns it.
         try:
             whole = call_model(model, copied(inputs))
         except Exception as error:

@@ -116,7 +116,7 @@ class Channels:
         return shares
 
     def none(self) -> str:
-        """Return why there is no group that may be narrowed, with the reason for each layer."""
+        """Return why no group may be narrowed, with the reason for each layer."""
         layers, fixed = list(self.problem.inventory), self.problem.groups.fixed
         reasons = [
             f"{layer.name or '(the model)'}: "

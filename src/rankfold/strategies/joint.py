@@ -73,7 +73,7 @@ class JointSearch:
     channels : Channels
         The channel groups, with the order in which channels are removed.
     shares : sequence of float
-        Shares of the channels that a group may lose, besides none.
+        Shares of the channels that a group may lose; 0 is always tried.
     losses : mapping
         Losses of the candidates of the layers at full width (`Estimator.single`).
     """
