@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import rankfold as rf
+from rankfold.candidates import outputs
 from rankfold.cost.exploration import explore
 from rankfold.errors import ConfigError, InfeasibleBudget, NoMatchingLayer, UnknownNameError
 from rankfold.records import Budget, Plan
@@ -465,6 +466,20 @@ def test_another_search_does_not_resume_from_it(tmp_path: Path) -> None:
     other = run(tmp_path, carry=False)
     assert len(sorted(tmp_path.glob("loop-*"))) == 2
     assert outcome(other) != outcome(first)
+
+
+@pytest.mark.parametrize(("factor", "resumes"), [(1 + 1e-6, True), (1.01, False)])
+def test_a_loop_resumes_where_outputs_are_rounded_differently(
+    factor: float, resumes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine computes the original's outputs to other last digits; another network differs by more."""
+    run(tmp_path)
+    exact = outputs.compared
+    monkeypatch.setattr(outputs, "compared", lambda *args: [out * factor for out in exact(*args)])
+    written: list[str] = []
+    monkeypatch.setattr(SavedLoops, "write", lambda _, name, *args: written.append(name))
+    run(tmp_path)
+    assert (written == []) is resumes
 
 
 def test_a_damaged_file_starts_over(tmp_path: Path, uninterrupted: rf.Result) -> None:

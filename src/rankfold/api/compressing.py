@@ -26,7 +26,7 @@ from rankfold.records import ACCURACY, Budget, Plan
 from rankfold.strategies import Need
 from rankfold.tune import FineTune
 from rankfold.tune.batch_source import first_digest
-from rankfold.workbench import Bench, SavedLoops, own_checkpoint
+from rankfold.workbench import Bench, SavedLoops, SearchIdentity, own_checkpoint
 
 
 @in_grad_turn
@@ -137,17 +137,19 @@ def _loops(planner: Planner, realizer: Realizer, recipe: FineTune | None, bounds
     if search.cache is None or recipe is None or realizer.metric is None:
         return None
 
-    def identity_of_search() -> dict[str, Any] | None:
-        known = realizer.identity(None)
+    def identity_of_search() -> SearchIdentity | None:
+        known = realizer.search_identity()
+        if known is None:
+            return None
         free = {"data", "checkpoint", "checkpoint_every", "resume"}
         options = {f.name: identity(getattr(recipe, f.name)) for f in fields(recipe) if f.name not in free}
-        return known and {
-            **known,
+        facts = {
             "what": "progress of a strategy",
             "strategy": [planner.strategy.name, config_to_dict(planner.strategy)],
             "options": given(replace(search, cache=None)),
             "budget": str(bounds),
             "recipe": [options, first_digest(recipe.data, recipe.seed)],
         }
+        return replace(known, facts={**known.facts, **facts})
 
     return SavedLoops(search.cache, identity_of_search)

@@ -21,7 +21,7 @@ from rankfold.api.identity import metric_identity
 from rankfold.api.options import Fitting, Reconstruct, reconstruction
 from rankfold.api.proving import check_kept, reloaded
 from rankfold.calibration import Sequential
-from rankfold.candidates.outputs import data_hash
+from rankfold.candidates.outputs import data_hash, data_probe
 from rankfold.cost import Pricing
 from rankfold.errors import ConfigError, DataError, PlanMismatch
 from rankfold.evaluation import Metric, as_metric
@@ -37,7 +37,7 @@ from rankfold.storage.state import check_state
 from rankfold.surgery import check_plan, plan_of
 from rankfold.surgery.apply import remember_plan, replaced_layers
 from rankfold.tune import FineTune, TuneResult, finetune_
-from rankfold.workbench import CompressedModel
+from rankfold.workbench import CompressedModel, SearchIdentity
 
 Measure = Callable[[nn.Module], Any]
 """A metric as users give it: any callable of a model."""
@@ -205,24 +205,42 @@ class Realizer:
 
         `dense` is the metric of the original.
         """
-        assert self.metric is not None
-        batches = None if self.data is None else self.data.batches
-        loader = getattr(self.metric.function, "loader", None)
-        data: list[str | None] = []
+        data: list[str] = []
         with evaluating(self.model):  # data may draw from torch's random state
-            for one, purpose in ((loader, "evaluation"), (batches, "calibration")):
-                found = None if one is None else data_hash(self.model, one, purpose=purpose)
-                if one is not None and found is None:
+            for batches, purpose in self._data():
+                seen = data_hash(self.model, batches, purpose=purpose)
+                if seen is None:
                     return None
-                data.append(found)
+                data.append(seen)
         moments = {} if self.data is None else self.data.moments(())
         named = {f"{name}.{k}": t for name, of_layer in moments.items() for k, t in of_layer.tensors().items()}
+        return {**self._facts(), "dense": dense, "data": data, "moments": tensor_hash(named)}
+
+    def search_identity(self) -> SearchIdentity | None:
+        """Return everything visible that a search which measures its models depends on; None if too little is."""
+        data, outputs = list[str](), list[float]()
+        with evaluating(self.model):
+            for batches, purpose in self._data():
+                seen = data_probe(self.model, batches, purpose=purpose)
+                if seen is None:
+                    return None
+                data.append(seen[0])
+                outputs += seen[1]
+        return SearchIdentity(facts={**self._facts(), "data": data}, outputs=outputs)
+
+    def _data(self) -> list[tuple[Iterable[Any], str]]:
+        """Return the data of the metric and of the calibration, each with its purpose."""
+        loader = getattr(getattr(self.metric, "function", None), "loader", None)
+        batches = None if self.data is None else self.data.batches
+        named = ((loader, "evaluation"), (batches, "calibration"))
+        return [(data, purpose) for data, purpose in named if data is not None]
+
+    def _facts(self) -> dict[str, Any]:
+        assert self.metric is not None
         return {
             "what": "metric of a plan",
             "model": module_hash(self.model),
-            "metric": [self.metric.name, dense, json_hash(metric_identity(self.metric.function))],
-            "data": data,
-            "moments": tensor_hash(named),
+            "metric": [self.metric.name, json_hash(metric_identity(self.metric.function))],
             "reconstruct": repr(self.how),
             "versions": [__version__, str(torch.__version__)],
         }

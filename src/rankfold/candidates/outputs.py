@@ -60,6 +60,39 @@ def data_hash(
     the result is None.
     """
     digest = hashlib.sha256()
+    for seen, outputs in _seen(model, batches, taps, purpose):
+        if seen is None:
+            return None
+        digest.update(f"{seen} {content_hash(outputs)};".encode())
+    return digest.hexdigest()
+
+
+def data_probe(
+    model: nn.Module, batches: Iterable[Any], *, purpose: str = "calibration"
+) -> tuple[str, list[float]] | None:
+    """Return a hash of batches, and numbers that tell the original's outputs on them.
+
+    The numbers, unlike the hash of `data_hash`, can be compared with those of another device or version, on which
+    rounding differs: two per output, the root mean square and the projection onto a fixed direction. None as for
+    `data_hash`.
+    """
+    digest, numbers = hashlib.sha256(), list[float]()
+    for seen, outputs in _seen(model, batches, (), purpose):
+        if seen is None:
+            return None
+        digest.update(f"{seen};".encode())
+        for output in outputs:
+            values = output.double().nan_to_num(0, 0, 0).flatten().cpu()
+            signs = torch.randint(2, values.shape, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+            scale = max(values.numel(), 1) ** -0.5
+            numbers += [float(values.norm()) * scale, float(values @ signs) * scale]
+    return digest.hexdigest(), numbers
+
+
+def _seen(
+    model: nn.Module, batches: Iterable[Any], taps: Sequence[str], purpose: str
+) -> Iterator[tuple[str | None, list[Tensor]]]:
+    """Yield a hash of each batch with the original's outputs; a None, after a warning, ends a hidden batch's data."""
     for number, batch in enumerate(iterate(batches, purpose), 1):
         inputs, target = split_batch(batch)
         seen = content_hash(inputs)
@@ -68,13 +101,12 @@ def data_hash(
                 f"the cache is not used: the {purpose} data contains objects that cannot be inspected "
                 f"({type(inputs).__name__}), so it cannot be identified. Use batches of tensors to enable the cache.",
                 RankfoldWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-            return None
+            yield None, []
+            return
         inputs = to_device(inputs, model_device(model))
-        outputs = content_hash(compared(model, inputs, f"{purpose} batch {number}", taps))
-        digest.update(f"{seen} {content_hash(target)} {outputs};".encode())
-    return digest.hexdigest()
+        yield f"{seen} {content_hash(target)}", compared(model, inputs, f"{purpose} batch {number}", taps)
 
 
 def check_comparable(outputs: Sequence[Tensor], what: str, advice: str) -> None:

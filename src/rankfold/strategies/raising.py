@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any
 
-from rankfold._progress import track
+from rankfold._progress import say, track
 from rankfold.errors import InfeasibleBudget
 from rankfold.records import ACCURACY, Candidate, Cost, Plan
 from rankfold.strategies.contract import Strategy, advice, make_plan
@@ -185,6 +185,7 @@ class Raising:
             state, model = State(positions=dict(positions or dict.fromkeys(self.ladders, 0))), like
         else:
             state, model = State(**saved[0]), saved[1]
+            say(f"{self.label}: resuming after round {len(state.rounds)}")
         for _ in track(count(), f"raising ranks of {self.label}"):
             if state.done or self._is_over(state, limit):
                 break
