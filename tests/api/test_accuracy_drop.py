@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rankfold.api.searching import MOST, smallest_within
 from rankfold.errors import ConfigError, InfeasibleBudget
 from rankfold.evaluation import as_metric
 from rankfold.records import Budget, Plan
+from rankfold.workbench import SavedLoops
 
 X = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
 
@@ -220,3 +222,36 @@ def test_the_model_is_left_alone() -> None:
     rf.compress(model, X, budget="accuracy_drop<=60%", evaluate=rf.top1(loader()))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_an_interrupted_search_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model that was measured is kept; the result is that of a search which ran through."""
+    data = [torch.randn(16, 32, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+    def run(cache: Path | None) -> rf.Result:
+        recipe = rf.FineTune(data=data, loss="distill", distill="mse", epochs=1)
+        return rf.compress(net(), X, budget="accuracy_drop<=10%", evaluate=BySize(), finetune=recipe, cache=cache)
+
+    whole = run(None)
+    write, written = SavedLoops.write, list[str]()
+
+    def interrupted(self: SavedLoops, *args: Any) -> None:
+        write(self, *args)
+        written.append(args[0])
+        if len(written) == 4:
+            raise Killed
+
+    monkeypatch.setattr(SavedLoops, "write", interrupted)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    resumed = run(tmp_path)
+    assert len(written) == sum("tried" in note for note in whole.report.notes) - 1
+    assert resumed.plan == whole.plan
+    assert [note for note in resumed.report.notes if "tried" in note] == [n for n in whole.report.notes if "tried" in n]
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], tensor, rtol=0, atol=0)
+    assert resumed.report.metrics == whole.report.metrics

@@ -121,7 +121,7 @@ def compress(
 
     notes = list[str]()
     if searched and bounds is not None and metric is not None:
-        best = smallest_within(planner, bounds, make, dense=dense["dense"], metric=metric)
+        best = smallest_within(planner, bounds, make, dense=dense["dense"], metric=metric, bench=bench)
         draft, notes = best.draft, best.notes(bounds, metric.name, dense["dense"])
     else:
         draft = make(planner.plan(bounds))

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import cast
 
 from rankfold._config import Code, spelled
-from rankfold._progress import track
+from rankfold._progress import say, track
 from rankfold.api.planning import Planner
 from rankfold.api.realizing import Draft
 from rankfold.errors import ConfigError, InfeasibleBudget
 from rankfold.evaluation import Metric
 from rankfold.records import ACCURACY, Bound, Budget, Plan
+from rankfold.strategies import Handle
+from rankfold.workbench import Bench
 
 MOST = 7
 """Models that are measured at most."""
 STEP = 0.01
 """The search ends when the budget is known to this share of what can be removed."""
+SAVED = "smallest model"
+"""Name under which the search is saved."""
 ROUNDING = 1e-9
 """A difference of two metrics is not quite the decimal that it reads as."""
 
@@ -74,6 +79,7 @@ def smallest_within(
     *,
     dense: float,
     metric: Metric,
+    bench: Bench[Draft] | None = None,
 ) -> Smallest:
     """Return the smallest model whose metric drops by no more than the budget allows.
 
@@ -93,6 +99,8 @@ def smallest_within(
         The metric of the original.
     metric : Metric
         What is measured.
+    bench : Bench, optional
+        Saves the search after each model that was measured; an interrupted search resumes from there.
 
     Raises
     ------
@@ -112,26 +120,16 @@ def smallest_within(
     # Raises before any work if the other bounds cannot be met.
     mildest = planner.plan(rest if bounded else _at(high, resource, rest))
 
-    trials: list[Trial] = []
-    values: dict[str, float] = {}
-    best: tuple[Draft, Trial] | None = None
+    tried = _Tried.recalled(bench, lambda value: metric.drop(dense, value), allowed + ROUNDING)
 
     def good(plan: Plan) -> bool:
-        nonlocal best
         known = json.dumps(plan.decisions, default=str)
-        if known in values:  # another budget with the same plan, which is the best one already if it is good
-            return metric.drop(dense, values[known]) <= allowed + ROUNDING
-        draft = attempt(plan)
-        values[known] = draft.value
-        drop = metric.drop(dense, values[known])
-        trials.append(Trial(budget=plan.provenance.budget or "", value=values[known], drop=drop))
-        if drop > allowed + ROUNDING:
-            return False
-        best = draft, trials[-1]
-        return True
+        if known not in tried.fits:  # another budget with the same plan is the best one already if it is good
+            tried.add(known, plan.provenance.budget or "", attempt(plan))
+        return tried.fits[known]
 
     for _ in track(range(4 * MOST), "searching for the smallest model"):
-        if high - low <= step or len(trials) >= (MOST if best is not None else MOST - 1):
+        if high - low <= step or len(tried.trials) >= (MOST if tried.best is not None else MOST - 1):
             break
         middle = (low + high) / 2
         try:
@@ -139,10 +137,52 @@ def smallest_within(
         except InfeasibleBudget:  # not together with the other bounds
             fits = False
         low, high = (low, middle) if fits else (middle, high)
-    if best is None and not good(mildest):
-        raise _unreachable(budget, trials[-1], dense, metric.name)
-    assert best is not None
-    return Smallest(draft=best[0], chosen=best[1], trials=tuple(trials))
+    if tried.best is None and not good(mildest):
+        raise _unreachable(budget, tried.trials[-1], dense, metric.name)
+    assert tried.best is not None
+    return Smallest(draft=tried.best[0], chosen=tried.best[1], trials=tuple(tried.trials))
+
+
+@dataclass(kw_only=True)
+class _Tried:
+    """The models that were measured, by their decisions: whether each is good enough, and the last that is."""
+
+    drop: Callable[[float], float]
+    allowed: float
+    bench: Bench[Draft] | None
+    fits: dict[str, bool] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    best: tuple[Draft, Trial] | None = None
+
+    @classmethod
+    def recalled(cls, bench: Bench[Draft] | None, drop: Callable[[float], float], allowed: float) -> _Tried:
+        """Return what an interrupted search had tried, or nothing."""
+        tried = cls(drop=drop, allowed=allowed, bench=bench)
+        saved = None if bench is None else bench.recall(SAVED)
+        if saved is None:
+            return tried
+        state, draft = saved[0], cast("Draft", saved[1])
+        tried.fits, tried.trials = state["fits"], [Trial(**trial) for trial in state["trials"]]
+        if state["best"] is not None:
+            draft.values = state["values"]
+            tried.best = draft, tried.trials[state["best"]]
+        say(f"resuming the search for the smallest model after {len(tried.trials)} models")
+        return tried
+
+    def add(self, known: str, budget: str, draft: Draft) -> None:
+        """Record a model, and save the search."""
+        drop = self.drop(draft.value)
+        self.trials.append(Trial(budget=budget, value=draft.value, drop=drop))
+        self.fits[known] = drop <= self.allowed
+        if self.fits[known]:
+            self.best = draft, self.trials[-1]
+        if self.bench is not None:
+            kept = draft if self.best is None else self.best[0]
+            state = {
+                "fits": self.fits, "trials": [asdict(trial) for trial in self.trials], "values": kept.values,
+                "best": None if self.best is None else self.trials.index(self.best[1]),
+            }  # fmt: skip
+            self.bench.remember(SAVED, state, Handle(kept))
 
 
 def _at(share: float, resource: str, rest: Budget | None) -> Budget:
