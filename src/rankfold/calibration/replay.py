@@ -9,12 +9,12 @@ inputs and outputs, and residual connections need no special treatment.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankfold._tensors import copied, detached
 from rankfold.inventory import run_batch
@@ -60,7 +60,7 @@ def run_before(
 
         return record
 
-    with _forwards(model, recording), suppress(_Reached):
+    with wrapped_forwards(model, recording), suppress(_Reached):
         run_batch(model, inputs, what)
         return {}
     memory: dict[nn.Module, list[Any]] = defaultdict(list)
@@ -85,12 +85,25 @@ def remembering(model: nn.Module, memory: Memory) -> Iterator[None]:
 
         return answer
 
-    with _forwards(model, answering):
+    with wrapped_forwards(model, answering):
         yield
 
 
+def faithful(whole: Sequence[Tensor], replayed: Sequence[Tensor]) -> bool:
+    """Return whether the results of a whole run and of a replay are equal up to rounding."""
+    return len(whole) == len(replayed) and all(map(_close, whole, replayed))
+
+
+def _close(whole: Tensor, replayed: Tensor) -> bool:
+    if whole.shape != replayed.shape:
+        return False
+    finite = whole[whole.isfinite()]
+    slack = 1e-5 * float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(whole, replayed, rtol=1e-4, atol=slack, equal_nan=True)
+
+
 @contextmanager
-def _forwards(
+def wrapped_forwards(
     model: nn.Module, wrap: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any] | None]
 ) -> Iterator[None]:
     """Replace the forward methods of a model's modules; hooks still run around the new methods."""

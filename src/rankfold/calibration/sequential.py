@@ -24,6 +24,7 @@ from rankfold._progress import track
 from rankfold._state import extra_state, load_state_, own_state
 from rankfold.calibration.flow import Use
 from rankfold.calibration.pairs import PairSums
+from rankfold.calibration.resuming import Resuming
 from rankfold.calibration.second_moments import collect_moments
 from rankfold.calibration.sequential_config import Reconstruction, Sequential
 from rankfold.calibration.sequential_fit import fit_layer
@@ -50,7 +51,8 @@ def reconstruct_sequentially(
 ) -> Reconstruction:
     """Return a copy of the model with the plan applied and its layers fitted one after the other.
 
-    For each layer, both networks run on every batch up to that layer; only this layer's sums are in memory. The model
+    For each layer, both networks run on every batch up to that layer, from the last layer that was fitted on; see
+    `rankfold.calibration.resuming`. Only this layer's sums are in memory, and activations of at most 512 MiB. The model
     runs in evaluation mode without gradients; afterwards it and torch's random state are as before.
 
     Parameters
@@ -109,9 +111,21 @@ class _Walk:
     def run(self) -> Reconstruction:
         uses, elsewhere = observe_layers(self.original, self.layers, self.batches)
         names = [name for name in uses if self._is_fitted(name, elsewhere)]
-        for step in track(joint_steps(names, uses), "fitting layers"):
+        steps, resuming = joint_steps(names, uses), Resuming()
+        for number, step in enumerate(track(steps, "fitting layers"), 1):
             here = {name: self.layers[name] for name in step}
-            sums = collect_pairs(self.original, self.work, here, uses, self.batches, self.config, self.removed)
+            later = [self.layers[name] for following in steps[number:] for name in following]
+            sums = collect_pairs(
+                self.original,
+                self.work,
+                here,
+                uses,
+                self.batches,
+                self.config,
+                self.removed,
+                resuming=resuming,
+                unsettled=later,
+            )
             for name in step:
                 self._settle(name, uses[name], sums[name])
         for name in self.factored:

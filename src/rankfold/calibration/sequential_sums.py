@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from operator import length_hint
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rankfold._hashing import content_hash
 from rankfold._progress import track
 from rankfold._tensors import model_device, to_device
-from rankfold.batches import iterate, split_batch
+from rankfold.batches import iterate, leading, split_batch
 from rankfold.calibration.flow import OtherTerm, Use, first_tensor
 from rankfold.calibration.pairs import PairSums
+from rankfold.calibration.replay import faithful
+from rankfold.calibration.resuming import Resuming
 from rankfold.calibration.sequential_config import Sequential
+from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory import Padding, find_module, run_batch, undisturbed
 from rankfold.inventory.kinds import is_attention
 from rankfold.records import LayerInfo
 from rankfold.records.narrowing import Removed
+
+CHECKED = 2
+"""Samples on which every resumed pass is compared with a whole one."""
+_NO_RESUMING = (
+    "the network's activations before {} cannot be kept (they change from run to run or in place, or are "
+    "differentiated). Each pass starts at the inputs, which takes longer."
+)
 
 
 def collect_pairs(
@@ -31,6 +45,9 @@ def collect_pairs(
     batches: Iterable[Any],
     config: Sequential,
     removed: Mapping[str, Removed] | None = None,
+    *,
+    resuming: Resuming | None = None,
+    unsettled: Iterable[LayerInfo] = (),
 ) -> dict[str, PairSums | None]:
     """Run the original and the compressed network on every batch, up to some layers.
 
@@ -49,6 +66,10 @@ def collect_pairs(
         Options.
     removed : mapping, optional
         The channels that layers have in the original only (`Narrowing.removed`); what the others lack is summed.
+    resuming : Resuming, optional
+        Where the passes for the preceding layers ended.
+    unsettled : iterable of LayerInfo
+        The layers that later calls with the same `resuming` are for; they may change until then.
 
     Returns
     -------
@@ -60,7 +81,9 @@ def collect_pairs(
         for name, layer in layers.items()
     }
 
-    def run(model: nn.Module, inputs: Any, what: str) -> dict[str, _Tap]:
+    later = [*layers.values(), *unsettled]
+
+    def run(model: nn.Module, inputs: Any, what: str, *resume: Any) -> dict[str, _Tap]:
         taps = {}
         for name, layer in layers.items():
             use, total = uses[name], sums[name]
@@ -73,6 +96,10 @@ def collect_pairs(
                 norm=None if use.norm is None else model.get_submodule(use.norm),
             )
         with ExitStack() as hooks, suppress(_Enough):
+            if resuming is not None and resume:
+                first = [module for tap in taps.values() for module in tap.modules]
+                change = [module for layer in later for module in layer_modules(model, layer)]
+                hooks.enter_context(resuming.resumed(model, *resume, layers=first, unsettled=change))
             for tap in taps.values():
                 _install(hooks, tap, list(taps.values()))
             example = getattr(batches, "example", None)
@@ -86,7 +113,12 @@ def collect_pairs(
         ):
             inputs = split_batch(batch)[0]
             padding = Padding.of(original, inputs)
-            wanted, actual = (run(model, inputs, f"calibration batch {number}") for model in (original, small))
+            what = f"calibration batch {number}"
+            if number == 1 and resuming is not None:
+                _check(resuming, partial(run, small), reset_small, inputs, description)
+            content = None if resuming is None else content_hash(inputs)
+            wanted = run(original, inputs, what, ("original", number), content)
+            actual = run(small, inputs, what, ("small", number), content)
             for name, total in sums.items():
                 gone = (removed or {}).get(name, {})
                 if total is not None and not _add(total, wanted[name], actual[name], padding, gone):
@@ -94,6 +126,28 @@ def collect_pairs(
             reset()
             reset_small()
     return sums
+
+
+def _check(
+    resuming: Resuming, run: Callable[..., dict[str, _Tap]], reset: Callable[[], None], inputs: Any, layer: str
+) -> None:
+    """Run the network on a few samples from the inputs and from the last point; if the two differ, resume no more."""
+    few = leading(inputs, CHECKED)
+    try:
+        whole = run(few, layer)
+        reset()
+        resumed = run(few, layer, ("check", 0), content_hash(few))
+        same = faithful(_recorded(whole), _recorded(resumed))
+    except ModelError:  # for example, because it differentiates kept activations, or needs whole batches
+        same = False
+    reset()
+    if not same and resuming.stop():
+        warnings.warn(_NO_RESUMING.format(layer), RankfoldWarning, stacklevel=2)
+
+
+def _recorded(taps: Mapping[str, _Tap]) -> list[Tensor]:
+    """Return all tensors that taps have recorded."""
+    return [t for tap in taps.values() for t in (*chain.from_iterable(tap.taken), tap.other) if t is not None]
 
 
 def layer_modules(model: nn.Module, layer: LayerInfo) -> list[nn.Module]:

@@ -14,7 +14,7 @@ from rankfold._config import spelled
 from rankfold._progress import track
 from rankfold._tensors import model_device, to_device
 from rankfold.batches import batch_size, iterate, leading, split_batch
-from rankfold.calibration.replay import Memory, run_before
+from rankfold.calibration.replay import Memory, faithful, run_before
 from rankfold.candidates.curves import WORST
 from rankfold.candidates.outputs import check_comparable, check_taps, compared, modules_of, nothing_put_out
 from rankfold.errors import ModelError, RankfoldWarning
@@ -146,21 +146,12 @@ class NetworkProxy:
             replayed = compared(self.work, inputs, what, self.taps, memory)
         except ModelError:  # for example, because it differentiates cached activations
             return False
-        return len(whole) == len(replayed) and all(map(_close, whole, replayed))
+        return faithful(whole, replayed)
 
     def replace(self, name: str, weight: Tensor) -> None:
         """Replace the weight of a layer of `work`."""
         self._whole = None
         layer_weight(self.work, name).copy_(weight)
-
-
-def _close(whole: Tensor, replayed: Tensor) -> bool:
-    """Return whether the outputs of two runs are equal up to rounding."""
-    if whole.shape != replayed.shape:
-        return False
-    finite = whole[whole.isfinite()]
-    slack = 1e-5 * float(finite.abs().max()) if finite.numel() else 0.0
-    return torch.allclose(whole, replayed, rtol=1e-4, atol=slack)
 
 
 class _Distance:
