@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankfold.errors import ModelError, RankfoldError
+from rankfold.exporters.slim import save_slim
 from rankfold.inventory import quiet
 
 FLOAT_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -61,7 +62,6 @@ def quantize(source: Path, target: Path, feeds: Iterable[Feed], *, reduce_range:
         If ONNX Runtime cannot quantise the model, or nothing in it is quantised.
     """
     tools = importlib.import_module("onnxruntime.quantization")
-    onnx = importlib.import_module("onnx")
     prepared = importlib.import_module("onnxruntime.quantization.shape_inference")
 
     class Reader(tools.CalibrationDataReader):
@@ -88,44 +88,14 @@ def quantize(source: Path, target: Path, feeds: Iterable[Feed], *, reduce_range:
         ) from error
     finally:
         folded.unlink(missing_ok=True)
-    graph = onnx.load(str(target))
-    operators = [(node.op_type, node.output[0]) for node in graph.graph.node]
+    model = importlib.import_module("onnx_ir").load(target)
+    operators = [(node.op_type, node.outputs[0].name) for node in model.graph]
     done = sum(operator in INT8_PRODUCTS for operator, _ in operators)
     if not done:
         raise ModelError(
             "nothing in the model is quantised: it has no convolution or matrix product with a weight. "
             "Export it in float."
         )
-    slim(graph, names=False)
-    onnx.save(graph, str(target))
+    save_slim(model, target, names=False)
     kept = tuple(f"{operator} {output!r}" for operator, output in operators if operator in FLOAT_PRODUCTS)
     return Int8(products=done, kept=kept, reduce_range=reduce_range)
-
-
-def slim(model: Any, *, names: bool) -> None:
-    """Remove what only debugging needs from an ONNX model: a fifth of the file of a small network.
-
-    Unless `names`, tensors other than inputs and outputs get short names.
-    """
-    graph = model.graph
-    for node in graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for tensor in graph.initializer:
-        del tensor.metadata_props[:]
-        tensor.doc_string = ""
-    del graph.value_info[:]
-    if names:
-        return
-    fixed = {value.name for value in (*graph.input, *graph.output)}
-    short: dict[str, str] = {}
-
-    def renamed(name: str) -> str:
-        return name if not name or name in fixed else short.setdefault(name, f"t{len(short)}")
-
-    for node in graph.node:
-        node.name = ""
-        node.input[:] = [renamed(name) for name in node.input]
-        node.output[:] = [renamed(name) for name in node.output]
-    for tensor in graph.initializer:
-        tensor.name = renamed(tensor.name)

@@ -13,7 +13,8 @@ import torch
 from rankfold._tensors import tensors_of
 from rankfold.errors import ModelError, RankfoldError
 from rankfold.exporters.contract import Exporter, Runner, registry
-from rankfold.exporters.int8 import Int8, quantize, slim
+from rankfold.exporters.int8 import Int8, quantize
+from rankfold.exporters.slim import save_slim
 from rankfold.inventory import quiet
 
 LARGEST = 2 * 10**9
@@ -26,7 +27,7 @@ class ONNX(Exporter):
 
     name = "onnx"
     suffix = ".onnx"
-    packages = ("onnx", "onnxscript", "onnxruntime")
+    packages = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
     extra = "onnx"
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
@@ -43,14 +44,11 @@ class ONNX(Exporter):
                 f"the model has {weights:,} bytes of weights; an ONNX file holds at most {LARGEST:,}. Compress it "
                 "further, or use the format 'torch-export'."
             )
-        onnx = importlib.import_module("onnx")
         with quiet():
             try:
                 converted = torch.onnx.export(program, dynamo=True, verbose=False)
                 assert converted is not None
-                model = converted.model_proto
-                slim(model, names=True)
-                onnx.save(model, str(path))
+                save_slim(converted.model, path, names=True)
             except Exception as error:
                 raise ModelError(
                     f"the model cannot be exported to ONNX. torch.onnx raised {type(error).__name__}: {error}\n"
