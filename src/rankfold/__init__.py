@@ -9,7 +9,20 @@ True
 
 from rankfold import zoo
 from rankfold._version import __version__ as __version__
-from rankfold.api import Result, Search, analyze, apply, apply_, compress, export, factorize, plan, realize, sweep
+from rankfold.api import (
+    Result,
+    Search,
+    analyze,
+    apply,
+    apply_,
+    compress,
+    export,
+    factorize,
+    load_pretrained,
+    plan,
+    realize,
+    sweep,
+)
 from rankfold.calibration import Sequential
 from rankfold.errors import RankfoldError
 from rankfold.evaluation import agreement, compare_latency, evaluate, top1
@@ -65,6 +78,7 @@ __all__ = [
     "gauge",
     "inspect",
     "load",
+    "load_pretrained",
     "plan",
     "realize",
     "save",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import rankfold as rf
-from rankfold.errors import ModelError
+from rankfold.errors import ConfigError, ModelError
 from rankfold.records import Choice
 
 IDS = torch.tensor([[1, 2, 3, 4]])
@@ -74,14 +74,20 @@ def unpickled(model: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("made", [lambda m: m, copy.deepcopy, copy.copy, unpickled, lambda m: rf.gauge(m)])
-def test_a_compressed_model_refuses(made: Any, tmp_path: Path) -> None:
-    model = made(compressed())
-    for save in (model.save_pretrained, model.push_to_hub, model.transformer.save_pretrained):
+def test_a_compressed_model_saves_itself_or_refuses(made: Any, tmp_path: Path) -> None:
+    original = compressed()
+    model = made(original)
+    for save in (model.push_to_hub, model.transformer.save_pretrained):
         with pytest.raises(ModelError, match=REFUSED):
             save(str(tmp_path / "folder"))
-    with pytest.raises(ModelError, match=REFUSED):
-        model.save_pretrained(tmp_path / "folder", safe_serialization=True, state_dict=model.state_dict())
+    for option in ({"state_dict": model.state_dict()}, {"push_to_hub": True}, {"variant": "fp16"}):
+        with pytest.raises(ConfigError, match=rf"Leave out {next(iter(option))}\."):
+            model.save_pretrained(tmp_path / "folder", safe_serialization=True, **option)
     assert not list(tmp_path.rglob("*.safetensors"))
+    with torch.no_grad():
+        model.transformer.wte.weight[1] += 1  # of this model, not of the one that it was copied from
+    model.save_pretrained(tmp_path / "folder", max_shard_size="5GB")
+    torch.testing.assert_close(rf.load_pretrained(tmp_path / "folder")(IDS).logits, model(IDS).logits)
 
 
 def test_what_the_message_says_works(tmp_path: Path) -> None:
@@ -89,8 +95,8 @@ def test_what_the_message_says_works(tmp_path: Path) -> None:
     rf.save(model, tmp_path / "small")
     loaded: Any = rf.load(tmp_path / "small", GPT2LMHeadModel(config()).eval())
     torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits)
-    with pytest.raises(ModelError, match=REFUSED):
-        loaded.save_pretrained(tmp_path / "folder")
+    loaded.save_pretrained(tmp_path / "folder")
+    torch.testing.assert_close(rf.load_pretrained(tmp_path / "folder")(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -99,8 +105,8 @@ def test_in_place_and_with_data(in_place: bool, tmp_path: Path) -> None:
     data = [{"input_ids": torch.randint(0, 31, (4, 6))}]
     apply = rf.apply_ if in_place else rf.apply
     small: Any = apply(model, plan("transformer.h.0.mlp.c_fc"), data, reconstruct="sequential")
-    with pytest.raises(ModelError, match=REFUSED):
-        small.save_pretrained(tmp_path / "folder")
+    small.save_pretrained(tmp_path / "folder")
+    torch.testing.assert_close(rf.load_pretrained(tmp_path / "folder")(IDS).logits, small(IDS).logits)
 
 
 def test_the_original_can_be_saved(tmp_path: Path) -> None:
@@ -123,9 +129,9 @@ def test_a_model_inside_another_refuses(tmp_path: Path) -> None:
         small.encoder.save_pretrained(tmp_path / "folder")
     small.second.save_pretrained(tmp_path / "second")  # nothing in it was factored
     holder = nn.ModuleDict({"inner": compressed()})
-    inner: Any = holder["inner"]
-    with pytest.raises(ModelError, match=REFUSED):
-        inner.save_pretrained(tmp_path / "folder")
+    inner: Any = holder["inner"]  # a whole compressed model
+    inner.save_pretrained(tmp_path / "folder")
+    torch.testing.assert_close(rf.load_pretrained(tmp_path / "folder")(IDS).logits, inner(IDS).logits)
 
 
 def test_other_libraries_with_such_a_method(tmp_path: Path) -> None:
@@ -144,8 +150,9 @@ def test_an_adapter_on_a_compressed_model(tmp_path: Path) -> None:
     adapted: Any = get_peft_model(model, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
     adapted.save_pretrained(tmp_path / "adapter")  # the adapter's weights alone, which is right
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
-    with pytest.raises(ModelError, match=REFUSED):
-        adapted.merge_and_unload().save_pretrained(tmp_path / "folder")
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "folder")
+    torch.testing.assert_close(rf.load_pretrained(tmp_path / "folder")(IDS).logits, merged(IDS).logits)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # read by peft

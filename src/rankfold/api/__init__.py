@@ -8,6 +8,7 @@ from rankfold.api.exporting import export as export
 from rankfold.api.factorizing import factorize as factorize
 from rankfold.api.options import Search as Search
 from rankfold.api.planning import plan as plan
+from rankfold.api.pretrained import load_pretrained as load_pretrained
 from rankfold.api.realizing import Result as Result
 from rankfold.api.realizing import realize as realize
 from rankfold.api.sweeping import sweep as sweep

@@ -8,3 +8,4 @@ from rankfold.storage.folder import artifact_bytes as artifact_bytes
 from rankfold.storage.folder import artifact_identity as artifact_identity
 from rankfold.storage.folder import check_output as check_output
 from rankfold.storage.folder import companion_file as companion_file
+from rankfold.storage.network import Network as Network

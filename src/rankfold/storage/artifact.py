@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from rankfold import methods
 from rankfold._state import buffer_owners, extra_state, load_state_, own_state, register_late_buffers_
 from rankfold._turns import in_grad_turn, in_turn
-from rankfold.errors import CorruptArtifact, ModelError, PlanMismatch, RankfoldWarning
+from rankfold.errors import ConfigError, CorruptArtifact, ModelError, PlanMismatch, RankfoldWarning
 from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.weights import find_module
 from rankfold.inventory.wrappers import unwrap
 from rankfold.records import Plan
 from rankfold.storage.architecture import FRESH, Settings, check_architecture, read_architecture, write_architecture
 from rankfold.storage.folder import PLAN_FILE, Describe, check_output, find, replace_artifact
+from rankfold.storage.network import guards, network_of, without_guards
 from rankfold.storage.state import stored_state
 from rankfold.storage.weights import Weights, weights_metadata
 from rankfold.surgery import Proof, build, check_plan, copy_model, plan_of
@@ -29,6 +30,7 @@ from rankfold.surgery.apply import inner_plan, remember_plan, replace_layers
 from rankfold.surgery.exchange import listed
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.narrowed import narrowed_copy
+from rankfold.surgery.saving import save_pretrained_with
 
 _SLACK, _MOST_BYTES = 16 * 2**20, 64  # factors in float64 may take several times the space of the layer's weights
 _LATE = (
@@ -64,11 +66,14 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
 
     Notes
     -----
+    ``config.json`` records a network of timm or transformers by name, for `load_pretrained`. Its weights file then has
+    an empty tensor in the place of each factored weight, so that the original network does not accept it.
+
     ``plan.json`` is the plan; ``model.safetensors`` contains every parameter and persistent buffer once (tied ones are
     recorded as aliases), a checksum of its tensors and the checksum of its plan. Both files are replaced in one step:
     if the process is killed, the folder contains the complete old or the complete new artefact. Processes that save to
     the same folder wait for each other, and `load` can run at any time (see `rankfold.storage.folder`). A
-    ``source.json``, ``report.json`` or ``report.html`` that describes another artefact is removed.
+    ``config.json``, ``source.json``, ``report.json`` or ``report.html`` that describes another artefact is removed.
     """
     save_described(model, path, plan=plan)
     return Path(path)
@@ -76,18 +81,69 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
 
 @in_turn
 def save_described(
-    model: nn.Module, path: str | Path, *, plan: Plan | None = None, describe: Describe | None = None
+    model: nn.Module,
+    path: str | Path,
+    *,
+    plan: Plan | None = None,
+    describe: Describe | None = None,
+    shared: bool = False,
 ) -> str:
-    """Save a model like `save`, together with files that describe the artefact, and return its checksum."""
+    """Save a model like `save`, together with files that describe the artefact, and return its checksum.
+
+    `shared` is that of `check_output`.
+    """
     path = Path(path)
     model = unwrap(model)
     plan = plan_of(model) if plan is None else plan
-    check_output(path)
+    check_output(path, shared=shared)
     tensors, aliases = stored_state(model)
+    network = network_of(model)
+    if network is not None:
+        tensors |= guards(plan, (*tensors, *aliases))
+
+    def companions(artifact: str) -> dict[str, str]:
+        recorded = {} if network is None else network.texts(artifact)
+        return {**recorded, **({} if describe is None else describe(artifact))}
+
     text = plan.to_json()
     more = {"buffers": json.dumps(buffer_owners(model)), **write_architecture(model)}
     metadata = weights_metadata(tensors, aliases, text, more)
-    return replace_artifact(path, text, tensors, metadata, describe)
+    return replace_artifact(path, text, tensors, metadata, companions)
+
+
+def _save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    is_main_process: bool = True,
+    state_dict: object = None,
+    safe_serialization: bool = True,
+    push_to_hub: bool = False,
+    max_shard_size: object = None,  # noqa: ARG001 - there is one file
+    **others: object,
+) -> bool:
+    """Save like ``save_pretrained`` of transformers; return False if `load_pretrained` could not build the network.
+
+    Raises
+    ------
+    ConfigError
+        If an argument asks for something else than the model's own weights in a safetensors file.
+    """
+    if network_of(model) is None:
+        return False
+    asked = {"state_dict": state_dict is not None, "safe_serialization": not safe_serialization}
+    asked |= {"push_to_hub": push_to_hub, **{name: value is not None for name, value in others.items()}}
+    if wrong := [name for name, value in asked.items() if value]:
+        raise ConfigError(
+            f"save_pretrained of a compressed model writes the model's own weights to a local folder. Leave out "
+            f"{', '.join(wrong)}."
+        )
+    if is_main_process:
+        save_described(model, folder, shared=True)
+    return True
+
+
+save_pretrained_with(_save_pretrained)
 
 
 @in_grad_turn
@@ -126,7 +182,7 @@ def load(path: str | Path, model: nn.Module, *, example_input: Any = None) -> nn
     text, weights = find(path)
     plan = Plan.from_json(text, source=str(path / PLAN_FILE))
     _check_size(weights, model)
-    tensors, recorded = weights.tensors(), read_architecture(weights.metadata, str(weights.file))
+    tensors, recorded = without_guards(plan, weights.tensors()), read_architecture(weights.metadata, str(weights.file))
     owners = weights.buffer_owners()
     plan, tensors, recorded = _strip_prefixes(plan, tensors, recorded, model)
     try:

@@ -3,7 +3,8 @@
 An artefact consists of ``plan.json`` and the ``model.safetensors`` whose header has the checksum of that plan. Saving
 uses a folder inside it, ``.rankfold-next``:
 
-1. The weights, the files that describe them (``source.json``) and the plan are written there and flushed to the disk.
+1. The weights, the files that describe them (such as ``source.json``) and the plan are written there and flushed to
+   the disk.
 2. ``plan.json`` is replaced by one rename. This is the switch: the weights that match the plan are now those in
    ``.rankfold-next``, where readers look for them. If both artefacts have the same plan, step 3 is the switch.
 3. ``model.safetensors`` is replaced by a rename, then the files that describe it. ``.rankfold-next`` is removed.
@@ -12,8 +13,8 @@ If a process is killed before the switch, the old artefact remains, otherwise th
 discards the staged files. Writers lock the folder (`rankfold._files.locked`), readers do not: a reader that gets plan
 and weights of different artefacts reads the plan again. On a file system without locks, only one process may write.
 
-``source.json`` and ``report.json`` contain the checksum of the artefact that they describe. A file that describes
-another artefact is ignored.
+``config.json``, ``source.json`` and ``report.json`` contain the checksum of the artefact that they describe. A file
+that describes another artefact is ignored.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from rankfold.storage.weights import Weights, file_state, identity_of, text_hash
 PLAN_FILE = "plan.json"
 WEIGHTS_FILE = "model.safetensors"
 SOURCE_FILE = "source.json"
+CONFIG_FILE = "config.json"
 REPORT_FILES = ("report.html", "report.json")
 
 _STAGE = ".rankfold-next"
-_COMPANIONS = (SOURCE_FILE, *REPORT_FILES)
+_COMPANIONS = (CONFIG_FILE, SOURCE_FILE, *REPORT_FILES)
 _MOST_ATTEMPTS = 10_000
 
 Describe = Callable[[str], Mapping[str, str]]
@@ -142,11 +144,12 @@ def companion_file(folder: str | Path, name: str) -> Path:
     return staged if staged.exists() and _is_switched(folder) else folder / name
 
 
-def check_output(path: str | Path) -> None:
+def check_output(path: str | Path, *, shared: bool = False) -> None:
     """Raise `RankfoldError` unless an artefact can be saved to a folder; nothing is written.
 
     The folder may be new, be empty except for hidden files, contain an artefact, or contain the files of a killed run:
-    a checkpoint and files that describe an artefact.
+    a checkpoint and files that describe an artefact. A `shared` folder may contain other files, such as those of a
+    tokenizer, if their names are not those of an artefact's files.
     """
     path = Path(path)
     if os.path.exists(path) and not os.path.isdir(path):
@@ -159,8 +162,15 @@ def check_output(path: str | Path) -> None:
             raise RankfoldError(
                 f"cannot save to {str(path)!r}: {name!r} in it is a folder. Choose an empty or new folder."
             )
+    config = path / CONFIG_FILE
+    if os.path.lexists(config) and not _is_left_over(config):
+        raise RankfoldError(
+            f"cannot save to {str(path)!r}: {CONFIG_FILE!r} in it was not written by rankfold. Choose another folder."
+        )
     if not os.path.lexists(path / PLAN_FILE):
         others = sorted(entry.name for entry in path.iterdir() if not _is_left_over(entry))
+        if shared:
+            others = [name for name in others if name in (WEIGHTS_FILE, *_COMPANIONS)]
         if others:
             raise RankfoldError(
                 f"cannot save to {str(path)!r}: the folder holds other files ({others[0]!r}). "
@@ -237,7 +247,7 @@ def _complete(folder: Path, identity: str) -> None:
 
 
 def _remove_stale(folder: Path, identity: str) -> None:
-    for name, with_it in ((SOURCE_FILE, ()), ("report.json", ("report.html",))):
+    for name, with_it in ((CONFIG_FILE, ()), (SOURCE_FILE, ()), ("report.json", ("report.html",))):
         document = _document(folder / name)
         if document is not None and document.get("artifact") != identity:
             for stale in (*with_it, name):  # the page first, because only the JSON file identifies it
@@ -260,7 +270,7 @@ def _is_left_over(entry: Path) -> bool:
         return True
     if entry.name == WEIGHTS_FILE:  # an earlier version wrote it before the plan
         return _open_whole(entry) is not None
-    if entry.name in (SOURCE_FILE, "report.json"):
+    if entry.name in (CONFIG_FILE, SOURCE_FILE, "report.json"):
         return _document(entry) is not None
     if entry.name == "report.html":
         return _document(entry.with_name("report.json")) is not None

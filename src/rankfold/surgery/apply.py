@@ -21,7 +21,7 @@ from rankfold.surgery.exchange import exchange_, listed
 from rankfold.surgery.factored import Factored, build
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.narrowing import check_narrowing
-from rankfold.surgery.saving import refuse_save_pretrained_
+from rankfold.surgery.saving import replace_save_pretrained_
 from rankfold.surgery.stock import memory_format
 
 _PLAN = "rankfold_plan"
@@ -236,9 +236,9 @@ def outer_plan(done: Plan, plan: Plan) -> Plan:
 
 
 def remember_plan(model: nn.Module, plan: Plan) -> nn.Module:
-    """Store the plan on a model for `plan_of`, disable other libraries' ways to save it, and return it."""
+    """Store the plan on a model for `plan_of`, replace other libraries' ways to save it, and return it."""
     object.__setattr__(model, _PLAN, plan)
-    refuse_save_pretrained_(model, plan.narrowing)
+    replace_save_pretrained_(model, plan.narrowing)
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -104,9 +104,13 @@ class Factored(nn.Sequential):
         refuse_computed(param, name)
         super().register_parameter(name, param)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Raise for a checkpoint of the dense model, which ``strict=False`` would silently skip."""
-        if f"{prefix}weight" in state_dict:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Raise for a checkpoint of the dense model, which ``strict=False`` would silently skip.
+
+        The empty weight of an artefact's file, which only keeps the dense model from loading it, is ignored.
+        """
+        weight = state_dict.pop(f"{prefix}weight", None)
+        if weight is not None and weight.numel():
             refuse_write(self.info.title, f"load_state_dict: {prefix}weight")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -62,7 +62,7 @@ def create(
         seed = 0  # the random weights are replaced, so they need not advance the global generator
     if is_factory(name):
         load_factory(name)  # not seeded: only the first import would draw random numbers
-    with nullcontext() if seed is None else _seeded(seed):
+    with nullcontext() if seed is None else seeded(seed):
         model = info.build(num_classes)
     if weights == "bundled":
         if info.bundled is None:
@@ -75,7 +75,7 @@ def create(
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Fork the generators that constructors draw from, and seed the forks."""
     device = torch.get_default_device()
     accelerator = device.type not in ("cpu", "meta")
