@@ -83,6 +83,8 @@ def updated(text: str) -> str:
             rows = of_rene(records[0]["results"], match[2] or "")
         elif records[0].get("benchmark") == "yolo":
             rows = of_yolo(records[0]["results"])
+        elif records[0].get("benchmark") == "detection":
+            rows = of_detection(records[0]["results"])
         elif records[0].get("benchmark") == "exporting":
             rows = of_exports(records[0]["results"]["int8"])
         elif records[0].get("format") == "rankfold-reproduction":
@@ -265,6 +267,23 @@ def of_yolo(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "fold, then compress": row["fuse_then_compress"],
             "compress, then fold": row["compress_then_fuse"],
             "export": row["export"],
+        }
+        for row in results
+    ]
+
+
+def of_detection(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each detector: sizes, frames per second, and what works."""
+    return [
+        {
+            "detector": row["network"],
+            "strategy": row["strategy"],
+            "parameters of the backbone": row["body_params"],
+            "parameters left": row["body_params_after"],
+            "frames/s": f"{row['fps']:.2f}",
+            "frames/s, compressed": f"{row['fps_after']:.2f}",
+            "loss of a training step": f"{row['training_loss']:.2f}",
+            "reloaded": "equal" if row["reloaded_equal"] else "differs",
         }
         for row in results
     ]

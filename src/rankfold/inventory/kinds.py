@@ -13,6 +13,8 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from rankfold.records.narrowing import CHANNEL_TENSORS
+
 CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED: tuple[type[nn.Module], ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 ROLES = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -37,6 +39,19 @@ def stock_base(module: nn.Module) -> type[nn.Module] | None:
     """Return the torch layer class that a module is an instance of, or None."""
     cls = original_class(module)
     return next((base for base in (*CONVS, *TRANSPOSED, nn.Linear) if issubclass(cls, base)), None)
+
+
+def frozen_norm_width(module: nn.Module) -> int | None:
+    """Return the number of channels of a ``FrozenBatchNorm2d``, or None for other modules.
+
+    The class of torchvision, timm and detectron2 keeps the four tensors of a BatchNorm as buffers. It is recognised by
+    its name and these buffers.
+    """
+    if not any(cls.__name__ == "FrozenBatchNorm2d" for cls in type(module).__mro__):
+        return None
+    tensors = [dict(module.named_buffers()).get(name) for name in CHANNEL_TENSORS]
+    widths = {None if t is None or t.ndim != 1 else len(t) for t in tensors}
+    return widths.pop() if len(widths) == 1 else None
 
 
 def conv1d_base(module: nn.Module) -> type[nn.Module] | None:

@@ -20,7 +20,7 @@ from rankfold._tensors import copied, tensors_of
 from rankfold.batches import call_model
 from rankfold.errors import MissingExtra, ModelError
 from rankfold.inventory import copy_model, evaluating
-from rankfold.inventory.kinds import is_lazy, stock_base
+from rankfold.inventory.kinds import frozen_norm_width, is_lazy, stock_base
 from rankfold.inventory.running import example_failure, on_device_of
 from rankfold.records.narrowing import Side
 from rankfold.surgery.narrowing import NORMS
@@ -31,6 +31,8 @@ ADVICE = (
 )
 
 ATTENTION = "an attention has a fixed width"
+ENDLESS = "the graph cannot follow it through a reshape"
+OUTPUT = "it is an output of the model"
 
 Key = tuple[str, Side | int]
 """Path of a module or parameter, and its side or dimension."""
@@ -66,6 +68,7 @@ def trace(model: nn.Module, example_input: Any) -> Couplings:
         If the model cannot be traced.
     """
     twin = copy_model(model)
+    _thaw_norms_(twin)
     for parameter in twin.parameters():
         if parameter.is_floating_point() and not is_lazy(parameter):
             parameter.requires_grad = True
@@ -78,6 +81,17 @@ def trace(model: nn.Module, example_input: Any) -> Couplings:
         if stock_base(module) is not None and module in graph.module2node:
             reader.read(module)
     return couplings
+
+
+def _thaw_norms_(model: nn.Module) -> None:
+    """Replace frozen BatchNorms by BatchNorms: the graph only sees modules with parameters."""
+    for path, module in list(model.named_modules()):
+        width = frozen_norm_width(module)
+        if width is not None and path:
+            norm = nn.BatchNorm2d(width, eps=getattr(module, "eps", 1e-5))
+            norm.load_state_dict(module.state_dict(), strict=False)
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, norm.to(module.weight).eval())  # type: ignore[arg-type]
 
 
 def _built(model: nn.Module, example_input: Any) -> Any:
@@ -117,13 +131,19 @@ def _built(model: nn.Module, example_input: Any) -> Any:
 
 
 class _Reader:
-    """Reads the groups of a graph."""
+    """Reads the groups of a graph.
+
+    The graph takes reshapes of other dimensions for a flattening, which multiplies the indices every time that a walk
+    passes. Walks with more indices than all layers have channels end.
+    """
 
     def __init__(
         self, graph: Any, names: Mapping[nn.Module, str], parameters: Mapping[int, str], couplings: Couplings
     ) -> None:
         self.graph, self.names, self.parameters, self.couplings = graph, names, parameters, couplings
         self.covered: dict[Key, set[int]] = {}
+        layers: list[Any] = [module for module in names if stock_base(module) is not None]
+        self.most = sum(size for layer in layers for size in layer.weight.shape)
 
     def read(self, module: Any) -> None:
         """Follow the outputs of a layer that no earlier layer led to."""
@@ -137,6 +157,9 @@ class _Reader:
             node = self.graph.module2node[module]
             start = [_Index(i, i) for i in missing]
             for reached, handler, indices in _walk(node, pruner.prune_out_channels, start):
+                if len(indices) > self.most:
+                    self.couplings.fixed.append((root, missing, ENDLESS))
+                    break
                 self._read_node(root, reached, handler, indices)
 
     def _read_node(self, root: Key, node: Any, handler: Any, reached: list[Any]) -> None:
@@ -216,7 +239,7 @@ def _reason(node: Any) -> str | None:
     module = node.module
     kind = type(module).__name__
     if kind == "_OutputOp":
-        return "it is an output of the model"
+        return OUTPUT
     if isinstance(module, nn.MultiheadAttention):
         return ATTENTION
     if isinstance(module, nn.Parameter) or stock_base(module) is not None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from rankfold._turns import in_grad_turn
+from rankfold.errors import ModelError
 from rankfold.inventory import static_inventory
 from rankfold.inventory.static import walk
-from rankfold.pruning.graph import ATTENTION, Couplings, Key, trace
+from rankfold.pruning.graph import ATTENTION, OUTPUT, Couplings, Key, trace
+from rankfold.pruning.parts import parts, shared
 from rankfold.pruning.trial import Trial
 from rankfold.records import Axis, ChannelGroup, ChannelGroups, LayerInfo
 
 ONE = "it has a single channel that can be removed, and must keep it"
 UNSEEN = "the graph does not reach it"
+SELECTS = "what follows it selects by values, as a detector selects boxes, so that outputs cannot be compared"
+LEAVES = "it is an output of a module, such as a backbone or head, whose users select by values"
+ELSEWHERE = "its weight is also used outside of its module"
 
 
 @in_grad_turn
@@ -26,6 +32,9 @@ def channel_groups(model: nn.Module, example_input: Any) -> ChannelGroups:
 
     Torch-Pruning's dependency graph tells what is coupled. Every group is then tried on a copy with random weights:
     the narrowed network must compute what the network with masked channels computes, and cost what is predicted.
+
+    The outputs of detectors jump: rounding alone can select other boxes. Their largest modules with continuous outputs
+    are examined instead, such as the backbone and each head, and channels that leave such a module stay.
 
     Parameters
     ----------
@@ -54,6 +63,39 @@ def channel_groups(model: nn.Module, example_input: Any) -> ChannelGroups:
     >>> [(group.name, group.width) for group in groups], groups.fixed
     ([('0', 16)], {'2': 'it is an output of the model'})
     """
+    trial = Trial(model, example_input)
+    return _of_parts(trial) if trial.jumps() else _of_whole(model, example_input, trial)
+
+
+def _of_parts(trial: Trial) -> ChannelGroups:
+    """Return the channel groups of the largest modules with continuous outputs."""
+    model = trial.copy
+    groups: list[ChannelGroup] = []
+    reasons: dict[str, str] = {}
+    for path, part, inputs in parts(model, trial.example):
+        inner, outside = _of_part(part, inputs), shared(part, model, path)
+        for group in inner:
+            axes = tuple(replace(axis, name=f"{path}.{axis.name}") for axis in group.axes)
+            if outside.isdisjoint(axis.name for axis in group.axes):
+                groups.append(replace(group, name=f"{path}.{group.name}", axes=axes))
+            else:
+                reasons |= {axis.name: ELSEWHERE for axis in axes}
+        reasons |= {f"{path}.{name}": LEAVES if reason == OUTPUT else reason for name, reason in inner.fixed.items()}
+    free = {axis.name for group in groups for axis in group.on("outputs")}
+    names = [layer.name for layer in static_inventory(model)]
+    return ChannelGroups(groups=tuple(groups), fixed={n: reasons.get(n, SELECTS) for n in names if n not in free})
+
+
+def _of_part(part: nn.Module, inputs: Any) -> ChannelGroups:
+    """Return the channel groups of a part; of its own parts if it cannot be traced, as the selection of proposals."""
+    try:
+        return channel_groups(part, inputs)
+    except ModelError:
+        return _of_parts(Trial(part, inputs))
+
+
+def _of_whole(model: nn.Module, example_input: Any, trial: Trial) -> ChannelGroups:
+    """Return the channel groups of a model with continuous outputs."""
     layers = static_inventory(model)
     couplings = trace(model, example_input)
     for layer in layers:
@@ -63,7 +105,7 @@ def channel_groups(model: nn.Module, example_input: Any) -> ChannelGroups:
             _couple_parts(couplings, [((paths[0], "channels"), module.num_channels)], module.num_groups)
     fixed: dict[str, str] = {}
     candidates = _groups(couplings, layers, fixed)
-    failed = Trial(model, example_input).failing(candidates)
+    failed = trial.failing(candidates)
     for group in candidates:
         if group.name in failed:
             for axis in group.on("outputs"):

@@ -22,6 +22,7 @@ from rankfold.errors import PlanMismatch
 from rankfold.inventory import copy_model, evaluating, find_module, inspect, undisturbed
 from rankfold.inventory.kinds import conv1d_base, original_class, stock_base
 from rankfold.inventory.running import on_device_of
+from rankfold.pruning.parts import jumps
 from rankfold.records import Axis, ChannelGroup, Narrowing
 from rankfold.surgery.narrowing import narrow_
 
@@ -60,6 +61,11 @@ class Trial:
             self._randomise()
             self.inventory = inspect(self.copy, self.example)
             self.shapes = [t.shape for t in self._outputs(self.copy)]
+
+    def jumps(self) -> bool:
+        """Return whether the outputs respond abruptly to slight changes, so that no trial can compare them."""
+        with evaluating(self.copy), torch.no_grad():
+            return jumps(self.copy, self.example, self.generator)
 
     def failing(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """Return the groups that cannot be removed channels from, by name, with the reason."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
@@ -247,18 +247,15 @@ class Narrowing:
                 )
         return Narrowing(tuple(merged.values()))
 
-    def prefixed(self, prefix: str) -> Narrowing:
-        """Return the narrowing of a model that holds this one's model under ``prefix``, such as ``"backbone."``."""
-        return Narrowing(
-            tuple(
-                replace(
-                    group,
-                    name=prefix + group.name,
-                    axes=tuple(replace(axis, name=prefix + axis.name) for axis in group.axes),
-                )
-                for group in self.groups
-            )
-        )
+    def renamed(self, new: Callable[[str], str | None]) -> Narrowing:
+        """Return the narrowing of a model in which modules have other names; None for those that are not in it."""
+        groups: list[ChannelGroup] = []
+        for group in self.groups:
+            axes = tuple(replace(axis, name=name) for axis in group.axes if (name := new(axis.name)) is not None)
+            first, number, count = group.name.partition("#")
+            if axes:
+                groups.append(replace(group, name=(new(first) or axes[0].name) + number + count, axes=axes))
+        return Narrowing(tuple(groups))
 
     def unprefixed(self, prefix: str) -> Narrowing:
         """Return the narrowing without a prefix of all names."""

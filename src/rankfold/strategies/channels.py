@@ -45,6 +45,13 @@ def kept_width(width: int, share: float) -> int:
     return math.floor(width * (1 - share) + 1e-9)
 
 
+def bounded_layers(problem: Problem) -> set[str]:
+    """Return the names of the layers that count in a bound; all of them without a budget."""
+    bounds = [] if problem.budget is None else problem.budget.additive
+    costs = problem.inventory.costs
+    return {name for name, cost in costs.items() if not bounds or any(cost.get(bound.resource) for bound in bounds)}
+
+
 @dataclass(frozen=True)
 class Channels:
     """The channel groups of a problem, with the order in which a criterion removes their channels.
@@ -128,13 +135,8 @@ class Channels:
 
     def _bounded(self) -> list[ChannelGroup]:
         """Return the groups that count in a bound; all of them without a budget."""
-        bounds = [] if self.problem.budget is None else self.problem.budget.additive
-        costs = self.problem.inventory.costs
-        return [
-            group
-            for group in self.groups
-            if not bounds or any(costs[a.name].get(b.resource) for a in group.axes if a.name in costs for b in bounds)
-        ]
+        counted = bounded_layers(self.problem)
+        return [group for group in self.groups if any(axis.name in counted for axis in group.axes)]
 
     def _named(self, ratio: Mapping[str, float]) -> dict[str, float]:
         """Return the share of each layer by the first pattern that matches its name."""

@@ -14,7 +14,7 @@ from rankfold.errors import InfeasibleBudget, NoMatchingLayer
 from rankfold.factor.moments import Moments
 from rankfold.inventory.narrowing import lost_energy, narrowed_moments, narrowed_weight
 from rankfold.records import Candidate, Cost, LayerInfo, Narrowing, Plan
-from rankfold.strategies.channels import Channels, check_channel_options, share_within
+from rankfold.strategies.channels import Channels, bounded_layers, check_channel_options, share_within
 from rankfold.strategies.contract import Strategy, make_plan, registry
 from rankfold.strategies.problem import Problem
 
@@ -152,10 +152,11 @@ class _Search:
             if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
                 raise NoMatchingLayer.of("the model", pattern, names)
         ranks: dict[str, int] = {}
+        counted = bounded_layers(problem)
         for layer in problem.inventory:
             rank = next((rank for pattern, rank in patterns.items() if fnmatchcase(layer.name, pattern)), None)
             can = layer.skip is None and self._method.supports(layer) is None and layer.name not in problem.fixed
-            if rank is not None and can:
+            if rank is not None and can and layer.name in counted:
                 ranks[layer.name] = rank
         return ranks
 
@@ -182,7 +183,8 @@ class _Search:
         """Return why a layer is kept if it is not factored."""
         if layer.name in self._ranks:
             return f"it would not become smaller at rank {self._ranks[layer.name]}"
-        return layer.skip or self._method.supports(layer) or "no rank is given for it"
+        bounded = "no rank is given for it" if layer.name in bounded_layers(self._problem) else "no bound counts it"
+        return layer.skip or self._method.supports(layer) or bounded
 
 
 registry.register(Norton, summary="filter pruning in the space of CP factors, then filter-wise CP (NORTON)")

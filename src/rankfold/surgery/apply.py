@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from rankfold.surgery.narrowing import check_narrowing
 from rankfold.surgery.saving import replace_save_pretrained_
 from rankfold.surgery.stock import memory_format
 
-_PLAN = "rankfold_plan"
+_PLAN, _ORIGIN = "rankfold_plan", "rankfold_origin"
 
 Swap = tuple[tuple[str, ...], Factored]
 """The names of one module, and its replacement."""
@@ -239,14 +240,15 @@ def remember_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Store the plan on a model for `plan_of`, replace other libraries' ways to save it, and return it."""
     object.__setattr__(model, _PLAN, plan)
     replace_save_pretrained_(model, plan.narrowing)
+    _remember_origins(model, plan)
     return model
 
 
 def plan_of(model: nn.Module) -> Plan:
     """Return the plan that was applied to a model.
 
-    If the model has since been wrapped or made part of another one, the choices are those of its factored layers, and
-    the removed channels those of the plans of its parts.
+    If the model has since been wrapped, or parts of it were moved into another one, the choices are those of its
+    factored layers, and the removed channels those of the plans of its parts.
 
     Raises
     ------
@@ -257,11 +259,7 @@ def plan_of(model: nn.Module) -> Plan:
     plan = getattr(model, _PLAN, None)
     if isinstance(plan, Plan) and set(plan.factored) <= set(factored):
         return plan
-    parts = {
-        f"{path}.": part
-        for path, module in model.named_modules()
-        if path and isinstance(part := vars(module).get(_PLAN), Plan) and part.narrowing
-    }
+    parts = _moved(model)
     if not factored and not parts:
         raise RankfoldError("the model has no factored layers; apply a plan first.")
     first: dict[tuple[int, ...], str] = {}  # tied layers share their factors and one choice
@@ -269,13 +267,40 @@ def plan_of(model: nn.Module) -> Plan:
         first.setdefault(factors_key(module), name)
     factored = {name: factored[name] for name in first.values()}
     prints = {name: module.info.fingerprint for name, module in factored.items()}
-    prints |= {prefix + name: text for prefix, part in parts.items() for name, text in part.fingerprint.items()}
-    kept = {prefix + name: choice for prefix, part in parts.items() for name, choice in part.layers.items()}
+    prints |= {new[name]: text for part, new in parts for name, text in part.fingerprint.items() if name in new}
+    kept = {new[name]: choice for part, new in parts for name, choice in part.layers.items() if name in new}
     return Plan(
         layers=kept | {name: module.choice for name, module in factored.items()},
         fingerprint=prints,
         narrowing=Narrowing(
-            tuple(group for prefix, part in parts.items() for group in part.narrowing.prefixed(prefix))
+            tuple(group for part, new in parts for group in part.narrowing.renamed(partial(_new_name, new)))
         ),
         provenance=plan.provenance if isinstance(plan, Plan) else Provenance(strategy="unknown"),
     )
+
+
+def _remember_origins(model: nn.Module, plan: Plan) -> None:
+    """Store a plan that removes channels on the modules that it names: they may be moved into another model."""
+    named = {*plan.layers, *(axis.name for group in plan.narrowing for axis in group.axes)} if plan.narrowing else ()
+    for name in named:
+        for path in (name, name.rpartition(".")[0]):  # of a parameter, its owner
+            module = find_module(model, path)
+            if module is not None:
+                vars(module)[_ORIGIN] = plan, path
+                break
+
+
+def _moved(model: nn.Module) -> list[tuple[Plan, dict[str, str]]]:
+    """Return the plans that narrowed parts of a model, with the new name of each of their modules that is left."""
+    parts: dict[int, tuple[Plan, dict[str, str]]] = {}
+    for path, module in model.named_modules():
+        plan, name = vars(module).get(_ORIGIN, (None, ""))
+        if plan is not None:
+            parts.setdefault(id(plan), (plan, {}))[1].setdefault(name, path)
+    return list(parts.values())
+
+
+def _new_name(new: Mapping[str, str], name: str) -> str | None:
+    """Return the new name of a module, or of a parameter of a module; None if it is not left."""
+    owner, _, last = name.rpartition(".")
+    return new.get(name) or (f"{new[owner]}.{last}" if owner in new else None)

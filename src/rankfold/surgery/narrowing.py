@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.errors import PlanMismatch
-from rankfold.inventory.kinds import conv1d_base, reparametrization, stock_base
+from rankfold.inventory.kinds import conv1d_base, frozen_norm_width, reparametrization, stock_base
 from rankfold.inventory.members import members_of
 from rankfold.inventory.narrowing import narrowed_outputs, narrowed_weight
 from rankfold.inventory.weights import find_module
@@ -94,7 +94,7 @@ class _Changes:
             self._add_parameter(name, removed)
         elif stock_base(module) is not None or conv1d_base(module) is not None:
             self._add_layer(name, module, removed)
-        elif isinstance(module, NORMS):
+        elif isinstance(module, NORMS) or frozen_norm_width(module) is not None:
             self._add_norm(name, module, removed)
         else:
             raise PlanMismatch(f"module {name!r} ({type(module).__name__}) has no channels that can be removed")
@@ -129,8 +129,10 @@ class _Changes:
             width = module.normalized_shape[0]
         elif isinstance(module, nn.GroupNorm):
             width, groups = module.num_channels, module.num_groups
+        elif isinstance(module, nn.PReLU):
+            width = module.num_parameters
         else:
-            width = module.num_parameters if isinstance(module, nn.PReLU) else module.num_features
+            width = frozen_norm_width(module) or module.num_features
         parts = cut_groups(f"{kind} {name!r}", groups, (width, gone), (width, gone))
         left = width - len(gone)
         if isinstance(module, nn.GroupNorm):
@@ -138,7 +140,8 @@ class _Changes:
         elif isinstance(module, nn.LayerNorm):
             self.attributes.append((module, "normalized_shape", (left,)))
         else:
-            self.attributes.append((module, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", left))
+            attribute = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
+            self.attributes += [(module, attribute, left)] if hasattr(module, attribute) else []
         for tensor in CHANNEL_TENSORS:
             if isinstance(getattr(module, tensor, None), Tensor):
                 self._set(module, tensor, lambda t: _without(t, {0: gone}), _spec(removed))
