@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import cast
 
@@ -122,25 +122,32 @@ def smallest_within(
 
     tried = _Tried.recalled(bench, lambda value: metric.drop(dense, value), allowed + ROUNDING)
 
-    def good(plan: Plan) -> bool:
-        known = json.dumps(plan.decisions, default=str)
-        if known not in tried.fits:  # another budget with the same plan is the best one already if it is good
-            tried.add(known, plan.provenance.budget or "", attempt(plan))
-        return tried.fits[known]
+    def untried(low: float, high: float) -> Iterator[Plan]:
+        """Yield plans to measure: of the middle of the interval that holds the smallest budget, until it is short."""
+        for _ in range(4 * MOST):
+            if high - low <= step or len(tried.trials) >= (MOST if tried.best is not None else MOST - 1):
+                return
+            middle = (low + high) / 2
+            try:
+                plan = planner.plan(_at(middle, resource, rest))
+            except InfeasibleBudget:  # not together with the other bounds
+                low = middle
+                continue
+            if not tried.has(plan):  # another budget with the same plan is the best one already if it is good
+                yield plan
+            low, high = (low, middle) if tried.fits[_known(plan)] else (middle, high)
 
-    for _ in track(range(4 * MOST), "searching for the smallest model"):
-        if high - low <= step or len(tried.trials) >= (MOST if tried.best is not None else MOST - 1):
-            break
-        middle = (low + high) / 2
-        try:
-            fits = good(planner.plan(_at(middle, resource, rest)))
-        except InfeasibleBudget:  # not together with the other bounds
-            fits = False
-        low, high = (low, middle) if fits else (middle, high)
-    if tried.best is None and not good(mildest):
+    for plan in track(untried(low, high), "searching for the smallest model", total=MOST):
+        tried.add(plan, attempt(plan))
+    if tried.best is None and not tried.has(mildest):
+        tried.add(mildest, attempt(mildest))
+    if tried.best is None:
         raise _unreachable(budget, tried.trials[-1], dense, metric.name)
-    assert tried.best is not None
     return Smallest(draft=tried.best[0], chosen=tried.best[1], trials=tuple(tried.trials))
+
+
+def _known(plan: Plan) -> str:
+    return json.dumps(plan.decisions, default=str)
 
 
 @dataclass(kw_only=True)
@@ -169,12 +176,16 @@ class _Tried:
         say(f"resuming the search for the smallest model after {len(tried.trials)} models")
         return tried
 
-    def add(self, known: str, budget: str, draft: Draft) -> None:
+    def has(self, plan: Plan) -> bool:
+        """Return whether the model of a plan was measured."""
+        return _known(plan) in self.fits
+
+    def add(self, plan: Plan, draft: Draft) -> None:
         """Record a model, and save the search."""
         drop = self.drop(draft.value)
-        self.trials.append(Trial(budget=budget, value=draft.value, drop=drop))
-        self.fits[known] = drop <= self.allowed
-        if self.fits[known]:
+        self.trials.append(Trial(budget=plan.provenance.budget or "", value=draft.value, drop=drop))
+        self.fits[_known(plan)] = drop <= self.allowed
+        if drop <= self.allowed:
             self.best = draft, self.trials[-1]
         if self.bench is not None:
             kept = draft if self.best is None else self.best[0]
