@@ -48,6 +48,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("strategies",),
     ("tune", "pruning", "storage"),
     ("workbench", "exporters"),
+    ("timing",),
     ("reporting",),
     ("zoo", "testing"),
     ("api",),

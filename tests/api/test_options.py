@@ -18,6 +18,7 @@ import rankfold as rf
 from rankfold import cli
 from rankfold._options import Flag, given, integer, option, options_of, options_table
 from rankfold.api import options
+from rankfold.timing import Target
 
 X = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
 DOCS = Path(__file__).parents[2] / "docs" / "search.md"
@@ -88,6 +89,7 @@ CHANGED: dict[str, Any] = {
     "strategy": rf.Energy(keep=0.5), "methods": ["svd", rf.QR(pivoting=False)], "data_aware": False,
     "reconstruct": rf.Sequential(ridge=0.1), "include": nn.Linear, "exclude": "fc*", "keep_first_last": True,
     "overrides": {"0": ("svd", 3), "2": None}, "rank_multiple": 4, "gauge": True, "deploy_dtype": "int8",
+    "target": Target(runtime="torch", threads=2), "never_slower": False,
     "cache": Path("kept"), "time_limit": 20.0, "seed": 9,
 }  # fmt: skip
 

@@ -51,7 +51,7 @@ def test_a_plan_costs_what_the_built_model_costs(deploy_dtype: str | None) -> No
 
 def test_the_prices_of_a_plan_are_at_its_data_type() -> None:
     inventory = inspect(network(), X)
-    at_int8 = replace(PLAN, provenance=replace(PLAN.provenance, deploy_dtype="int8", budget="latency<=2"))
+    at_int8 = replace(PLAN, provenance=replace(PLAN.provenance, deploy_dtype="int8", budget="energy<=2"))
     assert Pricing.of_plan(inventory, at_int8) == Pricing.of(inventory, deploy_dtype="int8")
     assert Pricing.of_plan(inventory, PLAN).inventory is inventory
 
@@ -89,80 +89,80 @@ def test_a_share_of_the_parameters_gives_the_best_ranks_within_it() -> None:
             pricing.ranks_within(layer, tucker, share, error)
 
 
-def nanoseconds(layer: LayerInfo, blueprint: Blueprint | None) -> int:
+def nanojoules(layer: LayerInfo, blueprint: Blueprint | None) -> int:
     """Return a time for a layer as it might be measured: 300 for each stage, and one for each output channel."""
     return 300 + 50 * layer.out_channels if blueprint is None else 300 * len(blueprint.stages) + layer.out_channels
 
 
 @pytest.fixture
-def latency() -> Iterator[Resource]:
+def energy() -> Iterator[Resource]:
     """A resource that is registered for one test."""
     resource = Resource(
-        name="latency", title="latency on the device", summary="measured time", units={"ns": 1, "us": 1e3},
-        show="{:.0f} ns".format, layer=nanoseconds,
+        name="energy", title="energy on the device", summary="measured energy", units={"nJ": 1, "uJ": 1e3},
+        show="{:.0f} nJ".format, layer=nanojoules,
     )  # fmt: skip
     register_resource(resource)
     yield resource
     del RESOURCES[resource.name]
 
 
-def test_a_new_resource_is_known_everywhere(latency: Resource) -> None:
-    dense = sum(nanoseconds(layer, None) for layer in inspect(network(), X))
-    result = rf.compress(network(), X, budget="latency<=80%, params<=60%", strategy="energy")
+def test_a_new_resource_is_known_everywhere(energy: Resource) -> None:
+    dense = sum(nanojoules(layer, None) for layer in inspect(network(), X))
+    result = rf.compress(network(), X, budget="energy<=80%, params<=60%", strategy="energy")
     report = result.report
     layers = inspect(network(), X)
     after = sum(
-        nanoseconds(layer, None if choice.method is None else methods.chosen_blueprint(layer, choice))
+        nanojoules(layer, None if choice.method is None else methods.chosen_blueprint(layer, choice))
         for layer, choice in zip(layers, result.plan.layers.values(), strict=True)
     )
-    assert report.before.get("latency") == dense
-    assert report.after.get("latency") == after <= 0.8 * dense
-    assert [(bound.resource, bound.met) for bound in report.bounds] == [("latency", True), ("params", True)]
+    assert report.before.get("energy") == dense
+    assert report.after.get("energy") == after <= 0.8 * dense
+    assert [(bound.resource, bound.met) for bound in report.bounds] == [("energy", True), ("params", True)]
     for text in (report.to_markdown(), report.to_html()):
-        assert "latency on the device" in text
-        assert f"{after} ns" in text
+        assert "energy on the device" in text
+        assert f"{after} nJ" in text
     assert rf.Report.from_json(report.to_json()) == report
-    assert str(rf.Budget.parse("latency<=1.5us")) == "latency<=1500"
-    with pytest.raises(BudgetError, match="unknown unit 'KiB' of latency. Use .*ns, us"):
-        rf.Budget.parse("latency<=1KiB")
-    with pytest.raises(InfeasibleBudget, match="latency"):
-        rf.plan(network(), X, budget="latency<=10ns")
+    assert str(rf.Budget.parse("energy<=1.5uJ")) == "energy<=1500"
+    with pytest.raises(BudgetError, match="unknown unit 'KiB' of energy. Use .*nJ, uJ"):
+        rf.Budget.parse("energy<=1KiB")
+    with pytest.raises(InfeasibleBudget, match="energy"):
+        rf.plan(network(), X, budget="energy<=10nJ")
 
 
-def test_strategies_choose_in_the_new_resource(latency: Resource) -> None:
+def test_strategies_choose_in_the_new_resource(energy: Resource) -> None:
     for strategy in ("compressnas", "energy", "uniform", "vbmf"):
-        plan = rf.plan(network(), X, budget="latency<=80%", strategy=strategy, methods=("svd", "tucker"))
+        plan = rf.plan(network(), X, budget="energy<=80%", strategy=strategy, methods=("svd", "tucker"))
         pricing = Pricing.of_plan(inspect(network(), X), plan)
-        assert pricing.plan_cost(plan).get("latency") <= 0.8 * pricing.inventory.total.get("latency")
-    swept = rf.sweep(network(), X, resource="latency", points=3)
-    assert all(swept.amount(point) <= swept.dense.get("latency") for point in swept.feasible)
+        assert pricing.plan_cost(plan).get("energy") <= 0.8 * pricing.inventory.total.get("energy")
+    swept = rf.sweep(network(), X, resource="energy", points=3)
+    assert all(swept.amount(point) <= swept.dense.get("energy") for point in swept.feasible)
 
 
-def test_a_new_resource_is_priced_where_it_is_asked_for(latency: Resource) -> None:
+def test_a_new_resource_is_priced_where_it_is_asked_for(energy: Resource) -> None:
     plain = Pricing.of(inspect(network(), X), resources=("params", "ram"))
     assert plain.resources == ()
-    with pytest.raises(BudgetError, match="latency was not priced"):
-        plain.inventory.total.get("latency")
-    asked = Pricing.of(inspect(network(), X), resources=("latency", "latency"), gauge=True)
-    assert asked.resources == ("latency",)
+    with pytest.raises(BudgetError, match="energy was not priced"):
+        plain.inventory.total.get("energy")
+    asked = Pricing.of(inspect(network(), X), resources=("energy", "energy"), gauge=True)
+    assert asked.resources == ("energy",)
     net, config = network(), TableConfig(methods=("svd",), points=3)
     table = build_table(asked, lambda name: layer_weight(net, name), config)
     for row in table.rows.values():
         for candidate in row:
             layer = asked.inventory.layer(candidate.layer)
             blueprint = methods.chosen_blueprint(layer, Choice.of(candidate))
-            assert candidate.cost.get("latency") == nanoseconds(layer, blueprint)
-    with pytest.raises(UnknownNameError, match="latency"):
-        Pricing.of(inspect(network(), X), resources=("latenzy",))
+            assert candidate.cost.get("energy") == nanojoules(layer, blueprint)
+    with pytest.raises(UnknownNameError, match="energy"):
+        Pricing.of(inspect(network(), X), resources=("energi",))
 
 
 @pytest.mark.parametrize("amount", [-1, 0.5, 2**53 + 1, None])
 def test_amounts_that_cannot_be_added_are_refused(
-    amount: Any, latency: Resource, monkeypatch: pytest.MonkeyPatch
+    amount: Any, energy: Resource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(RESOURCES, "latency", replace(latency, layer=lambda _layer, _blueprint: amount))
-    with pytest.raises(ConfigError, match=r"the latency of layer '0' .* must be an integer from 0 to 2\^53. Got"):
-        rf.plan(network(), X, budget="latency<=80%", methods="svd")
+    monkeypatch.setitem(RESOURCES, "energy", replace(energy, layer=lambda _layer, _blueprint: amount))
+    with pytest.raises(ConfigError, match=r"the energy of layer '0' .* must be an integer from 0 to 2\^53. Got"):
+        rf.plan(network(), X, budget="energy<=80%", methods="svd")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_amounts_that_cannot_be_added_are_refused(
 )
 def test_resources_that_cannot_be_are_refused(more: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"resource|name"):
-        register_resource(Resource(**{"name": "new", "title": "", "summary": "", "layer": nanoseconds, **more}))
+        register_resource(Resource(**{"name": "new", "title": "", "summary": "", "layer": nanojoules, **more}))
     assert "new" not in RESOURCES
 
 
@@ -196,4 +196,4 @@ def test_help_and_documents_list_the_resources() -> None:
     page = (Path(__file__).parents[2] / "docs" / "budgets.md").read_text("utf-8")
     missing = [name for name in RESOURCES if f"| `{name}` | " not in page]
     assert not missing, f"docs/budgets.md: the table of resources lacks {missing}"
-    assert "| `latency` | " not in page
+    assert "| `energy` | " not in page

@@ -12,3 +12,4 @@ from rankfold.api.pretrained import load_pretrained as load_pretrained
 from rankfold.api.realizing import Result as Result
 from rankfold.api.realizing import realize as realize
 from rankfold.api.sweeping import sweep as sweep
+from rankfold.api.timing import layer_times as layer_times

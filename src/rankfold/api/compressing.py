@@ -95,7 +95,7 @@ def compress(
     metric = None if evaluate is None else as_metric(evaluate)
     realizer = Realizer(
         model=model, example_input=example_input, inventory=planner.inventory, data=planner.data, how=planner.how,
-        metric=metric, name=name, clock=clock, spare=planner.spare,
+        metric=metric, name=name, clock=clock, spare=planner.spare, timer=planner.timer,
     )  # fmt: skip
     maker = replace(realizer, clock=Clock())  # the time of a strategy that trains belongs to planning
     bench = planner.workbench = Bench(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rankfold import methods, strategies
+from rankfold import methods, strategies, timing
 from rankfold._config import changed, is_number, require, spelled
 from rankfold._options import SEED, Flag, boolean, check_options, document, integer, option, options_from
 from rankfold.calibration import Sequential
@@ -69,6 +69,11 @@ def _cache(name: str, value: Any) -> None:
 
 def _time_limit(name: str, value: Any) -> None:
     require(value is None or (is_number(value) and value > 0), name, value, "a number of seconds above 0, or None")
+
+
+def _target(_name: str, value: Any) -> None:
+    if value is not None:
+        timing.registry.entry(timing.Target.of(value).runtime)
 
 
 def _reconstruct(_name: str, value: Any) -> None:
@@ -160,6 +165,21 @@ class Search:
         "or int8. By default the model's own. Nothing is converted.",
         check=_dtype,
         flag=Flag(kind=str | None, metavar="TYPE"),
+    )
+    target: Any = option(
+        None,
+        f"Where latency is measured: {', '.join(timing.registry.names())}, with settings such as 'onnxruntime, "
+        "batch=32, threads=1, dtype=float16, device=cuda'. By default torch if the budget bounds latency. Settings "
+        "that are left out are those of the model, the example input and torch.",
+        check=_target,
+        flag=Flag(kind=str | None, metavar="RUNTIME"),
+    )
+    never_slower: bool = option(
+        True,
+        "With a target, refuse factors that take as long as the layer there, and models that are slower than the "
+        "original.",
+        check=boolean,
+        flag=Flag(kind=bool, names=("--never-slower/--may-be-slower",)),
     )
     cache: str | Path | None = option(
         None,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rankfold import methods, strategies
-from rankfold._config import build_config, config_to_dict
+from rankfold._config import build_config, config_to_dict, spelled
 from rankfold._hashing import state_hash
 from rankfold._options import given
 from rankfold._progress import say, track
@@ -22,19 +22,22 @@ from rankfold._version import __version__
 from rankfold.api.applying import apply_plan
 from rankfold.api.calibrating import calibration_of
 from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_measurable
+from rankfold.api.latency import LatencySearch
 from rankfold.api.options import Search, chosen_methods, reconstruction, search_of
 from rankfold.calibration import LayerMoments
-from rankfold.candidates import Estimator, Forecast, TableConfig, build_table, within_ram
+from rankfold.candidates import Estimator, Forecast, TableConfig, build_table, within_ram, without_slower
 from rankfold.candidates.cache import Cache
 from rankfold.cost import Pricing, activation_profile
-from rankfold.errors import BudgetError, InfeasibleBudget
+from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget
 from rankfold.inventory import Spare, export_graph, inspect, layer_weight
 from rankfold.inventory.padding import COUNTED
 from rankfold.methods import sharing_prepared
 from rankfold.pruning import channel_groups
 from rankfold.records import (
+    LATENCY,
     PEAK,
     ActivationProfile,
+    Bound,
     Budget,
     CandidateTable,
     Choice,
@@ -45,6 +48,7 @@ from rankfold.strategies import Need, Problem, Workbench, check_needs
 from rankfold.strategies.manual import with_overrides
 from rankfold.surgery import Proof
 from rankfold.surgery.narrowed import narrowed_copy
+from rankfold.timing import DEFAULT_RUNTIME, Target, Timer
 from rankfold.workbench import Bench, CompressedModel
 
 UNREACHED = "no calibration sample reaches it: its errors and factors come from the weight alone"
@@ -154,10 +158,26 @@ class Planner:
         bounded = [name for budget in budgets if budget is not None for name in budget.resources]
         check_compressible(inspected)
         check_counted(inspected, *budgets)
+        self.timer = self._timer(latency_bounded=LATENCY in bounded)
+        timed = () if self.timer is None else (LATENCY,)
         self.pricing = Pricing.of(
-            inspected, deploy_dtype=search.deploy_dtype, gauge=search.gauge, resources=bounded,
+            inspected, deploy_dtype=search.deploy_dtype, gauge=search.gauge, resources=(*bounded, *timed),
             profile=self._profile(model, inspected) if PEAK in bounded else None,
+            times=None if self.timer is None else self.timer.layers,
         )  # fmt: skip
+
+    def _timer(self, *, latency_bounded: bool) -> Timer | None:
+        """Return what measures the latency; None without a target or a bound on latency."""
+        search = self.search
+        if search.target is None and not latency_bounded:
+            return None
+        if search.gauge:
+            raise ConfigError(
+                f"{spelled('gauge', True)} cannot be combined with a target or a bound on latency: gauged layers are "
+                "not timed. Remove one of them."
+            )
+        cache = None if search.cache is None else Cache(search.cache)
+        return Timer(self.model, self.example_input, Target.of(search.target or DEFAULT_RUNTIME), cache)
 
     @functools.cached_property
     def moments(self) -> LayerMoments | None:
@@ -177,6 +197,7 @@ class Planner:
             methods=chosen,
             options=method_options,
             rank_multiple=_default_multiple(model) if search.rank_multiple is None else search.rank_multiple,
+            block=1 if self.timer is None else max(map(self.timer.layers.block, self.inventory.compressible)),
         )
         weight = partial(layer_weight, model)
         progress = partial(track, description="pricing candidates")
@@ -184,7 +205,8 @@ class Planner:
         @functools.cache
         def table(*, weighted: bool = True) -> CandidateTable:
             seen = moments if weighted else None
-            return build_table(posed.pricing, weight, table_config, moments=seen, fixed=posed.fixed, progress=progress)
+            built = build_table(posed.pricing, weight, table_config, moments=seen, fixed=posed.fixed, progress=progress)
+            return without_slower(built) if self.timer is not None and search.never_slower else built
 
         estimator = Estimator(
             model, self.pricing.inventory, table,
@@ -270,16 +292,10 @@ class Planner:
         handled = any(bounds.get(resource) for resource in self.strategy.handles) if bounds is not None else False
         if bounds is not None and not handled and not bounds.exceeded(total, total, ram=ram):
             raise BudgetError(f"the model already meets budget {str(bounds)!r}; there is nothing to compress.")
-        problem = replace(self.problem, budget=bounds, workbench=self.workbench)
-        if bounds is None or profile is None:
-            made = self.strategy.plan(problem)
-        else:
-            limit = bounds.limit(PEAK, profile.peak) or 0
-            within = functools.cache(lambda: within_ram(self.problem.table(), limit))
-            made = self.strategy.plan(replace(problem, table=within))
-            self._check_ram(made, bounds, profile, limit)
+        made = self._planned(bounds) if self.timer is None else self._timed(bounds, self.timer)
         provenance = replace(
             made.provenance,
+            budget=None if bounds is None else str(bounds),
             errors="outputs" if self.moments else "weights",
             deploy_dtype=self.search.deploy_dtype,
             options=given(replace(self.search, cache=None)),  # where measurements are kept does not change a plan
@@ -287,6 +303,58 @@ class Planner:
             versions={"rankfold": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
         return replace(made, layers=self._with_notes(made), provenance=provenance)
+
+    def _planned(self, bounds: Budget | None) -> Plan:
+        """Return the strategy's plan, without the origin that does not depend on the strategy."""
+        problem = replace(self.problem, budget=bounds, workbench=self.workbench)
+        profile = None if bounds is None or not bounds.get(PEAK) else self.pricing.profile
+        if bounds is None or profile is None:
+            return self.strategy.plan(problem)
+        limit = bounds.limit(PEAK, profile.peak) or 0
+        within = functools.cache(lambda: within_ram(self.problem.table(), limit))
+        made = self.strategy.plan(replace(problem, table=within))
+        self._check_ram(made, bounds, profile, limit)
+        return made
+
+    def _timed(self, bounds: Budget | None, timer: Timer) -> Plan:
+        """Return a plan whose model is measured to meet the bound on latency, and is no slower than the original."""
+        total = self.inventory.total
+        limit = None if bounds is None else bounds.limit(LATENCY, total)
+        others = () if bounds is None else tuple(b for b in bounds.bounds if b.resource != LATENCY)
+        if limit is None and not self.search.never_slower:
+            return self._planned(bounds)
+
+        def solve(at: int | None) -> Plan:
+            own = () if at is None else (Bound(resource=LATENCY, value=max(at, 1), relative=False),)
+            return self._planned(Budget((*others, *own)) if others or own else None)
+
+        searching = LatencySearch(
+            solve=solve,
+            predict=lambda made: self.pricing.plan_cost(made).get(LATENCY),
+            measure=lambda made: round(timer.compare_plan(made).ratio * timer.dense.ns),
+            limit=timer.dense.ns if limit is None else limit,
+            dense=timer.dense.ns,
+            bounded=limit is not None,
+        )  # fmt: skip
+        try:
+            best = searching.run()
+        except InfeasibleBudget as error:
+            raise self._too_slow(bounds, error, timer) from error
+        search = {**best.plan.provenance.search, LATENCY: {"target": str(timer.target), **best.to_dict()}}
+        return replace(best.plan, provenance=replace(best.plan.provenance, search=search))
+
+    def _too_slow(self, bounds: Budget | None, error: InfeasibleBudget, timer: Timer) -> InfeasibleBudget:
+        """Return the error about a budget that cannot be met on the target."""
+        asked = "a model that is no slower" if bounds is None else f"budget {str(bounds)!r}"
+        reason = str(error).splitlines()[0]
+        strict = ""
+        if self.search.never_slower:
+            strict = f"{spelled('never_slower', False)} admits candidates and models that are slower. "
+        return InfeasibleBudget(
+            f"{asked} is out of reach on target {str(timer.target)!r}: {reason} {strict}Loosen the bounds or allow "
+            "more methods.",
+            error.rows,
+        )
 
     def prove(self) -> None:
         """Raise if a copy of the model runs the original: before any work, not after it."""

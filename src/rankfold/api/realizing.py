@@ -27,15 +27,16 @@ from rankfold.errors import ConfigError, DataError, PlanMismatch
 from rankfold.evaluation import Metric, as_metric
 from rankfold.evaluation import evaluate as measure
 from rankfold.inventory import Spare, check_model, evaluating, inspect
-from rankfold.records import ACCURACY, Budget, Inventory, Plan
+from rankfold.records import Budget, Inventory, Plan
 from rankfold.records.display import Shown, show
 from rankfold.records.inventory import LARGE_REST
-from rankfold.reporting import MetricValue, Report, RoundRow, build_report, with_widths
+from rankfold.reporting import MetricValue, Report, RoundRow, build_report, with_latency, with_widths
 from rankfold.reporting.codec import decode
 from rankfold.storage import check_output, save_described
 from rankfold.storage.state import check_state
 from rankfold.surgery import check_plan, plan_of
 from rankfold.surgery.apply import remember_plan, replaced_layers
+from rankfold.timing import Timer
 from rankfold.tune import FineTune, TuneResult, finetune_
 from rankfold.workbench import CompressedModel, SearchIdentity
 
@@ -181,6 +182,8 @@ class Realizer:
         Times the stages.
     spare : Spare or None
         A copy of the original, for the next model.
+    timer : Timer or None
+        Measures the latency of the final model.
     """
 
     model: nn.Module
@@ -192,6 +195,7 @@ class Realizer:
     name: str = ""
     clock: Clock = field(default_factory=Clock)
     spare: Spare | None = None
+    timer: Timer | None = None
 
     def value(self, model: nn.Module) -> float:
         """Measure a model."""
@@ -316,7 +320,7 @@ class Realizer:
         rest = pricing.built(inspect(small, self.example_input), plan)
         if budget is None and plan.provenance.budget is not None:
             budget = Budget.parse(plan.provenance.budget)
-        bounds = None if budget is None else budget.without(ACCURACY)
+        bounds = None if budget is None else budget.counted
         if bounds is not None and not bounds.exceeded(pricing.plan_cost(plan), inventory.total):
             check_kept(bounds, rest.total, inventory.total)  # an edited plan may exceed it: the report says so
         self.clock.lap("save and load")
@@ -340,6 +344,9 @@ class Realizer:
         )
         report = replace(report, rounds=tuple(decode(RoundRow, row, "round") for row in draft.rounds))
         report = with_widths(report, plan, inventory, replaced_layers(small))
+        if self.timer is not None:
+            times = self.timer.compare(small)
+            report = with_latency(report, times.dense_ns, times.ns, str(self.timer.target))
         return Result(model=small, plan=plan, report=report, tuned=draft.tuned)
 
 

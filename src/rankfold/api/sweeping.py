@@ -120,7 +120,7 @@ def sweep(
     metric = None if evaluate is None else as_metric(evaluate)
     realizer = Realizer(
         model=model, example_input=example_input, inventory=planner.inventory, data=planner.data, how=planner.how,
-        metric=metric, name=name, spare=planner.spare,
+        metric=metric, name=name, spare=planner.spare, timer=planner.timer,
     )  # fmt: skip
     dense = None if metric is None else realizer.value(model)
     if isinstance(points, int):
@@ -161,8 +161,8 @@ def _check_evaluation(evaluate: Measure | None, points: int | None) -> None:
 def check_range(resource: str, points: int | Sequence[BudgetLike], limits: tuple[float, float] | None) -> None:
     """Raise for budgets that cannot be, whatever the model."""
     whole = resource.partition("(")[0]
-    if whole not in resource_names("additive"):
-        raise UnknownNameError("sweep resource", whole, resource_names("additive"))
+    if whole not in resource_names("additive", "measured"):
+        raise UnknownNameError("sweep resource", whole, resource_names("additive", "measured"))
     find_resource(resource)  # the part can be read
     listed = isinstance(points, Sequence) and not isinstance(points, str) and len(points) > 0
     if is_integer(points):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,6 +33,7 @@ class TableConfig:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of methods, by method name
     rank_multiple: int = 1
     points: int = 64  # approximate number of values of each rank
+    block: int = 1  # multiples of this number are always among the ranks
 
     def __post_init__(self) -> None:
         require(len(self.methods) > 0, "methods", self.methods, "a list of at least one method")
@@ -127,9 +129,9 @@ def _candidates(
     config: TableConfig,
 ) -> list[Candidate]:
     options = config.options.get(method.name)
-    grid = method.rank_grid(layer, multiple=config.rank_multiple, points=config.points)
-    priced = [pricing.candidate(layer, method, ranks, options=options) for ranks in grid]
-    smaller = [candidate for candidate in priced if pricing.is_smaller(candidate)]
+    multiples = dict.fromkeys((config.rank_multiple, math.lcm(config.rank_multiple, config.block)))
+    grids = [method.rank_grid(layer, multiple=multiple, points=config.points) for multiple in multiples]
+    smaller = pricing.candidates(layer, method, dict.fromkeys(ranks for grid in grids for ranks in grid), options)
     if not smaller:
         return []
     prepared = methods.prepare(method, weight, layer, moments)

@@ -24,6 +24,7 @@ from rankfold.cli import (
     reporting,
     reproducing,
     sweeping,
+    timing,
     training,
     tuning,
 )
@@ -69,6 +70,7 @@ COMMANDS = {
     "finetune": tuning.finetune,
     "evaluate": evaluating.evaluate,
     "bench": benching.bench,
+    "latency": timing.latency,
     "export": exporting.export,
     "report": reporting.report,
     "reproduce": reproducing.reproduce,

@@ -24,6 +24,9 @@ DATA_HELP = f"Data set: {either(DATA_SPECS)}."
 REQUIRED = inspect.Parameter.empty
 """Default of a required flag."""
 
+PLANNED = ("additive", "measured", "peak")
+"""Kinds of resources that a plan can meet without a metric."""
+
 _ARTEFACT_SOURCE = "Model and data (by default those of the artefact)"
 _SOURCE, SEARCH, TUNE, OUTPUT = "Model and data", "Compression", "Fine-tuning", "Output"
 

@@ -10,7 +10,7 @@ from rankfold.api.options import reconstruction
 from rankfold.api.realizing import predict
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import open_work
-from rankfold.cli._options import OUTPUT, REQUIRED, budget_flag
+from rankfold.cli._options import OUTPUT, PLANNED, REQUIRED, budget_flag
 from rankfold.cli._parsing import parse_budget, search_options
 from rankfold.cli._session import Output
 from rankfold.cli._source import given_source
@@ -21,7 +21,7 @@ from rankfold.cli._writing import artifact_files, check_file, close, destination
     'rankfold plan torchvision/resnet18 --budget "params<=50%" --out plan.json',
     "model", "out", "search", "weights", "data", "input_size", "num_classes", "batch_size", "device",
     budget=budget_flag(
-        "Upper bound, such as params<=25%, params/4, macs<=0.5 or flash<=512KiB; may be repeated.", "additive", "peak"
+        "Upper bound, such as params<=25%, params/4, macs<=0.5 or flash<=512KiB; may be repeated.", *PLANNED
     ),
     out=Flag(
         kind=str, default=REQUIRED, names=("--out", "-o"), metavar="FILE", panel=OUTPUT,

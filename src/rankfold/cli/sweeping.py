@@ -11,7 +11,7 @@ from rankfold.api.realizing import Destination
 from rankfold.api.sweeping import COUNT_OF_POINTS, MOST_POINTS, check_range
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import open_work
-from rankfold.cli._options import OUTPUT, budget_flag
+from rankfold.cli._options import OUTPUT, PLANNED, budget_flag
 from rankfold.cli._parsing import parse_budget, parse_share, search_options
 from rankfold.cli._session import Output
 from rankfold.cli._source import given_source
@@ -34,7 +34,8 @@ _POINTS = "Budgets"
     models=Flag(kind=str | None, metavar="FOLDER", panel=OUTPUT, help="Folder for the artefacts of all points."),
     resource=Flag(
         kind=str, default="params", metavar="NAME", panel=_POINTS,
-        help=f"Resource to vary: {either(resource_names('additive'))}; or that of a part, such as params(encoder.*).",
+        help=f"Resource to vary: {either(resource_names('additive', 'measured'))}; or that of a part, such as "
+        "params(encoder.*).",
     ),
     points=Flag(
         kind=int, default=20, check=COUNT_OF_POINTS, panel=_POINTS,
@@ -50,7 +51,7 @@ _POINTS = "Budgets"
         help="One budget, such as params<=25%, instead of --points and --between; may be repeated.",
     ),
     budget=budget_flag(
-        "Bound that also applies at every point, such as macs<=50%; may be repeated.", "additive", "peak", panel=_POINTS
+        "Bound that also applies at every point, such as macs<=50%; may be repeated.", *PLANNED, panel=_POINTS
     ),
     evaluate_points=Flag(
         kind=int | None, check=integer(1, optional=True), metavar="N", panel=OUTPUT,

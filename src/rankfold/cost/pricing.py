@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol
 
 from rankfold import methods
 from rankfold._config import require
@@ -38,6 +38,26 @@ MOST_AMOUNT = 2**53
 """The largest amount of a registered resource in one layer: sums of it are exact in the solver."""
 
 
+class LayerTimes(Protocol):
+    """Measured times of a model's layers, in nanoseconds; `rankfold.timing.LayerTable` measures them.
+
+    Attributes
+    ----------
+    whole : int
+        The dense model's time.
+    """
+
+    whole: int
+
+    def measure(self, layer: LayerInfo, blueprints: Sequence[Blueprint]) -> None:
+        """Measure what the times of these blueprints are read off, alternately with the dense layer."""
+        ...
+
+    def ns(self, layer: LayerInfo, blueprint: Blueprint | None) -> int:
+        """Return the time of a factored layer, or of the dense layer for None."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Pricing:
     """Prices of a model's layers, their candidates and whole plans. Create one with `Pricing.of`.
@@ -57,6 +77,8 @@ class Pricing:
         Paths of the modules in each of these parts, by pattern.
     profile : ActivationProfile or None
         Activation memory of the dense model at the deployment data type, if candidates are priced in peak RAM.
+    times : LayerTimes or None
+        Measured times, if a measured resource is priced.
     """
 
     inventory: Inventory
@@ -65,6 +87,7 @@ class Pricing:
     resources: tuple[str, ...] = ()
     parts: Mapping[str, frozenset[str]] = field(default_factory=dict)
     profile: ActivationProfile | None = None
+    times: LayerTimes | None = None
 
     @classmethod
     def of(
@@ -75,11 +98,12 @@ class Pricing:
         gauge: bool = False,
         resources: Iterable[str] = (),
         profile: ActivationProfile | None = None,
+        times: LayerTimes | None = None,
     ) -> Pricing:
         """Return the prices of a model with an inventory from `rankfold.inspect`.
 
-        `resources` names the resources to be bounded or reported; only those with a `Resource.layer` and those of parts
-        are required.
+        `resources` names the resources to be bounded or reported; only those with a `Resource.layer`, those of parts
+        and measured ones are required. Measured resources need `times`; without, they are not priced.
 
         Raises
         ------
@@ -103,9 +127,13 @@ class Pricing:
         check_deploy_dtype(deploy_dtype)
         require(isinstance(gauge, bool), "gauge", gauge, "true or false")
         named = [find_resource(name) for name in resources]
-        further = {one.name: one for one in named if one.layer is not None or one.part is not None}
+        measured = times is not None
+        further = {
+            one.name: one for one in named
+            if one.layer is not None or one.part is not None or (one.kind == "measured" and measured)
+        }  # fmt: skip
         parts = {one.part: inventory.paths_of(one.part) for one in further.values() if one.part is not None}
-        pricing = cls(inventory, deploy_dtype, gauge, tuple(further), parts, profile)
+        pricing = cls(inventory, deploy_dtype, gauge, tuple(further), parts, profile, times)
         pricing = replace(pricing, inventory=pricing._priced(inventory))
         for one in further.values():
             if one.part is not None and not one.of(pricing.inventory.total):
@@ -146,12 +174,17 @@ class Pricing:
         return replace(inventory, costs=costs, total=replace(inventory.total, weight_bytes=size))
 
     def _counted(self, inventory: Inventory) -> dict[str, int]:
-        """Return the amounts of parts that are counted on a model: all except those with a `Resource.layer`."""
+        """Return the amounts that are not sums over the layers: those of parts, and measured ones."""
+        whole = {} if self.times is None else dict.fromkeys(self._measured, self.times.whole)
         totals = {part: self._at_dtype(inventory.within(paths)).total for part, paths in self.parts.items()}
         named = [find_resource(name) for name in self.resources]
-        return {
+        return whole | {
             one.name: one.amount(totals[one.part]) for one in named if one.part is not None and one.amount is not None
         }
+
+    @property
+    def _measured(self) -> list[str]:
+        return [name for name in self.resources if find_resource(name).kind == "measured"]
 
     def _with_more(self, cost: Cost, layer: LayerInfo, blueprint: Blueprint | None) -> Cost:
         """Return the cost of a layer with the amounts of the further resources and of the parts."""
@@ -161,6 +194,9 @@ class Pricing:
                 amount = 0
             elif one.amount is not None:
                 amount = one.amount(cost)
+            elif one.kind == "measured":
+                assert self.times is not None
+                amount = self.times.ns(layer, blueprint) if layer.skip is None else 0
             else:
                 assert one.layer is not None
                 amount = one.layer(layer, blueprint)
@@ -199,15 +235,41 @@ class Pricing:
             gauge=gauged, ram=ram,
         )  # fmt: skip
 
+    def candidates(
+        self, layer: LayerInfo, method: methods.Method, grid: Iterable[Ranks], options: Mapping[str, Any] | None = None
+    ) -> list[Candidate]:
+        """Return a layer's candidates that are smaller than the layer (`is_smaller`); their times are measured at once.
+
+        The arguments are those of `candidate`, with a grid of ranks.
+        """
+        counted = replace(self, resources=(), times=None) if self._measured else self
+        priced = [counted.candidate(layer, method, ranks, options=options) for ranks in grid]
+        smaller = [candidate for candidate in priced if self.is_smaller(candidate)]
+        if self.times is None or not self._measured:
+            return smaller
+        self.times.measure(layer, [methods.chosen_blueprint(layer, Choice.of(c)) for c in smaller])
+        return [self.candidate(layer, method, c.ranks, options=options) for c in smaller]
+
     def is_smaller(self, candidate: Candidate) -> bool:
         """Return whether a candidate has fewer parameters and no more MACs than its layer."""
         dense = self.inventory.costs[candidate.layer]
         return candidate.cost.params < dense.params and candidate.cost.macs <= dense.macs
 
     def narrowed(self, narrowing: Narrowing) -> Pricing:
-        """Return the prices of the model without some channels; candidates are not priced in peak RAM."""
+        """Return the prices of the model without some channels; candidates are not priced in peak RAM.
+
+        Raises
+        ------
+        ConfigError
+            If a measured resource is priced: times of narrower layers are not measured.
+        """
         if not narrowing:
             return self
+        if self._measured:
+            raise ConfigError(
+                f"{self._measured[0]} is not measured for models without some channels. Bound another resource, leave "
+                "target out, or use a strategy and options that remove no channels."
+            )
         inventory = narrowed_inventory(self.inventory, narrowing)
         return replace(self, inventory=self._priced(inventory), profile=None)
 

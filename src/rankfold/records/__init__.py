@@ -15,6 +15,7 @@ from rankfold.records.candidates import Candidate as Candidate
 from rankfold.records.candidates import CandidateTable as CandidateTable
 from rankfold.records.candidates import PeakRAM as PeakRAM
 from rankfold.records.cost import ACCURACY as ACCURACY
+from rankfold.records.cost import LATENCY as LATENCY
 from rankfold.records.cost import PEAK as PEAK
 from rankfold.records.cost import RESOURCES as RESOURCES
 from rankfold.records.cost import Cost as Cost

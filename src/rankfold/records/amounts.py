@@ -19,6 +19,11 @@ def size(n: float) -> str:
     return f"{n:.0f} B"
 
 
+def elapsed(ns: float) -> str:
+    """Return a time given in nanoseconds: ``4.20 ms``."""
+    return f"{three_digits(ns / 1e6)} ms"
+
+
 def three_digits(x: float) -> str:
     """Return three significant digits, never in exponent form. Trailing zeros are kept, so that columns align."""
     if x == 0 or not math.isfinite(x):

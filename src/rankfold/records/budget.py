@@ -58,9 +58,14 @@ class Bound:
             )
 
     @property
-    def kind(self) -> Literal["additive", "peak", "accuracy"]:
+    def kind(self) -> Literal["additive", "measured", "peak", "accuracy"]:
         """The resource's `Resource.kind`."""
         return find_resource(self.resource).kind
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the amount of a model is the sum over its layers, exactly or nearly, and stands in a `Cost`."""
+        return self.kind in ("additive", "measured")
 
     @property
     def part(self) -> str | None:
@@ -69,7 +74,7 @@ class Bound:
 
     def limit(self, dense: Cost | int) -> int:
         """Return the absolute limit, rounded down, given the dense model's cost, or its peak in bytes for ``ram``."""
-        if self.kind == "accuracy" or isinstance(dense, Cost) != (self.kind == "additive"):
+        if self.kind == "accuracy" or isinstance(dense, Cost) != self.adds_up:
             raise BudgetError(
                 f"a bound on {self.resource} has no limit in terms of {type(dense).__name__}: give the dense model's "
                 "Cost for additive resources and its peak in bytes for ram; accuracy_drop has no limit."
@@ -152,8 +157,8 @@ class Budget:
 
     @property
     def additive(self) -> tuple[Bound, ...]:
-        """The bounds on resources that add up over layers."""
-        return tuple(b for b in self.bounds if b.kind == "additive")
+        """The bounds on resources that add up over layers, exactly or nearly."""
+        return tuple(b for b in self.bounds if b.adds_up)
 
     @property
     def resources(self) -> tuple[str, ...]:
@@ -180,6 +185,12 @@ class Budget:
         left = tuple(b for b in self.bounds if b.resource != resource)
         return Budget(left) if left else None
 
+    @property
+    def counted(self) -> Budget | None:
+        """The budget without the bounds that only a measurement can check, or None if no bound remains."""
+        left = tuple(b for b in self.bounds if b.kind not in ("accuracy", "measured"))
+        return Budget(left) if left else None
+
     def share_hint(self) -> str:
         """Return advice about amounts of at most 100, which may be meant as percentages."""
         amounts = [b for b in self.additive if not b.relative and 1 < b.value <= 100]
@@ -192,7 +203,7 @@ class Budget:
         """
         broken = []
         for bound in self.bounds:
-            if bound.kind == "additive" and cost.get(bound.resource) > bound.limit(dense):
+            if bound.adds_up and cost.get(bound.resource) > bound.limit(dense):
                 broken.append(bound)
             if bound.kind == "peak" and ram is not None and ram[0] > bound.limit(ram[1]):
                 broken.append(bound)

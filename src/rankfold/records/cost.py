@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Literal
 
 from rankfold.errors import BudgetError, ConfigError, UnknownNameError
-from rankfold.records.amounts import count, either, size
+from rankfold.records.amounts import count, either, elapsed, size
 from rankfold.records.blueprint import Blueprint
 from rankfold.records.layer import LayerInfo
 
@@ -77,8 +77,9 @@ class Resource:
         Name in reports.
     summary : str
         Short description.
-    kind : {"additive", "peak", "accuracy"}
-        Whether the amount of a model is the sum over its layers, the maximum, or a measured difference of a metric.
+    kind : {"additive", "measured", "peak", "accuracy"}
+        Whether the amount of a model is the sum over its layers, is measured and nearly such a sum (the amount of a
+        layer is then that of `rankfold.cost.Pricing.times`), is a maximum, or a measured difference of a metric.
     aliases : tuple of str
         Other names in budgets.
     units : mapping of str to float
@@ -98,7 +99,7 @@ class Resource:
     name: str
     title: str
     summary: str
-    kind: Literal["additive", "peak", "accuracy"] = "additive"
+    kind: Literal["additive", "measured", "peak", "accuracy"] = "additive"
     aliases: tuple[str, ...] = ()
     units: Mapping[str, float] = field(default_factory=dict)
     show: Callable[[float], str] = count
@@ -133,7 +134,7 @@ class Resource:
         if self.kind != "additive":
             raise BudgetError(
                 f"{name} cannot be bounded: {self.title} belongs to the whole model. Write {self.name} without a part, "
-                f"or bound {either(resource_names('additive'))} of a part."
+                f"or bound {either([r.name for r in RESOURCES.values() if r.amount is not None])} of a part."
             )
         return replace(self, name=name, title=f"{self.title} of {part}", aliases=(), part=part)
 
@@ -141,6 +142,10 @@ class Resource:
         """Return the amount in a cost; raise `BudgetError` if the cost was counted without this resource."""
         if self.amount is not None and self.part is None:
             return self.amount(cost)
+        if self.kind == "measured" and self.name not in cost.more:
+            raise BudgetError(
+                f"{self.name} was not measured. Bound it in the budget of rankfold.plan or rankfold.compress."
+            )
         if self.name not in cost.more:
             raise BudgetError(
                 f"{self.name} was not priced. Name it in the budget, or in resources=... of rankfold.cost.Pricing."
@@ -151,9 +156,13 @@ class Resource:
 PEAK = "ram"
 """Peak RAM in bytes, the resource that does not add up over layers."""
 
+LATENCY = "latency"
+"""Time of one forward pass in nanoseconds: measured, and nearly a sum over the layers."""
+
 ACCURACY = "accuracy_drop"
 """Loss of accuracy: a difference of the metric, not a share of it."""
 
+_SECONDS = {"ns": 1, "us": 1e3, "ms": 1e6, "s": 1e9}
 _BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 RESOURCES: dict[str, Resource] = {
@@ -179,6 +188,10 @@ RESOURCES: dict[str, Resource] = {
         Resource(
             name=PEAK, title="peak RAM", summary="peak bytes of the activations", kind="peak",
             units=_BYTES, show=size,
+        ),
+        Resource(
+            name=LATENCY, title="latency", summary="measured time of a forward pass", kind="measured",
+            units=_SECONDS, show=elapsed,
         ),
         Resource(
             name=ACCURACY, title="accuracy drop", summary="loss of the metric",

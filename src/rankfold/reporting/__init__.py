@@ -1,6 +1,7 @@
 """Reports and other documents, whose sections the terminal, Markdown and HTML render."""
 
 from rankfold.reporting.build import build_report as build_report
+from rankfold.reporting.build import with_latency as with_latency
 from rankfold.reporting.build import with_widths as with_widths
 from rankfold.reporting.layers import inventory_markdown as inventory_markdown
 from rankfold.reporting.record import BoundRow as BoundRow

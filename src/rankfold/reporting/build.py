@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rankfold.errors import BudgetError, ConfigError, PlanMismatch, UnknownNameError
-from rankfold.records import Bound, Budget, Choice, Cost, Inventory, LayerInfo, Plan, Provenance, find_resource
+from rankfold.records import LATENCY, Bound, Budget, Choice, Cost, Inventory, LayerInfo, Plan, Provenance, find_resource
 from rankfold.reporting.codec import decode, encode
 from rankfold.reporting.layers import layer_note
 from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue, WidthRow
@@ -116,6 +116,20 @@ def with_widths(report: Report, plan: Plan, before: Inventory, after: Mapping[st
         rows[first] = WidthRow(layer=first, before=widths[0], after=widths[1], coupled=coupled)
     layers = tuple(replace(row, narrowed=changed.get(row.name)) for row in report.layers)
     return replace(report, layers=layers, widths=tuple(rows.values()))
+
+
+def with_latency(report: Report, dense_ns: int, ns: int, target: str) -> Report:
+    """Return a report with the measured latency of both models, and the verdicts on bounds on it."""
+    dense = Cost(more={LATENCY: dense_ns})
+    bounds = [
+        replace(row, limit=Budget.parse(row.text).limit(LATENCY, dense), value=ns, dense=dense_ns)
+        if row.resource == LATENCY
+        else row
+        for row in report.bounds
+    ]
+    note = f"latency: median of alternating runs on {target}"
+    latency = (dense_ns / 1e6, ns / 1e6)
+    return replace(report, latency=latency, bounds=tuple(bounds), notes=(*report.notes, note))
 
 
 def _row(

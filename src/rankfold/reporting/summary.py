@@ -68,7 +68,7 @@ def _headline(report: Report) -> str:
 def _totals(report: Report, *, brief: bool) -> Section:
     rows: list[list[str]] = []
     for resource in RESOURCES.values():
-        if resource.amount is not None or resource.name in report.before.more:
+        if resource.amount is not None or (resource.layer is not None and resource.name in report.before.more):
             row = _total(resource.title, resource.of(report.before), resource.of(report.after), resource.show)
             if resource.name == "macs" and report.uncounted:
                 row[1:] = [*map(words.at_least, row[1:3]), words.NONE, words.NONE]
