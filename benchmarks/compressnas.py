@@ -6,8 +6,9 @@ Plans are made and factors found with 1,024 unlabelled training images; nothing 
 (tucker), `energy` and `vbmf` (its ranks drawn towards the full ones as far as the budget allows) with factors of the
 weights and of the data. `compressnas` searches over svd, tucker,
 spatial_svd and tt with its default proxy, with and without gauge fixing, and its plan is filled with data-aware and
-with sequentially reconstructed factors. It has no time limit, so that the load of the machine does not change its plans. BatchNorm statistics are estimated anew where that brings the outputs on the
-calibration images closer to the original's (what `rf.apply` does by default). The parameters are those of the built
+with sequentially reconstructed factors. It has no time limit, so that the load of the machine does not change its
+plans. BatchNorm statistics are estimated anew where that brings the outputs on the calibration images closer to the
+original's (what `rf.apply` does by default). The parameters are those of the built
 module. A run that was stopped goes on where it was, rows in the result file are not measured again.
 """
 

@@ -77,6 +77,10 @@ def updated(text: str) -> str:
             rows = of_gauge(records[0]["results"])
         elif records[0].get("benchmark") == "compressnas":
             rows = of_search([row for record in records for row in record["results"]])
+        elif records[0].get("benchmark") == "encoder":
+            rows = of_encoder(records[0]["results"], match[2] or "")
+        elif records[0].get("benchmark") == "time_limit":
+            rows = of_limits(records[0]["results"])
         elif records[0].get("benchmark") == "similarity":
             rows = of_similarity(records[0]["results"]["loops"])
         elif records[0].get("benchmark") == "rene":
@@ -244,10 +248,61 @@ def of_search(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each strategy and kind of factors, with the accuracy at each size of each network."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for result in results:
-        kind = (result["strategy"], result["factors"])
+        measured = ", proxy network" if result["search"].get("proxy") == "network" else ""
+        kind = (result["strategy"] + measured, result["factors"])
         row = rows.setdefault(kind, {"strategy": kind[0], "factors": kind[1]})
         row[f"{result['network'].partition('_')[0]}, {result['parameters gone']} gone"] = f"{result['top1']:.2%}"
     return list(rows.values())
+
+
+def of_encoder(results: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Return a row for each strategy with the agreement at each size; by shape, one for each timed search."""
+    if kind:
+        return [
+            {
+                "strategy": row["strategy"],
+                "parameters left": f"{row['left']:g} %",
+                "seconds": f"{row['seconds']:g}",
+                "of the search": f"{row['search_s']:g}",
+                "forecast": f"{row['forecast_s']:g}",
+                "samples": row["settings"]["samples"],
+                "peak_mib": row["peak_mib"],
+            }
+            for row in results
+            if row.get("forecast_s")
+        ]
+    sizes = sorted({row["left"] for row in results}, reverse=True)
+    rows: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(row["strategy"] for row in results):
+        rows[name] = {"strategy": name}
+        for left in sizes:
+            same = [row for row in results if (row["strategy"], row["left"]) == (name, left)]
+            text = f"{same[0]['cosine']:.3f} / {same[0]['output error']:.3f}" if same else ""
+            rows[name][f"{left:g} % left"] = text
+    return list(rows.values())
+
+
+def of_limits(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each network and limit: what the search took, and with which options."""
+    names = {"encoder": "sentence encoder", "pitch": "CREPE", "resnet20": "ResNet-20", "resnet18": "ResNet-18"}
+    rows = []
+    for row in results:
+        quality = next(iter(row.get("quality", {}).items()), None)
+        rows.append(
+            {
+                "network": names.get(row["network"], "ViT-B/16"),
+                "params": f"{row['params'] / 1e6:.1f} M",
+                "time_limit": f"{row['limit_s']:g}",
+                "forecast": f"{row['forecast_s']:g}",
+                "seconds": f"{row['search_s']:g}",
+                "proxy": row["settings"]["proxy"],
+                "samples": row["settings"]["samples"],
+                "points": row["settings"]["points"],
+                "peak_mib": row["peak_mib"],
+                "agreement": "" if quality is None else f"{quality[0]} {quality[1]:.3f}",
+            }
+        )
+    return rows
 
 
 def of_yolo(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

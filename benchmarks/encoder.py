@@ -1,0 +1,107 @@
+"""A sentence encoder compressed with default options: time, memory, forecast, and quality against simpler ways.
+
+    python benchmarks/encoder.py --threads 2 [--rows "compressnas 50"]
+
+all-MiniLM-L6-v2 with its trained weights (`_networks.py`); budgets count the parameters of the encoder's layers. 360
+unlabelled sentences; quality is measured on 512 others: the mean cosine similarity of the embeddings to the original's,
+and the relative squared error of the token outputs. `uniform` and `energy` factor by whitened SVD, each layer on its
+own. `compressnas` has its default options; `30 s` is time_limit=30, `sequential` adds sequential reconstruction, and
+`thorough` measures 32 points of every layer with all samples, about ten times the work (only if named by ``--rows``).
+Every row runs in a process of its own; rows in the result file are not measured again. Seconds are those of
+`rf.compress`, with the forecast of the search that they contain; later rows of one search reuse its measurements, so
+that only the first one has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import _harness
+import _networks
+import rankfold as rf
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "compressnas": {},
+    "compressnas, sequential": {"reconstruct": "sequential"},
+    "compressnas, 30 s": {"time_limit": 30},
+    "compressnas, thorough": {"strategy": rf.CompressNAS(proxy="network", samples=256, points=32), "time_limit": None},
+    "uniform": {"strategy": "uniform", "methods": "svd"},
+    "energy": {"strategy": "energy", "methods": "svd"},
+}
+ROWS = [
+    *(f"{name} {left}" for left in (50, 75, 35) for name in ("compressnas", "uniform", "energy")),
+    *(f"compressnas, {kind} {left}" for kind in ("30 s", "sequential") for left in (50, 75, 35)),
+]
+
+
+def main() -> None:
+    """Measure what is missing, each row in a process of its own, or one row."""
+    parser = _harness.parser("encoder", __doc__)
+    parser.add_argument("--rows", nargs="+", default=ROWS, metavar="NAME LEFT", help="rows to measure")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    _harness.start(args)
+    if args.row is not None:
+        print(json.dumps(measure(args.row, args)))
+        return
+    rows: list[dict[str, Any]] = json.loads(args.out.read_text())["results"] if args.out.exists() else []
+    for row in args.rows:
+        if any(f"{known['strategy']} {known['left']:g}" == row for known in rows):
+            continue
+        own = [sys.executable, __file__, "--row", row, "--seed", str(args.seed), "--out", str(args.out)]
+        threads = [] if args.threads is None else ["--threads", str(args.threads)]
+        done = subprocess.run([*own, *threads], check=True, stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+        _harness.save("encoder", rows, args)
+
+
+def measure(row: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of one row."""
+    name, _, left = row.rpartition(" ")
+    case = _networks.load("encoder", args.seed, None)
+    assert case.quality is not None
+    options = dict(OPTIONS[name])
+    kind = name.partition(", ")[2].replace("sequential", "")
+    cache = args.out.parent / ".cache" / f"encoder {kind}".strip()
+    fresh = not cache.exists()
+    if name.startswith("compressnas"):
+        options["cache"] = cache
+    cpu = time.process_time()
+    with _networks.forecasts() as forecast:
+        result = rf.compress(
+            case.model,
+            case.example,
+            budget=case.budget(float(left)),
+            calibration=case.calibration,
+            seed=args.seed,
+            **options,
+        )
+    cpu, peak, small = time.process_time() - cpu, _harness.peak_mib(), result.model.eval()
+    spent = result.report.timings
+    timed = {
+        "seconds": round(sum(spent.values()), 1),
+        "cpu_s": round(cpu, 1),
+        "search_s": round(spent["calibrate"] + spent["plan"], 1),
+        "forecast_s": round(sum(forecast), 1),
+        "peak_mib": peak,
+    }
+    params = [sum(p.numel() for p in m.get_submodule(case.part).parameters()) for m in (case.model, small)]
+    return {
+        "strategy": name,
+        "left": float(left),
+        "share": round(params[1] / params[0], 4),
+        **case.quality(small),
+        **(timed if fresh or not name.startswith("compressnas") else {}),
+        "settings": {key: result.plan.provenance.config.get(key) for key in ("proxy", "samples", "points")},
+        "search": dict(result.plan.provenance.search),
+    }
+
+
+if __name__ == "__main__":
+    main()
