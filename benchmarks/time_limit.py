@@ -1,0 +1,89 @@
+"""Time of the default search on five networks, and whether it keeps within its limit.
+
+    RANKFOLD_DATA=... python benchmarks/time_limit.py --threads 2 [--networks vit] [--limits 300 30]
+
+For each network and limit: `rf.plan` for half of the parameters with default options. Stated are the forecast of the
+chosen setting, the seconds that the search took, its peak memory and its setting; where the weights are trained, also
+the seconds of `rf.apply` and the agreement with the original on held-out data. The networks are those of
+`_networks.py`. Every row runs in a process of its own; rows in the result file are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import _harness
+import _networks
+import rankfold as rf
+
+NETWORKS = ("resnet20", "encoder", "pitch", "resnet18", "vit")
+
+
+def main() -> None:
+    """Measure what is missing, each row in a process of its own, or one row."""
+    parser = _harness.parser("time_limit", __doc__)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="networks to search")
+    parser.add_argument("--limits", type=float, nargs="+", default=[300, 30], help="seconds")
+    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    _harness.start(args)
+    if args.row is not None:
+        print(json.dumps(measure(args.row[0], float(args.row[1]), args.seed)))
+        return
+    rows: list[dict[str, Any]] = json.loads(args.out.read_text())["results"] if args.out.exists() else []
+    for limit in args.limits:
+        for network in args.networks:
+            if any((row["network"], row["limit_s"]) == (network, limit) for row in rows):
+                continue
+            own = [sys.executable, __file__, "--row", network, str(limit), "--seed", str(args.seed)]
+            threads = [] if args.threads is None else ["--threads", str(args.threads)]
+            done = subprocess.run([*own, *threads], check=True, stdout=subprocess.PIPE, text=True)
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(rows[-1], flush=True)
+            _harness.save("time_limit", rows, args)
+
+
+def measure(network: str, limit: float, seed: int) -> dict[str, Any]:
+    """Return the figures of one search."""
+    data = os.environ.get("RANKFOLD_DATA")
+    case = _networks.load(network, seed, None if data is None else Path(data))
+    start, cpu = time.perf_counter(), time.process_time()
+    with _networks.forecasts() as forecast:
+        plan = rf.plan(
+            case.model,
+            case.example,
+            budget=case.budget(50),
+            calibration=case.calibration,
+            seed=seed,
+            time_limit=limit,
+        )
+    planned = time.perf_counter()
+    timed = {
+        "forecast_s": round(sum(forecast), 1),
+        "search_s": round(planned - start, 1),
+        "cpu_s": round(time.process_time() - cpu, 1),
+    }
+    row = {
+        "network": network,
+        "params": sum(p.numel() for p in case.model.parameters()),
+        "limit_s": limit,
+        **timed,
+        "peak_mib": _harness.peak_mib(),
+        "settings": {key: plan.provenance.config[key] for key in ("samples", "points")}
+        | {"proxy": plan.provenance.search["proxy"]},
+    }
+    if case.quality is None:
+        return row
+    small = rf.apply(case.model, plan, case.calibration).eval()
+    return row | {"apply_s": round(time.perf_counter() - planned, 1), "quality": case.quality(small)}
+
+
+if __name__ == "__main__":
+    main()
