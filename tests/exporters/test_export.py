@@ -207,6 +207,8 @@ def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path) -> None:
 
 def test_the_record(tmp_path: Path) -> None:
     done = rf.export(nn.Linear(4, 3), tmp_path / "net.pt2", torch.randn(2, 4))
+    assert done.ram == 4 * 2 * (4 + 3)
+    assert "peak RAM for these inputs (estimate): 56 B" in str(done)
     assert Export.load(done.save(tmp_path / "record.json")) == done
     assert "weights of the model: 60 B" in str(done)
     assert repr(done).startswith("<Export: ")

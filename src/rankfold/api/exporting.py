@@ -20,10 +20,11 @@ from rankfold._turns import in_turn
 from rankfold._version import __version__
 from rankfold.api.realizing import metric_value
 from rankfold.batches import MatchedBatches, batch_size, leading, pieces, split_batch
-from rankfold.errors import ConfigError, DataError, RankfoldError
+from rankfold.cost import activation_profile
+from rankfold.errors import ConfigError, DataError, ModelError, RankfoldError
 from rankfold.evaluation import as_metric
 from rankfold.evaluation import evaluate as measure
-from rankfold.inventory import call_example, check_model, describe, evaluating
+from rankfold.inventory import call_example, check_model, describe, evaluating, export_graph
 from rankfold.inventory.sharing import unique
 from rankfold.outputs import squared_distance
 from rankfold.reporting.export import Export
@@ -152,10 +153,20 @@ def export(
         bytes=path.stat().st_size,
         weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in stored),
         inputs=describe(example_input),
+        ram=_ram(model, example_input, None if int8 is None else "int8"),
         dynamic_batch=dynamic_batch,
         versions={"rankfold": __version__, **{n: version(n) for n in ("torch", *exporter.packages)}},
         **facts,
     )
+
+
+def _ram(model: nn.Module, example_input: Any, deploy_dtype: str | None) -> int | None:
+    """Return the planner's estimate of peak RAM; None if it depends on the data."""
+    graph = export_graph(model, example_input)
+    try:
+        return activation_profile(graph.graph, graph.constants, graph.users, (), deploy_dtype=deploy_dtype).peak
+    except ModelError:
+        return None
 
 
 def _inputs(example_input: Any, data: Iterable[Any] | None, purpose: str, *, dynamic_batch: bool) -> Iterator[Any]:

@@ -30,6 +30,9 @@ class Export(Document):
         Size of the model's parameters and buffers.
     inputs : str
         Shapes and types of the inputs that the model was exported with.
+    ram : int or None
+        The planner's estimate of peak activation memory for these inputs (the resource ``ram``), in bytes; one byte per
+        activation in int8. None if the memory depends on the data.
     dynamic_batch : bool
         Whether the file runs on batches of any size.
     samples : int
@@ -58,6 +61,7 @@ class Export(Document):
     difference: float
     versions: Mapping[str, str]
     metric: MetricValue | None = None
+    ram: int | None = None
     int8: Int8 | None = None
     float_bytes: int | None = None
 
@@ -80,6 +84,7 @@ def _(export: Export, *, brief: bool) -> Content:  # noqa: ARG001 - the same eve
         "format": export.file_format,
         "file": f"{size(export.bytes)} (weights of the model: {size(export.weight_bytes)})",
         "inputs": export.inputs,
+        "peak RAM for these inputs (estimate)": "depends on the data" if export.ram is None else size(export.ram),
         "batch size": "any" if export.dynamic_batch else "fixed",
         "relative difference of the outputs": export.compared,
         "versions": ", ".join(f"{name} {version}" for name, version in export.versions.items()),
