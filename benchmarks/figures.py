@@ -91,6 +91,8 @@ def updated(text: str) -> str:
             rows = of_detection(records[0]["results"])
         elif records[0].get("benchmark") == "exporting":
             rows = of_exports(records[0]["results"]["int8"])
+        elif records[0].get("benchmark") == "ram":
+            rows = of_ram(records[0]["results"])
         elif records[0].get("format") == "rankfold-reproduction":
             rows = of_reproduction(records[0]["studies"])
         else:
@@ -144,6 +146,21 @@ def of_exports(result: dict[str, Any]) -> list[dict[str, Any]]:
             "top1": f"{result['top1'][name]:.2%}",
         }
         for name, size in result["bytes"].items()
+    ]
+
+
+def of_ram(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each network with the estimate of its peak RAM and the measured value."""
+    return [
+        {
+            "network": row["network"].rpartition("/")[2],
+            "model": row["model"],
+            "batch": row["batch"],
+            "estimate": f"{row['estimate'] / 2**20:.2f} MiB",
+            "measured": f"{row['measured'] / 2**20:.2f} MiB",
+            "measured / estimate": f"{row['measured / estimate']:.3f}",
+        }
+        for row in results
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold import exporters
-from rankfold.errors import ConfigError, DataError, ModelError, RankfoldError, UnknownNameError
+from rankfold.errors import ConfigError, DataError, MissingExtra, ModelError, RankfoldError, UnknownNameError
 from rankfold.exporters import onnx as onnx_exporter
 from rankfold.reporting.export import Export
 
-FORMATS = exporters.registry.names()
+FORMATS = [
+    name for name in exporters.registry.names() if all(map(importlib.util.find_spec, exporters.get(name).packages))
+]
 X = torch.randn(3, 4, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
@@ -73,8 +76,9 @@ def test_every_format_keeps_the_outputs(name: str, small: nn.Module, tmp_path: P
     done = rf.export(small, path, X[:1])
     assert small.training
     assert all(torch.equal(tensor, before[key]) for key, tensor in small.state_dict().items())
-    assert list(tmp_path.iterdir()) == [path]
-    assert done.bytes == path.stat().st_size > done.weight_bytes
+    files = [file for file in (path, exporters.get(name).weights_file(path)) if file is not None]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert done.bytes == sum(file.stat().st_size for file in files) > done.weight_bytes
     assert (done.file_format, done.samples, done.dynamic_batch) == (name, 3, True)  # one sample, and two
     assert done.difference < 1e-5
     small.eval()
@@ -86,7 +90,7 @@ def test_every_format_keeps_the_outputs(name: str, small: nn.Module, tmp_path: P
             assert torch.dist(ours, small(batch + 0.1)) > 1e-3 * small(batch).norm()
     data = [(X, torch.zeros(3)), (X[:2], torch.zeros(2))]
     assert rf.export(small, path, X, to=name, check=data).samples == 5
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
 def test_other_outputs_are_refused_and_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +110,33 @@ def test_other_outputs_are_refused_and_leave_no_file(tmp_path: Path, monkeypatch
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
     assert rf.export(net, path, torch.randn(2, 4), tolerance=0.02).difference == pytest.approx(0.01, rel=1e-3)
+
+
+class InTwoFiles(type(exporters.get("torch-export"))):
+    """A format like OpenVINO's: the program in the file with the weights, and an empty one."""
+
+    name, suffix, weights_suffix = "two-files", ".two", ".weights"
+
+    def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
+        super().write(program, path.with_suffix(".weights"))
+        path.touch()
+
+    def open(self, path: Path) -> exporters.Runner:
+        return super().open(path.with_suffix(".weights"))
+
+
+def test_a_format_of_two_files_leaves_both_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporters, "get", lambda name: InTwoFiles())
+    net, x = nn.Linear(4, 3), torch.randn(2, 4)
+    done = rf.export(net, tmp_path / "net.two", x, to="two-files")
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert sorted(files) == ["net.two", "net.weights"]
+    assert done.bytes == len(files["net.weights"])
+    with pytest.raises(RankfoldError, match="differ from the model's"):
+        rf.export(nn.Linear(4, 3), tmp_path / "net.two", x, to="two-files", tolerance=1e-30, check=[x * float("nan")])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+    with pytest.raises(ConfigError, match=r"Use the suffix '\.two'"):
+        rf.export(net, tmp_path / "other.weights", x, to="two-files")
 
 
 class Several(nn.Module):
@@ -192,8 +223,11 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RankfoldError, match="cannot write"):
         rf.export(net, tmp_path / "file" / "net.pt2", x)
     monkeypatch.setattr(exporters.contract, "find_spec", without("onnxscript"))
-    with pytest.raises(ConfigError, match=r"needs onnxscript\. Install with: pip install 'rankfold\[onnx\]'"):
+    with pytest.raises(MissingExtra, match=r"needs the package 'onnxscript'.*pip install \"rankfold\[onnx\]\""):
         rf.export(net, tmp_path / "net.onnx", x)
+    monkeypatch.setattr(exporters.contract, "find_spec", without("openvino"))
+    with pytest.raises(MissingExtra, match=r"export to 'openvino' needs.*pip install \"rankfold\[openvino\]\""):
+        rf.export(net, tmp_path / "net.xml", x)
     monkeypatch.undo()
     monkeypatch.setattr(onnx_exporter, "LARGEST", 10)
     with pytest.raises(ModelError, match="an ONNX file holds at most 10"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankfold import exporters
 from rankfold._config import is_number, require, spelled
-from rankfold._files import check_writable, write_atomic
+from rankfold._files import check_writable, to_disk, write_atomic
 from rankfold._progress import track
 from rankfold._tensors import tensors_of
 from rankfold._turns import in_turn
@@ -59,11 +59,11 @@ def export(
     model : Module
         Any model, compressed or not; it is exported in evaluation mode and left unchanged.
     path : path
-        The file. An existing file is replaced.
+        The file. An existing file is replaced. OpenVINO's format has a second one with the suffix ``.bin``.
     example_input : object
         A tuple of positional arguments, a mapping of keyword arguments, or a single argument.
     to : str or None
-        Format, such as ``"onnx"`` or ``"torch-export"``; None is that of the path's suffix.
+        Format: ``"onnx"``, ``"openvino"`` or ``"torch-export"``; None is that of the path's suffix.
     check : iterable of batches, optional
         Inputs on which the outputs are compared; by default the data of `int8`, else the example input and, if the
         batch is dynamic, a batch of another size.
@@ -88,7 +88,9 @@ def export(
     Raises
     ------
     ConfigError
-        If the format is unknown, or a package that it needs is not installed.
+        If the format is unknown.
+    MissingExtra
+        If a package that the format needs is not installed.
     ModelError
         If the model cannot be captured, or the format lacks one of its operations.
     RankfoldError
@@ -145,12 +147,12 @@ def export(
             values = {"dense": measure(model, metric), "reloaded": measure(exporters.Exported(runner), metric)}
             facts["metric"] = metric_value(metric, values)
 
-    write_atomic(path, write)
+    files = _write_files(path, exporter, write)
     stored = unique((*model.parameters(), *model.buffers()))
     return Export(
         path=str(path),
         file_format=exporter.name,
-        bytes=path.stat().st_size,
+        bytes=sum(file.stat().st_size for file in files),
         weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in stored),
         inputs=describe(example_input),
         ram=_ram(model, example_input, None if int8 is None else "int8"),
@@ -158,6 +160,30 @@ def export(
         versions={"rankfold": __version__, **{n: version(n) for n in ("torch", *exporter.packages)}},
         **facts,
     )
+
+
+def _write_files(path: Path, exporter: exporters.Exporter, write: Callable[[Path], object]) -> list[Path]:
+    """Let `write` fill temporary files, give them their names, and return those; if it raises, no file is left."""
+    final = exporter.weights_file(path)
+    if final == path:
+        raise ConfigError(
+            f"{str(path)!r} is the name of the file with the weights. Use the suffix {exporter.suffix!r}."
+        )
+
+    def write_all(temporary: Path) -> None:
+        weights = exporter.weights_file(temporary)
+        if weights is None or final is None:
+            write(temporary)
+            return
+        try:
+            write(temporary)
+            to_disk(weights)
+            weights.replace(final)  # the other file gets its name next
+        finally:
+            weights.unlink(missing_ok=True)
+
+    write_atomic(path, write_all)
+    return [path] if final is None else [path, final]
 
 
 def _ram(model: nn.Module, example_input: Any, deploy_dtype: str | None) -> int | None:

@@ -1,6 +1,7 @@
 """Exporters: write a model to the file of another runtime, one format per file."""
 
 from rankfold.exporters import onnx as onnx
+from rankfold.exporters import openvino as openvino
 from rankfold.exporters import torch_export as torch_export
 from rankfold.exporters.contract import Exported as Exported
 from rankfold.exporters.contract import Exporter as Exporter

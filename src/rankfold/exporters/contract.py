@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankfold._config import spelled
 from rankfold._registry import Registry
-from rankfold.errors import ConfigError
+from rankfold.errors import ConfigError, MissingExtra
 from rankfold.exporters.int8 import Int8
 
 Runner = Callable[[Any], list[Tensor]]
@@ -31,6 +31,8 @@ class Exporter(ABC):
         The name in the interface.
     suffix : str
         Suffix of its files, such as ``".onnx"``.
+    weights_suffix : str or None
+        Suffix of a second file next to the first, with the weights; None for formats of one file.
     packages : tuple of str
         Modules that it imports, beyond those that rankfold requires.
     extra : str
@@ -41,17 +43,19 @@ class Exporter(ABC):
 
     name: str
     suffix: str
+    weights_suffix: str | None = None
     packages: tuple[str, ...] = ()
     extra: str = ""
 
     def check(self) -> None:
-        """Raise `ConfigError` if a package is missing."""
-        missing = [package for package in self.packages if find_spec(package) is None]
-        if missing:
-            raise ConfigError(
-                f"export to {self.name!r} needs {', '.join(missing)}. "
-                f"Install with: pip install 'rankfold[{self.extra}]'"
-            )
+        """Raise `MissingExtra` if a package is not installed."""
+        for package in self.packages:
+            if find_spec(package) is None:
+                raise MissingExtra(f"export to {self.name!r}", self.extra, package)
+
+    def weights_file(self, path: Path) -> Path | None:
+        """Return the second file of an exported model; None if the format has one file."""
+        return None if self.weights_suffix is None else path.with_suffix(self.weights_suffix)
 
     @abstractmethod
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
