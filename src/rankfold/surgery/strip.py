@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch.fx
 from torch import nn
 
+from rankfold._config import spelled
 from rankfold._turns import in_grad_turn
+from rankfold.errors import ConfigError
 from rankfold.inventory import copy_model
 from rankfold.surgery.apply import factored_layers
 from rankfold.surgery.carried import carry_attributes_, move_hooks_
 from rankfold.surgery.exchange import exchange_
 from rankfold.surgery.factored import Bias, Factored, Reshape
+from rankfold.surgery.folding import fold_batchnorm_
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.saving import refuse_stripped_
 
@@ -20,7 +24,7 @@ _OWN = frozenset({"blueprint", "info", "choice", "rankfold_plan"})
 
 
 @in_grad_turn
-def strip(model: nn.Module) -> nn.Module:
+def strip(model: nn.Module, *, fold_batchnorm: bool = False, example_input: Any = None) -> nn.Module:
     """Return a copy in which every factored layer is a plain torch module.
 
     A chain of convolutions or linear layers becomes an ``nn.Sequential`` with the same state-dict keys. A TT-matrix,
@@ -32,7 +36,21 @@ def strip(model: nn.Module) -> nn.Module:
     ----------
     model : nn.Module
         A compressed model; left unchanged.
+    fold_batchnorm : bool
+        Whether to fold each batch norm into the layer before it, a factored layer's last factor, if nothing else reads
+        that layer's output. The outputs then differ by rounding. The model must be in eval mode.
+    example_input : object
+        With `fold_batchnorm`, an input for the model, on which its operations are traced.
+
+    Raises
+    ------
+    ConfigError
+        If there is no example input to fold batch norms with.
+    ModelError
+        If batch norms are to be folded in training mode, or in a model that ``torch.export`` cannot trace.
     """
+    if fold_batchnorm and example_input is None:
+        raise ConfigError(f"{spelled('fold_batchnorm', True)} needs {spelled('example_input')}.")
     new = copy_model(model)
     plain: dict[nn.Module, nn.Module] = {}
     for name, module in factored_layers(new).items():
@@ -45,6 +63,8 @@ def strip(model: nn.Module) -> nn.Module:
     refuse_stripped_(new)
     if hasattr(new, "rankfold_plan"):
         del new.rankfold_plan
+    if fold_batchnorm:
+        fold_batchnorm_(new, example_input)
     return new
 
 
