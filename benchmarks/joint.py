@@ -1,6 +1,6 @@
 """Pruning alone, factoring alone and both in one search, at equal budgets: top-1 without labels or training.
 
-    RANKFOLD_DATA=... python benchmarks/joint.py [--network resnet20_cifar10] [--left 50 30 20] [--widths 0.75 0.5]
+    RANKFOLD_DATA=... python benchmarks/joint.py [--network resnet20_cifar10] [--left 50 30 20] [--searches joint]
 
 All three see the same unlabelled images, and their networks are fitted to the original outputs layer by layer
 (``reconstruct="sequential"``). Pruning is strategy ``prune``, the others are ``compressnas`` without and with widths.
@@ -16,12 +16,15 @@ from typing import Any
 import _harness
 import rankfold as rf
 
+SEARCHES = ["joint", "factoring", "pruning"]
+
 
 def main() -> None:
     """Measure, print and save."""
     parser = _harness.parser("joint", __doc__)
     parser.add_argument("--network", default="resnet20_cifar10", help="a zoo network with weights in RANKFOLD_DATA")
     parser.add_argument("--left", type=int, nargs="+", default=[50, 30, 20], help="per cent of the parameters")
+    parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=SEARCHES, help="searches to compare")
     parser.add_argument("--widths", type=float, nargs="+", default=[0.75, 0.5], help="shares of the channels")
     parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
     parser.add_argument("--test-images", type=int, default=10_000, help="test images")
@@ -40,13 +43,18 @@ def main() -> None:
     }
     rows: list[dict[str, Any]] = json.loads(args.out.read_text())["results"] if args.out.exists() else []
     for left in args.left:
-        for name, strategy in strategies.items():
-            setting = {"network": network, "left": left, "search": name, "images": args.images}
+        for name in args.searches:
+            setting = {
+                "network": network, "left": left, "search": name, "images": args.images, "test_images": args.test_images
+            }  # fmt: skip
             if any(setting.items() <= row.items() for row in rows):
                 continue
             start = time.process_time()
             budget = f"params<={left}%"
-            plan = rf.plan(model, example, strategy=strategy, budget=budget, calibration=images, seed=args.seed)
+            plan = rf.plan(
+                model, example, strategy=strategies[name], budget=budget, calibration=images, time_limit=None,
+                seed=args.seed,
+            )  # fmt: skip
             planned = time.process_time()
             small = rf.apply(model, plan, images, reconstruct="sequential", example_input=example)
             rows.append(

@@ -89,12 +89,15 @@ def test_the_plan_costs_what_the_built_model_costs(problem: Problem) -> None:
 
 
 def test_the_loss_is_the_share_of_the_energy_that_is_lost(problem: Problem) -> None:
-    """With the proxy ``weight`` the sensitivity is 1."""
+    """With the proxy ``weight`` the loss is the squared error."""
     search = searched(problem)
     (half,) = [s for s in search._settings(problem.inventory.layer("last"), ("params",)) if _is(s, stem=2, last=2)]
     weight = problem.weight("last").double()
-    left = weight[list(search.narrow["last"][2].kept)][:, list(search.narrow["stem"][2].kept)]
-    assert half.loss == pytest.approx(1 - float(left.square().sum() / weight.square().sum()))
+    rows = weight[
+        list(search.narrow["last"][2].kept)
+    ]  # what the removed outputs lose counts in the layers that read them
+    left = rows[:, list(search.narrow["stem"][2].kept)]
+    assert half.loss == pytest.approx(1 - float(left.square().sum() / rows.square().sum()))
     assert half.cost.params == 10 * 6 * 9 + 10
 
 

@@ -5,10 +5,11 @@ or factored by some method and ranks. A setting has the exact cost of the narrow
 for each group, and for each layer one setting at the selected widths, so the sum over the layers is the cost of the
 model, although layers share their widths.
 
-The loss of a setting is ``s * (1 - (1 - e^2) * k)``. Here k is the share of the energy of the layer's output (without
-data, of its weight) that the remaining channels hold, e is the relative error of the factors of the narrow layer, and s
-is the sensitivity of the layer: the least-squares ratio of the losses of its candidates, which a proxy predicts, to
-their squared errors. Removed channels thus count in every layer that computes or reads them.
+At full width, the loss of a setting is the one that the proxy predicts. At other widths it is read from a curve through
+these losses: the loss of the layer as a function of the relative squared error of its output (without data, of its
+weight). That error is ``1 - (1 - e^2) * (1 - r)``: r is the share of the energy of the remaining outputs that the
+removed inputs carry, e the relative error of the factors of the narrow layer. Removed channels count in the layers that
+read them, as the network sees nothing else of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rankfold import methods
 from rankfold.cost import Pricing
@@ -28,7 +30,8 @@ from rankfold.errors import InfeasibleBudget, RankfoldError
 from rankfold.factor.moments import Moments, output_energy
 from rankfold.inventory.narrowing import narrowed_moments, narrowed_weight
 from rankfold.methods import to_canonical
-from rankfold.records import Candidate, ChannelGroup, Cost, LayerInfo, Narrowing, Ranks
+from rankfold.records import Candidate, ChannelGroup, Cost, LayerInfo, Narrowing, Ranks, narrowed_layer
+from rankfold.records.narrowing import Removed, Side
 from rankfold.strategies._stdout import without_c_prints
 from rankfold.strategies.channels import Channels
 from rankfold.strategies.problem import Problem
@@ -90,9 +93,9 @@ class JointSearch:
             for name in dict.fromkeys(axis.name for axis in group.axes):
                 self._own[name].append(group.name)
         table = problem.table()
-        errors = {name: {(c.method, c.ranks): c.error for c in row} for name, row in table.rows.items()}
-        self._scale = {name: _sensitivity(losses[name], errors[name]) for name in table.rows}
-        self._mean = sum(self._scale.values()) / max(len(self._scale), 1)
+        self._curves = {name: _Curve.of(losses[name], row) for name, row in table.rows.items()}
+        steep = [curve.slope for curve in self._curves.values()]
+        self._other = _Curve(slope=sum(steep) / max(len(steep), 1))  # of layers without candidates
 
     def solve(self, limits: Mapping[str, int]) -> Joint:
         """Return the selection of least loss within limits on the whole model, by resource.
@@ -150,14 +153,16 @@ class JointSearch:
             return
         gone, moments = narrowing.removed().get(layer.name, {}), self._moments(layer.name)
         weight, narrow = self.problem.weight(layer.name), pricing.inventory.layer(layer.name)
-        share, left = 1.0, weight
+        curve, lost = self._curves.get(layer.name, self._other), 0.0
         if gone:
-            left = narrowed_weight(weight, layer, gone)
-            whole = float(output_energy(to_canonical(weight.double(), layer), moments))
+            lost = _lost_energy(weight, layer, gone, moments)
+            weight = narrowed_weight(weight, layer, gone)
             moments = None if moments is None else narrowed_moments(moments, layer, gone)
-            share = float(output_energy(to_canonical(left.double(), narrow), moments)) / whole if whole > 0 else 1.0
-        scale, kept = self._scale.get(layer.name, self._mean), min(share, 1.0)
-        yield None, pricing.inventory.costs[layer.name], scale * (1 - kept)
+        yield None, pricing.inventory.costs[layer.name], curve.loss(lost)
+        if not gone:
+            for candidate in self.problem.table().rows.get(layer.name, ()):
+                yield candidate, candidate.cost, self._losses[layer.name][candidate.method, candidate.ranks]
+            return
         if layer.skip is not None:
             return
         for name in self.problem.methods:
@@ -168,11 +173,11 @@ class JointSearch:
             grid = method.rank_grid(narrow, multiple=self.problem.rank_multiple, points=POINTS)
             priced = [pricing.candidate(narrow, method, ranks, options=options) for ranks in grid]
             smaller = [candidate for candidate in priced if pricing.is_smaller(candidate)]
-            prepared = methods.prepare(method, left, narrow, moments) if smaller else None
+            prepared = methods.prepare(method, weight, narrow, moments) if smaller else None
             for candidate in smaller:
                 assert prepared is not None
                 error = prepared.error(candidate.ranks)
-                yield replace(candidate, error=error), candidate.cost, scale * (1 - (1 - error**2) * kept)
+                yield replace(candidate, error=error), candidate.cost, curve.loss(1 - (1 - error**2) * (1 - lost))
 
     def _moments(self, name: str) -> Moments | None:
         estimator = self.problem.estimator
@@ -188,11 +193,50 @@ def _separable(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     return [group for group in groups if all(count[axis.name, axis.side] == 1 for axis in group.axes)]
 
 
-def _sensitivity(losses: Mapping[tuple[str, Ranks], float], errors: Mapping[tuple[str, Ranks], float]) -> float:
-    """Return the least-squares ratio of losses to squared errors; 1 without errors."""
-    pairs = [(losses[key], error**2) for key, error in errors.items() if key in losses]
-    weight = sum(square**2 for _, square in pairs)
-    return sum(loss * square for loss, square in pairs) / weight if weight > 0 else 1.0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Curve:
+    """The loss of a layer as a function of its relative squared error: piecewise linear, then with a constant slope."""
+
+    squares: tuple[float, ...] = (0.0,)
+    losses: tuple[float, ...] = (0.0,)
+    slope: float = 1.0
+
+    @classmethod
+    def of(cls, losses: Mapping[tuple[str, Ranks], float], row: Sequence[Candidate]) -> _Curve:
+        """Return the curve through the losses of the candidates of a layer, which never falls."""
+        pairs = sorted((c.error**2, losses[c.method, c.ranks]) for c in row if c.error > 0)
+        if not pairs:
+            return cls()
+        squares, values = (0.0, *(square for square, _ in pairs)), [0.0, *(loss for _, loss in pairs)]
+        rising = tuple(np.maximum.accumulate(values).tolist())
+        return cls(squares=squares, losses=rising, slope=rising[-1] / squares[-1])
+
+    def loss(self, square: float) -> float:
+        """Return the loss at a squared error."""
+        beyond = max(square - self.squares[-1], 0.0)
+        return float(np.interp(square, self.squares, self.losses)) + self.slope * beyond
+
+
+def _lost_energy(weight: Tensor, layer: LayerInfo, gone: Removed, moments: Moments | None) -> float:
+    """Return the share of the energy of a layer's remaining outputs that its removed inputs carry, 0..1.
+
+    Of grouped convolutions, which lose inputs together with outputs, it is the lost share of the energy of all outputs.
+    """
+
+    def energy(removed: Removed) -> float:
+        narrow = narrowed_layer(layer, removed)
+        part = to_canonical(narrowed_weight(weight, layer, removed).double(), narrow)
+        return float(output_energy(part, None if moments is None else narrowed_moments(moments, layer, removed)))
+
+    if not gone.get("inputs"):
+        return 0.0
+    if layer.groups > 1:
+        whole = float(output_energy(to_canonical(weight.double(), layer), moments))
+        return min(max(1 - energy(gone) / whole, 0.0), 1.0) if whole > 0 else 0.0
+    others = frozenset(range(layer.in_channels)) - gone["inputs"]
+    outputs: dict[Side | int, frozenset[int]] = {side: ids for side, ids in gone.items() if side == "outputs"}
+    whole = energy(outputs)
+    return min(energy({**outputs, "inputs": others}) / whole, 1.0) if whole > 0 else 0.0
 
 
 def _undominated(settings: Sequence[Setting], resources: Sequence[str]) -> list[Setting]:
