@@ -265,3 +265,18 @@ def test_a_model_without_channel_groups_is_kept_or_refused_with_the_reasons() ->
     for strategy in ("prune", "norton"):
         with pytest.raises(InfeasibleBudget, match=reasons):
             rf.plan(net, x, strategy=strategy, budget="params<=50%")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "methods", "words"),
+    [
+        ("prune", "svd", "strategy 'prune' factors no layers. Leave out methods='svd'"),
+        ("norton", ["filterwise_cp", "tucker"], "only factors with 'filterwise_cp'. Leave out methods='tucker'"),
+    ],
+)
+def test_methods_without_use_are_refused(strategy: str, methods: object, words: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ConfigError, match=words):
+        rf.plan(net, x, strategy=strategy, methods=methods)
+    assert rf.plan(net, x, strategy="norton", methods=rf.FilterwiseCP()).narrowing

@@ -36,6 +36,26 @@ def chosen_methods(value: Any) -> tuple[tuple[str, ...], dict[str, dict[str, Any
     return resolve_methods([one if isinstance(one, str) else one.name for one in listed]), options
 
 
+def methods_for(strategy: strategies.Strategy, value: Any) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """Return the factorizations of a search as `chosen_methods` does; by default those of the strategy.
+
+    Raises
+    ------
+    ConfigError
+        If the strategy cannot use one of them.
+    """
+    chosen = chosen_methods(value or strategy.default_methods)
+    possible = strategy.possible_methods
+    useless = [] if possible is None or not value else [name for name in chosen[0] if name not in possible]
+    if useless:
+        what = f"only factors with {', '.join(map(repr, possible or ()))}" if possible else "factors no layers"
+        raise ConfigError(
+            f"strategy {strategy.name!r} {what}. Leave out {spelled('methods', ','.join(useless))}, or use another "
+            "strategy."
+        )
+    return chosen
+
+
 def _strategies() -> list[str]:
     """Return the names of all strategies, the default first."""
     return sorted(strategies.registry.names(), key=lambda name: (name != DEFAULT_STRATEGY, name))

@@ -23,7 +23,7 @@ from rankfold.api.applying import apply_plan
 from rankfold.api.calibrating import calibration_of
 from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_measurable
 from rankfold.api.latency import LatencySearch
-from rankfold.api.options import Search, chosen_methods, reconstruction, search_of
+from rankfold.api.options import Search, methods_for, reconstruction, search_of
 from rankfold.calibration import LayerMoments
 from rankfold.candidates import Estimator, Forecast, TableConfig, build_table, within_ram, without_slower
 from rankfold.candidates.cache import Cache
@@ -144,6 +144,7 @@ class Planner:
     ) -> None:
         self.how = reconstruction(search.reconstruct, has_data=calibration is not None, data_aware=search.data_aware)
         self.strategy = strategies.get(search.strategy)
+        self.methods = methods_for(self.strategy, search.methods)
         self.spare = Spare(model, instead="rankfold.apply_ with a plan")
         for budget in budgets:
             check_measurable(budget, self.strategy.handles)
@@ -190,7 +191,7 @@ class Planner:
     def problem(self) -> Problem:
         """The problem of the strategy, without a budget."""
         search, model = self.search, self.model
-        chosen, method_options = chosen_methods(search.methods or self.strategy.default_methods)
+        chosen, method_options = self.methods
         self._settle([methods.get(name, method_options.get(name)) for name in chosen])
         moments = self.moments
         table_config = TableConfig(

@@ -78,6 +78,8 @@ class Strategy(ABC):
         Whether the strategy removes channels. It may then leave layers that it cannot narrow as they are.
     default_methods : tuple of str or None
         Default of the search's `methods`; None is `rankfold.candidates.DEFAULT_METHODS`.
+    possible_methods : tuple of str or None
+        The methods that the strategy can use; None for all. Others are refused.
     """
 
     __slots__ = ()
@@ -87,6 +89,7 @@ class Strategy(ABC):
     handles: frozenset[str] = frozenset()
     narrows: bool = False
     default_methods: tuple[str, ...] | None = None
+    possible_methods: tuple[str, ...] | None = None
 
     def needs_by(self, need: Need) -> str:
         """Return the option that brings a need, as the user writes it; empty if the strategy always has it."""

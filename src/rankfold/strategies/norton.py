@@ -53,7 +53,7 @@ class Norton(Strategy):
 
     name = "norton"
     narrows = True
-    default_methods = (FILTERWISE,)
+    default_methods = possible_methods = (FILTERWISE,)
 
     ratio: Any = 0.4
     rank: Any = None

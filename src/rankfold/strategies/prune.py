@@ -37,6 +37,7 @@ class Prune(Strategy):
 
     name = "prune"
     narrows = True
+    possible_methods = ()
 
     ratio: Any = 0.3
     criterion: str = "l2"
