@@ -84,6 +84,7 @@ def images(args: Any, seed: int) -> list[Tensor]:
 
 def one(network: str, strategy: str, args: Any) -> dict[str, Any]:
     """Compress one backbone, use the detector, and return a row."""
+    small: Any
     x, dense = images(args, args.seed), create(network, args, args.seed)
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +122,7 @@ def one(network: str, strategy: str, args: Any) -> dict[str, Any]:
     }
 
 
-def count(model: nn.Module) -> int:
+def count(model: Any) -> int:
     """Return the number of parameters."""
     return sum(p.numel() for p in model.parameters())
 

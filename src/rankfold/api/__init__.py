@@ -4,6 +4,7 @@ from rankfold.api.analyzing import analyze as analyze
 from rankfold.api.applying import apply as apply
 from rankfold.api.applying import apply_ as apply_
 from rankfold.api.compressing import compress as compress
+from rankfold.api.explaining import gradcam as gradcam
 from rankfold.api.exporting import export as export
 from rankfold.api.factorizing import factorize as factorize
 from rankfold.api.options import Search as Search

@@ -15,7 +15,7 @@ class Markup(str):
 
 
 Child = str | Iterable["str | None"] | None
-_VOID = {"meta", "br", "wbr", "rect", "line", "path", "circle"}
+_VOID = {"meta", "br", "wbr", "rect", "line", "path", "circle", "img"}
 
 
 def el(tag: str, *children: Child, **attributes: str | float | None) -> Markup:
