@@ -90,7 +90,7 @@ def _(maps: HeatMaps, *, brief: bool) -> Content:
     lead = f"Grad-CAM of {number} image{'s' * (number != 1)} at layer {maps.layer}"
     rows = [
         [
-            level.name,
+            words.bound(level.name),
             f"{words.compact(level.params)} ({words.percent(level.params / maps.params)})",
             f"{level.mean:.3f}",
             f"{min(level.similarity):.3f}",
