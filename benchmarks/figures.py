@@ -157,7 +157,7 @@ def of_ram(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "model": row["model"],
             "batch": row["batch"],
             "estimate": f"{row['estimate'] / 2**20:.2f} MiB",
-            "measured": f"{row['measured'] / 2**20:.2f} MiB",
+            "measured RAM": f"{row['measured'] / 2**20:.2f} MiB",
             "measured / estimate": f"{row['measured / estimate']:.3f}",
         }
         for row in results
