@@ -316,7 +316,7 @@ def of_limits(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "samples": row["settings"]["samples"],
                 "points": row["settings"]["points"],
                 "peak_mib": row["peak_mib"],
-                "agreement": "" if quality is None else f"{quality[0]} {quality[1]:.3f}",
+                "agreement": "" if quality is None else f"{HEADS.get(quality[0], quality[0])} {quality[1]:.3f}",
             }
         )
     return rows
