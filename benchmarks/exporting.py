@@ -2,11 +2,11 @@
 
     python benchmarks/exporting.py [--matrix] [--int8]
 
-The first part needs no data: small layers with random weights, factored at half of their ranks, written as ONNX and
-``torch.export`` files; the table has the relative differences of the outputs in the format's runtime. The second part
-needs ``RANKFOLD_DATA``: a ResNet-20 at half of its parameters, in float and in int8, with the sizes of the files and
-the accuracy in ONNX Runtime on the 10,000 test images of CIFAR-10. A further process without torch and rankfold
-compares predictions on 1,000 images.
+The first part needs no data: small layers with random weights, factored at half of their ranks, written in every
+format whose packages are installed; the table has the relative differences of the outputs in the format's runtime. The
+second part needs ``RANKFOLD_DATA``: a ResNet-20 at half of its parameters, in float and in int8, with the sizes of the
+files and the accuracy in ONNX Runtime on the 10,000 test images of CIFAR-10. A further process without torch and
+rankfold compares predictions on 1,000 images.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def layer(kind: str, folder: Path) -> list[dict[str, Any]]:
         ranks = tuple(max(1, most // 2) for most in method.max_ranks(info))
         small = rf.apply(dense, rf.plan(dense, x, strategy=rf.Manual(layers={info.name: (method.name, ranks)})))
         row: dict[str, Any] = {"layer": kind, "method": method.name}
-        for name in ("onnx", "torch-export"):
+        for name in exporters.registry.names():
+            if not all(map(find_spec, exporters.get(name).packages)):
+                continue
             path = folder / f"layer{exporters.get(name).suffix}"
             row[name] = rf.export(small, path, x, to=name).difference
         print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
