@@ -89,6 +89,8 @@ def updated(text: str) -> str:
             rows = of_yolo(records[0]["results"])
         elif records[0].get("benchmark") == "detection":
             rows = of_detection(records[0]["results"])
+        elif records[0].get("benchmark") == "joint":
+            rows = of_joint(records[0]["results"])
         elif records[0].get("benchmark") == "exporting":
             rows = of_exports(records[0]["results"]["int8"])
         elif records[0].get("benchmark") == "ram":
@@ -342,6 +344,17 @@ def of_yolo(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for row in results
     ]
+
+
+def of_joint(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each budget of each network: the accuracy of each search."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for result in results:
+        key = (result["network"], result["left"])
+        columns = {"network": key[0].partition("_")[0], "parameters left": f"{key[1]} %"}
+        row = rows.setdefault(key, {**columns, **dict.fromkeys(("pruning", "factoring", "joint"), "")})
+        row[result["search"]] = f"{result['top1']:.2%}"
+    return list(rows.values())
 
 
 def of_detection(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
