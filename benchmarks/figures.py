@@ -95,6 +95,8 @@ def updated(text: str) -> str:
             rows = of_exports(records[0]["results"]["int8"])
         elif records[0].get("benchmark") == "ram":
             rows = of_ram(records[0]["results"])
+        elif records[0].get("benchmark") == "latency":
+            rows = of_latency(records[0]["results"])
         elif records[0].get("format") == "rankfold-reproduction":
             rows = of_reproduction(records[0]["studies"])
         else:
@@ -134,6 +136,22 @@ def of_reproduction(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for study in studies
         for trial in study["trials"]
+    ]
+
+
+def of_latency(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each plan: what it keeps of the dense network, and its measured time."""
+    return [
+        {
+            "network": row["network"],
+            "runtime": row["runtime"],
+            "batch": str(row["batch"]),
+            "plan": row["plan"],
+            "parameters": f"{row['params']:.0%}" if "params" in row else "",
+            "MACs": f"{row['macs']:.0%}" if "macs" in row else "",
+            "time of dense": f"{row['time']:.0%} ± {row['uncertainty']:.1%}" if "time" in row else "refused",
+        }
+        for row in results
     ]
 
 
