@@ -274,6 +274,15 @@ class Pretrained(nn.Sequential):
         raise AssertionError(folder)
 
 
+def test_stripping_leaves_nothing_of_rankfold() -> None:
+    """The modules of a pruned model know the plan that narrowed them, until they are stripped."""
+    small = rf.apply(MODEL, BOTH)
+    stripped = rf.strip(small)
+    names = [name for name, _ in stripped.named_modules() if name]
+    assert any("rankfold" in key for name in names for key in vars(small.get_submodule(name)))
+    assert not any("rankfold" in key for name in names for key in vars(stripped.get_submodule(name)))
+
+
 def test_save_pretrained_is_refused() -> None:
     model = Pretrained(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
     narrowing = rf.channel_groups(model, X).narrowing({"0": [1]})

@@ -25,7 +25,8 @@ from rankfold.surgery.narrowing import check_narrowing
 from rankfold.surgery.saving import replace_save_pretrained_
 from rankfold.surgery.stock import memory_format
 
-_PLAN, _ORIGIN = "rankfold_plan", "rankfold_origin"
+PLAN_MARKS = _PLAN, _ORIGIN = "rankfold_plan", "rankfold_origin"
+"""Attributes of a compressed model and of its modules."""
 
 Swap = tuple[tuple[str, ...], Factored]
 """The names of one module, and its replacement."""
@@ -277,6 +278,13 @@ def plan_of(model: nn.Module) -> Plan:
         ),
         provenance=plan.provenance if isinstance(plan, Plan) else Provenance(strategy="unknown"),
     )
+
+
+def forget_plan_(model: nn.Module) -> None:
+    """Remove what `remember_plan` stored on a model and on its modules."""
+    for module in model.modules():
+        for name in PLAN_MARKS:
+            vars(module).pop(name, None)
 
 
 def _remember_origins(model: nn.Module, plan: Plan) -> None:

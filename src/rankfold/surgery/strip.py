@@ -12,7 +12,7 @@ from rankfold._config import spelled
 from rankfold._turns import in_grad_turn
 from rankfold.errors import ConfigError
 from rankfold.inventory import copy_model
-from rankfold.surgery.apply import factored_layers
+from rankfold.surgery.apply import PLAN_MARKS, factored_layers, forget_plan_
 from rankfold.surgery.carried import carry_attributes_, move_hooks_
 from rankfold.surgery.exchange import exchange_
 from rankfold.surgery.factored import Bias, Factored, Reshape
@@ -20,7 +20,7 @@ from rankfold.surgery.folding import fold_batchnorm_
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.saving import refuse_stripped_
 
-_OWN = frozenset({"blueprint", "info", "choice", "rankfold_plan"})
+_OWN = frozenset({"blueprint", "info", "choice", *PLAN_MARKS})
 
 
 @in_grad_turn
@@ -61,8 +61,7 @@ def strip(model: nn.Module, *, fold_batchnorm: bool = False, example_input: Any 
             return plain[module]
     exchange_(new, plain, original=model)
     refuse_stripped_(new)
-    if hasattr(new, "rankfold_plan"):
-        del new.rankfold_plan
+    forget_plan_(new)
     if fold_batchnorm:
         fold_batchnorm_(new, example_input)
     return new
