@@ -56,7 +56,7 @@ def gradcam(
     NoMatchingLayer
         If a network has no such layer.
     ConfigError
-        If there is no convolution, or the layer returns no feature map.
+        If the model has no convolution, or the layer returns no feature map.
     DataError
         If the images are not such a tensor.
     """
@@ -70,7 +70,7 @@ def gradcam(
     grad_cam()
     chosen = feature_layer(model, images, layer)
     classes = predicted(model, images)
-    original = heat_maps(model, images, chosen, classes)
+    original, pictures = heat_maps(model, images, chosen, classes), _pictures(images)
     levels: list[HeatMapLevel] = []
     for title, network in compressed.items():
         maps = heat_maps(network, images, chosen, classes)
@@ -80,7 +80,7 @@ def gradcam(
                 params=sum(p.numel() for p in network.parameters()),
                 similarity=tuple(similarity(maps, original).tolist()),
                 predicted=tuple(predicted(network, images).tolist()),
-                overlays=_overlays(images, maps),
+                overlays=_overlays(pictures, maps),
             )
         )
     pairs = [similarity(original[i : i + 1], original[j : j + 1]) for i, j in combinations(range(len(images)), 2)]
@@ -88,8 +88,8 @@ def gradcam(
         layer=chosen,
         params=sum(p.numel() for p in model.parameters()),
         predicted=tuple(classes.tolist()),
-        images=tuple(_png(picture) for picture in _pictures(images)),
-        overlays=_overlays(images, original),
+        images=tuple(map(_png, pictures)),
+        overlays=_overlays(pictures, original),
         levels=tuple(levels),
         unrelated=float(torch.cat(pairs).mean()) if pairs else None,
         model_name=name or type(model).__name__,
@@ -105,10 +105,10 @@ def _pictures(images: Tensor) -> np.ndarray:
     return scaled.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _overlays(images: Tensor, maps: Tensor) -> tuple[str, ...]:
-    """Return each image under its map."""
+def _overlays(pictures: np.ndarray, maps: Tensor) -> tuple[str, ...]:
+    """Return each picture under its map."""
     show = grad_cam().utils.image.show_cam_on_image
-    pairs = zip(_pictures(images), maps.numpy(), strict=True)
+    pairs = zip(pictures, maps.numpy(), strict=True)
     return tuple(_png(show(picture, heat, use_rgb=True)) for picture, heat in pairs)
 
 

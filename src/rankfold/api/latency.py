@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rankfold._progress import say
@@ -59,7 +58,7 @@ class LatencySearch:
     Parameters
     ----------
     solve : callable
-        Returns the plan for a limit on the sum of the layers' times; None is no limit. Raises `InfeasibleBudget`.
+        Returns the plan for a limit on the sum of the layers' times; None sets no limit. Raises `InfeasibleBudget`.
     predict, measure : callable
         Return the predicted and the measured time of a plan's model.
     limit : int
@@ -77,10 +76,8 @@ class LatencySearch:
     limit: int
     dense: int
     bounded: bool
-
-    def __post_init__(self) -> None:
-        self.trials: list[LatencyTrial] = []
-        self._plans: dict[str, tuple[Plan, LatencyTrial]] = {}
+    trials: list[LatencyTrial] = field(default_factory=list, init=False)
+    _plans: dict[str, tuple[Plan, LatencyTrial]] = field(default_factory=dict, init=False)
 
     def run(self) -> TimedPlan:
         """Return the slowest plan that meets the bound, of those that were measured.
@@ -126,7 +123,7 @@ class LatencySearch:
         return low, high, plan
 
     def _tried(self, plan: Plan, at: int | None) -> LatencyTrial:
-        known = json.dumps(plan.decisions, default=str)
+        known = plan.decisions_text
         if known not in self._plans:
             trial = LatencyTrial(limit=at, predicted=self.predict(plan), measured=self.measure(plan))
             say(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -41,6 +41,7 @@ from rankfold.tune import FineTune, TuneResult, finetune_
 from rankfold.workbench import CompressedModel, SearchIdentity
 
 Measure = Callable[[nn.Module], Any]
+T = TypeVar("T")
 """A metric as users give it: any callable of a model."""
 
 LOW_COVERAGE = 0.5
@@ -209,35 +210,37 @@ class Realizer:
 
         `dense` is the metric of the original.
         """
-        data: list[str] = []
-        with evaluating(self.model):  # data may draw from torch's random state
-            for batches, purpose in self._data():
-                seen = data_hash(self.model, batches, purpose=purpose)
-                if seen is None:
-                    return None
-                data.append(seen)
+        data = self._looked_at(data_hash)
+        if data is None:
+            return None
         moments = {} if self.data is None else self.data.moments(())
         named = {f"{name}.{k}": t for name, of_layer in moments.items() for k, t in of_layer.tensors().items()}
         return {**self._facts(), "dense": dense, "data": data, "moments": tensor_hash(named)}
 
     def search_identity(self) -> SearchIdentity | None:
         """Return everything visible that a search which measures its models depends on; None if too little is."""
-        data, outputs = list[str](), list[float]()
-        with evaluating(self.model):
-            for batches, purpose in self._data():
-                seen = data_probe(self.model, batches, purpose=purpose)
-                if seen is None:
-                    return None
-                data.append(seen[0])
-                outputs += seen[1]
+        seen = self._looked_at(data_probe)
+        if seen is None:
+            return None
+        data = {purpose: digest for purpose, (digest, _) in seen.items()}
+        outputs = [number for _, numbers in seen.values() for number in numbers]
         return SearchIdentity(facts={**self._facts(), "data": data}, outputs=outputs)
 
-    def _data(self) -> list[tuple[Iterable[Any], str]]:
-        """Return the data of the metric and of the calibration, each with its purpose."""
-        loader = getattr(getattr(self.metric, "function", None), "loader", None)
-        batches = None if self.data is None else self.data.batches
-        named = ((loader, "evaluation"), (batches, "calibration"))
-        return [(data, purpose) for data, purpose in named if data is not None]
+    def _looked_at(self, look: Callable[..., T | None]) -> dict[str, T] | None:
+        """Return what `look` tells of the data of the metric and of the calibration; None if it cannot tell of one."""
+        data = {
+            "evaluation": getattr(getattr(self.metric, "function", None), "loader", None),
+            "calibration": None if self.data is None else self.data.batches,
+        }
+        seen: dict[str, T] = {}
+        with evaluating(self.model):  # data may draw from torch's random state
+            for purpose, batches in data.items():
+                one = None if batches is None else look(self.model, batches, purpose=purpose)
+                if one is not None:
+                    seen[purpose] = one
+                elif batches is not None:
+                    return None
+        return seen
 
     def _facts(self) -> dict[str, Any]:
         assert self.metric is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import cast
@@ -135,7 +134,7 @@ def smallest_within(
                 continue
             if not tried.has(plan):  # another budget with the same plan is the best one already if it is good
                 yield plan
-            low, high = (low, middle) if tried.fits[_known(plan)] else (middle, high)
+            low, high = (low, middle) if tried.fits[plan.decisions_text] else (middle, high)
 
     for plan in track(untried(low, high), "searching for the smallest model", total=MOST):
         tried.add(plan, attempt(plan))
@@ -144,10 +143,6 @@ def smallest_within(
     if tried.best is None:
         raise _unreachable(budget, tried.trials[-1], dense, metric.name)
     return Smallest(draft=tried.best[0], chosen=tried.best[1], trials=tuple(tried.trials))
-
-
-def _known(plan: Plan) -> str:
-    return json.dumps(plan.decisions, default=str)
 
 
 @dataclass(kw_only=True)
@@ -178,13 +173,13 @@ class _Tried:
 
     def has(self, plan: Plan) -> bool:
         """Return whether the model of a plan was measured."""
-        return _known(plan) in self.fits
+        return plan.decisions_text in self.fits
 
     def add(self, plan: Plan, draft: Draft) -> None:
         """Record a model, and save the search."""
         drop = self.drop(draft.value)
         self.trials.append(Trial(budget=plan.provenance.budget or "", value=draft.value, drop=drop))
-        self.fits[_known(plan)] = drop <= self.allowed
+        self.fits[plan.decisions_text] = drop <= self.allowed
         if drop <= self.allowed:
             self.best = draft, self.trials[-1]
         if self.bench is not None:

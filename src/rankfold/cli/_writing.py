@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rankfold.cli._source import Source
 from rankfold.errors import ConfigError, RankfoldError
 from rankfold.records.amounts import either
 from rankfold.reporting import Report
+from rankfold.reporting.document import Document
 from rankfold.storage.folder import PLAN_FILE
 
 
@@ -37,6 +38,16 @@ def check_file(path: str, suffixes: tuple[str, ...], flag: str = "--out") -> Pat
         raise ConfigError(f"{flag} must end in {wanted}. Got {path!r} instead.")
     check_writable(file.parent)
     return file
+
+
+def save_document(document: Document, files: Iterable[Path], out: Output) -> dict[str, str]:
+    """Write a document to files, say where, and return the paths by suffix."""
+    written: dict[str, str] = {}
+    for file in files:
+        document.save(file)
+        written[file.suffix[1:]] = str(file)
+        out.say(f"{file.suffix[1:]}: {file}")
+    return written
 
 
 def close(out: Output, command: str, report: Report, files: Mapping[str, Path], **more: Any) -> None:

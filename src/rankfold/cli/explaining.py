@@ -12,7 +12,7 @@ from rankfold.cli._options import OUTPUT, REQUIRED
 from rankfold.cli._parsing import search_options
 from rankfold.cli._session import Output
 from rankfold.cli._source import given_source
-from rankfold.cli._writing import check_file
+from rankfold.cli._writing import check_file, save_document
 from rankfold.errors import ConfigError
 from rankfold.evaluation.heat_maps import feature_layer, grad_cam
 from rankfold.records import Budget
@@ -50,19 +50,16 @@ def gradcam(given: Given, out: Output) -> None:
         raise ConfigError("gradcam needs test images. Pass --data, such as mnist5k or cifar10:PATH.")
     grad_cam()
     work = open_work(source, given)
-    images, _ = split_batch(next(iter(iterate(open_data(source, "test", limit=given.images), "test"))))
-    layer = feature_layer(work.dense, images[: given.images], given.layer)
+    batch, _ = split_batch(next(iter(iterate(open_data(source, "test", limit=given.images), "test"))))
+    images = batch[: given.images]
+    layer = feature_layer(work.dense, images, given.layer)
     planned = rf.sweep(work.dense, work.example, points=budgets, calibration=work.calibration, **search)
     models = {}
     for point in planned.points:
         if point.plan is None:
             raise rf.RankfoldError(f"budget {point.budget!r} has no plan: {point.reason}")
         models[point.budget] = rf.apply(work.dense, point.plan, work.calibration, reconstruct=how.mode)
-    maps = rf.gradcam(work.dense, models, images[: given.images], layer=layer, name=given.model)
+    maps = rf.gradcam(work.dense, models, images, layer=layer, name=given.model)
     out.show(maps.print)
-    written: dict[str, str] = {}
-    for file in files:
-        maps.save(file)
-        written[file.suffix[1:]] = str(file)
-        out.say(f"{file.suffix[1:]}: {file}")
+    written = save_document(maps, files, out)
     out.document({"command": "gradcam", "files": written, "gradcam": maps.to_dict()})

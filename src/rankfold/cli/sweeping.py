@@ -15,7 +15,7 @@ from rankfold.cli._options import OUTPUT, PLANNED, budget_flag
 from rankfold.cli._parsing import parse_budget, parse_share, search_options
 from rankfold.cli._session import Output
 from rankfold.cli._source import given_source
-from rankfold.cli._writing import check_file
+from rankfold.cli._writing import check_file, save_document
 from rankfold.errors import ConfigError
 from rankfold.records import Budget, resource_names
 from rankfold.records.amounts import either
@@ -86,12 +86,10 @@ def sweep(given: Given, out: Output) -> None:
         **search,
     )  # fmt: skip
     out.show(result.print)
-    written = {} if given.models is None else {"models": given.models}
-    for file in files:
-        result.save(file)
-        written[file.suffix[1:]] = str(file)
-    for what, path in written.items():
+    models = {} if given.models is None else {"models": given.models}
+    for what, path in models.items():
         out.say(f"{what}: {path}")
+    written = models | save_document(result, files, out)
     out.document({"command": "sweep", "files": written, "sweep": result.to_dict()})
 
 

@@ -5,7 +5,6 @@ The maps come from the package ``grad-cam``, an extra.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from rankfold._config import spelled
 from rankfold.errors import ConfigError, DataError, MissingExtra, NoMatchingLayer
-from rankfold.inventory import find_module, undisturbed
+from rankfold.inventory import find_module, quiet, undisturbed
 from rankfold.inventory.kinds import CONVS, stock_base
 from rankfold.outputs import class_scores
 
@@ -21,8 +20,7 @@ from rankfold.outputs import class_scores
 def grad_cam() -> Any:
     """Return the package ``pytorch_grad_cam``; raise `MissingExtra` if it is not installed."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the packages that it imports
+        with quiet():  # the packages that it imports warn
             import pytorch_grad_cam
     except ImportError as error:
         raise MissingExtra("Grad-CAM", "cam", "grad-cam") from error

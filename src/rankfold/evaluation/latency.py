@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from rankfold._turns import in_turn
 from rankfold.batches import call_model
 from rankfold.errors import RankfoldError
 from rankfold.inventory import evaluating, example_failure
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +103,9 @@ def compare_latency(
         resets = {name: stack.enter_context(evaluating(model)) for name, model in models.items()}
         inputs = {name: copied(detached(to_device(example_input, model_device(models[name])))) for name in names}
         for i in track(range(warmup + repeats), "measuring latency"):
-            turn = i % len(names)
-            for name in names[turn:] + names[:turn]:
+            for name in rotated(names, i):
                 try:
-                    elapsed = _time_ms(models[name], inputs[name])
+                    elapsed = time_call(models[name], inputs[name]) * 1e3
                 except RankfoldError:
                     raise
                 except Exception as error:
@@ -115,13 +116,20 @@ def compare_latency(
     return {name: LatencyResult.of(tuple(values)) for name, values in runs.items()}
 
 
-def _time_ms(model: nn.Module, inputs: Any) -> float:
+def rotated(names: Sequence[K], number: int) -> list[K]:
+    """Return names in their order in a round, so that over the rounds each comes first equally often."""
+    turn = number % len(names)
+    return [*names[turn:], *names[:turn]]
+
+
+def time_call(model: nn.Module, inputs: Any) -> float:
+    """Return the seconds of one forward pass; the model's device is synchronised before and after it."""
     device = model_device(model)
     _synchronize(device)
     start = time.perf_counter()
     call_model(model, inputs)
     _synchronize(device)
-    return (time.perf_counter() - start) * 1e3
+    return time.perf_counter() - start
 
 
 def _synchronize(device: torch.device | None) -> None:

@@ -85,7 +85,7 @@ def export_graph(model: nn.Module, example_input: Any) -> ExportedGraph:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Run the block without warnings: torch's exporters warn of their own internals."""
+    """Run the block without warnings, such as those of torch's exporters about their internals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

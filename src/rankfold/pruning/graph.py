@@ -8,7 +8,6 @@ Fang, Ma, Song, Mi & Wang (2023), "DepGraph: towards any structural pruning", se
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from torch import nn
 from rankfold._tensors import copied, tensors_of
 from rankfold.batches import call_model
 from rankfold.errors import MissingExtra, ModelError
-from rankfold.inventory import copy_model, evaluating
+from rankfold.inventory import copy_model, evaluating, quiet
 from rankfold.inventory.kinds import frozen_norm_width, is_lazy, stock_base
 from rankfold.inventory.running import example_failure, on_device_of
 from rankfold.records.narrowing import Side
@@ -117,8 +116,7 @@ def _built(model: nn.Module, example_input: Any) -> Any:
 
     graph = torch_pruning.DependencyGraph()
     try:
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
-            warnings.simplefilter("ignore")
+        with quiet(), torch.inference_mode(False), torch.enable_grad():
             graph.build_dependency(model, on_device_of(model, example_input), forward_fn=forward, verbose=False)
     except ModelError:
         raise

@@ -87,7 +87,7 @@ def _of_parts(trial: Trial) -> ChannelGroups:
 
 
 def _of_part(part: nn.Module, inputs: Any) -> ChannelGroups:
-    """Return the channel groups of a part; of its own parts if it cannot be traced, as the selection of proposals."""
+    """Return the channel groups of a part, or of the parts inside one that cannot be traced (a selection of boxes)."""
     try:
         return channel_groups(part, inputs)
     except ModelError:

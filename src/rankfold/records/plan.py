@@ -227,6 +227,11 @@ class Plan(Shown):
         layers: dict[str, Any] = {name: choice.to_dict() for name, choice in self.layers.items()}
         return layers | ({"removed channels": {g.name: g.removed for g in self.narrowing}} if self.narrowing else {})
 
+    @property
+    def decisions_text(self) -> str:
+        """`decisions` as text, by which plans of one model with the same decisions are recognised."""
+        return json.dumps(self.decisions, default=str)
+
     def override(self, choices: Mapping[str, Choice | None]) -> Plan:
         """Return a plan with some choices replaced; None keeps a layer. Unknown layers raise `NoMatchingLayer`."""
         missing = [name for name in choices if name not in self.layers]

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ VERSION = 1
 MODEL_TYPE = "rankfold"
 
 Library = Literal["timm", "transformers"]
+
+TIMM_OPTIONS: dict[str, type] = {"num_classes": int, "global_pool": str, "in_chans": int}
+"""The arguments of ``timm.create_model`` that are recorded, with their types."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,23 +122,17 @@ def without_guards(plan: Plan, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def _timm_options(model: nn.Module, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``timm.create_model`` that show in a network."""
-    options: dict[str, Any] = {}
-    for name, kind in (("num_classes", int), ("global_pool", str)):
-        value = getattr(model, name, None)
-        value = getattr(value, "pool_type", value)  # of timm's pooling module
-        if isinstance(value, kind):
-            options[name] = value
+    values = {name: getattr(model, name, None) for name in ("num_classes", "global_pool")}
+    values["global_pool"] = getattr(values["global_pool"], "pool_type", values["global_pool"])  # of a pooling module
     first = facts.get("first_conv")
     if isinstance(first, str):
-        channels = getattr(dict(model.named_modules()).get(first), "in_channels", None)
-        if isinstance(channels, int):
-            options["in_chans"] = channels
-    return options
+        values["in_chans"] = getattr(dict(model.named_modules()).get(first), "in_channels", None)
+    return {name: value for name, value in values.items() if isinstance(value, TIMM_OPTIONS[name])}
 
 
 def _is_valid(name: str, value: object) -> bool:
     if name == "library":
-        return value in ("timm", "transformers")
+        return value in get_args(Library)
     if name == "generation" and value is None:
         return True
     if name in ("options", "generation"):

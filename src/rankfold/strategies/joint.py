@@ -171,8 +171,7 @@ class JointSearch:
             if method.supports(narrow) is not None:
                 continue
             grid = method.rank_grid(narrow, multiple=self.problem.rank_multiple, points=POINTS)
-            priced = [pricing.candidate(narrow, method, ranks, options=options) for ranks in grid]
-            smaller = [candidate for candidate in priced if pricing.is_smaller(candidate)]
+            smaller = pricing.candidates(narrow, method, grid, options)
             prepared = methods.prepare(method, weight, narrow, moments) if smaller else None
             for candidate in smaller:
                 assert prepared is not None

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rankfold.evaluation.latency import rotated
 from rankfold.timing.contract import Run
 
 K = TypeVar("K", bound=Hashable)
@@ -72,8 +73,7 @@ def alternately(
     seconds: dict[K, list[float]] = {name: [] for name in names}
     started = clock()
     for number in range(WARMUP + MOST):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in rotated(names, number):
             elapsed = runs[name]()
             if number >= WARMUP:
                 seconds[name].append(elapsed)

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,6 @@ class ONNXRuntime(Runtime):
     def check(self, target: Target) -> None:
         """Raise if a package, the execution provider or the data type is missing."""
         exporters.get("onnx").check()
-        if find_spec("onnxruntime") is None:
-            return
         if _provider(target) not in importlib.import_module("onnxruntime").get_available_providers():
             raise ConfigError(
                 f"target {str(target)!r} needs the {_provider(target)} of ONNX Runtime, which this installation lacks. "
@@ -60,7 +57,7 @@ class ONNXRuntime(Runtime):
         return {"device": processor(target.device or "cpu"), **versions}
 
     def layer(self, layer: LayerInfo, blueprint: Blueprint | None, call: Call, target: Target) -> Run:
-        """Return a run of a layer as a graph of its own."""
+        """Return a run of a layer as a separate graph."""
         dtype = np.dtype(target.dtype or "float32")
         stages = (_dense_spec(layer),) if blueprint is None else blueprint.stages
         x = np.random.default_rng(0).standard_normal((call.batch, layer.in_channels, *call.in_size)).astype(dtype)
@@ -68,7 +65,7 @@ class ONNXRuntime(Runtime):
 
     def model(self, model: nn.Module, inputs: Any, target: Target) -> Run:
         """Return a run of the exported model."""
-        copied = copy_model(model).cpu().to(getattr(importlib.import_module("torch"), target.dtype or "float32")).eval()
+        copied = copy_model(model).to("cpu", target.torch_dtype).eval()
         arrays = [tensor.detach().cpu() for tensor in tensors_of(inputs)]
         exporter = exporters.get("onnx")
         with tempfile.TemporaryDirectory() as folder:

@@ -99,9 +99,14 @@ class Target:
             raise ConfigError(f"target {str(self)!r} needs CUDA, which this machine lacks. Use device=cpu.")
         return settled
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The data type; float32 if it is not given."""
+        return getattr(torch, self.dtype or "float32")
+
     def inputs(self, example_input: Any) -> Any:
         """Return inputs with the target's batch size (`resized`) and data type, on its device."""
-        dtype = getattr(torch, self.dtype or "float32")
+        dtype = self.torch_dtype
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.detach().to(self.device or "cpu", dtype if tensor.is_floating_point() else tensor.dtype)

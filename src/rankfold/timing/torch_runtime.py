@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rankfold._config import spelled
-from rankfold._tensors import tensors_of
-from rankfold.batches import call_model
 from rankfold.errors import ModelError
+from rankfold.evaluation.latency import time_call
 from rankfold.inventory import copy_model
 from rankfold.records import Blueprint, Call, Choice, LayerInfo
 from rankfold.surgery import build
@@ -27,13 +25,18 @@ from rankfold.timing.target import Target
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
+def cpu_name() -> str:
+    """Return the processor's name, as far as the system tells."""
+    lines = _CPU_INFO.read_text("utf-8").splitlines() if _CPU_INFO.is_file() else []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
+
+
 def processor(device: str) -> str:
     """Return the name of a device, with the instructions that torch uses on a CPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    lines = _CPU_INFO.read_text("utf-8").splitlines() if _CPU_INFO.is_file() else []
-    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{named or platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def fill_(module: nn.Module) -> nn.Module:
@@ -93,29 +96,21 @@ class Eager(Runtime):
 
     def layer(self, layer: LayerInfo, blueprint: Blueprint | None, call: Call, target: Target) -> Run:
         """Return a run of a layer in eager mode."""
-        dtype, device = getattr(torch, target.dtype or "float32"), torch.device(target.device or "cpu")
+        dtype, device = target.torch_dtype, torch.device(target.device or "cpu")
         return self._run(layer_module(layer, blueprint, dtype, device), layer_input(layer, call, dtype, device))
 
     def model(self, model: nn.Module, inputs: Any, target: Target) -> Run:
         """Return a run of a copy of the model."""
-        copied = copy_model(model).to(target.device or "cpu", getattr(torch, target.dtype or "float32")).eval()
+        copied = copy_model(model).to(target.device or "cpu", target.torch_dtype).eval()
         return self._run(self._prepared(copied), inputs)
 
     def _prepared(self, model: nn.Module) -> nn.Module:
         return model
 
     def _run(self, module: Any, inputs: Any) -> Run:
-        synchronize = torch.cuda.synchronize if _on_cuda(inputs) else None
-
         def run() -> float:
             with torch.inference_mode():
-                if synchronize is not None:
-                    synchronize()
-                start = time.perf_counter()
-                call_model(module, inputs)
-                if synchronize is not None:
-                    synchronize()
-                return time.perf_counter() - start
+                return time_call(module, inputs)
 
         return run
 
@@ -151,10 +146,6 @@ class Compiled(Eager):
                 f"Use {spelled('target', 'torch')}."
             ) from error
         return run
-
-
-def _on_cuda(inputs: Any) -> bool:
-    return any(tensor.is_cuda for tensor in tensors_of(inputs))
 
 
 registry.register(Eager, summary="PyTorch, eager")

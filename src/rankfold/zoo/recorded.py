@@ -11,11 +11,9 @@ from torch import nn
 
 from rankfold._printable import quoted
 from rankfold.errors import CorruptArtifact, MissingExtra, RankfoldError, UnknownNameError
-from rankfold.storage.network import Network
+from rankfold.storage.network import TIMM_OPTIONS, Network
 from rankfold.zoo.building import seeded
 from rankfold.zoo.external import network_info
-
-_TIMM_OPTIONS = {"num_classes": int, "global_pool": str, "in_chans": int}
 
 
 def build(network: Network) -> nn.Module:
@@ -51,7 +49,7 @@ def _timm(network: Network) -> nn.Module:
 
 def _check_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
-        kind = _TIMM_OPTIONS.get(name)
+        kind = TIMM_OPTIONS.get(name)
         if kind is None or not isinstance(value, kind):
             raise CorruptArtifact(f"the record of the network has the option {quoted(name)}: {quoted(value)}.")
 
