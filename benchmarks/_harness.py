@@ -23,6 +23,7 @@ import torch
 
 import rankfold
 from rankfold._files import write_text
+from rankfold.timing.torch_runtime import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,7 +36,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog=name, description="".join(first_line))
     default = RESULTS / f"{name}.json"
     result.add_argument("--out", type=Path, default=default, help="the result file")
-    result.add_argument("--seed", type=int, default=0, help="of everything random")
+    result.add_argument("--seed", type=int, default=0, help="random seed")
     result.add_argument("--threads", type=int, help="of torch; default: as torch chooses")
     return result
 
@@ -80,6 +81,19 @@ def save(name: str, results: Any, args: argparse.Namespace) -> Path:
     return write_text(args.out, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
+def stored(args: argparse.Namespace) -> Any:
+    """Return the results in the result file, with which an interrupted run resumes; None if there is no file."""
+    return json.loads(args.out.read_text(encoding="utf-8"))["results"] if args.out.exists() else None
+
+
+def in_new_process(script: str, args: argparse.Namespace, *arguments: str) -> Any:
+    """Run a script in a separate process with the common arguments and others; return the JSON of its last line."""
+    command = [sys.executable, script, *arguments, "--seed", str(args.seed), "--out", str(args.out)]
+    command += [] if args.threads is None else ["--threads", str(args.threads)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that matter."""
     found = {
@@ -101,21 +115,11 @@ def machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu_model(),
+        "cpu": cpu_name(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
     }
-
-
-def cpu_model() -> str:
-    """Return the processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
 
 
 def peak_mib() -> int:

@@ -7,14 +7,13 @@ Plans are made and factors found with 1,024 unlabelled training images; nothing 
 weights and of the data. `compressnas` searches over svd, tucker,
 spatial_svd and tt with its default proxy, with and without gauge fixing, and its plan is filled with data-aware and
 with sequentially reconstructed factors. It has no time limit, so that the load of the machine does not change its
-plans. BatchNorm statistics are estimated anew where that brings the outputs on the calibration images closer to the
+plans. BatchNorm statistics are re-estimated where that brings the outputs on the calibration images closer to the
 original's (what `rf.apply` does by default). The parameters are those of the built
 module. A run that was stopped goes on where it was, rows in the result file are not measured again.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     data = _harness.data_folder(parser)
     _harness.start(args)
-    rows: list[dict[str, Any]] = json.loads(args.out.read_text())["results"] if args.out.exists() else []
+    rows: list[dict[str, Any]] = _harness.stored(args) or []
     bench = Bench(data, args)
     for gone in args.gone:
         for strategy, factors in bench.cells():

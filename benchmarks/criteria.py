@@ -73,7 +73,7 @@ def main() -> None:
     if args.child:
         print(json.dumps(memory_here(args.seed)))
         return
-    results: dict[str, Any] = json.loads(args.out.read_text())["results"] if args.out.exists() else {}
+    results: dict[str, Any] = _harness.stored(args) or {}
     if args.accuracy:
         accuracy(results.setdefault("accuracy", []), _harness.data_folder(parser), args)
         _harness.save("criteria", results, args)
@@ -126,7 +126,7 @@ def accuracy(rows: list[dict[str, Any]], data: Path, args: Any) -> None:
         row = {**setting, "params": params, "top1": rf.evaluate(small, rf.top1(test))}
         rows.append({**row, "cpu_s": round(time.process_time() - start)})
         print(rows[-1], flush=True)
-        results = json.loads(args.out.read_text())["results"] if args.out.exists() else {}
+        results = _harness.stored(args) or {}
         _harness.save("criteria", {**results, "accuracy": rows}, args)
 
 

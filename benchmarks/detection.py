@@ -12,7 +12,6 @@ be measured one by one: rows of others stay in the result file.
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import tempfile
 import time
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="forward passes of each detector")
     args = parser.parse_args()
     _harness.start(args)
-    rows: list[dict[str, Any]] = json.loads(args.out.read_text())["results"] if args.out.exists() else []
+    rows: list[dict[str, Any]] = _harness.stored(args) or []
     for network in args.networks:
         for strategy in args.strategies:
             done = next((r for r in rows if (r["network"], r["strategy"]) == (network, strategy)), None)

@@ -7,7 +7,7 @@ unlabelled sentences; quality is measured on 512 others: the mean cosine similar
 and the relative squared error of the token outputs. `uniform` and `energy` factor by whitened SVD, each layer on its
 own. `compressnas` has its default options; `30 s` is time_limit=30, `sequential` adds sequential reconstruction, and
 `thorough` measures 32 points of every layer with all samples, about ten times the work (only if named by ``--rows``).
-Every row runs in a process of its own; rows in the result file are not measured again. Seconds are those of
+Every row runs in a separate process; rows in the result file are not measured again. Seconds are those of
 `rf.compress`, with the forecast of the search that they contain; later rows of one search reuse its measurements, so
 that only the first one has them.
 """
@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -40,7 +38,7 @@ ROWS = [
 
 
 def main() -> None:
-    """Measure what is missing, each row in a process of its own, or one row."""
+    """Measure what is missing, each row in a separate process, or one row."""
     parser = _harness.parser("encoder", __doc__)
     parser.add_argument("--rows", nargs="+", default=ROWS, metavar="NAME LEFT", help="rows to measure")
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -49,14 +47,11 @@ def main() -> None:
     if args.row is not None:
         print(json.dumps(measure(args.row, args)))
         return
-    rows: list[dict[str, Any]] = json.loads(args.out.read_text())["results"] if args.out.exists() else []
+    rows: list[dict[str, Any]] = _harness.stored(args) or []
     for row in args.rows:
         if any(f"{known['strategy']} {known['left']:g}" == row for known in rows):
             continue
-        own = [sys.executable, __file__, "--row", row, "--seed", str(args.seed), "--out", str(args.out)]
-        threads = [] if args.threads is None else ["--threads", str(args.threads)]
-        done = subprocess.run([*own, *threads], check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        rows.append(_harness.in_new_process(__file__, args, "--row", row))
         print(rows[-1], flush=True)
         _harness.save("encoder", rows, args)
 

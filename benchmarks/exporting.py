@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--int8", action="store_true", help="only the network in int8")
     args = parser.parse_args()
     _harness.start(args)
-    known = json.loads(args.out.read_text(encoding="utf-8"))["results"] if args.out.exists() else {}
+    known = _harness.stored(args) or {}
     both = args.matrix == args.int8
     with tempfile.TemporaryDirectory() as folder:
         if args.matrix or both:

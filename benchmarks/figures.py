@@ -15,6 +15,7 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,36 +72,8 @@ def updated(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         records = [json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in match[3].split()]
-        if records[0].get("benchmark") == "micro":
-            rows = by_shape(records) if match[2] else by_method(records)
-        elif records[0].get("benchmark") == "gauge":
-            rows = of_gauge(records[0]["results"])
-        elif records[0].get("benchmark") == "compressnas":
-            rows = of_search([row for record in records for row in record["results"]])
-        elif records[0].get("benchmark") == "encoder":
-            rows = of_encoder(records[0]["results"], match[2] or "")
-        elif records[0].get("benchmark") == "time_limit":
-            rows = of_limits(records[0]["results"])
-        elif records[0].get("benchmark") == "similarity":
-            rows = of_similarity(records[0]["results"]["loops"])
-        elif records[0].get("benchmark") == "rene":
-            rows = of_rene(records[0]["results"], match[2] or "")
-        elif records[0].get("benchmark") == "yolo":
-            rows = of_yolo(records[0]["results"])
-        elif records[0].get("benchmark") == "detection":
-            rows = of_detection(records[0]["results"])
-        elif records[0].get("benchmark") == "joint":
-            rows = of_joint(records[0]["results"])
-        elif records[0].get("benchmark") == "exporting":
-            rows = of_exports(records[0]["results"]["int8"])
-        elif records[0].get("benchmark") == "ram":
-            rows = of_ram(records[0]["results"])
-        elif records[0].get("benchmark") == "latency":
-            rows = of_latency(records[0]["results"])
-        elif records[0].get("format") == "rankfold-reproduction":
-            rows = of_reproduction(records[0]["studies"])
-        else:
-            rows = [row for record in records for row in record["results"]]
+        kind = records[0].get("benchmark", records[0].get("format"))
+        rows = TABLES.get(kind, all_rows)(records, bool(match[2]))
         return f"{match[1]}\n{render(rows)}\n\n{match[4]}"
 
     return BLOCK.sub(table, text)
@@ -184,9 +157,9 @@ def of_ram(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def of_rene(results: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+def of_rene(results: dict[str, Any], searches: bool) -> list[dict[str, Any]]:
     """Return a row for each plan with its accuracy; by shape, one for each search with its time and memory."""
-    if kind:
+    if searches:
         return [
             {
                 "network, method": name,
@@ -292,9 +265,9 @@ def of_search(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def of_encoder(results: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+def of_encoder(results: list[dict[str, Any]], searches: bool) -> list[dict[str, Any]]:
     """Return a row for each strategy with the agreement at each size; by shape, one for each timed search."""
-    if kind:
+    if searches:
         return [
             {
                 "strategy": row["strategy"],
@@ -392,6 +365,32 @@ def of_detection(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def all_rows(records: list[dict[str, Any]], by_shape: bool = False) -> list[dict[str, Any]]:  # noqa: ARG001
+    """Return the rows of all result files."""
+    return [row for record in records for row in record["results"]]
+
+
+Table = Callable[[list[dict[str, Any]], bool], list[dict[str, Any]]]
+
+TABLES: dict[str, Table] = {
+    "micro": lambda records, shapes: by_shape(records) if shapes else by_method(records),
+    "gauge": lambda records, _: of_gauge(records[0]["results"]),
+    "compressnas": lambda records, _: of_search(all_rows(records)),
+    "encoder": lambda records, shapes: of_encoder(records[0]["results"], shapes),
+    "time_limit": lambda records, _: of_limits(records[0]["results"]),
+    "similarity": lambda records, _: of_similarity(records[0]["results"]["loops"]),
+    "rene": lambda records, shapes: of_rene(records[0]["results"], shapes),
+    "yolo": lambda records, _: of_yolo(records[0]["results"]),
+    "detection": lambda records, _: of_detection(records[0]["results"]),
+    "joint": lambda records, _: of_joint(records[0]["results"]),
+    "exporting": lambda records, _: of_exports(records[0]["results"]["int8"]),
+    "ram": lambda records, _: of_ram(records[0]["results"]),
+    "latency": lambda records, _: of_latency(records[0]["results"]),
+    "rankfold-reproduction": lambda records, _: of_reproduction(records[0]["studies"]),
+}
+"""What makes the rows of a table, by benchmark or format; of others, all rows are shown as they are."""
+
+
 def documents() -> list[Path]:
     """Return README and the documents."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -403,7 +402,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only tell whether a document is out of date")
     args = parser.parse_args()
     texts = {path: path.read_text(encoding="utf-8") for path in documents()}
-    stale = {path: updated(text) for path, text in texts.items() if updated(text) != text}
+    stale = {path: new for path, text in texts.items() if (new := updated(text)) != text}
     for path, text in stale.items():
         print(f"{path.relative_to(ROOT)} is out of date")
         if not args.check:

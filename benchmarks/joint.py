@@ -9,7 +9,6 @@ Rows that are in the result file are not measured again.
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -41,7 +40,7 @@ def main() -> None:
         "factoring": rf.CompressNAS(),
         "pruning": rf.Prune(),
     }
-    rows: list[dict[str, Any]] = json.loads(args.out.read_text())["results"] if args.out.exists() else []
+    rows: list[dict[str, Any]] = _harness.stored(args) or []
     for left in args.left:
         for name in args.searches:
             setting = {

@@ -11,7 +11,6 @@ run resumes.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=None, help="folder for the times of layers")
     args = parser.parse_args()
     _harness.start(args)
-    rows = json.loads(args.out.read_text(encoding="utf-8"))["results"] if args.out.exists() else []
+    rows = _harness.stored(args) or []
     for batch in args.batch or (1, 32):
         for runtime in args.target or ("onnxruntime", "torch"):
             for name in args.only or NETWORKS:

@@ -3,7 +3,7 @@
     python benchmarks/ram.py
 
 Three networks with random weights, dense and at half of their parameters, exported to ONNX. The estimate is that of
-budgets (``ram``) for the batch. The measurement runs in a process of its own, with one thread and without an arena: the
+budgets (``ram``) for the batch. The measurement runs in a separate process, with one thread and without an arena: the
 peak of the resident memory during one run, minus the resident memory before it. A run with one sample comes first, and
 the input exists before, so its memory does not count; in these networks, no operation at the peak reads it. ONNX
 Runtime fuses operations, but keeps the layout of the tensors (its extended level): other layouts need copies. Linux

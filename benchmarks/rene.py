@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import product
@@ -63,10 +61,14 @@ def main() -> None:
         name, method = args.child
         print(json.dumps(searched(name, method, args, parser)))
         return
-    results: dict[str, Any] = json.loads(args.out.read_text())["results"] if args.out.exists() else {}
+    results: dict[str, Any] = _harness.stored(args) or {}
     jobs: list[tuple[str, str, Callable[[], Any]]] = [("toy", m, lambda m=m: toy(m, args)) for m in ("svd", "tt")]
     jobs = jobs if args.toy else []
-    jobs += [("search", f"{n} {m}", lambda n=n, m=m: child(n, m, args)) for n in args.search for m in SEARCHED]
+    jobs += [
+        ("search", f"{n} {m}", lambda n=n, m=m: _harness.in_new_process(__file__, args, "--child", n, m))
+        for n in args.search
+        for m in SEARCHED
+    ]
     for part, name, measure in jobs:
         results.setdefault(part, {})[name] = measure()
         print(part, name, json.dumps(results[part][name]), flush=True)
@@ -115,14 +117,6 @@ def network(name: str, parser: Any) -> tuple[nn.Module, Any]:
         return rf.zoo.create("torchvision/resnet18"), rf.zoo.example_input("torchvision/resnet18")
     weights = _harness.data_folder(parser) / "weights" / "resnet20_cifar10.safetensors"
     return rf.zoo.create("resnet20_cifar10", weights=weights), rf.zoo.example_input("resnet20_cifar10")
-
-
-def child(name: str, method: str, args: Any) -> dict[str, Any]:
-    """Search in a separate process, whose peak memory is that of the search."""
-    command = [sys.executable, __file__, "--child", name, method, "--seed", str(args.seed)]
-    command += [] if args.threads is None else ["--threads", str(args.threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def searched(name: str, method: str, args: Any, parser: Any) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def main() -> None:
     if args.child:
         print(json.dumps(CHILDREN[args.child](args)))
         return
-    results: dict[str, Any] = json.loads(args.out.read_text())["results"] if args.out.exists() else {}
+    results: dict[str, Any] = _harness.stored(args) or {}
     for name in args.loops:
         results.setdefault("loops", {})[name] = compressed(name, args)
         _harness.save("similarity", results, args)

@@ -5,7 +5,7 @@
 For each network and limit: `rf.plan` for half of the parameters with default options. Stated are the forecast of the
 chosen setting, the seconds that the search took, its peak memory and its setting; where the weights are trained, also
 the seconds of `rf.apply` and the agreement with the original on held-out data. The networks are those of
-`_networks.py`. Every row runs in a process of its own; rows in the result file are not measured again.
+`_networks.py`. Every row runs in a separate process; rows in the result file are not measured again.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ NETWORKS = ("resnet20", "encoder", "pitch", "resnet18", "vit")
 
 
 def main() -> None:
-    """Measure what is missing, each row in a process of its own, or one row."""
+    """Measure what is missing, each row in a separate process, or one row."""
     parser = _harness.parser("time_limit", __doc__)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="networks to search")
     parser.add_argument("--limits", type=float, nargs="+", default=[300, 30], help="seconds")
@@ -37,15 +35,12 @@ def main() -> None:
     if args.row is not None:
         print(json.dumps(measure(args.row[0], float(args.row[1]), args.seed)))
         return
-    rows: list[dict[str, Any]] = json.loads(args.out.read_text())["results"] if args.out.exists() else []
+    rows: list[dict[str, Any]] = _harness.stored(args) or []
     for limit in args.limits:
         for network in args.networks:
             if any((row["network"], row["limit_s"]) == (network, limit) for row in rows):
                 continue
-            own = [sys.executable, __file__, "--row", network, str(limit), "--seed", str(args.seed)]
-            threads = [] if args.threads is None else ["--threads", str(args.threads)]
-            done = subprocess.run([*own, *threads], check=True, stdout=subprocess.PIPE, text=True)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            rows.append(_harness.in_new_process(__file__, args, "--row", network, str(limit)))
             print(rows[-1], flush=True)
             _harness.save("time_limit", rows, args)
 
