@@ -153,8 +153,6 @@ def test_the_planner_measures_no_time_without_a_target(net: nn.Module, x: Tensor
     ("options", "error", "words"),
     [
         ({"gauge": True}, ConfigError, "gauge=True cannot be combined with a target"),
-        ({"strategy": "prune", "methods": None}, ConfigError, "not measured for models without some channels"),
-        ({"strategy": rf.CompressNAS(widths=(0.5,))}, ConfigError, "not measured for models without some channels"),
         ({"target": "clockwork, batch=0"}, ConfigError, "batch must be"),
         ({"never_slower": 1}, ConfigError, "never_slower must be True or False"),
     ],
@@ -164,6 +162,35 @@ def test_what_cannot_be_combined_is_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         rf.plan(net, x, budget="params<=60%", **{**CLOCK, **options})
+
+
+@pytest.mark.parametrize(
+    ("limit", "options"),
+    [
+        (0.3, {"strategy": "prune", "methods": None}),
+        (0.1, {"strategy": "norton", "methods": None}),
+        (0.1, {"strategy": rf.CompressNAS(widths=(0.5,))}),
+    ],
+    ids=["prune", "norton", "joint"],
+)
+def test_strategies_that_remove_channels_meet_a_bound(
+    net: nn.Module, x: Tensor, clock: Clockwork, limit: float, options: dict[str, Any]
+) -> None:
+    result = rf.compress(net, x, budget={"latency": limit}, calibration=[x], **{**CLOCK, **options})
+    assert result.plan.narrowing
+    assert 0.5 * limit < ratio(net, x, result.plan) <= limit
+    assert result.report.latency is not None
+    assert [(bound.resource, bound.met) for bound in result.report.bounds] == [("latency", True)]
+
+
+def test_the_predicted_time_is_that_of_the_narrow_layers(net: nn.Module, x: Tensor, clock: Clockwork) -> None:
+    planner = Planner(net, x, search_of({"strategy": "prune", **CLOCK, "methods": None}), None, None)
+    made = planner.plan(None)
+    narrow = planner.pricing.narrowed(made.narrowing)
+    before, after = planner.pricing.inventory, narrow.inventory
+    saved = sum(before.costs[name].get(LATENCY) - cost.get(LATENCY) for name, cost in after.costs.items())
+    assert saved > 0
+    assert after.total.get(LATENCY) == before.total.get(LATENCY) - saved == planner.pricing.plan_cost(made).get(LATENCY)
 
 
 def test_a_busy_machine_gives_no_plan(net: nn.Module, x: Tensor, clock: Clockwork) -> None:

@@ -258,20 +258,17 @@ class Pricing:
     def narrowed(self, narrowing: Narrowing) -> Pricing:
         """Return the prices of the model without some channels; candidates are not priced in peak RAM.
 
-        Raises
-        ------
-        ConfigError
-            If a measured resource is priced: times of narrower layers are not measured.
+        If time is priced, narrow layers are measured. Other modules are taken to be as slow as before.
         """
         if not narrowing:
             return self
-        if self._measured:
-            raise ConfigError(
-                f"{self._measured[0]} is not measured for models without some channels. Bound another resource, leave "
-                "target out, or use a strategy and options that remove no channels."
-            )
-        inventory = narrowed_inventory(self.inventory, narrowing)
-        return replace(self, inventory=self._priced(inventory), profile=None)
+        inventory = self._priced(narrowed_inventory(self.inventory, narrowing))
+        times = {
+            name: replaced(self.inventory.total, self.inventory.costs, inventory.costs).get(name)
+            for name in self._measured
+        }
+        total = replace(inventory.total, more={**inventory.total.more, **times})
+        return replace(self, inventory=replace(inventory, total=total), profile=None)
 
     def layer_costs(self, plan: Plan) -> dict[str, Cost]:
         """Return the costs of the layers that a plan factors or narrows, by name."""

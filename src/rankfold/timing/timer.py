@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from rankfold.candidates.cache import Cache
-from rankfold.errors import ConfigError
-from rankfold.inventory import copy_model, inspect
+from rankfold.inventory import inspect
 from rankfold.records import Plan
 from rankfold.storage.artifact import rebuild
 from rankfold.surgery import factored_layers
+from rankfold.surgery.apply import inner_plan
+from rankfold.surgery.narrowed import narrowed_copy
 from rankfold.timing.alternating import Reading, alternately
 from rankfold.timing.contract import Run, Runtime, get
 from rankfold.timing.layers import LayerTable, quiet_error
@@ -103,9 +104,7 @@ class Timer:
 
     def compare_plan(self, plan: Plan) -> Comparison:
         """Time the model of a plan, with random factors, alternately with the dense one."""
-        if plan.narrowing:
-            raise ConfigError("latency is not measured for plans that remove channels. Leave target out.")
-        model = rebuild(copy_model(self.model), plan)
+        model = rebuild(narrowed_copy(self.model, plan.narrowing), inner_plan(plan))
         for factored in factored_layers(model).values():
             fill_(factored)
         return self.compare(model)
