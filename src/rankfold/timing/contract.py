@@ -26,11 +26,14 @@ class Runtime(ABC):
     ----------
     name : str
         The name in the interface.
+    arranged : bool
+        Whether it stores tensors in the memory format of the target.
     """
 
     __slots__ = ()
 
     name: str
+    arranged: bool = False
 
     def check(self, target: Target) -> None:  # noqa: B027 - optional
         """Raise `ConfigError` if a package is missing or a setting of the target is not supported."""
@@ -55,7 +58,7 @@ class Runtime(ABC):
     def model(self, model: nn.Module, inputs: Any, target: Target) -> Run:
         """Return a run of a whole model, which is left unchanged, in evaluation mode.
 
-        `inputs` have the target's batch size, data type and device.
+        `inputs` have the target's batch size, data type, memory format and device.
         """
 
 

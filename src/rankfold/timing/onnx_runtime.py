@@ -50,6 +50,10 @@ class ONNXRuntime(Runtime):
             )
         if target.dtype == "bfloat16":
             raise ConfigError(f"target {str(target)!r}: bfloat16 is not timed in ONNX Runtime. Use float32 or float16.")
+        if target.memory_format == "channels_last":
+            raise ConfigError(
+                f"target {str(target)!r}: ONNX Runtime chooses the memory format itself. Remove memory_format."
+            )
 
     def facts(self, target: Target) -> dict[str, Any]:
         """Return the versions of ONNX Runtime and torch's exporter, and the device."""

@@ -15,7 +15,9 @@ from rankfold.batches import batch_size
 from rankfold.errors import ConfigError, UnknownNameError
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+MEMORY_FORMATS = ("contiguous", "channels_last")
 DEFAULT_RUNTIME = "torch"
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _FORM = "such as onnxruntime or 'onnxruntime, batch=32, threads=1'"
 
 
@@ -35,6 +37,9 @@ class Target:
         CPU threads; by default those of torch.
     dtype : str or None
         Data type of weights and activations; by default the model's.
+    memory_format : str or None
+        ``"contiguous"`` or ``"channels_last"``: how torch stores images, volumes and the weights of their convolutions;
+        by default as the model's weights are stored. ONNX Runtime decides for itself.
     """
 
     runtime: str = DEFAULT_RUNTIME
@@ -42,6 +47,7 @@ class Target:
     batch: int | None = None
     threads: int | None = None
     dtype: str | None = None
+    memory_format: str | None = None
 
     def __post_init__(self) -> None:
         require(isinstance(self.runtime, str), "runtime", self.runtime, "the name of a runtime")
@@ -50,6 +56,8 @@ class Target:
         integer(1, optional=True)("threads", self.threads)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UnknownNameError("data type", str(self.dtype), DTYPES)
+        if self.memory_format is not None and self.memory_format not in MEMORY_FORMATS:
+            raise UnknownNameError("memory format", str(self.memory_format), MEMORY_FORMATS)
 
     @classmethod
     def of(cls, value: str | Target) -> Target:
@@ -58,7 +66,7 @@ class Target:
         Raises
         ------
         UnknownNameError
-            If a setting or the data type is unknown.
+            If a setting, the data type or the memory format is unknown.
         ConfigError
             If a value is out of range, or the text cannot be read.
         """
@@ -78,8 +86,8 @@ class Target:
             settings[name] = int(given) if number else given
         return cls(runtime=runtime, **settings)
 
-    def settled(self, model: nn.Module, example_input: Any) -> Self:
-        """Return the target with every setting given.
+    def settled(self, model: nn.Module, example_input: Any, *, arranged: bool = False) -> Self:
+        """Return the target with every setting given; the memory format only if weights are `arranged` in one.
 
         Raises
         ------
@@ -87,12 +95,14 @@ class Target:
             If there is no CUDA device.
         """
         dtypes = [t.dtype for t in (*model.parameters(), *float_tensors(example_input)) if t.is_floating_point()]
+        stored = model.parameters() if arranged else ()
         settled = replace(
             self,
             device=self.device or (model_device(model) or torch.device("cpu")).type,
             batch=self.batch or batch_size(example_input),
             threads=self.threads or torch.get_num_threads(),
             dtype=self.dtype or str(next(iter(dtypes), torch.float32)).removeprefix("torch."),
+            memory_format=self.memory_format or ("channels_last" if any(map(_channels_last, stored)) else None),
         )
         COUNT("batch", settled.batch)
         if settled.device == "cuda" and not torch.cuda.is_available():
@@ -104,12 +114,26 @@ class Target:
         """The data type; float32 if it is not given."""
         return getattr(torch, self.dtype or "float32")
 
+    def arrange_(self, model: nn.Module) -> nn.Module:
+        """Store the weights of a model in the memory format, in place, and return the model."""
+        for parameter in model.parameters():
+            parameter.data = self.arranged(parameter.data)
+        return model
+
+    def arranged(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor in the memory format; those of less than four or more than five dimensions are unchanged."""
+        if tensor.ndim not in _CHANNELS_LAST:
+            return tensor
+        last = self.memory_format == "channels_last"
+        return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.ndim] if last else torch.contiguous_format)
+
     def inputs(self, example_input: Any) -> Any:
-        """Return inputs with the target's batch size (`resized`) and data type, on its device."""
+        """Return inputs with the target's batch size (`resized`), data type and memory format, on its device."""
         dtype = self.torch_dtype
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.detach().to(self.device or "cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+            own = dtype if tensor.is_floating_point() else tensor.dtype
+            return self.arranged(tensor.detach().to(self.device or "cpu", own))
 
         return map_tensors(moved, self.resized(example_input))
 
@@ -142,3 +166,8 @@ class Target:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _channels_last(weight: torch.Tensor) -> bool:
+    form = _CHANNELS_LAST.get(weight.ndim)
+    return form is not None and weight.is_contiguous(memory_format=form) and not weight.is_contiguous()

@@ -66,7 +66,7 @@ class Timer:
 
     def __init__(self, model: nn.Module, example_input: Any, target: Target, cache: Cache | None = None) -> None:
         self.runtime: Runtime = get(target.runtime)
-        self.target = target.settled(model, example_input)
+        self.target = target.settled(model, example_input, arranged=self.runtime.arranged)
         self.runtime.check(self.target)
         self.model, self.cache = model, cache
         self._example = example_input

@@ -79,6 +79,7 @@ class Eager(Runtime):
     """PyTorch as it runs without a compiler."""
 
     name = "torch"
+    arranged = True
 
     def facts(self, target: Target) -> dict[str, Any]:
         """Return the version of torch and the device."""
@@ -97,12 +98,13 @@ class Eager(Runtime):
     def layer(self, layer: LayerInfo, blueprint: Blueprint | None, call: Call, target: Target) -> Run:
         """Return a run of a layer in eager mode."""
         dtype, device = target.torch_dtype, torch.device(target.device or "cpu")
-        return self._run(layer_module(layer, blueprint, dtype, device), layer_input(layer, call, dtype, device))
+        module = target.arrange_(layer_module(layer, blueprint, dtype, device))
+        return self._run(module, target.arranged(layer_input(layer, call, dtype, device)))
 
     def model(self, model: nn.Module, inputs: Any, target: Target) -> Run:
         """Return a run of a copy of the model."""
         copied = copy_model(model).to(target.device or "cpu", target.torch_dtype).eval()
-        return self._run(self._prepared(copied), inputs)
+        return self._run(self._prepared(target.arrange_(copied)), inputs)
 
     def _prepared(self, model: nn.Module) -> nn.Module:
         return model
