@@ -14,6 +14,8 @@ import rankfold as rf
 from rankfold.calibration import Sequential, collect_moments, reconstruct_sequentially
 from rankfold.calibration.flow import Use
 from rankfold.calibration.sequential_sums import collect_pairs
+from rankfold.candidates.fisher import FisherProxy
+from rankfold.candidates.network import NetworkProxy
 from rankfold.evaluation import output_error
 from rankfold.inventory import Padding, inspect, static_inventory
 from rankfold.inventory.padding import COUNTED
@@ -70,6 +72,7 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "floats": lambda ids, mask: {"ids": ids, "attention_mask": mask.float()},
 }
 
+UP = next(layer for layer in static_inventory(Encoder()) if layer.name == "up")
 NAMES = ["attention.q_proj", "attention.k_proj", "attention.v_proj", "up", "down", "head"]
 
 
@@ -115,6 +118,44 @@ def test_the_masks_of_torch(batch_first: bool, floats: bool, square: bool) -> No
     for layer in layers:
         assert found[layer.name].count == expected[layer.name].count == sum(lengths)
         torch.testing.assert_close(found[layer.name].channel, expected[layer.name].channel, rtol=1e-5, atol=1e-6)
+
+
+class Tokens(Encoder):
+    """Its outputs are vectors of the positions."""
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.embed(ids)
+        hidden = None if attention_mask is None else attention_mask == 0
+        x = x + self.attention(x, x, x, key_padding_mask=hidden, need_weights=False)[0]
+        return x + self.down(self.up(x).relu())
+
+
+def with_padding(token: int, data: int) -> dict[str, Tensor]:
+    """Return a batch padded with a token; `data` is added to the mask."""
+    ids, mask = padded(sequences())
+    return {"ids": torch.where(mask == 1, ids, token), "attention_mask": mask + data}
+
+
+@pytest.mark.parametrize("proxy", [NetworkProxy, lambda net, data: FisherProxy(net, data, [UP])])
+def test_proxies_compare_no_padded_position(proxy: Callable[..., NetworkProxy | FisherProxy]) -> None:
+    torch.manual_seed(0)
+    net = Tokens().eval()
+    changes = [net.up.weight.detach() * scale for scale in (0.9, 0.5)]
+
+    def losses(token: int, data: int = 0) -> list[float]:
+        return proxy(net, [with_padding(token, data)]).losses(UP, changes)
+
+    assert losses(0) == pytest.approx(losses(7), rel=1e-5)
+    assert losses(0, 1) != pytest.approx(losses(7, 1), rel=1e-2), "the negative control: all positions are data"
+
+
+def test_the_measured_loss_is_that_of_the_sequences_one_by_one() -> None:
+    torch.manual_seed(0)
+    net = Tokens().eval()
+    changes = [net.up.weight.detach() * scale for scale in (0.9, 0.5)]
+    found = NetworkProxy(net, [with_padding(0, 0)]).losses(UP, changes)
+    expected = NetworkProxy(net, [(one[None],) for one in sequences()]).losses(UP, changes)
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_long_sequences_are_sampled_on_the_grid_of_the_batch() -> None:

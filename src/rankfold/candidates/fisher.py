@@ -12,10 +12,17 @@ from torch import Tensor, nn
 
 from rankfold._config import spelled
 from rankfold._progress import track
-from rankfold._tensors import float_tensors, model_device, to_device
+from rankfold._tensors import model_device, to_device
 from rankfold.batches import batch_size, pieces, split_batch
 from rankfold.candidates.network import PlainCopy
-from rankfold.candidates.outputs import check_comparable, check_taps, modules_of, nothing_put_out, tapped
+from rankfold.candidates.outputs import (
+    check_comparable,
+    check_taps,
+    data_tensors,
+    modules_of,
+    nothing_put_out,
+    tapped,
+)
 from rankfold.errors import ModelError
 from rankfold.inventory import Spare, layer_weight, run_batch, stored_weight, undisturbed
 from rankfold.outputs import MASKED, distance_and_energy
@@ -243,7 +250,7 @@ class FisherProxy:
                     hook = module.register_forward_hook(lambda m, a, out, name=layer.name: called.add(name))  # noqa: ARG005
                     hooks.callback(hook.remove)
             output = run_batch(self.work, inputs, what, graph=True)
-        tensors = float_tensors(taken if self.taps else output)
+        tensors = data_tensors(self.work, inputs, taken if self.taps else output)
         outputs = [t.float() if t.dtype.itemsize < 4 else t for t in tensors]
         if not outputs:
             raise ModelError(f"{nothing_put_out(self.taps, what)} {_otherwise()}")

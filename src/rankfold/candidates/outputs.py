@@ -16,7 +16,7 @@ from rankfold._tensors import copied, float_tensors, model_device, to_device
 from rankfold.batches import iterate, split_batch
 from rankfold.calibration.replay import Memory, remembering
 from rankfold.errors import ModelError, RankfoldWarning, UnknownNameError
-from rankfold.inventory import find_layer, run_batch, undisturbed
+from rankfold.inventory import Padding, find_layer, run_batch, undisturbed
 from rankfold.records import LayerInfo
 
 
@@ -47,7 +47,13 @@ def compared(
     with undisturbed(model), remembering(model, memory or {}), tapped(model, taps) as taken:
         torch.default_generator.manual_seed(0)  # restored by `undisturbed`; makes random networks reproducible
         output = run_batch(model, inputs, what)
-    return [t.detach().float() for t in float_tensors(taken if taps else output)]
+    return [t.detach().float() for t in data_tensors(model, inputs, taken if taps else output)]
+
+
+def data_tensors(model: nn.Module, inputs: Any, outputs: Any) -> list[Tensor]:
+    """Return the floating-point tensors of outputs, zero at padded positions: what a model puts out there is unused."""
+    padding = Padding.of(model, inputs)
+    return float_tensors(outputs if padding is None else padding.zeroed(outputs))
 
 
 def data_hash(
