@@ -195,6 +195,32 @@ def pieces(inputs: Any, count: int) -> Iterator[Any]:
         yield _sliced(inputs, start, start + count, size)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class LeadingBatches:
+    """The first batches without targets, up to `samples` samples; the last batch is truncated if possible.
+
+    `example` is the example input that the batches are checked against, if there is one (`MatchedBatches`).
+    """
+
+    batches: Iterable[Any]
+    samples: int
+    purpose: str
+
+    @property
+    def example(self) -> Any:
+        """What the batches are checked against, or None."""
+        return getattr(self.batches, "example", None)
+
+    def __iter__(self) -> Iterator[tuple[Any, None]]:
+        missing = self.samples
+        for batch in iterate(self.batches, self.purpose):
+            inputs = leading(split_batch(batch)[0], missing)
+            yield inputs, None
+            missing -= batch_size(inputs)
+            if missing <= 0:
+                return
+
+
 def _sliced(value: Any, start: int, stop: int, size: int) -> Any:
     """Return the object with all tensors and lists of `size` entries sliced."""
     if (isinstance(value, Tensor) and value.ndim and value.shape[0] == size) or (

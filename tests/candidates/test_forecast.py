@@ -17,7 +17,9 @@ from rankfold.candidates.forecast import GRID, Forecast, time_pass
 from rankfold.candidates.proxies import ProxyConfig
 from rankfold.errors import ConfigError
 
-FORECAST = Forecast(sample_s=0.01, after=(1.0, 0.5), params=1000, prepared_s=5.0, methods=(3, 1))
+FORECAST = Forecast(
+    sample_s=0.01, after=(1.0, 0.5), params=1000, priced_s=5.0, moments_s=0.0, samples=384, methods=(3, 1)
+)
 
 
 def network() -> nn.Module:
@@ -73,6 +75,27 @@ def test_options_that_are_given_are_kept(proxy: str) -> None:
     assert FORECAST.choose(ProxyConfig(proxy=proxy), 0.1)[0].samples == 16
 
 
+def test_second_moments_count_and_take_fewer_samples_before_the_proxy_becomes_cheaper() -> None:
+    moments = replace(FORECAST, moments_s=0.1, samples=1000)
+    best = moments.setting("fisher+network", *GRID[0])
+    assert best.seconds == pytest.approx(FORECAST.setting("fisher+network", *GRID[0]).seconds + 100)
+    assert moments.setting("fisher+network", *GRID[0], 64).seconds == pytest.approx(best.seconds - 93.6)
+    assert moments.choose(ProxyConfig(), None) == (best, best)
+    chosen, best_of_all = moments.choose(ProxyConfig(), best.seconds - 1)
+    assert best_of_all == best
+    assert (chosen.proxy, chosen.samples, chosen.points) == ("fisher+network", *GRID[0])
+    assert chosen.moment_samples == 256, "the largest power of two within a quarter of the limit"
+    assert "second moments of the first 256 samples" in str(chosen)
+    assert moments.choose(ProxyConfig(), 0.1)[0].moment_samples == 16
+    assert moments.choose(ProxyConfig(moment_samples=500), 0.1)[0].moment_samples == 500
+
+
+def test_data_without_a_length_is_not_read_to_its_end_within_a_limit() -> None:
+    unknown = replace(FORECAST, moments_s=0.1, samples=None)
+    assert unknown.choose(ProxyConfig(), 300)[0].moment_samples == 512
+    assert unknown.choose(ProxyConfig(), None)[0].moment_samples is None
+
+
 def test_a_pass_is_timed() -> None:
     class Sleeps(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -99,6 +122,26 @@ def test_a_plan_records_what_was_chosen_and_its_options_return_it(
     assert again.provenance.search == first.provenance.search
     assert planned().provenance.config["samples"] == 256, "without them, another machine chooses otherwise"
     assert not capfd.readouterr().err, "short searches say nothing"
+
+
+def test_second_moments_of_fewer_samples_are_recorded_and_given_back(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    known = replace(FORECAST, after=(1.0, 0.6, 0.2), methods=(1, 1, 1), moments_s=1.0)
+    monkeypatch.setattr(Forecast, "of", lambda *args, **kwargs: known)
+    first = planned(time_limit=200)
+    config = dict(first.provenance.config)
+    assert config["moment_samples"] == 32
+    assert "second moments of the first 32 samples, 256 samples;" in capfd.readouterr().err
+    machine(monkeypatch, 1e-6)
+    again = planned(strategy=rf.CompressNAS(**config))
+    assert again.layers == first.layers
+    whole = planned(strategy=rf.CompressNAS(**config | {"moment_samples": None}))
+    assert errors(whole) != errors(first)
+
+
+def errors(plan: rf.Plan) -> list[float | None]:
+    return [choice.error for choice in plan.layers.values()]
 
 
 def test_an_unreachable_limit_takes_the_cheapest_and_says_so(slow: None, capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.batches import MatchedBatches, iterate, split_batch
+from rankfold.batches import LeadingBatches, MatchedBatches, iterate, split_batch
 from rankfold.calibration import LayerMoments, collect_moments
 from rankfold.inventory import evaluating
 from rankfold.records import LayerInfo
@@ -36,6 +36,10 @@ class Calibration:
     def of(self, model: nn.Module) -> Calibration:
         """Return the same data for another model, such as a narrowed one."""
         return Calibration(model, self.batches)
+
+    def leading(self, samples: int) -> Calibration:
+        """Return the first samples of the data, whose second moments are collected separately."""
+        return Calibration(self._model, LeadingBatches(self.batches, samples, "calibration"))
 
     def moments(self, layers: Sequence[LayerInfo]) -> LayerMoments:
         """Return the second moments of the inputs of these layers, and of all layers requested before."""

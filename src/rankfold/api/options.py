@@ -211,8 +211,8 @@ class Search:
     time_limit: float | None = option(
         300.0,
         "Seconds that the search may take, by a forecast from one timed forward pass. compressnas chooses proxy, "
-        "samples and points accordingly, unless they are given, and records them in the plan. None (0 on the command "
-        "line) sets no limit.",
+        "samples, points and the samples of the second moments accordingly, unless they are given, and records them in "
+        "the plan. None (0 on the command line) sets no limit.",
         check=_time_limit,
         flag=Flag(kind=float, metavar="SECONDS", parse=lambda seconds: seconds or None),
     )

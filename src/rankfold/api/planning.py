@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -44,7 +44,7 @@ from rankfold.records import (
     Inventory,
     Plan,
 )
-from rankfold.strategies import Need, Problem, Workbench, check_needs
+from rankfold.strategies import Need, Problem, Strategy, Workbench, check_needs
 from rankfold.strategies.manual import with_overrides
 from rankfold.surgery import Proof
 from rankfold.surgery.narrowed import narrowed_copy
@@ -150,7 +150,6 @@ class Planner:
             check_measurable(budget, self.strategy.handles)
         self.data = calibration_of(model, calibration, example_input)
         check_needs(self.strategy, {*given, *self._given()})
-        self._choice: tuple[dict[str, Any], dict[str, Any]] | None = None  # options within the time limit
         self.model = model
         self.example_input = example_input
         self.search = search
@@ -185,14 +184,15 @@ class Planner:
         """The second moments that candidates are judged by."""
         if self.data is None or not self.search.data_aware:
             return None
-        return self.data.moments(self.inventory.compressible)
+        samples = self._settled[0].moment_samples
+        data = self.data if samples is None else self.data.leading(samples)
+        return data.moments(self.inventory.compressible)
 
     @functools.cached_property
     def problem(self) -> Problem:
         """The problem of the strategy, without a budget."""
         search, model = self.search, self.model
         chosen, method_options = self.methods
-        self._settle([methods.get(name, method_options.get(name)) for name in chosen])
         moments = self.moments
         table_config = TableConfig(
             methods=chosen,
@@ -213,7 +213,7 @@ class Planner:
             model, self.pricing.inventory, table,
             weight_table=table if moments is None else partial(table, weighted=False),
             batches=None if self.data is None else self.data.batches, moments=moments, cache=search.cache,
-            choice=self._choice, spare=self.spare,
+            choice=self._settled[1], spare=self.spare,
         )  # fmt: skip
         posed = Problem(
             pricing=self.pricing,
@@ -230,30 +230,33 @@ class Planner:
             posed = with_overrides(posed, search.overrides)
         return posed
 
-    def _settle(self, factorizations: Sequence[methods.Method]) -> None:
-        """Let the strategy choose its options within the time limit; an interrupted search finds its choice again."""
-        data, limit = self.data, self.search.time_limit
+    @functools.cached_property
+    def _settled(self) -> tuple[Strategy, tuple[dict[str, Any], dict[str, Any]] | None]:
+        """The strategy with options within the time limit, and what the cache keeps of this choice.
+
+        An interrupted search has its choice in the cache.
+        """
+        data, limit, given_strategy = self.data, self.search.time_limit, self.strategy
         if data is None:
-            return
+            return given_strategy, None
         stored = None if self.search.cache is None else Cache(self.search.cache)
         key = {
             "what": "options within a time limit", "limit": limit, "weights": self._weights_hash,
-            "strategy": [self.strategy.name, config_to_dict(self.strategy)],
+            "strategy": [given_strategy.name, config_to_dict(given_strategy)],
             "options": given(replace(self.search, cache=None)), "versions": [__version__, str(torch.__version__)],
         } if stored is not None else {}  # fmt: skip
         known = stored.get(key) if stored is not None else None
         if isinstance(known, dict):
-            self.strategy = build_config(type(self.strategy), known, owner=f"strategy {self.strategy.name!r}")
-            return
+            return build_config(type(given_strategy), known, owner=f"strategy {given_strategy.name!r}"), None
+        names, options = self.methods
+        factorizations = [methods.get(name, options.get(name)) for name in names]
         forecast = partial(
             Forecast.of, self.model, self.inventory, data.batches, factorizations, moments=self.search.data_aware
         )
-        given_strategy = self.strategy
-        self.strategy, text = given_strategy.within(forecast, limit)
+        strategy, text = given_strategy.within(forecast, limit)
         if text is not None:
             say(text)
-        if self.strategy != given_strategy:
-            self._choice = key, config_to_dict(self.strategy)
+        return strategy, None if strategy == given_strategy else (key, config_to_dict(strategy))
 
     @functools.cached_property
     def workbench(self) -> Workbench:
@@ -310,10 +313,10 @@ class Planner:
         problem = replace(self.problem, budget=bounds, workbench=self.workbench)
         profile = None if bounds is None or not bounds.get(PEAK) else self.pricing.profile
         if bounds is None or profile is None:
-            return self.strategy.plan(problem)
+            return self._settled[0].plan(problem)
         limit = bounds.limit(PEAK, profile.peak) or 0
         within = functools.cache(lambda: within_ram(self.problem.table(), limit))
-        made = self.strategy.plan(replace(problem, table=within))
+        made = self._settled[0].plan(replace(problem, table=within))
         self._check_ram(made, bounds, profile, limit)
         return made
 

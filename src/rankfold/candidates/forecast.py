@@ -31,7 +31,7 @@ GRID = ((MOST_SAMPLES, POINTS), (128, POINTS), (64, POINTS), (32, POINTS), (16, 
 CHEAPER = (("fisher", 64, POINTS), ("fisher", 16, POINTS // 2), ("weight", 16, POINTS // 2))
 """Proxy, samples and points that "auto" chooses from in addition, if none of `GRID` keeps within the limit."""
 TIMED = 16
-"""Samples of the timed pass."""
+"""Samples of the timed pass, and the fewest samples of second moments that a search chooses."""
 FISHER = (3.0, 4.0)
 """Time of the proxy from gradients in forward passes: once, and for every pass over the samples, which are few at a
 time."""
@@ -43,22 +43,28 @@ DECOMPOSED = 100.0
 """Multiply-accumulates per ``n^3`` in the decompositions of a matrix whose shorter side is n, at the network's rate."""
 GRAM = 0.6
 """Share of a square Gram matrix that is computed."""
+MOMENTS = 0.25
+"""Share of the limit that the second moments may take, if those of all samples exceed it."""
 MOST_PATCH, MOST_POSITIONS = 2304, 1024
 """The defaults of `rankfold.calibration.collect_moments`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Options of a proxy, and the seconds of a search with them."""
+    """Options of a proxy, and the seconds of a search with them; `moment_samples` is None for all samples."""
 
     proxy: str
     samples: int
     points: int
+    moment_samples: int | None
     seconds: float
 
     def __str__(self) -> str:
-        what = f"proxy {self.proxy}" if self.proxy == "weight" else f"proxy {self.proxy}, {self.samples} samples"
-        return f"about {duration(self.seconds)} with {what}"
+        moments = (
+            "" if self.moment_samples is None else f", second moments of the first {self.moment_samples:,} samples"
+        )
+        samples = "" if self.proxy == "weight" else f", {self.samples} samples"
+        return f"about {duration(self.seconds)} with proxy {self.proxy}{moments}{samples}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +79,12 @@ class Forecast:
         For each layer, the share of the network's multiply-accumulates from this layer on.
     params : int
         Parameters of the layers.
-    prepared_s : float
-        Seconds before the proxy: second moments, and errors and prices of the candidates.
+    priced_s : float
+        Seconds of the errors and prices of the candidates.
+    moments_s : float
+        Seconds of the second moments per sample; 0 if none are collected.
+    samples : int or None
+        Calibration samples; None if the data has no length.
     methods : tuple of int
         For each layer, the number of factorizations that support it.
     """
@@ -82,7 +92,9 @@ class Forecast:
     sample_s: float
     after: tuple[float, ...]
     params: int
-    prepared_s: float
+    priced_s: float
+    moments_s: float
+    samples: int | None
     methods: tuple[int, ...]
 
     @classmethod
@@ -116,17 +128,21 @@ class Forecast:
         per_sample = total / max(inventory.batch, 1)
         fitting = tuple(sum(method.supports(layer) is None for method in methods) for layer in layers)
         work = sum(n * layer.groups * _short_side(layer) ** 3 for n, layer in zip(fitting, layers, strict=True))
-        prepared_s = PRICED_S * sum(fitting) + DECOMPOSED * work * sample_s / per_sample
+        priced_s = PRICED_S * sum(fitting) + DECOMPOSED * work * sample_s / per_sample
+        moments_s = 0.0
         if moments:
-            count = max(length_hint(batches), 1) * batch_size(first)
             sums = sum(
                 _gram_macs(layer, inventory.costs[layer.name].macs / max(inventory.batch, 1)) for layer in layers
             )
-            prepared_s += count * sample_s * (1 + sums / per_sample)
+            moments_s = sample_s * (1 + sums / per_sample)
+        count = length_hint(batches, 0) * batch_size(first) or None
         params = sum(math.prod(layer.weight_shape) for layer in layers)
-        return cls(sample_s=sample_s, after=tuple(after), params=params, prepared_s=prepared_s, methods=fitting)
+        return cls(
+            sample_s=sample_s, after=tuple(after), params=params, priced_s=priced_s, moments_s=moments_s, samples=count,
+            methods=fitting,
+        )  # fmt: skip
 
-    def setting(self, proxy: str, samples: int, points: int) -> Setting:
+    def setting(self, proxy: str, samples: int, points: int, moment_samples: int | None = None) -> Setting:
         """Return the options with the seconds of a search, from second moments to the table of losses."""
         passes = 0.0
         if proxy.startswith("fisher"):
@@ -135,20 +151,36 @@ class Forecast:
         if proxy.endswith("network"):
             for share, number in zip(self.after, self.methods, strict=True):
                 passes += 1 + (points // 2 if proxy == "fisher+network" else points * number) * (share + REPLAY)
-        seconds = self.prepared_s + passes * samples * self.sample_s
-        return Setting(proxy=proxy, samples=samples, points=points, seconds=seconds)
+        read = min(moment_samples or math.inf, self.samples or math.inf)
+        moments_s = self.moments_s * (read if read < math.inf else TIMED)  # data without a length counts as one batch
+        seconds = moments_s + self.priced_s + passes * samples * self.sample_s
+        return Setting(proxy=proxy, samples=samples, points=points, moment_samples=moment_samples, seconds=seconds)
 
     def choose(self, config: ProxyConfig, limit: float | None) -> tuple[Setting, Setting]:
         """Return the best setting within a limit in seconds, and the best of all; options that are set are kept.
 
-        If no setting is within the limit, the cheapest is chosen.
+        Second moments are taken from fewer samples before the proxy is made cheaper. If no setting is within the limit,
+        the cheapest is chosen.
         """
         automatic = config.proxy == "auto"
         proxy = "fisher+network" if automatic else config.proxy
         choices = [(proxy, *pair) for pair in GRID] + (list(CHEAPER) if automatic else [])
-        settings = [self.setting(name, config.samples or n, config.points or p) for name, n, p in choices]
+        moments = self._moment_samples(config, limit)
+        settings = [
+            self.setting(name, config.samples or n, config.points or p, m) for name, n, p in choices for m in moments
+        ]
         within = [setting for setting in settings if limit is None or setting.seconds <= limit]
         return within[0] if within else min(settings, key=lambda s: s.seconds), settings[0]
+
+    def _moment_samples(self, config: ProxyConfig, limit: float | None) -> tuple[int | None, ...]:
+        """Return the samples of second moments to choose from, the best first: all of them, or a power of two."""
+        if config.moment_samples is not None or limit is None or self.moments_s <= 0:
+            return (config.moment_samples,)
+        most = max(TIMED, MOMENTS * limit / self.moments_s)
+        fewer = 2 ** math.floor(math.log2(most))
+        if self.samples is None:  # all of them may take any time
+            return (fewer,)
+        return (None,) if fewer >= self.samples else (None, fewer)
 
 
 def time_pass(model: nn.Module, inputs: Any, *, example: Any = None) -> float:

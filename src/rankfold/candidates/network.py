@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold._config import spelled
 from rankfold._progress import track
 from rankfold._tensors import model_device, to_device
-from rankfold.batches import batch_size, iterate, leading, split_batch
+from rankfold.batches import LeadingBatches, split_batch
 from rankfold.calibration.replay import Memory, faithful, run_before
 from rankfold.candidates.curves import WORST
 from rankfold.candidates.outputs import check_comparable, check_taps, compared, modules_of, nothing_put_out
@@ -183,13 +183,5 @@ class _Distance:
 
 def first_samples(batches: Any, samples: int) -> list[Any]:
     """Return the first batches without targets, up to `samples` samples; the last batch is truncated if possible."""
-    first: list[Any] = []
-    missing = samples
     with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator even without shuffling
-        for batch in iterate(batches, "calibration"):
-            inputs = leading(split_batch(batch)[0], missing)
-            first.append((inputs, None))
-            missing -= batch_size(inputs)
-            if missing <= 0:
-                break
-    return first
+        return list(LeadingBatches(batches, samples, "calibration"))

@@ -31,6 +31,9 @@ class ProxyConfig:
     points : int or None
         Number of candidates per layer and method for which the proxy is computed; the losses of the others are
         interpolated. By default 8, or 4 if the `time_limit` requires it.
+    moment_samples : int or None
+        Number of calibration samples for the second moments, by which candidates are priced, the first ones of the
+        data. By default all, or as many as the `time_limit` allows, at least 16.
     taps : tuple of str
         Modules whose outputs are compared instead of the network's outputs.
     """
@@ -38,12 +41,15 @@ class ProxyConfig:
     proxy: str = "auto"
     samples: int | None = None
     points: int | None = None
+    moment_samples: int | None = None
     taps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.proxy in PROXIES, "proxy", self.proxy, f"one of {', '.join(PROXIES)}")
-        fine = self.samples is None or (is_integer(self.samples) and self.samples >= 1)
-        require(fine, "samples", self.samples, "an integer >= 1, or None")
+        for name in ("samples", "moment_samples"):
+            value = getattr(self, name)
+            fine = value is None or (is_integer(value) and value >= 1)
+            require(fine, name, value, "an integer >= 1, or None")
         fine = self.points is None or (is_integer(self.points) and self.points >= 2)
         require(fine, "points", self.points, "an integer >= 2, or None")
         listed = isinstance(self.taps, tuple | list) and all(isinstance(tap, str) for tap in self.taps)

@@ -82,11 +82,11 @@ class CompressNAS(ProxyConfig, Strategy):
 
         "auto" remains where it stands for "fisher+network".
         """
-        if self.proxy == "weight":
-            return self, None
         chosen, best = forecast().choose(self.proxy_options, limit)
-        proxy = self.proxy if chosen.proxy == best.proxy else chosen.proxy
-        settled = replace(self, proxy=proxy, samples=chosen.samples, points=chosen.points)
+        settled = replace(self, moment_samples=chosen.moment_samples)
+        if self.proxy != "weight":
+            proxy = self.proxy if chosen.proxy == best.proxy else chosen.proxy
+            settled = replace(settled, proxy=proxy, samples=chosen.samples, points=chosen.points)
         if chosen.seconds < WORTH_TELLING and chosen == best:
             return settled, None
         limited = f", more than {spelled('time_limit', limit)}"

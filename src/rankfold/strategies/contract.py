@@ -80,6 +80,8 @@ class Strategy(ABC):
         Default of the search's `methods`; None is `rankfold.candidates.DEFAULT_METHODS`.
     possible_methods : tuple of str or None
         The methods that the strategy can use; None for all. Others are refused.
+    moment_samples : int or None
+        Number of calibration samples for the second moments that the strategy's candidates are priced by; None for all.
     """
 
     __slots__ = ()
@@ -90,6 +92,7 @@ class Strategy(ABC):
     narrows: bool = False
     default_methods: tuple[str, ...] | None = None
     possible_methods: tuple[str, ...] | None = None
+    moment_samples: int | None = None
 
     def needs_by(self, need: Need) -> str:
         """Return the option that brings a need, as the user writes it; empty if the strategy always has it."""
