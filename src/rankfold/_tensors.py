@@ -76,6 +76,23 @@ def to_device(obj: Any, device: torch.device | str | None) -> Any:
     return obj if device is None else map_tensors(lambda tensor: tensor.to(device), obj)
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The memory format by the number of dimensions."""
+
+
+def in_memory_format(tensor: Tensor, *, channels_last: bool) -> Tensor:
+    """Return a tensor in a memory format; tensors that are neither images nor volumes are returned unchanged."""
+    if tensor.ndim not in _CHANNELS_LAST:
+        return tensor
+    return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.ndim] if channels_last else torch.contiguous_format)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Return whether a tensor is stored with its channels last, and not contiguously as well."""
+    form = _CHANNELS_LAST.get(tensor.ndim)
+    return form is not None and tensor.is_contiguous(memory_format=form) and not tensor.is_contiguous()
+
+
 def model_device(model: nn.Module) -> torch.device | None:
     """Return the device of the model's first parameter or buffer; None if it has neither."""
     for tensor in (*model.parameters(), *model.buffers()):

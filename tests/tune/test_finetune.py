@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from rankfold._tensors import is_channels_last
 from rankfold.errors import ConfigError, DataError, MetricError, ModelError, RankfoldError
 from rankfold.tune import FineTune, StepInfo, finetune, finetune_
 from rankfold.tune.losses import distillation
@@ -262,6 +265,41 @@ def test_batchnorm_statistics(loader: Loader) -> None:
         assert torch.equal(norm.running_mean, torch.zeros(8)) == frozen
         assert (norm.num_batches_tracked == 0) == frozen
         assert not torch.equal(norm.weight, torch.ones(8)), "its affine part is trained"
+
+
+def test_channels_last_is_the_same_up_to_rounding(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(2))
+    teacher = copy.deepcopy(model)
+    data = [(torch.randn(4, 3, 8, 8), torch.randint(0, 4, (4, 16))) for _ in range(3)]
+    options: dict[str, Any] = {"data": data, "epochs": 2, "loss": "task+distill"}
+    seen = set[bool]()
+
+    def metric(trained: nn.Module) -> float:
+        seen.add(all(map(is_channels_last, (trained[0].weight, trained[3].weight, teacher[0].weight))))  # type: ignore[index]
+        return 0.0
+
+    plain = finetune(model, FineTune(**options), teacher=teacher, metric=metric).model
+    assert seen == {False}
+    seen.clear()
+    config = FineTune(**options, channels_last=True, checkpoint=tmp_path / "run.pt", checkpoint_every=1)
+    result = finetune(model, config, teacher=teacher, metric=metric)
+    assert seen == {True}
+    assert all(p.is_contiguous() for net in (result.model, teacher) for p in net.parameters())
+    for one, other, start in zip(result.model.parameters(), plain.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(one, start)
+
+    def stop(info: StepInfo) -> None:
+        if info.step == 4:
+            raise KeyboardInterrupt
+
+    config = replace(config, checkpoint=tmp_path / "again.pt")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model, config, teacher=teacher, metric=metric, progress=stop)
+    again = finetune(model, config, teacher=teacher, metric=metric)
+    assert again.resumed_from == 3
+    assert all(map(torch.equal, again.model.parameters(), result.model.parameters()))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -10,14 +10,13 @@ from torch import nn
 
 from rankfold._config import require
 from rankfold._options import COUNT, integer
-from rankfold._tensors import float_tensors, map_tensors, model_device
+from rankfold._tensors import float_tensors, in_memory_format, is_channels_last, map_tensors, model_device
 from rankfold.batches import batch_size
 from rankfold.errors import ConfigError, UnknownNameError
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 MEMORY_FORMATS = ("contiguous", "channels_last")
 DEFAULT_RUNTIME = "torch"
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _FORM = "such as onnxruntime or 'onnxruntime, batch=32, threads=1'"
 
 
@@ -102,7 +101,7 @@ class Target:
             batch=self.batch or batch_size(example_input),
             threads=self.threads or torch.get_num_threads(),
             dtype=self.dtype or str(next(iter(dtypes), torch.float32)).removeprefix("torch."),
-            memory_format=self.memory_format or ("channels_last" if any(map(_channels_last, stored)) else None),
+            memory_format=self.memory_format or ("channels_last" if any(map(is_channels_last, stored)) else None),
         )
         COUNT("batch", settled.batch)
         if settled.device == "cuda" and not torch.cuda.is_available():
@@ -121,11 +120,8 @@ class Target:
         return model
 
     def arranged(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor in the memory format; those of less than four or more than five dimensions are unchanged."""
-        if tensor.ndim not in _CHANNELS_LAST:
-            return tensor
-        last = self.memory_format == "channels_last"
-        return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.ndim] if last else torch.contiguous_format)
+        """Return a tensor in the memory format."""
+        return in_memory_format(tensor, channels_last=self.memory_format == "channels_last")
 
     def inputs(self, example_input: Any) -> Any:
         """Return inputs with the target's batch size (`resized`), data type and memory format, on its device."""
@@ -166,8 +162,3 @@ class Target:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-def _channels_last(weight: torch.Tensor) -> bool:
-    form = _CHANNELS_LAST.get(weight.ndim)
-    return form is not None and weight.is_contiguous(memory_format=form) and not weight.is_contiguous()

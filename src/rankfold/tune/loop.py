@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rankfold._config import Code, spelled
+from rankfold._tensors import in_memory_format, is_channels_last
 from rankfold._turns import in_grad_turn
 from rankfold.errors import ConfigError, ModelError
 from rankfold.evaluation import as_metric
@@ -98,7 +99,9 @@ def finetune_(
     _check(model, teacher, config, metric)
     with launched(config.mixed_precision) as accelerator:
         device = accelerator.device
-        with preserved(device), _borrowed(model, device), _borrowed(teacher, device), ExitStack() as stack:
+        with preserved(device), ExitStack() as stack:
+            for network in filter(None, (model, teacher)):
+                stack.enter_context(_borrowed(network, device, channels_last=config.channels_last))
             rank, world = accelerator.process_index, accelerator.num_processes
             source = BatchSource(config.data, seed=config.seed, rank=rank, world=world, device=device)
             stack.callback(source.close)
@@ -145,19 +148,21 @@ def _check(model: nn.Module, teacher: nn.Module | None, config: FineTune, metric
 
 
 @contextmanager
-def _borrowed(model: nn.Module | None, device: torch.device) -> Iterator[None]:
-    """Put a model on the device in evaluation mode; afterwards restore its device and modes."""
-    if model is None:
-        yield
-        return
+def _borrowed(model: nn.Module, device: torch.device, *, channels_last: bool) -> Iterator[None]:
+    """Put a model on the device in evaluation mode; afterwards restore its device, modes and memory format."""
     flags = [(module, module.training) for module in model.modules()]
     home = next((t.device for t in (*model.parameters(), *model.buffers())), device)
+    changed = [p for p in model.parameters() if channels_last and not is_channels_last(p)]
     try:
         model.to(device)
+        for parameter in changed:
+            parameter.data = in_memory_format(parameter.data, channels_last=True)
         model.eval()
         yield
     finally:
         for module, training in flags:
             module.training = training
+        for parameter in changed:
+            parameter.data = in_memory_format(parameter.data, channels_last=False)
         if home != device:
             model.to(home)

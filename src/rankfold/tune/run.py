@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +21,7 @@ from rankfold import _files
 from rankfold._config import spelled
 from rankfold._progress import track
 from rankfold._state import buffer_owners, extra_state, load_state_, own_state, register_late_buffers_
-from rankfold._tensors import float_tensors, ordinary, to_device
+from rankfold._tensors import float_tensors, in_memory_format, map_tensors, ordinary, to_device
 from rankfold.batches import split_batch
 from rankfold.errors import DataError, MetricError, ModelError, RankfoldError, RankfoldWarning
 from rankfold.evaluation import Metric, evaluate
@@ -177,6 +178,8 @@ class Run:
     def _step(self, shard: Shard) -> None:
         state, config, accelerator = self.state, self.config, self.accelerator
         inputs, target = split_batch(ordinary(to_device(shard.batch, accelerator.device)))
+        if config.channels_last:
+            inputs = map_tensors(partial(in_memory_format, channels_last=True), inputs)
         where = f"batch {state.batch + 1} of epoch {state.epoch + 1}" if self.started else "the first batch"
         step = Step(
             inputs=inputs, target=target, samples=shard.samples, total=shard.total, active=shard.active,
