@@ -16,7 +16,7 @@ import torch
 import rankfold as rf
 from rankfold import zoo
 from rankfold.errors import InfeasibleBudget, RankfoldError
-from rankfold.reporting import MetricValue
+from rankfold.reporting import MetricValue, RoundRow
 from rankfold.reporting.studies import Amounts, Reproduction, Study, Trial
 from rankfold.studies import PAPERS, paper
 from rankfold.studies.paper import Setup
@@ -162,8 +162,10 @@ def check_pages(folder: Path, document: Reproduction) -> None:
     for study in document.studies:
         for words in (study.title, study.command, *(trial.name for trial in study.trials)):
             assert words in text
-    charts = len(document.studies) * 3 + 1
-    assert page.count("<svg") == charts, "two parts and the accuracy of each study, and the overhead"
+    logged = sum(sum(len(trial.log) for trial in study.trials) > 1 for study in document.studies)
+    assert logged
+    charts = len(document.studies) * 3 + 1 + logged
+    assert page.count("<svg") == charts, "two parts and the accuracy of each study, the overhead, and the rounds"
     assert "iterative" in str(document)
 
 
@@ -357,6 +359,30 @@ def test_a_drop_that_is_too_large_is_marked() -> None:
     empty = replace(document, studies=(replace(STUDY, trials=(), notes=("vbmf: impossible",)),))
     assert "vbmf: impossible" in empty.to_html()
     assert Reproduction.from_json(empty.to_json()) == empty
+
+
+def test_rounds_are_listed_and_drawn() -> None:
+    log = tuple(
+        RoundRow(
+            run="tucker+svd", number=number, amount=10 * number, metric=metric, drop=0.9 - metric,
+            settings={"a": "svd 1"}, similarity={"a": 0.5, "b": 0.75} if number == 1 else {},
+            raised=("a",) if number == 1 else (), seconds={"finetune": 2.0, "apply": 1.0},
+        )
+        for number, metric in ((1, 0.7), (2, 0.89))
+    )  # fmt: skip
+    study = replace(STUDY, trials=(replace(STUDY.trials[1], log=log), STUDY.trials[0]))
+    document = Reproduction(paper="similarity", citation="", model_name="net", studies=(study,))
+    assert Reproduction.from_json(document.to_json()) == document
+    lines = document.to_markdown().splitlines()
+    rows = [line for line in lines[lines.index("## Pairs: rounds") :] if line.startswith("| edge")]
+    assert [" ".join(row.split()) for row in rows] == [
+        "| edge | 1 | 10 | 70.00 % | 0.2000 | a 0.5000 | 1 | 3 s |",
+        "| edge | 2 | 20 | 89.00 % | 0.01000 | – | 0 | 3 s |",
+    ]
+    page = document.to_html()
+    assert page.count("top-1 by round") == 2  # the heading and the label of the drawing
+    assert page.count("drop of 1.5 points") == 2  # in this chart and in that of the parameters
+    assert "by round" not in replace(document, studies=(STUDY,)).to_html()
 
 
 def test_a_search_that_cannot_meet_its_bound_is_noted() -> None:

@@ -11,15 +11,13 @@ from rankfold.records import RESOURCES, Resource, find_resource
 from rankfold.reporting import words
 from rankfold.reporting.figures import history_figures, layer_figures
 from rankfold.reporting.layers import explanations, other_modules, remark, short
-from rankfold.reporting.record import BoundRow, LayerRow, MetricValue, RoundRow, WidthRow
+from rankfold.reporting.record import BoundRow, LayerRow, MetricValue, WidthRow
 from rankfold.reporting.report import Report
+from rankfold.reporting.rounds import MOST_SHOWN, rounds_section
 from rankfold.reporting.sections import Cell, Content, Section, Text, Tile, content, tips
 
 MOST_COUPLED = 4
 """Maximum number of coupled layers that are named."""
-
-MOST_EPOCHS = 12
-"""Approximate number of epochs that the terminal shows."""
 
 
 @content.register
@@ -32,7 +30,8 @@ def _(report: Report, *, brief: bool) -> Content:
     ]
     layers, others = _layers(report, brief=brief), other_modules(report.others)
     widths = _widths(report)
-    training = [_rounds(report, brief=brief), _history(report, brief=brief)]
+    rounds = [rounds_section(report.rounds, report.metrics[0], brief=brief)] if report.rounds else []
+    training = [*rounds, _history(report, brief=brief)]
     origin = provenance_rows(report)
     sections = (
         [
@@ -206,30 +205,6 @@ def _full_layer(row: LayerRow) -> list[Text]:
     return cells
 
 
-def _rounds(report: Report, *, brief: bool) -> Section:
-    rounds = report.rounds
-    step = -(-len(rounds) // MOST_EPOCHS) if brief else 1
-    shown = [row for i, row in enumerate(rounds) if (len(rounds) - 1 - i) % step == 0]
-    return Section(
-        title="Rounds" + (f" ({len(shown)} of {len(rounds)})" if len(shown) < len(rounds) else ""),
-        heads=("run", ">round", ">amount", ">metric", ">drop", "least similar layer", ">layers raised", ">time"),
-        rows=[
-            (
-                row.run, str(row.number), words.count(row.amount), words.number(row.metric), words.number(row.drop),
-                _least_similar(row), str(len(row.raised)), words.seconds(sum(row.seconds.values())),
-            )
-            for row in shown
-        ],
-    )  # fmt: skip
-
-
-def _least_similar(row: RoundRow) -> str:
-    if not row.similarity:
-        return words.NONE
-    name = min(row.similarity, key=lambda layer: row.similarity[layer])
-    return f"{name} {words.number(row.similarity[name])}"
-
-
 def _history(report: Report, *, brief: bool) -> Section:
     table = epoch_table(report.history, title="Fine-tuning", brief=brief)
     return table if brief else replace(table, figures=history_figures(report))
@@ -237,7 +212,7 @@ def _history(report: Report, *, brief: bool) -> Section:
 
 def epoch_table(epochs: Sequence[Any], *, title: str, brief: bool) -> Section:
     """Return the loss, metric and learning rate of each epoch; with `brief` not of all, if there are many."""
-    step = -(-len(epochs) // MOST_EPOCHS) if brief else 1
+    step = -(-len(epochs) // MOST_SHOWN) if brief else 1
     shown = [e for e in epochs if (epochs[-1].epoch - e.epoch) % step == 0 or e is epochs[0]]
     rows = [
         (str(e.epoch), words.number(e.loss), words.number(e.metric), words.rate(e.lr), words.seconds(e.seconds))

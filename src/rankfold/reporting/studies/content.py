@@ -9,6 +9,7 @@ from rankfold.records import Ranks
 from rankfold.reporting import words
 from rankfold.reporting.charts import Dot, Series, columns, linear, plot
 from rankfold.reporting.markup import Markup
+from rankfold.reporting.rounds import rounds_section
 from rankfold.reporting.sections import Cell, Content, Section, Text, content, tips
 from rankfold.reporting.studies.record import MODEL, PARTS, Reproduction, Study, Trial
 
@@ -31,9 +32,15 @@ def _(reproduction: Reproduction, *, brief: bool) -> Content:
 
 
 def _sections(study: Study, *, brief: bool) -> list[Section]:
-    """Return the table of a study and, if it compares ranks, the ranks of the layers."""
+    """Return the table of a study and, on a page, the ranks of the layers and the rounds, as far as it has them."""
     layers = list(dict.fromkeys(name for trial in study.trials for name in trial.ranks))
-    return [_section(study, brief=brief), *([_ranks(study, layers)] if layers and not brief else [])]
+    rounds = [replace(row, run=trial.name) for trial in study.trials for row in trial.log]
+    parts = [_section(study, brief=brief)]
+    if layers and not brief:
+        parts.append(_ranks(study, layers))
+    if rounds and not brief:
+        parts.append(rounds_section(rounds, study.metric, title=f"{study.title}: rounds", level=_level(study)))
+    return parts
 
 
 def _ranks(study: Study, layers: Sequence[str]) -> Section:
@@ -170,9 +177,15 @@ def _tradeoff(study: Study, tipped: Sequence[str]) -> Markup:
         )
         for trial, tip in zip(study.trials, tipped, strict=True)
     ]  # fmt: skip
-    bound = metric.dense - study.allowed * (1 if metric.higher_is_better else -1)
+    level = _level(study)
     across = linear([0.0, *(dot.x for dot in dots)], words.percent, number=6)
-    up = linear([bound, metric.dense, *(dot.y for dot in dots)], lambda v: words.metric(metric, v), number=5)
-    level = (bound, f"drop of {_points(study, study.allowed)}")
+    up = linear([level[0], metric.dense, *(dot.y for dot in dots)], lambda v: words.metric(metric, v), number=5)
     title = f"{metric.name} by parameters left"
     return plot(title, dots, (), across, up, css="after", below="parameters left", level=level)
+
+
+def _level(study: Study) -> tuple[float, str]:
+    """Return the metric at the largest allowed drop, and its name in charts."""
+    metric = study.metric
+    bound = metric.dense - study.allowed * (1 if metric.higher_is_better else -1)
+    return bound, f"drop of {_points(study, study.allowed)}"

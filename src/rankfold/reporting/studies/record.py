@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from rankfold.records import Ranks
 from rankfold.reporting.document import Document
-from rankfold.reporting.record import MetricValue
+from rankfold.reporting.record import MetricValue, RoundRow
 
 MODEL = "model"
 PARTS = {"conv": "convolutions", "linear": "linear layers"}
@@ -45,6 +45,8 @@ class Trial:
         The loss that the search minimised; None if the study does not compare it.
     ranks : mapping of str to tuple of int
         Ranks by layer, in the order of the network; empty if the study does not compare them.
+    log : tuple of RoundRow
+        The rounds, for strategies that log them.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Trial:
     before: float | None = None
     loss: float | None = None
     ranks: Mapping[str, Ranks] = field(default_factory=dict)
+    log: tuple[RoundRow, ...] = ()
 
     @property
     def overhead(self) -> float:
