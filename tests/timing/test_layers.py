@@ -93,6 +93,21 @@ def test_a_busy_machine_is_said_to_be_busy(net: nn.Module, x: Tensor, clock: Clo
         table_of(net, x)
 
 
+def test_a_layer_too_small_to_matter_may_be_noisy(net: nn.Module, x: Tensor, clock: Clockwork) -> None:
+    """The last layer takes less than a hundredth of the model's time; the middle one most of it."""
+    timer = Timer(net, x, Target(runtime="clockwork"))
+    table, inventory = timer.layers, inspect(net, x)
+    clock.noise = 0.95
+    small, large = inventory.layer("8"), inventory.layer("2")
+    reading = table.reading(small, None)
+    assert reading.noisy
+    assert reading.spread * reading.ns < 0.01 * table.whole
+    assert table.ns(small, None) == reading.ns
+    assert table.reading(large, None).noisy
+    with pytest.raises(RankfoldError, match="too busy to tell"):
+        table.ns(large, None)
+
+
 def test_the_table_shows_and_marks(net: nn.Module, x: Tensor, clock: Clockwork, tmp_path: Path) -> None:
     table = layer_times(net, x, target="clockwork", methods="svd,tucker")
     rows = {row.layers: row for row in table.rows if row.method is None}
