@@ -178,6 +178,7 @@ def test_strategies_that_remove_channels_meet_a_bound(
 ) -> None:
     result = rf.compress(net, x, budget={"latency": limit}, calibration=[x], **{**CLOCK, **options})
     assert result.plan.narrowing
+    assert all((group.width - len(group.removed)) % BLOCK == 0 for group in result.plan.narrowing)
     assert 0.5 * limit < ratio(net, x, result.plan) <= limit
     assert result.report.latency is not None
     assert [(bound.resource, bound.met) for bound in result.report.bounds] == [("latency", True)]

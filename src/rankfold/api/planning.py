@@ -194,11 +194,12 @@ class Planner:
         search, model = self.search, self.model
         chosen, method_options = self.methods
         moments = self.moments
+        block = 1 if self.timer is None else max(map(self.timer.layers.block, self.inventory.compressible))
         table_config = TableConfig(
             methods=chosen,
             options=method_options,
             rank_multiple=_default_multiple(model) if search.rank_multiple is None else search.rank_multiple,
-            block=1 if self.timer is None else max(map(self.timer.layers.block, self.inventory.compressible)),
+            block=block,
         )
         weight = partial(layer_weight, model)
         progress = partial(track, description="pricing candidates")
@@ -223,6 +224,7 @@ class Planner:
             methods=table_config.methods,
             options=table_config.options,
             rank_multiple=table_config.rank_multiple,
+            block=block,
             estimator=estimator,
             find_groups=functools.cache(lambda: channel_groups(model, self.example_input)),
         )

@@ -88,12 +88,16 @@ class Channels:
         return {group.name: self._scores(group).argsort(stable=True).tolist() for group in self.groups}
 
     def narrowing(self, shares: Mapping[str, float]) -> Narrowing:
-        """Return the narrowing that removes these shares of the groups, by group name, but never all channels."""
-        removed = {
-            group.name: self.orders[group.name][: group.width - max(1, kept_width(group.width, shares[group.name]))]
-            for group in self.groups
-            if shares.get(group.name)
-        }
+        """Return the narrowing that removes these shares of the groups, by group name, but never all channels.
+
+        Widths are rounded up to whole blocks of the target (`Problem.block`), which take no more time.
+        """
+        removed: dict[str, list[int]] = {}
+        for group in self.groups:
+            if shares.get(group.name):
+                kept = max(1, kept_width(group.width, shares[group.name]))
+                kept = -(-kept // self.problem.block) * self.problem.block
+                removed[group.name] = self.orders[group.name][: max(0, group.width - kept)]
         return self.problem.groups.narrowing(removed)
 
     def shares(self, ratio: Shares) -> dict[str, float]:

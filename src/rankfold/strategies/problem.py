@@ -35,6 +35,8 @@ class Problem:
         Options of methods, by method name.
     rank_multiple : int
         Ranks are multiples of this number.
+    block : int
+        Number of channels in which the target computes. Widths of narrow layers are multiples of it.
     fixed : mapping of str to Candidate
         Overrides by layer name, which the strategy must not change.
     estimator : Estimator or None
@@ -53,6 +55,7 @@ class Problem:
     methods: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rank_multiple: int = 1
+    block: int = 1
     fixed: Mapping[str, Candidate] = field(default_factory=dict)
     estimator: Estimator | None = None
     workbench: Workbench | None = None
