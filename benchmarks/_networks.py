@@ -63,19 +63,19 @@ def load(name: str, seed: int, data: Path | None) -> Case:
 
 
 @contextmanager
-def forecasts() -> Iterator[list[float]]:
-    """Collect the seconds that searches inside the block expect to take."""
-    seconds: list[float] = []
+def forecasts() -> Iterator[list[tuple[Setting, Setting]]]:
+    """Collect the setting that each search inside the block chooses, and the best one without a limit."""
+    settings: list[tuple[Setting, Setting]] = []
     choose = Forecast.choose
 
-    def watched(self: Forecast, config: ProxyConfig, limit: float | None) -> tuple[Setting, Setting]:
-        setting, best = choose(self, config, limit)
-        seconds.append(setting.seconds)
+    def watched(self: Forecast, config: ProxyConfig, limit: float | None, **options: Any) -> tuple[Setting, Setting]:
+        setting, best = choose(self, config, limit, **options)
+        settings.append((setting, best))
         return setting, best
 
     Forecast.choose = watched
     try:
-        yield seconds
+        yield settings
     finally:
         Forecast.choose = choose
 

@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "uniform": {"strategy": "uniform", "methods": "svd"},
     "energy": {"strategy": "energy", "methods": "svd"},
 }
+SETTINGS = ("proxy", "samples", "points", "moment_samples")
 ROWS = [
     *(f"{name} {left}" for left in (50, 75, 35) for name in ("compressnas", "uniform", "energy")),
     *(f"compressnas, {kind} {left}" for kind in ("30 s", "sequential") for left in (50, 75, 35)),
@@ -68,7 +69,7 @@ def measure(row: str, args: argparse.Namespace) -> dict[str, Any]:
     if name.startswith("compressnas"):
         options["cache"] = cache
     cpu = time.process_time()
-    with _networks.forecasts() as forecast:
+    with _networks.forecasts() as settings:
         result = rf.compress(
             case.model,
             case.example,
@@ -83,7 +84,7 @@ def measure(row: str, args: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(sum(spent.values()), 1),
         "cpu_s": round(cpu, 1),
         "search_s": round(spent["calibrate"] + spent["plan"], 1),
-        "forecast_s": round(sum(forecast), 1),
+        "forecast_s": round(sum(chosen.seconds for chosen, _ in settings), 1),
         "peak_mib": peak,
     }
     params = [sum(p.numel() for p in m.get_submodule(case.part).parameters()) for m in (case.model, small)]
@@ -93,7 +94,9 @@ def measure(row: str, args: argparse.Namespace) -> dict[str, Any]:
         "share": round(params[1] / params[0], 4),
         **case.quality(small),
         **(timed if fresh or not name.startswith("compressnas") else {}),
-        "settings": {key: result.plan.provenance.config.get(key) for key in ("proxy", "samples", "points")},
+        "settings": {
+            key: result.plan.provenance.config.get(key) for key in ("proxy", "samples", "points", "moment_samples")
+        },
         "search": dict(result.plan.provenance.search),
     }
 

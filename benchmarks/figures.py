@@ -308,6 +308,7 @@ def of_limits(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "proxy": row["settings"]["proxy"],
                 "samples": row["settings"]["samples"],
                 "points": row["settings"]["points"],
+                "samples of the moments": row["settings"].get("moment_samples") or "all",
                 "peak_mib": row["peak_mib"],
                 "agreement": "" if quality is None else f"{HEADS.get(quality[0], quality[0])} {quality[1]:.3f}",
             }

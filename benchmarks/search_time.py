@@ -1,17 +1,19 @@
 """How long a global search takes, and what the naive loop would: one full forward pass for every candidate.
 
-    RANKFOLD_DATA=... python benchmarks/search_time.py --threads 2 [--smoke]
+    RANKFOLD_DATA=... python benchmarks/search_time.py --threads 2 [--networks resnet18] [--smoke]
 
-ResNet-18 of torchvision at 224x224 with 64 random calibration images and proxy ``output``; ResNet-20 with its trained
-weights, 1,024 CIFAR-10 training images and proxy ``network``. Statistics of the data (second moments), table with
-measurements, and the integer program are timed apart. The naive loop replaces the weight, runs the whole network on the
-same images and compares the outputs; it is timed on some candidates of every layer, and stated for as many as the
-search measured, and for the whole table.
+ResNet-18 of torchvision at 224x224 with 64 random calibration images and proxy ``weight``; ResNet-20 with its trained
+weights, 1,024 CIFAR-10 training images and proxy ``fisher+network``. Statistics of the data (second moments), table
+with measurements, and the integer program are timed apart. The naive loop replaces the weight, runs the whole network
+on the same images and compares the outputs; it is timed on some candidates of every layer, and stated for as many as
+the search measured, and for the whole table. Every row runs in a separate process; rows in the result file are not
+measured again. `time_limit.py` times the default search, with its limit, on five networks.
 """
 
 from __future__ import annotations
 
-import resource
+import argparse
+import json
 import statistics
 import time
 from pathlib import Path
@@ -30,16 +32,31 @@ from rankfold.surgery import copy_model
 METHODS = ("svd", "tucker", "spatial_svd", "tt")
 
 
+TITLES = {"resnet20": "ResNet-20, CIFAR-10", "resnet18": "resnet18 at 224x224"}
+NETWORKS = tuple(TITLES)
+
+
 def main() -> None:
-    """Measure, print and save."""
+    """Measure what is missing, each row in a separate process, or one row."""
     parser = _harness.parser("search_time", __doc__)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="networks to search")
     parser.add_argument("--runs", type=int, default=5, help="timed solves of the integer program")
     parser.add_argument("--smoke", action="store_true", help="few and small images")
+    parser.add_argument("--row", choices=NETWORKS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    data = _harness.data_folder(parser)
     _harness.start(args)
-    rows = [of_resnet20(data, args), of_resnet18(args)]
-    print(_harness.save("search_time", rows, args))
+    if args.row is not None:
+        row = of_resnet20(_harness.data_folder(parser), args) if args.row == "resnet20" else of_resnet18(args)
+        print(json.dumps(row))
+        return
+    rows: list[dict[str, Any]] = _harness.stored(args) or []
+    for network in args.networks:
+        if any(row["network"] == TITLES[network] for row in rows):
+            continue
+        options = ["--row", network, "--runs", str(args.runs), *(["--smoke"] if args.smoke else [])]
+        rows.append(_harness.in_new_process(__file__, args, *options))
+        print(rows[-1], flush=True)
+        _harness.save("search_time", rows, args)
 
 
 def of_resnet18(args: Any) -> dict[str, Any]:
@@ -47,7 +64,7 @@ def of_resnet18(args: Any) -> dict[str, Any]:
     model = rf.zoo.create("torchvision/resnet18", seed=args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     images = [torch.randn(16, 3, 224, 224, generator=generator) for _ in range(1 if args.smoke else 4)]
-    return measure("resnet18 at 224x224", model, images[0][:1], images, "weight", args)
+    return measure(TITLES["resnet18"], model, images[0][:1], images, "weight", args)
 
 
 def of_resnet20(data: Path, args: Any) -> dict[str, Any]:
@@ -57,7 +74,7 @@ def of_resnet20(data: Path, args: Any) -> dict[str, Any]:
     spec, entry = f"cifar10:{data / 'cifar10'}", rf.zoo.entry(network)
     limit = 64 if args.smoke else 1024
     images = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=limit, seed=args.seed))
-    return measure("ResNet-20, CIFAR-10", model, rf.zoo.example_input(network), images, "fisher+network", args)
+    return measure(TITLES["resnet20"], model, rf.zoo.example_input(network), images, "fisher+network", args)
 
 
 def measure(name: str, model: nn.Module, example: Any, images: list[Any], proxy: str, args: Any) -> dict[str, Any]:
@@ -83,7 +100,7 @@ def measure(name: str, model: nn.Module, example: Any, images: list[Any], proxy:
         "second moments, s": round(collected - start, 1),
         "table and plan, s": round(planned - collected, 1),
         "another budget, ms": round(1e3 * statistics.median(solves)),
-        "peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak memory, MiB": _harness.peak_mib(),
         "naive loop, measured, s": "–",
         "naive loop, all, s": "–",
     }
@@ -96,7 +113,6 @@ def measure(name: str, model: nn.Module, example: Any, images: list[Any], proxy:
         each = naive(model, list(planner.problem.table().rows), seen)
         row["naive loop, measured, s"] = f"{each * planner.estimator.measured:,.0f}"
         row["naive loop, all, s"] = f"{each * candidates:,.0f}"
-    print(row, flush=True)
     return row
 
 
