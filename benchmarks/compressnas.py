@@ -5,8 +5,9 @@
 Plans are made and factors found with 1,024 unlabelled training images; nothing is trained. Baselines: `uniform`
 (tucker), `energy` and `vbmf` (its ranks drawn towards the full ones as far as the budget allows) with factors of the
 weights and of the data. `compressnas` searches over svd, tucker,
-spatial_svd and tt with its default proxy, with and without gauge fixing, and its plan is filled with data-aware and
-with sequentially reconstructed factors. It has no time limit, so that the load of the machine does not change its
+spatial_svd and tt with the proxy `fisher+network`, with and without gauge fixing, and as `compressnas, rivals` with its
+default, which compares plans of several proxies; its plan is filled with data-aware and with sequentially reconstructed
+factors. It has no time limit, so that the load of the machine does not change its
 plans. BatchNorm statistics are re-estimated where that brings the outputs on the calibration images closer to the
 original's (what `rf.apply` does by default). The parameters are those of the built
 module. A run that was stopped goes on where it was, rows in the result file are not measured again.
@@ -31,6 +32,7 @@ BASELINES: dict[str, dict[str, Any]] = {
 SEARCHES: dict[str, dict[str, Any]] = {
     "compressnas": {"strategy": "compressnas", "methods": METHODS},
     "compressnas, gauged": {"strategy": "compressnas", "methods": METHODS, "gauge": True},
+    "compressnas, rivals": {"strategy": "compressnas", "methods": METHODS},
 }
 
 FACTORS: dict[str, tuple[Reconstruct, ...]] = {
@@ -87,7 +89,9 @@ class Bench:
         """Return parameters and accuracy of one plan, and the seconds it took."""
         options = dict((BASELINES | SEARCHES)[strategy])
         if strategy in SEARCHES:
-            options |= {"cache": self.cache, "time_limit": None, "strategy": rf.CompressNAS(rounds=self.args.rounds)}
+            rivals = None if strategy.endswith("rivals") else ()
+            search = rf.CompressNAS(rounds=self.args.rounds, rivals=rivals)
+            options |= {"cache": self.cache, "time_limit": None, "strategy": search}
         start = time.perf_counter()
         # Weight-space rows do not look at the data when they plan, either.
         plan = self.plan(gone, None if factors == "weights" else self.images, options)

@@ -86,20 +86,29 @@ def test_every_plan_is_what_a_fresh_search_returns(rounds: int) -> None:
 
 
 def test_twenty_points_from_one_table(alone: list[int]) -> None:
-    found = rf.sweep(cnn(), X, points=20, calibration=batches())
+    search = {"calibration": batches(), "strategy": rf.CompressNAS(rivals=())}  # plans are not compared
+    found = rf.sweep(cnn(), X, points=20, **search)
     assert len(found.feasible) == 20
     assert len(alone) == 2 * 4  # once a layer by gradients, once measured
     assert found.measured == sum(alone)
     del alone[:]
     for point in found.points[:3]:  # the negative control: three searches
-        rf.plan(cnn(), X, budget=point.budget, calibration=batches())
+        rf.plan(cnn(), X, budget=point.budget, **search)
     assert len(alone) == 3 * 2 * 4
+
+
+def test_points_of_several_proxies_have_measured_losses() -> None:
+    found = rf.sweep(cnn(), X, points=5, calibration=batches())
+    for point in found.points:
+        search = point.plan.provenance.search
+        assert point.predicted_loss == search["compared"][search["proxy"]] == min(search["compared"].values())
 
 
 @pytest.mark.parametrize("resource", ["params", "macs", "flash", "memory"])
 @pytest.mark.parametrize("data", [True, False])
 def test_a_larger_budget_damages_less_and_none_is_exceeded(resource: str, data: bool) -> None:
-    found = rf.sweep(cnn(), X, resource=resource, points=20, calibration=batches() if data else None)
+    strategy, calibration = rf.CompressNAS(rivals=()), batches() if data else None
+    found = rf.sweep(cnn(), X, resource=resource, points=20, calibration=calibration, strategy=strategy)
     damages = [point.predicted_loss for point in found.points]
     assert None not in damages
     assert damages == sorted(damages, reverse=True)

@@ -16,9 +16,17 @@ from rankfold.candidates import forecast as forecasts
 from rankfold.candidates.forecast import GRID, Forecast, time_pass
 from rankfold.candidates.proxies import ProxyConfig
 from rankfold.errors import ConfigError
+from rankfold.inventory import inspect
 
 FORECAST = Forecast(
-    sample_s=0.01, after=(1.0, 0.5), params=1000, priced_s=5.0, moments_s=0.0, samples=384, methods=(3, 1)
+    sample_s=0.01,
+    after=(1.0, 0.5),
+    params=1000,
+    priced_s=5.0,
+    factored_s=0.5,
+    moments_s=0.0,
+    samples=384,
+    methods=(3, 1),
 )
 
 
@@ -43,7 +51,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, sample_s: float) -> None:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, 0.4)
+    machine(monkeypatch, 0.3)
 
 
 def test_the_passes_of_each_proxy() -> None:
@@ -105,10 +113,33 @@ def test_a_pass_is_timed() -> None:
     assert 0.005 <= time_pass(Sleeps(), torch.zeros(10, 2)) < 0.05
 
 
+@pytest.mark.parametrize(("each_s", "runs"), [(0.0, [2, 2, 16, 16] * 3), (0.3, [2, 2])])
+def test_a_few_batches_are_timed_and_slow_networks_only_briefly(each_s: float, runs: list[int]) -> None:
+    """Batches of different cost count by their mean; the seconds of the timing count, too."""
+    sizes = list[int]()
+
+    class Sleeps(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            sizes.append(len(input))
+            forecasts.time.sleep(len(input) * (each_s + 0.002 * float(input[0, 0])))
+            return super().forward(input)
+
+    net = Sleeps(3, 3).eval()
+    batches = [torch.full((32, 3), value) for value in (1.0, 2.0, 3.0)]
+    inventory = inspect(net, torch.zeros(1, 3))
+    del sizes[:]
+    found = Forecast.of(net, inventory, batches, [], moments=True)
+    assert sizes == runs
+    assert found.samples == 96
+    assert found.sample_s == pytest.approx(0.3 if each_s else 0.004, rel=0.2)
+    assert found.spent_s > 2 * 2 * found.sample_s
+    assert found.setting("fisher", 16, 8).seconds > found.spent_s
+
+
 def test_a_plan_records_what_was_chosen_and_its_options_return_it(
     slow: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = planned(time_limit=300)
+    first = planned(time_limit=300, strategy=rf.CompressNAS(rivals=()))
     config = dict(first.provenance.config)
     assert (config["proxy"], config["samples"], config["points"]) == ("fisher+network", 32, 8)
     said = capfd.readouterr().err
@@ -147,8 +178,22 @@ def errors(plan: rf.Plan) -> list[float | None]:
 def test_an_unreachable_limit_takes_the_cheapest_and_says_so(slow: None, capfd: pytest.CaptureFixture[str]) -> None:
     plan = planned(time_limit=0.01)
     assert plan.factored
-    assert plan.provenance.config["proxy"] == "weight"
-    assert "with proxy weight, more than time_limit=0.01" in capfd.readouterr().err
+    assert plan.provenance.config["proxy"] == "uniform"
+    assert "with proxy uniform, more than time_limit=0.01" in capfd.readouterr().err
+    assert plan.factored == planned(strategy="uniform").factored
+
+
+def test_the_comparison_of_plans_counts() -> None:
+    alone, compared = (FORECAST.setting("fisher", 100, 8, plans=n).seconds for n in (1, 3))
+    assert compared - alone == pytest.approx(3 * 0.5 + 4 * 64 * 0.01)
+    chosen, best = FORECAST.choose(ProxyConfig(), None, rivals=2)
+    assert chosen == best == FORECAST.setting("fisher+network", *GRID[0], plans=3)
+
+
+def test_cheap_gradients_compete_with_the_uniform_plan(slow: None) -> None:
+    plan = planned(time_limit=60)
+    assert set(plan.provenance.search["compared"]) == {"fisher", "uniform"}
+    assert planned(strategy=rf.CompressNAS(**plan.provenance.config)).layers == plan.layers
 
 
 def test_an_interrupted_search_resumes_with_its_options(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rankfold._tensors import tensors_of
 from rankfold.batches import call_model, split_batch
-from rankfold.candidates.network import NetworkProxy, first_samples
+from rankfold.candidates.network import NetworkProxy, first_samples, samples_between
 from rankfold.errors import DataError, ModelError, RankfoldWarning, UnknownNameError
 from rankfold.inventory import fused_attention_off, inspect, layer_weight
 from rankfold.surgery import copy_model
@@ -248,6 +248,20 @@ def test_a_candidate_that_overflows_is_as_bad_as_can_be() -> None:
     layer = inspect(model, x).layer("fc")
     values = NetworkProxy(model, [x]).losses(layer, [torch.full((4, 4), v) for v in (float("inf"), float("nan"), 0.1)])
     assert values[0] == values[1] == 1e6 > values[2]
+
+
+def test_samples_after_those_of_the_proxy() -> None:
+    batches = list(torch.arange(12.0).split(5))
+
+    def between(start: int, stop: int) -> list[list[float]]:
+        return [inputs.tolist() for inputs, _ in samples_between(batches, start, stop)]
+
+    assert between(0, 6) == [[0, 1, 2, 3, 4], [5]]
+    assert between(3, 7) == [[3, 4], [5, 6]]
+    assert between(2, 5) == [[2, 3], [4]]
+    assert between(5, 12) == [[5, 6, 7, 8, 9], [10, 11]]
+    assert between(10, 99) == [[10, 11]]
+    assert between(12, 14) == [[0, 1]], "none are left"
 
 
 def test_first_samples() -> None:

@@ -86,7 +86,7 @@ def picks_of(table: CandidateTable, plan: Plan) -> list[Candidate]:
 def test_equals_brute_force(budget: str) -> None:
     model = network()
     problem = replace(pose(model, 3, ("svd",)), budget=Budget.parse(budget))
-    table, strategy = problem.table(), strategies.get("compressnas")
+    table, strategy = problem.table(), strategies.get("compressnas", {"rivals": ()})
     assert problem.estimator is not None
     assert problem.budget is not None
     losses = problem.estimator.single(ProxyConfig())
@@ -120,7 +120,7 @@ def test_damage_falls_as_the_budget_grows(resource: str, calibrated: bool) -> No
     for percent in (30, 45, 60, 75, 90):
         budget = Budget.parse(f"{resource}<={percent}%")
         if calibrated:
-            plans.append(strategies.get("compressnas").plan(replace(problem, budget=budget)))
+            plans.append(strategies.get("compressnas", {"rivals": ()}).plan(replace(problem, budget=budget)))
         else:
             plans.append(rf.plan(model, X, budget=budget))
         assert not budget.exceeded(counted(model, plans[-1]), before)
@@ -141,6 +141,43 @@ def test_it_does_less_damage_than_a_rule() -> None:
             for plan in [rf.plan(model, X, budget="params<=50%", strategy=name, calibration=images())]
         }
     assert worse["compressnas"] < min(worse["energy"], worse["uniform"]), worse
+
+
+@pytest.mark.parametrize("percent", [30, 50, 70])
+def test_of_the_plans_of_several_proxies_the_one_closest_on_samples_held_back_is_returned(percent: int) -> None:
+    model, data = network(), images()
+    options: dict[str, Any] = {"budget": f"params<={percent}%", "calibration": data, "methods": "svd"}
+    plan = rf.plan(model, X, strategy=rf.CompressNAS(samples=8), **options)
+    compared = plan.provenance.search["compared"]
+    assert list(compared) == ["fisher+network", "fisher", "uniform"]
+    with torch.no_grad():
+        dense = model(data[1])  # the samples after the first eight
+    plans = dict[str, Plan]()
+    for proxy, loss in compared.items():
+        plans[proxy] = rf.plan(model, X, strategy=rf.CompressNAS(proxy=proxy, samples=8), **options)
+        with torch.no_grad():
+            small = rf.apply(model, plans[proxy], data, batchnorm=False)(data[1])
+        assert float((small - dense).square().sum() / dense.square().sum()) == pytest.approx(loss, rel=1e-3)
+    best = min(compared, key=compared.__getitem__)
+    assert plan.provenance.search["proxy"] == plan.provenance.config["proxy"] == best
+    assert plan.layers == plans[best].layers
+    assert rf.plan(model, X, strategy=rf.CompressNAS(**plan.provenance.config), **options).layers == plan.layers
+
+
+def test_the_proxy_uniform_is_the_strategy_uniform() -> None:
+    given: dict[str, Any] = {"budget": "params<=50%", "calibration": images()}
+    plan = rf.plan(network(), X, strategy=rf.CompressNAS(proxy="uniform"), **given)
+    assert plan.factored == rf.plan(network(), X, strategy="uniform", **given).factored
+    assert plan.provenance.search == {"proxy": "uniform"}
+
+
+def test_a_rival_that_cannot_meet_the_budget_does_not_compete(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise InfeasibleBudget("out of reach")
+
+    monkeypatch.setattr(strategies.Uniform, "select", fails)
+    plan = rf.plan(network(), X, budget="params<=50%", calibration=images(), methods="svd")
+    assert list(plan.provenance.search["compared"]) == ["fisher+network", "fisher"]
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 0.01, 0.1])
@@ -276,6 +313,14 @@ def test_a_layer_that_takes_too_much_ram_may_not_be_kept() -> None:
         ({"strategy": {"samples": 0}}, ConfigError, "samples must be an integer >= 1"),
         ({"strategy": {"taps": "fc1"}}, ConfigError, "taps must be a list"),
         ({"strategy": {"rounds": -1}}, ConfigError, "rounds must be an integer >= 0"),
+        ({"strategy": {"rivals": ["auto"]}}, ConfigError, "rivals must be a list of weight, uniform, fisher"),
+        ({"strategy": {"rivals": ["fisher"]}}, ConfigError, "'fisher' needs calibration data"),
+        (
+            {"strategy": {"rivals": ["fisher"], "widths": [0.5]}},
+            ConfigError,
+            "rivals cannot be combined with widths",
+        ),
+        ({"strategy": {"proxy": "uniform", "widths": [0.5]}}, ConfigError, "proxy='uniform' cannot be combined"),
         ({"strategy": {"tolerance": 0}}, ConfigError, "tolerance must be a number above 0"),
         ({"strategy": {"tolerance": float("nan")}}, ConfigError, "tolerance must be a number above 0"),
     ],

@@ -69,8 +69,9 @@ def test_damages_are_those_without_the_masked_classes() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x)[:, :4]
 
+    options: dict[str, Any] = {"calibration": data(), "strategy": rf.CompressNAS(rivals=())}
     found = [
-        rf.plan(net.eval(), data()[0][:2], budget="params<=60%", calibration=data()).provenance.search["predicted_loss"]
+        rf.plan(net.eval(), data()[0][:2], budget="params<=60%", **options).provenance.search["predicted_loss"]
         for net in (Rest(), Masked("fill"), Masked("add"), Masked("least"), Masked("far"))
     ]
     assert found[1:] == pytest.approx(found[:1] * 4, rel=1e-6)

@@ -216,11 +216,13 @@ def _planned(planner: Planner, budget: Budget) -> SweepPoint:
 
 
 def _predicted_loss(planner: Planner, plan: Plan) -> float:
-    """Return the loss that the search predicts, otherwise the sum of the layers' squared relative errors.
+    """Return the loss that the search measured or predicts, otherwise the sum of the layers' squared relative errors.
 
     Channels that a layer loses count as lost energy of its weight.
     """
     search = plan.provenance.search
+    if "compared" in search:  # plans of several proxies, whose predictions cannot be compared
+        return float(search["compared"][search["proxy"]])
     if "predicted_loss" in search:
         return float(search["predicted_loss"])
     loss, removed = 0.0, plan.narrowing.removed()

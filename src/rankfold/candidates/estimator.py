@@ -6,6 +6,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +23,9 @@ from rankfold._version import __version__
 from rankfold.candidates.cache import Cache
 from rankfold.candidates.curves import anchors, corrected, read_off, representatives
 from rankfold.candidates.fisher import FisherProxy
-from rankfold.candidates.network import NetworkProxy, first_samples
+from rankfold.candidates.network import NetworkProxy, samples_between
 from rankfold.candidates.outputs import check_taps, data_hash
-from rankfold.candidates.proxies import MOST_SAMPLES, POINTS, ProxyConfig
+from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
 from rankfold.errors import ConfigError, ModelError, RankfoldWarning
 from rankfold.factor.moments import Moments
 from rankfold.inventory import Spare, layer_weight
@@ -38,6 +39,26 @@ Key = tuple[str, Ranks]
 
 TELLING = 1e-3
 """If a candidate with at least this error has no loss, the samples do not depend on the layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is compared on which samples: `count` samples after the first `start`, outputs of `taps`."""
+
+    start: int
+    count: int
+    taps: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: ProxyConfig) -> _Look:
+        """Return what a proxy compares."""
+        return cls(0, config.samples or MOST_SAMPLES, config.taps)
+
+    @classmethod
+    def held_back(cls, config: ProxyConfig) -> _Look:
+        """Return what is compared for finished plans: samples that the proxy has not used."""
+        samples = config.samples or MOST_SAMPLES
+        return cls(samples, min(COMPARED, samples), config.taps)
 
 
 class Estimator:
@@ -93,19 +114,19 @@ class Estimator:
         self.cache = None if cache is None else Cache(cache)
         self._choice = choice
         self.measured = 0
-        self._networks: dict[ProxyConfig, NetworkProxy] = {}
-        self._fishers: dict[ProxyConfig, FisherProxy] = {}
-        self._batches: dict[ProxyConfig, list[Any]] = {}
-        self._data_hashes: dict[ProxyConfig, str | None] = {}
-        self._unmeasured: dict[ProxyConfig, tuple[str, ...]] = {}
+        self._networks: dict[_Look, NetworkProxy] = {}
+        self._fishers: dict[_Look, FisherProxy] = {}
+        self._batches: dict[_Look, list[Any]] = {}
+        self._data_hashes: dict[_Look, str | None] = {}
+        self._unmeasured: dict[_Look, tuple[str, ...]] = {}
         self._moments_hashes: dict[str, str] = {}
-        self._losses: dict[tuple[ProxyConfig, Measured, str, tuple[Key, ...]], list[float]] = {}
-        self._gradientless: set[ProxyConfig] = set()  # "auto" has met a network without gradients
+        self._losses: dict[tuple[_Look, Measured, str, tuple[Key, ...]], list[float]] = {}
+        self._gradientless: set[_Look] = set()  # "auto" has met a network without gradients
 
     def check(self, config: ProxyConfig, *, together: bool = False) -> None:
         """Raise `ConfigError` if a proxy lacks data, or cannot measure layers `together`, as `joint` does."""
         proxy = self.proxy(config)
-        if proxy != "weight" and self.batches is None:
+        if proxy not in DATA_FREE and self.batches is None:
             raise ConfigError(
                 f"{spelled('proxy', proxy)} needs calibration data. Pass {spelled('calibration', ...)}, or "
                 f"{spelled('proxy', 'weight')}."
@@ -125,7 +146,7 @@ class Estimator:
         if config.proxy == "auto":
             if self.batches is None:
                 return "weight"
-            return "network" if config in self._gradientless else "fisher+network"
+            return "network" if _Look.of(config) in self._gradientless else "fisher+network"
         return config.proxy
 
     def single(self, config: ProxyConfig) -> dict[str, dict[Key, float]]:
@@ -164,10 +185,10 @@ class Estimator:
             except ModelError as error:
                 if config.proxy != "auto":
                     raise
-                self._gradientless.add(config)
+                self._gradientless.add(_Look.of(config))
                 say(f"every candidate is measured, which takes longer: {error}")
             finally:
-                self._fishers.pop(config, None)  # frees the gradients: the losses are stored
+                self._fishers.pop(_Look.of(config), None)  # frees the gradients: the losses are stored
         return self._losses_of(rows, chosen, config, "network")
 
     def _losses_of(
@@ -182,7 +203,7 @@ class Estimator:
         description = "measuring layers" if proxy == "network" else "estimating layers from gradients"
         try:
             for name in track(own_share(list(chosen)), description):
-                values[name] = self._measure(name, [rows[name][i] for i in chosen[name]], config, proxy)
+                values[name] = self._measure(name, [rows[name][i] for i in chosen[name]], _Look.of(config), proxy)
         except ModelError as error:
             failures["error"] = str(error)
         failures, values = merged(failures), merged(values)
@@ -192,7 +213,7 @@ class Estimator:
 
     def unmeasured(self, config: ProxyConfig) -> tuple[str, ...]:
         """Return the layers that `single` could not measure."""
-        return self._unmeasured.get(config, ())
+        return self._unmeasured.get(_Look.of(config), ())
 
     @property
     def every_unmeasured(self) -> list[str]:
@@ -212,7 +233,7 @@ class Estimator:
                 ratios[name] = sum(measured[name].values()) / sum(squares.values())
             else:
                 unknown.append(name)
-        self._warn(config, unknown)
+        self._warn(_Look.of(config), unknown)
         shapes = {name: self.inventory.layer(name).describe() for name in rows}
         scales = {}
         for name in unknown:
@@ -220,22 +241,22 @@ class Estimator:
             scales[name] = max(alike) if alike else statistics.median(ratios.values()) if ratios else 1.0
         return scales
 
-    def _warn(self, config: ProxyConfig, unknown: Sequence[str]) -> None:
+    def _warn(self, look: _Look, unknown: Sequence[str]) -> None:
         """Record the unmeasured layers and warn once, except about layers that no data reaches."""
-        if config in self._unmeasured:
+        if look in self._unmeasured:
             return
-        self._unmeasured[config] = tuple(unknown)
+        self._unmeasured[look] = tuple(unknown)
         reached = [name for name in unknown if self.moments is None or name in self.moments]
         if reached:
             warnings.warn(f"{unmeasured_text(reached)}.", RankfoldWarning, stacklevel=2)
 
-    def _measure(self, name: str, candidates: Sequence[Candidate], config: ProxyConfig, proxy: Measured) -> list[float]:
-        memo = (config, proxy, name, tuple((c.method, c.ranks) for c in candidates))
+    def _measure(self, name: str, candidates: Sequence[Candidate], look: _Look, proxy: Measured) -> list[float]:
+        memo = (look, proxy, name, tuple((c.method, c.ranks) for c in candidates))
         if memo not in self._losses:  # the next budget needs the same losses
-            key = self._key(name, candidates, config, proxy)
+            key = self._key(name, candidates, look, proxy)
             losses = self._lookup(key, len(candidates))
             if losses is None:
-                judge = self._fisher(config) if proxy == "fisher" else self._network(config)
+                judge = self._fisher(look) if proxy == "fisher" else self._network(look)
                 losses = self._run(judge, name, candidates, key)
             self._losses[memo] = losses
         return self._losses[memo]
@@ -270,21 +291,25 @@ class Estimator:
         config: ProxyConfig,
         selection: Mapping[str, Candidate | None],
         neighbours: Mapping[str, Sequence[Candidate | None]],
+        *,
+        held_back: bool = False,
     ) -> dict[str, list[float]]:
         """Return the loss of the network with a selection applied, and one layer's candidate replaced by a neighbour.
 
-        The proxy must be "network". None as a candidate keeps a layer. The result holds one loss per neighbour.
+        None as a candidate keeps a layer. The result holds one loss per neighbour. The loss is measured on the samples
+        of the proxy or, if `held_back`, on up to `COMPARED` samples after them; if there are none, on the first ones.
         """
+        look = _Look.held_back(config) if held_back else _Look.of(config)
         losses: dict[str, list[float]] = {}
         missing: dict[str, dict[str, Any] | None] = {}
         for name in own_share(list(neighbours)):
-            key = self._key(name, neighbours[name], config, "network", selection)
+            key = self._key(name, neighbours[name], look, "network", selection)
             stored = self._lookup(key, len(neighbours[name]))
             if stored is None:
                 missing[name] = key
             else:
                 losses[name] = stored
-        network = self._network(config)
+        network = self._network(look)
         try:
             for name, candidate in selection.items() if missing else ():
                 network.replace(name, self._weights(name, [candidate])[0])
@@ -328,29 +353,27 @@ class Estimator:
             "versions": [__version__, str(torch.__version__)], **facts,
         }  # fmt: skip
 
-    def _network(self, config: ProxyConfig) -> NetworkProxy:
-        if config not in self._networks:
-            self._networks[config] = NetworkProxy(self.model, self._samples(config), config.taps, self._spare)
-        return self._networks[config]
+    def _network(self, look: _Look) -> NetworkProxy:
+        if look not in self._networks:
+            self._networks[look] = NetworkProxy(self.model, self._samples(look), look.taps, self._spare)
+        return self._networks[look]
 
-    def _fisher(self, config: ProxyConfig) -> FisherProxy:
-        if config not in self._fishers:
+    def _fisher(self, look: _Look) -> FisherProxy:
+        if look not in self._fishers:
             layers = [self.inventory.layer(name) for name in own_share(list(self.table().rows))]
-            self._fishers[config] = FisherProxy(
-                self.model, self._samples(config), layers, config.taps, spare=self._spare
-            )
-        return self._fishers[config]
+            self._fishers[look] = FisherProxy(self.model, self._samples(look), layers, look.taps, spare=self._spare)
+        return self._fishers[look]
 
-    def _samples(self, config: ProxyConfig) -> list[Any]:
-        if config not in self._batches:
-            self._batches[config] = first_samples(self.batches, config.samples or MOST_SAMPLES)
-        return self._batches[config]
+    def _samples(self, look: _Look) -> list[Any]:
+        if look not in self._batches:
+            self._batches[look] = samples_between(self.batches, look.start, look.start + look.count)
+        return self._batches[look]
 
     def _key(
         self,
         name: str,
         candidates: Sequence[Candidate | None],
-        config: ProxyConfig,
+        look: _Look,
         proxy: Measured,
         selection: Mapping[str, Candidate | None] | None = None,
     ) -> dict[str, Any] | None:
@@ -358,12 +381,12 @@ class Estimator:
 
         None if there is no cache, or the data cannot be hashed.
         """
-        data = None if self.cache is None else self._data_hash(config)
+        data = None if self.cache is None else self._data_hash(look)
         if data is None:
             return None
         key: dict[str, Any] = {
             "model": self._model_hash, "layer": name, "candidates": [_described(c) for c in candidates],
-            "moments": self._moments_hash(name), "data": data, "proxy": proxy, "taps": list(config.taps),
+            "moments": self._moments_hash(name), "data": data, "proxy": proxy, "taps": list(look.taps),
             "versions": [__version__, str(torch.__version__)],
         }  # fmt: skip
         if selection is not None:
@@ -377,11 +400,13 @@ class Estimator:
             self._moments_hashes[name] = tensor_hash({} if moments is None else moments.tensors())
         return self._moments_hashes[name]
 
-    def _data_hash(self, config: ProxyConfig) -> str | None:
-        if config not in self._data_hashes:
-            check_taps(self.model, config.taps)
-            self._data_hashes[config] = data_hash(self.model, self._samples(config), config.taps)
-        return self._data_hashes[config]
+    def _data_hash(self, look: _Look) -> str | None:
+        if None in self._data_hashes.values():  # a warning has been given
+            return None
+        if look not in self._data_hashes:
+            check_taps(self.model, look.taps)
+            self._data_hashes[look] = data_hash(self.model, self._samples(look), look.taps)
+        return self._data_hashes[look]
 
     @cached_property
     def _whole_data_hash(self) -> str | None:

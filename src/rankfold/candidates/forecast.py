@@ -1,12 +1,14 @@
-"""The time that a search takes, estimated from one timed forward pass, and the options that keep within a limit.
+"""The time that a search takes, estimated from timed forward passes, and the options that keep within a limit.
 
-The number of passes that a proxy takes over the samples follows from its options and the layers. One pass is timed; the
-number of passes is the same on every machine.
+The number of passes that a proxy takes over the samples follows from its options and the layers, and is the same on
+every machine. A few passes are timed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,17 +23,21 @@ from rankfold._progress import duration
 from rankfold._tensors import model_device, to_device
 from rankfold.batches import batch_size, iterate, leading, split_batch
 from rankfold.candidates.fisher import DRAWS, HELD
-from rankfold.candidates.proxies import MOST_SAMPLES, POINTS, ProxyConfig
+from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
 from rankfold.inventory import run_batch, undisturbed
 from rankfold.methods import Method
 from rankfold.records import Inventory, LayerInfo
 
 GRID = ((MOST_SAMPLES, POINTS), (128, POINTS), (64, POINTS), (32, POINTS), (16, POINTS), (16, POINTS // 2))
 """Samples and points that a search chooses from, the best first."""
-CHEAPER = (("fisher", 64, POINTS), ("fisher", 16, POINTS // 2), ("weight", 16, POINTS // 2))
+CHEAPER = (("fisher", 64, POINTS), ("fisher", 16, POINTS // 2))
 """Proxy, samples and points that "auto" chooses from in addition, if none of `GRID` keeps within the limit."""
 TIMED = 16
-"""Samples of the timed pass, and the fewest samples of second moments that a search chooses."""
+"""Samples of a timed pass, and the fewest samples of second moments that a search chooses."""
+TIMED_BATCHES = 4
+"""Batches of which some samples are timed: texts, for example, have different lengths."""
+TIMING_S = 1.0
+"""Seconds after which no further pass is timed."""
 FISHER = (3.0, 4.0)
 """Time of the proxy from gradients in forward passes: once, and for every pass over the samples, which are few at a
 time."""
@@ -63,7 +69,7 @@ class Setting:
         moments = (
             "" if self.moment_samples is None else f", second moments of the first {self.moment_samples:,} samples"
         )
-        samples = "" if self.proxy == "weight" else f", {self.samples} samples"
+        samples = "" if self.proxy in DATA_FREE else f", {self.samples} samples"
         return f"about {duration(self.seconds)} with proxy {self.proxy}{moments}{samples}"
 
 
@@ -81,27 +87,33 @@ class Forecast:
         Parameters of the layers.
     priced_s : float
         Seconds of the errors and prices of the candidates.
+    factored_s : float
+        Seconds of the factors of a plan.
     moments_s : float
         Seconds of the second moments per sample; 0 if none are collected.
     samples : int or None
         Calibration samples; None if the data has no length.
     methods : tuple of int
         For each layer, the number of factorizations that support it.
+    spent_s : float
+        Seconds that the forecast itself took.
     """
 
     sample_s: float
     after: tuple[float, ...]
     params: int
     priced_s: float
+    factored_s: float
     moments_s: float
     samples: int | None
     methods: tuple[int, ...]
+    spent_s: float = 0.0
 
     @classmethod
     def of(
         cls, model: nn.Module, inventory: Inventory, batches: Iterable[Any], methods: Sequence[Method], *, moments: bool
     ) -> Forecast:
-        """Time a forward pass and return the forecast; several processes take the slowest one's time.
+        """Time some forward passes and return the forecast; several processes take the slowest one's time.
 
         Parameters
         ----------
@@ -116,9 +128,9 @@ class Forecast:
         moments : bool
             Whether second moments are collected.
         """
-        with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator even without shuffling
-            first = split_batch(next(iter(iterate(batches, "calibration"))))[0]
-        sample_s = slowest(time_pass(model, leading(first, TIMED), example=getattr(batches, "example", None)))
+        start = time.perf_counter()
+        size, own_s = _timed(model, batches)
+        sample_s = slowest(own_s)
         layers = [layer for layer in inventory if layer.skip is None]
         total = max(inventory.total.macs, 1)
         after, before = list[float](), 0
@@ -128,22 +140,25 @@ class Forecast:
         per_sample = total / max(inventory.batch, 1)
         fitting = tuple(sum(method.supports(layer) is None for method in methods) for layer in layers)
         work = sum(n * layer.groups * _short_side(layer) ** 3 for n, layer in zip(fitting, layers, strict=True))
-        priced_s = PRICED_S * sum(fitting) + DECOMPOSED * work * sample_s / per_sample
+        decomposed_s = DECOMPOSED * work * sample_s / per_sample
         moments_s = 0.0
         if moments:
             sums = sum(
                 _gram_macs(layer, inventory.costs[layer.name].macs / max(inventory.batch, 1)) for layer in layers
             )
             moments_s = sample_s * (1 + sums / per_sample)
-        count = length_hint(batches, 0) * batch_size(first) or None
+        count = length_hint(batches, 0) * size or None
         params = sum(math.prod(layer.weight_shape) for layer in layers)
         return cls(
-            sample_s=sample_s, after=tuple(after), params=params, priced_s=priced_s, moments_s=moments_s, samples=count,
-            methods=fitting,
+            sample_s=sample_s, after=tuple(after), params=params, priced_s=PRICED_S * sum(fitting) + decomposed_s,
+            factored_s=decomposed_s, moments_s=moments_s, samples=count, methods=fitting,
+            spent_s=slowest(time.perf_counter() - start),
         )  # fmt: skip
 
-    def setting(self, proxy: str, samples: int, points: int, moment_samples: int | None = None) -> Setting:
-        """Return the options with the seconds of a search, from second moments to the table of losses."""
+    def setting(
+        self, proxy: str, samples: int, points: int, moment_samples: int | None = None, plans: int = 1
+    ) -> Setting:
+        """Return the options with the seconds of a search, from second moments to the comparison of several plans."""
         passes = 0.0
         if proxy.startswith("fisher"):
             once, each = FISHER
@@ -153,21 +168,41 @@ class Forecast:
                 passes += 1 + (points // 2 if proxy == "fisher+network" else points * number) * (share + REPLAY)
         read = min(moment_samples or math.inf, self.samples or math.inf)
         moments_s = self.moments_s * (read if read < math.inf else TIMED)  # data without a length counts as one batch
-        seconds = moments_s + self.priced_s + passes * samples * self.sample_s
+        seconds = self.spent_s + moments_s + self.priced_s + passes * samples * self.sample_s
+        if plans > 1:  # one more run computes the original's outputs
+            seconds += plans * self.factored_s + (plans + 1) * min(COMPARED, samples) * self.sample_s
         return Setting(proxy=proxy, samples=samples, points=points, moment_samples=moment_samples, seconds=seconds)
 
-    def choose(self, config: ProxyConfig, limit: float | None) -> tuple[Setting, Setting]:
+    def choose(
+        self, config: ProxyConfig, limit: float | None, *, rivals: int = 0, fallback: str = "weight"
+    ) -> tuple[Setting, Setting]:
         """Return the best setting within a limit in seconds, and the best of all; options that are set are kept.
 
         Second moments are taken from fewer samples before the proxy is made cheaper. If no setting is within the limit,
         the cheapest is chosen.
+
+        Parameters
+        ----------
+        config : ProxyConfig
+            The options that are set.
+        limit : float or None
+            Seconds; None for no limit.
+        rivals : int
+            Number of plans that are compared with that of the proxy.
+        fallback : str
+            A proxy without samples, for "auto" if no other one is within the limit.
         """
         automatic = config.proxy == "auto"
         proxy = "fisher+network" if automatic else config.proxy
-        choices = [(proxy, *pair) for pair in GRID] + (list(CHEAPER) if automatic else [])
+        choices = [(proxy, *pair, 1 + rivals) for pair in GRID]
+        if automatic:
+            choices += [(*cheaper, min(1 + rivals, 2)) for cheaper in CHEAPER]
+            choices.append((fallback, *GRID[-1], 1))
         moments = self._moment_samples(config, limit)
         settings = [
-            self.setting(name, config.samples or n, config.points or p, m) for name, n, p in choices for m in moments
+            self.setting(name, config.samples or n, config.points or p, m, plans)
+            for name, n, p, plans in choices
+            for m in moments
         ]
         within = [setting for setting in settings if limit is None or setting.seconds <= limit]
         return within[0] if within else min(settings, key=lambda s: s.seconds), settings[0]
@@ -181,6 +216,24 @@ class Forecast:
         if self.samples is None:  # all of them may take any time
             return (fewer,)
         return (None,) if fewer >= self.samples else (None, fewer)
+
+
+def _timed(model: nn.Module, batches: Iterable[Any]) -> tuple[int, float]:
+    """Return the size of the first batch, and the mean seconds of a forward pass per sample over a few batches."""
+    example, start = getattr(batches, "example", None), time.perf_counter()
+    sizes, seconds = list[int](), list[float]()
+    with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator even without shuffling
+        for batch in itertools.islice(iterate(batches, "calibration"), TIMED_BATCHES):
+            inputs = split_batch(batch)[0]
+            sizes.append(batch_size(inputs))
+            sample_s = time_pass(model, leading(inputs, 2), example=example)
+            samples = min(TIMED, int(TIMING_S / (2 * sample_s)))
+            if samples > 2:  # a few samples at a time take longer
+                sample_s = time_pass(model, leading(inputs, samples), example=example)
+            seconds.append(sample_s)
+            if time.perf_counter() - start > TIMING_S:
+                break
+    return sizes[0], statistics.fmean(seconds)
 
 
 def time_pass(model: nn.Module, inputs: Any, *, example: Any = None) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold._config import spelled
 from rankfold._progress import track
 from rankfold._tensors import model_device, to_device
-from rankfold.batches import LeadingBatches, split_batch
+from rankfold.batches import LeadingBatches, batch_size, pieces, split_batch
 from rankfold.calibration.replay import Memory, faithful, run_before
 from rankfold.candidates.curves import WORST
 from rankfold.candidates.outputs import check_comparable, check_taps, compared, modules_of, nothing_put_out
@@ -185,3 +185,17 @@ def first_samples(batches: Any, samples: int) -> list[Any]:
     """Return the first batches without targets, up to `samples` samples; the last batch is truncated if possible."""
     with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator even without shuffling
         return list(LeadingBatches(batches, samples, "calibration"))
+
+
+def samples_between(batches: Any, start: int, stop: int) -> list[Any]:
+    """Return the batches without targets of the samples from `start` to `stop`, or the first ones if there are none."""
+    first = first_samples(batches, stop)
+    later, seen = list[Any](), 0
+    for inputs, _ in first if start else []:
+        size = batch_size(inputs)
+        if seen >= start:
+            later.append((inputs, None))
+        elif seen + size > start:  # the rest of a batch; nothing of one that cannot be cut
+            later += [(piece, None) for piece in list(pieces(inputs, start - seen))[1:]]
+        seen += size
+    return later or first_samples(first, stop - start)

@@ -8,9 +8,13 @@ from rankfold._config import is_integer, require
 
 POINTS = 8
 """Default number of candidates per layer and method for which a proxy is computed."""
+COMPARED = 64
+"""Number of samples on which finished plans are compared."""
 MOST_SAMPLES = 256
 """Default number of samples of a proxy that runs the network, if time allows."""
-PROXIES = ("auto", "weight", "fisher", "network", "fisher+network")
+PROXIES = ("auto", "weight", "uniform", "fisher", "network", "fisher+network")
+DATA_FREE = ("weight", "uniform")
+"""Proxies that do not run the network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +23,9 @@ class ProxyConfig:
 
     Parameters
     ----------
-    proxy : {"auto", "weight", "fisher", "network", "fisher+network"}
+    proxy : {"auto", "weight", "uniform", "fisher", "network", "fisher+network"}
         The predicted loss of a candidate, added up over layers. "weight" is the relative squared error of the weight.
+        "uniform" predicts no loss: each layer keeps the same share of its cost, as with the strategy of this name.
         "network" is the measured error of the network's output if only this layer is replaced, the estimator of
         CompressNAS (Sah et al. 2026). "fisher" estimates the same error to second order from gradients.
         "fisher+network" is "fisher", corrected by measuring ``points / 2`` candidates per layer. "auto" is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from rankfold import criteria
 from rankfold._config import is_integer, is_number, require, spelled
+from rankfold._progress import track
 from rankfold.candidates import Estimator, Forecast
-from rankfold.candidates.proxies import ProxyConfig
+from rankfold.candidates.proxies import DATA_FREE, PROXIES, ProxyConfig
 from rankfold.errors import ConfigError, InfeasibleBudget
 from rankfold.records import PEAK, Candidate, CandidateTable, Plan, Ranks
 from rankfold.strategies._knapsack import Options, Solution, solve
@@ -19,9 +21,12 @@ from rankfold.strategies.channels import Channels
 from rankfold.strategies.contract import Strategy, check_reachable, make_plan, registry
 from rankfold.strategies.joint import JointSearch
 from rankfold.strategies.problem import Problem
+from rankfold.strategies.uniform import Uniform
 
 Losses = Mapping[str, Mapping[tuple[str, Ranks], float]]
 Selection = dict[str, Candidate | None]
+Chosen = tuple[Selection, dict[str, Any]]
+"""A selection, and what the plan states of the search."""
 
 WORTH_TELLING = 10.0
 """Seconds from which a search states its time before it starts."""
@@ -47,6 +52,11 @@ class CompressNAS(ProxyConfig, Strategy):
         to the original's. Needs calibration data.
     tolerance : float
         Without a budget, the plan has the fewest parameters with at most this predicted loss.
+    rivals : tuple of str or None
+        Proxies whose plans compete with that of `proxy` under a budget: all of these plans are measured as whole
+        networks, on calibration samples that the proxy has not used if there are any, and the best one is returned. By
+        default "fisher" and "uniform" if `proxy` is "auto" and there is calibration data, otherwise none. Not with
+        `widths`.
     widths : tuple of float
         Shares of the channels that each channel group may keep instead of all, such as ``(0.75, 0.5)``. Pruning,
         factoring and keeping layers then compete for one budget (`rankfold.strategies.joint`). Needs a budget.
@@ -58,6 +68,7 @@ class CompressNAS(ProxyConfig, Strategy):
 
     rounds: int = 0
     tolerance: float = 0.01
+    rivals: tuple[str, ...] | None = None
     widths: tuple[float, ...] = ()
     criterion: str = "l2"
 
@@ -69,8 +80,16 @@ class CompressNAS(ProxyConfig, Strategy):
         require(good, "widths", self.widths, "shares of the channels between 0 and 1")
         object.__setattr__(self, "widths", tuple(self.widths))  # plans record a list
         criteria.get(self.criterion)
-        if self.widths and self.rounds:
-            raise ConfigError(f"{spelled('rounds')} cannot be combined with {spelled('widths')}. Use one of them.")
+        if self.rivals is not None:
+            known = [proxy for proxy in PROXIES if proxy != "auto"]
+            good = isinstance(self.rivals, tuple | list) and all(rival in known for rival in self.rivals)
+            require(good, "rivals", self.rivals, f"a list of {', '.join(known)}")
+            object.__setattr__(self, "rivals", tuple(self.rivals))
+        excluded = {"rounds": self.rounds, "rivals": self.rivals, "proxy": self.proxy == "uniform"}
+        for name, given in excluded.items():
+            if self.widths and given:
+                option = spelled(name, self.proxy) if name == "proxy" else spelled(name)
+                raise ConfigError(f"{option} cannot be combined with {spelled('widths')}. Use one of them.")
 
     @property
     def proxy_options(self) -> ProxyConfig:
@@ -82,16 +101,31 @@ class CompressNAS(ProxyConfig, Strategy):
 
         "auto" remains where it stands for "fisher+network".
         """
-        chosen, best = forecast().choose(self.proxy_options, limit)
+        chosen, best = forecast().choose(
+            self.proxy_options, limit, rivals=len(self._rivals(calibrated=True)), fallback=self._fallback
+        )
         settled = replace(self, moment_samples=chosen.moment_samples)
-        if self.proxy != "weight":
+        if self.proxy not in DATA_FREE:
             proxy = self.proxy if chosen.proxy == best.proxy else chosen.proxy
             settled = replace(settled, proxy=proxy, samples=chosen.samples, points=chosen.points)
+            if (self.proxy, proxy, self.rivals) == ("auto", "fisher", None) and not self.widths:
+                settled = replace(settled, rivals=("uniform",))
         if chosen.seconds < WORTH_TELLING and chosen == best:
             return settled, None
         limited = f", more than {spelled('time_limit', limit)}"
         text = f"the search takes {chosen}{limited if limit is not None and chosen.seconds > limit else ''}"
         return settled, text if chosen == best else f"{text}; {best}{limited}"
+
+    @property
+    def _fallback(self) -> str:
+        """The proxy if no other one fits into the time limit."""
+        return "weight" if self.widths else "uniform"
+
+    def _rivals(self, *, calibrated: bool) -> tuple[str, ...]:
+        """Return the proxies whose plans compete."""
+        if self.rivals is not None:
+            return self.rivals
+        return ("fisher", "uniform") if self.proxy == "auto" and calibrated and not self.widths else ()
 
     def plan(self, problem: Problem) -> Plan:
         """Return the plan of least loss within the budget.
@@ -103,16 +137,61 @@ class CompressNAS(ProxyConfig, Strategy):
         ConfigError
             If the proxy, or a round, needs calibration data and there is none.
         """
-        if problem.estimator is None:
+        estimator = problem.estimator
+        if estimator is None:
             raise ConfigError(
                 "strategy 'compressnas' needs an estimator of candidates. Use rankfold.plan or rankfold.compress."
             )
-        problem.estimator.check(self.proxy_options, together=self.rounds > 0)
+        estimator.check(self.proxy_options, together=self.rounds > 0)
         if self.widths:
-            return self._joint(problem, problem.estimator)
+            return self._joint(problem, estimator)
         table = problem.table()
         check_reachable(problem, table)
-        losses = problem.estimator.single(self.proxy_options)
+        selection, search = self._best(problem, table, estimator)
+        if self.rounds and selection:
+            selection, search["together"] = self._rounds(problem, table, estimator, selection)
+        reasons = dict.fromkeys(table.rows, "the budget is better spent here") | dict(table.reasons)
+        chosen = {name: candidate for name, candidate in selection.items() if candidate is not None}
+        resolved = replace(self, proxy=search["proxy"], rivals=())
+        plan = make_plan(problem, resolved, chosen, reasons=reasons)
+        return replace(plan, provenance=replace(plan.provenance, search=search))
+
+    def _best(self, problem: Problem, table: CandidateTable, estimator: Estimator) -> Chosen:
+        """Return the selection of the proxy, or of a rival whose network is closer to the original.
+
+        The losses of layers do not quite add up: the best plan of a proxy may lose to one that the proxy considers
+        worse. A rival that cannot meet the budget does not compete.
+        """
+        selection, search = own = self._of_proxy(problem, table, estimator)
+        rivals = self._rivals(calibrated=estimator.batches is not None)
+        if problem.budget is None or not rivals or not selection:
+            return own
+        plans = {search["proxy"]: own}
+        for rival in rivals:
+            if rival == "fisher" and self.proxy == "auto" and search["proxy"] == "network":
+                continue  # the network has no gradients
+            other = replace(self, proxy=rival, rivals=())
+            estimator.check(other.proxy_options)
+            with suppress(InfeasibleBudget):
+                plans.setdefault(rival, other._of_proxy(problem, table, estimator))
+        first, losses = next(iter(selection)), dict[str, float]()
+        for proxy, (chosen, _) in track(list(plans.items()), "comparing plans"):
+            same = [known for known in losses if plans[known][0] == chosen]
+            network, neighbours = {**problem.fixed, **chosen}, {first: [chosen[first]]}
+            losses[proxy] = (
+                losses[same[0]]
+                if same
+                else estimator.joint(self.proxy_options, network, neighbours, held_back=True)[first][0]
+            )
+        best = min(losses, key=lambda proxy: losses[proxy])  # of equal ones, the first
+        return plans[best][0], {**plans[best][1], "compared": losses}
+
+    def _of_proxy(self, problem: Problem, table: CandidateTable, estimator: Estimator) -> Chosen:
+        """Return the selection of the proxy."""
+        if self.proxy == "uniform":
+            chosen, _ = Uniform().select(problem)
+            return {name: chosen.get(name) for name in table.rows}, {"proxy": self.proxy}
+        losses = estimator.single(self.proxy_options)
         limits = _limits(problem, table) if problem.budget is not None else self._least_params(table, losses)
         solved = _solved(table, losses, limits)
         if solved is None:
@@ -123,18 +202,8 @@ class CompressNAS(ProxyConfig, Strategy):
                 problem.budget.rows(table.total, table.least),
             )
         selection, solution = solved
-        search: dict[str, Any] = {
-            "proxy": problem.estimator.proxy(self.proxy_options),
-            "predicted_loss": solution.loss,
-            "bound": solution.bound,
-        }
-        if self.rounds and selection:
-            selection, search["together"] = self._rounds(problem, table, losses, limits, selection)
-        reasons = dict.fromkeys(table.rows, "the budget is better spent here") | dict(table.reasons)
-        chosen = {name: candidate for name, candidate in selection.items() if candidate is not None}
-        resolved = replace(self, proxy=search["proxy"])
-        plan = make_plan(problem, resolved, chosen, reasons=reasons)
-        return replace(plan, provenance=replace(plan.provenance, search=search))
+        proxy = estimator.proxy(self.proxy_options)  # measuring may have shown that there are no gradients
+        return selection, {"proxy": proxy, "predicted_loss": solution.loss, "bound": solution.bound}
 
     def _joint(self, problem: Problem, estimator: Estimator) -> Plan:
         """Return the plan of least loss with some widths."""
@@ -166,12 +235,13 @@ class CompressNAS(ProxyConfig, Strategy):
         return {"params": high}
 
     def _rounds(
-        self, problem: Problem, table: CandidateTable, losses: Losses, limits: Mapping[str, int], selection: Selection
+        self, problem: Problem, table: CandidateTable, estimator: Estimator, selection: Selection
     ) -> tuple[Selection, list[float]]:
         """Refine a selection by interactions between layers; return it with the loss of the network in each round."""
-        assert problem.estimator is not None
+        losses = estimator.single(self.proxy_options)
+        limits = _limits(problem, table) if problem.budget is not None else self._least_params(table, losses)
         first, history, best = next(iter(selection)), [], selection
-        unmeasured = problem.estimator.unmeasured(self.proxy_options)  # cannot be measured in rounds either
+        unmeasured = estimator.unmeasured(self.proxy_options)  # cannot be measured in rounds either
         for number in range(self.rounds + 1):
             neighbours = {
                 name: [candidate] if name in unmeasured else _neighbours(table, losses, limits, name, candidate)
@@ -179,7 +249,7 @@ class CompressNAS(ProxyConfig, Strategy):
             }
             if number == self.rounds:  # the last selection is only measured
                 neighbours = {first: neighbours[first][:1]}
-            measured = problem.estimator.joint(self.proxy_options, {**problem.fixed, **selection}, neighbours)
+            measured = estimator.joint(self.proxy_options, {**problem.fixed, **selection}, neighbours)
             together = measured[first][0]  # the first neighbour is the selected candidate
             if history and together >= history[-1]:
                 break

@@ -33,6 +33,17 @@ class Uniform(Strategy):
 
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with one share for all layers."""
+        chosen, keep = self.select(problem)
+        return make_plan(problem, replace(self, keep=keep), chosen, reasons=problem.table().reasons)
+
+    def select(self, problem: Problem) -> tuple[dict[str, Candidate], float]:
+        """Return the candidates of the layers that are factored, by name, and the smallest share.
+
+        Raises
+        ------
+        InfeasibleBudget
+            If the smallest candidates exceed the budget.
+        """
         table = problem.table()
         resources = resources_of(problem)
 
@@ -57,7 +68,7 @@ class Uniform(Strategy):
         chosen, level = select(1 - self.keep), 1 - self.keep
         if problem.budget is not None:
             chosen, level = mildest(problem, table, select, strategy=self.name)
-        return make_plan(problem, replace(self, keep=1 - level), chosen, reasons=table.reasons)
+        return chosen, 1 - level
 
 
 registry.register(Uniform, summary="the same reduction for every layer")
