@@ -292,15 +292,21 @@ def of_encoder(results: list[dict[str, Any]], searches: bool) -> list[dict[str, 
     return list(rows.values())
 
 
-def of_limits(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each network and limit: what the search took, and with which options."""
-    names = {"encoder": "sentence encoder", "pitch": "CREPE", "resnet20": "ResNet-20", "resnet18": "ResNet-18"}
+NETWORKS = {"encoder": "sentence encoder", "pitch": "CREPE", "resnet20": "ResNet-20", "resnet18": "ResNet-18"}
+
+
+def of_limits(results: list[dict[str, Any]], proxies: bool) -> list[dict[str, Any]]:
+    """Return a row for each network and limit: what the search took; by shape, one for each proxy without a limit."""
+    if proxies:
+        return of_proxies([row for row in results if row["limit_s"] is None])
     rows = []
     for row in results:
+        if row["limit_s"] is None:
+            continue
         quality = next(iter(row.get("quality", {}).items()), None)
         rows.append(
             {
-                "network": names.get(row["network"], "ViT-B/16"),
+                "network": NETWORKS.get(row["network"], "ViT-B/16"),
                 "params": f"{row['params'] / 1e6:.1f} M",
                 "time_limit": f"{row['limit_s']:g}",
                 "forecast": f"{row['forecast_s']:g}",
@@ -314,6 +320,18 @@ def of_limits(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def of_proxies(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each proxy: agreement, processor seconds and memory of its search on each network."""
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        row, network = rows.setdefault(result["proxy"], {"proxy": result["proxy"]}), NETWORKS[result["network"]]
+        name, value = next(iter(result["quality"].items()))
+        row[f"{network}, {HEADS.get(name, name)}"] = f"{value:.3f}"
+        row[f"{network}, CPU seconds"] = f"{result['cpu_s']:g}"
+        row[f"{network}, MiB"] = result["peak_mib"]
+    return list(rows.values())
 
 
 def of_yolo(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -378,7 +396,7 @@ TABLES: dict[str, Table] = {
     "gauge": lambda records, _: of_gauge(records[0]["results"]),
     "compressnas": lambda records, _: of_search(all_rows(records)),
     "encoder": lambda records, shapes: of_encoder(records[0]["results"], shapes),
-    "time_limit": lambda records, _: of_limits(records[0]["results"]),
+    "time_limit": lambda records, shapes: of_limits(records[0]["results"], shapes),
     "similarity": lambda records, _: of_similarity(records[0]["results"]["loops"]),
     "rene": lambda records, shapes: of_rene(records[0]["results"], shapes),
     "yolo": lambda records, _: of_yolo(records[0]["results"]),

@@ -1,17 +1,21 @@
-"""Time of the default search on five networks, and whether it keeps within its limit.
+r"""Time of the default search on five networks, and whether it keeps within its limit; plans of several proxies.
 
     RANKFOLD_DATA=... python benchmarks/time_limit.py --threads 2 [--networks vit] [--limits 300 30]
+    RANKFOLD_DATA=... python benchmarks/time_limit.py --threads 2 --networks resnet20 encoder pitch --limits 0 \
+        --proxies auto fisher+network fisher network weight uniform
 
-For each network and limit: `rf.plan` for half of the parameters with default options. Stated are the forecast of the
-chosen setting, the seconds of `rf.plan` from its call to its return, whether they are within 120 % of the limit, its
-peak memory, its setting, and, if it is not the best one, the best one with its forecast; where the weights are trained,
-also the seconds of `rf.apply` and the agreement with the original on held-out data. The networks are those of
-`_networks.py`. Every row runs in a separate process; rows in the result file are not measured again.
+For each network and limit (0 is none): `rf.plan` for half of the parameters with default options but the proxy. Stated
+are the forecast of the chosen setting, the seconds of `rf.plan` from its call to its return, whether they are within
+120 % of the limit, its peak memory, its setting, and, if it is not the best one, the best one with its forecast; where
+the weights are trained, also the seconds of `rf.apply` and the agreement with the original on held-out data. The
+networks are those of `_networks.py`. Every row runs in a separate process; rows in the result file are not measured
+again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -21,6 +25,7 @@ from typing import Any
 import _harness
 import _networks
 import rankfold as rf
+from rankfold.candidates.proxies import PROXIES
 
 NETWORKS = ("resnet20", "encoder", "pitch", "resnet18", "vit")
 KEPT = 1.2
@@ -32,23 +37,24 @@ def main() -> None:
     parser = _harness.parser("time_limit", __doc__)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, help="networks to search")
     parser.add_argument("--limits", type=float, nargs="+", default=[300, 30], help="seconds")
-    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--proxies", nargs="+", default=["auto"], choices=PROXIES, help="proxies to search with")
+    parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     _harness.start(args)
     if args.row is not None:
-        print(json.dumps(measure(args.row[0], float(args.row[1]), args.seed)))
+        print(json.dumps(measure(args.row[0], float(args.row[1]) or None, args.row[2], args.seed)))
         return
     rows: list[dict[str, Any]] = _harness.stored(args) or []
-    for limit in args.limits:
-        for network in args.networks:
-            if any((row["network"], row["limit_s"]) == (network, limit) for row in rows):
-                continue
-            rows.append(_harness.in_new_process(__file__, args, "--row", network, str(limit)))
-            print(rows[-1], flush=True)
-            _harness.save("time_limit", rows, args)
+    for limit, network, proxy in itertools.product(args.limits, args.networks, args.proxies):
+        key = (network, limit or None, proxy)
+        if any((row["network"], row["limit_s"], row.get("proxy", "auto")) == key for row in rows):
+            continue
+        rows.append(_harness.in_new_process(__file__, args, "--row", network, str(limit), proxy))
+        print(rows[-1], flush=True)
+        _harness.save("time_limit", rows, args)
 
 
-def measure(network: str, limit: float, seed: int) -> dict[str, Any]:
+def measure(network: str, limit: float | None, proxy: str, seed: int) -> dict[str, Any]:
     """Return the figures of one search."""
     data = os.environ.get("RANKFOLD_DATA")
     case = _networks.load(network, seed, None if data is None else Path(data))
@@ -61,19 +67,21 @@ def measure(network: str, limit: float, seed: int) -> dict[str, Any]:
             calibration=case.calibration,
             seed=seed,
             time_limit=limit,
+            strategy=rf.CompressNAS(proxy=proxy),
         )
     planned = time.perf_counter()
     ((chosen, best),) = settings
     timed = {
         "forecast_s": round(chosen.seconds, 1),
         "search_s": round(planned - start, 1),
-        "kept": planned - start <= KEPT * limit,
+        "kept": None if limit is None else planned - start <= KEPT * limit,
         "cpu_s": round(time.process_time() - cpu, 1),
     }
     row = {
         "network": network,
         "params": sum(p.numel() for p in case.model.parameters()),
         "limit_s": limit,
+        "proxy": proxy,
         **timed,
         "peak_mib": _harness.peak_mib(),
         "settings": {key: plan.provenance.config[key] for key in ("samples", "points", "moment_samples")}
