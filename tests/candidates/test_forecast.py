@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold.candidates import forecast as forecasts
-from rankfold.candidates.forecast import GRID, Forecast, time_pass
+from rankfold.candidates.forecast import AUTO, GRID, Forecast, time_pass
 from rankfold.candidates.proxies import ProxyConfig
 from rankfold.errors import ConfigError
 from rankfold.inventory import inspect
@@ -67,12 +67,28 @@ def test_the_passes_of_each_proxy() -> None:
 def test_the_best_setting_within_the_limit() -> None:
     whole = [FORECAST.setting("fisher+network", *pair) for pair in GRID]
     assert [s.seconds for s in whole] == sorted((s.seconds for s in whole), reverse=True)
-    assert FORECAST.choose(ProxyConfig(), None) == (whole[0], whole[0])
+    given = ProxyConfig(proxy="fisher+network")
+    assert FORECAST.choose(given, None) == (whole[0], whole[0])
     for better, worse in itertools.pairwise(whole):
-        chosen, best = FORECAST.choose(ProxyConfig(), (better.seconds + worse.seconds) / 2)
+        chosen, best = FORECAST.choose(given, (better.seconds + worse.seconds) / 2)
         assert (chosen, best) == (worse, whole[0])
-    assert FORECAST.choose(ProxyConfig(), whole[-1].seconds - 0.1)[0].proxy == "fisher"
-    assert FORECAST.choose(ProxyConfig(), 0.1)[0].proxy == "weight"
+
+
+def test_auto_prefers_samples_to_measurements() -> None:
+    whole = [FORECAST.setting(*choice) for choice in AUTO]
+    assert FORECAST.choose(ProxyConfig(), None) == (whole[0], whole[0])
+    for at, setting in enumerate(whole):
+        fitting = [other for other in whole if other.seconds <= setting.seconds]
+        chosen, best = FORECAST.choose(ProxyConfig(), setting.seconds)
+        assert (chosen, best) == (fitting[0], whole[0])
+        assert whole.index(chosen) <= at
+    assert FORECAST.choose(ProxyConfig(), whole[-1].seconds - 0.1)[0].proxy == "weight"
+    assert FORECAST.choose(ProxyConfig(), whole[-1].seconds - 0.1, fallback="uniform")[0].proxy == "uniform"
+
+
+def test_samples_that_the_data_does_not_have_take_no_time() -> None:
+    few = replace(FORECAST, samples=100)
+    assert few.setting("fisher", 256, 8).seconds == FORECAST.setting("fisher", 100, 8).seconds
 
 
 @pytest.mark.parametrize("proxy", ["network", "fisher", "fisher+network"])
@@ -139,7 +155,7 @@ def test_a_few_batches_are_timed_and_slow_networks_only_briefly(each_s: float, r
 def test_a_plan_records_what_was_chosen_and_its_options_return_it(
     slow: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = planned(time_limit=300, strategy=rf.CompressNAS(rivals=()))
+    first = planned(time_limit=300, strategy=rf.CompressNAS(proxy="fisher+network"))
     config = dict(first.provenance.config)
     assert (config["proxy"], config["samples"], config["points"]) == ("fisher+network", 32, 8)
     said = capfd.readouterr().err

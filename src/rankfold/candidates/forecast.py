@@ -29,9 +29,13 @@ from rankfold.methods import Method
 from rankfold.records import Inventory, LayerInfo
 
 GRID = ((MOST_SAMPLES, POINTS), (128, POINTS), (64, POINTS), (32, POINTS), (16, POINTS), (16, POINTS // 2))
-"""Samples and points that a search chooses from, the best first."""
-CHEAPER = (("fisher", 64, POINTS), ("fisher", 16, POINTS // 2))
-"""Proxy, samples and points that "auto" chooses from in addition, if none of `GRID` keeps within the limit."""
+"""Samples and points that a search with a given proxy chooses from, the best first."""
+AUTO = (
+    *(("fisher+network", *pair) for pair in GRID[:3]),
+    *(("fisher", *pair) for pair in GRID[:3]),
+    ("fisher", 16, POINTS // 2),
+)
+"""Proxy, samples and points that "auto" chooses from, the best first: many samples are worth more than measurements."""
 TIMED = 16
 """Samples of a timed pass, and the fewest samples of second moments that a search chooses."""
 TIMED_BATCHES = 4
@@ -168,9 +172,10 @@ class Forecast:
                 passes += 1 + (points // 2 if proxy == "fisher+network" else points * number) * (share + REPLAY)
         read = min(moment_samples or math.inf, self.samples or math.inf)
         moments_s = self.moments_s * (read if read < math.inf else TIMED)  # data without a length counts as one batch
-        seconds = self.spent_s + moments_s + self.priced_s + passes * samples * self.sample_s
+        present = min(samples, self.samples or samples)
+        seconds = self.spent_s + moments_s + self.priced_s + passes * present * self.sample_s
         if plans > 1:  # one more run computes the original's outputs
-            seconds += plans * self.factored_s + (plans + 1) * min(COMPARED, samples) * self.sample_s
+            seconds += plans * self.factored_s + (plans + 1) * min(COMPARED, present) * self.sample_s
         return Setting(proxy=proxy, samples=samples, points=points, moment_samples=moment_samples, seconds=seconds)
 
     def choose(
@@ -192,12 +197,11 @@ class Forecast:
         fallback : str
             A proxy without samples, for "auto" if no other one is within the limit.
         """
-        automatic = config.proxy == "auto"
-        proxy = "fisher+network" if automatic else config.proxy
-        choices = [(proxy, *pair, 1 + rivals) for pair in GRID]
-        if automatic:
-            choices += [(*cheaper, min(1 + rivals, 2)) for cheaper in CHEAPER]
+        if config.proxy == "auto":  # without measurements, gradients compete only with the fallback
+            choices = [(*choice, 1 + (min(rivals, 1) if choice[0] == "fisher" else rivals)) for choice in AUTO]
             choices.append((fallback, *GRID[-1], 1))
+        else:
+            choices = [(config.proxy, *pair, 1 + rivals) for pair in GRID]
         moments = self._moment_samples(config, limit)
         settings = [
             self.setting(name, config.samples or n, config.points or p, m, plans)
