@@ -36,12 +36,12 @@ AUTO = (
     ("fisher", 16, POINTS // 2),
 )
 """Proxy, samples and points that "auto" chooses from, the best first: many samples are worth more than measurements."""
-TIMED = 16
-"""Samples of a timed pass, and the fewest samples of second moments that a search chooses."""
+FEWEST = 4
+"""The fewest samples of second moments that a search chooses."""
 TIMED_BATCHES = 4
-"""Batches of which some samples are timed: texts, for example, have different lengths."""
+"""Batches that are timed: texts, for example, have different lengths."""
 TIMING_S = 1.0
-"""Seconds after which no further pass is timed."""
+"""Seconds after which no further batch is timed; a quarter of them is spent on one."""
 FISHER = (3.0, 4.0)
 """Time of the proxy from gradients in forward passes: once, and for every pass over the samples, which are few at a
 time."""
@@ -49,10 +49,11 @@ REPLAY = 0.25
 """Time of a measurement in forward passes, in addition to the part of the network from its layer on."""
 PRICED_S = 0.1
 """Seconds to list and price the candidates of a layer by one method."""
-DECOMPOSED = 100.0
-"""Multiply-accumulates per ``n^3`` in the decompositions of a matrix whose shorter side is n, at the network's rate."""
-GRAM = 0.6
-"""Share of a square Gram matrix that is computed."""
+DECOMPOSED, DECOMPOSED_KERNEL = 20.0, 100.0
+"""Multiply-accumulates per ``n^3`` in the decompositions of a matrix whose shorter side is n, at the network's rate; of
+a layer with a kernel, whose methods decompose several matrices."""
+GRAM = 1.5
+"""Time of a Gram matrix relative to its multiply-accumulates at the network's rate; it is added up in float64."""
 MOMENTS = 0.25
 """Share of the limit that the second moments may take, if those of all samples exceed it."""
 MOST_PATCH, MOST_POSITIONS = 2304, 1024
@@ -143,8 +144,8 @@ class Forecast:
             before += inventory.costs[layer.name].macs
         per_sample = total / max(inventory.batch, 1)
         fitting = tuple(sum(method.supports(layer) is None for method in methods) for layer in layers)
-        work = sum(n * layer.groups * _short_side(layer) ** 3 for n, layer in zip(fitting, layers, strict=True))
-        decomposed_s = DECOMPOSED * work * sample_s / per_sample
+        work = sum(n * _decomposition_macs(layer) for n, layer in zip(fitting, layers, strict=True))
+        decomposed_s = work * sample_s / per_sample
         moments_s = 0.0
         if moments:
             sums = sum(
@@ -171,7 +172,7 @@ class Forecast:
             for share, number in zip(self.after, self.methods, strict=True):
                 passes += 1 + (points // 2 if proxy == "fisher+network" else points * number) * (share + REPLAY)
         read = min(moment_samples or math.inf, self.samples or math.inf)
-        moments_s = self.moments_s * (read if read < math.inf else TIMED)  # data without a length counts as one batch
+        moments_s = self.moments_s * (read if read < math.inf else FEWEST)  # data without a length counts as one batch
         present = min(samples, self.samples or samples)
         seconds = self.spent_s + moments_s + self.priced_s + passes * present * self.sample_s
         if plans > 1:  # one more run computes the original's outputs
@@ -215,7 +216,7 @@ class Forecast:
         """Return the samples of second moments to choose from, the best first: all of them, or a power of two."""
         if config.moment_samples is not None or limit is None or self.moments_s <= 0:
             return (config.moment_samples,)
-        most = max(TIMED, MOMENTS * limit / self.moments_s)
+        most = max(FEWEST, MOMENTS * limit / self.moments_s)
         fewer = 2 ** math.floor(math.log2(most))
         if self.samples is None:  # all of them may take any time
             return (fewer,)
@@ -231,8 +232,8 @@ def _timed(model: nn.Module, batches: Iterable[Any]) -> tuple[int, float]:
             inputs = split_batch(batch)[0]
             sizes.append(batch_size(inputs))
             sample_s = time_pass(model, leading(inputs, 2), example=example)
-            samples = min(TIMED, int(TIMING_S / (2 * sample_s)))
-            if samples > 2:  # a few samples at a time take longer
+            samples = int(TIMING_S / 4 / sample_s)
+            if samples > 2:  # a few samples at a time take longer than the whole batch
                 sample_s = time_pass(model, leading(inputs, samples), example=example)
             seconds.append(sample_s)
             if time.perf_counter() - start > TIMING_S:
@@ -251,8 +252,10 @@ def time_pass(model: nn.Module, inputs: Any, *, example: Any = None) -> float:
     return max(min(seconds), 1e-6) / max(batch_size(inputs), 1)
 
 
-def _short_side(layer: LayerInfo) -> int:
-    return min(layer.group_out, layer.group_in * layer.kernel_numel)
+def _decomposition_macs(layer: LayerInfo) -> float:
+    """Return the multiply-accumulates of a layer's decompositions by one method."""
+    short = min(layer.group_out, layer.group_in * layer.kernel_numel)
+    return (DECOMPOSED_KERNEL if layer.kernel_numel > 1 else DECOMPOSED) * layer.groups * short**3
 
 
 def _gram_macs(layer: LayerInfo, macs: float) -> float:

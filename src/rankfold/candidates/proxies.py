@@ -38,7 +38,7 @@ class ProxyConfig:
         interpolated. By default 8, or 4 if the `time_limit` requires it.
     moment_samples : int or None
         Number of calibration samples for the second moments, by which candidates are priced, the first ones of the
-        data. By default all, or as many as the `time_limit` allows, at least 16.
+        data. By default all, or as many as the `time_limit` allows, at least 4.
     taps : tuple of str
         Modules whose outputs are compared instead of the network's outputs.
     """

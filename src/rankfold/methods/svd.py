@@ -81,11 +81,12 @@ def in_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
 def short_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
     """Return a matrix with the Gram matrix of the rows of `in_metric`, and no more columns than rows.
 
-    Singular values and left singular vectors depend only on this Gram matrix ``M C M^T``. If there are fewer outputs
-    than inputs, its root replaces ``M C^(1/2)``, so that the larger matrix C needs no decomposition.
+    Singular values and left singular vectors depend only on this Gram matrix ``M C M^T``. If there are no more outputs
+    than inputs, its Cholesky factor replaces ``M C^(1/2)``, so that C needs no eigendecomposition; if it is singular to
+    rounding, its root does.
     """
     matrix = weight.flatten(2)
-    if moments is None or matrix.shape[1] >= matrix.shape[2]:
+    if moments is None or matrix.shape[1] > matrix.shape[2]:
         return in_metric(weight, moments)
     if weight[0, 0, 0].numel() > 1 and moments.patch is None:  # the channel moment at every kernel position
         flat, moment = weight.flatten(3), moments.channel
@@ -94,7 +95,11 @@ def short_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
         moment = moments.channel if weight[0, 0, 0].numel() == 1 or moments.patch is None else moments.patch
         gram = matrix @ moment @ matrix.mT
     gram += mean_share(moment) * (matrix @ matrix.mT)
-    energies, vectors = eigh_descending((gram + gram.mT) / 2)
+    gram = (gram + gram.mT) / 2
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if not bool(failed.any()):
+        return factor
+    energies, vectors = eigh_descending(gram)
     return vectors * energies.sqrt().unsqueeze(-2)
 
 
