@@ -20,7 +20,8 @@ RESOURCES = {"params": "params", "macs": "MACs"}
 def _(reproduction: Reproduction, *, brief: bool) -> Content:
     explained = (
         "params and MACs: reductions, in the model, its convolutions (conv) and its linear layers. X: the drop is "
-        "larger than allowed. Time: all rounds of a run; for other strategies, the whole call."
+        "larger than allowed. Time: all rounds of a run; for other strategies, the last call, which may have resumed a "
+        "search."
     )
     return Content(
         title=reproduction.model_name,
