@@ -24,7 +24,11 @@ MAX_PUBLIC_NAMES = 32
 HEAVY = (
     "PIL",
     "accelerate",
+    "ai_edge_litert",
+    "coremltools",
+    "executorch",
     "huggingface_hub",
+    "litert_torch",
     "matplotlib",
     "mlxtend",
     "onnx",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -65,6 +66,43 @@ def write_atomic(path: str | Path, write: Callable[[Path], object], *, sweeping:
             if handle is not None:
                 os.close(handle)
     return path
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary folder next to `path` with the same suffix, then rename it into place.
+
+    An existing folder is only replaced if it has the same files at its top. It is moved aside first, and moved back if
+    the renaming fails.
+
+    Raises
+    ------
+    RankfoldError
+        If the folder cannot be written, or another one is in its place; nothing is left.
+    """
+    require_usable(path)
+    with making_folder(path.parent, target=path):
+        place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:_KEPT]}.", suffix=".tmp"))
+        new, old = place / f"new{path.suffix}", place / f"old{path.suffix}"
+        try:
+            new.mkdir()
+            write(new)
+            for file in new.rglob("*"):
+                if file.is_file():
+                    to_disk(file)
+            if os.path.lexists(path):
+                if not path.is_dir() or path.is_symlink() or set(os.listdir(path)) != set(os.listdir(new)):
+                    raise RankfoldError(
+                        f"cannot write {str(path)!r}: something else exists there. Choose another location."
+                    )
+                path.rename(old)
+            try:
+                new.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager

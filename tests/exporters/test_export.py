@@ -20,10 +20,18 @@ import rankfold as rf
 from rankfold import exporters
 from rankfold.errors import ConfigError, DataError, MissingExtra, ModelError, RankfoldError, UnknownNameError
 from rankfold.exporters import onnx as onnx_exporter
+from rankfold.exporters.torch_export import TorchExport
 from rankfold.reporting.export import Export
 
+
+def needs(name: str) -> pytest.MarkDecorator:
+    """Return a mark that skips a test where a format's packages are missing."""
+    missing = [package for package in exporters.get(name).packages if importlib.util.find_spec(package) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"export to {name!r} needs {', '.join(missing)}")
+
+
 FORMATS = [
-    name for name in exporters.registry.names() if all(map(importlib.util.find_spec, exporters.get(name).packages))
+    pytest.param(name, marks=needs(name)) for name in exporters.registry.names() if not exporters.get(name).unchecked()
 ]
 X = torch.randn(3, 4, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -73,23 +81,28 @@ def test_every_format_keeps_the_outputs(name: str, small: nn.Module, tmp_path: P
     small.train()
     before = copy.deepcopy(small.state_dict())
     path = tmp_path / f"net{exporters.get(name).suffix}"
-    done = rf.export(small, path, X[:1])
+    sizes = exporters.get(name).batch_sizes
+    most = {"any": None, "bounded": 2, "fixed": 1}[sizes]
+    done = rf.export(small, path, X[: most or 1])
     assert small.training
     assert all(torch.equal(tensor, before[key]) for key, tensor in small.state_dict().items())
     files = [file for file in (path, exporters.get(name).weights_file(path)) if file is not None]
     assert sorted(tmp_path.iterdir()) == sorted(files)
     assert done.bytes == sum(file.stat().st_size for file in files) > done.weight_bytes
-    assert (done.file_format, done.samples, done.dynamic_batch) == (name, 3, True)  # one sample, and two
+    samples = 1 if sizes == "fixed" else 3  # otherwise one sample, and two
+    assert (done.file_format, done.samples, done.dynamic_batch) == (name, samples, sizes != "fixed")
+    assert done.largest_batch == most
+    assert done.difference is not None
     assert done.difference < 1e-5
     small.eval()
     run = exporters.get(name).open(path)
     with torch.no_grad():
-        for batch in (X, X[:1]):
+        for batch in (X[:most], X[:1]):
             (ours,) = run(batch)
             assert torch.dist(ours, small(batch)) < 1e-5 * small(batch).norm()
             assert torch.dist(ours, small(batch + 0.1)) > 1e-3 * small(batch).norm()
     data = [(X, torch.zeros(3)), (X[:2], torch.zeros(2))]
-    assert rf.export(small, path, X, to=name, check=data).samples == 5
+    assert rf.export(small, path, X, to=name, check=data).samples == (3 if sizes == "fixed" else 5)
     assert sorted(tmp_path.iterdir()) == sorted(files)
 
 
@@ -110,6 +123,29 @@ def test_other_outputs_are_refused_and_leave_no_file(tmp_path: Path, monkeypatch
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
     assert rf.export(net, path, torch.randn(2, 4), tolerance=0.02).difference == pytest.approx(0.01, rel=1e-3)
+
+
+class Bounded(TorchExport):
+    """A format that needs a bound for the batch, as ExecuTorch's does."""
+
+    name, suffix, batch_sizes = "bounded", ".bounded", "bounded"
+
+
+def test_a_bounded_batch_has_the_size_of_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporters, "get", lambda name: Bounded())
+    net, x, path = nn.Linear(4, 3), torch.randn(5, 4), tmp_path / "net.bounded"
+    data = [(x, torch.arange(5) % 3)]
+    done = rf.export(net, path, x[:2], to="bounded", check=data, evaluate=rf.top1(data))
+    assert (done.dynamic_batch, done.largest_batch, done.samples) == (True, 2, 5)
+    assert done.metric is not None
+    assert done.metric.dense == done.metric.final
+    assert "batch size: at most 2" in str(done)
+    run = Bounded().open(path)
+    assert len(run(x[:1])[0]) == 1
+    with pytest.raises(AssertionError, match="2"):
+        run(x)
+    single = rf.export(net, path, x[:1], to="bounded", check=data)
+    assert (single.dynamic_batch, single.largest_batch, single.samples) == (False, 1, 5)
 
 
 class InTwoFiles(type(exporters.get("torch-export"))):
@@ -139,6 +175,75 @@ def test_a_format_of_two_files_leaves_both_or_none(tmp_path: Path, monkeypatch: 
         rf.export(net, tmp_path / "other.weights", x, to="two-files")
 
 
+class InFolder(TorchExport):
+    """A format like Core ML's on other systems: a folder that cannot run on this machine."""
+
+    name, suffix, folder = "folder", ".folder", True
+
+    def unchecked(self) -> str:
+        return "it only runs elsewhere"
+
+    def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
+        assert path.suffix == ".folder"
+        super().write(program, path / "program.pt2")
+        if program.example_inputs[0][0].shape[1] == 5:
+            raise ModelError("five")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporters, "get", lambda name: InFolder())
+    path = tmp_path / "deep" / "net.folder"
+    with pytest.raises(ModelError, match="five"):
+        rf.export(nn.Linear(5, 3), path, torch.randn(2, 5), to="folder")
+    assert not list(tmp_path.iterdir())
+    done = rf.export(nn.Linear(4, 3), path, torch.randn(2, 4), to="folder")
+    files = [file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()]
+    assert files == ["deep/net.folder/program.pt2"]
+    assert done.bytes == (path / "program.pt2").stat().st_size
+    before = (path / "program.pt2").read_bytes()
+    with pytest.raises(ModelError, match="five"):
+        rf.export(nn.Linear(5, 3), path, torch.randn(2, 5), to="folder")
+    assert (path / "program.pt2").read_bytes() == before
+    rf.export(nn.Linear(4, 30), path, torch.randn(2, 4), to="folder")
+    assert len((path / "program.pt2").read_bytes()) > len(before)
+    assert [file.name for file in path.parent.iterdir()] == ["net.folder"]
+    (path / "mine").touch()
+    with pytest.raises(RankfoldError, match="something else exists there"):
+        rf.export(nn.Linear(4, 3), path, torch.randn(2, 4), to="folder")
+    assert (path / "mine").exists()
+    with pytest.raises(ConfigError, match=r"Use the suffix '\.folder'"):
+        rf.export(nn.Linear(4, 3), tmp_path / "net.other", torch.randn(2, 4), to="folder")
+
+
+def test_what_cannot_run_here_is_not_called_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporters, "get", lambda name: InFolder())
+    net, x, path = nn.Linear(4, 3), torch.randn(2, 4), tmp_path / "net.folder"
+    done = rf.export(net, path, x, to="folder", check=[x])
+    assert (done.difference, done.samples, done.unchecked) == (None, 0, "it only runs elsewhere")
+    assert "relative difference of the outputs: not checked: it only runs elsewhere" in str(done)
+    assert Export.load(done.save(tmp_path / "record.json")) == done
+    with pytest.raises(ConfigError, match=r"evaluate runs the file, but it only runs elsewhere"):
+        rf.export(net, path, x, to="folder", evaluate=rf.top1([(x, torch.zeros(2))]))
+
+
+@needs("coreml")
+@pytest.mark.skipif(sys.platform == "darwin", reason="on macOS the outputs are compared, as in other formats")
+def test_coreml_packages_describe_the_model(small: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "net.mlpackage"
+    done = rf.export(small, path, X)
+    assert done.bytes == sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) > done.weight_bytes
+    assert (done.difference, done.samples, done.largest_batch) == (None, 0, 3)
+    assert "not checked: Core ML only runs on macOS" in str(done)
+    tools = importlib.import_module("coremltools")
+    description = tools.utils.load_spec(str(path)).description
+    (taken,), (given,) = description.input, description.output
+    ranges = taken.type.multiArrayType.shapeRange.sizeRanges
+    assert [(one.lowerBound, one.upperBound) for one in ranges] == [(1, 3), (4, 4), (12, 12), (12, 12)]
+    assert given.type.multiArrayType.dataType == taken.type.multiArrayType.dataType
+    fixed = rf.export(small, path, X, dynamic_batch=False)
+    assert (fixed.dynamic_batch, fixed.largest_batch) == (False, 3)
+
+
 class Several(nn.Module):
     """Keyword inputs in another order than the signature's; outputs in a mapping."""
 
@@ -157,7 +262,8 @@ def test_keyword_inputs_and_nested_outputs(name: str, tmp_path: Path) -> None:
     example = {"x": x, "mask": mask}
     path = tmp_path / f"net{exporters.get(name).suffix}"
     done = rf.export(Several(), path, example, check=[{"mask": mask[:1] * 0.5, "x": x[:1]}, example])
-    assert done.samples == 3
+    assert done.samples == (2 if exporters.get(name).batch_sizes == "fixed" else 3)
+    assert done.difference is not None
     assert done.difference < 1e-5
 
 
@@ -228,6 +334,10 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporters.contract, "find_spec", without("openvino"))
     with pytest.raises(MissingExtra, match=r"export to 'openvino' needs.*pip install \"rankfold\[openvino\]\""):
         rf.export(net, tmp_path / "net.xml", x)
+    for name, package in (("executorch", "executorch"), ("litert", "litert_torch"), ("coreml", "coremltools")):
+        monkeypatch.setattr(exporters.contract, "find_spec", without(package))
+        with pytest.raises(MissingExtra, match=rf"export to '{name}' needs.*pip install \"rankfold\[{name}\]\""):
+            rf.export(net, tmp_path / f"net{exporters.get(name).suffix}", x)
     monkeypatch.undo()
     monkeypatch.setattr(onnx_exporter, "LARGEST", 10)
     with pytest.raises(ModelError, match="an ONNX file holds at most 10"):
@@ -265,6 +375,7 @@ def test_int8_computes_products_of_factors_in_int8(tmp_path: Path, monkeypatch: 
     assert done.float_bytes is not None
     products = [m for m in small.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert (done.int8.products, done.int8.kept) == (len(products), ())
+    assert done.difference is not None
     assert 1e-4 < done.difference < 0.2
     assert done.bytes == path.stat().st_size < done.float_bytes
     assert done.metric.dense == 1.0 >= done.metric.final > 0.7

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankfold import exporters
 from rankfold._config import is_number, require, spelled
-from rankfold._files import check_writable, to_disk, write_atomic
+from rankfold._files import check_writable, to_disk, write_atomic, write_folder
 from rankfold._progress import track
 from rankfold._tensors import tensors_of
 from rankfold._turns import in_turn
@@ -22,7 +22,7 @@ from rankfold.api.realizing import metric_value
 from rankfold.batches import MatchedBatches, batch_size, leading, pieces, split_batch
 from rankfold.cost import activation_profile
 from rankfold.errors import ConfigError, DataError, ModelError, RankfoldError
-from rankfold.evaluation import as_metric
+from rankfold.evaluation import Metric, as_metric
 from rankfold.evaluation import evaluate as measure
 from rankfold.inventory import call_example, check_model, describe, evaluating, export_graph
 from rankfold.inventory.sharing import unique
@@ -52,23 +52,26 @@ def export(
     """Write a model to a file of another runtime, and compare the file's outputs with the model's.
 
     The file is first written under a temporary name, loaded by its runtime on the CPU and run. It gets its name only if
-    its outputs agree.
+    its outputs agree. A Core ML model is only compared on macOS; elsewhere the record says that it is not checked.
 
     Parameters
     ----------
     model : Module
         Any model, compressed or not; it is exported in evaluation mode and left unchanged.
     path : path
-        The file. An existing file is replaced. OpenVINO's format has a second one with the suffix ``.bin``.
+        The file. An existing file is replaced. OpenVINO's format has a second one with the suffix ``.bin``; a Core ML
+        model is a folder.
     example_input : object
         A tuple of positional arguments, a mapping of keyword arguments, or a single argument.
     to : str or None
-        Format: ``"onnx"``, ``"openvino"`` or ``"torch-export"``; None is that of the path's suffix.
+        Format: ``"onnx"``, ``"torch-export"``, ``"openvino"``, ``"executorch"``, ``"litert"`` or ``"coreml"``; None is
+        that of the path's suffix.
     check : iterable of batches, optional
         Inputs on which the outputs are compared; by default the data of `int8`, else the example input and, if the
         batch is dynamic, a batch of another size.
     dynamic_batch : bool
-        Whether the file runs on batches of any size; otherwise on the example's only.
+        Whether the file runs on batches of any size; otherwise on the example's only. ExecuTorch and Core ML
+        need a bound: the size of the example. LiteRT files always have the example's size.
     int8 : iterable of batches, optional
         Calibration data for static quantisation to int8: weights per output channel, activations per tensor. None keeps
         the model's data type.
@@ -121,31 +124,27 @@ def export(
     check_model(model)
     check_writable(path.parent)
     metric = None if evaluate is None else as_metric(evaluate)
+    if metric is not None and (reason := exporter.unchecked()):
+        raise ConfigError(f"{spelled('evaluate')} runs the file, but {reason}. Remove it.")
     with evaluating(model):
         call_example(model, example_input)  # torch.export's own errors about inputs say less
-    program = exporters.captured(model, example_input, dynamic_batch=dynamic_batch)
-    facts: dict[str, Any] = {}
+    largest = None if dynamic_batch and exporter.batch_sizes == "any" else batch_size(example_input)
+    dynamic_batch = dynamic_batch and exporter.batch_sizes != "fixed" and largest != 1
+    batches: dict[str, Any] = {"dynamic_batch": dynamic_batch, "largest": largest}
+    program = exporters.captured(model, example_input, **batches)
+    facts: dict[str, Any] = {"unchecked": exporter.unchecked()}
 
     def write(temporary: Path) -> None:
         exporter.write(program, temporary)
         if int8 is not None:
             facts["float_bytes"] = temporary.stat().st_size
-            batches = _inputs(example_input, int8, "calibration", dynamic_batch=dynamic_batch)
+            calibration = _inputs(example_input, int8, "calibration", **batches)
             narrow = exporters.saturates() if reduce_range is None else reduce_range
-            facts["int8"] = exporter.quantize(temporary, batches, reduce_range=narrow)
-        runner = exporter.open(temporary)
-        data = int8 if check is None else check  # int8 is only valid on data like that of its calibration
-        inputs = _inputs(example_input, data, "check", dynamic_batch=dynamic_batch)
-        facts["samples"], facts["difference"] = _compare(model, runner, inputs)
-        if not facts["difference"] <= limit:
-            raise RankfoldError(
-                f"the outputs of the exported file differ from the model's by {facts['difference']:.1e} (relative), "
-                f"more than {spelled('tolerance', limit)}. The file was not kept. Raise the tolerance, or use another "
-                "format."
-            )
-        if metric is not None:
-            values = {"dense": measure(model, metric), "reloaded": measure(exporters.Exported(runner), metric)}
-            facts["metric"] = metric_value(metric, values)
+            facts["int8"] = exporter.quantize(temporary, calibration, reduce_range=narrow)
+        if facts["unchecked"] is None:
+            data = int8 if check is None else check  # int8 is only valid on data like that of its calibration
+            inputs = _inputs(example_input, data, "check", **batches)
+            facts.update(_checked(model, exporter.open(temporary), inputs, limit, metric, largest))
 
     files = _write_files(path, exporter, write)
     stored = unique((*model.parameters(), *model.buffers()))
@@ -157,13 +156,39 @@ def export(
         inputs=describe(example_input),
         ram=_ram(model, example_input, None if int8 is None else "int8"),
         dynamic_batch=dynamic_batch,
+        largest_batch=largest,
         versions={"rankfold": __version__, **{n: version(n) for n in ("torch", *exporter.packages)}},
         **facts,
     )
 
 
+def _checked(
+    model: nn.Module, runner: exporters.Runner, inputs: Iterable[Any], limit: float, metric: Metric | None,
+    largest: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the comparison for the record; raise `RankfoldError` if the outputs differ by more than allowed."""
+    samples, difference = _compare(model, runner, inputs)
+    if not difference <= limit:
+        raise RankfoldError(
+            f"the outputs of the exported file differ from the model's by {difference:.1e} (relative), more than "
+            f"{spelled('tolerance', limit)}. The file was not kept. Raise the tolerance, or use another format."
+        )
+    facts: dict[str, Any] = {"samples": samples, "difference": difference}
+    if metric is not None:
+        values = {"dense": measure(model, metric), "reloaded": measure(exporters.Exported(runner, largest), metric)}
+        facts["metric"] = metric_value(metric, values)
+    return facts
+
+
 def _write_files(path: Path, exporter: exporters.Exporter, write: Callable[[Path], object]) -> list[Path]:
     """Let `write` fill temporary files, give them their names, and return those; if it raises, no file is left."""
+    if exporter.folder:
+        if path.suffix != exporter.suffix:
+            raise ConfigError(
+                f"{str(path)!r} is a folder in the format {exporter.name!r}. Use the suffix {exporter.suffix!r}."
+            )
+        write_folder(path, write)
+        return [file for file in path.rglob("*") if file.is_file()]
     final = exporter.weights_file(path)
     if final == path:
         raise ConfigError(
@@ -195,8 +220,10 @@ def _ram(model: nn.Module, example_input: Any, deploy_dtype: str | None) -> int 
         return None
 
 
-def _inputs(example_input: Any, data: Iterable[Any] | None, purpose: str, *, dynamic_batch: bool) -> Iterator[Any]:
-    """Yield inputs that the file can run: batches of any size, or of the example's only; without data, the example.
+def _inputs(
+    example_input: Any, data: Iterable[Any] | None, purpose: str, *, dynamic_batch: bool, largest: int | None
+) -> Iterator[Any]:
+    """Yield inputs that the file can run, of the sizes that it accepts; without data, the example.
 
     Raises
     ------
@@ -214,7 +241,7 @@ def _inputs(example_input: Any, data: Iterable[Any] | None, purpose: str, *, dyn
         inputs, _ = split_batch(batch)
         if isinstance(inputs, Mapping) and isinstance(example_input, Mapping):
             inputs = {key: inputs[key] for key in example_input if key in inputs}  # files have their inputs in order
-        for piece in [inputs] if dynamic_batch else pieces(inputs, size):
+        for piece in [inputs] if largest is None else pieces(inputs, largest):
             if dynamic_batch or batch_size(piece) == size:
                 some = True
                 yield piece
@@ -231,7 +258,14 @@ def _compare(model: nn.Module, runner: exporters.Runner, batches: Iterable[Any])
     for inputs in batches:
         with evaluating(model):
             reference = _numbers(tensors_of(call_example(model, inputs)))
-        distance, energy = squared_distance(_numbers(runner(inputs)), reference)
+        try:
+            outputs = runner(inputs)
+        except Exception as error:
+            raise RankfoldError(
+                f"the runtime cannot run the exported file. It raised {type(error).__name__}: {error}\n"
+                "The file was not kept. Use another format."
+            ) from error
+        distance, energy = squared_distance(_numbers(outputs), reference)
         difference = math.sqrt(distance / energy) if energy > 0 else math.sqrt(distance)
         samples, worst = samples + batch_size(inputs), max(worst, difference)
     return samples, worst

@@ -1,5 +1,8 @@
 """Exporters: write a model to the file of another runtime, one format per file."""
 
+from rankfold.exporters import coreml as coreml
+from rankfold.exporters import executorch as executorch
+from rankfold.exporters import litert as litert
 from rankfold.exporters import onnx as onnx
 from rankfold.exporters import openvino as openvino
 from rankfold.exporters import torch_export as torch_export

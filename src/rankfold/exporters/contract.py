@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from rankfold._config import spelled
 from rankfold._registry import Registry
+from rankfold.batches import pieces
 from rankfold.errors import ConfigError, MissingExtra
 from rankfold.exporters.int8 import Int8
 
@@ -33,6 +34,11 @@ class Exporter(ABC):
         Suffix of its files, such as ``".onnx"``.
     weights_suffix : str or None
         Suffix of a second file next to the first, with the weights; None for formats of one file.
+    batch_sizes : str
+        Batch sizes of files with a dynamic batch: ``"any"``, ``"bounded"`` (at most the example's), or ``"fixed"`` (the
+        example's only, as the format has no dynamic batch).
+    folder : bool
+        Whether a model is a folder.
     packages : tuple of str
         Modules that it imports, beyond those that rankfold requires.
     extra : str
@@ -44,6 +50,8 @@ class Exporter(ABC):
     name: str
     suffix: str
     weights_suffix: str | None = None
+    batch_sizes: Literal["any", "bounded", "fixed"] = "any"
+    folder: bool = False
     packages: tuple[str, ...] = ()
     extra: str = ""
 
@@ -56,6 +64,10 @@ class Exporter(ABC):
     def weights_file(self, path: Path) -> Path | None:
         """Return the second file of an exported model; None if the format has one file."""
         return None if self.weights_suffix is None else path.with_suffix(self.weights_suffix)
+
+    def unchecked(self) -> str | None:
+        """Return why files cannot be run on this machine; None if they can."""
+        return None
 
     @abstractmethod
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
@@ -77,15 +89,26 @@ class Exporter(ABC):
 
 
 class Exported(nn.Module):
-    """An exported file as a module, so that metrics can measure it; several outputs are a tuple."""
+    """An exported file as a module, so that metrics can measure it; several outputs are a tuple.
 
-    def __init__(self, runner: Runner) -> None:
+    Parameters
+    ----------
+    runner : callable
+        Runs the file.
+    largest : int or None
+        Samples of the largest batch that it runs on; larger batches are cut.
+    """
+
+    def __init__(self, runner: Runner, largest: int | None = None) -> None:
         super().__init__()
-        self._runner = runner
+        self._runner, self._largest = runner, largest
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the file on one batch."""
-        outputs = self._runner(kwargs or args)
+        inputs = kwargs or args
+        parts = [inputs] if self._largest is None else pieces(inputs, self._largest)
+        by_part = [self._runner(part) for part in parts]
+        outputs = by_part[0] if len(by_part) == 1 else [torch.cat(values) for values in zip(*by_part, strict=True)]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 

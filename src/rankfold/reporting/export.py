@@ -34,11 +34,16 @@ class Export(Document):
         The planner's estimate of peak activation memory for these inputs (the resource ``ram``), in bytes; one byte per
         activation in int8. None if the memory depends on the data.
     dynamic_batch : bool
-        Whether the file runs on batches of any size.
+        Whether the file runs on batches of several sizes.
+    largest_batch : int or None
+        Samples of the largest batch that the file runs on; None for any number.
     samples : int
-        Inputs on which the file's outputs were compared with the model's.
-    difference : float
-        Relative difference of the outputs, ``||file - model|| / ||model||``, of the batch where it is largest.
+        Inputs on which the file's outputs were compared with the model's; 0 if it cannot run on this machine.
+    difference : float or None
+        Relative difference of the outputs, ``||file - model|| / ||model||``, of the batch where it is largest. None if
+        the file cannot run on this machine.
+    unchecked : str or None
+        Why the file cannot run on this machine.
     versions : mapping of str to str
         Versions of the packages that wrote and ran the file.
     metric : MetricValue or None
@@ -57,8 +62,10 @@ class Export(Document):
     weight_bytes: int
     inputs: str
     dynamic_batch: bool
-    samples: int
-    difference: float
+    largest_batch: int | None = None
+    samples: int = 0
+    difference: float | None = None
+    unchecked: str | None = None
     versions: Mapping[str, str]
     metric: MetricValue | None = None
     ram: int | None = None
@@ -73,8 +80,17 @@ class Export(Document):
         return f"{self.path}: {self.file_format}, {size(self.bytes)}, relative difference {self.compared}"
 
     @property
+    def batch_size(self) -> str:
+        """The batch sizes that the file runs on."""
+        if not self.dynamic_batch:
+            return "fixed"
+        return "any" if self.largest_batch is None else f"at most {words.count(self.largest_batch)}"
+
+    @property
     def compared(self) -> str:
-        """The difference, and the number of samples."""
+        """The difference, and the number of samples; or why there is none."""
+        if self.difference is None:
+            return f"not checked: {self.unchecked}"
         return f"{self.difference:.1e} on {words.count(self.samples)} sample{'s' * (self.samples != 1)}"
 
 
@@ -85,7 +101,7 @@ def _(export: Export, *, brief: bool) -> Content:  # noqa: ARG001 - the same eve
         "file": f"{size(export.bytes)} (weights of the model: {size(export.weight_bytes)})",
         "inputs": export.inputs,
         "peak RAM for these inputs (estimate)": "depends on the data" if export.ram is None else size(export.ram),
-        "batch size": "any" if export.dynamic_batch else "fixed",
+        "batch size": export.batch_size,
         "relative difference of the outputs": export.compared,
         "versions": ", ".join(f"{name} {version}" for name, version in export.versions.items()),
     }
