@@ -127,7 +127,7 @@ def test_a_pass_is_timed() -> None:
             forecasts.time.sleep(0.05)
             return x
 
-    assert 0.005 <= time_pass(Sleeps(), torch.zeros(10, 2)) < 0.05
+    assert 0.005 <= time_pass(Sleeps(), torch.zeros(10, 2), samples=10, what="a batch") < 0.05
 
 
 @pytest.mark.parametrize(("each_s", "runs"), [(0.0, [2, 2, 32, 32] * 3), (0.3, [2, 2])])

@@ -174,7 +174,7 @@ def test_the_global_search_is_exact_under_bounds_of_parts(budget: str) -> None:
 class _Errors:
     """An estimator by the squared errors of the candidates."""
 
-    moments = None
+    moments = batches = None
 
     def __init__(self, table: rf.records.CandidateTable) -> None:
         self.table = table

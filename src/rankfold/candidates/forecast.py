@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import length_hint
 from typing import Any
 
@@ -24,6 +25,7 @@ from rankfold._tensors import model_device, to_device
 from rankfold.batches import batch_size, iterate, leading, split_batch
 from rankfold.candidates.fisher import DRAWS, HELD
 from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
+from rankfold.errors import ModelError
 from rankfold.inventory import run_batch, undisturbed
 from rankfold.methods import Method
 from rankfold.records import Inventory, LayerInfo
@@ -228,28 +230,38 @@ def _timed(model: nn.Module, batches: Iterable[Any]) -> tuple[int, float]:
     example, start = getattr(batches, "example", None), time.perf_counter()
     sizes, seconds = list[int](), list[float]()
     with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator even without shuffling
-        for batch in itertools.islice(iterate(batches, "calibration"), TIMED_BATCHES):
+        for number, batch in enumerate(itertools.islice(iterate(batches, "calibration"), TIMED_BATCHES), 1):
             inputs = split_batch(batch)[0]
             sizes.append(batch_size(inputs))
-            sample_s = time_pass(model, leading(inputs, 2), example=example)
+            timed = partial(time_pass, model, inputs, what=f"calibration batch {number}", example=example)
+            sample_s = timed(samples=2)
             samples = int(TIMING_S / 4 / sample_s)
             if samples > 2:  # a few samples at a time take longer than the whole batch
-                sample_s = time_pass(model, leading(inputs, samples), example=example)
+                sample_s = timed(samples=samples)
             seconds.append(sample_s)
             if time.perf_counter() - start > TIMING_S:
                 break
     return sizes[0], statistics.fmean(seconds)
 
 
-def time_pass(model: nn.Module, inputs: Any, *, example: Any = None) -> float:
-    """Return the seconds of a forward pass per sample: of the faster of two, because the first may compile."""
-    seconds = list[float]()
+def time_pass(model: nn.Module, inputs: Any, *, samples: int, what: str, example: Any = None) -> float:
+    """Return the seconds of a forward pass per sample: of the faster of two, because the first may compile.
+
+    Up to `samples` samples are timed. A model that fails on them is run on the whole batch, so that the error describes
+    it; `what` is its name.
+    """
+    seconds, device = list[float](), model_device(model)
+    part = to_device(leading(inputs, samples), device)
     for _ in range(2):
         with undisturbed(model):
             start = time.perf_counter()
-            run_batch(model, to_device(inputs, model_device(model)), "calibration batch 1", example=example)
+            try:
+                run_batch(model, part, what, example=example)
+            except ModelError:
+                run_batch(model, to_device(inputs, device), what, example=example)
+                raise
             seconds.append(time.perf_counter() - start)
-    return max(min(seconds), 1e-6) / max(batch_size(inputs), 1)
+    return max(min(seconds), 1e-6) / max(batch_size(part), 1)
 
 
 def _decomposition_macs(layer: LayerInfo) -> float:
