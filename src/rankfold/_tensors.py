@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -85,6 +85,12 @@ def in_memory_format(tensor: Tensor, *, channels_last: bool) -> Tensor:
     if tensor.ndim not in _CHANNELS_LAST:
         return tensor
     return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.ndim] if channels_last else torch.contiguous_format)
+
+
+def arrange_(parameters: Iterable[nn.Parameter], *, channels_last: bool) -> None:
+    """Store parameters in a memory format, in place."""
+    for parameter in parameters:
+        parameter.data = in_memory_format(parameter.data, channels_last=channels_last)
 
 
 def is_channels_last(tensor: Tensor) -> bool:

@@ -267,6 +267,25 @@ def test_batchnorm_statistics(loader: Loader) -> None:
         assert not torch.equal(norm.weight, torch.ones(8)), "its affine part is trained"
 
 
+def test_networks_of_length_zero_are_prepared_like_others(dense: nn.Sequential, loader: Loader) -> None:
+    class Sized(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def __len__(self) -> int:
+            return 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert self.training == self.trains
+            return self.inner(x)
+
+    student, teacher = Sized(copy.deepcopy(dense)), Sized(dense).train()
+    student.trains, teacher.trains = True, False  # type: ignore[assignment]
+    finetune_(student, FineTune(data=loader, epochs=1, loss="distill"), teacher=teacher)
+    assert teacher.training
+
+
 def test_channels_last_is_the_same_up_to_rounding(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(2))

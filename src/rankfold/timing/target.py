@@ -10,7 +10,14 @@ from torch import nn
 
 from rankfold._config import require
 from rankfold._options import COUNT, integer
-from rankfold._tensors import float_tensors, in_memory_format, is_channels_last, map_tensors, model_device
+from rankfold._tensors import (
+    arrange_,
+    float_tensors,
+    in_memory_format,
+    is_channels_last,
+    map_tensors,
+    model_device,
+)
 from rankfold.batches import batch_size
 from rankfold.errors import ConfigError, UnknownNameError
 
@@ -115,8 +122,7 @@ class Target:
 
     def arrange_(self, model: nn.Module) -> nn.Module:
         """Store the weights of a model in the memory format, in place, and return the model."""
-        for parameter in model.parameters():
-            parameter.data = self.arranged(parameter.data)
+        arrange_(model.parameters(), channels_last=self.memory_format == "channels_last")
         return model
 
     def arranged(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankfold._config import Code, spelled
-from rankfold._tensors import in_memory_format, is_channels_last
+from rankfold._tensors import arrange_, is_channels_last
 from rankfold._turns import in_grad_turn
 from rankfold.errors import ConfigError, ModelError
 from rankfold.evaluation import as_metric
@@ -100,8 +100,9 @@ def finetune_(
     with launched(config.mixed_precision) as accelerator:
         device = accelerator.device
         with preserved(device), ExitStack() as stack:
-            for network in filter(None, (model, teacher)):
-                stack.enter_context(_borrowed(network, device, channels_last=config.channels_last))
+            for network in (model, teacher):
+                if network is not None:  # a module may have a length of zero
+                    stack.enter_context(_borrowed(network, device, channels_last=config.channels_last))
             rank, world = accelerator.process_index, accelerator.num_processes
             source = BatchSource(config.data, seed=config.seed, rank=rank, world=world, device=device)
             stack.callback(source.close)
@@ -155,14 +156,12 @@ def _borrowed(model: nn.Module, device: torch.device, *, channels_last: bool) ->
     changed = [p for p in model.parameters() if channels_last and not is_channels_last(p)]
     try:
         model.to(device)
-        for parameter in changed:
-            parameter.data = in_memory_format(parameter.data, channels_last=True)
+        arrange_(changed, channels_last=True)
         model.eval()
         yield
     finally:
         for module, training in flags:
             module.training = training
-        for parameter in changed:
-            parameter.data = in_memory_format(parameter.data, channels_last=False)
+        arrange_(changed, channels_last=False)
         if home != device:
             model.to(home)
