@@ -82,7 +82,7 @@ def save(name: str, results: Any, args: argparse.Namespace) -> Path:
 
 
 def stored(args: argparse.Namespace) -> Any:
-    """Return the results in the result file, with which an interrupted run resumes; None if there is no file."""
+    """Return the results in the result file, from which an interrupted run resumes; None if there is no file."""
     return json.loads(args.out.read_text(encoding="utf-8"))["results"] if args.out.exists() else None
 
 

@@ -105,7 +105,7 @@ def of_reproduction(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "parameters gone": f"{1 - trial['parts']['model']['params'] / study['dense']['model']['params']:.1%}",
             "MACs gone": f"{1 - trial['parts']['model']['macs'] / study['dense']['model']['macs']:.1%}",
             "top1": f"{trial['metric']:.2%}" + (" X" if trial["drop"] > study["allowed"] + 1e-9 else ""),
-            "rounds": trial["rounds"] or "",
+            "rounds": len(trial["log"]) or "",
         }
         for study in studies
         for trial in study["trials"]

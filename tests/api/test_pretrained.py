@@ -234,7 +234,7 @@ def test_models_are_freed_without_the_garbage_collector() -> None:
     model = small_bert()
     reference = weakref.ref(model)
     save = model.save_pretrained
-    gc.collect()  # what compressing left behind may refer to the model
+    gc.collect()  # objects that compress created may refer to the model
     gc.disable()
     try:
         del model

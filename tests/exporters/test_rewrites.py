@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rankfold.errors import ModelError
 from rankfold.exporters import captured
-from rankfold.exporters.program import refused
+from rankfold.exporters.program import converted
 from rankfold.exporters.rewrites import cropped_outputs, volumes_as_images
 
 
@@ -88,6 +90,13 @@ def test_transposed_convolutions_without_padding(padding: int, extra: int, axes:
         assert torch.allclose(done.module()(x), layer(x), rtol=1e-12, atol=1e-12)
 
 
+def refusal(program: torch.export.ExportedProgram, convert: Callable[[torch.export.ExportedProgram], None]) -> str:
+    """Return the message about a program that cannot be converted."""
+    with pytest.raises(ModelError) as caught:
+        converted(program, "Somewhere", convert)
+    return str(caught.value)
+
+
 def test_the_layer_that_cannot_be_converted_is_named() -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))).eval()
     x = torch.randn(2, 4, 7, 8)
@@ -99,7 +108,7 @@ def test_the_layer_that_cannot_be_converted_is_named() -> None:
 
     with pytest.raises(ValueError, match="no groups"):
         convert(program)
-    message = str(refused(program, "Somewhere", ValueError("no groups"), convert))
+    message = refusal(program, convert)
     assert message.startswith("layer '2.0' cannot be exported to Somewhere, which raised ValueError: no groups")
     padded = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")).eval()
 
@@ -107,9 +116,14 @@ def test_the_layer_that_cannot_be_converted_is_named() -> None:
         if any(node.target is torch.ops.aten.pad.default for node in program.graph.nodes):
             raise ValueError("no pads")
 
-    message = str(refused(captured(padded, x), "Somewhere", ValueError("no pads"), without_pads))
+    message = refusal(captured(padded, x), without_pads)
     assert message.startswith("layer '1' cannot be exported")
-    message = str(refused(program, "Somewhere", ValueError("no batch"), lambda program: None))
+
+    def single(program: torch.export.ExportedProgram) -> None:
+        if sum(node.target is torch.ops.aten.conv2d.default for node in program.graph.nodes) > 1:
+            raise ValueError("no batch")
+
+    message = refusal(program, single)
     assert message.startswith("the model cannot be exported to Somewhere, which raised ValueError: no batch")
 
 

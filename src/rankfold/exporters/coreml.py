@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rankfold._tensors import tensors_of
 from rankfold.exporters.contract import Exporter, Runner, registry
-from rankfold.exporters.program import refused
+from rankfold.exporters.program import converted
 from rankfold.inventory import quiet
 
 
@@ -46,11 +46,8 @@ class CoreML(Exporter):
             If an operation has no counterpart in Core ML.
         """
         with quiet(), _silent("coremltools"), contextlib.redirect_stderr(io.StringIO()):  # bars of progress
-            try:
-                package = _converted(program).package_path
-            except Exception as error:
-                raise refused(program, "Core ML", error, _converted) from error
-            shutil.copytree(package, path, dirs_exist_ok=True)
+            made = converted(program, "Core ML", _ml_program)
+            shutil.copytree(made.package_path, path, dirs_exist_ok=True)
 
     def open(self, path: Path) -> Runner:
         """Return the model as a function, on macOS."""
@@ -67,7 +64,7 @@ class CoreML(Exporter):
         return run
 
 
-def _converted(program: torch.export.ExportedProgram) -> Any:
+def _ml_program(program: torch.export.ExportedProgram) -> Any:
     tools = importlib.import_module("coremltools")
     return tools.convert(
         program.run_decompositions({}), convert_to="mlprogram", skip_model_load=True,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rankfold._tensors import tensors_of
 from rankfold.exporters.contract import Exporter, Runner, registry
-from rankfold.exporters.program import refused
+from rankfold.exporters.program import converted
 from rankfold.exporters.rewrites import volumes_as_images
 from rankfold.inventory import quiet
 
@@ -36,10 +36,7 @@ class ExecuTorch(Exporter):
             If an operation has no counterpart in ExecuTorch.
         """
         with quiet():
-            try:
-                path.write_bytes(_converted(program))
-            except Exception as error:
-                raise refused(program, "ExecuTorch", error, _converted) from error
+            path.write_bytes(converted(program, "ExecuTorch", _content))
 
     def open(self, path: Path) -> Runner:
         """Return the program as a function."""
@@ -55,7 +52,7 @@ class ExecuTorch(Exporter):
         return run
 
 
-def _converted(program: torch.export.ExportedProgram) -> bytes:
+def _content(program: torch.export.ExportedProgram) -> bytes:
     if any(node.target is torch.ops.aten.pad.default and "circular" in node.args for node in program.graph.nodes):
         raise NotImplementedError("the runtime has no circular padding")
     exir = importlib.import_module("executorch.exir")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rankfold._tensors import tensors_of
 from rankfold.exporters.contract import Exporter, Runner, registry
-from rankfold.exporters.program import refused
+from rankfold.exporters.program import converted
 from rankfold.exporters.rewrites import cropped_outputs, volumes_as_images
 from rankfold.inventory import quiet
 
@@ -38,10 +38,7 @@ class LiteRT(Exporter):
             If an operation has no counterpart in LiteRT.
         """
         with quiet(), contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
-            try:
-                path.write_bytes(_converted(program))
-            except Exception as error:
-                raise refused(program, "LiteRT", error, _converted) from error
+            path.write_bytes(converted(program, "LiteRT", _content))
 
     def open(self, path: Path) -> Runner:
         """Return an interpreter as a function."""
@@ -61,7 +58,7 @@ class LiteRT(Exporter):
         return run
 
 
-def _converted(program: torch.export.ExportedProgram) -> bytes:
+def _content(program: torch.export.ExportedProgram) -> bytes:
     if any(node.target is torch.ops.aten.conv_transpose3d.input for node in program.graph.nodes):
         raise NotImplementedError("the runtime has no transposed 3-D convolutions")
     assert program.example_inputs is not None

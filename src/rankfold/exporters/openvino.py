@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rankfold._tensors import tensors_of
-from rankfold.errors import ModelError
 from rankfold.exporters.contract import Exporter, Runner, registry
+from rankfold.exporters.program import converted
 from rankfold.inventory import quiet
 
 
@@ -37,13 +37,8 @@ class OpenVINO(Exporter):
         openvino = importlib.import_module("openvino")
         graph, weights = path.with_suffix(".xml"), self.weights_file(path)
         with quiet():
-            try:
-                openvino.serialize(openvino.convert_model(program), str(graph), str(weights))  # only writes *.xml
-            except Exception as error:
-                raise ModelError(
-                    f"the model cannot be exported to OpenVINO, which raised {type(error).__name__}: {error}\n"
-                    "Use the format 'onnx', or replace the operation that it names."
-                ) from error
+            made = converted(program, "OpenVINO", openvino.convert_model)
+            openvino.serialize(made, str(graph), str(weights))  # only writes *.xml
         graph.replace(path)
 
     def open(self, path: Path) -> Runner:

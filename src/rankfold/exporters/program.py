@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +14,8 @@ from rankfold._tensors import copied, detached, map_tensors
 from rankfold.batches import arguments, batch_size
 from rankfold.errors import ModelError
 from rankfold.inventory import on_device_of, trace, undisturbed
+
+T = TypeVar("T")
 
 
 def captured(
@@ -60,18 +62,24 @@ def several(inputs: Any) -> Any:
     return map_tensors(lambda t: t.repeat(2, *[1] * (t.ndim - 1)) if _batched(t, count) else t, inputs)
 
 
-def refused(
-    program: torch.export.ExportedProgram,
-    runtime: str,
-    error: Exception,
-    convert: Callable[[torch.export.ExportedProgram], object],
-) -> ModelError:
-    """Return the error for a program that cannot be converted; it names the first layer that cannot be either."""
-    layer = next((path for path, operation in _operations(program) if _fails(convert, operation)), None)
-    return ModelError(
-        f"{f'layer {layer!r}' if layer else 'the model'} cannot be exported to {runtime}, which raised "
-        f"{type(error).__name__}: {error}\nUse the format 'onnx', or replace the operation that it names."
-    )
+def converted(
+    program: torch.export.ExportedProgram, runtime: str, convert: Callable[[torch.export.ExportedProgram], T]
+) -> T:
+    """Return what a runtime's converter makes of a program.
+
+    Raises
+    ------
+    ModelError
+        If it fails; the message names the first layer that cannot be converted alone.
+    """
+    try:
+        return convert(program)
+    except Exception as error:
+        layer = next((path for path, operation in _operations(program) if _fails(convert, operation)), None)
+        raise ModelError(
+            f"{f'layer {layer!r}' if layer else 'the model'} cannot be exported to {runtime}, which raised "
+            f"{type(error).__name__}: {error}\nUse the format 'onnx', or replace the operation that it names."
+        ) from error
 
 
 class _Operation(nn.Module):

@@ -81,9 +81,9 @@ def in_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
 def short_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
     """Return a matrix with the Gram matrix of the rows of `in_metric`, and no more columns than rows.
 
-    Singular values and left singular vectors depend only on this Gram matrix ``M C M^T``. If there are no more outputs
-    than inputs, its Cholesky factor replaces ``M C^(1/2)``, so that C needs no eigendecomposition; if it is singular to
-    rounding, its root does.
+    Singular values and left singular vectors depend only on this Gram matrix ``M C M^T``. If there are at most as many
+    outputs as inputs, its Cholesky factor replaces ``M C^(1/2)``, so that C needs no eigendecomposition; if it is
+    singular to rounding, its root does.
     """
     matrix = weight.flatten(2)
     if moments is None or matrix.shape[1] > matrix.shape[2]:

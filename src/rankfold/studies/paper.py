@@ -143,7 +143,7 @@ class Setup:
             last = rounds[-1]
             yield Trial(
                 name=run, parts=self.parts(last.costs), metric=last.metric, drop=last.drop, seconds=seconds,
-                rounds=len(rounds), log=tuple(rounds),
+                log=tuple(rounds),
             )  # fmt: skip
 
     def study(

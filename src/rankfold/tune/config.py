@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeGuard
 from torch import Tensor, nn
 
 from rankfold._config import is_integer, is_number, require, spelled
-from rankfold._options import COUNT, SEED, Check, integer
+from rankfold._options import COUNT, SEED, Check, boolean, integer
 from rankfold.errors import ConfigError, UnknownNameError
 from rankfold.tune.terms import Term, terms
 
@@ -220,10 +220,6 @@ _CHOICES: dict[str, tuple[str, Sequence[str | None]]] = {
 }
 
 
-def _boolean(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
 def _that(good: Callable[[Any], bool], wanted: str, *, optional: bool = False) -> Check:
     def check(name: str, value: Any) -> None:
         require((value is None and optional) or good(value), name, value, wanted)
@@ -247,7 +243,7 @@ CHECKS: dict[str, Check] = {
     "temperature": _positive(),
     **dict.fromkeys(("lr", "max_grad_norm"), _positive(optional=True)),
     **dict.fromkeys(("objective", "groups"), _that(callable, "a callable, or None", optional=True)),
-    **dict.fromkeys(("channels_last", "freeze_batchnorm_statistics"), _that(_boolean, "True or False")),
+    **dict.fromkeys(("channels_last", "freeze_batchnorm_statistics"), boolean),
     "plateau_patience": integer(0),
     "plateau_factor": _that(lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1"),
     "momentum": _that(lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1 (Nesterov momentum)"),

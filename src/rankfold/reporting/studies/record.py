@@ -37,8 +37,6 @@ class Trial:
         The metric, and by how much it is worse than the original's.
     seconds : mapping of str to float
         Wall-clock seconds by stage.
-    rounds : int or None
-        Number of models that were trained and measured to find it; None if the strategy does not tell.
     before : float or None
         The metric before fine-tuning; None if the study does not compare it.
     loss : float or None
@@ -54,11 +52,15 @@ class Trial:
     metric: float
     drop: float
     seconds: Mapping[str, float]
-    rounds: int | None = None
     before: float | None = None
     loss: float | None = None
     ranks: Mapping[str, Ranks] = field(default_factory=dict)
     log: tuple[RoundRow, ...] = ()
+
+    @property
+    def rounds(self) -> int | None:
+        """Number of models that were trained and measured to find it; None if the strategy does not tell."""
+        return len(self.log) or None
 
     @property
     def overhead(self) -> float:
