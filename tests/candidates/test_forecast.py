@@ -22,9 +22,8 @@ from rankfold.inventory import inspect
 FORECAST = Forecast(
     sample_s=0.01,
     after=(1.0, 0.5),
-    params=1000,
+    params=(600, 400),
     priced_s=5.0,
-    factored_s=0.5,
     moments_s=0.0,
     samples=384,
     methods=(3, 1),
@@ -46,7 +45,7 @@ def planned(**options: Any) -> rf.Plan:
 
 def machine(monkeypatch: pytest.MonkeyPatch, sample_s: float) -> None:
     """Let a forward pass seem to take so long."""
-    known = replace(FORECAST, sample_s=sample_s, after=(1.0, 0.6, 0.2), methods=(1, 1, 1))
+    known = replace(FORECAST, sample_s=sample_s, after=(1.0, 0.6, 0.2), params=(1, 1, 1), methods=(1, 1, 1))
     monkeypatch.setattr(Forecast, "of", lambda *args, **kwargs: known)
 
 
@@ -58,11 +57,22 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_passes_of_each_proxy() -> None:
     assert FORECAST.setting("weight", 256, 8).seconds == 5.0
     once, each = forecasts.FISHER
-    assert FORECAST.setting("fisher", 100, 8).seconds == pytest.approx(5 + once + each)
+    estimated = once + each + forecasts.COMPOSED_S * 8 * (3 * 600 + 400)
+    assert FORECAST.setting("fisher", 100, 8).seconds == pytest.approx(5 + estimated)
     replayed = sum(1 + 8 * number * (share + forecasts.REPLAY) for share, number in ((1.0, 3), (0.5, 1)))
-    assert FORECAST.setting("network", 100, 8).seconds == pytest.approx(5 + replayed)
-    few = sum(1 + 4 * (share + forecasts.REPLAY) for share in (1.0, 0.5))
-    assert FORECAST.setting("fisher+network", 100, 8).seconds == pytest.approx(5 + once + each + few)
+    composed = forecasts.COMPOSED_S * 8 * (3 * 600 + 400)
+    assert FORECAST.setting("network", 100, 8).seconds == pytest.approx(5 + replayed + composed)
+    few = sum(1 + 4 * (share + forecasts.REPLAY) for share in (1.0, 0.5)) + forecasts.COMPOSED_S * 4 * 1000
+    assert FORECAST.setting("fisher+network", 100, 8).seconds == pytest.approx(5 + estimated + few)
+
+
+def test_the_weights_of_large_layers_take_time() -> None:
+    large = replace(FORECAST, params=(6 * 10**7, 10**6))
+    composed = forecasts.COMPOSED_S * 8 * (3 * 6 * 10**7 + 10**6)
+    passes = forecasts.FISHER[0] + forecasts.FISHER[1] * 30  # 2^29 bytes hold a thirtieth of the gradients
+    assert large.setting("fisher", 100, 8).seconds == pytest.approx(5 + passes + composed)
+    compared = large.setting("fisher", 100, 8, plans=2).seconds - large.setting("fisher", 100, 8).seconds
+    assert compared == pytest.approx(forecasts.COMPOSED_S * 2 * 6.1e7 + 3 * 64 * 0.01)
 
 
 def test_the_best_setting_within_the_limit() -> None:
@@ -178,7 +188,7 @@ def test_a_plan_records_what_was_chosen_and_its_options_return_it(
 def test_second_moments_of_fewer_samples_are_recorded_and_given_back(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    known = replace(FORECAST, after=(1.0, 0.6, 0.2), methods=(1, 1, 1), moments_s=1.0)
+    known = replace(FORECAST, after=(1.0, 0.6, 0.2), params=(1, 1, 1), methods=(1, 1, 1), moments_s=1.0)
     monkeypatch.setattr(Forecast, "of", lambda *args, **kwargs: known)
     first = planned(time_limit=200)
     config = dict(first.provenance.config)
@@ -205,7 +215,7 @@ def test_an_unreachable_limit_takes_the_cheapest_and_says_so(slow: None, capfd: 
 
 def test_the_comparison_of_plans_counts() -> None:
     alone, compared = (FORECAST.setting("fisher", 100, 8, plans=n).seconds for n in (1, 3))
-    assert compared - alone == pytest.approx(3 * 0.5 + 4 * 64 * 0.01)
+    assert compared - alone == pytest.approx(forecasts.COMPOSED_S * 3 * 1000 + 4 * 64 * 0.01)
     chosen, best = FORECAST.choose(ProxyConfig(), None, rivals=2)
     assert chosen == best == FORECAST.setting("fisher+network", *GRID[0], plans=3)
 

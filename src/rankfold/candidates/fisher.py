@@ -32,7 +32,17 @@ DRAWS = 64
 """Number of gradients over all batches. The relative standard deviation of a loss is at most about sqrt(2 / DRAWS), and
 much less for the ratio of two candidates of a layer, which share the gradients."""
 HELD = 2**29
-"""Bytes of gradients held at once; further layers take further passes."""
+"""Bytes of gradients held at once; further layers take further passes. A layer with more is computed in parts of this
+size, while the gradients of other layers are held."""
+
+TOGETHER = 8
+"""Changes of a weight that are multiplied by the gradients at once: the product of two vectors takes the time to read
+them."""
+
+
+def draws_for(samples: int) -> int:
+    """Return the number of gradients over some samples: of few samples, half, because these are chosen for speed."""
+    return min(DRAWS, max(DRAWS // 2, 2 * samples))
 
 
 def _otherwise() -> str:
@@ -65,10 +75,10 @@ class FisherProxy:
         The layers in the order in which `losses` is called.
     taps : sequence of str
         Modules whose outputs are compared; by default the network's outputs.
-    draws : int
-        Number of gradients, at least one per batch.
+    draws : int or None
+        Number of gradients, at least one per batch; by default `draws_for` the samples.
     held : int
-        Bytes of gradients held at once.
+        Bytes of gradients held at once, and of a part of the gradients of a layer that has more.
     seed : int
         Random seed of the signs.
     spare : Spare, optional
@@ -89,7 +99,7 @@ class FisherProxy:
         layers: Sequence[LayerInfo],
         taps: Sequence[str] = (),
         *,
-        draws: int = DRAWS,
+        draws: int | None = None,
         held: int = HELD,
         seed: int = 0,
         spare: Spare | None = None,
@@ -97,7 +107,9 @@ class FisherProxy:
         self._copy = PlainCopy(model, spare)
         self.batches = batches
         inputs = [split_batch(batch)[0] for batch in batches]
-        size = max(1, sum(map(batch_size, inputs)) // draws)
+        samples = sum(map(batch_size, inputs))
+        draws = draws or draws_for(samples)
+        size = max(1, samples // draws)
         self.pieces = [piece for whole in inputs for piece in pieces(whole, size)]
         self.layers = {layer.name: layer for layer in layers}
         self.taps = taps
@@ -119,12 +131,16 @@ class FisherProxy:
         totals = [0.0 for _ in weights]
 
         def add(gradients: Tensor) -> None:
-            for i, weight in enumerate(weights):
-                change = (weight - kept).reshape(-1).to(gradients.dtype)
-                totals[i] += float((gradients @ change).square().sum())
+            for first in range(0, len(weights), TOGETHER):
+                some = weights[first : first + TOGETHER]
+                changes = gradients.new_empty(len(some), gradients.shape[1])
+                for change, weight in zip(changes, some, strict=True):
+                    change.copy_((weight - kept).reshape(-1))
+                for i, total in enumerate((changes @ gradients.T).square().sum(1).tolist(), first):
+                    totals[i] += total
 
-        if self._bytes(layer) > self.held:  # gradient by gradient
-            self._differentiate([layer], lambda _, gradients: add(gradients[0][None]))
+        if self._bytes(layer) > self.held:  # in several parts
+            self._in_parts(layer, add)
         else:
             if layer.name not in self._gradients:
                 self._hold(self._group(layer))
@@ -139,6 +155,20 @@ class FisherProxy:
     def _bytes(self, layer: LayerInfo) -> int:
         weight = layer_weight(self.work, layer.name)
         return self.draws * len(self.pieces) * weight.numel() * _precise(weight.dtype).itemsize
+
+    def _in_parts(self, layer: LayerInfo, take: Callable[[Tensor], None]) -> None:
+        """Pass the gradients of a layer to `take`, one per row, as many at a time as can be held."""
+        weight = layer_weight(self.work, layer.name)
+        total = self.draws * len(self.pieces)
+        rows = max(1, total * self.held // self._bytes(layer))
+        part = torch.empty((rows, weight.numel()), dtype=_precise(weight.dtype), device=weight.device)
+
+        def keep(row: int, gradients: Sequence[Tensor]) -> None:
+            part[row % rows] = gradients[0]
+            if (row + 1) % rows == 0 or row + 1 == total:
+                take(part[: row % rows + 1])
+
+        self._differentiate([layer], keep)
 
     def _group(self, layer: LayerInfo) -> list[LayerInfo]:
         """Return a layer and as many of those after it as can be held together."""

@@ -23,7 +23,7 @@ from rankfold._processes import slowest
 from rankfold._progress import duration
 from rankfold._tensors import model_device, to_device
 from rankfold.batches import batch_size, iterate, leading, split_batch
-from rankfold.candidates.fisher import DRAWS, HELD
+from rankfold.candidates.fisher import HELD, draws_for
 from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
 from rankfold.errors import ModelError
 from rankfold.inventory import run_batch, undisturbed
@@ -49,12 +49,14 @@ FISHER = (3.0, 4.0)
 time."""
 REPLAY = 0.25
 """Time of a measurement in forward passes, in addition to the part of the network from its layer on."""
-PRICED_S = 0.1
+PRICED_S = 0.015
 """Seconds to list and price the candidates of a layer by one method."""
-DECOMPOSED, DECOMPOSED_KERNEL = 20.0, 100.0
+COMPOSED_S = 4e-8
+"""Seconds per parameter of the layer to compute the weight of a candidate from its decomposition."""
+DECOMPOSED, DECOMPOSED_KERNEL = 20.0, 250.0
 """Multiply-accumulates per ``n^3`` in the decompositions of a matrix whose shorter side is n, at the network's rate; of
 a layer with a kernel, whose methods decompose several matrices."""
-GRAM = 1.5
+GRAM = 1.0
 """Time of a Gram matrix relative to its multiply-accumulates at the network's rate; it is added up in float64."""
 MOMENTS = 0.25
 """Share of the limit that the second moments may take, if those of all samples exceed it."""
@@ -90,12 +92,10 @@ class Forecast:
         Seconds of the network's forward pass per sample.
     after : tuple of float
         For each layer, the share of the network's multiply-accumulates from this layer on.
-    params : int
-        Parameters of the layers.
+    params : tuple of int
+        For each layer, the parameters of its weight.
     priced_s : float
         Seconds of the errors and prices of the candidates.
-    factored_s : float
-        Seconds of the factors of a plan.
     moments_s : float
         Seconds of the second moments per sample; 0 if none are collected.
     samples : int or None
@@ -108,9 +108,8 @@ class Forecast:
 
     sample_s: float
     after: tuple[float, ...]
-    params: int
+    params: tuple[int, ...]
     priced_s: float
-    factored_s: float
     moments_s: float
     samples: int | None
     methods: tuple[int, ...]
@@ -155,30 +154,33 @@ class Forecast:
             )
             moments_s = sample_s * (1 + sums / per_sample)
         count = length_hint(batches, 0) * size or None
-        params = sum(math.prod(layer.weight_shape) for layer in layers)
+        params = tuple(math.prod(layer.weight_shape) for layer in layers)
         return cls(
             sample_s=sample_s, after=tuple(after), params=params, priced_s=PRICED_S * sum(fitting) + decomposed_s,
-            factored_s=decomposed_s, moments_s=moments_s, samples=count, methods=fitting,
-            spent_s=slowest(time.perf_counter() - start),
+            moments_s=moments_s, samples=count, methods=fitting, spent_s=slowest(time.perf_counter() - start),
         )  # fmt: skip
 
     def setting(
         self, proxy: str, samples: int, points: int, moment_samples: int | None = None, plans: int = 1
     ) -> Setting:
         """Return the options with the seconds of a search, from second moments to the comparison of several plans."""
-        passes = 0.0
+        present = min(samples, self.samples or samples)
+        passes, composed = 0.0, (plans if plans > 1 else 0) * sum(self.params)
         if proxy.startswith("fisher"):
             once, each = FISHER
-            passes += once + each * math.ceil(DRAWS * 4 * self.params / HELD)
+            passes += once + each * math.ceil(draws_for(present) * 4 * sum(self.params) / HELD)
+            composed += sum(points * n * size for n, size in zip(self.methods, self.params, strict=True))
         if proxy.endswith("network"):
-            for share, number in zip(self.after, self.methods, strict=True):
-                passes += 1 + (points // 2 if proxy == "fisher+network" else points * number) * (share + REPLAY)
+            for share, number, size in zip(self.after, self.methods, self.params, strict=True):
+                measured = points // 2 if proxy == "fisher+network" else points * number
+                passes += 1 + measured * (share + REPLAY)
+                composed += measured * size
         read = min(moment_samples or math.inf, self.samples or math.inf)
         moments_s = self.moments_s * (read if read < math.inf else FEWEST)  # data without a length counts as one batch
-        present = min(samples, self.samples or samples)
-        seconds = self.spent_s + moments_s + self.priced_s + passes * present * self.sample_s
+        seconds = self.spent_s + moments_s + self.priced_s + COMPOSED_S * composed
+        seconds += passes * present * self.sample_s
         if plans > 1:  # one more run computes the original's outputs
-            seconds += plans * self.factored_s + (plans + 1) * min(COMPARED, present) * self.sample_s
+            seconds += (plans + 1) * min(COMPARED, present) * self.sample_s
         return Setting(proxy=proxy, samples=samples, points=points, moment_samples=moment_samples, seconds=seconds)
 
     def choose(
