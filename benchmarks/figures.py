@@ -97,7 +97,7 @@ def of_similarity(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def of_reproduction(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each compressed model of each study; an X marks a drop that is larger than allowed."""
-    return [
+    rows = [
         {
             "study": study["name"],
             "model": trial["name"],
@@ -110,6 +110,8 @@ def of_reproduction(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for study in studies
         for trial in study["trials"]
     ]
+    unused = "" if any(row["rounds"] for row in rows) else "rounds"
+    return [{name: cell for name, cell in row.items() if name != unused} for row in rows]
 
 
 def of_latency(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -184,6 +186,23 @@ def of_rene(results: dict[str, Any], searches: bool) -> list[dict[str, Any]]:
             "seconds of the plan": f"{row['plan_s']:g}",
         }
         for row in results["accuracy"]
+    ]
+
+
+def of_finetuning(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each recipe."""
+    return [
+        {
+            "recipe": row["recipe"],
+            "parameters": row["parameters"],
+            "MACs gone": f"{row['macs_removed']:.1%}",
+            "epochs": len(row["history"]),
+            "top-1 of the original": f"{row['top1_dense']:.2%}",
+            "before fine-tuning": f"{row['top1_compressed']:.2%}",
+            "after, reloaded": f"{row['top1_reloaded']:.2%}",
+            "loss of the last epoch": f"{row['history'][-1]['loss']:.3g}",
+        }
+        for row in results
     ]
 
 
@@ -399,6 +418,7 @@ TABLES: dict[str, Table] = {
     "time_limit": lambda records, shapes: of_limits(records[0]["results"], shapes),
     "similarity": lambda records, _: of_similarity(records[0]["results"]["loops"]),
     "rene": lambda records, shapes: of_rene(records[0]["results"], shapes),
+    "finetuning": lambda records, _: of_finetuning(records[0]["results"]),
     "yolo": lambda records, _: of_yolo(records[0]["results"]),
     "detection": lambda records, _: of_detection(records[0]["results"]),
     "joint": lambda records, _: of_joint(records[0]["results"]),

@@ -22,6 +22,7 @@ from rankfold._options import options_of, spellings
 from rankfold.api.options import Search
 from rankfold.cli import COMMANDS, app
 from rankfold.cli._options import FLAGS, GROUPS, flags_of
+from rankfold.cli._parsing import parse_options
 from rankfold.cli._spelling import key_of, spelling_of
 from rankfold.tune import FineTune
 
@@ -140,6 +141,15 @@ def test_messages_name_the_flags_that_were_typed(fail: Run, tmp_path: Path, args
 def test_messages_on_training_name_the_flags(fail: Run, tmp_path: Path, args: tuple[str, ...], words: str) -> None:
     small = ("lenet5_mnist5k", "--data", "mnist5k", "--epochs", "1", "--out", tmp_path / "new")
     assert words in " ".join(fail("compress", *small, *args).err.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0.5", 0.5), ("null", None), ("none", None), ("None", None), ("true", True), ("False", False), ("mse", "mse"),
+     ("[1, 2]", [1, 2])],
+)  # fmt: skip
+def test_values_of_options_in_json_or_python(text: str, value: Any) -> None:
+    assert parse_options([f"max-grad-norm={text}"]) == {"max_grad_norm": value}
 
 
 def written_out(source: str, options: set[str]) -> Iterator[str]:

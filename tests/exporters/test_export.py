@@ -400,6 +400,63 @@ def test_int8_computes_products_of_factors_in_int8(tmp_path: Path, monkeypatch: 
         rf.export(small, path, data[0], int8=data)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [1, 2])
+def test_executorch_computes_products_of_factors_in_int8(dims: int, tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    torch.manual_seed(0)
+    conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
+    net = nn.Sequential(
+        conv(3, 16, 3, padding=1), nn.ReLU(), conv(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(32 * 4**dims, 10),
+    ).eval()  # fmt: skip
+    data = [torch.randn(8, 3, *(4,) * dims) for _ in range(4)]
+    small = rf.compress(net, data[0], budget="params<=60%", methods="tucker").model
+    path = tmp_path / "net.pte"
+    labels = [(x, small(x).argmax(1)) for x in data]
+    done = rf.export(small, path, data[0], int8=data, evaluate=rf.top1(labels))
+    assert done.int8 is not None
+    assert done.metric is not None
+    assert done.float_bytes is not None
+    products = [m for m in small.modules() if isinstance(m, conv | nn.Linear)]
+    assert (done.int8.products, done.int8.kept, done.int8.reduce_range) == (len(products), (), False)
+    assert done.difference is not None
+    assert 1e-4 < done.difference < 0.2
+    assert done.bytes == path.stat().st_size
+    assert done.metric.dense == 1.0 >= done.metric.final > 0.7
+    narrow = rf.export(small, path, data[0], int8=data, reduce_range=True)
+    assert narrow.int8 is not None
+    assert narrow.int8.reduce_range
+    assert narrow.difference is not None
+    assert narrow.difference > done.difference
+
+
+def test_executorch_refuses_volumes_in_int8(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    net, x = nn.Sequential(nn.Conv3d(3, 4, 3)), torch.randn(2, 3, 4, 4, 4)
+    with pytest.raises(ModelError, match=r"conv3d '0' is a 3-D convolution, which ExecuTorch does not compute in int8"):
+        rf.export(net, tmp_path / "net.pte", x, int8=[x])
+    assert not list(tmp_path.iterdir())
+
+
+def test_products_of_a_graph_that_are_in_int8() -> None:
+    graph = torch.export.export(Score(), (torch.randn(2, 4),)).graph
+    nodes = [node for node in graph.nodes if exporters.pt2e.is_product(node)]
+    assert [exporters.pt2e.described(node) for node in nodes] == ["linear 'linear'", "matmul 'matmul'"]
+    assert not any(map(exporters.pt2e.in_int8, nodes))
+
+
+class Score(nn.Module):
+    """A product with a weight and one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) @ x.T
+
+
 def test_int8_data_is_refused_in_words_of_rankfold(tmp_path: Path) -> None:
     net, x = nn.Linear(4, 3), torch.randn(2, 4)
     for data, message in (([], "calibration data is empty"), (x, "put a single batch into a list")):
@@ -440,7 +497,7 @@ def test_a_wrong_example_input_is_named(tmp_path: Path) -> None:
 
 
 def test_int8_of_another_format(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'torch-export' has no int8 version here\. Use 'onnx'"):
+    with pytest.raises(ConfigError, match=r"'torch-export' has no int8 version here\. Use 'onnx' or 'executorch'"):
         rf.export(nn.Linear(4, 3), tmp_path / "net.pt2", torch.randn(2, 4), int8=[torch.randn(2, 4)])
     assert not list(tmp_path.iterdir())
 
@@ -455,4 +512,5 @@ def test_saturation_is_expected_on_x86_without_vnni(
     (tmp_path / "cpuinfo").write_text(f"flags : sse {flags}\n")
     monkeypatch.setattr(exporters.int8, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(exporters.int8.platform, "machine", lambda: machine)
-    assert exporters.saturates() is expected
+    assert exporters.get("onnx").saturates() is expected
+    assert not exporters.get("executorch").saturates()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
 from operator import length_hint
 from pathlib import Path
@@ -73,11 +74,11 @@ def export(
         Whether the file runs on batches of any size; otherwise on the example's only. ExecuTorch and Core ML
         need a bound: the size of the example. LiteRT files always have the example's size.
     int8 : iterable of batches, optional
-        Calibration data for static quantisation to int8: weights per output channel, activations per tensor. None keeps
-        the model's data type.
+        Calibration data for static quantisation to int8 (ONNX and ExecuTorch): weights per output channel, activations
+        per tensor. None keeps the model's data type.
     reduce_range : bool or None
-        Whether int8 weights use 7 bits. On x86 processors without VNNI instructions, sums of 8-bit products saturate.
-        None decides for this machine.
+        Whether int8 weights use 7 bits. In ONNX Runtime on x86 processors without VNNI instructions, sums of 8-bit
+        products saturate. None decides for the runtime and this machine.
     evaluate : callable, optional
         A metric, as for `rankfold.evaluate`: measured on the model and on the file.
     tolerance : float or None
@@ -139,8 +140,9 @@ def export(
         if int8 is not None:
             facts["float_bytes"] = temporary.stat().st_size
             calibration = _inputs(example_input, int8, "calibration", **batches)
-            narrow = exporters.saturates() if reduce_range is None else reduce_range
-            facts["int8"] = exporter.quantize(temporary, calibration, reduce_range=narrow)
+            narrow = exporter.saturates() if reduce_range is None else reduce_range
+            again = partial(exporters.recaptured, example_input=example_input, **batches)
+            facts["int8"] = exporter.quantize(program, temporary, calibration, again, reduce_range=narrow)
         if facts["unchecked"] is None:
             data = int8 if check is None else check  # int8 is only valid on data like that of its calibration
             inputs = _inputs(example_input, data, "check", **batches)

@@ -47,7 +47,7 @@ TIMING_S = 1.0
 FISHER = (3.0, 4.0)
 """Time of the proxy from gradients in forward passes: once, and for every pass over the samples, which are few at a
 time."""
-REPLAY = 0.25
+REPLAY = 0.1
 """Time of a measurement in forward passes, in addition to the part of the network from its layer on."""
 PRICED_S = 0.015
 """Seconds to list and price the candidates of a layer by one method."""

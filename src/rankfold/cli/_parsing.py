@@ -22,6 +22,9 @@ from rankfold.tune import FineTune
 
 _TUNE_FIELDS = ("epochs", "loss", "lr", "optimizer", "max_steps", "checkpoint", "checkpoint_every", "seed")
 
+CONSTANTS = {"none": None, "None": None, "True": True, "False": False}
+"""Values that are not JSON but Python, or close to it."""
+
 
 def parse_share(text: str) -> Fraction | None:
     """Return ``"85%"`` or ``"0.85"`` as an exact number; None if it is neither."""
@@ -33,7 +36,7 @@ def parse_share(text: str) -> Fraction | None:
 
 
 def parse_options(texts: Sequence[str] | None, *, flag: str = "--strategy-option") -> dict[str, Any]:
-    """Return ``{"keep": 0.95}`` for ``["keep=0.95"]``; values that are not JSON are strings."""
+    """Return ``{"keep": 0.95}`` for ``["keep=0.95"]``; what is neither JSON nor a Python constant is a string."""
     result: dict[str, Any] = {}
     for text in texts or ():
         key, equals, value = text.partition("=")
@@ -43,7 +46,7 @@ def parse_options(texts: Sequence[str] | None, *, flag: str = "--strategy-option
         try:
             result[name] = parse_json(value, source=flag)
         except CorruptArtifact:
-            result[name] = value
+            result[name] = CONSTANTS.get(value.strip(), value)
     return result
 
 

@@ -13,6 +13,6 @@ from rankfold.exporters.contract import get as get
 from rankfold.exporters.contract import of_path as of_path
 from rankfold.exporters.contract import registry as registry
 from rankfold.exporters.int8 import Int8 as Int8
-from rankfold.exporters.int8 import saturates as saturates
 from rankfold.exporters.program import captured as captured
+from rankfold.exporters.program import recaptured as recaptured
 from rankfold.exporters.program import several as several

@@ -16,6 +16,7 @@ from rankfold._registry import Registry
 from rankfold.batches import pieces
 from rankfold.errors import ConfigError, MissingExtra
 from rankfold.exporters.int8 import Int8
+from rankfold.exporters.program import Capture
 
 Runner = Callable[[Any], list[Tensor]]
 """Runs an exported file on one batch's inputs and returns its output tensors, in order."""
@@ -73,15 +74,40 @@ class Exporter(ABC):
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
         """Write a captured model to a file."""
 
-    def quantize(self, path: Path, batches: Iterable[Any], *, reduce_range: bool) -> Int8:
+    def saturates(self) -> bool:
+        """Return whether sums of int8 products may saturate in the format's runtime on this machine."""
+        return False
+
+    def quantize(
+        self,
+        program: torch.export.ExportedProgram,
+        path: Path,
+        batches: Iterable[Any],
+        capture: Capture,
+        *,
+        reduce_range: bool,
+    ) -> Int8:
         """Replace a written file by its int8 version, calibrated on batches of inputs.
+
+        Parameters
+        ----------
+        program : ExportedProgram
+            What was written.
+        path : Path
+            The file.
+        batches : iterable
+            Inputs of the sizes that the program accepts.
+        capture : callable
+            Captures a changed graph with the inputs and dynamic dimensions of the program.
+        reduce_range : bool
+            Whether weights have 7 bits.
 
         Raises
         ------
         ConfigError
             If the format has no int8 version.
         """
-        raise ConfigError(f"the format {self.name!r} has no int8 version here. Use 'onnx'.")
+        raise ConfigError(f"the format {self.name!r} has no int8 version here. Use 'onnx' or 'executorch'.")
 
     @abstractmethod
     def open(self, path: Path) -> Runner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor
 
 from rankfold._tensors import tensors_of
+from rankfold.errors import ModelError, RankfoldError
 from rankfold.exporters.contract import Exporter, Runner, registry
-from rankfold.exporters.program import converted
+from rankfold.exporters.int8 import Int8
+from rankfold.exporters.program import Capture, converted
+from rankfold.exporters.pt2e import described, quantized
 from rankfold.exporters.rewrites import volumes_as_images
 from rankfold.inventory import quiet
 
@@ -38,12 +42,43 @@ class ExecuTorch(Exporter):
         with quiet():
             path.write_bytes(converted(program, "ExecuTorch", _content))
 
+    def quantize(
+        self, program: torch.export.ExportedProgram, path: Path, batches: Iterable[Any], capture: Capture, *,
+        reduce_range: bool,
+    ) -> Int8:  # fmt: skip
+        """Replace a written file by its int8 version; XNNPACK's sums have 32 bits and do not saturate.
+
+        Raises
+        ------
+        ModelError
+            If the model has 3-D convolutions: the runtime does not load what they are written as in int8.
+        """
+        for node in program.graph.nodes:
+            if "conv" in str(node.target) and "3d" in str(node.target):
+                raise ModelError(
+                    f"{described(node)} is a 3-D convolution, which ExecuTorch does not compute in int8. Export the "
+                    "model in float, or use the format 'onnx'."
+                )
+        xnnpack = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+        most = 63 if reduce_range else 127
+        config = xnnpack.get_symmetric_quantization_config(is_per_channel=True, weight_qmin=-most, weight_qmax=most)
+        quantizer = xnnpack.XNNPACKQuantizer().set_global(config)
+        done, int8 = quantized(program, batches, quantizer, capture, narrow=reduce_range)
+        self.write(done, path)
+        return int8
+
     def open(self, path: Path) -> Runner:
         """Return the program as a function."""
         with quiet():
             runtime = importlib.import_module("executorch.runtime").Runtime.get()
-        program = runtime.load_program(path.read_bytes())
-        loaded = program, program.load_method("forward")  # the method lives in the memory of the program
+        try:
+            program = runtime.load_program(path.read_bytes())
+            loaded = program, program.load_method("forward")  # the method lives in the memory of the program
+        except RuntimeError as error:
+            raise RankfoldError(
+                f"ExecuTorch cannot load the exported model. It raised {type(error).__name__}: {error}\n"
+                "Use the format 'onnx'."
+            ) from error
 
         def run(inputs: Any) -> list[Tensor]:
             outputs = loaded[1].execute([tensor.detach().cpu().contiguous() for tensor in tensors_of(inputs)])

@@ -13,7 +13,8 @@ import torch
 from rankfold._tensors import tensors_of
 from rankfold.errors import ModelError, RankfoldError
 from rankfold.exporters.contract import Exporter, Runner, registry
-from rankfold.exporters.int8 import Int8, quantize
+from rankfold.exporters.int8 import Int8, quantize, saturates
+from rankfold.exporters.program import Capture
 from rankfold.exporters.slim import save_slim
 from rankfold.inventory import quiet
 
@@ -55,7 +56,14 @@ class ONNX(Exporter):
                     "Use the format 'torch-export', or replace the operation that it names."
                 ) from error
 
-    def quantize(self, path: Path, batches: Iterable[Any], *, reduce_range: bool) -> Int8:
+    def saturates(self) -> bool:
+        """Return whether ONNX Runtime adds products in 16 bits on this machine."""
+        return saturates()
+
+    def quantize(
+        self, program: torch.export.ExportedProgram, path: Path, batches: Iterable[Any], capture: Capture, *,
+        reduce_range: bool,
+    ) -> Int8:  # fmt: skip
         """Replace a written file by its int8 version, calibrated on batches of inputs."""
         names = [item.name for item in _session(path).get_inputs()]
         target = path.with_name(f"{path.name}.int8")

@@ -16,6 +16,8 @@ from rankfold.errors import ModelError
 from rankfold.inventory import on_device_of, trace, undisturbed
 
 T = TypeVar("T")
+Capture = Callable[[nn.Module], torch.export.ExportedProgram]
+"""Captures a graph with the inputs and dynamic dimensions of the program that it was made from."""
 
 
 def captured(
@@ -40,18 +42,23 @@ def captured(
         If torch cannot capture the model.
     """
     inputs = copied(detached(on_device_of(model, example_input)))
-    if dynamic_batch:
-        inputs = several(inputs)
-    count = batch_size(inputs)
-    args, kwargs = arguments(inputs)
+    with undisturbed(model):
+        return recaptured(model, inputs, dynamic_batch=dynamic_batch, largest=largest)
+
+
+def recaptured(
+    graph: nn.Module, example_input: Any, *, dynamic_batch: bool = True, largest: int | None = None
+) -> torch.export.ExportedProgram:
+    """Return the graph of a module that is run as it is, such as one made from a program; see `captured`."""
+    inputs = several(example_input) if dynamic_batch else example_input
     shapes = None
     advice = "Its forward must consist of tensor operations that torch.export can trace."
     if dynamic_batch:
+        args, kwargs = arguments(inputs)
         batch = torch.export.Dim("batch", min=None if largest is None else 1, max=largest)
-        shapes = _shapes(kwargs or args, count, batch)
+        shapes = _shapes(kwargs or args, batch_size(inputs), batch)
         advice = f"If the model needs a fixed batch size, set {spelled('dynamic_batch', False)}."
-    with undisturbed(model):
-        return trace(model, inputs, advice=advice, shapes=shapes)
+    return trace(graph, inputs, advice=advice, shapes=shapes)
 
 
 def several(inputs: Any) -> Any:
