@@ -5,8 +5,8 @@
 The first part needs no data: small layers with random weights, factored at half of their ranks, written in every
 format whose packages are installed; the table has the relative differences of the outputs in the format's runtime. The
 second part needs ``RANKFOLD_DATA``: a ResNet-20 at half of its parameters, in float and in int8, with the sizes of the
-files and the accuracy in ONNX Runtime on the 10,000 test images of CIFAR-10. A further process without torch and
-rankfold compares predictions on 1,000 images.
+files and the accuracy on the 10,000 test images of CIFAR-10, in ONNX Runtime and, if it is installed, in ExecuTorch. A
+further process without torch and rankfold compares predictions of ONNX files on 1,000 images.
 """
 
 from __future__ import annotations
@@ -102,6 +102,12 @@ def network(folder: Path, data: Path, seed: int) -> dict[str, Any]:
     plain = rf.export(small, files["float"], x, check=test, evaluate=metric)
     quantised = rf.export(small, files["int8"], x, int8=calibration, check=test, evaluate=metric)
     in_torch = exporters.Exported(exporters.get("onnx").open(files["int8"]))
+    several = torch.cat([x] * 100)  # the largest batch of a file of ExecuTorch
+    mobile = {
+        name: rf.export(small, folder / f"{name}.pte", several, check=test, evaluate=metric, int8=data)
+        for name, data in (("float", None), ("int8", calibration))
+        if find_spec("executorch")
+    }
     assert plain.metric is not None
     assert quantised.metric is not None
     assert quantised.int8 is not None
@@ -114,6 +120,15 @@ def network(folder: Path, data: Path, seed: int) -> dict[str, Any]:
         "graph": asdict(quantised.int8),
         "same_without_torch": without_torch(small, files["float"], test, folder),
         "int8_same_without_torch": without_torch(in_torch, files["int8"], test, folder),
+        "executorch": {
+            name: {
+                "bytes": export.bytes,
+                "top1": export.metric and export.metric.final,
+                "difference": export.difference,
+                "graph": export.int8 and asdict(export.int8),
+            }
+            for name, export in mobile.items()
+        },
     }
 
 

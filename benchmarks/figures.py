@@ -131,16 +131,21 @@ def of_latency(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def of_exports(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each file of a network: its size and its accuracy in ONNX Runtime."""
+    """Return a row for each file of a network: its size and its accuracy in its runtime."""
     names = {"dense": "original", "float": "compressed", "int8": "compressed, int8"}
+    files = [(f"{names[name]}, ONNX", size, result["top1"][name]) for name, size in result["bytes"].items()]
+    files += [
+        (f"{names[name]}, ExecuTorch", file["bytes"], file["top1"])
+        for name, file in result.get("executorch", {}).items()
+    ]
     return [
         {
-            "file": names[name],
+            "file": name,
             "bytes": size,
             "original / file": f"{result['bytes']['dense'] / size:.2f}",
-            "top1": f"{result['top1'][name]:.2%}",
+            "top1": f"{top1:.2%}",
         }
-        for name, size in result["bytes"].items()
+        for name, size, top1 in files
     ]
 
 
