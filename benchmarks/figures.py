@@ -110,8 +110,10 @@ def of_reproduction(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for study in studies
         for trial in study["trials"]
     ]
-    unused = "" if any(row["rounds"] for row in rows) else "rounds"
-    return [{name: cell for name, cell in row.items() if name != unused} for row in rows]
+    if not any(row["rounds"] for row in rows):
+        for row in rows:
+            del row["rounds"]
+    return rows
 
 
 def of_latency(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

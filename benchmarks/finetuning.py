@@ -1,12 +1,12 @@
-"""Fine-tuning of a ResNet-20 at 27.7 % of its parameters: the loss of the RENE paper and the default recipe.
+"""Fine-tuning of a ResNet-20 at 27.5 % of its parameters: the recipe of the RENE paper and the default one.
 
     RANKFOLD_DATA=... python benchmarks/finetuning.py --threads 1 --folder DIR [--recipes default] [--epochs 15]
 
 `rankfold compress` with the plan of `rene` (tensor trains) nearest to the TT row of the paper's Table 1, once for each
 recipe: ``default`` distils the outputs of the original, ``paper`` minimises eq. 11 (labels, and weights and outputs of
 the factored layers). Artefacts and checkpoints are written to the folder. A run that was stopped resumes, and an
-artefact that exists is not made again. Stated are top-1 on the 10,000 test images before and after, and loss, learning
-rate and seconds of each epoch; the seconds include those in which the machine was busy with something else.
+artefact that exists is not made again. The result has top-1 on the 10,000 test images before and after, and loss,
+learning rate and seconds of each epoch; the seconds include those in which the machine was busy with something else.
 """
 
 from __future__ import annotations
@@ -44,21 +44,25 @@ def main() -> None:
     data = _harness.data_folder(parser)
     rows = []
     for recipe in args.recipes:
-        artifact = args.folder / recipe
+        options = " ".join(f"{COMMON} {RECIPES[recipe]} --epochs {args.epochs} --seed {args.seed}".split())
+        artifact, known = args.folder / recipe, args.folder / f"{recipe}.txt"
+        if known.exists() and known.read_text(encoding="utf-8") != options:
+            parser.error(f"{artifact} was made with other options, which {known} has. Use another folder.")
+        args.folder.mkdir(parents=True, exist_ok=True)
+        known.write_text(options, encoding="utf-8")
         if not (artifact / "report.json").exists():
-            compress(recipe, artifact, data, args)
-        rows.append({"recipe": recipe, "options": f"{COMMON} {RECIPES[recipe]}".strip(), **figures(artifact)})
+            compress(options, artifact, data, args)
+        rows.append({"recipe": recipe, "options": options, **figures(artifact)})
         print(json.dumps(rows[-1]), flush=True)
     _harness.save("finetuning", rows, args)
 
 
-def compress(recipe: str, artifact: Path, data: Path, args: argparse.Namespace) -> None:
-    """Run the command of a recipe; it resumes from its checkpoint."""
+def compress(options: str, artifact: Path, data: Path, args: argparse.Namespace) -> None:
+    """Run the command with the options of a recipe; it resumes from its checkpoint."""
     command = [
         sys.executable, "-m", "rankfold", "compress", "resnet20_cifar10",
         "--weights", str(data / "weights" / "resnet20_cifar10.safetensors"), "--data", f"cifar10:{data / 'cifar10'}",
-        *shlex.split(COMMON), *shlex.split(RECIPES[recipe]), "--epochs", str(args.epochs), "--seed", str(args.seed),
-        "--checkpoint", str(artifact.with_suffix(".pt")), "--out", str(artifact),
+        *shlex.split(options), "--checkpoint", str(artifact.with_suffix(".pt")), "--out", str(artifact),
     ]  # fmt: skip
     threads = {} if args.threads is None else {"OMP_NUM_THREADS": str(args.threads)}
     subprocess.run(command, check=True, env={**os.environ, **threads})

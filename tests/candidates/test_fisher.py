@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import rankfold as rf
 from rankfold.api.planning import Planner
 from rankfold.candidates import ProxyConfig
-from rankfold.candidates.fisher import FisherProxy
+from rankfold.candidates.fisher import TOGETHER, FisherProxy, draws_for, groups
 from rankfold.candidates.network import NetworkProxy
 from rankfold.errors import ConfigError, ModelError, UnknownNameError
 from rankfold.inventory import inspect, layer_weight
@@ -153,6 +153,30 @@ def test_what_is_held_at_once_changes_nothing(held: int) -> None:
         assert sum(rows.nbytes for rows in parts._gradients.values()) <= held
     other = fisher(model, batches, layers, seed=1).losses(layers[0], changed(model, "0", 0.1))
     assert other != whole.losses(layers[0], changed(model, "0", 0.1))
+
+
+def test_many_weights_at_once() -> None:
+    model, batches = convolutional(), batches_of(2, 3, 9, 9)
+    (layer, *_) = layers = inspect(model, batches[0]).compressible
+    weights = changed(model, layer.name, 0.1, count=TOGETHER + 5)
+    proxy = fisher(model, batches, layers)
+    assert proxy.losses(layer, weights) == pytest.approx([proxy.losses(layer, [w])[0] for w in weights], rel=1e-9)
+    assert proxy.losses(layer, []) == []
+
+
+def test_layers_that_are_held_together() -> None:
+    assert groups([3, 4, 5, 20, 1, 9, 2], held=10) == [[0, 1], [2, 4], [3], [5], [6]]
+    assert groups([], held=10) == []
+    assert groups([1, 2], held=0) == [[0], [1]]
+
+
+@pytest.mark.parametrize(("samples", "least"), [(1, 32), (16, 32), (24, 48), (32, 64), (256, 64)])
+def test_gradients_of_few_samples(samples: int, least: int) -> None:
+    assert draws_for(samples) == least
+    model = convolutional()
+    batches = batches_of(samples, 3, 9, 9, count=1)
+    proxy = fisher(model, batches, inspect(model, batches[0]).compressible)
+    assert least <= proxy.draws * len(proxy.pieces) < 2 * least
 
 
 class Attentive(nn.Module):

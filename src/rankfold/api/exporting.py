@@ -141,14 +141,15 @@ def export(
             facts["float_bytes"] = temporary.stat().st_size
             calibration = _inputs(example_input, int8, "calibration", **batches)
             narrow = exporter.saturates() if reduce_range is None else reduce_range
-            again = partial(exporters.recaptured, example_input=example_input, **batches)
-            facts["int8"] = exporter.quantize(program, temporary, calibration, again, reduce_range=narrow)
+            capture = partial(exporters.recaptured, example_input=example_input, **batches)
+            facts["int8"] = exporter.quantize(program, temporary, calibration, capture, reduce_range=narrow)
         if facts["unchecked"] is None:
             data = int8 if check is None else check  # int8 is only valid on data like that of its calibration
             inputs = _inputs(example_input, data, "check", **batches)
             facts.update(_checked(model, exporter.open(temporary), inputs, limit, metric, largest))
 
     files = _write_files(path, exporter, write)
+    tools = () if int8 is None else exporter.int8_packages
     stored = unique((*model.parameters(), *model.buffers()))
     return Export(
         path=str(path),
@@ -159,7 +160,7 @@ def export(
         ram=_ram(model, example_input, None if int8 is None else "int8"),
         dynamic_batch=dynamic_batch,
         largest_batch=largest,
-        versions={"rankfold": __version__, **{n: version(n) for n in ("torch", *exporter.packages)}},
+        versions={"rankfold": __version__, **{n: version(n) for n in ("torch", *exporter.packages, *tools)}},
         **facts,
     )
 

@@ -22,7 +22,7 @@ from rankfold._progress import say, track
 from rankfold._version import __version__
 from rankfold.candidates.cache import Cache
 from rankfold.candidates.curves import anchors, corrected, read_off, representatives
-from rankfold.candidates.fisher import FisherProxy
+from rankfold.candidates.fisher import FisherProxy, draws_for
 from rankfold.candidates.network import NetworkProxy, samples_between
 from rankfold.candidates.outputs import check_taps, data_hash
 from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
@@ -389,6 +389,8 @@ class Estimator:
             "moments": self._moments_hash(name), "data": data, "proxy": proxy, "taps": list(look.taps),
             "versions": [__version__, str(torch.__version__)],
         }  # fmt: skip
+        if proxy == "fisher":
+            key["draws"] = draws_for(look.count)
         if selection is not None:
             hashes = {name: None if c is None else self._moments_hash(name) for name, c in selection.items()}
             key["picks"] = {name: [_described(c), hashes[name]] for name, c in selection.items()}

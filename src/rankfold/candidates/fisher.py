@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,20 +30,38 @@ from rankfold.outputs import MASKED, distance_and_energy
 from rankfold.records import LayerInfo
 
 DRAWS = 64
-"""Number of gradients over all batches. The relative standard deviation of a loss is at most about sqrt(2 / DRAWS), and
-much less for the ratio of two candidates of a layer, which share the gradients."""
+"""Least number of gradients over all batches. With n gradients, the relative standard deviation of a loss is at most
+about sqrt(2 / n), and that of the ratio of two candidates of a layer, which share them, is much less."""
+FEWEST_DRAWS = 32
+"""The same if there are few samples, of which each has two gradients: the choice of samples then matters more."""
 HELD = 2**29
 """Bytes of gradients held at once; further layers take further passes. A layer with more is computed in parts of this
 size, while the gradients of other layers are held."""
-
 TOGETHER = 8
-"""Changes of a weight that are multiplied by the gradients at once: the product of two vectors takes the time to read
-them."""
+"""Changes of a weight that are multiplied by the gradients at once, so that these are read once for all."""
 
 
 def draws_for(samples: int) -> int:
-    """Return the number of gradients over some samples: of few samples, half, because these are chosen for speed."""
-    return min(DRAWS, max(DRAWS // 2, 2 * samples))
+    """Return the least number of gradients over some samples."""
+    return min(DRAWS, max(FEWEST_DRAWS, 2 * samples))
+
+
+def groups(sizes: Sequence[int], held: int = HELD) -> list[list[int]]:
+    """Return the indices of the layers whose gradients one pass yields; `sizes` are the bytes of their gradients.
+
+    A layer with more than `held` bytes is alone. Other layers are together with their predecessors if they fit.
+    """
+    result, last, total = list[list[int]](), list[int](), 0
+    for index, size in enumerate(sizes):
+        if size > held:
+            result.append([index])
+            continue
+        if not last or total + size > held:
+            last, total = [], 0
+            result.append(last)
+        last.append(index)
+        total += size
+    return result
 
 
 def _otherwise() -> str:
@@ -76,7 +95,7 @@ class FisherProxy:
     taps : sequence of str
         Modules whose outputs are compared; by default the network's outputs.
     draws : int or None
-        Number of gradients, at least one per batch; by default `draws_for` the samples.
+        Least number of gradients, at least one per batch; by default that of `draws_for`.
     held : int
         Bytes of gradients held at once, and of a part of the gradients of a layer that has more.
     seed : int
@@ -131,8 +150,9 @@ class FisherProxy:
         totals = [0.0 for _ in weights]
 
         def add(gradients: Tensor) -> None:
-            for first in range(0, len(weights), TOGETHER):
-                some = weights[first : first + TOGETHER]
+            step = max(1, min(TOGETHER, self.held // (gradients.shape[1] * gradients.element_size())))
+            for first in range(0, len(weights), step):
+                some = weights[first : first + step]
                 changes = gradients.new_empty(len(some), gradients.shape[1])
                 for change, weight in zip(changes, some, strict=True):
                     change.copy_((weight - kept).reshape(-1))
@@ -143,7 +163,7 @@ class FisherProxy:
             self._in_parts(layer, add)
         else:
             if layer.name not in self._gradients:
-                self._hold(self._group(layer))
+                self._hold(self._groups[layer.name])
             add(self._gradients[layer.name])
         if not all(map(math.isfinite, totals)):
             raise ModelError(
@@ -170,19 +190,12 @@ class FisherProxy:
 
         self._differentiate([layer], keep)
 
-    def _group(self, layer: LayerInfo) -> list[LayerInfo]:
-        """Return a layer and as many of those after it as can be held together."""
-        names = list(self.layers)
-        group, total = [layer], self._bytes(layer)
-        for name in names[names.index(layer.name) + 1 :]:
-            size = self._bytes(self.layers[name])
-            if size > self.held:
-                continue
-            if total + size > self.held:
-                break
-            total += size
-            group.append(self.layers[name])
-        return group
+    @cached_property
+    def _groups(self) -> dict[str, list[LayerInfo]]:
+        """The layers whose gradients are held together, by the name of each."""
+        layers = list(self.layers.values())
+        together = groups([self._bytes(layer) for layer in layers], self.held)
+        return {layers[i].name: [layers[j] for j in group] for group in together for i in group}
 
     def _hold(self, layers: Sequence[LayerInfo]) -> None:
         """Keep the gradients of these layers, one per row, and drop all others."""

@@ -1,7 +1,8 @@
 """The time that a search takes, estimated from timed forward passes, and the options that keep within a limit.
 
 The number of passes that a proxy takes over the samples follows from its options and the layers, and is the same on
-every machine. A few passes are timed.
+every machine. A few passes are timed. What does not run the network is counted in operations at the network's rate, or
+has fixed times, measured on two cores of a CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rankfold._processes import slowest
 from rankfold._progress import duration
 from rankfold._tensors import model_device, to_device
 from rankfold.batches import batch_size, iterate, leading, split_batch
-from rankfold.candidates.fisher import HELD, draws_for
+from rankfold.candidates.fisher import draws_for, groups
 from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
 from rankfold.errors import ModelError
 from rankfold.inventory import run_batch, undisturbed
@@ -168,7 +169,7 @@ class Forecast:
         passes, composed = 0.0, (plans if plans > 1 else 0) * sum(self.params)
         if proxy.startswith("fisher"):
             once, each = FISHER
-            passes += once + each * math.ceil(draws_for(present) * 4 * sum(self.params) / HELD)
+            passes += once + each * len(groups([draws_for(present) * 4 * size for size in self.params]))
             composed += sum(points * n * size for n, size in zip(self.methods, self.params, strict=True))
         if proxy.endswith("network"):
             for share, number, size in zip(self.after, self.methods, self.params, strict=True):

@@ -38,7 +38,7 @@ _FORMATS = exporters.registry.names()
     calibration_images=replace(FLAGS["calibration_images"], default=256, panel=OUTPUT),
     reduce_range=Flag(
         kind=bool | None, names=("--reduce-range/--no-reduce-range",), panel=OUTPUT,
-        help="Whether int8 weights use 7 bits. By default on x86 processors without VNNI, where sums saturate.",
+        help="Whether int8 weights use 7 bits. By default where sums saturate: ONNX Runtime, x86 without VNNI.",
     ),
     fixed_batch=Flag(
         kind=bool, default=False, panel=OUTPUT, stands_for=("dynamic_batch",),

@@ -42,6 +42,8 @@ class Exporter(ABC):
         Whether a model is a folder.
     packages : tuple of str
         Modules that it imports, beyond those that rankfold requires.
+    int8_packages : tuple of str
+        Modules beyond `packages` that quantise, which `extra` also provides.
     extra : str
         rankfold's optional dependencies that provide them.
     """
@@ -54,6 +56,7 @@ class Exporter(ABC):
     batch_sizes: Literal["any", "bounded", "fixed"] = "any"
     folder: bool = False
     packages: tuple[str, ...] = ()
+    int8_packages: tuple[str, ...] = ()
     extra: str = ""
 
     def check(self) -> None:

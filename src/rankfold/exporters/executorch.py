@@ -16,7 +16,7 @@ from rankfold.errors import ModelError, RankfoldError
 from rankfold.exporters.contract import Exporter, Runner, registry
 from rankfold.exporters.int8 import Int8
 from rankfold.exporters.program import Capture, converted
-from rankfold.exporters.pt2e import described, quantized
+from rankfold.exporters.pt2e import described, is_product, quantized
 from rankfold.exporters.rewrites import volumes_as_images
 from rankfold.inventory import quiet
 
@@ -29,6 +29,7 @@ class ExecuTorch(Exporter):
     suffix = ".pte"
     batch_sizes = "bounded"
     packages = ("executorch",)
+    int8_packages = ("torchao",)
     extra = "executorch"
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
@@ -51,10 +52,10 @@ class ExecuTorch(Exporter):
         Raises
         ------
         ModelError
-            If the model has 3-D convolutions: the runtime does not load what they are written as in int8.
+            If the model has 3-D convolutions: the runtime cannot load their int8 form.
         """
         for node in program.graph.nodes:
-            if "conv" in str(node.target) and "3d" in str(node.target):
+            if is_product(node) and "3d" in described(node).partition(" ")[0]:
                 raise ModelError(
                     f"{described(node)} is a 3-D convolution, which ExecuTorch does not compute in int8. Export the "
                     "model in float, or use the format 'onnx'."

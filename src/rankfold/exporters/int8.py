@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ class Int8:
     products : int
         Convolutions and matrix products in int8.
     kept : tuple of str
-        Those that stay in float: the operator, and its output.
+        Those that stay in float: the operator, and its output or module.
     reduce_range : bool
-        Whether weights have 7 bits, so that sums of products do not saturate.
+        Whether weights have 7 bits.
     """
 
     products: int
@@ -49,6 +49,20 @@ def saturates() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64", "x86", "i386", "i686"):
         return False
     return not (CPU_INFO.exists() and "vnni" in CPU_INFO.read_text("utf-8", "replace"))
+
+
+def failed(tool: str, error: Exception) -> ModelError:
+    """Return the error about a model that a tool cannot quantise."""
+    return ModelError(
+        f"the model cannot be quantised. {tool} raised {type(error).__name__}: {error}\n"
+        "Export it in float, or check that the calibration data has the form of the example input."
+    )
+
+
+def nothing_quantised(kept: Sequence[str]) -> ModelError:
+    """Return the error about a model whose convolutions and matrix products all stay in float."""
+    found = f"these stay in float: {', '.join(kept[:5])}" if kept else "it has no convolution or matrix product"
+    return ModelError(f"nothing in the model is quantised: {found}. Export it in float.")
 
 
 def quantize(source: Path, target: Path, feeds: Iterable[Feed], *, reduce_range: bool) -> Int8:
@@ -82,20 +96,14 @@ def quantize(source: Path, target: Path, feeds: Iterable[Feed], *, reduce_range:
     except RankfoldError:  # about the calibration data, which ONNX Runtime iterates over
         raise
     except Exception as error:
-        raise ModelError(
-            f"the model cannot be quantised. ONNX Runtime raised {type(error).__name__}: {error}\n"
-            "Export it in float, or check that the calibration data has the form of the example input."
-        ) from error
+        raise failed("ONNX Runtime", error) from error
     finally:
         folded.unlink(missing_ok=True)
     model = importlib.import_module("onnx_ir").load(target)
     operators = [(node.op_type, node.outputs[0].name) for node in model.graph]
     done = sum(operator in INT8_PRODUCTS for operator, _ in operators)
-    if not done:
-        raise ModelError(
-            "nothing in the model is quantised: it has no convolution or matrix product with a weight. "
-            "Export it in float."
-        )
-    save_slim(model, target, names=False)
     kept = tuple(f"{operator} {output!r}" for operator, output in operators if operator in FLOAT_PRODUCTS)
+    if not done:
+        raise nothing_quantised(kept)
+    save_slim(model, target, names=False)
     return Int8(products=done, kept=kept, reduce_range=reduce_range)

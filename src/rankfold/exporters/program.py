@@ -41,16 +41,15 @@ def captured(
     ModelError
         If torch cannot capture the model.
     """
-    inputs = copied(detached(on_device_of(model, example_input)))
     with undisturbed(model):
-        return recaptured(model, inputs, dynamic_batch=dynamic_batch, largest=largest)
+        return recaptured(model, copied(detached(example_input)), dynamic_batch=dynamic_batch, largest=largest)
 
 
 def recaptured(
     graph: nn.Module, example_input: Any, *, dynamic_batch: bool = True, largest: int | None = None
 ) -> torch.export.ExportedProgram:
     """Return the graph of a module that is run as it is, such as one made from a program; see `captured`."""
-    inputs = several(example_input) if dynamic_batch else example_input
+    inputs = on_device_of(graph, several(example_input) if dynamic_batch else example_input)
     shapes = None
     advice = "Its forward must consist of tensor operations that torch.export can trace."
     if dynamic_batch:

@@ -10,13 +10,15 @@ import torch
 from torch import fx
 
 from rankfold.batches import arguments
-from rankfold.errors import ModelError, RankfoldError
-from rankfold.exporters.int8 import Int8
+from rankfold.errors import RankfoldError
+from rankfold.exporters.int8 import Int8, failed, nothing_quantised
 from rankfold.exporters.program import Capture
-from rankfold.inventory import quiet
+from rankfold.inventory import PRODUCTS, on_device_of, quiet
 
-PRODUCTS = ("conv", "linear", "mm", "matmul", "addmm", "bmm", "baddbmm", "scaled_dot_product_attention")
-"""Names of torch's convolutions and matrix products; all those of convolutions contain the first."""
+MATRIX_PRODUCTS = PRODUCTS | {"aten::einsum", "aten::scaled_dot_product_attention"}
+"""Convolutions and matrix products, also those without a weight."""
+ACTIVATIONS = ("aten::relu", "aten::relu_", "aten::hardtanh", "aten::hardtanh_", "aten::clamp")
+"""What the runtime computes together with a product."""
 
 
 def quantized(
@@ -47,46 +49,48 @@ def quantized(
         with quiet(), torch.no_grad():
             prepared = tools.prepare_pt2e(program.module(), quantizer)
             for batch in batches:
-                args, kwargs = arguments(batch)
+                args, kwargs = arguments(on_device_of(prepared, batch))
                 prepared(*args, **kwargs)
             done = capture(tools.convert_pt2e(prepared))
-    except RankfoldError:  # about the calibration data
+    except RankfoldError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"the model cannot be quantised. torchao raised {type(error).__name__}: {error}\n"
-            "Export it in float, or check that the calibration data has the form of the example input."
-        ) from error
+        raise failed("torchao", error) from error
     products = [node for node in done.graph.nodes if is_product(node)]
     kept = tuple(described(node) for node in products if not in_int8(node))
     if len(kept) == len(products):
-        raise ModelError(
-            "nothing in the model is quantised: it has no convolution or matrix product with a weight. "
-            "Export it in float."
-        )
+        raise nothing_quantised(kept)
     return done, Int8(products=len(products) - len(kept), kept=kept, reduce_range=narrow)
 
 
 def is_product(node: fx.Node) -> bool:
     """Return whether a node is a convolution or a matrix product."""
-    name = _name(node)
-    return "conv" in name or name in PRODUCTS
+    return _operator(node) in MATRIX_PRODUCTS
 
 
 def in_int8(node: fx.Node) -> bool:
-    """Return whether a product multiplies dequantised tensors only, which the runtime replaces by int8 arithmetic."""
-    operands = [source for source in node.all_input_nodes if source.meta.get("val") is not None]
-    sources = [_name(source) for source in operands if source.op == "call_function" or source.meta["val"].ndim > 1]
-    return len(sources) > 1 and all("dequantize" in name for name in sources[:2])
+    """Return whether a product has a quantised input, constant weight and output, and is computed in int8.
+
+    The graph multiplies dequantised numbers; the runtime replaces this pattern by int8 arithmetic.
+    """
+    inputs = node.all_input_nodes[:2]
+    if len(inputs) < 2 or not all(map(_dequantised, inputs)) or inputs[1].all_input_nodes[0].op == "call_function":
+        return False
+    users = list(node.users)
+    after = [user for first in users if _operator(first) in ACTIVATIONS for user in first.users]
+    return any(_operator(user).startswith("quantized_decomposed::quantize") for user in users + after)
 
 
 def described(node: fx.Node) -> str:
     """Return the operator, and the module that it belongs to, or its name."""
     paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
-    return f"{_name(node)} {paths[-1] if paths else node.name!r}"
+    return f"{_operator(node).rpartition('::')[2]} {paths[-1] if paths else node.name!r}"
 
 
-def _name(node: fx.Node) -> str:
-    """Return the name of a node's operator without namespace and overload, such as ``"conv2d"``."""
-    name = getattr(getattr(node.target, "_schema", None), "name", None) or getattr(node.target, "__name__", "")
-    return str(name).rpartition("::")[2]
+def _dequantised(node: fx.Node) -> bool:
+    return _operator(node).startswith("quantized_decomposed::dequantize")
+
+
+def _operator(node: fx.Node) -> str:
+    """Return the name of a node's operator with its namespace, such as ``"aten::conv2d"``; "" if it has none."""
+    return str(getattr(getattr(node.target, "_schema", None), "name", ""))

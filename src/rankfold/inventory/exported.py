@@ -19,14 +19,14 @@ from rankfold.inventory.running import describe, on_device_of, undisturbed
 from rankfold.inventory.sharing import Range, labelled_ranges, memory_range, overlapping, storage_pointer
 from rankfold.inventory.static import scan, weight_memory
 
-# Operations that multiply by a layer's weight. An embedding that shares the weight does not.
-_PRODUCTS = frozenset(
+PRODUCTS = frozenset(
     f"aten::{name}"
     for name in (
         "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution",
         "linear", "addmm", "mm", "matmul", "addmv", "mv", "bmm", "baddbmm",
     )
 )  # fmt: skip
+"""Operations that multiply by a layer's weight. An embedding that shares the weight does not."""
 
 
 _ADVICE = (
@@ -131,7 +131,7 @@ def _users(
         elif node.op != "output" and all(operand in held for operand in node.all_input_nodes):
             view = memory.get(_cell(value)) if isinstance(value, Tensor) else None
             held[node] = _merged(held, node.all_input_nodes) if view is None else view
-        elif getattr(getattr(node.target, "_schema", None), "name", None) in _PRODUCTS:
+        elif getattr(getattr(node.target, "_schema", None), "name", None) in PRODUCTS:
             weights = (overlapping(held[x], x.meta["val"]) for x in node.all_input_nodes if x in held)
             names = [name for operand in weights for _, _, name in operand]
             if names:
