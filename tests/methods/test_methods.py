@@ -147,6 +147,16 @@ def test_spatial_svd_is_the_best_separable_pair() -> None:
     assert errors(methods.get("spatial_svd"), case, (1,), None)[1] > 1e-2
 
 
+@pytest.mark.parametrize("name", methods.registry.names())
+def test_searches_take_less_accurate_factors_of_large_weights_only(name: str) -> None:
+    method = methods.get(name)
+    large = subject(nn.Conv2d, (1, 128, 4, 4), in_channels=128, out_channels=128, kernel_size=3)
+    assert method.quick(conv().info) == method
+    assert (method.quick(large.info) == method) is not method.iterative
+    ranks = tuple(min(rank, 4) for rank in method.max_ranks(large.info))
+    assert method.quick(large.info).blueprint(large.info, ranks) == method.blueprint(large.info, ranks)
+
+
 def test_filters_are_decomposed_one_by_one() -> None:
     """Filters that are each of rank one, all different, are exact at R = 1; one CP of all of them is not."""
     case = conv()

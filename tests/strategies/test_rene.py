@@ -102,6 +102,14 @@ def test_a_planted_rank_is_found_exactly_by_cp(rank: int, seed: int) -> None:
     assert search(module, torch.randn(1, 12, 6, 6), "cp", rank_min=1, rank_max=10, step=3, shrink=3) == (rank,)
 
 
+def test_a_planted_rank_of_a_large_layer_is_found_exactly_by_cp() -> None:
+    layer = layer_of("conv:3x3x120x130")
+    assert methods.get("cp").quick(layer) != methods.get("cp")
+    weight = factors(layer, "cp", (11,), 0)
+    x = torch.randn(1, weight.shape[1], 6, 6)
+    assert search(conv(weight), x, "cp", rank_min=4, rank_max=16, step=4, shrink=4) == (11,)
+
+
 LAYERS = {"qr": "linear:40x40", "ttm": "linear:36x36", "svd": "conv:3x3x24x20"}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -86,6 +86,10 @@ class Method(ABC):
     @abstractmethod
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
         """Return the stages of the factored layer."""
+
+    def quick(self, layer: LayerInfo) -> Self:
+        """Return the method for a search that compares the factors of many ranks: less accurate if they take long."""
+        return self
 
     def variants(self, layer: LayerInfo, cores: int) -> Iterator[Mapping[str, Any]]:
         """Yield, for each shape of the factors with at most `cores` cores, the options that select it.

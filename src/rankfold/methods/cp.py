@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
@@ -15,6 +17,9 @@ from rankfold.factor.moments import Moments
 from rankfold.methods._stages import KernelMethod, pointwise, spatial
 from rankfold.methods.contract import Prepared, channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks
+
+QUICK, LARGE = 30, 2**17
+"""Sweeps of weights with so many elements in a search, which compares the factors of many ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,11 @@ class CP(Effort, KernelMethod):
         break_even = max(1, layer.group_in * layer.group_out * layer.kernel_numel // per_rank)
         limit = min(break_even, self.max_ranks(layer)[0])
         return [(r,) for r in rank_values(limit, multiple=multiple, points=points)]
+
+    def quick(self, layer: LayerInfo) -> Self:
+        """Return the method with at most `QUICK` sweeps if the weight has at least `LARGE` elements."""
+        large = math.prod(layer.weight_shape) >= LARGE
+        return replace(self, iterations=min(self.iterations, QUICK)) if large else self
 
     def blueprint(self, layer: LayerInfo, ranks: Ranks) -> Blueprint:
         """Return d + 2 stages."""
