@@ -112,6 +112,6 @@ def _(export: Export, *, brief: bool) -> Content:  # noqa: ARG001 - the same eve
         facts["file before quantisation"] = size(export.float_bytes)
         facts["convolutions and products in int8"] = words.count(export.int8.products)
         facts["left in float"] = ", ".join(export.int8.kept) or "none"
-        facts["bits of the weights"] = 7 if export.int8.reduce_range else 8
+        facts["bits of the weights"] = "7" if export.int8.reduce_range else "8"
     lines = [f"{name}: {value}" for name, value in facts.items()]
     return Content(title=export.path, kind="rankfold export", sections=[Section(lines=lines)])
