@@ -23,7 +23,7 @@ from rankfold.tune import FineTune
 _TUNE_FIELDS = ("epochs", "loss", "lr", "optimizer", "max_steps", "checkpoint", "checkpoint_every", "seed")
 
 CONSTANTS = {"none": None, "None": None, "True": True, "False": False}
-"""Words that are accepted besides JSON's null, true and false."""
+"""Python's spellings of JSON's null, true and false."""
 
 
 def parse_share(text: str) -> Fraction | None:

@@ -48,7 +48,7 @@ def captured(
 def recaptured(
     graph: nn.Module, example_input: Any, *, dynamic_batch: bool = True, largest: int | None = None
 ) -> torch.export.ExportedProgram:
-    """Return the graph of a module that is run as it is, such as one made from a program; see `captured`."""
+    """Return the graph of a module made from a program, which has no modes to switch; see `captured`."""
     inputs = on_device_of(graph, several(example_input) if dynamic_batch else example_input)
     shapes = None
     advice = "Its forward must consist of tensor operations that torch.export can trace."

@@ -13,7 +13,7 @@ from rankfold.batches import arguments
 from rankfold.errors import RankfoldError
 from rankfold.exporters.int8 import Int8, failed, nothing_quantised
 from rankfold.exporters.program import Capture
-from rankfold.inventory import PRODUCTS, on_device_of, quiet
+from rankfold.inventory import PRODUCTS, on_device_of, operator_name, quiet
 
 MATRIX_PRODUCTS = PRODUCTS | {"aten::einsum", "aten::scaled_dot_product_attention"}
 """Convolutions and matrix products, also those without a weight."""
@@ -65,7 +65,7 @@ def quantized(
 
 def is_product(node: fx.Node) -> bool:
     """Return whether a node is a convolution or a matrix product."""
-    return _operator(node) in MATRIX_PRODUCTS
+    return operator_name(node) in MATRIX_PRODUCTS
 
 
 def in_int8(node: fx.Node) -> bool:
@@ -77,20 +77,15 @@ def in_int8(node: fx.Node) -> bool:
     if len(inputs) < 2 or not all(map(_dequantised, inputs)) or inputs[1].all_input_nodes[0].op == "call_function":
         return False
     users = list(node.users)
-    after = [user for first in users if _operator(first) in ACTIVATIONS for user in first.users]
-    return any(_operator(user).startswith("quantized_decomposed::quantize") for user in users + after)
+    after = [user for first in users if operator_name(first) in ACTIVATIONS for user in first.users]
+    return any(operator_name(user).startswith("quantized_decomposed::quantize") for user in users + after)
 
 
 def described(node: fx.Node) -> str:
     """Return the operator, and the module that it belongs to, or its name."""
     paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
-    return f"{_operator(node).rpartition('::')[2]} {paths[-1] if paths else node.name!r}"
+    return f"{operator_name(node).rpartition('::')[2]} {paths[-1] if paths else node.name!r}"
 
 
 def _dequantised(node: fx.Node) -> bool:
-    return _operator(node).startswith("quantized_decomposed::dequantize")
-
-
-def _operator(node: fx.Node) -> str:
-    """Return the name of a node's operator with its namespace, such as ``"aten::conv2d"``; "" if it has none."""
-    return str(getattr(getattr(node.target, "_schema", None), "name", ""))
+    return operator_name(node).startswith("quantized_decomposed::dequantize")

@@ -4,6 +4,7 @@ from rankfold.inventory.copying import Spare as Spare
 from rankfold.inventory.copying import copy_model as copy_model
 from rankfold.inventory.exported import PRODUCTS as PRODUCTS
 from rankfold.inventory.exported import export_graph as export_graph
+from rankfold.inventory.exported import operator_name as operator_name
 from rankfold.inventory.exported import quiet as quiet
 from rankfold.inventory.exported import trace as trace
 from rankfold.inventory.operations import OperationCounter as OperationCounter

@@ -113,6 +113,11 @@ def trace(model: nn.Module, example: Any, *, advice: str, shapes: Any = None) ->
         ) from error
 
 
+def operator_name(node: fx.Node) -> str:
+    """Return the name of a node's operator with its namespace, such as ``"aten::conv2d"``; "" if it has none."""
+    return str(getattr(getattr(node.target, "_schema", None), "name", ""))
+
+
 def _users(
     graph: fx.Graph, constants: frozenset[str], tensors: Mapping[str, Tensor], ranges: Mapping[int, list[Range]]
 ) -> dict[str, tuple[str, ...]]:
@@ -131,7 +136,7 @@ def _users(
         elif node.op != "output" and all(operand in held for operand in node.all_input_nodes):
             view = memory.get(_cell(value)) if isinstance(value, Tensor) else None
             held[node] = _merged(held, node.all_input_nodes) if view is None else view
-        elif getattr(getattr(node.target, "_schema", None), "name", None) in PRODUCTS:
+        elif operator_name(node) in PRODUCTS:
             weights = (overlapping(held[x], x.meta["val"]) for x in node.all_input_nodes if x in held)
             names = [name for operand in weights for _, _, name in operand]
             if names:

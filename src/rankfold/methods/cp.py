@@ -18,8 +18,10 @@ from rankfold.methods._stages import KernelMethod, pointwise, spatial
 from rankfold.methods.contract import Prepared, channel_metric, rank_values, registry, whiten_inputs
 from rankfold.records import Blueprint, LayerInfo, Ranks
 
-QUICK, LARGE = 30, 2**17
-"""Sweeps of weights with so many elements in a search, which compares the factors of many ranks."""
+QUICK = 30
+"""The most sweeps of a large weight in a search, which compares the factors of many ranks."""
+LARGE = 2**17
+"""Number of elements from which a weight is large."""
 
 
 @dataclass(frozen=True, slots=True)
