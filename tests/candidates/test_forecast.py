@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import rankfold as rf
 from rankfold.candidates import forecast as forecasts
 from rankfold.candidates.forecast import AUTO, GRID, Forecast, time_pass
-from rankfold.candidates.proxies import ProxyConfig
+from rankfold.candidates.proxies import COMPARED, ProxyConfig
 from rankfold.errors import ConfigError
 from rankfold.inventory import inspect
 
@@ -72,7 +72,7 @@ def test_the_weights_of_large_layers_take_time() -> None:
     passes = forecasts.FISHER[0] + forecasts.FISHER[1] * 2  # one for the large layer, in parts
     assert large.setting("fisher", 100, 8).seconds == pytest.approx(5 + passes + composed)
     compared = large.setting("fisher", 100, 8, plans=2).seconds - large.setting("fisher", 100, 8).seconds
-    assert compared == pytest.approx(forecasts.COMPOSED_S * 2 * 6.1e7 + 3 * 64 * 0.01)
+    assert compared == pytest.approx(forecasts.COMPOSED_S * 2 * 6.1e7 + 3 * min(COMPARED, 100) * 0.01)
 
 
 def test_the_best_setting_within_the_limit() -> None:

@@ -8,7 +8,7 @@ from rankfold._config import is_integer, require
 
 POINTS = 8
 """Default number of candidates per layer and method for which a proxy is computed."""
-COMPARED = 64
+COMPARED = 128
 """Number of samples on which finished plans are compared."""
 MOST_SAMPLES = 256
 """Default number of samples of a proxy that runs the network, if time allows."""
