@@ -251,6 +251,22 @@ def test_chunks_do_not_change_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parts.count == whole.count == 7 * 36
 
 
+def test_moments_without_a_part_of_the_data_are_those_of_the_rest() -> None:
+    conv = nn.Conv2d(3, 4, 3, stride=2)
+    sizes = [(9, 9), (12, 7), (8, 8)]  # the patches per position differ, too
+    first, *rest = [torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(size[0])) for size in sizes]
+    whole, part, other = (moments_of(conv, data) for data in ([first, *rest], [first], rest))
+    left = whole.without(part)
+    assert left is not None
+    assert (left.count, left.patches) == (other.count, other.patches)
+    assert left.patch is not None
+    assert other.patch is not None
+    assert relative(left.patch, other.patch) < 1e-6
+    assert relative(left.channel, other.channel) < 1e-6
+    assert relative(whole.channel, other.channel) > 1e-2
+    assert whole.without(whole) is None
+
+
 def test_positions_are_subsampled_evenly() -> None:
     conv = nn.Conv2d(1, 1, 3, padding=1)
     x = torch.randn(2, 1, 9, 9)

@@ -144,19 +144,24 @@ def test_it_does_less_damage_than_a_rule() -> None:
 
 
 @pytest.mark.parametrize("percent", [30, 50, 70])
-def test_of_the_plans_of_several_proxies_the_one_closest_on_samples_held_back_is_returned(percent: int) -> None:
+@pytest.mark.parametrize("samples", [8, 16])
+def test_of_the_plans_of_several_proxies_the_one_closest_on_other_samples_is_returned(
+    percent: int, samples: int
+) -> None:
+    """On the samples after those of the proxy, or half of all; without the compared ones in the factors."""
     model, data = network(), images()
+    compared_on, factors_of = (data[1], data[:1]) if samples == 8 else (data[0], data[1:])
     options: dict[str, Any] = {"budget": f"params<={percent}%", "calibration": data, "methods": "svd"}
-    plan = rf.plan(model, X, strategy=rf.CompressNAS(samples=8), **options)
+    plan = rf.plan(model, X, strategy=rf.CompressNAS(samples=samples), **options)
     compared = plan.provenance.search["compared"]
     assert list(compared) == ["fisher+network", "fisher", "uniform"]
     with torch.no_grad():
-        dense = model(data[1])  # the samples after the first eight
+        dense = model(compared_on)
     plans = dict[str, Plan]()
     for proxy, loss in compared.items():
-        plans[proxy] = rf.plan(model, X, strategy=rf.CompressNAS(proxy=proxy, samples=8), **options)
+        plans[proxy] = rf.plan(model, X, strategy=rf.CompressNAS(proxy=proxy, samples=samples), **options)
         with torch.no_grad():
-            small = rf.apply(model, plans[proxy], data, batchnorm=False)(data[1])
+            small = rf.apply(model, plans[proxy], factors_of, batchnorm=False)(compared_on)
         assert float((small - dense).square().sum() / dense.square().sum()) == pytest.approx(loss, rel=1e-3)
     best = min(compared, key=compared.__getitem__)
     assert plan.provenance.search["proxy"] == plan.provenance.config["proxy"] == best

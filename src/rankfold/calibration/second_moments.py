@@ -170,7 +170,8 @@ class LayerSums:
         if self.channel is None or channel is None or not bool(channel.any()):
             return None
         patch = None if self.patch is None else self.patch.mean()
-        return Moments(channel=channel, patch=patch, count=self.channel.count)
+        patches = 0 if self.patch is None else self.patch.count
+        return Moments(channel=channel, patch=patch, count=self.channel.count, patches=patches)
 
 
 def _allocate(layers: Sequence[LayerInfo], max_patch: int, memory_limit: int, max_positions: int) -> list[LayerSums]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from rankfold._printable import few
 from rankfold._processes import merged, own_share
 from rankfold._progress import say, track
 from rankfold._version import __version__
+from rankfold.batches import batch_size
+from rankfold.calibration import collect_moments
 from rankfold.candidates.cache import Cache
 from rankfold.candidates.curves import anchors, corrected, read_off, representatives
 from rankfold.candidates.fisher import FisherProxy, draws_for
@@ -36,6 +38,8 @@ Measured = Literal["fisher", "network"]
 """What is computed from calibration samples, for one layer at a time."""
 Key = tuple[str, Ranks]
 """A candidate of a layer: method and ranks."""
+Selection = Mapping[str, Candidate | None]
+"""A candidate for each of several layers; None keeps a layer."""
 
 TELLING = 1e-3
 """If a candidate with at least this error has no loss, the samples do not depend on the layer."""
@@ -53,12 +57,6 @@ class _Look:
     def of(cls, config: ProxyConfig) -> _Look:
         """Return what a proxy compares."""
         return cls(0, config.samples or MOST_SAMPLES, config.taps)
-
-    @classmethod
-    def held_back(cls, config: ProxyConfig) -> _Look:
-        """Return what is compared for finished plans: samples that the proxy has not used."""
-        samples = config.samples or MOST_SAMPLES
-        return cls(samples, min(COMPARED, samples), config.taps)
 
 
 class Estimator:
@@ -257,7 +255,7 @@ class Estimator:
             losses = self._lookup(key, len(candidates))
             if losses is None:
                 judge = self._fisher(look) if proxy == "fisher" else self._network(look)
-                losses = self._run(judge, name, candidates, key)
+                losses = self._run(judge, name, self._weights(name, candidates, self.moments), key)
             self._losses[memo] = losses
         return self._losses[memo]
 
@@ -268,10 +266,10 @@ class Estimator:
         self,
         proxy: NetworkProxy | FisherProxy,
         name: str,
-        candidates: Sequence[Candidate | None],
+        weights: Sequence[Tensor],
         key: Mapping[str, Any] | None,
     ) -> list[float]:
-        losses = proxy.losses(self.inventory.layer(name), self._weights(name, candidates))
+        losses = proxy.losses(self.inventory.layer(name), weights)
         self.measured += len(losses)
         if self.cache is not None and key is not None:
             if self._choice is not None:
@@ -280,41 +278,91 @@ class Estimator:
             self.cache.put(key, losses)
         return losses
 
-    def _weights(self, name: str, candidates: Sequence[Candidate | None]) -> list[Tensor]:
+    def _weights(
+        self, name: str, candidates: Sequence[Candidate | None], moments: Mapping[str, Moments] | None
+    ) -> list[Tensor]:
         weight, layer = layer_weight(self.model, name), self.inventory.layer(name)
         factored = [candidate for candidate in candidates if candidate is not None]
-        weights = approximations(weight, layer, factored, (self.moments or {}).get(name))
+        weights = approximations(weight, layer, factored, (moments or {}).get(name))
         return [weight if candidate is None else next(weights) for candidate in candidates]
 
     def joint(
-        self,
-        config: ProxyConfig,
-        selection: Mapping[str, Candidate | None],
-        neighbours: Mapping[str, Sequence[Candidate | None]],
-        *,
-        held_back: bool = False,
+        self, config: ProxyConfig, selection: Selection, neighbours: Mapping[str, Sequence[Candidate | None]]
     ) -> dict[str, list[float]]:
         """Return the loss of the network with a selection applied, and one layer's candidate replaced by a neighbour.
 
-        None as a candidate keeps a layer. The result holds one loss per neighbour. The loss is measured on the samples
-        of the proxy or, if `held_back`, on up to `COMPARED` samples after them; if there are none, on the first ones.
+        None as a candidate keeps a layer. The result holds one loss per neighbour, on the samples of the proxy.
         """
-        look = _Look.held_back(config) if held_back else _Look.of(config)
+        return self._together(_Look.of(config), selection, neighbours)
+
+    def compare(self, config: ProxyConfig, selections: Mapping[str, Selection]) -> dict[str, float]:
+        """Return the loss of the network with each of several selections applied, on samples that are held back.
+
+        They are up to `COMPARED` samples after those of the proxy; if there are none, half of the samples. Factors are
+        fitted to the second moments, so a network looks better on their samples than on others, the more so the more of
+        its layers are factored. The factors of the comparison are therefore computed without the compared samples.
+        """
+        look = self._held_back(config)
+        names = {name for selection in selections.values() for name, c in selection.items() if c is not None}
+        moments: Callable[[], Mapping[str, Moments]] | None = None
+        if self.moments and look.start < (config.moment_samples or math.inf):
+            moments = cache(partial(self._moments_without, look, names))
+        losses = dict[str, float]()
+        for key, selection in track(list(selections.items()), "comparing plans"):
+            same = [losses[known] for known in losses if selections[known] == selection]
+            first = next(iter(selection))
+            neighbours = {first: [selection[first]]}
+            losses[key] = same[0] if same else self._together(look, selection, neighbours, moments)[first][0]
+        return losses
+
+    def _held_back(self, config: ProxyConfig) -> _Look:
+        """Return what is compared for finished plans."""
+        samples, read = config.samples or MOST_SAMPLES, config.moment_samples
+        start = max(samples, read or 0)
+        look = _Look(start, min(COMPARED, samples), config.taps)
+        if self._samples(look):
+            return look
+        present = sum(batch_size(inputs) for inputs, _ in self._samples(_Look(0, start, config.taps)))
+        half = min(present, read or present) // 2
+        return _Look(0, max(1, min(COMPARED, samples, half)), config.taps)
+
+    def _moments_without(self, look: _Look, names: Collection[str]) -> dict[str, Moments]:
+        """Return the second moments of some layers without those of the compared samples."""
+        whole = {name: moments for name, moments in (self.moments or {}).items() if name in names}
+        layers = [self.inventory.layer(name) for name in whole]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RankfoldWarning)  # given when the second moments were collected
+            part = collect_moments(self.model, self._samples(look), layers)
+        rest = {name: moments.without(part[name]) for name, moments in whole.items() if name in part}
+        return {name: rest.get(name) or moments for name, moments in whole.items()}
+
+    def _together(
+        self,
+        look: _Look,
+        selection: Selection,
+        neighbours: Mapping[str, Sequence[Candidate | None]],
+        moments: Callable[[], Mapping[str, Moments]] | None = None,
+    ) -> dict[str, list[float]]:
+        """Return what `joint` returns; `moments` returns other second moments for the factors."""
         losses: dict[str, list[float]] = {}
         missing: dict[str, dict[str, Any] | None] = {}
         for name in own_share(list(neighbours)):
             key = self._key(name, neighbours[name], look, "network", selection)
+            if key is not None and moments is not None:
+                key["factors"] = "without the compared samples"
             stored = self._lookup(key, len(neighbours[name]))
             if stored is None:
                 missing[name] = key
             else:
                 losses[name] = stored
         network = self._network(look)
+        seen = moments() if moments is not None and missing else self.moments
         try:
             for name, candidate in selection.items() if missing else ():
-                network.replace(name, self._weights(name, [candidate])[0])
+                network.replace(name, self._weights(name, [candidate], seen)[0])
             for name in track(list(missing), "measuring layers together"):
-                losses[name] = self._run(network, name, neighbours[name], missing[name])
+                weights = self._weights(name, neighbours[name], seen)
+                losses[name] = self._run(network, name, weights, missing[name])
         finally:
             for name in selection if missing else ():
                 network.replace(name, layer_weight(self.model, name))

@@ -180,8 +180,9 @@ class Forecast:
         moments_s = self.moments_s * (read if read < math.inf else FEWEST)  # data without a length counts as one batch
         seconds = self.spent_s + moments_s + self.priced_s + COMPOSED_S * composed
         seconds += passes * present * self.sample_s
-        if plans > 1:  # one more run computes the original's outputs
-            seconds += (plans + 1) * min(COMPARED, present) * self.sample_s
+        if plans > 1:  # one more run computes the original's outputs, another one the second moments without them
+            runs_s = (plans + 1) * self.sample_s + (self.moments_s if moment_samples is None else 0.0)
+            seconds += min(COMPARED, present) * runs_s
         return Setting(proxy=proxy, samples=samples, points=points, moment_samples=moment_samples, seconds=seconds)
 
     def choose(

@@ -188,14 +188,13 @@ def first_samples(batches: Any, samples: int) -> list[Any]:
 
 
 def samples_between(batches: Any, start: int, stop: int) -> list[Any]:
-    """Return the batches without targets of the samples from `start` to `stop`, or the first ones if there are none."""
-    first = first_samples(batches, stop)
-    later, seen = list[Any](), 0
-    for inputs, _ in first if start else []:
+    """Return the batches without targets of the samples from `start` to `stop`, as far as there are any."""
+    between, seen = list[Any](), 0
+    for inputs, _ in first_samples(batches, stop):
         size = batch_size(inputs)
         if seen >= start:
-            later.append((inputs, None))
+            between.append((inputs, None))
         elif seen + size > start:  # the rest of a batch; nothing of one that cannot be cut
-            later += [(piece, None) for piece in list(pieces(inputs, start - seen))[1:]]
+            between += [(piece, None) for piece in list(pieces(inputs, start - seen))[1:]]
         seen += size
-    return later or first_samples(first, stop - start)
+    return between

@@ -9,7 +9,7 @@ from rankfold._config import is_integer, require
 POINTS = 8
 """Default number of candidates per layer and method for which a proxy is computed."""
 COMPARED = 128
-"""Number of samples on which finished plans are compared."""
+"""Number of samples on which finished plans are compared at most."""
 MOST_SAMPLES = 256
 """Default number of samples of a proxy that runs the network, if time allows."""
 PROXIES = ("auto", "weight", "uniform", "fisher", "network", "fisher+network")

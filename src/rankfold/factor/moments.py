@@ -25,15 +25,28 @@ class Moments:
         large, and for transposed convolutions, for which it has no meaning.
     count : int
         Number of vectors that the channel moment averages.
+    patches : int
+        Number of vectors that the patch moment averages.
     """
 
     channel: Tensor
     patch: Tensor | None
     count: int
+    patches: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the moments that are present, by name."""
         return {"channel": self.channel} | ({} if self.patch is None else {"patch": self.patch})
+
+    def without(self, part: Moments) -> Moments | None:
+        """Return the moments of the other vectors, given those of a part of them; None if there are no others."""
+        count, patches = self.count - part.count, self.patches - part.patches
+        if count <= 0:
+            return None
+        channel, patch = (self.channel * self.count - part.channel * part.count) / count, None
+        if self.patch is not None and part.patch is not None and patches > 0:
+            patch = (self.patch * self.patches - part.patch * part.patches) / patches
+        return Moments(channel=channel, patch=patch, count=count, patches=0 if patch is None else patches)
 
 
 def output_energy(weight: Tensor, moments: Moments | None) -> Tensor:

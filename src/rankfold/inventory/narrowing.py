@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -80,4 +82,4 @@ def narrowed_moments(moments: Moments, layer: LayerInfo, removed: Removed) -> Mo
         return torch.stack(chosen)
 
     patch = None if moments.patch is None else remaining(moments.patch, layer.kernel_numel)
-    return Moments(channel=remaining(moments.channel, 1), patch=patch, count=moments.count)
+    return replace(moments, channel=remaining(moments.channel, 1), patch=patch)

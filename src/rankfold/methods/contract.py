@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -250,11 +250,8 @@ def _prepared(method: Method, weight: Tensor, layer: LayerInfo, moments: Moments
         if scale is not None:
             canonical = canonical / scale
         if moments is not None:
-            moments = Moments(
-                channel=moments.channel.detach().to(canonical),
-                patch=None if moments.patch is None else moments.patch.detach().to(canonical),
-                count=moments.count,
-            )
+            patch = None if moments.patch is None else moments.patch.detach().to(canonical)
+            moments = replace(moments, channel=moments.channel.detach().to(canonical), patch=patch)
         return _Scaled(method.prepare(canonical, layer, moments), scale, device)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from rankfold import criteria
 from rankfold._config import is_integer, is_number, require, spelled
-from rankfold._progress import track
 from rankfold.candidates import Estimator, Forecast
 from rankfold.candidates.proxies import DATA_FREE, PROXIES, ProxyConfig
 from rankfold.errors import ConfigError, InfeasibleBudget
@@ -54,9 +53,9 @@ class CompressNAS(ProxyConfig, Strategy):
         Without a budget, the plan has the fewest parameters with at most this predicted loss.
     rivals : tuple of str or None
         Proxies whose plans compete with that of `proxy` under a budget: all of these plans are measured as whole
-        networks, on calibration samples that the proxy has not used if there are any, and the best one is returned. By
-        default "fisher" and "uniform" if `proxy` is "auto" and there is calibration data, otherwise none. Not with
-        `widths`.
+        networks, on calibration samples that the proxy has not used if there are any, with factors computed without
+        these samples, and the best one is returned. By default "fisher" and "uniform" if `proxy` is "auto" and there is
+        calibration data, otherwise none. Not with `widths`.
     widths : tuple of float
         Shares of the channels that each channel group may keep instead of all, such as ``(0.75, 0.5)``. Pruning,
         factoring and keeping layers then compete for one budget (`rankfold.strategies.joint`). Needs a budget.
@@ -174,15 +173,8 @@ class CompressNAS(ProxyConfig, Strategy):
             estimator.check(other.proxy_options)
             with suppress(InfeasibleBudget):
                 plans.setdefault(rival, other._of_proxy(problem, table, estimator))
-        first, losses = next(iter(selection)), dict[str, float]()
-        for proxy, (chosen, _) in track(list(plans.items()), "comparing plans"):
-            same = [known for known in losses if plans[known][0] == chosen]
-            network, neighbours = {**problem.fixed, **chosen}, {first: [chosen[first]]}
-            losses[proxy] = (
-                losses[same[0]]
-                if same
-                else estimator.joint(self.proxy_options, network, neighbours, held_back=True)[first][0]
-            )
+        networks = {proxy: {**problem.fixed, **chosen} for proxy, (chosen, _) in plans.items()}
+        losses = estimator.compare(self.proxy_options, networks)
         best = min(losses, key=lambda proxy: losses[proxy])  # of equal ones, the first
         return plans[best][0], {**plans[best][1], "compared": losses}
 
