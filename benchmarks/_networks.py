@@ -14,7 +14,7 @@ import importlib.util
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,13 +86,24 @@ def resnet20(data: Path, seed: int) -> Case:
     model = rf.zoo.create(name, weights=data / "weights" / f"{name}.safetensors").eval()
     entry, spec = rf.zoo.entry(name), f"cifar10:{data / 'cifar10'}"
     calibration = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=1024, seed=seed))
-    metric = rf.top1(rf.zoo.data(spec, split="test", normalize=entry, batch_size=500))
-    return Case(
-        model=model,
-        example=rf.zoo.example_input(name),
-        calibration=calibration,
-        quality=lambda small: {"top1": rf.evaluate(small, metric)},
-    )
+    test = rf.zoo.data(spec, split="test", normalize=entry, batch_size=500)
+    metric = rf.top1(test)
+
+    def quality(small: nn.Module) -> dict[str, float]:
+        return {"top1": rf.evaluate(small, metric), "output error": output_error(model, small, (x for x, _ in test))}
+
+    return Case(model=model, example=rf.zoo.example_input(name), calibration=calibration, quality=quality)
+
+
+def output_error(model: nn.Module, small: nn.Module, batches: Iterable[Tensor]) -> float:
+    """Return the relative squared error of a compressed network's outputs."""
+    distance, energy = 0.0, 0.0
+    with torch.no_grad():
+        for batch in batches:
+            whole = model(batch)
+            distance += float((small(batch) - whole).square().sum())
+            energy += float(whole.square().sum())
+    return round(distance / energy, 4)
 
 
 def images(name: str, seed: int) -> Case:
@@ -194,8 +205,10 @@ def pitch(name: str, seed: int) -> Case:
         with torch.no_grad():
             ours = torch.cat([small(x) for x in held_out])
         near = (ours.argmax(1) - wanted.argmax(1)).abs() <= 2
-        error = (ours - wanted).square().sum() / wanted.square().sum()
-        return {"within 40 cents": round(float(near.float().mean()), 4), "output error": round(float(error), 4)}
+        return {
+            "within 40 cents": round(float(near.float().mean()), 4),
+            "output error": output_error(model, small, held_out),
+        }
 
     return Case(model=model, example=calibration[0], calibration=calibration, quality=quality)
 

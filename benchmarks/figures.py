@@ -353,8 +353,8 @@ def of_proxies(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
         row, network = rows.setdefault(result["proxy"], {"proxy": result["proxy"]}), NETWORKS[result["network"]]
-        name, value = next(iter(result["quality"].items()))
-        row[f"{network}, {HEADS.get(name, name)}"] = f"{value:.3f}"
+        for name, value in result["quality"].items():
+            row[f"{network}, {HEADS.get(name, name)}"] = f"{value:.4f}"
         row[f"{network}, CPU seconds"] = f"{result['cpu_s']:g}"
         row[f"{network}, MiB"] = result["peak_mib"]
     return list(rows.values())
