@@ -322,12 +322,13 @@ NETWORKS = {"encoder": "sentence encoder", "pitch": "CREPE", "resnet20": "ResNet
 
 
 def of_limits(results: list[dict[str, Any]], proxies: bool) -> list[dict[str, Any]]:
-    """Return a row for each network and limit: what the search took; by shape, one for each proxy without a limit."""
+    """Return a row for each network and limit: what the search took; by shape, one for each proxy."""
     if proxies:
-        return of_proxies([row for row in results if row["limit_s"] is None])
+        compared = {row["network"] for row in results if row["proxy"] != "auto"}
+        return of_proxies([row for row in results if row["limit_s"] == 300 and row["network"] in compared])
     rows = []
     for row in results:
-        if row["limit_s"] is None:
+        if row["proxy"] != "auto":
             continue
         quality = next(iter(row.get("quality", {}).items()), None)
         rows.append(
