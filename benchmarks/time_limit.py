@@ -4,10 +4,10 @@ r"""Time of the default search on five networks, and whether it keeps within its
     RANKFOLD_DATA=... python benchmarks/time_limit.py --threads 2 --networks resnet20 encoder pitch --limits 300 \
         --proxies auto fisher+network fisher network weight uniform
 
-For each network, limit (0 is none) and proxy: `rf.plan` for half of the parameters with default options but the proxy. Stated
-are the forecast of the chosen setting, the seconds of `rf.plan` from its call to its return, whether they are within
-120 % of the limit, its peak memory, its setting, and, if it is not the best one, the best one with its forecast; where
-the weights are trained, also the seconds of `rf.apply` and the agreement with the original on held-out data. The
+For each network, limit (0 is none) and proxy: `rf.plan` for half of the parameters with default options but the proxy.
+Stated are the forecast of the chosen setting, the seconds of `rf.plan` from its call to its return, whether they are
+within 120 % of the limit, its peak memory, its setting, and, if it is not the best one, the best one with its forecast;
+where the weights are trained, also the seconds of `rf.apply` and the agreement with the original on held-out data. The
 networks are those of `_networks.py`. Every row runs in a separate process; rows in the result file are not measured
 again.
 """
