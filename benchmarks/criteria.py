@@ -4,8 +4,8 @@
 
 ``--accuracy``: strategy ``norton`` with each criterion, ratio and rank, without labels: the factors are fitted layer by
 layer to the original's outputs on training images (``reconstruct="sequential"``). Top-1 on test images; ``random`` has
-three seeds. ``--epochs 1`` also fine-tunes on the training images. Rows that are in the
-result file are not measured again, so an interrupted run resumes.
+three seeds. ``--epochs 1`` also fine-tunes each network on the training images and measures it again. Rows that are in
+the result file are not measured again, so an interrupted run resumes.
 
 ``--decomposition``: seconds of the filter-wise CP of all 3x3 convolutions at rank 4, every filter of a layer in one
 batch, with the mean relative error of the layers.
@@ -111,23 +111,25 @@ def accuracy(rows: list[dict[str, Any]], data: Path, args: Any) -> None:
     for ratio, rank, criterion, seed in settings:
         setting = {
             "network": network, "ratio": ratio, "rank": rank, "criterion": criterion, "seed": seed,
-            "epochs": args.epochs, "images": args.images, "test_images": args.test_images,
+            "images": args.images, "test_images": args.test_images,
         }  # fmt: skip
-        if any(setting.items() <= row.items() for row in rows):
+        wanted = [setting | {"epochs": epochs} for epochs in dict.fromkeys((0, args.epochs))]
+        missing = [row for row in wanted if not any(row.items() <= known.items() for known in rows)]
+        if not missing:
             continue
         start = time.process_time()
-        strategy = rf.Norton(ratio=ratio, rank=rank, criterion=criterion)
-        plan = rf.plan(model, example, strategy=strategy, seed=seed)
+        plan = rf.plan(model, example, strategy=rf.Norton(ratio=ratio, rank=rank, criterion=criterion), seed=seed)
         small = rf.apply(model, plan, images, reconstruct="sequential", example_input=example)
-        if args.epochs:
-            recipe = rf.FineTune(data=train, epochs=args.epochs, seed=args.seed)
-            small = rf.finetune(small, recipe, teacher=model).model
-        params = sum(p.numel() for p in small.parameters())
-        row = {**setting, "params": params, "top1": rf.evaluate(small, rf.top1(test))}
-        rows.append({**row, "cpu_s": round(time.process_time() - start)})
-        print(rows[-1], flush=True)
-        results = _harness.stored(args) or {}
-        _harness.save("criteria", {**results, "accuracy": rows}, args)
+        for row in missing:
+            if row["epochs"]:
+                recipe = rf.FineTune(data=train, epochs=args.epochs, seed=args.seed)
+                small = rf.finetune(small, recipe, teacher=model).model
+            params = sum(p.numel() for p in small.parameters())
+            measured = {"params": params, "top1": rf.evaluate(small, rf.top1(test))}
+            rows.append({**row, **measured, "cpu_s": round(time.process_time() - start)})
+            print(rows[-1], flush=True)
+            results = _harness.stored(args) or {}
+            _harness.save("criteria", {**results, "accuracy": rows}, args)
 
 
 def decomposition(layers: list[tuple[LayerInfo, Tensor]], rank: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import rankfold as rf
 from rankfold.candidates import forecast as forecasts
 from rankfold.candidates.forecast import AUTO, GRID, Forecast, time_pass
-from rankfold.candidates.proxies import COMPARED, ProxyConfig
+from rankfold.candidates.proxies import ProxyConfig
 from rankfold.errors import ConfigError
 from rankfold.inventory import inspect
 
@@ -45,7 +45,8 @@ def planned(**options: Any) -> rf.Plan:
 
 def machine(monkeypatch: pytest.MonkeyPatch, sample_s: float) -> None:
     """Let a forward pass seem to take so long."""
-    known = replace(FORECAST, sample_s=sample_s, after=(1.0, 0.6, 0.2), params=(1, 1, 1), methods=(1, 1, 1))
+    layers: dict[str, Any] = {"after": (1.0, 0.6, 0.2), "params": (1, 1, 1), "methods": (1, 1, 1)}
+    known = replace(FORECAST, sample_s=sample_s, priced_s=4.0, **layers)
     monkeypatch.setattr(Forecast, "of", lambda *args, **kwargs: known)
 
 
@@ -71,8 +72,8 @@ def test_the_weights_of_large_layers_take_time() -> None:
     composed = forecasts.COMPOSED_S * 8 * (3 * 6 * 10**7 + 10**6)
     passes = forecasts.FISHER[0] + forecasts.FISHER[1] * 2  # one for the large layer, in parts
     assert large.setting("fisher", 100, 8).seconds == pytest.approx(5 + passes + composed)
-    compared = large.setting("fisher", 100, 8, plans=2).seconds - large.setting("fisher", 100, 8).seconds
-    assert compared == pytest.approx(forecasts.COMPOSED_S * 2 * 6.1e7 + 3 * min(COMPARED, 100) * 0.01)
+    compared = large.setting("fisher", 100, 8, rivals=["uniform"]).seconds - large.setting("fisher", 100, 8).seconds
+    assert compared == pytest.approx(forecasts.COMPOSED_S * 2 * 6.1e7 + 3 * 100 * 0.01)
 
 
 def test_the_best_setting_within_the_limit() -> None:
@@ -214,15 +215,21 @@ def test_an_unreachable_limit_takes_the_cheapest_and_says_so(slow: None, capfd: 
 
 
 def test_the_comparison_of_plans_counts() -> None:
-    alone, compared = (FORECAST.setting("fisher", 100, 8, plans=n).seconds for n in (1, 3))
-    assert compared - alone == pytest.approx(forecasts.COMPOSED_S * 3 * 1000 + 4 * min(COMPARED, 100) * 0.01)
-    chosen, best = FORECAST.choose(ProxyConfig(), None, rivals=2)
-    assert chosen == best == FORECAST.setting("fisher+network", *GRID[0], plans=3)
+    rivals = {"alone": (), "two": ("fisher", "uniform"), "three": ("fisher", "weight", "uniform")}
+    seconds = {name: FORECAST.setting("fisher", 100, 8, rivals=others).seconds for name, others in rivals.items()}
+    of_plan = forecasts.COMPOSED_S * 1000 + 100 * 0.01
+    assert seconds["two"] - seconds["alone"] == pytest.approx(3 * of_plan + 100 * 0.01)
+    assert seconds["three"] - seconds["two"] == pytest.approx(of_plan + FORECAST.priced_s), "priced once more"
+    chosen, best = FORECAST.choose(ProxyConfig(), None, rivals=rivals["two"])
+    assert chosen == best == FORECAST.setting("fisher+network", *GRID[0], rivals=rivals["two"])
+    known = replace(FORECAST, moments_s=0.1)
+    compared = known.setting("fisher", 100, 8, rivals=["uniform"]).seconds - known.setting("fisher", 100, 8).seconds
+    assert compared == pytest.approx(2 * of_plan + 100 * 0.01 + 100 * 0.1), "second moments of the compared samples"
 
 
-def test_cheap_gradients_compete_with_the_uniform_plan(slow: None) -> None:
-    plan = planned(time_limit=60)
-    assert set(plan.provenance.search["compared"]) == {"fisher", "uniform"}
+def test_cheap_gradients_compete_with_plans_without_data(slow: None) -> None:
+    plan = planned(time_limit=70)
+    assert set(plan.provenance.search["compared"]) == {"fisher", "weight", "uniform"}
     assert planned(strategy=rf.CompressNAS(**plan.provenance.config)).layers == plan.layers
 
 

@@ -154,7 +154,7 @@ def test_of_the_plans_of_several_proxies_the_one_closest_on_other_samples_is_ret
     options: dict[str, Any] = {"budget": f"params<={percent}%", "calibration": data, "methods": "svd"}
     plan = rf.plan(model, X, strategy=rf.CompressNAS(samples=samples), **options)
     compared = plan.provenance.search["compared"]
-    assert list(compared) == ["fisher+network", "fisher", "uniform"]
+    assert list(compared) == ["fisher+network", "fisher", "weight", "uniform"]
     with torch.no_grad():
         dense = model(compared_on)
     plans = dict[str, Plan]()
@@ -182,7 +182,7 @@ def test_a_rival_that_cannot_meet_the_budget_does_not_compete(monkeypatch: pytes
 
     monkeypatch.setattr(strategies.Uniform, "select", fails)
     plan = rf.plan(network(), X, budget="params<=50%", calibration=images(), methods="svd")
-    assert list(plan.provenance.search["compared"]) == ["fisher+network", "fisher"]
+    assert list(plan.provenance.search["compared"]) == ["fisher+network", "fisher", "weight"]
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 0.01, 0.1])

@@ -11,7 +11,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import length_hint
@@ -162,10 +162,15 @@ class Forecast:
         )  # fmt: skip
 
     def setting(
-        self, proxy: str, samples: int, points: int, moment_samples: int | None = None, plans: int = 1
+        self,
+        proxy: str,
+        samples: int,
+        points: int,
+        moment_samples: int | None = None,
+        rivals: Collection[str] = (),
     ) -> Setting:
-        """Return the options with the seconds of a search, from second moments to the comparison of several plans."""
-        present = min(samples, self.samples or samples)
+        """Return the options with the seconds of a search, from second moments to the comparison with other plans."""
+        present, plans = min(samples, self.samples or samples), 1 + len(rivals)
         passes, composed = 0.0, (plans if plans > 1 else 0) * sum(self.params)
         if proxy.startswith("fisher"):
             once, each = FISHER
@@ -182,11 +187,11 @@ class Forecast:
         seconds += passes * present * self.sample_s
         if plans > 1:  # one more run computes the original's outputs, another one the second moments without them
             runs_s = (plans + 1) * self.sample_s + (self.moments_s if moment_samples is None else 0.0)
-            seconds += min(COMPARED, present) * runs_s
+            seconds += min(COMPARED, present) * runs_s + (self.priced_s if "weight" in rivals else 0.0)
         return Setting(proxy=proxy, samples=samples, points=points, moment_samples=moment_samples, seconds=seconds)
 
     def choose(
-        self, config: ProxyConfig, limit: float | None, *, rivals: int = 0, fallback: str = "weight"
+        self, config: ProxyConfig, limit: float | None, *, rivals: Collection[str] = (), fallback: str = "weight"
     ) -> tuple[Setting, Setting]:
         """Return the best setting within a limit in seconds, and the best of all; options that are set are kept.
 
@@ -199,20 +204,20 @@ class Forecast:
             The options that are set.
         limit : float or None
             Seconds; None for no limit.
-        rivals : int
-            Number of plans that are compared with that of the proxy.
+        rivals : collection of str
+            Proxies whose plans are compared with that of the proxy.
         fallback : str
             A proxy without samples, for "auto" if no other one is within the limit.
         """
-        if config.proxy == "auto":  # without measurements, gradients compete only with the fallback
-            choices = [(*choice, 1 + (min(rivals, 1) if choice[0] == "fisher" else rivals)) for choice in AUTO]
-            choices.append((fallback, *GRID[-1], 1))
+        if config.proxy == "auto":
+            choices = [(*choice, [rival for rival in rivals if rival != choice[0]]) for choice in AUTO]
+            choices.append((fallback, *GRID[-1], []))
         else:
-            choices = [(config.proxy, *pair, 1 + rivals) for pair in GRID]
+            choices = [(config.proxy, *pair, list(rivals)) for pair in GRID]
         moments = self._moment_samples(config, limit)
         settings = [
-            self.setting(name, config.samples or n, config.points or p, m, plans)
-            for name, n, p, plans in choices
+            self.setting(name, config.samples or n, config.points or p, m, others)
+            for name, n, p, others in choices
             for m in moments
         ]
         within = [setting for setting in settings if limit is None or setting.seconds <= limit]

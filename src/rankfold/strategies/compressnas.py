@@ -29,6 +29,8 @@ Chosen = tuple[Selection, dict[str, Any]]
 
 WORTH_TELLING = 10.0
 """Seconds from which a search states its time before it starts."""
+RIVALS = ("fisher", "weight", "uniform")
+"""Proxies whose plans compete with that of "auto". Those without data cannot be misled by few or unusual samples."""
 NEIGHBOURS = 4
 """Number of candidates on either side of the selected one that a round measures."""
 
@@ -54,8 +56,8 @@ class CompressNAS(ProxyConfig, Strategy):
     rivals : tuple of str or None
         Proxies whose plans compete with that of `proxy` under a budget: all of these plans are measured as whole
         networks, on calibration samples that the proxy has not used if there are any, with factors computed without
-        these samples, and the best one is returned. By default "fisher" and "uniform" if `proxy` is "auto" and there is
-        calibration data, otherwise none. Not with `widths`.
+        these samples, and the best one is returned. By default "fisher", "weight" and "uniform" if `proxy` is "auto"
+        and there is calibration data, otherwise none. Not with `widths`.
     widths : tuple of float
         Shares of the channels that each channel group may keep instead of all, such as ``(0.75, 0.5)``. Pruning,
         factoring and keeping layers then compete for one budget (`rankfold.strategies.joint`). Needs a budget.
@@ -101,14 +103,14 @@ class CompressNAS(ProxyConfig, Strategy):
         "auto" remains where it stands for "fisher+network".
         """
         chosen, best = forecast().choose(
-            self.proxy_options, limit, rivals=len(self._rivals(calibrated=True)), fallback=self._fallback
+            self.proxy_options, limit, rivals=self._rivals(calibrated=True), fallback=self._fallback
         )
         settled = replace(self, moment_samples=chosen.moment_samples)
         if self.proxy not in DATA_FREE:
             proxy = self.proxy if chosen.proxy == best.proxy else chosen.proxy
             settled = replace(settled, proxy=proxy, samples=chosen.samples, points=chosen.points)
             if (self.proxy, proxy, self.rivals) == ("auto", "fisher", None) and not self.widths:
-                settled = replace(settled, rivals=("uniform",))
+                settled = replace(settled, rivals=tuple(rival for rival in RIVALS if rival != proxy))
         if chosen.seconds < WORTH_TELLING and chosen == best:
             return settled, None
         limited = f", more than {spelled('time_limit', limit)}"
@@ -124,7 +126,7 @@ class CompressNAS(ProxyConfig, Strategy):
         """Return the proxies whose plans compete."""
         if self.rivals is not None:
             return self.rivals
-        return ("fisher", "uniform") if self.proxy == "auto" and calibrated and not self.widths else ()
+        return RIVALS if self.proxy == "auto" and calibrated and not self.widths else ()
 
     def plan(self, problem: Problem) -> Plan:
         """Return the plan of least loss within the budget.
