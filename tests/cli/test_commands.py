@@ -97,17 +97,18 @@ def test_a_search_keeps_what_it_measures(run: Run, small: tuple[str, ...], tmp_p
     )
     options += ("--device", "cpu")  # where ranks are multiples of 1 by default
     said = run("plan", *options, "-b", "params<=50%", "--out", plans[0], "--json").document
-    assert said["plan"]["provenance"]["search"]["proxy"] == "fisher+network"
+    compared = said["plan"]["provenance"]["search"]["compared"]
+    assert list(compared) == ["fisher+network", "fisher", "weight", "uniform"]
     files = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
-    what = "gradients and measurements of each layer, two compared plans, and the options within the time limit"
-    assert len(files) == 13, what
+    what = "gradients and measurements of each layer, three compared plans, and the options within the time limit"
+    assert len(files) == 14, what
     run("plan", *options, "-b", "params<=50%", "--out", plans[1])
     assert plans[0].read_text() == plans[1].read_text()
     assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == files
     run("compress", *options, "-b", "macs<=60%", "--limit-test", "50", "--out", tmp_path / "out")
     later = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
     assert files.items() <= later.items()
-    assert len(later) == len(files) + 3, "another budget only measures its own plans"
+    assert len(later) == len(files) + 4, "another budget only measures its own plans"
 
 
 def test_compress_takes_decisions_by_hand(run: Run, tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ def net() -> nn.Sequential:
 
 
 @pytest.fixture
-def prepared(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
-    """Count how often each layer is prepared with each method."""
-    counts: Counter[tuple[str, str]] = Counter()
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str, int]]:
+    """Count how often each layer is prepared with each method, on so many vectors of its input."""
+    counts: Counter[tuple[str, str, int]] = Counter()
 
     def counting(name: str, prepare: Callable[..., Any]) -> Callable[..., Any]:
         def counted(self: methods.Method, weight: torch.Tensor, layer: Any, moments: Any) -> Any:
-            counts[layer.name, name] += 1
+            counts[layer.name, name, 0 if moments is None else moments.count] += 1
             return prepare(self, weight, layer, moments)
 
         return counted
@@ -46,11 +46,14 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
 
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_one_compress_prepares_every_layer_and_method_once(
-    calibrated: bool, prepared: Counter[tuple[str, str]]
+    calibrated: bool, prepared: Counter[tuple[str, str, int]]
 ) -> None:
     rf.compress(net(), X[:1], budget="params<=50%", calibration=[X] if calibrated else None)
-    assert len(prepared) >= 7
+    assert len({(layer, method) for layer, method, _ in prepared}) >= 7
     assert set(prepared.values()) == {1}
+    vectors = {count for layer, _, count in prepared if layer == "0"}
+    # By the weights, for the search and the factors, and for the comparison of plans, whose samples are left out.
+    assert vectors == ({0, 16 * 144, 8 * 144} if calibrated else {0})
 
 
 @pytest.fixture
@@ -81,7 +84,7 @@ def test_one_compress_copies_every_weight_that_it_factors_once(calibrated: bool,
 
 
 def test_without_sharing_they_are_prepared_again(
-    prepared: Counter[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    prepared: Counter[tuple[str, str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharing, "ROOM", 0)
     rf.compress(net(), X[:1], budget="params<=50%", calibration=[X])
