@@ -97,8 +97,9 @@ def test_a_search_keeps_what_it_measures(run: Run, small: tuple[str, ...], tmp_p
     )
     options += ("--device", "cpu")  # where ranks are multiples of 1 by default
     said = run("plan", *options, "-b", "params<=50%", "--out", plans[0], "--json").document
-    compared = said["plan"]["provenance"]["search"]["compared"]
-    assert list(compared) == ["fisher+network", "fisher", "weight", "uniform"]
+    search = said["plan"]["provenance"]["search"]
+    assert list(search["compared"]) == ["fisher+network", "fisher", "weight", "uniform"]
+    assert search["proxy"] == min(search["compared"], key=search["compared"].get)
     files = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
     what = "gradients and measurements of each layer, three compared plans, and the options within the time limit"
     assert len(files) == 14, what

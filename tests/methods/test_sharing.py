@@ -29,7 +29,7 @@ def net() -> nn.Sequential:
 
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str, int]]:
-    """Count how often each layer is prepared with each method, on so many vectors of its input."""
+    """Count how often each layer is prepared, by layer, method and number of input vectors (0 without moments)."""
     counts: Counter[tuple[str, str, int]] = Counter()
 
     def counting(name: str, prepare: Callable[..., Any]) -> Callable[..., Any]:

@@ -298,9 +298,9 @@ class Estimator:
     def compare(self, config: ProxyConfig, selections: Mapping[str, Selection]) -> dict[str, float]:
         """Return the loss of the network with each of several selections applied, on samples that are held back.
 
-        They are up to `COMPARED` samples after those of the proxy; if there are none, half of the samples. Factors are
-        fitted to the second moments, so a network looks better on their samples than on others, the more so the more of
-        its layers are factored. The factors of the comparison are therefore computed without the compared samples.
+        They are up to `COMPARED` samples after those of the proxy; if there are none, the first half of the samples. A
+        network looks better on the samples that its factors are fitted to, most of all one with many factored layers.
+        The second moments of the compared samples are therefore subtracted before the factors are computed.
         """
         look = self._held_back(config)
         names = {name for selection in selections.values() for name, c in selection.items() if c is not None}

@@ -170,8 +170,9 @@ class Forecast:
         rivals: Collection[str] = (),
     ) -> Setting:
         """Return the options with the seconds of a search, from second moments to the comparison with other plans."""
-        present, plans = min(samples, self.samples or samples), 1 + len(rivals)
-        passes, composed = 0.0, (plans if plans > 1 else 0) * sum(self.params)
+        present = min(samples, self.samples or samples)
+        compared = 1 + len(rivals) if rivals else 0
+        passes, composed = 0.0, compared * sum(self.params)
         if proxy.startswith("fisher"):
             once, each = FISHER
             passes += once + each * len(groups([draws_for(present) * 4 * size for size in self.params]))
@@ -185,9 +186,11 @@ class Forecast:
         moments_s = self.moments_s * (read if read < math.inf else FEWEST)  # data without a length counts as one batch
         seconds = self.spent_s + moments_s + self.priced_s + COMPOSED_S * composed
         seconds += passes * present * self.sample_s
-        if plans > 1:  # one more run computes the original's outputs, another one the second moments without them
-            runs_s = (plans + 1) * self.sample_s + (self.moments_s if moment_samples is None else 0.0)
-            seconds += min(COMPARED, present) * runs_s + (self.priced_s if "weight" in rivals else 0.0)
+        if compared:  # one more run computes the original's outputs, another one second moments to subtract
+            runs_s = (compared + 1) * self.sample_s + (self.moments_s if moment_samples is None else 0.0)
+            seconds += min(COMPARED, present) * runs_s
+        if "weight" in rivals:  # prices the candidates by the errors of the weights
+            seconds += self.priced_s
         return Setting(proxy=proxy, samples=samples, points=points, moment_samples=moment_samples, seconds=seconds)
 
     def choose(

@@ -39,7 +39,7 @@ class Moments:
         return {"channel": self.channel} | ({} if self.patch is None else {"patch": self.patch})
 
     def without(self, part: Moments) -> Moments | None:
-        """Return the moments of the other vectors, given those of a part of them; None if there are no others."""
+        """Return the moments without the vectors that `part` averages; None if no vectors remain."""
         count, patches = self.count - part.count, self.patches - part.patches
         if count <= 0:
             return None
