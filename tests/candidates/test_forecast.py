@@ -21,9 +21,12 @@ from rankfold.inventory import inspect
 
 FORECAST = Forecast(
     sample_s=0.01,
+    few_s=0.02,
+    gradient_s=0.1,
     after=(1.0, 0.5),
     params=(600, 400),
     priced_s=5.0,
+    decomposed_s=2.0,
     moments_s=0.0,
     samples=384,
     methods=(3, 1),
@@ -46,7 +49,8 @@ def planned(**options: Any) -> rf.Plan:
 def machine(monkeypatch: pytest.MonkeyPatch, sample_s: float) -> None:
     """Let a forward pass seem to take so long."""
     layers: dict[str, Any] = {"after": (1.0, 0.6, 0.2), "params": (1, 1, 1), "methods": (1, 1, 1)}
-    known = replace(FORECAST, sample_s=sample_s, priced_s=4.0, **layers)
+    passes = {"sample_s": sample_s, "few_s": sample_s, "gradient_s": 3 * sample_s}
+    known = replace(FORECAST, priced_s=2.0, decomposed_s=0.5, **passes, **layers)
     monkeypatch.setattr(Forecast, "of", lambda *args, **kwargs: known)
 
 
@@ -56,24 +60,51 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_passes_of_each_proxy() -> None:
+    """100 samples have 64 gradients: in 100 pieces of one sample."""
     assert FORECAST.setting("weight", 256, 8).seconds == 5.0
-    once, each = forecasts.FISHER
-    estimated = once + each + forecasts.COMPOSED_S * 8 * (3 * 600 + 400)
-    assert FORECAST.setting("fisher", 100, 8).seconds == pytest.approx(5 + estimated)
-    replayed = sum(1 + 8 * number * (share + forecasts.REPLAY) for share, number in ((1.0, 3), (0.5, 1)))
+    ready = 5.0 * (1 + forecasts.VECTORS)
     composed = forecasts.COMPOSED_S * 8 * (3 * 600 + 400)
-    assert FORECAST.setting("network", 100, 8).seconds == pytest.approx(5 + replayed + composed)
+    estimated = 100 * 0.1 + 100 * 0.01 + composed
+    assert FORECAST.setting("fisher", 100, 8).seconds == pytest.approx(ready + estimated)
+    replayed = sum(1 + 8 * number * (share + forecasts.REPLAY) for share, number in ((1.0, 3), (0.5, 1)))
+    assert FORECAST.setting("network", 100, 8).seconds == pytest.approx(ready + replayed + composed)
     few = sum(1 + 4 * (share + forecasts.REPLAY) for share in (1.0, 0.5)) + forecasts.COMPOSED_S * 4 * 1000
-    assert FORECAST.setting("fisher+network", 100, 8).seconds == pytest.approx(5 + estimated + few)
+    assert FORECAST.setting("fisher+network", 100, 8).seconds == pytest.approx(ready + estimated + few)
+
+
+def test_gradients_of_several_samples_and_several_gradients_of_a_sample() -> None:
+    def of_gradients(samples: int) -> float:
+        return FORECAST.setting("fisher", samples, 8).seconds - FORECAST.setting("fisher", 100, 8).seconds + 11
+
+    assert of_gradients(256) == pytest.approx(64 * 0.1 * (1 + 3 * 0.01 / 0.02) + 2.56), "four samples at a time"
+    assert of_gradients(16) == pytest.approx(16 * 0.1 * (1 + forecasts.BACKWARD) + 0.16), "two gradients of each"
 
 
 def test_the_weights_of_large_layers_take_time() -> None:
     large = replace(FORECAST, params=(6 * 10**7, 10**6))
     composed = forecasts.COMPOSED_S * 8 * (3 * 6 * 10**7 + 10**6)
-    passes = forecasts.FISHER[0] + forecasts.FISHER[1] * 2  # one for the large layer, in parts
-    assert large.setting("fisher", 100, 8).seconds == pytest.approx(5 + passes + composed)
+    forward, backward = 1 - forecasts.BACKWARD, forecasts.BACKWARD
+    passes = 100 * 0.1 * (2 * forward + 1.25 * backward)  # one of them for the large layer, in parts
+    ready = 5.0 * (1 + forecasts.VECTORS)
+    assert large.setting("fisher", 100, 8).seconds == pytest.approx(ready + passes + 1 + composed)
     compared = large.setting("fisher", 100, 8, rivals=["uniform"]).seconds - large.setting("fisher", 100, 8).seconds
-    assert compared == pytest.approx(forecasts.COMPOSED_S * 2 * 6.1e7 + 3 * 100 * 0.01)
+    assert compared == pytest.approx(2 * (2.0 + forecasts.COMPOSED_S * 6.1e7) + 3 * 100 * 0.01)
+
+
+def test_a_network_without_gradients_is_measured() -> None:
+    unknown = replace(FORECAST, gradient_s=None)
+    whole = [unknown.setting("network", *pair, rivals=["weight"]) for pair in GRID]
+    rivals = ["fisher", "weight"]
+    assert unknown.choose(ProxyConfig(), None, rivals=rivals) == (whole[0], whole[0])
+    assert unknown.choose(ProxyConfig(), whole[2].seconds, rivals=rivals) == (whole[2], whole[0])
+
+    class Detached(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach()
+
+    for net, known in ((network(), True), (nn.Sequential(network(), Detached()), False)):
+        found = Forecast.of(net, inspect(net, data()[0][:1]), data(), [], moments=True)
+        assert (found.gradient_s is not None) == known
 
 
 def test_the_best_setting_within_the_limit() -> None:
@@ -155,14 +186,15 @@ def test_a_few_batches_are_timed_and_slow_networks_only_briefly(
             now[0] += len(input) * (each_s + 0.002 * float(input[0, 0]))
             return super().forward(input)
 
-    net = Sleeps(3, 3).eval()
+    net = nn.Sequential(Sleeps(3, 3), nn.Linear(3, 3)).eval()
     batches = [torch.full((32, 3), value) for value in (1.0, 2.0, 3.0)]
     inventory = inspect(net, torch.zeros(1, 3))
     sizes[:], now[:] = [], [0.0]
     found = Forecast.of(net, inventory, batches, [], moments=True)
-    assert sizes == runs
+    assert sizes == [*runs, 1, 1, 1], "the last two have gradients"
     assert found.samples == 96
-    assert found.sample_s == pytest.approx(0.302 if each_s else 0.004)
+    assert (found.few_s, found.sample_s) == pytest.approx((0.302, 0.302) if each_s else (0.004, 0.004))
+    assert found.gradient_s == pytest.approx(each_s + 0.002)
     assert found.spent_s == pytest.approx(now[0])
     assert found.setting("fisher", 16, 8).seconds > found.spent_s
 
@@ -172,10 +204,10 @@ def test_a_plan_records_what_was_chosen_and_its_options_return_it(
 ) -> None:
     first = planned(time_limit=300, strategy=rf.CompressNAS(proxy="fisher+network"))
     config = dict(first.provenance.config)
-    assert (config["proxy"], config["samples"], config["points"]) == ("fisher+network", 32, 8)
+    assert (config["proxy"], config["samples"], config["points"]) == ("fisher+network", 64, 8)
     said = capfd.readouterr().err
     assert "the search takes about" in said
-    assert "32 samples" in said
+    assert "64 samples" in said
     assert "256 samples, more than time_limit=300" in said
     machine(monkeypatch, 1e-6)
     again = planned(strategy=rf.CompressNAS(**config))
@@ -217,9 +249,9 @@ def test_an_unreachable_limit_takes_the_cheapest_and_says_so(slow: None, capfd: 
 def test_the_comparison_of_plans_counts() -> None:
     rivals = {"alone": (), "two": ("fisher", "uniform"), "three": ("fisher", "weight", "uniform")}
     seconds = {name: FORECAST.setting("fisher", 100, 8, rivals=others).seconds for name, others in rivals.items()}
-    of_plan = forecasts.COMPOSED_S * 1000 + 100 * 0.01
+    of_plan = FORECAST.decomposed_s + forecasts.COMPOSED_S * 1000 + 100 * 0.01
     assert seconds["two"] - seconds["alone"] == pytest.approx(3 * of_plan + 100 * 0.01)
-    assert seconds["three"] - seconds["two"] == pytest.approx(of_plan + FORECAST.priced_s), "priced once more"
+    assert seconds["three"] - seconds["two"] == pytest.approx(of_plan + 2.5), "priced once more, without data"
     chosen, best = FORECAST.choose(ProxyConfig(), None, rivals=rivals["two"])
     assert chosen == best == FORECAST.setting("fisher+network", *GRID[0], rivals=rivals["two"])
     known = replace(FORECAST, moments_s=0.1)

@@ -210,7 +210,7 @@ class Search:
     )
     time_limit: float | None = option(
         300.0,
-        "Seconds that the search may take, by a forecast from one timed forward pass. compressnas chooses proxy, "
+        "Seconds that the search may take, by a forecast from a few timed passes. compressnas chooses proxy, "
         "samples, points and the samples of the second moments accordingly, unless they are given, and records them in "
         "the plan. None (0 on the command line) sets no limit.",
         check=_time_limit,

@@ -253,8 +253,9 @@ class Planner:
         names, options = self.methods
         factorizations = [methods.get(name, options.get(name)) for name in names]
         forecast = partial(
-            Forecast.of, self.model, self.inventory, data.batches, factorizations, moments=self.search.data_aware
-        )
+            Forecast.of, self.model, self.inventory, data.batches, factorizations,
+            moments=self.search.data_aware, spare=self.spare,
+        )  # fmt: skip
         strategy, text = given_strategy.within(forecast, limit)
         if text is not None:
             say(text)

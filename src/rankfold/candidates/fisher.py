@@ -46,6 +46,16 @@ def draws_for(samples: int) -> int:
     return min(DRAWS, max(FEWEST_DRAWS, 2 * samples))
 
 
+def piece_size(samples: int, draws: int) -> int:
+    """Return the samples of a piece, over which one gradient is taken."""
+    return max(1, samples // draws)
+
+
+def draws_each(pieces: int, draws: int) -> int:
+    """Return the gradients of a piece."""
+    return max(1, -(-draws // pieces))
+
+
 def groups(sizes: Sequence[int], held: int = HELD) -> list[list[int]]:
     """Return the indices of the layers whose gradients one pass yields; `sizes` are the bytes of their gradients.
 
@@ -128,11 +138,11 @@ class FisherProxy:
         inputs = [split_batch(batch)[0] for batch in batches]
         samples = sum(map(batch_size, inputs))
         draws = draws or draws_for(samples)
-        size = max(1, samples // draws)
+        size = piece_size(samples, draws)
         self.pieces = [piece for whole in inputs for piece in pieces(whole, size)]
         self.layers = {layer.name: layer for layer in layers}
         self.taps = taps
-        self.draws = max(1, -(-draws // len(self.pieces)))
+        self.draws = draws_each(len(self.pieces), draws)
         self.held = held
         self.seed = seed
         self._energies: list[float] = []
@@ -171,6 +181,10 @@ class FisherProxy:
                 f"because of infinite outputs. {_otherwise()}"
             )
         return totals
+
+    def run(self) -> None:
+        """Compute the gradients of all layers, and keep none of them."""
+        self._differentiate(list(self.layers.values()), lambda row, gradients: None)  # noqa: ARG005
 
     def _bytes(self, layer: LayerInfo) -> int:
         weight = layer_weight(self.work, layer.name)

@@ -1,8 +1,8 @@
-"""The time that a search takes, estimated from timed forward passes, and the options that keep within a limit.
+"""The time that a search takes, estimated from timed passes, and the options that keep within a limit.
 
 The number of passes that a proxy takes over the samples follows from its options and the layers, and is the same on
-every machine. A few passes are timed. What does not run the network is counted in operations at the network's rate, or
-has fixed times, measured on two cores of a CPU.
+every machine. A few forward passes and a backward pass are timed. What does not run the network is counted in
+operations at the network's rate, or has fixed times, measured on two cores of a CPU.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from rankfold._processes import slowest
 from rankfold._progress import duration
 from rankfold._tensors import model_device, to_device
 from rankfold.batches import batch_size, iterate, leading, split_batch
-from rankfold.candidates.fisher import draws_for, groups
+from rankfold.candidates.fisher import FisherProxy, draws_each, draws_for, groups, piece_size
 from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
 from rankfold.errors import ModelError
-from rankfold.inventory import run_batch, undisturbed
+from rankfold.inventory import Spare, run_batch, undisturbed
 from rankfold.methods import Method
 from rankfold.records import Inventory, LayerInfo
 
@@ -45,18 +45,24 @@ TIMED_BATCHES = 4
 """Batches that are timed: texts, for example, have different lengths."""
 TIMING_S = 1.0
 """Seconds after which no further batch is timed; a quarter of them is spent on one."""
-FISHER = (3.0, 4.0)
-"""Time of the proxy from gradients in forward passes: once, and for every pass over the samples, which are few at a
-time."""
+BACKWARD = 0.8
+"""Share of the backward pass in the time of a gradient."""
 REPLAY = 0.1
 """Time of a measurement in forward passes, in addition to the part of the network from its layer on."""
 PRICED_S = 0.015
 """Seconds to list and price the candidates of a layer by one method."""
-COMPOSED_S = 4e-8
+VECTORS = 0.7
+"""Time of the factors of a layer's candidates, apart from their products, relative to that of the errors and prices."""
+COMPOSED_S = 3.5e-8
 """Seconds per parameter of the layer to compute the weight of a candidate from its decomposition."""
 DECOMPOSED, DECOMPOSED_KERNEL = 20.0, 250.0
 """Multiply-accumulates per ``n^3`` in the decompositions of a matrix whose shorter side is n, at the network's rate; of
 a layer with a kernel, whose methods decompose several matrices."""
+UNFOLDED = 2.0
+"""Multiply-accumulates per parameter and channel in the Gram matrices of a layer with a kernel, at the network's rate;
+they are computed in float64."""
+WEIGHTS_ONLY = 0.5
+"""Time to price candidates by the errors of the weights, relative to those of the outputs."""
 GRAM = 1.0
 """Time of a Gram matrix relative to its multiply-accumulates at the network's rate; it is added up in float64."""
 MOMENTS = 0.25
@@ -91,12 +97,18 @@ class Forecast:
     ----------
     sample_s : float
         Seconds of the network's forward pass per sample.
+    few_s : float
+        The same if there are only two samples in a batch.
+    gradient_s : float or None
+        Seconds of a forward and a backward pass of one sample; None if the outputs cannot be differentiated.
     after : tuple of float
         For each layer, the share of the network's multiply-accumulates from this layer on.
     params : tuple of int
         For each layer, the parameters of its weight.
     priced_s : float
         Seconds of the errors and prices of the candidates.
+    decomposed_s : float
+        Seconds of the decompositions of all layers, each by one method.
     moments_s : float
         Seconds of the second moments per sample; 0 if none are collected.
     samples : int or None
@@ -108,9 +120,12 @@ class Forecast:
     """
 
     sample_s: float
+    few_s: float
+    gradient_s: float | None
     after: tuple[float, ...]
     params: tuple[int, ...]
     priced_s: float
+    decomposed_s: float
     moments_s: float
     samples: int | None
     methods: tuple[int, ...]
@@ -118,9 +133,16 @@ class Forecast:
 
     @classmethod
     def of(
-        cls, model: nn.Module, inventory: Inventory, batches: Iterable[Any], methods: Sequence[Method], *, moments: bool
+        cls,
+        model: nn.Module,
+        inventory: Inventory,
+        batches: Iterable[Any],
+        methods: Sequence[Method],
+        *,
+        moments: bool,
+        spare: Spare | None = None,
     ) -> Forecast:
-        """Time some forward passes and return the forecast; several processes take the slowest one's time.
+        """Time some passes and return the forecast; several processes take the slowest one's time.
 
         Parameters
         ----------
@@ -134,11 +156,14 @@ class Forecast:
             The factorizations.
         moments : bool
             Whether second moments are collected.
+        spare : Spare, optional
+            A copy of the model to work on.
         """
         start = time.perf_counter()
-        size, own_s = _timed(model, batches)
-        sample_s = slowest(own_s)
         layers = [layer for layer in inventory if layer.skip is None]
+        example, timed = _timed(model, batches)
+        gradient_s = slowest(_gradient_seconds(model, example, layers, spare))
+        few_s, sample_s = map(slowest, timed)
         total = max(inventory.total.macs, 1)
         after, before = list[float](), 0
         for layer in layers:
@@ -146,19 +171,21 @@ class Forecast:
             before += inventory.costs[layer.name].macs
         per_sample = total / max(inventory.batch, 1)
         fitting = tuple(sum(method.supports(layer) is None for method in methods) for layer in layers)
-        work = sum(n * _decomposition_macs(layer) for n, layer in zip(fitting, layers, strict=True))
-        decomposed_s = work * sample_s / per_sample
+        decompositions = [_decomposition_macs(layer) * sample_s / per_sample for layer in layers]
+        decomposed_s = sum(n * seconds for n, seconds in zip(fitting, decompositions, strict=True))
         moments_s = 0.0
         if moments:
             sums = sum(
                 _gram_macs(layer, inventory.costs[layer.name].macs / max(inventory.batch, 1)) for layer in layers
             )
             moments_s = sample_s * (1 + sums / per_sample)
-        count = length_hint(batches, 0) * size or None
+        count = length_hint(batches, 0) * batch_size(example) or None
         params = tuple(math.prod(layer.weight_shape) for layer in layers)
         return cls(
-            sample_s=sample_s, after=tuple(after), params=params, priced_s=PRICED_S * sum(fitting) + decomposed_s,
-            moments_s=moments_s, samples=count, methods=fitting, spent_s=slowest(time.perf_counter() - start),
+            sample_s=sample_s, few_s=few_s, gradient_s=gradient_s if math.isfinite(gradient_s) else None,
+            after=tuple(after), params=params, priced_s=PRICED_S * sum(fitting) + decomposed_s,
+            decomposed_s=sum(decompositions), moments_s=moments_s, samples=count, methods=fitting,
+            spent_s=slowest(time.perf_counter() - start),
         )  # fmt: skip
 
     def setting(
@@ -171,27 +198,55 @@ class Forecast:
     ) -> Setting:
         """Return the options with the seconds of a search, from second moments to the comparison with other plans."""
         present = min(samples, self.samples or samples)
-        compared = 1 + len(rivals) if rivals else 0
-        passes, composed = 0.0, compared * sum(self.params)
-        if proxy.startswith("fisher"):
-            once, each = FISHER
-            passes += once + each * len(groups([draws_for(present) * 4 * size for size in self.params]))
-            composed += sum(points * n * size for n, size in zip(self.methods, self.params, strict=True))
-        if proxy.endswith("network"):
-            for share, number, size in zip(self.after, self.methods, self.params, strict=True):
-                measured = points // 2 if proxy == "fisher+network" else points * number
-                passes += 1 + measured * (share + REPLAY)
-                composed += measured * size
         read = min(moment_samples or math.inf, self.samples or math.inf)
         moments_s = self.moments_s * (read if read < math.inf else FEWEST)  # data without a length counts as one batch
-        seconds = self.spent_s + moments_s + self.priced_s + COMPOSED_S * composed
-        seconds += passes * present * self.sample_s
-        if compared:  # one more run computes the original's outputs, another one second moments to subtract
-            runs_s = (compared + 1) * self.sample_s + (self.moments_s if moment_samples is None else 0.0)
-            seconds += min(COMPARED, present) * runs_s
-        if "weight" in rivals:  # prices the candidates by the errors of the weights
-            seconds += self.priced_s
+        seconds = self.spent_s + moments_s + self.priced_s
+        if proxy not in DATA_FREE:
+            seconds += VECTORS * self.priced_s
+        if proxy.startswith("fisher"):
+            seconds += self._of_gradients(present, points)
+        if proxy.endswith("network"):
+            seconds += self._of_measurements(present, points, several=proxy == "network")
+        if rivals:
+            seconds += self._of_comparison(min(COMPARED, present), 1 + len(rivals), again=moment_samples is None)
+        if "weight" in rivals:
+            seconds += WEIGHTS_ONLY * self.priced_s
         return Setting(proxy=proxy, samples=samples, points=points, moment_samples=moment_samples, seconds=seconds)
+
+    def _of_gradients(self, samples: int, points: int) -> float:
+        """Return the seconds of the proxy from gradients."""
+        draws = draws_for(samples)
+        size = piece_size(samples, draws)
+        pieces = -(-samples // size)
+        each = draws_each(pieces, draws)
+        passes = len(groups([each * pieces * 4 * numel for numel in self.params]))
+        gradient_s = 3 * self.few_s if self.gradient_s is None else self.gradient_s
+        gradient_s *= 1 + (size - 1) * self.sample_s / self.few_s
+        # Every group takes a forward pass, and half of a backward pass on average: it ends at the group's first layer.
+        # The gradients of the weights, which are the other half, are computed once.
+        piece_s = gradient_s * ((1 - BACKWARD) * passes + each * BACKWARD * (0.5 + 0.25 * (passes + 1)))
+        return pieces * piece_s + samples * self.sample_s + COMPOSED_S * points * self._candidates()
+
+    def _of_measurements(self, samples: int, points: int, *, several: bool) -> float:
+        """Return the seconds of measured candidates: some per method, or half as many of any method."""
+        passes, composed = 0.0, 0
+        for share, number, numel in zip(self.after, self.methods, self.params, strict=True):
+            measured = points * number if several else points // 2
+            passes += 1 + measured * (share + REPLAY)
+            composed += measured * numel
+        return passes * samples * self.sample_s + COMPOSED_S * composed
+
+    def _of_comparison(self, samples: int, plans: int, *, again: bool) -> float:
+        """Return the seconds of the comparison of plans.
+
+        One run computes the original's outputs. With `again`, another one computes second moments to subtract.
+        """
+        runs_s = (plans + 1) * self.sample_s + (self.moments_s if again else 0.0)
+        return samples * runs_s + plans * (self.decomposed_s + COMPOSED_S * sum(self.params))
+
+    def _candidates(self) -> int:
+        """Return the parameters of the layers, each counted once for every method."""
+        return sum(number * numel for number, numel in zip(self.methods, self.params, strict=True))
 
     def choose(
         self, config: ProxyConfig, limit: float | None, *, rivals: Collection[str] = (), fallback: str = "weight"
@@ -213,7 +268,10 @@ class Forecast:
             A proxy without samples, for "auto" if no other one is within the limit.
         """
         if config.proxy == "auto":
-            choices = [(*choice, [rival for rival in rivals if rival != choice[0]]) for choice in AUTO]
+            differentiable = self.gradient_s is not None
+            proxies = AUTO if differentiable else tuple(("network", *pair) for pair in GRID)
+            others = [rival for rival in rivals if differentiable or rival != "fisher"]
+            choices = [(*choice, [rival for rival in others if rival != choice[0]]) for choice in proxies]
             choices.append((fallback, *GRID[-1], []))
         else:
             choices = [(config.proxy, *pair, list(rivals)) for pair in GRID]
@@ -237,23 +295,40 @@ class Forecast:
         return (None,) if fewer >= self.samples else (None, fewer)
 
 
-def _timed(model: nn.Module, batches: Iterable[Any]) -> tuple[int, float]:
-    """Return the size of the first batch, and the mean seconds of a forward pass per sample over a few batches."""
+def _timed(model: nn.Module, batches: Iterable[Any]) -> tuple[Any, tuple[float, float]]:
+    """Return the inputs of the first batch, and the mean seconds of a forward pass per sample over a few batches.
+
+    The latter are those with two samples in a batch, and with as many as a short time allows.
+    """
     example, start = getattr(batches, "example", None), time.perf_counter()
-    sizes, seconds = list[int](), list[float]()
+    firsts, seconds = list[Any](), list[tuple[float, float]]()
     with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator even without shuffling
         for number, batch in enumerate(itertools.islice(iterate(batches, "calibration"), TIMED_BATCHES), 1):
             inputs = split_batch(batch)[0]
-            sizes.append(batch_size(inputs))
+            firsts = firsts or [inputs]
             timed = partial(time_pass, model, inputs, what=f"calibration batch {number}", example=example)
-            sample_s = timed(samples=2)
-            samples = int(TIMING_S / 4 / sample_s)
+            few_s = sample_s = timed(samples=2)
+            samples = int(TIMING_S / 4 / few_s)
             if samples > 2:  # a few samples at a time take longer than the whole batch
                 sample_s = timed(samples=samples)
-            seconds.append(sample_s)
+            seconds.append((few_s, sample_s))
             if time.perf_counter() - start > TIMING_S:
                 break
-    return sizes[0], statistics.fmean(seconds)
+    few, many = zip(*seconds, strict=True)
+    return firsts[0], (statistics.fmean(few), statistics.fmean(many))
+
+
+def _gradient_seconds(model: nn.Module, inputs: Any, layers: Sequence[LayerInfo], spare: Spare | None) -> float:
+    """Return the seconds of a forward and a backward pass of one sample; infinite if that fails."""
+    part = leading(inputs, 1)
+    try:
+        proxy = FisherProxy(model, [part], layers, draws=1, spare=spare)
+        proxy.run()  # the first may compile
+        start = time.perf_counter()
+        proxy.run()
+        return (time.perf_counter() - start) / max(batch_size(part), 1)
+    except ModelError:
+        return math.inf
 
 
 def time_pass(model: nn.Module, inputs: Any, *, samples: int, what: str, example: Any = None) -> float:
@@ -279,7 +354,10 @@ def time_pass(model: nn.Module, inputs: Any, *, samples: int, what: str, example
 def _decomposition_macs(layer: LayerInfo) -> float:
     """Return the multiply-accumulates of a layer's decompositions by one method."""
     short = min(layer.group_out, layer.group_in * layer.kernel_numel)
-    return (DECOMPOSED_KERNEL if layer.kernel_numel > 1 else DECOMPOSED) * layer.groups * short**3
+    if layer.kernel_numel == 1:
+        return DECOMPOSED * layer.groups * short**3
+    unfolded = UNFOLDED * math.prod(layer.weight_shape) * max(layer.group_in, layer.group_out)
+    return DECOMPOSED_KERNEL * layer.groups * short**3 + unfolded
 
 
 def _gram_macs(layer: LayerInfo, macs: float) -> float:

@@ -280,8 +280,10 @@ def whiten_inputs(weight: Tensor, metric: Metric | None) -> Tensor:
     """Multiply the input mode of a canonical weight ``(groups, o, i, *kernel)`` by the metric's root."""
     if metric is None:
         return weight
-    flat = weight.flatten(3) if weight.ndim > 3 else weight.unsqueeze(-1)
-    return (metric.root.unsqueeze(1) @ flat).reshape(weight.shape)
+    if weight.ndim == 3:
+        return weight @ metric.root
+    rows = weight.flatten(3).mT.flatten(1, 2)  # one matrix product; one per output takes several times as long
+    return (rows @ metric.root).unflatten(1, (weight.shape[1], -1)).mT.reshape(weight.shape)
 
 
 def rank_values(limit: int, *, multiple: int, points: int) -> list[int]:
