@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
@@ -97,6 +98,13 @@ def is_channels_last(tensor: Tensor) -> bool:
     """Return whether a tensor is stored with its channels last, and not contiguously as well."""
     form = _CHANNELS_LAST.get(tensor.ndim)
     return form is not None and tensor.is_contiguous(memory_format=form) and not tensor.is_contiguous()
+
+
+def clock(device: torch.device | None) -> float:
+    """Return the time in seconds, when a device has finished its work: accelerators work in the background."""
+    if device is not None and device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 def model_device(model: nn.Module) -> torch.device | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
+from rankfold import _tensors
 from rankfold.candidates import forecast as forecasts
 from rankfold.candidates.forecast import AUTO, GRID, Forecast, time_pass
 from rankfold.candidates.proxies import ProxyConfig
@@ -178,7 +179,8 @@ def test_a_few_batches_are_timed_and_slow_networks_only_briefly(
 ) -> None:
     """Batches of different cost count by their mean; the seconds of the timing count, too."""
     sizes, now = list[int](), [0.0]
-    monkeypatch.setattr(forecasts, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for module in (forecasts, _tensors):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Sleeps(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from rankfold import methods as factorizations
 from rankfold._config import Code, require, spelled
 from rankfold._options import options_from
 from rankfold._progress import track
+from rankfold._tensors import clock
 from rankfold._turns import in_turn
 from rankfold.api.checks import check_compressible
 from rankfold.api.options import chosen_methods
@@ -100,9 +101,9 @@ def analyze(
     def space(layer: LayerInfo, name: str) -> Space:
         key = replace(layer, name="", aliases=(), ties=(), note=None, type_name=""), name
         if key not in seen:  # networks repeat their layers
-            start = clock.perf_counter()
+            start = perf_counter()
             new = explore(layer, name, how, options=method_options.get(name))
-            taken = clock.perf_counter() - start
+            taken = perf_counter() - start
             seen[key] = _timed(replace(new, seconds=taken), layer, weights(layer)) if time else new
         return seen[key]
 
@@ -186,18 +187,11 @@ def _timed(space: Space, layer: LayerInfo, weight: Tensor) -> Space:
         key = tuple(sorted(solution.options.items()))
         if key not in prepared:
             method = factorizations.get(space.method, solution.options)
-            start = _now(weight)
+            start = clock(weight.device)
             ready = factorizations.prepare(method, weight, layer)
-            prepared[key] = ready, _now(weight) - start
+            prepared[key] = ready, clock(weight.device) - start
         ready, seconds = prepared[key]
-        start = _now(weight)
+        start = clock(weight.device)
         ready.factorize(solution.ranks)
-        steps.append(replace(step, prepare_s=seconds, factorize_s=_now(weight) - start))
+        steps.append(replace(step, prepare_s=seconds, factorize_s=clock(weight.device) - start))
     return replace(space, steps=tuple(steps))
-
-
-def _now(weight: Tensor) -> float:
-    """Return the time, when the weight's device has done what it was asked to."""
-    if weight.device.type != "cpu":
-        torch.accelerator.synchronize(weight.device)
-    return clock.perf_counter()

@@ -22,7 +22,7 @@ from torch import nn
 
 from rankfold._processes import slowest
 from rankfold._progress import duration
-from rankfold._tensors import model_device, to_device
+from rankfold._tensors import clock, model_device, to_device
 from rankfold.batches import batch_size, iterate, leading, split_batch
 from rankfold.candidates.fisher import FisherProxy, draws_each, draws_for, groups, piece_size
 from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
@@ -324,9 +324,9 @@ def _gradient_seconds(model: nn.Module, inputs: Any, layers: Sequence[LayerInfo]
     try:
         proxy = FisherProxy(model, [part], layers, draws=1, spare=spare)
         proxy.run()  # the first may compile
-        start = time.perf_counter()
+        start = clock(model_device(model))
         proxy.run()
-        return (time.perf_counter() - start) / max(batch_size(part), 1)
+        return (clock(model_device(model)) - start) / max(batch_size(part), 1)
     except ModelError:
         return math.inf
 
@@ -341,13 +341,13 @@ def time_pass(model: nn.Module, inputs: Any, *, samples: int, what: str, example
     part = to_device(leading(inputs, samples), device)
     for _ in range(2):
         with undisturbed(model):
-            start = time.perf_counter()
+            start = clock(device)
             try:
                 run_batch(model, part, what, example=example)
             except ModelError:
                 run_batch(model, to_device(inputs, device), what, example=example)
                 raise
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock(device) - start)
     return max(min(seconds), 1e-6) / max(batch_size(part), 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import nn
 
 from rankfold._config import require
 from rankfold._progress import track
-from rankfold._tensors import copied, detached, model_device, to_device
+from rankfold._tensors import clock, copied, detached, model_device, to_device
 from rankfold._turns import in_turn
 from rankfold.batches import call_model
 from rankfold.errors import RankfoldError
@@ -125,13 +124,6 @@ def rotated(names: Sequence[K], number: int) -> list[K]:
 def time_call(model: nn.Module, inputs: Any) -> float:
     """Return the seconds of one forward pass; the model's device is synchronised before and after it."""
     device = model_device(model)
-    _synchronize(device)
-    start = time.perf_counter()
+    start = clock(device)
     call_model(model, inputs)
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device | None) -> None:
-    if device is not None and device.type not in ("cpu", "meta"):
-        torch.accelerator.synchronize(device)
+    return clock(device) - start
