@@ -73,12 +73,16 @@ MOST_PATCH, MOST_POSITIONS = 2304, 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Options of a proxy, and the seconds of a search with them; `moment_samples` is None for all samples."""
+    """Options of a proxy, the proxies whose plans are compared with its plan, and the seconds of a search with them.
+
+    `moment_samples` is None for all samples.
+    """
 
     proxy: str
     samples: int
     points: int
     moment_samples: int | None
+    rivals: tuple[str, ...]
     seconds: float
 
     def __str__(self) -> str:
@@ -211,7 +215,10 @@ class Forecast:
             seconds += self._of_comparison(min(COMPARED, present), 1 + len(rivals), again=moment_samples is None)
         if "weight" in rivals:
             seconds += WEIGHTS_ONLY * self.priced_s
-        return Setting(proxy=proxy, samples=samples, points=points, moment_samples=moment_samples, seconds=seconds)
+        return Setting(
+            proxy=proxy, samples=samples, points=points, moment_samples=moment_samples, rivals=tuple(rivals),
+            seconds=seconds,
+        )  # fmt: skip
 
     def _of_gradients(self, samples: int, points: int) -> float:
         """Return the seconds of the proxy from gradients."""

@@ -109,8 +109,8 @@ class CompressNAS(ProxyConfig, Strategy):
         if self.proxy not in DATA_FREE:
             proxy = self.proxy if chosen.proxy == best.proxy else chosen.proxy
             settled = replace(settled, proxy=proxy, samples=chosen.samples, points=chosen.points)
-            if (self.proxy, proxy, self.rivals) == ("auto", "fisher", None) and not self.widths:
-                settled = replace(settled, rivals=tuple(rival for rival in RIVALS if rival != proxy))
+            if proxy != self.proxy and proxy not in DATA_FREE:  # no longer "auto", which has rivals by default
+                settled = replace(settled, rivals=chosen.rivals)
         if chosen.seconds < WORTH_TELLING and chosen == best:
             return settled, None
         limited = f", more than {spelled('time_limit', limit)}"
