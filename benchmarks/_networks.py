@@ -111,7 +111,11 @@ def images(name: str, seed: int) -> Case:
     network = {"resnet18": "torchvision/resnet18", "vit": "torchvision/vit_b_16"}[name]
     generator = torch.Generator().manual_seed(seed)
     batches = [torch.randn(16, 3, 224, 224, generator=generator) for _ in range(8)]
-    return Case(model=rf.zoo.create(network, seed=seed).eval(), example=batches[0][:1], calibration=batches)
+    model = rf.zoo.create(network, seed=seed).eval()
+    for parameter in model.parameters():
+        if not parameter.any():  # torchvision's head of ViT, which would make all outputs zero
+            nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+    return Case(model=model, example=batches[0][:1], calibration=batches)
 
 
 def encoder(name: str, seed: int) -> Case:

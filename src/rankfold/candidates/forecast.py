@@ -12,6 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import length_hint
@@ -326,16 +327,15 @@ def _timed(model: nn.Module, batches: Iterable[Any]) -> tuple[Any, tuple[float, 
 
 
 def _gradient_seconds(model: nn.Module, inputs: Any, layers: Sequence[LayerInfo], spare: Spare | None) -> float:
-    """Return the seconds of a forward and a backward pass of one sample; infinite if that fails."""
-    part = leading(inputs, 1)
-    try:
+    """Return the seconds of a forward and a backward pass of one sample; infinite if there is no gradient."""
+    for part in (leading(inputs, 1), inputs):  # the outputs of one sample may all be zero
         proxy = FisherProxy(model, [part], layers, draws=1, spare=spare)
-        proxy.run()  # the first may compile
-        start = clock(model_device(model))
-        proxy.run()
-        return (clock(model_device(model)) - start) / max(batch_size(part), 1)
-    except ModelError:
-        return math.inf
+        with suppress(ModelError):
+            proxy.run()  # the first may compile
+            start = clock(model_device(model))
+            proxy.run()
+            return (clock(model_device(model)) - start) / max(batch_size(part), 1)
+    return math.inf
 
 
 def time_pass(model: nn.Module, inputs: Any, *, samples: int, what: str, example: Any = None) -> float:
