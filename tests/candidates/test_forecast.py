@@ -121,13 +121,24 @@ def test_the_best_setting_within_the_limit() -> None:
 def test_auto_prefers_samples_to_measurements() -> None:
     whole = [FORECAST.setting(*choice) for choice in AUTO]
     assert FORECAST.choose(ProxyConfig(), None) == (whole[0], whole[0])
-    for at, setting in enumerate(whole):
-        fitting = [other for other in whole if other.seconds <= setting.seconds]
+    for setting in whole:
+        fitting = [other for other in whole if other.seconds * (1 + (other.samples > 128)) <= setting.seconds]
+        fitting = fitting or [min(whole, key=lambda other: other.seconds)]
         chosen, best = FORECAST.choose(ProxyConfig(), setting.seconds)
         assert (chosen, best) == (fitting[0], whole[0])
-        assert whole.index(chosen) <= at
     assert FORECAST.choose(ProxyConfig(), whole[-1].seconds - 0.1)[0].proxy == "weight"
     assert FORECAST.choose(ProxyConfig(), whole[-1].seconds - 0.1, fallback="uniform")[0].proxy == "uniform"
+
+
+def test_more_than_128_samples_take_at_most_half_of_the_limit() -> None:
+    given = ProxyConfig(proxy="fisher+network")
+    whole = [FORECAST.setting("fisher+network", *pair) for pair in GRID[:2]]
+    assert FORECAST.choose(given, 2 * whole[0].seconds)[0] == whole[0]
+    assert FORECAST.choose(given, 2 * whole[0].seconds - 0.1)[0] == whole[1]
+    assert FORECAST.choose(replace(given, samples=256), whole[0].seconds)[0].samples == 256
+    few = replace(FORECAST, samples=100)
+    seconds = few.setting("fisher+network", 256, 8).seconds
+    assert few.choose(given, seconds)[0].samples == 256, "there are 100"
 
 
 def test_samples_that_the_data_does_not_have_take_no_time() -> None:
@@ -145,13 +156,13 @@ def test_options_that_are_given_are_kept(proxy: str) -> None:
 
 def test_second_moments_count_and_take_fewer_samples_before_the_proxy_becomes_cheaper() -> None:
     moments = replace(FORECAST, moments_s=0.1, samples=1000)
-    best = moments.setting("fisher+network", *GRID[0])
+    best, whole = (moments.setting("fisher+network", *pair) for pair in GRID[:2])
     assert best.seconds == pytest.approx(FORECAST.setting("fisher+network", *GRID[0]).seconds + 100)
     assert moments.setting("fisher+network", *GRID[0], 64).seconds == pytest.approx(best.seconds - 93.6)
     assert moments.choose(ProxyConfig(), None) == (best, best)
-    chosen, best_of_all = moments.choose(ProxyConfig(), best.seconds - 1)
+    chosen, best_of_all = moments.choose(ProxyConfig(), whole.seconds - 1)
     assert best_of_all == best
-    assert (chosen.proxy, chosen.samples, chosen.points) == ("fisher+network", *GRID[0])
+    assert (chosen.proxy, chosen.samples, chosen.points) == ("fisher+network", *GRID[1])
     assert chosen.moment_samples == 256, "the largest power of two within a quarter of the limit"
     assert "second moments of the first 256 samples" in str(chosen)
     assert moments.choose(ProxyConfig(), 0.1)[0].moment_samples == 4
@@ -228,7 +239,7 @@ def test_second_moments_of_fewer_samples_are_recorded_and_given_back(
     first = planned(time_limit=200)
     config = dict(first.provenance.config)
     assert config["moment_samples"] == 32
-    assert "second moments of the first 32 samples, 256 samples;" in capfd.readouterr().err
+    assert "second moments of the first 32 samples, 128 samples;" in capfd.readouterr().err
     machine(monkeypatch, 1e-6)
     again = planned(strategy=rf.CompressNAS(**config))
     assert again.layers == first.layers
@@ -246,6 +257,13 @@ def test_an_unreachable_limit_takes_the_cheapest_and_says_so(slow: None, capfd: 
     assert plan.provenance.config["proxy"] == "uniform"
     assert "with proxy uniform, more than time_limit=0.01" in capfd.readouterr().err
     assert plan.factored == planned(strategy="uniform").factored
+
+
+def test_samples_that_are_spared_are_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    machine(monkeypatch, 0.02)
+    plan = planned(time_limit=100)
+    assert plan.provenance.config["samples"] == 128
+    assert "256 samples, more than 50% of time_limit=100" in capfd.readouterr().err
 
 
 def test_the_comparison_of_plans_counts() -> None:

@@ -32,7 +32,9 @@ from rankfold.inventory import Spare, run_batch, undisturbed
 from rankfold.methods import Method
 from rankfold.records import Inventory, LayerInfo
 
-GRID = ((MOST_SAMPLES, POINTS), (128, POINTS), (64, POINTS), (32, POINTS), (16, POINTS), (16, POINTS // 2))
+ENOUGH, SPARED = 128, 0.5
+"""A search takes more samples than `ENOUGH` only within this share of the limit: they rarely improve the plan."""
+GRID = ((MOST_SAMPLES, POINTS), (ENOUGH, POINTS), (64, POINTS), (32, POINTS), (16, POINTS), (16, POINTS // 2))
 """Samples and points that a search with a given proxy chooses from, the best first."""
 AUTO = (
     *(("fisher+network", *pair) for pair in GRID[:3]),
@@ -261,8 +263,9 @@ class Forecast:
     ) -> tuple[Setting, Setting]:
         """Return the best setting within a limit in seconds, and the best of all; options that are set are kept.
 
-        Second moments are taken from fewer samples before the proxy is made cheaper. If no setting is within the limit,
-        the cheapest is chosen.
+        Second moments are taken from fewer samples before the proxy is made cheaper. More than `ENOUGH` samples of the
+        proxy are only taken within the share `SPARED` of the limit. If no setting is within the limit, the cheapest is
+        chosen.
 
         Parameters
         ----------
@@ -289,8 +292,15 @@ class Forecast:
             for name, n, p, others in choices
             for m in moments
         ]
-        within = [setting for setting in settings if limit is None or setting.seconds <= limit]
+        most_s = math.inf if limit is None else limit
+        within = [setting for setting in settings if setting.seconds <= self._share(setting, config) * most_s]
         return within[0] if within else min(settings, key=lambda s: s.seconds), settings[0]
+
+    def _share(self, setting: Setting, config: ProxyConfig) -> float:
+        """Return the share of the limit that a setting may take."""
+        present = min(setting.samples, self.samples or setting.samples)
+        spared = setting.proxy not in DATA_FREE and config.samples is None and present > ENOUGH
+        return SPARED if spared else 1.0
 
     def _moment_samples(self, config: ProxyConfig, limit: float | None) -> tuple[int | None, ...]:
         """Return the samples of second moments to choose from, the best first: all of them, or a power of two."""

@@ -12,6 +12,7 @@ import numpy as np
 from rankfold import criteria
 from rankfold._config import is_integer, is_number, require, spelled
 from rankfold.candidates import Estimator, Forecast
+from rankfold.candidates.forecast import SPARED
 from rankfold.candidates.proxies import DATA_FREE, PROXIES, ProxyConfig
 from rankfold.errors import ConfigError, InfeasibleBudget
 from rankfold.records import PEAK, Candidate, CandidateTable, Plan, Ranks
@@ -113,9 +114,12 @@ class CompressNAS(ProxyConfig, Strategy):
                 settled = replace(settled, rivals=chosen.rivals)
         if chosen.seconds < WORTH_TELLING and chosen == best:
             return settled, None
-        limited = f", more than {spelled('time_limit', limit)}"
-        text = f"the search takes {chosen}{limited if limit is not None and chosen.seconds > limit else ''}"
-        return settled, text if chosen == best else f"{text}; {best}{limited}"
+        text, limited = f"the search takes {chosen}", spelled("time_limit", limit)
+        if limit is not None and chosen.seconds > limit:
+            text += f", more than {limited}"
+        if limit is not None and chosen != best:
+            text += f"; {best}, more than {'' if best.seconds > limit else f'{SPARED:.0%} of '}{limited}"
+        return settled, text
 
     @property
     def _fallback(self) -> str:
