@@ -235,7 +235,8 @@ class Forecast:
         # Every group takes a forward pass, and half of a backward pass on average: it ends at the group's first layer.
         # The gradients of the weights, which are the other half, are computed once.
         piece_s = gradient_s * ((1 - BACKWARD) * passes + each * BACKWARD * (0.5 + 0.25 * (passes + 1)))
-        return pieces * piece_s + samples * self.sample_s + COMPOSED_S * points * self._candidates()
+        composed = sum(points * number * numel for number, numel in zip(self.methods, self.params, strict=True))
+        return pieces * piece_s + samples * self.sample_s + COMPOSED_S * composed
 
     def _of_measurements(self, samples: int, points: int, *, several: bool) -> float:
         """Return the seconds of measured candidates: some per method, or half as many of any method."""
@@ -253,10 +254,6 @@ class Forecast:
         """
         runs_s = (plans + 1) * self.sample_s + (self.moments_s if again else 0.0)
         return samples * runs_s + plans * (self.decomposed_s + COMPOSED_S * sum(self.params))
-
-    def _candidates(self) -> int:
-        """Return the parameters of the layers, each counted once for every method."""
-        return sum(number * numel for number, numel in zip(self.methods, self.params, strict=True))
 
     def choose(
         self, config: ProxyConfig, limit: float | None, *, rivals: Collection[str] = (), fallback: str = "weight"
