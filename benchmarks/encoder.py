@@ -6,7 +6,7 @@ all-MiniLM-L6-v2 with its trained weights (`_networks.py`); budgets count the pa
 unlabelled sentences; quality is measured on 512 others: the mean cosine similarity of the embeddings to the original's,
 and the relative squared error of the token outputs. `uniform` and `energy` factor by whitened SVD, each layer on its
 own. `compressnas` has its default options; `30 s` is time_limit=30, `sequential` adds sequential reconstruction, and
-`thorough` measures 64 candidates of every layer with all samples, about ten times the work (only if named by
+`thorough` measures 32 candidates of every layer with 256 samples, about ten times the work (only if named by
 ``--rows``; interrupted, it resumes after the last layer). Every row runs in a separate process; rows in the result file
 are not measured again. Seconds are those of `rf.compress`, with the forecast of the search that they contain; later
 rows of one search reuse its measurements, so that only the first one has them.
@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "compressnas": {},
     "compressnas, sequential": {"reconstruct": "sequential"},
     "compressnas, 30 s": {"time_limit": 30},
-    "compressnas, thorough": {"strategy": rf.CompressNAS(proxy="network", samples=256, points=64), "time_limit": None},
+    "compressnas, thorough": {"strategy": rf.CompressNAS(proxy="network", samples=256, points=32), "time_limit": None},
     "uniform": {"strategy": "uniform", "methods": "svd"},
     "energy": {"strategy": "energy", "methods": "svd"},
 }

@@ -285,6 +285,13 @@ def test_cheap_gradients_compete_with_plans_without_data(slow: None) -> None:
     assert planned(strategy=rf.CompressNAS(**plan.provenance.config)).layers == plan.layers
 
 
+def test_plans_without_data_compete_if_there_is_time_for_nothing_else(slow: None) -> None:
+    plan = planned(time_limit=25)
+    assert set(plan.provenance.search["compared"]) == {"weight", "uniform"}
+    assert planned(strategy=rf.CompressNAS(**plan.provenance.config)).layers == plan.layers
+    assert "compared" not in planned(time_limit=5).provenance.search
+
+
 def test_an_interrupted_search_resumes_with_its_options(
     slow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -273,14 +273,16 @@ class Forecast:
         rivals : collection of str
             Proxies whose plans are compared with that of the proxy.
         fallback : str
-            A proxy without samples, for "auto" if no other one is within the limit.
+            A proxy without samples, for "auto" if no other one is within the limit; it competes with other such ones if
+            the comparison is.
         """
         if config.proxy == "auto":
             differentiable = self.gradient_s is not None
             proxies = AUTO if differentiable else tuple(("network", *pair) for pair in GRID)
             others = [rival for rival in rivals if differentiable or rival != "fisher"]
             choices = [(*choice, [rival for rival in others if rival != choice[0]]) for choice in proxies]
-            choices.append((fallback, *GRID[-1], []))
+            cheap = [rival for rival in rivals if rival in DATA_FREE and rival != fallback]
+            choices += [(fallback, *GRID[-1], cheap), (fallback, *GRID[-1], [])]
         else:
             choices = [(config.proxy, *pair, list(rivals)) for pair in GRID]
         moments = self._moment_samples(config, limit)

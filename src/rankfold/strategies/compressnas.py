@@ -110,7 +110,7 @@ class CompressNAS(ProxyConfig, Strategy):
         if self.proxy not in DATA_FREE:
             proxy = self.proxy if chosen.proxy == best.proxy else chosen.proxy
             settled = replace(settled, proxy=proxy, samples=chosen.samples, points=chosen.points)
-            if proxy != self.proxy and proxy not in DATA_FREE:  # no longer "auto", which has rivals by default
+            if proxy != self.proxy:  # no longer "auto", which has rivals by default
                 settled = replace(settled, rivals=chosen.rivals)
         if chosen.seconds < WORTH_TELLING and chosen == best:
             return settled, None
