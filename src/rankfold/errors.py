@@ -54,6 +54,10 @@ class BudgetError(RankfoldError, ValueError):
     """A budget that cannot be parsed, or that has no effect."""
 
 
+UNITS = {"flash": "bytes", "ram": "bytes", "latency": "ns"}
+"""Units of the built-in resources that are not counts, as in `rankfold.records.RESOURCES`."""
+
+
 class InfeasibleBudget(BudgetError):
     """A budget that no plan can meet.
 
@@ -70,10 +74,17 @@ class InfeasibleBudget(BudgetError):
         self.rows = tuple(rows)
         lines = [message]
         if rows:
-            width = max(10, *(len(row[0]) for row in rows))
+            names = [_with_unit(row[0]) for row in rows]
+            width = max(10, *map(len, names))
             lines.append(f"  {'resource':<{width}}{'asked':>16}{'least reachable':>18}{'dense':>16}")
-            lines += [f"  {r:<{width}}{a:>16,.0f}{least:>18,.0f}{d:>16,.0f}" for r, a, least, d in rows]
+            for name, (_, asked, least, dense) in zip(names, rows, strict=True):
+                lines.append(f"  {name:<{width}}{asked:>16,.0f}{least:>18,.0f}{dense:>16,.0f}")
         super().__init__("\n".join(lines))
+
+
+def _with_unit(resource: str) -> str:
+    unit = UNITS.get(resource.partition("(")[0])
+    return resource if unit is None else f"{resource}, {unit}"
 
 
 class RankError(RankfoldError, ValueError):

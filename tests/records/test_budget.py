@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankfold.errors import BudgetError, UnknownNameError
-from rankfold.records import Bound, Budget, Cost, resource_names
+from rankfold.errors import UNITS, BudgetError, InfeasibleBudget, UnknownNameError
+from rankfold.records import RESOURCES, Bound, Budget, Cost, resource_names
 
 DENSE = Cost(params=1000, macs=8000, fm=500, weight_bytes=4000)
 
@@ -203,3 +203,17 @@ def test_ram_is_exceeded_by_its_peak() -> None:
     assert budget.exceeded(small, DENSE, ram=(2048, RAM)) == []
     assert [b.resource for b in budget.exceeded(small, DENSE, ram=(2049, RAM))] == ["ram"]
     assert [b.resource for b in budget.exceeded(DENSE, DENSE, ram=(RAM, RAM))] == ["params", "ram"]
+
+
+def test_errors_state_the_units_of_amounts() -> None:
+    text = str(InfeasibleBudget("no", [("params", 1, 2, 3), ("flash(encoder.*)", 4, 5, 6), ("latency", 7, 8, 9)]))
+    assert [line.split("  ")[1] for line in text.splitlines()[2:]] == [
+        "params",
+        "flash(encoder.*), bytes",
+        "latency, ns",
+    ]
+    short = {"bytes": "B"}
+    for resource in RESOURCES.values():
+        base = [unit for unit, factor in resource.units.items() if factor == 1]
+        unit = UNITS.get(resource.name)
+        assert base == ([] if unit is None else [short.get(unit, unit)]), resource.name
