@@ -338,7 +338,7 @@ def _timed(model: nn.Module, batches: Iterable[Any]) -> tuple[Any, tuple[float, 
 def _gradient_seconds(model: nn.Module, inputs: Any, layers: Sequence[LayerInfo], spare: Spare | None) -> float:
     """Return the seconds of a forward and a backward pass of one sample; infinite if there is no gradient."""
     for part in (leading(inputs, 1), inputs):  # the outputs of one sample may all be zero
-        proxy = FisherProxy(model, [part], layers, draws=1, spare=spare)
+        proxy = FisherProxy(model, [(part, None)], layers, draws=1, spare=spare)
         with suppress(ModelError):
             proxy.run()  # the first may compile
             start = clock(model_device(model))
