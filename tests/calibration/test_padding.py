@@ -78,14 +78,14 @@ NAMES = ["attention.q_proj", "attention.k_proj", "attention.v_proj", "up", "down
 
 @pytest.mark.parametrize("form", FORMS)
 def test_moments_are_those_of_the_sequences_one_by_one(form: str) -> None:
-    net = encoder()
+    net = encoder().double()  # kernels for batches of other sizes round differently
     layers = [layer for layer in static_inventory(net) if layer.name in NAMES]
     found = collect_moments(net, batches(FORMS[form]), layers)
     expected = collect_moments(net, [(one[None],) for one in sequences()], layers)
     assert found.padded == ()
     for name in NAMES:
         assert found[name].count == expected[name].count == (len(LENGTHS) if name == "head" else sum(LENGTHS))
-        torch.testing.assert_close(found[name].channel, expected[name].channel, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[name].channel, expected[name].channel, rtol=1e-5, atol=1e-7)
 
 
 def test_without_a_mask_padding_counts() -> None:

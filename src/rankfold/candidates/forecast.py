@@ -336,7 +336,7 @@ def _timed(model: nn.Module, batches: Iterable[Any]) -> tuple[Any, tuple[float, 
 
 
 def _gradient_seconds(model: nn.Module, inputs: Any, layers: Sequence[LayerInfo], spare: Spare | None) -> float:
-    """Return the seconds of a forward and a backward pass of one sample; infinite if there is no gradient."""
+    """Time a forward and a backward pass on one sample. The result is infinite if the outputs have no gradient."""
     for part in (leading(inputs, 1), inputs):  # the outputs of one sample may all be zero
         proxy = FisherProxy(model, [(part, None)], layers, draws=1, spare=spare)
         with suppress(ModelError):

@@ -117,7 +117,7 @@ class CompressNAS(ProxyConfig, Strategy):
         text, limited = f"the search takes {chosen}", spelled("time_limit", limit)
         if limit is not None and chosen.seconds > limit:
             text += f", more than {limited}"
-        if limit is not None and chosen != best:
+        if chosen != best:
             text += f"; {best}, more than {'' if best.seconds > limit else f'{SPARED:.0%} of '}{limited}"
         return settled, text
 
