@@ -130,6 +130,14 @@ def test_auto_prefers_samples_to_measurements() -> None:
     assert FORECAST.choose(ProxyConfig(), whole[-1].seconds - 0.1, fallback="uniform")[0].proxy == "uniform"
 
 
+@pytest.mark.parametrize(("proxy", "timed"), [("auto", 1), ("fisher", 1), ("network", 0), ("weight", 0)])
+def test_a_backward_pass_is_only_timed_for_gradients(proxy: str, timed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[None]()
+    monkeypatch.setattr(forecasts, "_gradient_seconds", lambda *args: calls.append(None) or 0.01)
+    planned(strategy=rf.CompressNAS(proxy=proxy))
+    assert len(calls) == timed
+
+
 def test_more_than_128_samples_take_at_most_half_of_the_limit() -> None:
     given = ProxyConfig(proxy="fisher+network")
     whole = [FORECAST.setting("fisher+network", *pair) for pair in GRID[:2]]

@@ -107,7 +107,8 @@ class Forecast:
     few_s : float
         The same if there are only two samples in a batch.
     gradient_s : float or None
-        Seconds of a forward and a backward pass of one sample; None if the outputs cannot be differentiated.
+        Seconds of a forward and a backward pass of one sample; None if the outputs cannot be differentiated, or no
+        backward pass was timed.
     after : tuple of float
         For each layer, the share of the network's multiply-accumulates from this layer on.
     params : tuple of int
@@ -147,6 +148,7 @@ class Forecast:
         methods: Sequence[Method],
         *,
         moments: bool,
+        gradients: bool = True,
         spare: Spare | None = None,
     ) -> Forecast:
         """Time some passes and return the forecast; several processes take the slowest one's time.
@@ -163,13 +165,15 @@ class Forecast:
             The factorizations.
         moments : bool
             Whether second moments are collected.
+        gradients : bool
+            Whether a backward pass is timed, for the proxies from gradients.
         spare : Spare, optional
             A copy of the model to work on.
         """
         start = time.perf_counter()
         layers = [layer for layer in inventory if layer.skip is None]
         example, timed = _timed(model, batches)
-        gradient_s = slowest(_gradient_seconds(model, example, layers, spare))
+        gradient_s = slowest(_gradient_seconds(model, example, layers, spare)) if gradients else math.inf
         few_s, sample_s = map(slowest, timed)
         total = max(inventory.total.macs, 1)
         after, before = list[float](), 0

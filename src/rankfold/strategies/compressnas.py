@@ -98,13 +98,15 @@ class CompressNAS(ProxyConfig, Strategy):
         """The options of the proxy."""
         return ProxyConfig(**{f.name: getattr(self, f.name) for f in fields(ProxyConfig)})
 
-    def within(self, forecast: Callable[[], Forecast], limit: float | None) -> tuple[Self, str | None]:
+    def within(self, forecast: Callable[..., Forecast], limit: float | None) -> tuple[Self, str | None]:
         """Return the strategy with the best samples, points and, if it is "auto", proxy within the limit.
 
         "auto" remains where it stands for "fisher+network".
         """
-        chosen, best = forecast().choose(
-            self.proxy_options, limit, rivals=self._rivals(calibrated=True), fallback=self._fallback
+        rivals = self._rivals(calibrated=True)
+        gradients = any(proxy == "auto" or proxy.startswith("fisher") for proxy in (self.proxy, *rivals))
+        chosen, best = forecast(gradients=gradients).choose(
+            self.proxy_options, limit, rivals=rivals, fallback=self._fallback
         )
         settled = replace(self, moment_samples=chosen.moment_samples)
         if self.proxy not in DATA_FREE:
@@ -117,7 +119,7 @@ class CompressNAS(ProxyConfig, Strategy):
         text, limited = f"the search takes {chosen}", spelled("time_limit", limit)
         if limit is not None and chosen.seconds > limit:
             text += f", more than {limited}"
-        if chosen != best:
+        if limit is not None and chosen != best:
             text += f"; {best}, more than {'' if best.seconds > limit else f'{SPARED:.0%} of '}{limited}"
         return settled, text
 

@@ -98,13 +98,13 @@ class Strategy(ABC):
         """Return the option that brings a need, as the user writes it; empty if the strategy always has it."""
         return ""
 
-    def within(self, forecast: Callable[[], Forecast], limit: float | None) -> tuple[Self, str | None]:
+    def within(self, forecast: Callable[..., Forecast], limit: float | None) -> tuple[Self, str | None]:
         """Return the strategy with options that keep a search within `limit` seconds, and a sentence on its time.
 
         Parameters
         ----------
         forecast : callable
-            Times the model and returns the forecast.
+            Times the model and returns the forecast; with ``gradients=True``, the time of a backward pass is in it.
         limit : float or None
             None for no limit.
         """
