@@ -34,10 +34,19 @@ def test_a_slow_loop_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(track(range(3), "working")) == [0, 1, 2]
     text = terminal.getvalue()
     assert "working" in text
-    assert "/3" in text
+    assert "of 3" in text
     # Erased, and the cursor is back; rich before 14.3 leaves an empty line.
     assert text.rstrip("\r").replace("\n", "").endswith("\r\x1b[2K\x1b[?25h")
     assert _progress._display is None
+
+
+def test_the_bar_shows_the_share_of_the_expected_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_terminal(monkeypatch)
+    for done, _ in enumerate(track("abc", "working", weights=[6.0, 1.0, 1.0])):
+        assert _progress._display is not None
+        (task,) = _progress._display.tasks
+        assert task.fields["count"] == f"{done} of 3"
+        assert task.percentage == pytest.approx((0.0, 75.0, 87.5)[done])
 
 
 def test_a_quick_loop_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +103,11 @@ def test_a_loader_of_unknown_length(monkeypatch: pytest.MonkeyPatch) -> None:
             return iter([1, 2])
 
     terminal = open_terminal(monkeypatch)
-    assert list(track(Endless(), "working")) == [1, 2]
-    assert "/?" in terminal.getvalue()
+    for done, _ in enumerate(track(Endless(), "working")):
+        assert _progress._display is not None
+        (task,) = _progress._display.tasks
+        assert (task.fields["count"], task.total) == (str(done), None)
+    assert "working" in terminal.getvalue()
 
 
 def test_the_import_does_not_bring_rich() -> None:

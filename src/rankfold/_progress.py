@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -42,7 +42,9 @@ def silenced() -> Iterator[None]:
         _silent.reset(token)
 
 
-def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+def track(
+    iterable: Iterable[T], description: str, total: int | None = None, *, weights: Sequence[float] = ()
+) -> Iterator[T]:
     """Yield the items and show the progress of the loop.
 
     In a terminal (on standard error) and in a notebook, a bar appears with the first item after `DELAY_S` seconds and
@@ -58,6 +60,8 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
         The label of the loop.
     total : int or None
         The number of items; by default the iterable's length, if it has one.
+    weights : sequence of float, optional
+        The expected time of each item, in any unit; by default all items are expected to take the same time.
     """
     if _silent.get():
         yield from iterable
@@ -65,16 +69,16 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     if total is None:
         total = length_hint(iterable) or None
     if not _has_bars():
-        yield from _lines.follow(iterable, description, total)
+        yield from _lines.follow(iterable, _Loop(description=description, total=total, weights=weights))
         return
-    start = _clock()
+    loop = _Loop(description=description, total=total, weights=weights)
     task = None
     try:
-        for done, item in enumerate(iterable):
-            if task is None and _clock() - start >= DELAY_S:
-                task = _show(description, total)
+        for loop.done, item in enumerate(iterable):
+            if task is None and _clock() - loop.start >= DELAY_S:
+                task = _show(loop)
             if task is not None and _display is not None:
-                _display.update(task, completed=done)
+                _display.update(task, completed=loop.share, count=loop.count)
             yield item
     finally:
         if task is not None:
@@ -97,16 +101,28 @@ class _Loop:
 
     description: str
     total: int | None
-    start: float
+    weights: Sequence[float] = ()
+    start: float = field(default_factory=lambda: _clock())
     done: int = 0
+
+    @property
+    def share(self) -> float:
+        """The share of the expected time of all items that the finished ones have; 0 if unknown."""
+        if sum(self.weights) > 0:
+            return sum(self.weights[: self.done]) / sum(self.weights)
+        return self.done / self.total if self.total else 0.0
+
+    @property
+    def count(self) -> str:
+        """The number of finished items, of all of them if known."""
+        return f"{self.done:,}" + (f" of {self.total:,}" if self.total else "")
 
     def text(self, now: float) -> str:
         """Return the progress of the loop and the estimated remaining time."""
         seconds = now - self.start
-        text = f"{self.description}: {self.done:,}" + (f" of {self.total:,}" if self.total else "")
-        text += f", {duration(seconds)}"
-        if self.total and 0 < self.done <= self.total:
-            text += f", about {duration(seconds / self.done * (self.total - self.done))} left"
+        text = f"{self.description}: {self.count}, {duration(seconds)}"
+        if 0 < self.share <= 1:
+            text += f", about {duration(seconds * (1 / self.share - 1))} left"
         return text
 
 
@@ -118,16 +134,14 @@ class _Lines:
     due: float = 0.0
     seen: float = float("-inf")
 
-    def follow(self, iterable: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    def follow(self, iterable: Iterable[T], loop: _Loop) -> Iterator[T]:
         """Yield the items and write a line whenever one is due."""
         thread = threading.get_ident()
-        loop = _Loop(description=description, total=total, start=_clock())
         if not self.loops and loop.start - self.seen >= LINE_S / 2:  # otherwise it continues recent work
             self.due = loop.start + LINE_S
         self.loops.setdefault(thread, []).append(loop)
         try:
-            for done, item in enumerate(iterable):
-                loop.done = done
+            for loop.done, item in enumerate(iterable):
                 self._tick(thread)
                 yield item
         finally:
@@ -170,7 +184,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _show(description: str, total: int | None) -> TaskID:
+def _show(loop: _Loop) -> TaskID:
     """Add a bar to the display, creating it if necessary, and return the bar's id."""
     from rich.markup import escape
 
@@ -179,7 +193,8 @@ def _show(description: str, total: int | None) -> TaskID:
     if display is None:
         _display = display = _new_display()
         display.start()
-    return display.add_task(escape(printable(description)), total=total)
+    total = None if loop.total is None else 1.0
+    return display.add_task(escape(printable(loop.description)), total=total, count=loop.count)
 
 
 def _hide(task: TaskID) -> None:
@@ -200,11 +215,12 @@ def _new_display() -> Progress:
     return progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
-        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[count]}"),
         progress.TimeElapsedColumn(),
         progress.TextColumn("left:"),
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
+        speed_estimate_period=86_400.0,  # items may take longer than the default, 30 seconds
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold import _tensors
+from rankfold.candidates import estimator
 from rankfold.candidates import forecast as forecasts
-from rankfold.candidates.forecast import AUTO, GRID, Forecast, time_pass
+from rankfold.candidates.forecast import AUTO, GRID, REPLAY, Forecast, time_pass
 from rankfold.candidates.proxies import ProxyConfig
 from rankfold.errors import ConfigError
 from rankfold.inventory import inspect
@@ -253,6 +255,23 @@ def test_second_moments_of_fewer_samples_are_recorded_and_given_back(
     assert again.layers == first.layers
     whole = planned(strategy=rf.CompressNAS(**config | {"moment_samples": None}))
     assert errors(whole) != errors(first)
+
+
+def test_the_remaining_time_of_measurements_follows_the_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected: list[Sequence[float]] = []
+
+    def track(items: list[str], _: str, *, weights: Sequence[float] = ()) -> list[str]:
+        if weights:
+            expected.append(weights)
+        return items
+
+    monkeypatch.setattr(estimator, "track", track)
+    planned(strategy=rf.CompressNAS(proxy="network", samples=16, points=4))
+    first, second, third = expected[0]
+    assert first > second > third > 0
+    # 12 -> 16 -> 12 -> 8: the second layer runs 288 of the network's 480 multiply-accumulates, the third 96.
+    share, measured = 288 / 480, 4
+    assert second / first == pytest.approx((1 + measured * (share + REPLAY)) / (1 + measured * (1 + REPLAY)))
 
 
 def errors(plan: rf.Plan) -> list[float | None]:

@@ -56,6 +56,21 @@ def test_a_line_a_minute(clock: Clock, said: Said) -> None:
     assert lines[-1] == "rankfold: measuring layers: 18 of 20, 9 min 00 s, about 1 min 00 s left"
 
 
+def test_expected_times_of_the_items_count(clock: Clock, said: Said) -> None:
+    """The first layers take longest: with three of four minutes spent on the first item, not three items are left."""
+
+    def shrinking() -> Iterator[int]:
+        for i, seconds in enumerate((180.0, 30.0, 30.0)):
+            yield i
+            clock.now += seconds
+
+    list(track(shrinking(), "measuring layers", total=3, weights=[6.0, 1.0, 1.0]))
+    assert said() == ["rankfold: measuring layers: 1 of 3, 3 min 00 s, about 1 min 00 s left"]
+    clock.now += 3600
+    list(track(shrinking(), "measuring layers", total=3))
+    assert said()[0].endswith("about 6 min 00 s left")
+
+
 def test_less_than_a_minute_is_silent(clock: Clock, said: Said) -> None:
     list(track(clock.items(59, 1.0), "measuring layers"))
     assert said() == []

@@ -25,6 +25,7 @@ from rankfold.calibration import collect_moments
 from rankfold.candidates.cache import Cache
 from rankfold.candidates.curves import anchors, corrected, read_off, representatives
 from rankfold.candidates.fisher import FisherProxy, draws_for
+from rankfold.candidates.forecast import passes_of, shares_after
 from rankfold.candidates.network import NetworkProxy, samples_between
 from rankfold.candidates.outputs import check_taps, data_hash
 from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
@@ -198,9 +199,12 @@ class Estimator:
     ) -> dict[str, dict[int, float]]:
         """Return the losses of the chosen candidates; if one process cannot compute its share, all of them raise."""
         values, failures = dict[str, list[float]](), dict[str, str]()
-        description = "measuring layers" if proxy == "network" else "estimating layers from gradients"
+        names, weights = own_share(list(chosen)), ()
+        description = "estimating layers from gradients"
+        if proxy == "network":
+            description, weights = "measuring layers", self._expected(names, chosen)
         try:
-            for name in track(own_share(list(chosen)), description):
+            for name in track(names, description, weights=weights):
                 values[name] = self._measure(name, [rows[name][i] for i in chosen[name]], _Look.of(config), proxy)
         except ModelError as error:
             failures["error"] = str(error)
@@ -208,6 +212,11 @@ class Estimator:
         if failures:
             raise ModelError(failures["error"])
         return {name: dict(zip(chosen[name], values[name], strict=True)) for name in chosen}
+
+    def _expected(self, names: Sequence[str], measured: Mapping[str, Sequence[Any]]) -> list[float]:
+        """Return the expected times of measuring the candidates of layers, relative to each other."""
+        shares = shares_after(self.inventory)
+        return [passes_of(len(measured[name]), shares[name]) for name in names]
 
     def unmeasured(self, config: ProxyConfig) -> tuple[str, ...]:
         """Return the layers that `single` could not measure."""
@@ -361,7 +370,8 @@ class Estimator:
         try:
             for name, candidate in selection.items() if missing else ():
                 network.replace(name, self._weights(name, [candidate], seen)[0])
-            for name in track(list(missing), "measuring layers together"):
+            expected = self._expected(list(missing), neighbours)
+            for name in track(list(missing), "measuring layers together", weights=expected):
                 weights = self._weights(name, neighbours[name], seen)
                 losses[name] = self._run(network, name, weights, missing[name])
         finally:

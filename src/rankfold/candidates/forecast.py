@@ -175,12 +175,8 @@ class Forecast:
         example, timed = _timed(model, batches)
         gradient_s = slowest(_gradient_seconds(model, example, layers, spare)) if gradients else math.inf
         few_s, sample_s = map(slowest, timed)
-        total = max(inventory.total.macs, 1)
-        after, before = list[float](), 0
-        for layer in layers:
-            after.append(1 - before / total)
-            before += inventory.costs[layer.name].macs
-        per_sample = total / max(inventory.batch, 1)
+        after = shares_after(inventory)
+        per_sample = max(inventory.total.macs, 1) / max(inventory.batch, 1)
         fitting = tuple(sum(method.supports(layer) is None for method in methods) for layer in layers)
         decompositions = [_decomposition_macs(layer) * sample_s / per_sample for layer in layers]
         decomposed_s = sum(n * seconds for n, seconds in zip(fitting, decompositions, strict=True))
@@ -194,7 +190,7 @@ class Forecast:
         params = tuple(math.prod(layer.weight_shape) for layer in layers)
         return cls(
             sample_s=sample_s, few_s=few_s, gradient_s=gradient_s if math.isfinite(gradient_s) else None,
-            after=tuple(after), params=params, priced_s=PRICED_S * sum(fitting) + decomposed_s,
+            after=tuple(after.values()), params=params, priced_s=PRICED_S * sum(fitting) + decomposed_s,
             decomposed_s=sum(decompositions), moments_s=moments_s, samples=count, methods=fitting,
             spent_s=slowest(time.perf_counter() - start),
         )  # fmt: skip
@@ -247,7 +243,7 @@ class Forecast:
         passes, composed = 0.0, 0
         for share, number, numel in zip(self.after, self.methods, self.params, strict=True):
             measured = points * number if several else points // 2
-            passes += 1 + measured * (share + REPLAY)
+            passes += passes_of(measured, share)
             composed += measured * numel
         return passes * samples * self.sample_s + COMPOSED_S * composed
 
@@ -314,6 +310,24 @@ class Forecast:
         if self.samples is None:  # all of them may take any time
             return (fewer,)
         return (None,) if fewer >= self.samples else (None, fewer)
+
+
+def shares_after(inventory: Inventory) -> dict[str, float]:
+    """Return the share of the network's multiply-accumulates from each layer on, by the layer's name."""
+    total, before, shares = max(inventory.total.macs, 1), 0, dict[str, float]()
+    for layer in inventory:
+        if layer.skip is None:
+            shares[layer.name] = 1 - before / total
+            before += inventory.costs[layer.name].macs
+    return shares
+
+
+def passes_of(candidates: int, share: float) -> float:
+    """Return the time of the measured candidates of a layer in forward passes per sample.
+
+    `share` is that of the network from the layer on, which runs for every candidate.
+    """
+    return 1 + candidates * (share + REPLAY)
 
 
 def _timed(model: nn.Module, batches: Iterable[Any]) -> tuple[Any, tuple[float, float]]:
