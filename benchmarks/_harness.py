@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy
 import torch
+from threadpoolctl import threadpool_limits
 
 import rankfold
 from rankfold._files import write_text
@@ -37,7 +38,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     default = RESULTS / f"{name}.json"
     result.add_argument("--out", type=Path, default=default, help="the result file")
     result.add_argument("--seed", type=int, default=0, help="random seed")
-    result.add_argument("--threads", type=int, help="of torch; default: as torch chooses")
+    result.add_argument("--threads", type=int, help="of torch and BLAS; default: as they choose")
     return result
 
 
@@ -49,9 +50,10 @@ def data_folder(parser: argparse.ArgumentParser) -> Path:
 
 
 def start(args: argparse.Namespace) -> None:
-    """Set torch's threads and seed as the arguments say."""
+    """Set the threads of torch and of the BLAS of NumPy and SciPy, and torch's seed, as the arguments say."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+        threadpool_limits(args.threads)
     torch.manual_seed(args.seed)
 
 

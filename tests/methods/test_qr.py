@@ -66,15 +66,15 @@ def test_small_matrices_are_factored_like_large_ones(
 
 def test_one_decomposition_serves_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, ...]] = []
-    original = qr._routines(torch.float64)
+    multiply, *others = qr._routines(torch.float64)
 
-    def counted(matrix: Any) -> Any:
+    def counted(alpha: float, matrix: Any) -> Any:
         calls.append(matrix.shape)
-        return original[0](matrix)
+        return multiply(alpha, matrix)
 
-    monkeypatch.setattr(qr, "_routines", lambda _: (counted, original[1]))
+    monkeypatch.setattr(qr, "_routines", lambda _: (counted, *others))
     prepared = methods.prepare(methods.get("qr"), random(16, 8).reshape(16, 8, 1, 1), layer_of(1, 16, 8))
     for rank in (1, 5, 8):
         prepared.factorize((rank,))
         prepared.error((rank,))
-    assert calls == [(16, 8)]
+    assert calls == [(8, 16)]

@@ -2,37 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-BLOCK = 16
+from rankfold.factor.linalg import balanced_columns, gram
+
+BLOCK = 32
 """Number of pivots after which the remainder is updated by one matrix product."""
 
 
-class PivotedCholesky:
-    """The greedy decomposition ``G = R^T R`` (Higham 2002, section 10.3), extended when a larger rank is requested.
+class Cholesky(Protocol):
+    """A pivoted Cholesky decomposition ``M^T M = R^T R`` of a matrix's Gram matrix (Higham 2002, section 10.3).
 
-    Each pivot is the largest remaining diagonal entry. For ``G = M^T M`` that is the column of M that the previous ones
-    represent worst, so R is that of the column-pivoted QR of M. torch has no such routine. Each pivot is read back from
-    the device.
+    Each pivot is the largest remaining diagonal entry, which belongs to the column of M that the previous ones
+    represent worst: R is that of the column-pivoted QR of M. Rows and factors are exact only as long as the share
+    `left_out` is far above the rounding error.
+    """
+
+    def pivots(self, rank: int) -> Tensor:
+        """Return the first `rank` pivots, ``(rank,)``."""
+        ...
+
+    def rows(self, rank: int) -> Tensor:
+        """Return the first `rank` rows of R, ``(rank, n)``, padded with zeros."""
+        ...
+
+    def left_out(self, rank: int) -> float:
+        """Return the share of the trace that the first `rank` rows leave out; 0 beyond the rank of the matrix."""
+        ...
+
+    def basis(self, rank: int) -> Tensor:
+        """Return the pivot columns, made orthonormal by the triangle of R, ``(m, rank)``."""
+        ...
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return the basis and the rows as balanced factors."""
+        ...
+
+
+class PivotedCholesky:
+    """The decomposition in torch, which has no such routine; extended when a larger rank is requested.
+
+    Each pivot is read back from the device.
 
     Parameters
     ----------
-    gram_matrix : Tensor
-        ``(n, n)``, symmetric positive semidefinite; overwritten.
+    matrix : Tensor
+        ``(m, n)``.
     """
 
-    def __init__(self, gram_matrix: Tensor) -> None:
-        self.total = float(gram_matrix.diagonal().sum())
-        self._rest = gram_matrix
-        self._left = _array(gram_matrix.diagonal().clone())
-        self._least = torch.finfo(gram_matrix.dtype).eps * self.total
-        self._panels: list[Tensor] = []
+    def __init__(self, matrix: Tensor) -> None:
+        self._matrix, self._rest = matrix, gram(matrix.mT)
+        self._total = float(self._rest.diagonal().sum())
+        self._left = _array(self._rest.diagonal().clone())
+        self._least = torch.finfo(matrix.dtype).eps * self._total
+        self._rows = matrix.new_zeros(min(matrix.shape), matrix.shape[1])
         self._pivots: list[int] = []
-        self.exhausted = False
-        """Whether more pivots were requested than the rank of the matrix; the rows beyond it are zero."""
+        self._rank: int | None = None  # of the matrix, once more pivots were requested
 
     def pivots(self, rank: int) -> Tensor:
         """Return the first `rank` pivots, ``(rank,)``."""
@@ -42,28 +70,43 @@ class PivotedCholesky:
     def rows(self, rank: int) -> Tensor:
         """Return the first `rank` rows of R, ``(rank, n)``, padded with zeros."""
         self._extend(rank)
-        rows = torch.cat([self._rest.new_zeros(0, len(self._rest)), *self._panels])[:rank]
-        return torch.cat([rows, rows.new_zeros(rank - len(rows), rows.shape[1])])
+        return self._rows[:rank]
+
+    def left_out(self, rank: int) -> float:
+        """Return the share of the trace that the first `rank` rows leave out; 0 beyond the rank of the matrix."""
+        rows = self.rows(rank)
+        if self._rank is not None and rank > self._rank:
+            return 0.0
+        return 1 - torch.linalg.vector_norm(rows).item() ** 2 / self._total
+
+    def basis(self, rank: int) -> Tensor:
+        """Return the pivot columns, made orthonormal by the triangle of R, ``(m, rank)``."""
+        pivots = self.pivots(rank)
+        triangle, columns = self.rows(rank).index_select(1, pivots), self._matrix.index_select(1, pivots)
+        return torch.linalg.solve_triangular(triangle, columns, upper=True, left=False)
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return the basis and the rows as balanced factors."""
+        return balanced_columns(self.basis(rank), self.rows(rank))
 
     def _extend(self, rank: int) -> None:
-        rest, left = _array(self._rest), self._left
+        rest, left, rows = _array(self._rest), self._left, _array(self._rows)
         while len(self._pivots) < rank:
             pivot = int(left.argmax())
             value = float(left[pivot])
             if value <= self._least:  # the remainder is zero, so any pivots will do
-                self.exhausted = True
+                self._rank = len(self._pivots) if self._rank is None else self._rank
                 unused = sorted(set(range(len(left))) - set(self._pivots))
                 self._pivots += unused[: rank - len(self._pivots)]
                 return
-            place = len(self._pivots) % BLOCK
-            if place == 0:  # subtract the last panel from the remainder
-                if self._panels:
-                    self._rest.addmm_(self._panels[-1].mT, self._panels[-1], alpha=-1)
-                self._panels.append(self._rest.new_zeros(BLOCK, len(left)))
-            panel = _array(self._panels[-1])
-            known = panel[:place]
+            number = len(self._pivots)
+            start = number - number % BLOCK
+            if number == start > 0:  # subtract the last block from the remainder
+                block = self._rows[start - BLOCK : start]
+                self._rest.addmm_(block.mT, block, alpha=-1)
+            known = rows[start:number]
             row = (rest[pivot] - known[:, pivot] @ known) * value**-0.5
-            panel[place] = row
+            rows[number] = row
             left -= row * row
             self._pivots.append(pivot)
 

@@ -7,14 +7,14 @@ projection acts on the output side, factors computed in a whitened space need no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rankfold.factor.cholesky import PivotedCholesky
+from rankfold.factor.cholesky import Cholesky, PivotedCholesky
 from rankfold.factor.linalg import (
     SINGLE_ENOUGH,
     balanced_columns,
@@ -105,14 +105,20 @@ class SVDProjection(Projection):
         return gram(seen if seen.shape[-2] <= seen.shape[-1] else seen.mT)
 
 
+@dataclass(frozen=True, slots=True)
 class QRProjection(Projection):
     """The projections onto the pivot columns of a column-pivoted QR decomposition ``M P = Q R``.
 
     The squared error of rank r is the energy of the rows of ``Q^T M`` below the r-th (Golub & Van Loan, 4th ed.,
     section 5.4.2).
+
+    Parameters
+    ----------
+    decompose : callable
+        Returns the pivoted Cholesky decomposition of ``M^T M`` for a matrix ``(m, n)``.
     """
 
-    __slots__ = ()
+    decompose: Callable[[Tensor], Cholesky] = field(default=PivotedCholesky, kw_only=True)
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return balanced factors ``(batch, m, rank)`` and ``(batch, rank, n)``.
@@ -121,21 +127,16 @@ class QRProjection(Projection):
         columns are well conditioned and Q takes one triangular solve. Otherwise Q comes from Householder's QR of these
         columns in float64, so that the squared condition number of the Gram matrix does not affect the factors.
         """
-        choleskys = self._choleskys(self.matrix.dtype)
-        rows, totals = torch.stack([c.rows(rank) for c in choleskys]), [c.total for c in choleskys]
-        kept = rows.square().sum((-1, -2)).tolist()
-        enough = all(t > 0 and t - k >= SINGLE_ENOUGH**2 * t for t, k in zip(totals, kept, strict=True))
-        if enough and not any(c.exhausted for c in choleskys):
-            pivots = self._pivots(self.matrix.dtype, rank)
-            triangle = rows.gather(-1, pivots.expand(-1, rank, -1))
-            seen = self._in_metric(rows.dtype)
-            columns = seen.gather(-1, pivots.expand(-1, seen.shape[1], -1))
-            basis = torch.linalg.solve_triangular(triangle, columns, upper=True, left=False)
-            if self.seen is None:
-                return balanced_columns(basis, rows)
-            return balanced_product(basis, basis.mT @ self.matrix)
-        dtype = wide_dtype(self.matrix)
-        basis = self._basis(dtype, rank)
+        dtype = self.matrix.dtype
+        choleskys = self._choleskys(dtype)
+        if any(cholesky.left_out(rank) < SINGLE_ENOUGH**2 for cholesky in choleskys):
+            dtype = wide_dtype(self.matrix)
+            basis = self._basis(dtype, rank)
+        elif self.seen is None:
+            lefts, rights = zip(*(cholesky.factors(rank) for cholesky in choleskys), strict=True)
+            return stacked(lefts), stacked(rights)
+        else:
+            basis = stacked([cholesky.basis(rank) for cholesky in choleskys])
         return balanced_product(basis, basis.mT @ self.matrix.to(dtype))
 
     def _left_out(self) -> Tensor:
@@ -143,9 +144,9 @@ class QRProjection(Projection):
         basis = self._basis(seen.dtype, min(seen.shape[1:]))
         return tails((basis.mT @ seen).square().sum(-1)).sum(0)
 
-    def _choleskys(self, dtype: torch.dtype) -> list[PivotedCholesky]:
+    def _choleskys(self, dtype: torch.dtype) -> list[Cholesky]:
         if dtype not in self._cache:
-            self._cache[dtype] = [PivotedCholesky(g) for g in gram(self._in_metric(dtype).mT).unbind()]
+            self._cache[dtype] = [self.decompose(matrix) for matrix in self._in_metric(dtype).unbind()]
         return self._cache[dtype]
 
     def _pivots(self, dtype: torch.dtype, rank: int) -> Tensor:
@@ -174,27 +175,6 @@ class PlainQRProjection(QRProjection):
         return orthonormal(self._in_metric(dtype)[..., :rank])
 
 
-class PivotedQR(Protocol):
-    """A column-pivoted QR decomposition of a matrix ``(m, n)``."""
-
-    def basis(self, rank: int) -> Tensor:
-        """Return an orthonormal basis ``(m, rank)`` of the first pivot columns."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompiledQRProjection(PlainQRProjection):
-    """The projections onto the pivot columns by a compiled decomposition, which is faster for small matrices.
-
-    `QRProjection` ends at the requested rank and mostly multiplies matrices, but it selects each pivot in Python.
-    Householder's QR does not square the condition number, so float32 is precise enough for every rank.
-    """
-
-    decompose: Callable[[Tensor], PivotedQR]
-
-    def _basis(self, dtype: torch.dtype, rank: int) -> Tensor:
-        """Return an orthonormal basis of the pivot columns."""
-        if dtype not in self._cache:
-            self._cache[dtype] = [self.decompose(matrix) for matrix in self._in_metric(dtype).unbind()]
-        first, *others = (decomposed.basis(rank) for decomposed in self._cache[dtype])
-        return torch.stack([first, *others]) if others else first.unsqueeze(0)
+def stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """Return a batch of matrices; a view of a single one."""
+    return matrices[0].unsqueeze(0) if len(matrices) == 1 else torch.stack(tuple(matrices))

@@ -7,18 +7,20 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rankfold._config import require
-from rankfold.factor.matrix import CompiledQRProjection, PlainQRProjection, QRProjection
+from rankfold.factor.cholesky import PivotedCholesky
+from rankfold.factor.matrix import PlainQRProjection, QRProjection
 from rankfold.factor.moments import Moments
 from rankfold.methods.contract import registry
 from rankfold.methods.svd import MatrixMethod, PreparedMatrix, in_metric
 from rankfold.records import LayerInfo
 
-SMALL = 10**7
-"""Product of both sizes of a matrix and the smaller one up to which LAPACK is faster."""
+SMALL = 2 * 10**7
+"""Product of the squared number of columns of a matrix and its smaller size, up to which LAPACK is faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,33 +58,72 @@ class QR(MatrixMethod):
         if not self.pivoting:
             return PreparedMatrix(PlainQRProjection(matrix, seen), layer)
         m, n = matrix.shape[1:]
-        if weight.device.type == "cpu" and m * n * min(m, n) <= SMALL:
-            return PreparedMatrix(CompiledQRProjection(matrix, seen, decompose=_Decomposed.of), layer)
-        return PreparedMatrix(QRProjection(matrix, seen), layer)
+        small = weight.device.type == "cpu" and n * n * min(m, n) <= SMALL
+        decompose = CompiledCholesky if small else PivotedCholesky
+        return PreparedMatrix(QRProjection(matrix, seen, decompose=decompose), layer)
 
 
-@dataclass(frozen=True, slots=True)
-class _Decomposed:
-    """A decomposition by LAPACK's ``geqp3``, which torch does not have: Householder vectors and their scales."""
+class CompiledCholesky:
+    """A pivoted Cholesky decomposition by LAPACK's ``pstrf``, which torch does not have; always of full rank.
 
-    vectors: Tensor
-    scales: Tensor
+    Small matrices take as long as the calls that handle them, so it computes with NumPy's arrays, whose calls are
+    faster.
+    """
 
-    @classmethod
-    def of(cls, matrix: Tensor) -> _Decomposed:
-        vectors, _, scales, *_ = _routines(matrix.dtype)[0](matrix.numpy())
-        return cls(torch.from_numpy(vectors), torch.from_numpy(scales))
+    def __init__(self, matrix: Tensor) -> None:
+        multiply, decompose, self._solve = _routines(matrix.dtype)
+        self._matrix = matrix.numpy()
+        self._total = float(np.vdot(self._matrix, self._matrix))
+        gram = multiply(1.0, self._matrix.T)  # the upper triangle; what is below remains zero
+        self._triangle, self._pivots, self._rank, _ = decompose(gram, overwrite_a=True)
+        self._pivots -= 1
+
+    def pivots(self, rank: int) -> Tensor:
+        """Return the first `rank` pivots, ``(rank,)``."""
+        return torch.from_numpy(self._pivots[:rank]).long()
+
+    def rows(self, rank: int) -> Tensor:
+        """Return the first `rank` rows of R, ``(rank, n)``, padded with zeros."""
+        return torch.from_numpy(self._rows(rank))
+
+    def left_out(self, rank: int) -> float:
+        """Return the share of the trace that the first `rank` rows leave out; 0 beyond the rank of the matrix."""
+        if rank > self._rank:
+            return 0.0
+        rows = self._rows(rank)
+        return 1 - float(np.vdot(rows, rows)) / self._total
 
     def basis(self, rank: int) -> Tensor:
-        generate = _routines(self.vectors.dtype)[1]
-        return torch.from_numpy(generate(self.vectors.numpy()[:, :rank], self.scales.numpy()[:rank])[0])
+        """Return the pivot columns, made orthonormal by the triangle of R, ``(m, rank)``."""
+        return torch.from_numpy(self._basis(rank))
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return the basis and the rows as balanced factors."""
+        basis, rows = self._basis(rank), self._rows(rank)
+        scale = np.sqrt(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
+        basis *= scale
+        rows /= scale[:, None]
+        return torch.from_numpy(basis), torch.from_numpy(rows)
+
+    def _basis(self, rank: int) -> Any:
+        return self._solve(1.0, self._triangle[:rank, :rank], self._matrix[:, self._pivots[:rank]], side=1)
+
+    def _rows(self, rank: int) -> Any:
+        known = min(rank, self._rank)
+        rows = np.zeros((rank, len(self._pivots)), self._triangle.dtype)
+        rows[:known, self._pivots] = self._triangle[:known]
+        return rows
 
 
 @cache
-def _routines(dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return ``geqp3`` and ``orgqr`` for a data type."""
-    lapack: Any = import_module("scipy.linalg.lapack")  # takes long, and SciPy's stubs do not list its functions
-    return (lapack.sgeqp3, lapack.sorgqr) if dtype == torch.float32 else (lapack.dgeqp3, lapack.dorgqr)
+def _routines(dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Return ``syrk``, ``pstrf`` and ``trsm`` for a data type."""
+    # They take long to import, and SciPy's stubs do not list their functions.
+    blas: Any = import_module("scipy.linalg.blas")
+    lapack: Any = import_module("scipy.linalg.lapack")
+    if dtype == torch.float32:
+        return blas.ssyrk, lapack.spstrf, blas.strsm
+    return blas.dsyrk, lapack.dpstrf, blas.dtrsm
 
 
 registry.register(QR, summary="truncated column-pivoted QR of linear layers")

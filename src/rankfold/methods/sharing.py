@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,12 +85,12 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _bytes(value: Any, seen: set[int]) -> int:
-    """Return the bytes of all tensors that an object holds, directly or in attributes and collections."""
+    """Return the bytes of all tensors and arrays that an object holds, directly or in attributes and collections."""
     if isinstance(value, float | int | str | type) or callable(value) or id(value) in seen:
         return 0
     seen.add(id(value))
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
+    if isinstance(value, Tensor | np.ndarray):
+        return value.nbytes
     if isinstance(value, dict):
         return sum(_bytes(item, seen) for item in value.values())
     if isinstance(value, list | tuple):
