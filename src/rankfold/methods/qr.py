@@ -77,6 +77,8 @@ class CompiledCholesky:
         gram = multiply(1.0, self._matrix.T)  # the upper triangle; what is below remains zero
         self._triangle, self._pivots, self._rank, _ = decompose(gram, overwrite_a=True)
         self._pivots -= 1
+        known = self._triangle[: self._rank]
+        self._energies = np.einsum("ij,ij->i", known, known)  # of the rows
 
     def pivots(self, rank: int) -> Tensor:
         """Return the first `rank` pivots, ``(rank,)``."""
@@ -90,8 +92,7 @@ class CompiledCholesky:
         """Return the share of the trace that the first `rank` rows leave out; 0 beyond the rank of the matrix."""
         if rank > self._rank:
             return 0.0
-        rows = self._rows(rank)
-        return 1 - float(np.vdot(rows, rows)) / self._total
+        return 1 - float(self._energies[:rank].sum()) / self._total
 
     def basis(self, rank: int) -> Tensor:
         """Return the pivot columns, made orthonormal by the triangle of R, ``(m, rank)``."""
@@ -100,7 +101,7 @@ class CompiledCholesky:
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return the basis and the rows as balanced factors."""
         basis, rows = self._basis(rank), self._rows(rank)
-        scale = np.sqrt(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
+        scale = self._energies[:rank] ** 0.25
         basis *= scale
         rows /= scale[:, None]
         return torch.from_numpy(basis), torch.from_numpy(rows)
