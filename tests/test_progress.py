@@ -103,10 +103,13 @@ def test_a_loader_of_unknown_length(monkeypatch: pytest.MonkeyPatch) -> None:
             return iter([1, 2])
 
     terminal = open_terminal(monkeypatch)
-    for done, _ in enumerate(track(Endless(), "working")):
+    items = list[int]()
+    for item in track(Endless(), "working"):
         assert _progress._display is not None
         (task,) = _progress._display.tasks
-        assert (task.fields["count"], task.total) == (str(done), None)
+        assert (task.fields["count"], task.total) == (str(len(items)), None)
+        items.append(item)
+    assert items == [1, 2]
     assert "working" in terminal.getvalue()
 
 
