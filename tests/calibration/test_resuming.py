@@ -88,6 +88,22 @@ def seen(model: nn.Module, layer: nn.Module, x: Tensor) -> list[Tensor]:
     return taken + values
 
 
+class Watch(torch.overrides.TorchFunctionMode):
+    """Counts how often each layer of a network is computed for a batch of some size."""
+
+    def __init__(self, model: nn.Module, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.names = {id(m.weight): n for n, m in layers_of(model).items()}
+        self.computed: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = func in (torch.conv2d, torch.nn.functional.linear) and id(args[1]) in self.names
+        if known and len(args[0]) == self.batch:
+            self.computed.update([self.names[id(args[1])]])
+        return func(*args, **(kwargs or {}))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
 def test_resumed_passes_equal_whole_ones(name: str) -> None:
@@ -99,7 +115,7 @@ def test_resumed_passes_equal_whole_ones(name: str) -> None:
     while left:
         layer = left[0]
         whole = seen(model, layer, x)
-        with resuming.resumed(model, ("net", 1), "content", [layer], left):
+        with resuming.resumed(model, ("net", 1), "content", left):
             resumed = seen(model, layer, x)
         assert len(whole) == len(resumed)
         assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
@@ -112,30 +128,22 @@ def test_resumed_passes_equal_whole_ones(name: str) -> None:
 @torch.no_grad()
 def test_modules_before_the_last_layer_are_not_computed() -> None:
     model, x = Chain().eval(), torch.randn(2, 3, 6, 6)
-    names = {id(m.weight): n for n, m in layers_of(model).items()}
-    resuming, left = Resuming(), list(layers_of(model).items())
-    computed: Counter[str] = Counter()
+    resuming, left, watch = Resuming(), list(layers_of(model).items()), Watch(model, 2)
 
     class Reached(BaseException):
         pass
-
-    class Watch(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func in (torch.conv2d, torch.nn.functional.linear):
-                computed.update([names[id(args[1])]])
-            return func(*args, **(kwargs or {}))
 
     def end(*_: Any) -> None:
         raise Reached
 
     while left:
         handle = left[0][1].register_forward_hook(end)
-        resumed = resuming.resumed(model, ("net", 1), "content", [left[0][1]], [m for _, m in left])
-        with pytest.raises(Reached), Watch(), resumed:
+        resumed = resuming.resumed(model, ("net", 1), "content", [m for _, m in left])
+        with pytest.raises(Reached), watch, resumed:
             model(x)
         handle.remove()
         left.pop(0)
-    assert computed == Counter({name: 1 if name == "head" else 2 for name in layers_of(model)})
+    assert watch.computed == Counter({name: 1 if name == "head" else 2 for name in layers_of(model)})
 
 
 @torch.no_grad()
@@ -146,7 +154,7 @@ def test_only_what_is_used_later_is_kept_and_only_within_the_room() -> None:
     last = layers["second.2.conv2"]
     for room, holds in ((10 * activation, True), (activation, False)):
         resuming = Resuming(room)
-        with resuming.resumed(model, ("net", 1), "content", [last], [last]):
+        with resuming.resumed(model, ("net", 1), "content", [last]):
             model(x)
         points = resuming._points
         assert bool(points) == holds
@@ -163,13 +171,76 @@ def test_other_data_starts_at_the_inputs() -> None:
     whole: list[Tensor] = []
     for content, inputs in (("x", x), ("y", y), (None, y), ("x", x)):
         whole = seen(model, layer, inputs)
-        with resuming.resumed(model, ("net", 1), content, [layer], [layer]):
+        with resuming.resumed(model, ("net", 1), content, [layer]):
             assert all(torch.equal(a, b) for a, b in zip(whole, seen(model, layer, inputs), strict=True))
-    with resuming.resumed(model, ("net", 1), "x", [layer], [layer]):  # the hash decides
+    with resuming.resumed(model, ("net", 1), "x", [layer]):  # the hash decides
         assert torch.equal(model(y), whole[-1])
 
 
+class Rewriting(nn.Module):
+    """Writes to outputs of modules, whole or in part, several at once, and past torch."""
+
+    def __init__(self, *, numpy: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.numpy = numpy
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.numpy:
+            x.numpy()[...] *= 2
+        x[:, 1:].add_(1)
+        y = self.b(x.view(-1, 4))
+        torch._foreach_mul_([y, x], 0.5)  # pyright: ignore[reportPrivateImportUsage]
+        return self.c(y.sin_() + x.mul_(3)) + x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ended", ["before the layer", "after the layer"])
+def test_what_is_kept_is_copied_before_it_is_written_to(ended: str) -> None:
+    torch.manual_seed(0)
+    model, x = Rewriting().eval(), torch.randn(2, 3)
+    resuming, left = Resuming(), list(layers_of(model).values())
+    while left:
+        layer = left.pop(0)
+        whole = seen(model, layer, x)
+        unsettled = [layer, *left] if ended == "before the layer" else left
+        last = dict(resuming._points)
+        for _ in range(2):
+            resuming._points = dict(last)  # the second pass resumes where the first one did
+            with resuming.resumed(model, ("net", 1), "content", unsettled) as end:
+                handle = layer.register_forward_hook(lambda *_, end=end: end())
+                resumed = seen(model, layer, x)
+                handle.remove()
+            assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+def test_kept_outputs_share_memory_with_the_network() -> None:
+    model, x = Chain().eval(), torch.randn(2, 3, 6, 6)
+    given: list[Tensor] = []
+    layers = layers_of(model)
+    layers["head"].register_forward_pre_hook(lambda m, args: given.append(args[0]))
+    layers["second.2.conv2"].register_forward_pre_hook(lambda m, args: given.append(args[0]))
+    resuming = Resuming()
+    with torch.no_grad(), resuming.resumed(model, ("net", 1), "content", [layers["second.2.conv2"]]):
+        model(x)
+    (record,) = resuming._points["net", 1].memory[layers["second.2.conv1"]]
+    assert record.value.data_ptr() != given[0].data_ptr()  # relu_ wrote to it
+    assert not torch.equal(record.value, given[0])
+    (record,) = resuming._points["net", 1].memory[model.second[0]]
+    assert record.value.untyped_storage().nbytes() == 4 * given[0].numel()
+
+
 PLAN = Plan(layers={n: Choice(method="svd", ranks=(3,)) for n in layers_of(Chain())})
+
+
+def test_the_original_computes_each_layer_once() -> None:
+    torch.manual_seed(0)
+    model, data = Chain().eval(), [torch.randn(8, 3, 6, 6) for _ in range(2)]
+    with Watch(model, 8) as watch:
+        reconstruct_sequentially(model, PLAN, data)
+    observed = 2  # on the first batch
+    assert watch.computed == Counter(dict.fromkeys(layers_of(model), len(data) + observed))
 
 
 def test_reconstruction_is_the_same_with_and_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +252,18 @@ def test_reconstruction_is_the_same_with_and_without_room(monkeypatch: pytest.Mo
     assert with_room.errors == without.errors
     states = [list(r.model.state_dict().values()) for r in (with_room, without)]
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_writes_past_torch_are_noticed() -> None:
+    torch.manual_seed(0)
+    model, data = Rewriting(numpy=True).eval(), [torch.randn(8, 3)]
+    plan = Plan(layers={n: Choice(method="svd", ranks=(2,)) for n in layers_of(model)})
+    with pytest.warns(RankfoldWarning, match="activations before layer c cannot be kept"):
+        resumed = reconstruct_sequentially(model, plan, data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequential, "Resuming", lambda: Resuming(0))
+        whole = reconstruct_sequentially(model, plan, data)
+    assert resumed.errors == whole.errors
 
 
 def test_networks_that_cannot_resume_are_named() -> None:

@@ -2,23 +2,26 @@
 
 Sequential reconstruction runs two networks up to one layer after the other. Each pass keeps the outputs of finished
 modules (`rankfold.calibration.replay`), from which the pass for the next layer starts. Only those that the rest of the
-pass can use are kept; the others are replaced by zeros that take no memory.
+pass can use are kept; the others are replaced by zeros that take no memory. A kept output shares its memory with the
+network until an operation writes to it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rankfold._tensors import copied, detached, map_tensors, tensors_of
-from rankfold.calibration.replay import Memory, wrapped_forwards
+from rankfold._tensors import copied, map_tensors, tensors_of
+from rankfold.calibration.replay import wrapped_forwards
 from rankfold.inventory.dispatching import DispatchMode
 
 KEPT_BYTES = 2**29
@@ -33,7 +36,7 @@ class _Point:
     """Where the passes over one batch resume."""
 
     content: str
-    memory: Memory
+    memory: _Memory
     size: int
 
 
@@ -63,10 +66,11 @@ class Resuming:
         model: nn.Module,
         key: tuple[str, int],
         content: str | None,
-        layers: Collection[nn.Module],
-        unsettled: Iterable[nn.Module],
-    ) -> Iterator[None]:
-        """Resume the forward pass inside the block at the last point, and keep the activations before some layers.
+        unsettled: Collection[nn.Module],
+    ) -> Iterator[Callable[[], None]]:
+        """Resume the forward pass inside the block at the last point, and keep the activations of a later one.
+
+        The new point is the first call of an unsettled module, or that of the yielded function, whichever is first.
 
         Parameters
         ----------
@@ -77,31 +81,34 @@ class Resuming:
         content : str or None
             The hash of the batch's inputs. If it is not that of the last point, or unknown, the pass starts at the
             inputs.
-        layers : collection of Module
-            The next passes resume before the first call of one of these.
-        unsettled : iterable of Module
-            Modules that may change before the next pass, and so must run in it.
+        unsettled : collection of Module
+            Modules that must run in the next pass: they may change before it, or have hooks in it.
         """
         point = self._points.get(key)
         if point is not None and point.content != content:
             self._drop(key)
             point = None
         if content is None or self._stopped:
-            yield
+            yield lambda: None
             return
         recorder = _Recorder(model, {} if point is None else point.memory, set(unsettled))
-        handles = [layer.register_forward_pre_hook(recorder.reach, prepend=True) for layer in layers]
+
+        def before(*_: Any) -> None:
+            recorder.end()
+
+        handles = [module.register_forward_pre_hook(before, prepend=True) for module in unsettled]
         try:
             with wrapped_forwards(model, recorder.wrap), recorder.origins:
-                yield
+                yield recorder.end
         finally:
             for handle in handles:
                 handle.remove()
             if recorder.memory is not None:
                 self._keep(key, content, recorder.memory)
 
-    def _keep(self, key: tuple[str, int], content: str, memory: Memory) -> None:
-        size = sum(t.untyped_storage().nbytes() for outputs in memory.values() for t in tensors_of(outputs))
+    def _keep(self, key: tuple[str, int], content: str, memory: _Memory) -> None:
+        kept = {_storage(t): t for output in _outputs(memory) for t in tensors_of(output.value)}
+        size = sum(t.untyped_storage().nbytes() for storage, t in kept.items() if storage is not None)
         point = self._points.get(key)
         room = self._room + (0 if point is None else point.size)
         if size <= room:
@@ -113,56 +120,64 @@ class Resuming:
         self._room += 0 if point is None else point.size
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class _Output:
-    """The output of one call of a module."""
+    """The output of one call of a module, which shares its storage with the network until it is written to."""
 
-    module: nn.Module
     value: Any
 
 
-class _Recorder:
-    """Answers calls from a memory, and records what finishes before a layer is reached."""
+_Memory = Mapping[nn.Module, list[_Output]]
+"""The outputs of the modules that finished before a point, call by call."""
 
-    def __init__(self, model: nn.Module, memory: Memory, unsettled: Collection[nn.Module]) -> None:
-        self.origins = _Origins()
-        self.memory: Memory | None = None  # once a layer is reached
+
+def _outputs(memory: _Memory) -> Iterator[_Output]:
+    """Yield all outputs of a memory."""
+    return chain.from_iterable(memory.values())
+
+
+class _Recorder:
+    """Answers calls from a memory, and records what finishes until its end."""
+
+    def __init__(self, model: nn.Module, memory: _Memory, unsettled: Collection[nn.Module]) -> None:
+        self.origins = _Origins(model, memory)
+        self.memory: _Memory | None = None  # once the recording has ended
         self._answers = {module: iter(outputs) for module, outputs in memory.items()}
         self._around = _around(model, unsettled)
-        self._finished: list[_Output] = []
+        self._finished: list[tuple[nn.Module, _Output]] = []
 
     def wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        answers, missing = self._answers.get(module, iter(())), object()
+        answers = self._answers.get(module, iter(()))
 
         def call(*args: Any, **kwargs: Any) -> Any:
             start = len(self._finished)
-            kept = next(answers, missing)
-            if kept is not missing:
-                with self.origins.ignored():
-                    output = copied(kept)
-            else:
+            record = next(answers, None)
+            if record is None:
                 output = forward(*args, **kwargs)
+            else:
+                with self.origins.ignored():
+                    output = self.origins.share(record)
             if self.memory is None and module not in self._around:
-                if kept is missing:
+                if record is None:
+                    record = _Output(output)
                     with self.origins.ignored():
-                        kept = copied(detached(output))
-                record = _Output(module, kept)
-                self._finished[start:] = [record]
+                        record.value = self.origins.share(record)
+                self._finished[start:] = [(module, record)]
                 self.origins.set(output, record, given=(args, kwargs))
             return output
 
         return call
 
-    def reach(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002
-        """Keep what the rest of the pass can use."""
+    def end(self) -> None:
+        """End the recording, if it has not ended: keep what the rest of the pass can use."""
         if self.memory is not None:
             return
         used = self.origins.used()
-        memory: dict[nn.Module, list[Any]] = defaultdict(list)
+        memory: dict[nn.Module, list[_Output]] = defaultdict(list)
         with self.origins.ignored():
-            for output in self._finished:
-                value = output.value if output in used else map_tensors(_placeholder, output.value)
-                memory[output.module].append(value)
+            for module, output in self._finished:
+                unused = output not in used
+                memory[module].append(_Output(map_tensors(_placeholder, output.value)) if unused else output)
         self.memory = memory
         self.origins.ends()
         self._finished.clear()
@@ -189,15 +204,35 @@ def _placeholder(tensor: Tensor) -> Tensor:
     return tensor.new_zeros(()).expand(tensor.shape) if plain else tensor
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor is stored as its elements, each in memory of its own."""
+    kind = type(tensor) in (Tensor, nn.Parameter)
+    return kind and tensor.layout == torch.strided and not tensor.is_quantized and 0 not in tensor.stride()
+
+
+def _storage(tensor: Tensor) -> int | None:
+    """Return what identifies the storage of a tensor while it exists; None if it has none, as sparse ones."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except NotImplementedError:
+        return None
+
+
 class _Origins(DispatchMode):
     """Follows recorded outputs through the operations between modules, which every pass repeats.
 
-    An output is used later if a tensor computed from it still exists when a layer is reached, or if control flow
-    depended on its values.
+    An output is used later if a tensor computed from it still exists when the recording ends, or if control flow
+    depended on its values. An output that an operation writes to is copied before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, memory: _Memory) -> None:
         super().__init__()
+        self._sharing: dict[int | None, WeakSet[_Output]] = defaultdict(WeakSet)  # by storage
+        for record in _outputs(memory):
+            for tensor in tensors_of(record.value):
+                self._sharing[_storage(tensor)].add(record)
+        tables = [table for m in model.modules() for table in (m._parameters, m._buffers)]
+        self._own = {_storage(t) for table in tables for t in table.values() if t is not None}
         self._of: Any = WeakIdKeyDictionary()  # tensor -> the recorded outputs that it was computed from
         self._read: set[_Output] = set()
         self._idle = False
@@ -210,6 +245,24 @@ class _Origins(DispatchMode):
             yield
         finally:
             self._idle = before
+
+    def share(self, record: _Output) -> Any:
+        """Return the value of a record in new tensors, which share its storage if every write to it will be seen."""
+
+        def shared(tensor: Tensor) -> Tensor:
+            storage = _storage(tensor) if _is_plain(tensor) else None
+            if storage is None or storage in self._own:  # the fit writes to parameters and buffers between passes
+                return tensor.detach().clone()
+            self._sharing[storage].add(record)
+            return tensor.detach()
+
+        return map_tensors(shared, record.value)
+
+    def _separate(self, written: Iterable[Tensor]) -> None:
+        """Copy the records that share their storages with tensors."""
+        for tensor in written:
+            for record in self._sharing.pop(_storage(tensor), ()):
+                record.value = copied(record.value)
 
     def ends(self) -> None:
         """Stop following."""
@@ -230,10 +283,16 @@ class _Origins(DispatchMode):
     def dispatched(self, func: Any, types: Iterable[type], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation and note what its results were computed from."""
         del types
+        schema = getattr(func, "_schema", None)
+        writes = schema is None or schema.is_mutable
+        if self._idle and not writes:
+            return func(*args, **kwargs)
+        given = tensors_of([*args, *kwargs.values()])
+        if writes:
+            self._separate(given)
         result = func(*args, **kwargs)
         if self._idle:
             return result
-        given = tensors_of([*args, *kwargs.values()])
         origins = frozenset[_Output]().union(*(self._of.get(tensor, ()) for tensor in given))
         if not origins:
             return result

@@ -81,7 +81,7 @@ def collect_pairs(
         for name, layer in layers.items()
     }
 
-    later = [*layers.values(), *unsettled]
+    later = list(unsettled)
 
     def run(model: nn.Module, inputs: Any, what: str, *resume: Any) -> dict[str, _Tap]:
         taps = {}
@@ -96,12 +96,14 @@ def collect_pairs(
                 norm=None if use.norm is None else model.get_submodule(use.norm),
             )
         with ExitStack() as hooks, suppress(_Enough):
+            end: Callable[[], None] = _nothing
             if resuming is not None and resume:
-                first = [module for tap in taps.values() for module in tap.modules]
-                change = [module for layer in later for module in layer_modules(model, layer)]
-                hooks.enter_context(resuming.resumed(model, *resume, layers=first, unsettled=change))
+                # The layers here keep their weights in the original: their outputs are computed once.
+                changing = later if model is original else [*layers.values(), *later]
+                modules = [module for layer in changing for module in layer_modules(model, layer)]
+                end = hooks.enter_context(resuming.resumed(model, *resume, unsettled=modules))
             for tap in taps.values():
-                _install(hooks, tap, list(taps.values()))
+                _install(hooks, tap, list(taps.values()), end)
             example = getattr(batches, "example", None)
             run_batch(model, to_device(inputs, model_device(model)), what, example=example)
         return taps
@@ -115,7 +117,8 @@ def collect_pairs(
             padding = Padding.of(original, inputs)
             what = f"calibration batch {number}"
             if number == 1 and resuming is not None:
-                _check(resuming, partial(run, small), reset_small, inputs, description)
+                _check(resuming, partial(run, original), reset, inputs, "original", description)
+                _check(resuming, partial(run, small), reset_small, inputs, "small", description)
             content = None if resuming is None else content_hash(inputs)
             wanted = run(original, inputs, what, ("original", number), content)
             actual = run(small, inputs, what, ("small", number), content)
@@ -129,14 +132,19 @@ def collect_pairs(
 
 
 def _check(
-    resuming: Resuming, run: Callable[..., dict[str, _Tap]], reset: Callable[[], None], inputs: Any, layer: str
+    resuming: Resuming,
+    run: Callable[..., dict[str, _Tap]],
+    reset: Callable[[], None],
+    inputs: Any,
+    network: str,
+    layer: str,
 ) -> None:
-    """Run the network on a few samples from the inputs and from the last point; if the two differ, resume no more."""
+    """Run a network on a few samples from the inputs and from the last point; if the two differ, resume no more."""
     few = leading(inputs, CHECKED)
     try:
         whole = run(few, layer)
         reset()
-        resumed = run(few, layer, ("check", 0), content_hash(few))
+        resumed = run(few, layer, (f"{network}, check", 0), content_hash(few))
         same = faithful(_recorded(whole), _recorded(resumed))
     except ModelError:  # for example, because it differentiates kept activations, or needs whole batches
         same = False
@@ -217,15 +225,20 @@ class _Tap:
         return len(self.taken) >= self.calls and (self.other is not None or not self.joins)
 
 
+def _nothing() -> None:
+    """Do nothing: the end of a pass that is not recorded."""
+
+
 class _Enough(BaseException):
     """Ends a forward pass; no model catches it."""
 
 
-def _install(stack: ExitStack, tap: _Tap, taps: Sequence[_Tap]) -> None:
-    """Register the hooks of one tap, which end the forward pass once all taps are done."""
+def _install(stack: ExitStack, tap: _Tap, taps: Sequence[_Tap], end: Callable[[], None]) -> None:
+    """Register the hooks of one tap, which call `end` and end the forward pass once all taps are done."""
 
     def finish() -> None:
         if all(t.done for t in taps):
+            end()
             raise _Enough
 
     def take(*tensors: Any) -> None:
