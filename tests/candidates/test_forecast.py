@@ -194,11 +194,17 @@ def test_a_pass_is_timed() -> None:
     assert 0.005 <= time_pass(Sleeps(), torch.zeros(10, 2), samples=10, what="a batch") < 0.05
 
 
-@pytest.mark.parametrize(("each_s", "runs"), [(0.0, [2, 2, 32, 32] * 3), (0.3, [2, 2])])
+@pytest.mark.parametrize(
+    ("each_s", "limit", "runs"),
+    [(0.0, None, [2, 2, 32, 32] * 3 + [1, 1, 1]), (0.3, 300, [2, 2, 1, 1, 1]), (0.3, 5, [2, 2])],
+)
 def test_a_few_batches_are_timed_and_slow_networks_only_briefly(
-    each_s: float, runs: list[int], monkeypatch: pytest.MonkeyPatch
+    each_s: float, limit: float | None, runs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches of different cost count by their mean; the seconds of the timing count, too."""
+    """Batches of different cost count by their mean; the seconds of the timing count, too.
+
+    The last three runs have gradients. They take place only if the limit leaves time for a proxy from gradients.
+    """
     sizes, now = list[int](), [0.0]
     for module in (forecasts, _tensors):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
@@ -213,11 +219,11 @@ def test_a_few_batches_are_timed_and_slow_networks_only_briefly(
     batches = [torch.full((32, 3), value) for value in (1.0, 2.0, 3.0)]
     inventory = inspect(net, torch.zeros(1, 3))
     sizes[:], now[:] = [], [0.0]
-    found = Forecast.of(net, inventory, batches, [], moments=True)
-    assert sizes == [*runs, 1, 1, 1], "the last two have gradients"
+    found = Forecast.of(net, inventory, batches, [], moments=True, limit=limit)
+    assert sizes == runs
     assert found.samples == 96
     assert (found.few_s, found.sample_s) == pytest.approx((0.302, 0.302) if each_s else (0.004, 0.004))
-    assert found.gradient_s == pytest.approx(each_s + 0.002)
+    assert found.gradient_s == pytest.approx(each_s + 0.002 if 1 in runs else 5 * found.few_s)
     assert found.spent_s == pytest.approx(now[0])
     assert found.setting("fisher", 16, 8).seconds > found.spent_s
 

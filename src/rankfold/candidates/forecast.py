@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import length_hint
 from typing import Any
@@ -108,7 +108,7 @@ class Forecast:
         The same if there are only two samples in a batch.
     gradient_s : float or None
         Seconds of a forward and a backward pass of one sample; None if the outputs cannot be differentiated, or no
-        backward pass was timed.
+        proxy needs it.
     after : tuple of float
         For each layer, the share of the network's multiply-accumulates from this layer on.
     params : tuple of int
@@ -149,6 +149,7 @@ class Forecast:
         *,
         moments: bool,
         gradients: bool = True,
+        limit: float | None = None,
         spare: Spare | None = None,
     ) -> Forecast:
         """Time some passes and return the forecast; several processes take the slowest one's time.
@@ -167,13 +168,15 @@ class Forecast:
             Whether second moments are collected.
         gradients : bool
             Whether a backward pass is timed, for the proxies from gradients.
+        limit : float or None
+            Seconds of the search. If they are too few for any proxy from gradients, the time of a backward pass is
+            estimated.
         spare : Spare, optional
             A copy of the model to work on.
         """
         start = time.perf_counter()
         layers = [layer for layer in inventory if layer.skip is None]
         example, timed = _timed(model, batches)
-        gradient_s = slowest(_gradient_seconds(model, example, layers, spare)) if gradients else math.inf
         few_s, sample_s = map(slowest, timed)
         after = shares_after(inventory)
         per_sample = max(inventory.total.macs, 1) / max(inventory.batch, 1)
@@ -188,12 +191,21 @@ class Forecast:
             moments_s = sample_s * (1 + sums / per_sample)
         count = length_hint(batches, 0) * batch_size(example) or None
         params = tuple(math.prod(layer.weight_shape) for layer in layers)
-        return cls(
-            sample_s=sample_s, few_s=few_s, gradient_s=gradient_s if math.isfinite(gradient_s) else None,
+        found = cls(
+            sample_s=sample_s, few_s=few_s, gradient_s=2 * few_s,  # a backward pass takes no less than a forward pass
             after=tuple(after.values()), params=params, priced_s=PRICED_S * sum(fitting) + decomposed_s,
             decomposed_s=sum(decompositions), moments_s=moments_s, samples=count, methods=fitting,
-            spent_s=slowest(time.perf_counter() - start),
         )  # fmt: skip
+        gradient_s = math.inf
+        if gradients and limit is not None and found.setting("fisher", *GRID[-1], FEWEST).seconds > limit:
+            gradient_s = few_s / (1 - BACKWARD)
+        elif gradients:
+            gradient_s = slowest(_gradient_seconds(model, example, layers, spare))
+        return replace(
+            found,
+            gradient_s=gradient_s if math.isfinite(gradient_s) else None,
+            spent_s=slowest(time.perf_counter() - start),
+        )
 
     def setting(
         self,

@@ -105,7 +105,7 @@ class CompressNAS(ProxyConfig, Strategy):
         """
         rivals = self._rivals(calibrated=True)
         gradients = any(proxy == "auto" or proxy.startswith("fisher") for proxy in (self.proxy, *rivals))
-        chosen, best = forecast(gradients=gradients).choose(
+        chosen, best = forecast(gradients=gradients, limit=limit).choose(
             self.proxy_options, limit, rivals=rivals, fallback=self._fallback
         )
         settled = replace(self, moment_samples=chosen.moment_samples)

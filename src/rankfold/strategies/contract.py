@@ -104,7 +104,8 @@ class Strategy(ABC):
         Parameters
         ----------
         forecast : callable
-            Times the model and returns the forecast; with ``gradients=True``, the time of a backward pass is in it.
+            Times the model and returns the forecast. Its arguments are `gradients`, whether the time of a backward pass
+            is needed, and `limit`.
         limit : float or None
             None for no limit.
         """
