@@ -206,8 +206,8 @@ def _placeholder(tensor: Tensor) -> Tensor:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Return whether a tensor is stored as its elements, each in memory of its own."""
-    kind = type(tensor) in (Tensor, nn.Parameter)
-    return kind and tensor.layout == torch.strided and not tensor.is_quantized and 0 not in tensor.stride()
+    dense = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_quantized
+    return dense and 0 not in tensor.stride()
 
 
 def _storage(tensor: Tensor) -> int | None:
