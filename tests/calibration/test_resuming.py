@@ -219,15 +219,16 @@ def test_kept_outputs_share_memory_with_the_network() -> None:
     model, x = Chain().eval(), torch.randn(2, 3, 6, 6)
     given: list[Tensor] = []
     layers = layers_of(model)
-    layers["head"].register_forward_pre_hook(lambda m, args: given.append(args[0]))
+    model.second[0].register_forward_hook(lambda m, args, output: given.append(output))
     layers["second.2.conv2"].register_forward_pre_hook(lambda m, args: given.append(args[0]))
     resuming = Resuming()
     with torch.no_grad(), resuming.resumed(model, ("net", 1), "content", [layers["second.2.conv2"]]):
         model(x)
     (record,) = resuming._points["net", 1].memory[layers["second.2.conv1"]]
-    assert record.value.data_ptr() != given[0].data_ptr()  # relu_ wrote to it
-    assert not torch.equal(record.value, given[0])
+    assert record.value.data_ptr() != given[1].data_ptr()  # relu_ wrote to it
+    assert not torch.equal(record.value, given[1])
     (record,) = resuming._points["net", 1].memory[model.second[0]]
+    assert record.value.data_ptr() == given[0].data_ptr()
     assert record.value.untyped_storage().nbytes() == 4 * given[0].numel()
 
 

@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from rankfold._tensors import copied, map_tensors, tensors_of
 from rankfold.calibration.replay import wrapped_forwards
 from rankfold.inventory.dispatching import DispatchMode
+from rankfold.inventory.sharing import storage_pointer
 
 KEPT_BYTES = 2**29
 """Bytes of activations that are kept, of both networks and all batches together. A batch whose activations before a
@@ -107,8 +108,8 @@ class Resuming:
                 self._keep(key, content, recorder.memory)
 
     def _keep(self, key: tuple[str, int], content: str, memory: _Memory) -> None:
-        kept = {_storage(t): t for output in _outputs(memory) for t in tensors_of(output.value)}
-        size = sum(t.untyped_storage().nbytes() for storage, t in kept.items() if storage is not None)
+        kept = {storage_pointer(t): t for output in _outputs(memory) for t in tensors_of(output.value)}
+        size = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer)
         point = self._points.get(key)
         room = self._room + (0 if point is None else point.size)
         if size <= room:
@@ -205,17 +206,21 @@ def _placeholder(tensor: Tensor) -> Tensor:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor is stored as its elements, each in memory of its own."""
+    """Return whether a tensor is an ordinary dense one, of which no two elements share memory."""
     dense = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_quantized
     return dense and 0 not in tensor.stride()
 
 
-def _storage(tensor: Tensor) -> int | None:
-    """Return what identifies the storage of a tensor while it exists; None if it has none, as sparse ones."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except NotImplementedError:
-        return None
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors that an operation writes to; all that it is given if it does not say."""
+    schema = getattr(func, "_schema", None)
+    if schema is None:
+        return tensors_of([*args, *kwargs.values()])
+    if not schema.is_mutable:
+        return []
+    given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
+    written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return tensors_of([given[name] for name in written if name in given])
 
 
 class _Origins(DispatchMode):
@@ -227,12 +232,12 @@ class _Origins(DispatchMode):
 
     def __init__(self, model: nn.Module, memory: _Memory) -> None:
         super().__init__()
-        self._sharing: dict[int | None, WeakSet[_Output]] = defaultdict(WeakSet)  # by storage
+        self._sharing: dict[int, WeakSet[_Output]] = defaultdict(WeakSet)  # by storage
         for record in _outputs(memory):
             for tensor in tensors_of(record.value):
-                self._sharing[_storage(tensor)].add(record)
+                self._sharing[storage_pointer(tensor)].add(record)
         tables = [table for m in model.modules() for table in (m._parameters, m._buffers)]
-        self._own = {_storage(t) for table in tables for t in table.values() if t is not None}
+        self._own = {storage_pointer(t) for table in tables for t in table.values() if t is not None}
         self._of: Any = WeakIdKeyDictionary()  # tensor -> the recorded outputs that it was computed from
         self._read: set[_Output] = set()
         self._idle = False
@@ -250,8 +255,8 @@ class _Origins(DispatchMode):
         """Return the value of a record in new tensors, which share its storage if every write to it will be seen."""
 
         def shared(tensor: Tensor) -> Tensor:
-            storage = _storage(tensor) if _is_plain(tensor) else None
-            if storage is None or storage in self._own:  # the fit writes to parameters and buffers between passes
+            storage = storage_pointer(tensor) if _is_plain(tensor) else 0
+            if not storage or storage in self._own:  # the fit writes to parameters and buffers between passes
                 return tensor.detach().clone()
             self._sharing[storage].add(record)
             return tensor.detach()
@@ -261,7 +266,7 @@ class _Origins(DispatchMode):
     def _separate(self, written: Iterable[Tensor]) -> None:
         """Copy the records that share their storages with tensors."""
         for tensor in written:
-            for record in self._sharing.pop(_storage(tensor), ()):
+            for record in self._sharing.pop(storage_pointer(tensor), ()):
                 record.value = copied(record.value)
 
     def ends(self) -> None:
@@ -283,16 +288,11 @@ class _Origins(DispatchMode):
     def dispatched(self, func: Any, types: Iterable[type], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation and note what its results were computed from."""
         del types
-        schema = getattr(func, "_schema", None)
-        writes = schema is None or schema.is_mutable
-        if self._idle and not writes:
-            return func(*args, **kwargs)
-        given = tensors_of([*args, *kwargs.values()])
-        if writes:
-            self._separate(given)
+        self._separate(_written(func, args, kwargs))
         result = func(*args, **kwargs)
         if self._idle:
             return result
+        given = tensors_of([*args, *kwargs.values()])
         origins = frozenset[_Output]().union(*(self._of.get(tensor, ()) for tensor in given))
         if not origins:
             return result
