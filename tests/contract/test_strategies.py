@@ -6,7 +6,10 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
+import rankfold as rf
 from rankfold import strategies
 from rankfold.errors import InfeasibleBudget
 from rankfold.records import Budget
@@ -47,6 +50,32 @@ def test_a_larger_budget_never_gives_a_larger_error(name: str, case: ModelCase, 
     for tighter, looser in itertools.pairwise(errors):
         for layer, error in looser.items():
             assert error <= tighter[layer], layer
+
+
+DEFAULTS = [entry.plugin() for entry in strategies.registry if entry.plugin is not rf.Manual]
+CALIBRATED = [
+    *(strategy for strategy in DEFAULTS if strategy.needs <= {"calibration"} and not strategy.narrows),
+    rf.Manual(layers={"*": ("svd", 8)}),
+    rf.Manual(layers={"*": ("svd", 0.5)}),
+]
+
+
+@pytest.mark.parametrize("strategy", CALIBRATED, ids=repr)
+def test_with_calibration_data_the_errors_of_a_plan_are_those_of_the_outputs(strategy: strategies.Strategy) -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(24, 32, bias=False), nn.Linear(32, 24, bias=False)
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1]).eval()
+    data = torch.randn(256, 24) * torch.logspace(0, -2, 24)
+    plan = rf.plan(model, data[:1], strategy=strategy, methods="svd", calibration=[data], overrides={"2": ("svd", 6)})
+    small = rf.apply(model, plan, [data])
+    assert plan.provenance.errors == "outputs"
+    assert "2" in plan.factored
+    for name, choice in plan.factored.items():
+        with torch.no_grad():
+            inputs = data if name == "0" else model[:2](data)
+            exact = model.get_submodule(name)(inputs)
+            error = (small.get_submodule(name)(inputs) - exact).norm() / exact.norm()
+        assert choice.error == pytest.approx(float(error), rel=1e-3), name
 
 
 @pytest.mark.parametrize("name", strategies.registry.names())

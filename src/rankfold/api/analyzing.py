@@ -49,8 +49,8 @@ def analyze(
 ) -> Analysis:
     """Count every layer's valid rank settings for every method, and choose solutions of each compression step.
 
-    Nothing is listed or built: settings are counted and solutions solved for (see
-    `rankfold.cost.exploration.explore`), so a network takes seconds where listing takes hours.
+    Settings are counted without enumeration, and no layer is built (see `rankfold.cost.exploration.explore`): a network
+    takes seconds instead of hours.
 
     Parameters
     ----------
@@ -64,11 +64,12 @@ def analyze(
         Factorizations by name or with their options, or ``"all"``. By default the six of the paper: tucker, cp and tt
         for convolutions; svd, qr and ttm for linear layers and 1x1 convolutions.
     time : bool
-        Also measure counting, and preparing and factoring at each step's solution of most equal ranks; once a shape.
+        Also measure the time of counting, preparation and factorization at each step's solution of most equal ranks,
+        once per layer shape.
     include, exclude : pattern, type or sequence of them, optional
         Layers of the model to analyse, as in `plan`.
     title : str
-        What the analysis is called where it is shown.
+        Title of the analysis.
     **options
         The fields of `rankfold.cost.exploration.Exploration`, such as ``steps=(0.5,)`` or ``random=3``. The histogram
         has 20 bins by default.

@@ -55,20 +55,20 @@ def apply(
     model : Module
         The model that the plan was made for; left untouched.
     plan : Plan
-        What to do with each layer.
+        The plan to apply.
     calibration : iterable, optional
-        Batches of inputs, labels not needed; iterated over more than once (once if it is an iterator, whose items are
-        then kept).
+        Batches of inputs; labels are not needed. An iterable is read more than once; an iterator is read once and its
+        items are kept in memory.
     reconstruct : {"weights", "data", "sequential"} or Sequential, optional
         What the factors minimise: the error of the weights; that of each layer's output on the calibration data; or
         that of each layer's output given the outputs of the compressed layers before it. The last, whose options are a
         `Sequential`, is the most accurate without training, also fits the weights of layers that are kept, and
-        takes one pass over the data for each layer. The default is "data" with calibration data and "weights" without.
+        takes several times as long as "data". The default is "data" with calibration data and "weights" without.
     batchnorm : bool
         With calibration data: re-estimate BatchNorm statistics where that brings the outputs closer to the original's.
     example_input : object, optional
-        What the model is called with, to prove that the compressed model runs what was swapped (`Proof`); by default
-        the inputs of the first calibration batch. Without either, only references that can be seen are checked.
+        What the model is called with, to verify that the compressed model runs the factored layers (`Proof`); by
+        default the inputs of the first calibration batch. Without either, only references that can be seen are checked.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def apply_(
 ) -> nn.Module:
     """Apply a plan in place and return the model.
 
-    As `apply`, but BatchNorm statistics are not re-estimated, because the original is gone. Only
+    As `apply`, but BatchNorm statistics are not re-estimated, because the original weights are overwritten. Only
     "sequential" needs a copy of the model, and holds it until the end. A model that is itself one layer cannot be
     changed in place: its replacement is returned. Nothing is changed if a check fails, except for the proof by a run
     (`example_input`, or the first calibration batch), which comes after the change.

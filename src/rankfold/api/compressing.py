@@ -50,12 +50,12 @@ def compress(
     model, example_input
         As for `plan`. The model is left untouched.
     budget : str, mapping, sequence or Budget, optional
-        As for `plan`. The budget may also bound what is lost of the metric: ``"accuracy_drop<=1%"`` gives the
-        smallest model whose metric is at most 0.01 worse than the original's (in parameters, or in the first other
-        resource that the budget bounds). It is found by bisection over up to seven models, each applied, fine-tuned
-        if there is a recipe for that, and measured.
+        As for `plan`. The budget may also bound the loss of accuracy: ``"accuracy_drop<=1%"`` returns the smallest
+        model whose metric is at most 0.01 worse than the original's (in parameters, or in the first other resource
+        that the budget bounds). It is found by bisection over up to seven models, each of which is built, fine-tuned
+        if `finetune` is given, and measured.
     calibration : iterable, optional
-        As for `plan`; the data also serves to re-estimate BatchNorm statistics where that helps.
+        As for `plan`. BatchNorm statistics are also re-estimated on it where that helps.
     evaluate, finetune, output, name
         As for `realize`.
     **options

@@ -54,8 +54,14 @@ def factorize(
 
     Raises
     ------
-    UnsupportedLayer, RankError, InvalidWeight, GaugeError
-        As they say.
+    UnsupportedLayer
+        If the method does not support the layer.
+    RankError
+        If a rank is out of range.
+    InvalidWeight
+        If the weight is not finite, or cannot be read.
+    GaugeError
+        If the factors cannot be gauged.
 
     Examples
     --------

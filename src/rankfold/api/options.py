@@ -107,7 +107,7 @@ _PATTERNS = Flag(kind=list[str] | None, metavar="PATTERN", parse=lambda texts: t
 @document
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """Options of a search: how layers are chosen, priced, judged and factored.
+    """Options of the search and of the factorization.
 
     `plan`, `compress` and `sweep` take them by keyword: ``rf.plan(model, x, methods="svd", gauge=True)``. A strategy or
     a factorization is given by name, or by a record of its options: ``strategy=rf.CompressNAS(proxy="fisher")``,
@@ -117,13 +117,14 @@ class Search:
 
     strategy: Any = option(
         DEFAULT_STRATEGY,
-        f"Strategy that chooses method and ranks of every layer: {', '.join(_strategies())}.",
+        f"Strategy that selects the method and the ranks of each layer: {', '.join(_strategies())}.",
         check=_strategy,
         flag=Flag(kind=str, names=("--strategy", "-s"), metavar="NAME"),
     )
     methods: Any = option(
         None,
-        f"Factorizations to choose from, such as svd,tucker, or all. By default {', '.join(DEFAULT_METHODS)}.",
+        f"Factorizations to choose from, such as svd,tucker, or all. By default those of the strategy; for most "
+        f"strategies {', '.join(DEFAULT_METHODS)}.",
         check=_methods,
         flag=Flag(kind=str | None, metavar="NAMES"),
     )
@@ -196,8 +197,8 @@ class Search:
     )
     never_slower: bool = option(
         True,
-        "With a target, refuse factors that take as long as the layer there, and models that are slower than the "
-        "original.",
+        "With a target, reject candidates that are not faster than their layer there, and models that are slower than "
+        "the original.",
         check=boolean,
         flag=Flag(kind=bool, names=("--never-slower/--may-be-slower",)),
     )

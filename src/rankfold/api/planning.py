@@ -66,7 +66,7 @@ def plan(
     calibration: Iterable[Any] | None = None,
     **options: Any,
 ) -> Plan:
-    """Choose method and ranks of every layer.
+    """Select the method and the ranks of each layer.
 
     Parameters
     ----------
@@ -74,12 +74,13 @@ def plan(
         A trained model; left untouched.
     example_input : object
         What the model is called with: a tuple is its positional arguments, a dict its keyword arguments, anything else
-        the one argument.
+        is the single argument.
     budget : str, mapping, sequence or Budget, optional
-        Upper bounds, such as ``"params<=25%"``, ``"params/4"``, ``{"macs": 0.5, "flash": "512KiB"}``. Without one the
-        strategy's own default decides.
+        Upper bounds, such as ``"params<=25%"``, ``"params/4"``, ``{"macs": 0.5, "flash": "512KiB"}``. Without a
+        budget, the strategy's default applies.
     calibration : iterable, optional
-        Batches of inputs, labels not needed; with them errors are those of the layers' outputs.
+        Batches of inputs; labels are not needed. With calibration data, errors are those of the layers' outputs,
+        otherwise those of the weights.
     **options
         Options of the search, such as ``methods="svd"`` or ``gauge=True``: the fields of `Search`.
 
@@ -92,7 +93,7 @@ def plan(
     InfeasibleBudget
         If the budget cannot be met; the message has the least reachable values.
     BudgetError
-        If the budget cannot be read, or the model meets it as it is.
+        If the budget cannot be parsed, or the model already meets it.
     RankfoldError
         For every other input that cannot be used; see `rankfold.errors`.
 

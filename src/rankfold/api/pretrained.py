@@ -14,7 +14,7 @@ from rankfold.zoo import recorded
 
 
 def load_pretrained(path: str | Path, *, example_input: Any = None) -> nn.Module:
-    """Build the network that an artefact records, compress its structure and load its weights.
+    """Build the network that an artefact records, apply its plan and load its weights.
 
     `save`, and ``save_pretrained`` of compressed models of transformers, record networks of timm and transformers by
     name in ``config.json``. Code in the folder is not run, and nothing is downloaded.
@@ -36,8 +36,8 @@ def load_pretrained(path: str | Path, *, example_input: Any = None) -> nn.Module
     CorruptArtifact
         If files are missing, truncated, edited or written by another program.
     PlanMismatch
-        If the network was built with other options than the library's defaults, number of classes and of channels; use
-        `load` with a model of the original architecture.
+        If the network was built with options other than the numbers of classes and of input channels; use `load` with a
+        model of the original architecture.
     UnknownNameError
         If the installed library has no network of the recorded name.
     MissingExtra

@@ -87,13 +87,13 @@ class Result(Shown):
     Parameters
     ----------
     model : Module
-        The compressed model: saved, loaded again and measured in that form.
+        The compressed model, as saved, loaded again and measured.
     plan : Plan
-        What was done.
+        The plan that was applied.
     report : Report
-        Before and after, layer by layer.
+        Costs and errors before and after, layer by layer.
     tuned : TuneResult or None
-        How fine-tuning went.
+        The result of fine-tuning.
     """
 
     model: nn.Module = field(repr=False)
@@ -366,7 +366,7 @@ def realize(
     output: Output | None = None,
     name: str = "",
 ) -> Result:
-    """Carry out a plan: apply it, fine-tune, save, load, measure and report. `compress` is `plan` and this.
+    """Carry out a plan: apply it, fine-tune, save, load, measure and report. `compress` calls `plan`, then `realize`.
 
     Parameters
     ----------
@@ -375,7 +375,7 @@ def realize(
     example_input : object
         As for `plan`.
     plan : Plan
-        What to do with each layer; it may have been edited.
+        The plan to apply; it may have been edited.
     calibration, reconstruct
         As for `apply`.
     evaluate : callable, optional

@@ -51,35 +51,35 @@ def sweep(
     name: str = "",
     **options: Any,
 ) -> Sweep:
-    """Plan for many budgets at once. Candidates are priced and measured once; each budget then takes moments.
+    """Plan for many budgets at once. Candidates are priced and measured once; after that, each budget takes seconds.
 
     Parameters
     ----------
     model, example_input
         As for `plan`; the model is left untouched.
     resource : str
-        What is varied: an additive resource, such as ``"params"``, ``"macs"``, ``"flash"``, ``"fm"`` or ``"memory"``,
-        of the whole model or of a part (``"params(encoder.*)"``).
+        The resource to vary: ``"params"``, ``"macs"``, ``"flash"``, ``"fm"``, ``"memory"``, ``"latency"`` or a registered
+        one, of the whole model or, except latency, of a part (``"params(encoder.*)"``).
     points : int or sequence of budgets
-        How many budgets: evenly spaced in their share of the model, from the least that can be reached up to one step
-        below the whole model. Or the budgets themselves: ``["params<=25%", "params<=50%"]``.
+        Number of budgets, evenly spaced in their share of the model, from the smallest reachable one to one step below
+        the whole model. Or a list of budgets: ``["params<=25%", "params<=50%"]``.
     limits : (float, float), optional
-        The shares that the budgets lie between, both included, instead of that range: ``(0.2, 0.8)``.
+        Smallest and largest budget as shares of the model, such as ``(0.2, 0.8)``, instead of that range.
     budget : str, mapping, sequence or Budget, optional
-        Bounds that hold at every point as well.
+        Bounds that also apply at every point.
     calibration
         As for `plan`.
     evaluate : callable, optional
         A metric, ``metric(model) -> float``. Plans are then applied one at a time and measured.
     evaluate_points : int, optional
-        How many points are measured, spread evenly; by default all. Measuring takes most of the time of a sweep.
+        Number of points to measure, evenly spread; by default all. Measuring takes most of the time of a sweep.
     output : str or Path, optional
-        Folder that gets an artefact of every point, in a folder named after its budget.
+        Folder in which the artefact of each point is saved, in a subfolder named after its budget.
     name : str
         The model's name, for the page.
     **options
-        Options of the search: the fields of `Search`. The cache also keeps the metrics of the points, so that a sweep
-        that was killed resumes. They are identified by model, plan, calibration data, the metric's name, code and
+        Options of the search: the fields of `Search`. The cache also keeps the metrics of the points, so that an
+        interrupted sweep resumes. They are identified by model, plan, calibration data, the metric's name, code and
         attributes, its value of the dense model, and all of its data if it is a metric of rankfold's.
 
     Returns
@@ -89,7 +89,7 @@ def sweep(
     Raises
     ------
     InfeasibleBudget
-        If not one of the budgets has a plan. Single ones that have none are listed with the reason.
+        If no budget has a plan. Individual budgets without a plan are listed with the reason.
     RankfoldError
         As for `plan`; nothing is written then.
 
@@ -142,7 +142,7 @@ def sweep(
         model_name=name or type(model).__name__,
         coverage=planner.inventory.summary(),
         strategy=planner.strategy.name,
-        proxy=str(plans[0].provenance.search.get("proxy", "the layers' errors")),
+        proxy=_estimate(plans),
         metric=None if metric is None or dense is None else metric_value(metric, {"dense": dense}),
         measured=planner.estimator.measured,
         timings=timings,
@@ -213,6 +213,14 @@ def _planned(planner: Planner, budget: Budget) -> SweepPoint:
         cost=planner.pricing.plan_cost(plan),
         predicted_loss=_predicted_loss(planner, plan),
     )
+
+
+def _estimate(plans: Sequence[Plan]) -> str:
+    """Return how the predicted losses of plans are estimated."""
+    searches = [plan.provenance.search for plan in plans]
+    if any("compared" in search for search in searches):
+        return "measurement of the whole network"
+    return ", ".join(dict.fromkeys(str(search.get("proxy", "the layers' errors")) for search in searches))
 
 
 def _predicted_loss(planner: Planner, plan: Plan) -> float:

@@ -16,7 +16,7 @@ from rankfold.factor.moments import Moments
 from rankfold.records import Candidate, CandidateTable, LayerInfo
 
 DEFAULT_METHODS = ("svd", "tucker", "spatial_svd")
-"""Default methods, whose predicted errors are exact for every rank."""
+"""Default methods, whose errors (for tucker, an upper bound) are known for every rank without factoring."""
 
 DEFAULT_PAIR, DEFAULT_TRAIN = ("tucker", "svd"), ("tt", "svd")
 """Default methods of strategies that take one for convolutions and one for linear layers and 1x1 convolutions."""

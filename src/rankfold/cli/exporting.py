@@ -38,7 +38,8 @@ _FORMATS = exporters.registry.names()
     calibration_images=replace(FLAGS["calibration_images"], default=256, panel=OUTPUT),
     reduce_range=Flag(
         kind=bool | None, names=("--reduce-range/--no-reduce-range",), panel=OUTPUT,
-        help="Whether int8 weights use 7 bits. By default where sums saturate: ONNX Runtime, x86 without VNNI.",
+        help="Use 7-bit weights in int8 files. By default only for ONNX Runtime on x86 processors without VNNI, where "
+        "sums of 8-bit products saturate.",
     ),
     fixed_batch=Flag(
         kind=bool, default=False, panel=OUTPUT, stands_for=("dynamic_batch",),

@@ -53,15 +53,15 @@ _OWN = {
     "drop": Flag(
         kind=str, default="1.5%", metavar="SHARE", panel=SEARCH, help="Largest drop of accuracy, such as 1.5% or 0.015."
     ),
-    "budget": budget_flag(f"Upper bound of the studies with one budget ({_WITH_BUDGET}); may be repeated."),
+    "budget": budget_flag(f"Budget of the studies that use a single one ({_WITH_BUDGET}); may be repeated."),
     "student": Flag(
         kind=str | None, metavar="MODEL", panel=_STUDENT,
-        help="Network that learns from MODEL in the study double of rene, such as resnet20_cifar10. By default half of "
-        "a LeNet-5 for the default network.",
+        help="Network that learns from MODEL in the study double of rene, such as resnet20_cifar10. By default, for "
+        "the default network, a LeNet-5 of half the width.",
     ),
     "student_weights": replace(
         FLAGS["weights"], panel=_STUDENT, stands_for=(),
-        help="File of trained weights from which the student learns. By default random weights.",
+        help="File of trained weights of the student. By default it starts from random weights.",
     ),
     "student_epochs": Flag(
         kind=int | None, check=integer(1, optional=True), panel=_STUDENT,

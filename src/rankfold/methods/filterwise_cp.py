@@ -41,7 +41,7 @@ class PreparedFilters(PreparedCP):
 class FilterwiseCP(CP):
     """Filter-wise CP; ranks ``(R,)``, the same for every filter.
 
-    Pham, Zniyed & Nguyen (2024), NORTON: each filter ``(I, K1, ..., Kd)`` is a sum of R rank-one terms. The last 1-D
+    Pham, Zniyed & Nguyen (2025), NORTON: each filter ``(I, K1, ..., Kd)`` is a sum of R rank-one terms. The last 1-D
     convolution, which is grouped by filter, sums the R copies; this takes no extra layer, parameters or MACs. The
     options are those of `cp`, with one start by default: over many filters, good and bad starts average out.
     """

@@ -151,7 +151,7 @@ class JointSearch:
         if fixed is not None:  # its groups are whole
             yield fixed, fixed.cost, 0.0
             return
-        gone, moments = narrowing.removed().get(layer.name, {}), self._moments(layer.name)
+        gone, moments = narrowing.removed().get(layer.name, {}), self.problem.moments(layer.name)
         weight, narrow = self.problem.weight(layer.name), pricing.inventory.layer(layer.name)
         curve, lost = self._curves.get(layer.name, self._other), 0.0
         if gone:
@@ -177,10 +177,6 @@ class JointSearch:
                 assert prepared is not None
                 error = prepared.error(candidate.ranks)
                 yield replace(candidate, error=error), candidate.cost, curve.loss(1 - (1 - error**2) * (1 - lost))
-
-    def _moments(self, name: str) -> Moments | None:
-        estimator = self.problem.estimator
-        return None if estimator is None else (estimator.moments or {}).get(name)
 
 
 def _separable(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:

@@ -106,12 +106,10 @@ class Ladders:
         groups: dict[str, dict[Ranks, Candidate]] = defaultdict(dict)  # each shape of the factors is prepared once
         for candidate in (c for row in rows for c in row):
             groups[repr(sorted(candidate.options.items()))].setdefault(candidate.ranks, candidate)
-        moments = None if self.problem.estimator is None else self.problem.estimator.moments
         errors: dict[tuple[str, Ranks], float] = {}
         for group, members in groups.items():
             one = next(iter(members.values()))
-            method, weight = methods.get(one.method, one.options), self.problem.weight(layer.name)
-            prepared = methods.prepare(method, weight, layer, (moments or {}).get(layer.name))
+            prepared = self.problem.prepared(layer, methods.get(one.method, one.options))
             errors |= {(group, ranks): prepared.error(ranks) for ranks in members}
         rungs: list[Candidate] = []
         for row in rows:

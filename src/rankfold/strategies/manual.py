@@ -143,7 +143,7 @@ def _candidate(
         methods.check_supported(method, layer)
     else:
         methods.check_choice(layer, Choice(method=name, ranks=ranks, options=options, gauge=gauge))
-    prepared = methods.prepare(method, problem.weight(layer.name), layer)
+    prepared = problem.prepared(layer, method)
     if isinstance(ranks, float):
         ranks = problem.pricing.ranks_within(layer, method, ranks, prepared.error, multiple=problem.rank_multiple)
     candidate = problem.pricing.candidate(layer, method, ranks, options=options, gauge=gauge)

@@ -11,7 +11,6 @@ from rankfold import criteria, methods
 from rankfold._config import is_integer, require
 from rankfold.candidates.table import FILTERWISE
 from rankfold.errors import InfeasibleBudget, NoMatchingLayer
-from rankfold.factor.moments import Moments
 from rankfold.inventory.narrowing import lost_energy, narrowed_moments, narrowed_weight
 from rankfold.records import Candidate, Cost, LayerInfo, Narrowing, Plan
 from rankfold.strategies.channels import Channels, bounded_layers, check_channel_options, share_within
@@ -37,7 +36,7 @@ class Norton(Strategy):
     ----------
     ratio : float or mapping of str to float
         Share of the channels to remove from each group of coupled layers, rounded up to whole channels; at least one
-        channel stays. A mapping gives shares by layer name or shell pattern, of which the first match applies; other
+        channel is kept. A mapping gives shares by layer name or shell pattern, of which the first match applies; other
         layers keep their channels. With a budget, one share is used, the smallest that meets the budget; it is recorded
         in the plan. If the budget only bounds parts of the model, groups outside of them keep their channels.
     rank : int, mapping of str to int, or None
@@ -107,9 +106,10 @@ class _Search:
         return share_within(self._channels, self._cost, strategy=config.name, most=config.most)
 
     def loss(self, share: float) -> float:
-        """Return the relative squared error of the weights, summed over the layers; removed weights count as errors.
+        """Return the relative squared error, summed over the layers; removed weights count as errors.
 
-        The errors of the factors are those of the original filters, which saves a decomposition for each ratio.
+        The errors of the factors are those of the original filters (of their outputs, with calibration data), which
+        saves a decomposition for each ratio.
         """
         problem, narrowing = self._problem, self._channels.narrowing(self._channels.shares(share))
         removed, chosen = narrowing.removed(), self._candidates(narrowing)
@@ -117,8 +117,7 @@ class _Search:
         for layer in problem.inventory:
             weight, error = problem.weight(layer.name), 0.0
             if layer.name in chosen:
-                prepared = methods.prepare(self._method, weight, layer, self._moments(layer.name))
-                error = prepared.error(chosen[layer.name].ranks)
+                error = problem.prepared(layer, self._method).error(chosen[layer.name].ranks)
             loss += lost_energy(weight, layer, removed.get(layer.name, {}), error)
         return loss
 
@@ -129,7 +128,7 @@ class _Search:
         removed, narrow = narrowing.removed(), problem.pricing.narrowed(narrowing).inventory
         chosen: dict[str, Candidate] = {}
         for name, candidate in self._candidates(narrowing).items():
-            layer, gone, moments = problem.inventory.layer(name), removed.get(name, {}), self._moments(name)
+            layer, gone, moments = problem.inventory.layer(name), removed.get(name, {}), problem.moments(name)
             weight = narrowed_weight(problem.weight(name), layer, gone)
             moments = None if moments is None else narrowed_moments(moments, layer, gone)
             prepared = methods.prepare(self._method, weight, narrow.layer(name), moments)
@@ -137,11 +136,6 @@ class _Search:
         reasons = {layer.name: self._reason(layer) for layer in problem.inventory}
         config = replace(self._config, ratio=ratio, rank=self._rank)
         return make_plan(problem, config, chosen, reasons=reasons, narrowing=narrowing)
-
-    def _moments(self, name: str) -> Moments | None:
-        """Return the second moments of a layer's input, if there is calibration data."""
-        estimator = self._problem.estimator
-        return None if estimator is None else (estimator.moments or {}).get(name)
 
     def _layer_ranks(self) -> dict[str, int]:
         """Return the rank of each layer that can be factored."""

@@ -9,6 +9,8 @@ from typing import Any
 from rankfold import methods
 from rankfold.candidates import Estimator
 from rankfold.cost import Pricing
+from rankfold.factor.moments import Moments
+from rankfold.methods import Method, Prepared
 from rankfold.records import Budget, Candidate, CandidateTable, ChannelGroups, Inventory, LayerInfo, Ranks
 from rankfold.strategies.workbench import Workbench
 
@@ -67,10 +69,16 @@ class Problem:
         """Return one setting of a layer with its cost and predicted error; `options` are by default the problem's."""
         options = self.options.get(method, {}) if options is None else options
         factorization = methods.get(method, options)
-        moments = None if self.estimator is None else self.estimator.moments
-        prepared = methods.prepare(factorization, self.weight(layer.name), layer, (moments or {}).get(layer.name))
         candidate = self.pricing.candidate(layer, factorization, ranks, options=options)
-        return replace(candidate, error=prepared.error(ranks))
+        return replace(candidate, error=self.prepared(layer, factorization).error(ranks))
+
+    def prepared(self, layer: LayerInfo, method: Method) -> Prepared:
+        """Return a layer's factors and their errors at all ranks, on the calibration data if there is any."""
+        return methods.prepare(method, self.weight(layer.name), layer, self.moments(layer.name))
+
+    def moments(self, layer: str) -> Moments | None:
+        """Return the second moments of a layer's input; None without calibration data."""
+        return None if self.estimator is None else (self.estimator.moments or {}).get(layer)
 
     @property
     def groups(self) -> ChannelGroups:

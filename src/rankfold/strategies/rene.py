@@ -18,7 +18,7 @@ from rankfold._progress import track
 from rankfold.candidates import DEFAULT_TRAIN
 from rankfold.errors import ConfigError, InfeasibleBudget, ModelError, UnknownNameError
 from rankfold.factor.linalg import double
-from rankfold.factor.moments import Moments, output_energy
+from rankfold.factor.moments import output_energy
 from rankfold.records import Bound, Budget, Candidate, Cost, Plan, Ranks
 from rankfold.strategies.coefficients import RankLoss, expected_loss, nested_loss, optimise, padded
 from rankfold.strategies.contract import Need, Strategy, advice, check_reachable, make_plan, registry
@@ -445,14 +445,14 @@ class _Search:
                 self._known[name, ranks] = self._measured(axis, ranks)
             else:  # all at once, so that the layer is prepared once and nothing but numbers is kept
                 energy = self._energy(axis)
-                prepared = methods.prepare(axis.method, self.problem.weight(name), axis.layer, self._moments(name))
+                prepared = self.problem.prepared(axis.layer, axis.method)
                 for value in {*ranks, *range(axis.low, axis.high + 1)}:
                     self._known[name, (value,)] = energy * prepared.error((value,)) ** 2
         return self._known[name, ranks]
 
     def _measured(self, axis: Axis, ranks: Ranks) -> float:
         """Return the squared error of factors, of which `Prepared.error` is only a bound."""
-        moments, method = self._moments(axis.layer.name), axis.method.quick(axis.layer)
+        moments, method = self.problem.moments(axis.layer.name), axis.method.quick(axis.layer)
 
         def measure() -> list[float]:
             weight = self.problem.weight(axis.layer.name)
@@ -474,12 +474,8 @@ class _Search:
         name = axis.layer.name
         if name not in self._energies:
             weight = methods.to_canonical(double(self.problem.weight(name)), axis.layer)
-            self._energies[name] = float(output_energy(weight, self._moments(name)))
+            self._energies[name] = float(output_energy(weight, self.problem.moments(name)))
         return self._energies[name]
-
-    def _moments(self, name: str) -> Moments | None:
-        estimator = self.problem.estimator
-        return None if estimator is None or estimator.moments is None else estimator.moments.get(name)
 
     def loss_of(self, chosen: Mapping[str, Candidate]) -> float:
         """Return the decomposition loss of a plan: the sum of all squared errors."""

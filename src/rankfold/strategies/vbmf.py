@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rankfold import methods
@@ -94,7 +93,8 @@ class VBMF(Strategy):
                 fixed=problem.fixed,
             )
             chosen, _ = mildest(problem, table, select, strategy=self.name)
-        return make_plan(problem, self, self._with_errors(problem, chosen), reasons=reasons, notes=notes)
+        chosen = {n: problem.candidate(problem.inventory.layer(n), c.method, c.ranks) for n, c in chosen.items()}
+        return make_plan(problem, self, chosen, reasons=reasons, notes=notes)
 
     def _analytic(self, problem: Problem, layer: LayerInfo, method: Method) -> Ranks:
         stored = problem.weight(layer.name)
@@ -104,14 +104,6 @@ class VBMF(Strategy):
         assert isinstance(method, methods.Unfolds)
         ranks = [max(map(evbmf_rank, matrix)) for matrix in method.unfoldings(weight)]
         return tuple(round(limit - self.weaken * (limit - rank)) for limit, rank in zip(limits, ranks, strict=True))
-
-    def _with_errors(self, problem: Problem, chosen: Mapping[str, Candidate]) -> dict[str, Candidate]:
-        out = {}
-        for name, c in chosen.items():
-            method = methods.get(c.method, c.options)
-            prepared = methods.prepare(method, problem.weight(name), problem.inventory.layer(name))
-            out[name] = replace(c, error=prepared.error(c.ranks))
-        return out
 
     def _rounded(self, problem: Problem, rank: float, limit: int) -> int:
         """Return the nearest multiple of `rank_multiple` of at least `min_rank`, or the limit if that is exceeded."""

@@ -31,7 +31,8 @@ class SweepPoint:
     cost : Cost or None
         Of the whole model with the plan applied.
     predicted_loss : float or None
-        The predicted loss of the plan's search (``compressnas``), otherwise the sum of the layers' squared relative
+        For ``compressnas``: the measured error of the network's outputs if plans of several proxies were compared,
+        otherwise the predicted loss of the search. For other strategies: the sum of the layers' squared relative
         errors, in which removed channels count.
     metric : float or None
         Measured with the plan applied; None if this point was not measured.
