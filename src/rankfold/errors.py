@@ -87,6 +87,10 @@ def _with_unit(resource: str) -> str:
     return resource if unit is None else f"{resource}, {unit}"
 
 
+class NoisyMachine(RankfoldError, RuntimeError):
+    """A time that cannot be told, because other programs use the machine."""
+
+
 class RankError(RankfoldError, ValueError):
     """A rank that is invalid for the layer and method."""
 

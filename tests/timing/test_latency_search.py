@@ -86,6 +86,13 @@ def test_without_a_bound_the_first_model_that_is_not_slower_is_taken() -> None:
         search(lambda p: DENSE + p, DENSE, bounded=False)
 
 
+def test_without_a_bound_noise_alone_refuses_no_model() -> None:
+    best, _ = search(lambda p: 1.004 * DENSE, DENSE, bounded=False)
+    assert best.trial.measured == round(1.004 * DENSE)
+    with pytest.raises(InfeasibleBudget, match="the fastest of"):
+        search(lambda p: 1.02 * DENSE, DENSE, bounded=False)
+
+
 def test_other_bounds_that_cannot_be_met_are_reported_as_they_are() -> None:
     with pytest.raises(InfeasibleBudget, match="too low"):
         search(lambda p: p, 500_000, least=DENSE + 1)

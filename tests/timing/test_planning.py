@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 import rankfold as rf
 from rankfold import methods
 from rankfold.api.options import search_of
 from rankfold.api.planning import Planner
-from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, RankfoldError
+from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, NoisyMachine, RankfoldError
 from rankfold.records import LATENCY, Plan
 from rankfold.testing.clockwork import BLOCK, Clockwork
 from rankfold.timing import Target, Timer
@@ -78,6 +79,60 @@ def test_slower_candidates_are_refused(net: nn.Module, x: Tensor, clock: Clockwo
     assert ratio(net, x, plan) <= 1
     free = rf.plan(net, x, budget="params<=75%", strategy="uniform", never_slower=False, **CLOCK)
     assert "8" in free.factored
+
+
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [
+        ({"strategy": "vbmf"}, None),
+        ({"strategy": "rene"}, "params<=80%"),
+        ({"strategy": rf.Norton(ratio=0.25, rank=2), "methods": None}, None),
+        ({"strategy": rf.CompressNAS(widths=(0.5,))}, "params<=40%"),
+    ],
+    ids=["vbmf", "rene", "norton", "joint"],
+)
+def test_slower_factors_are_refused_outside_of_the_table(
+    net: nn.Module, x: Tensor, clock: Clockwork, options: dict[str, Any], budget: str | None
+) -> None:
+    def planned(*, never_slower: bool) -> tuple[Plan, set[str]]:
+        search = search_of({**CLOCK, **options, "never_slower": never_slower})
+        planner = Planner(net, x, search, [torch.randn(4, 3, 8, 8)])
+        plan = planner.plan(None if budget is None else rf.Budget.parse(budget))
+        costs, dense = planner.pricing.layer_costs(plan), planner.pricing.narrowed(plan.narrowing).inventory.costs
+        return plan, {n for n in plan.factored if costs[n].get(LATENCY) >= dense[n].get(LATENCY)}
+
+    clock.stage_ns = 8_000
+    plan, slower = planned(never_slower=True)
+    assert plan.factored or plan.narrowing
+    assert not slower
+    assert planned(never_slower=False)[1], "the negative control"
+
+
+def test_layers_that_the_example_does_not_reach_are_compressed_on_a_target(clock: Clockwork) -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(64, 64), nn.Linear(256, 256)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    plan = rf.plan(Experts().eval(), torch.randn(1, 64), budget="params<=60%", **CLOCK)
+    assert "unused" in plan.factored
+
+
+def test_a_busy_machine_at_the_end_does_not_cost_the_model(
+    net: nn.Module, x: Tensor, clock: Clockwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(self: Timer, model: nn.Module) -> None:
+        raise NoisyMachine("this machine is too busy to tell the time of the compressed model")
+
+    monkeypatch.setattr(Timer, "compare", busy)
+    output = tmp_path / "out"
+    result = rf.compress(net, x, budget="params<=75%", never_slower=False, output=output, **CLOCK)
+    assert result.report.latency is None
+    assert "latency was not measured: this machine is too busy" in rf.Report.load(output).to_markdown()
+    assert torch.equal(rf.load(output, net)(x), result.model(x))
 
 
 def test_models_that_are_slower_as_a_whole_are_refused(net: nn.Module, x: Tensor, clock: Clockwork) -> None:

@@ -19,6 +19,8 @@ AIM = 0.98
 """Share of the bound that the next plan aims at, so that errors of a measurement rarely exceed it."""
 TOLERANCE = 0.05
 """If no model meets the bound, one that exceeds it by at most this share is accepted: other runs differ by as much."""
+NOISE = 0.01
+"""Without a bound, if every model is slower than the dense one, one slower by at most this share is accepted."""
 FINEST = 0.005
 """The search ends when the limit is known to this share of the dense model's time."""
 TRUSTED = (0.2, 5.0)
@@ -67,7 +69,7 @@ class LatencySearch:
         The time of the dense model.
     bounded : bool
         Whether the bound is the user's, so that the model should use it up; otherwise the first model that meets it is
-        returned, and none may exceed it.
+        returned.
     """
 
     solve: Callable[[int | None], Plan]
@@ -145,7 +147,8 @@ class LatencySearch:
     def _best(self) -> TimedPlan:
         tried = sorted(self._plans.values(), key=lambda pair: pair[1].measured)
         meeting = [pair for pair in tried if pair[1].measured <= self.limit]
-        near = [pair for pair in tried[:1] if self.bounded and pair[1].measured <= (1 + TOLERANCE) * self.limit]
+        slack = TOLERANCE if self.bounded else NOISE
+        near = [pair for pair in tried[:1] if pair[1].measured <= (1 + slack) * self.limit]
         if not meeting and not near:
             least = tried[0][1].measured
             raise InfeasibleBudget(

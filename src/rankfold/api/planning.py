@@ -165,6 +165,7 @@ class Planner:
             inspected, deploy_dtype=search.deploy_dtype, gauge=search.gauge, resources=(*bounded, *timed),
             profile=self._profile(model, inspected) if PEAK in bounded else None,
             times=None if self.timer is None else self.timer.layers,
+            never_slower=self.timer is not None and search.never_slower,
         )  # fmt: skip
 
     def _timer(self, *, latency_bounded: bool) -> Timer | None:
@@ -209,7 +210,7 @@ class Planner:
         def table(*, weighted: bool = True) -> CandidateTable:
             seen = moments if weighted else None
             built = build_table(posed.pricing, weight, table_config, moments=seen, fixed=posed.fixed, progress=progress)
-            return without_slower(built) if self.timer is not None and search.never_slower else built
+            return without_slower(built, posed.pricing) if posed.pricing.never_slower else built
 
         estimator = Estimator(
             model, self.pricing.inventory, table,

@@ -23,7 +23,7 @@ from rankfold.api.proving import check_kept, reloaded
 from rankfold.calibration import Sequential
 from rankfold.candidates.outputs import data_hash, data_probe
 from rankfold.cost import Pricing
-from rankfold.errors import ConfigError, DataError, PlanMismatch
+from rankfold.errors import ConfigError, DataError, NoisyMachine, PlanMismatch
 from rankfold.evaluation import Metric, as_metric
 from rankfold.evaluation import evaluate as measure
 from rankfold.inventory import Spare, check_model, evaluating, inspect
@@ -348,9 +348,17 @@ class Realizer:
         report = replace(report, rounds=tuple(decode(RoundRow, row, "round") for row in draft.rounds))
         report = with_widths(report, plan, inventory, replaced_layers(small))
         if self.timer is not None:
-            times = self.timer.compare(small)
-            report = with_latency(report, times.dense_ns, times.ns, str(self.timer.target))
+            report = _with_latency(report, self.timer, small)
         return Result(model=small, plan=plan, report=report, tuned=draft.tuned)
+
+
+def _with_latency(report: Report, timer: Timer, small: nn.Module) -> Report:
+    """Return a report with the measured latency; a busy machine must not cost the user a trained model."""
+    try:
+        times = timer.compare(small)
+    except NoisyMachine as error:
+        return replace(report, notes=(*report.notes, f"latency was not measured: {error}"))
+    return with_latency(report, times.dense_ns, times.ns, str(timer.target))
 
 
 @in_grad_turn

@@ -58,8 +58,8 @@ def sweep(
     model, example_input
         As for `plan`; the model is left untouched.
     resource : str
-        The resource to vary: ``"params"``, ``"macs"``, ``"flash"``, ``"fm"``, ``"memory"``, ``"latency"`` or a registered
-        one, of the whole model or, except latency, of a part (``"params(encoder.*)"``).
+        The resource to vary: ``"params"``, ``"macs"``, ``"flash"``, ``"fm"``, ``"memory"``, ``"latency"`` or one that
+        is registered, of the whole model or, except latency, of a part (``"params(encoder.*)"``).
     points : int or sequence of budgets
         Number of budgets, evenly spaced in their share of the model, from the smallest reachable one to one step below
         the whole model. Or a list of budgets: ``["params<=25%", "params<=50%"]``.

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rankfold.records import LATENCY, CandidateTable
+from rankfold.cost import Pricing
+from rankfold.records import CandidateTable
 
 
-def without_slower(table: CandidateTable) -> CandidateTable:
-    """Return a table without the candidates that take as long as their layer, or longer."""
-    rows = {
-        name: tuple(c for c in row if c.cost.get(LATENCY) < table.dense[name].get(LATENCY))
-        for name, row in table.rows.items()
-    }
+def without_slower(table: CandidateTable, pricing: Pricing) -> CandidateTable:
+    """Return a table without the candidates that are not faster than their layer (`Pricing.is_faster`)."""
+    rows = {name: tuple(filter(pricing.is_faster, row)) for name, row in table.rows.items()}
     emptied = [name for name, row in rows.items() if not row]
     return replace(
         table,

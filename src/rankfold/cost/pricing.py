@@ -79,6 +79,8 @@ class Pricing:
         Activation memory of the dense model at the deployment data type, if candidates are priced in peak RAM.
     times : LayerTimes or None
         Measured times, if a measured resource is priced.
+    never_slower : bool
+        Whether candidates must be faster than their layer (`is_useful`), if time is priced.
     """
 
     inventory: Inventory
@@ -88,6 +90,7 @@ class Pricing:
     parts: Mapping[str, frozenset[str]] = field(default_factory=dict)
     profile: ActivationProfile | None = None
     times: LayerTimes | None = None
+    never_slower: bool = False
 
     @classmethod
     def of(
@@ -99,6 +102,7 @@ class Pricing:
         resources: Iterable[str] = (),
         profile: ActivationProfile | None = None,
         times: LayerTimes | None = None,
+        never_slower: bool = False,
     ) -> Pricing:
         """Return the prices of a model with an inventory from `rankfold.inspect`.
 
@@ -133,7 +137,7 @@ class Pricing:
             if one.layer is not None or one.part is not None or (one.kind == "measured" and measured)
         }  # fmt: skip
         parts = {one.part: inventory.paths_of(one.part) for one in further.values() if one.part is not None}
-        pricing = cls(inventory, deploy_dtype, gauge, tuple(further), parts, profile, times)
+        pricing = cls(inventory, deploy_dtype, gauge, tuple(further), parts, profile, times, never_slower)
         pricing = replace(pricing, inventory=pricing._priced(inventory))
         for one in further.values():
             if one.part is not None and not one.of(pricing.inventory.total):
@@ -254,6 +258,18 @@ class Pricing:
         """Return whether a candidate has fewer parameters and no more MACs than its layer."""
         dense = self.inventory.costs[candidate.layer]
         return candidate.cost.params < dense.params and candidate.cost.macs <= dense.macs
+
+    def is_faster(self, candidate: Candidate) -> bool:
+        """Return whether a candidate takes less of every measured resource, if its layer takes any.
+
+        A layer that the example input does not reach takes none.
+        """
+        dense = self.inventory.costs[candidate.layer]
+        return all(candidate.cost.get(name) < dense.get(name) for name in self._measured if dense.get(name))
+
+    def is_useful(self, candidate: Candidate) -> bool:
+        """Return whether a candidate is smaller than its layer and, with `never_slower`, faster."""
+        return self.is_smaller(candidate) and (not self.never_slower or self.is_faster(candidate))
 
     def narrowed(self, narrowing: Narrowing) -> Pricing:
         """Return the prices of the model without some channels; candidates are not priced in peak RAM.

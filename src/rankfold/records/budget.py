@@ -26,7 +26,8 @@ _DROPS = 'such as "accuracy_drop<=1%" (0.92 may become 0.91) or, equivalently, "
 class Bound:
     """An upper bound on a resource: a share of the dense model if `relative`, otherwise an amount, rounded down.
 
-    The resource may be that of a part of the model, such as ``"params(encoder.*)"``; its shares are then those of the part's cost.
+    The resource may be that of a part of the model, such as ``"params(encoder.*)"``; its shares are then those of the
+    part's cost.
     A bound on ``accuracy_drop`` is a difference of the metric in [0, 1); it is neither relative nor rounded.
     """
 

@@ -171,9 +171,9 @@ class JointSearch:
             if method.supports(narrow) is not None:
                 continue
             grid = method.rank_grid(narrow, multiple=self.problem.rank_multiple, points=POINTS)
-            smaller = pricing.candidates(narrow, method, grid, options)
-            prepared = methods.prepare(method, weight, narrow, moments) if smaller else None
-            for candidate in smaller:
+            useful = list(filter(pricing.is_useful, pricing.candidates(narrow, method, grid, options)))
+            prepared = methods.prepare(method, weight, narrow, moments) if useful else None
+            for candidate in useful:
                 assert prepared is not None
                 error = prepared.error(candidate.ranks)
                 yield replace(candidate, error=error), candidate.cost, curve.loss(1 - (1 - error**2) * (1 - lost))

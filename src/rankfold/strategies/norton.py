@@ -155,7 +155,7 @@ class _Search:
         return ranks
 
     def _candidates(self, narrowing: Narrowing) -> dict[str, Candidate]:
-        """Return the factored layers of a narrow model: those that become smaller."""
+        """Return the factored layers of a narrow model: those that become smaller, or faster where time is priced."""
         pricing = self._problem.pricing.narrowed(narrowing)
         chosen: dict[str, Candidate] = {}
         for name, rank in self._ranks.items():
@@ -164,7 +164,7 @@ class _Search:
                 continue
             ranks = (min(rank, *self._method.max_ranks(layer)),)
             candidate = pricing.candidate(layer, self._method, ranks, options=self._problem.options.get(FILTERWISE))
-            if pricing.is_smaller(candidate):
+            if pricing.is_useful(candidate):
                 chosen[name] = candidate
         return chosen
 
@@ -176,7 +176,8 @@ class _Search:
     def _reason(self, layer: LayerInfo) -> str:
         """Return why a layer is kept if it is not factored."""
         if layer.name in self._ranks:
-            return f"it would not become smaller at rank {self._ranks[layer.name]}"
+            gain = "smaller and faster" if self._problem.pricing.never_slower else "smaller"
+            return f"it would not become {gain} at rank {self._ranks[layer.name]}"
         bounded = "no rank is given for it" if layer.name in bounded_layers(self._problem) else "no bound counts it"
         return layer.skip or self._method.supports(layer) or bounded
 

@@ -194,7 +194,7 @@ class RENE(Strategy):
                 continue
             limits = method.max_ranks(layer)
             high = min(self.rank_max, max(limits))
-            while high >= self.rank_min and not problem.pricing.is_smaller(
+            while high >= self.rank_min and not problem.pricing.is_useful(
                 problem.pricing.candidate(layer, method, tuple(min(high, most) for most in limits))
             ):
                 high -= 1

@@ -125,7 +125,7 @@ class VBMF(Strategy):
             return tuple(self._rounded(problem, scale * rank, limit) for rank, limit in pairs)
 
         def cheaper(ranks: Ranks) -> bool:
-            return problem.pricing.is_smaller(problem.pricing.candidate(layer, method, ranks))
+            return problem.pricing.is_useful(problem.pricing.candidate(layer, method, ranks))
 
         nearest = at(1.0)
         if cheaper(nearest):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rankfold._config import is_integer, is_number
 from rankfold.candidates.cache import Cache
-from rankfold.errors import RankfoldError
+from rankfold.errors import NoisyMachine
 from rankfold.methods import SVD
 from rankfold.records import Blueprint, Call, LayerInfo
 from rankfold.timing.alternating import NOISY, Reading, alternately
@@ -27,9 +27,9 @@ Key = tuple[LayerInfo, Call, Blueprint | None]
 """A layer without its name, the size of its input, and the stages or (None) the dense layer."""
 
 
-def quiet_error(what: str, spread: float) -> RankfoldError:
+def quiet_error(what: str, spread: float) -> NoisyMachine:
     """Return the error about a machine whose times are too uncertain."""
-    return RankfoldError(
+    return NoisyMachine(
         f"this machine is too busy to tell the time of {what}: the median is uncertain by {spread:.0%}, more than "
         f"{NOISY:.0%}. Stop other programs, or use fewer threads (target 'RUNTIME, threads=1')."
     )
@@ -82,7 +82,7 @@ class LayerTable:
 
         Raises
         ------
-        RankfoldError
+        NoisyMachine
             If the machine is too busy to tell, and the uncertainty matters for the model.
         """
         reading = self.reading(layer, blueprint)

@@ -92,7 +92,7 @@ class Timer:
 
         Raises
         ------
-        RankfoldError
+        NoisyMachine
             If the machine is too busy to tell.
         """
         with self.runtime.session(self.target):
