@@ -125,6 +125,32 @@ def test_other_outputs_are_refused_and_leave_no_file(tmp_path: Path, monkeypatch
     assert rf.export(net, path, torch.randn(2, 4), tolerance=0.02).difference == pytest.approx(0.01, rel=1e-3)
 
 
+def test_a_large_output_does_not_hide_a_wrong_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            y = self.a(x)
+            return 1e5 * y, self.b(x), y - y
+
+    kind = type(exporters.get("torch-export"))
+    opened = kind.open
+    factors = [1.0, 1.0]
+
+    def altered(self: Any, file: Path) -> exporters.Runner:
+        run = opened(self, file)
+        return lambda inputs: [y * f + d for y, f, d in zip(run(inputs), [1.0, *factors], [0, 0, 1e-6], strict=True)]
+
+    monkeypatch.setattr(kind, "open", altered)
+    path = tmp_path / "net.pt2"
+    assert rf.export(Two(), path, torch.randn(2, 4)).difference == pytest.approx(0, abs=1e-4)
+    factors[0] = 0.0
+    with pytest.raises(RankfoldError, match=r"differ from the model's by 1\.0e\+00 \(relative\)"):
+        rf.export(Two(), path, torch.randn(2, 4))
+
+
 class Bounded(TorchExport):
     """A format that needs a bound for the batch, as ExecuTorch's does."""
 
