@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import rankfold as rf
 from rankfold.cost import activation_profile
 from rankfold.errors import BudgetError, InfeasibleBudget, ModelError
 from rankfold.inventory import export_graph
+from rankfold.records import Choice
 
 X = torch.zeros(1, 3, 12, 12)
 
@@ -116,4 +118,9 @@ def test_compress_reports_the_bound() -> None:
     result = rf.compress(Net().eval(), X, budget="ram<=90%, params<=80%", strategy="energy")
     assert peak(result.model) <= 0.9 * peak(Net().eval())
     assert [bound.resource for bound in result.report.bounds] == ["ram", "params"]
-    assert [bound.met for bound in result.report.bounds] == [None, True]
+    assert [bound.met for bound in result.report.bounds] == [True, True]
+    bound = result.report.bounds[0]
+    assert (bound.value, bound.dense) == (peak(result.model), peak(Net().eval()))
+    assert bound.limit == int(0.9 * peak(Net().eval()))
+    looser = replace(result.plan, layers={name: Choice() for name in result.plan.layers})
+    assert [bound.met for bound in rf.realize(Net().eval(), X, looser).report.bounds] == [False, False]

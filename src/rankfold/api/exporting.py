@@ -19,13 +19,13 @@ from rankfold._progress import track
 from rankfold._tensors import tensors_of
 from rankfold._turns import in_turn
 from rankfold._version import __version__
+from rankfold.api.ram import peak_ram
 from rankfold.api.realizing import metric_value
 from rankfold.batches import MatchedBatches, batch_size, leading, pieces, split_batch
-from rankfold.cost import activation_profile
 from rankfold.errors import ConfigError, DataError, ModelError, RankfoldError
 from rankfold.evaluation import Metric, as_metric
 from rankfold.evaluation import evaluate as measure
-from rankfold.inventory import call_example, check_model, describe, evaluating, export_graph
+from rankfold.inventory import call_example, check_model, describe, evaluating
 from rankfold.inventory.sharing import unique
 from rankfold.outputs import squared_distance
 from rankfold.reporting.export import Export
@@ -218,9 +218,8 @@ def _write_files(path: Path, exporter: exporters.Exporter, write: Callable[[Path
 
 def _ram(model: nn.Module, example_input: Any, deploy_dtype: str | None) -> int | None:
     """Return the planner's estimate of peak RAM; None if it depends on the data."""
-    graph = export_graph(model, example_input)
     try:
-        return activation_profile(graph.graph, graph.constants, graph.users, (), deploy_dtype=deploy_dtype).peak
+        return peak_ram(model, example_input, deploy_dtype)
     except ModelError:
         return None
 

@@ -20,6 +20,7 @@ from rankfold.api.calibrating import Calibration, calibration_of
 from rankfold.api.identity import metric_identity
 from rankfold.api.options import Fitting, Reconstruct, reconstruction
 from rankfold.api.proving import check_kept, reloaded
+from rankfold.api.ram import peak_ram
 from rankfold.calibration import Sequential
 from rankfold.candidates.outputs import data_hash, data_probe
 from rankfold.cost import Pricing
@@ -27,10 +28,10 @@ from rankfold.errors import ConfigError, DataError, NoisyMachine, PlanMismatch
 from rankfold.evaluation import Metric, as_metric
 from rankfold.evaluation import evaluate as measure
 from rankfold.inventory import Spare, check_model, evaluating, inspect
-from rankfold.records import Budget, Inventory, Plan
+from rankfold.records import PEAK, Budget, Inventory, Plan
 from rankfold.records.display import Shown, show
 from rankfold.records.inventory import LARGE_REST
-from rankfold.reporting import MetricValue, Report, RoundRow, build_report, with_latency, with_widths
+from rankfold.reporting import MetricValue, Report, RoundRow, build_report, with_latency, with_peak_ram, with_widths
 from rankfold.reporting.codec import decode
 from rankfold.storage import check_output, save_described
 from rankfold.storage.state import check_state
@@ -347,6 +348,9 @@ class Realizer:
         )
         report = replace(report, rounds=tuple(decode(RoundRow, row, "round") for row in draft.rounds))
         report = with_widths(report, plan, inventory, replaced_layers(small))
+        if budget is not None and budget.get(PEAK):
+            dtype = plan.provenance.deploy_dtype
+            report = with_peak_ram(report, *(peak_ram(m, self.example_input, dtype) for m in (self.model, small)))
         if self.timer is not None:
             report = _with_latency(report, self.timer, small)
         return Result(model=small, plan=plan, report=report, tuned=draft.tuned)

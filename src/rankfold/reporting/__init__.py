@@ -2,6 +2,7 @@
 
 from rankfold.reporting.build import build_report as build_report
 from rankfold.reporting.build import with_latency as with_latency
+from rankfold.reporting.build import with_peak_ram as with_peak_ram
 from rankfold.reporting.build import with_widths as with_widths
 from rankfold.reporting.layers import inventory_markdown as inventory_markdown
 from rankfold.reporting.record import BoundRow as BoundRow

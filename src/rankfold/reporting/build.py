@@ -9,7 +9,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rankfold.errors import BudgetError, ConfigError, PlanMismatch, UnknownNameError
-from rankfold.records import LATENCY, Bound, Budget, Choice, Cost, Inventory, LayerInfo, Plan, Provenance, find_resource
+from rankfold.records import (
+    LATENCY,
+    PEAK,
+    Bound,
+    Budget,
+    Choice,
+    Cost,
+    Inventory,
+    LayerInfo,
+    Plan,
+    Provenance,
+    find_resource,
+)
 from rankfold.reporting.codec import decode, encode
 from rankfold.reporting.layers import layer_note
 from rankfold.reporting.record import BoundRow, EpochRow, LayerRow, MetricValue, WidthRow
@@ -120,16 +132,25 @@ def with_widths(report: Report, plan: Plan, before: Inventory, after: Mapping[st
 
 def with_latency(report: Report, dense_ns: int, ns: int, target: str) -> Report:
     """Return a report with the measured latency of both models, and the verdicts on bounds on it."""
-    dense = Cost(more={LATENCY: dense_ns})
+    report = _judged(report, LATENCY, Cost(more={LATENCY: dense_ns}), dense_ns, ns)
+    note = f"latency: median of alternating runs on {target}"
+    return replace(report, latency=(dense_ns / 1e6, ns / 1e6), notes=(*report.notes, note))
+
+
+def with_peak_ram(report: Report, dense: int, peak: int) -> Report:
+    """Return a report with the verdicts on bounds on ``ram``, given the peaks of both models in bytes."""
+    return _judged(report, PEAK, dense, dense, peak)
+
+
+def _judged(report: Report, resource: str, whole: Cost | int, dense: int, value: int) -> Report:
+    """Return a report with the verdicts on the bounds on one resource of the whole model."""
     bounds = [
-        replace(row, limit=Budget.parse(row.text).limit(LATENCY, dense), value=ns, dense=dense_ns)
-        if row.resource == LATENCY
+        replace(row, limit=Budget.parse(row.text).limit(resource, whole), value=value, dense=dense)
+        if row.resource == resource
         else row
         for row in report.bounds
     ]
-    note = f"latency: median of alternating runs on {target}"
-    latency = (dense_ns / 1e6, ns / 1e6)
-    return replace(report, latency=latency, bounds=tuple(bounds), notes=(*report.notes, note))
+    return replace(report, bounds=tuple(bounds))
 
 
 def _row(
