@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import rankfold as rf
 from rankfold.errors import ModelError
 from rankfold.inventory import layer_weight
 from rankfold.surgery import factored_layers
@@ -151,6 +152,23 @@ def test_attention_projections(compress: Compress, generator: torch.Generator) -
     assert term(full, teacher, x) == pytest.approx(0, abs=1e-9)
     assert isinstance(teacher.self_attn, nn.MultiheadAttention), "the teacher is left as it was"
     assert before.keys() == teacher.state_dict().keys()
+
+
+def test_layers_that_lost_channels_are_compared_in_the_remaining_ones(images: Tensor) -> None:
+    teacher = Net().eval()
+    plan = rf.plan(teacher, images, strategy=rf.Norton(ratio=0.25, rank=2))
+    student, removed = rf.apply(teacher, plan), plan.narrowing.removed()
+    assert set(factored_layers(student)) == {"stem", "twice"}
+    assert set(removed["twice"]) == {"inputs", "outputs"}
+    kept = {name: [i for i in range(8) if i not in removed[name]["outputs"]] for name in ("stem", "twice")}
+    weights = {"stem": teacher.stem.weight[kept["stem"]], "twice": teacher.twice.weight[kept["twice"]][:, kept["stem"]]}
+    expected = torch.zeros(())
+    for name, left in kept.items():
+        expected = expected + (weights[name] - student.get_submodule(name).weight).square().sum()
+        for ours, theirs in zip(outputs(student, [name], images), outputs(teacher, [name], images), strict=True):
+            expected = expected + (ours - theirs[:, left]).square().sum()
+    assert term(student, teacher, images, layer_scale="sum") == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert 0 < term(student, teacher, images) < 3
 
 
 def test_misfits_are_named(compress: Compress, images: Tensor) -> None:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from rankfold.errors import ModelError
 from rankfold.inventory import layer_weight
+from rankfold.inventory.narrowing import narrowed_weight
 from rankfold.surgery import factored_layers
 from rankfold.surgery.factored import Factored
 from rankfold.tune.config import FineTune
+from rankfold.tune.narrowed import Narrowed
 from rankfold.tune.terms import WRONG_TEACHER, Step, Term, terms
 
 
@@ -70,7 +72,8 @@ class LayerDistillation(Term):
                 "the loss term 'layer' compares factored layers, but the model has none. Compress it "
                 "first (and do not strip it), or choose another loss."
             )
-        self._weights = {name: _original(teacher, name, layer) for name, layer in self._layers.items()}
+        narrowed = Narrowed(student, teacher)
+        self._weights = {name: _original(teacher, name, layer, narrowed) for name, layer in self._layers.items()}
         return self._layers
 
     def teacher_ran(self, step: Step, outputs: Mapping[str, Sequence[Tensor]]) -> None:
@@ -126,14 +129,17 @@ def _positive(energy: Tensor) -> Tensor:
     return torch.where(energy > 0, energy, 1.0)
 
 
-def _original(teacher: nn.Module, name: str, layer: Factored) -> Tensor:
-    """Return the weight that a factored layer replaced."""
+def _original(teacher: nn.Module, name: str, layer: Factored, narrowed: Narrowed) -> Tensor:
+    """Return the weight that a factored layer replaced, without the channels that were removed from the layer."""
     try:
         weight = layer_weight(teacher, name)
     except (AttributeError, ValueError) as error:
         raise ModelError(
             f"the teacher lacks the layer {name!r}, which the model has factored. {WRONG_TEACHER}"
         ) from error
+    lost = narrowed.of(name)
+    if lost is not None:
+        weight = narrowed_weight(weight, *lost)
     if tuple(weight.shape) != layer.info.weight_shape:
         raise ModelError(
             f"layer {name!r} has a weight of shape {layer.info.weight_shape} in the model and {tuple(weight.shape)} in "

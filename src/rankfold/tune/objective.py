@@ -20,6 +20,7 @@ from rankfold.inventory import KeptState, copy_model, fused_attention_off, witho
 from rankfold.surgery.attention import separate_attention_
 from rankfold.tune.config import FineTune
 from rankfold.tune.losses import Distill, Task
+from rankfold.tune.narrowed import Narrowed
 from rankfold.tune.terms import WRONG_TEACHER, Step, Term
 
 
@@ -129,6 +130,7 @@ class _Taps:
         if teacher is None or not self.terms:
             return
         self.teacher = _with_projections(teacher, list(self.terms))
+        self._narrowed = Narrowed(student, teacher)
         modules = [(_module(student, path, "model"), _module(self.teacher, path, "teacher")) for path in self.terms]
         for path, (ours, theirs) in zip(self.terms, modules, strict=True):
             self._handles.append(theirs.register_forward_hook(partial(self._record, path)))
@@ -157,7 +159,7 @@ class _Taps:
 
     def _record(self, path: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if self._step is not None:
-            self.outputs[path].append(output.detach())
+            self.outputs[path].append(self._narrowed.output(path, output.detach()))
 
     def _compare(self, path: str, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if self._step is None:
