@@ -219,6 +219,17 @@ def test_what_cannot_be_combined_is_refused(
         rf.plan(net, x, budget="params<=60%", **{**CLOCK, **options})
 
 
+@pytest.mark.parametrize("budget", ["latency<=80%, accuracy_drop<=90%", "accuracy_drop<=90%"])
+def test_a_strategy_that_trains_is_refused(net: nn.Module, x: Tensor, clock: Clockwork, budget: str) -> None:
+    data = [(torch.randn(8, 3, 8, 8), torch.arange(8))]
+    with pytest.raises(ConfigError, match="strategy 'similarity' trains every model"):
+        rf.compress(
+            net, x, strategy="similarity", budget=budget, target="clockwork", calibration=data, evaluate=rf.top1(data),
+            finetune=rf.FineTune(data=data, epochs=1),
+        )  # fmt: skip
+    assert clock.models == 0
+
+
 @pytest.mark.parametrize(
     ("limit", "options"),
     [

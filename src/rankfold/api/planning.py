@@ -179,6 +179,12 @@ class Planner:
                 f"{spelled('gauge', True)} cannot be combined with a target or a bound on latency: gauged layers are "
                 "not timed. Remove one of them."
             )
+        if "recipe" in self.strategy.needs and (latency_bounded or search.never_slower):
+            raise ConfigError(
+                f"strategy {self.strategy.name!r} trains every model that it tries, so measured latency cannot correct "
+                f"its plan. Use another strategy, or a target with {spelled('never_slower', False)} and no bound on "
+                "latency."
+            )
         cache = None if search.cache is None else Cache(search.cache)
         return Timer(self.model, self.example_input, Target.of(search.target or DEFAULT_RUNTIME), cache)
 
