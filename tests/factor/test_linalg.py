@@ -87,6 +87,19 @@ def test_eigenvalues_come_largest_first_and_are_not_negative() -> None:
     torch.testing.assert_close((vectors * values.unsqueeze(-2)) @ vectors.mT, matrix, rtol=0, atol=1e-10)
 
 
+def test_eigenvectors_are_found_if_the_first_algorithm_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = gram(random(2, 6, 9, seed=0))
+    expected, _ = eigh_descending(matrix)
+
+    def failing(_: torch.Tensor) -> None:
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    values, vectors = eigh_descending(matrix)
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(vectors @ (values.unsqueeze(-1) * vectors.mT), matrix)
+
+
 def test_unfold_and_pad() -> None:
     tensor = random(2, 3, 4, 5)
     for mode, size in enumerate((3, 4, 5)):

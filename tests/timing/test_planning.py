@@ -152,6 +152,8 @@ def test_a_bound_out_of_reach_says_how_low_it_goes(net: nn.Module, x: Tensor, cl
     assert asked < least < dense
     plan = rf.plan(net, x, budget=f"latency<={least * 1.02:.0f}", **CLOCK)
     assert ratio(net, x, plan) * dense <= 1.03 * least
+    with pytest.raises(InfeasibleBudget, match="latency<=60 is an amount; for a share, write latency<=60%"):
+        rf.plan(net, x, budget="latency<=60", **CLOCK)
 
 
 def test_a_bound_that_is_met_already_is_refused(net: nn.Module, x: Tensor, clock: Clockwork) -> None:

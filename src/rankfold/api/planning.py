@@ -363,12 +363,12 @@ class Planner:
         """Return the error about a budget that cannot be met on the target."""
         asked = "a model that is no slower" if bounds is None else f"budget {str(bounds)!r}"
         reason = str(error).splitlines()[0]
-        strict = ""
+        strict, hint = "", "" if bounds is None else bounds.share_hint()
         if self.search.never_slower:
             strict = f"{spelled('never_slower', False)} admits candidates and models that are slower. "
         return InfeasibleBudget(
             f"{asked} is out of reach on target {str(timer.target)!r}: {reason} {strict}Loosen the bounds or allow "
-            "more methods.",
+            f"more methods. {hint}".rstrip(),
             error.rows,
         )
 
