@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rankfold.errors import ConfigError, RankfoldError, UnknownNameError
-from rankfold.tune import FROM_SCRATCH, FineTune
+from rankfold.tune import FROM_SCRATCH, NORTON, FineTune
 
 
 def test_defaults() -> None:
@@ -30,6 +30,16 @@ def test_from_scratch_is_the_recipe_of_the_similarity_paper() -> None:
     assert (recipe.epochs, recipe.optimizer, recipe.peak_lr, recipe.decay) == (100, "adam", 1e-4, 0.0)
     assert (recipe.schedule, recipe.plateau_patience, recipe.plateau_factor) == ("plateau", 10, 0.1)
     assert (recipe.warmup, recipe.max_grad_norm) == (0, None)
+
+
+def test_norton_is_the_recipe_of_the_authors() -> None:
+    """Pham, Zniyed & Nguyen 2025, public code: batches of 256, 5 of 400 epochs of warm-up."""
+    recipe = NORTON
+    assert (recipe.epochs, recipe.optimizer, recipe.peak_lr, recipe.momentum, recipe.decay) == (
+        400, "sgd", 0.05, 0.9, 5e-4
+    )  # fmt: skip
+    assert (recipe.schedule, recipe.warmup * recipe.epochs, recipe.loss) == ("cosine", 5, "task")
+    assert (recipe.keep, recipe.max_grad_norm) == ("best", None)
 
 
 def test_it_is_frozen() -> None:

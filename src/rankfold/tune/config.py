@@ -28,7 +28,8 @@ class FineTune:
 
     The defaults are a short recipe that recovers a network after compression: SGD with Nesterov momentum, warm-up and
     cosine decay, and the task loss (if the data has labels) plus soft-label distillation from the original.
-    `rankfold.tune.FROM_SCRATCH` is a recipe for random weights, `rankfold.tune.LAYERWISE` that of the RENE paper.
+    `rankfold.tune.FROM_SCRATCH` is a recipe for random weights, `rankfold.tune.LAYERWISE` that of the RENE paper,
+    `rankfold.tune.NORTON` that of the NORTON paper.
 
     Parameters
     ----------
