@@ -118,6 +118,12 @@ def _(s: Scene) -> Act:
     return lambda: rf.compress(small, s.x, budget="params<=50%", output=s.folder / "out")
 
 
+@case("ratios by layer and a budget", e.ConfigError, r"ratio=\{'conv1': 0\.5\}", r"'params<=50%'", r"Remove one")
+def _(s: Scene) -> Act:
+    strategy = rf.Prune(ratio={"conv1": 0.5})
+    return lambda: rf.compress(s.net, s.x, strategy=strategy, budget="params<=50%", output=s.folder / "out")
+
+
 # --- weights ---
 
 

@@ -13,7 +13,13 @@ from rankfold.candidates.table import FILTERWISE
 from rankfold.errors import InfeasibleBudget, NoMatchingLayer
 from rankfold.inventory.narrowing import lost_energy, narrowed_moments, narrowed_weight
 from rankfold.records import Candidate, Cost, LayerInfo, Narrowing, Plan
-from rankfold.strategies.channels import Channels, bounded_layers, check_channel_options, share_within
+from rankfold.strategies.channels import (
+    Channels,
+    bounded_layers,
+    check_channel_options,
+    check_one_share,
+    share_within,
+)
 from rankfold.strategies.contract import Strategy, make_plan, registry
 from rankfold.strategies.problem import Problem
 
@@ -67,6 +73,7 @@ class Norton(Strategy):
 
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with narrow, factored layers."""
+        check_one_share(self.ratio, problem.budget)
         if problem.budget is None:
             return _Search(self, problem, RANK if self.rank is None else self.rank).plan(self.ratio)
         if self.rank is not None:
