@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import rankfold as rf
 from rankfold import exporters, zoo
@@ -39,6 +42,18 @@ def test_int8(run: Run, artifact: Path, tmp_path: Path) -> None:
     assert data["bytes"] < 0.5 * data["float_bytes"]
 
 
+def test_the_file_is_next_to_the_artefact(
+    run: Run, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "digits.v1"
+    shutil.copytree(artifact, folder)
+    assert run("export", folder, "--to", "torch-export", "--quiet").out.startswith(f"{folder}.pt2: torch-export, ")
+    (tmp_path / "digits.v1.pt2").unlink()
+    monkeypatch.chdir(folder)
+    run("export", ".", "--to", "torch-export", "--quiet")
+    assert (tmp_path / "digits.v1.pt2").is_file()
+
+
 def test_bad_input(fail: Run, artifact: Path, tmp_path: Path) -> None:
     assert "belongs to no export format" in fail("export", artifact, "--out", tmp_path / "small.bin").err
     assert "unknown export format" in fail("export", artifact, "--out", tmp_path / "a.pt2", "--to", "coreml9").err
@@ -47,4 +62,6 @@ def test_bad_input(fail: Run, artifact: Path, tmp_path: Path) -> None:
         in fail("export", artifact, "--out", tmp_path / "a.pt2", "--tolerance", "0").err
     )
     assert "does not exist" in fail("export", tmp_path / "none", "--out", tmp_path / "a.pt2").err
+    assert "--out and --to are missing" in fail("export", artifact).err
+    assert "unknown export format 'tensorrt'" in fail("export", artifact, "--to", "tensorrt").err
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import rankfold as rf
 from rankfold import exporters, zoo
@@ -10,7 +11,7 @@ from rankfold._options import COUNT, Flag
 from rankfold.api.exporting import INT8_TOLERANCE, TOLERANCE
 from rankfold.cli._command import Given, command
 from rankfold.cli._loading import open_data, open_example, open_model, open_test, pick_device, pick_metric
-from rankfold.cli._options import FLAGS, OUTPUT, REQUIRED
+from rankfold.cli._options import FLAGS, OUTPUT
 from rankfold.cli._session import Output
 from rankfold.cli._source import artifact_source
 from rankfold.errors import ConfigError
@@ -24,8 +25,8 @@ _FORMATS = exporters.registry.names()
     "rankfold export small --out small.onnx",
     "artifact", "out", "to", "int8", "artefact_source",
     out=Flag(
-        kind=str, default=REQUIRED, names=("--out", "-o"), metavar="FILE", panel=OUTPUT, stands_for=("path",),
-        help="File to write.",
+        kind=str | None, names=("--out", "-o"), metavar="FILE", panel=OUTPUT, stands_for=("path",),
+        help="File to write. By default next to the artefact, with the suffix of --to.",
     ),
     to=Flag(
         kind=str | None, metavar="FORMAT", panel=OUTPUT,
@@ -59,6 +60,7 @@ def export(given: Given, out: Output) -> None:
 
     The file is loaded and run, and is only kept if its outputs agree with the model's.
     """
+    path = _beside(given.artifact, given.to) if given.out is None else given.out
     source = artifact_source(given, reads_data=True)
     if given.int8 and source.data is None:
         raise ConfigError("--int8 needs data for the ranges of the activations. Pass --data.")
@@ -70,7 +72,7 @@ def export(given: Given, out: Output) -> None:
     int8 = open_data(source, "calibration", limit=given.calibration_images) if given.int8 else None
     check = None if source.data is None else open_data(source, "test", limit=given.check_images)
     exported = rf.export(
-        model, given.out, example, to=given.to, check=check, dynamic_batch=not given.fixed_batch, int8=int8,
+        model, path, example, to=given.to, check=check, dynamic_batch=not given.fixed_batch, int8=int8,
         reduce_range=given.reduce_range, evaluate=pick_metric(test, lambda: dense) if given.int8 else None,
         tolerance=given.tolerance,
     )  # fmt: skip
@@ -78,3 +80,12 @@ def export(given: Given, out: Output) -> None:
     if given.quiet:
         out.result(exported.headline())
     out.document({"command": "export", **exported.to_dict()})
+
+
+def _beside(artifact: str, to: str | None) -> Path:
+    """Return the file of a format next to an artefact, named after it."""
+    if to is None:
+        raise ConfigError("--out and --to are missing. Pass --out FILE, or --to FORMAT to write next to the artefact.")
+    folder = Path(artifact)
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    return folder.with_name(folder.name + exporters.get(to).suffix)

@@ -51,7 +51,8 @@ def eigh_descending(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues ``(..., n)``, largest first and at least 0, and eigenvectors ``(..., n, n)`` as columns."""
     try:
         values, vectors = torch.linalg.eigh(gram)
-    except torch.linalg.LinAlgError:  # divide and conquer may fail on finite matrices; the SVD is another algorithm
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        # Divide and conquer may fail on finite matrices; the SVD is another algorithm.
         vectors, values, _ = torch.linalg.svd(gram)
         return values, vectors
     return values.flip(-1).clamp_min(0), vectors.flip(-1)
