@@ -41,8 +41,8 @@ def check_one_share(ratio: Any, budget: Budget | None) -> None:
     """Raise `ConfigError` for shares by layer together with a budget, which determines one share."""
     if budget is not None and isinstance(ratio, Mapping):
         raise ConfigError(
-            f"{spelled('ratio', dict(ratio))} cannot be combined with budget {str(budget)!r}, which removes the same share from "
-            "every group. Remove one of them; exclude keeps layers as they are."
+            f"{spelled('ratio', dict(ratio))} cannot be combined with budget {str(budget)!r}, which removes "
+            "the same share from every group. Remove one of them; exclude keeps layers as they are."
         )
 
 
