@@ -108,14 +108,7 @@ def _files(folder: Path) -> dict[str, str]:
     }
 
 
-# --- models ---
-
-
-@case("compressed model", e.ModelError, r"already compressed: layer '\w+' and 1 more is factored", r"rankfold\.strip")
-def _(s: Scene) -> Act:
-    small = rf.apply(s.net, rf.plan(s.net, s.x, strategy=rf.Manual(layers={"conv2": ("svd", 2), "fc1": ("svd", 3)})))
-    s.watched.append(small)
-    return lambda: rf.compress(small, s.x, budget="params<=50%", output=s.folder / "out")
+# --- channels ---
 
 
 @case("ratios by layer and a budget", e.ConfigError, r"ratio=\{'conv1': 0\.5\}", r"'params<=50%'", r"Remove one")

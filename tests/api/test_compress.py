@@ -207,6 +207,24 @@ def test_compressing_twice() -> None:
     assert torch.equal(plain(X), second.model(X))
 
 
+@pytest.mark.parametrize(("method", "again"), [("tucker", "spatial_svd"), ("svd", "tucker"), ("svd", "svd")])
+def test_stages_are_factored_again(method: str, again: str, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=2)).eval()
+    x = torch.randn(2, 8, 4, 4)
+    first = rf.apply(net, rf.plan(net, x, strategy=rf.Uniform(keep=0.7), methods=method), example_input=x)
+    plan = rf.plan(first, x, strategy=rf.Uniform(keep=0.7), methods=again)
+    second, layers = rf.apply(first, plan, example_input=x), factored_layers(first)
+    assert {name.partition(".")[0] for name in plan.factored} == set(layers) == {"0", "2"}
+    for name, layer in layers.items():
+        inputs, outer = torch.randn(2, layer.in_channels, 5, 5), second.get_submodule(name)
+        dense = nn.functional.conv2d(inputs, outer.weight, layer.bias, padding=layer.padding, groups=layer.groups)
+        torch.testing.assert_close(outer(inputs), dense, rtol=1e-4, atol=1e-5)
+    plain = rf.strip(second)
+    assert not any(type(module).__module__.startswith("rankfold") for module in plain.modules())
+    assert torch.equal(plain(x), second(x))
+    assert torch.equal(rf.load(rf.save(second, tmp_path / "out"), first)(x), second(x))
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])
 def test_gradient_mode_does_not_matter(context: type) -> None:
     with context():

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from torch import nn
-
 from rankfold._config import spelled
 from rankfold.errors import BudgetError, ModelError
 from rankfold.records import ACCURACY, Budget, Inventory, not_counted, resource_names
 from rankfold.records.amounts import either
-from rankfold.surgery import factored_layers
 
 BudgetLike = str | Mapping[str, float | str] | Sequence[str] | Budget
 
@@ -21,17 +18,6 @@ def check_measurable(budget: Budget | None, handled: Collection[str] = ()) -> No
         raise BudgetError(
             f"budget {str(budget)!r} bounds {ACCURACY}, which can only be checked by measuring a metric. Use compress "
             f"with {spelled('evaluate', ...)}, or bound {either(resource_names('additive', 'peak'))}."
-        )
-
-
-def check_dense(model: nn.Module) -> None:
-    """Raise `ModelError` if layers are already factored: a plan of their stages fits no network of the architecture."""
-    names = list(factored_layers(model))
-    if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise ModelError(
-            f"the model is already compressed: layer {names[0]!r}{more} is factored. Compress the original model with "
-            "the new budget. To compress the stages themselves, pass rankfold.strip(model)."
         )
 
 

@@ -21,7 +21,7 @@ from rankfold._turns import in_grad_turn
 from rankfold._version import __version__
 from rankfold.api.applying import apply_plan
 from rankfold.api.calibrating import calibration_of
-from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_dense, check_measurable
+from rankfold.api.checks import BudgetLike, check_compressible, check_counted, check_measurable
 from rankfold.api.latency import LatencySearch
 from rankfold.api.options import Search, methods_for, reconstruction, search_of
 from rankfold.calibration import LayerMoments
@@ -143,7 +143,6 @@ class Planner:
         *budgets: Budget | None,
         given: Collection[Need] = (),
     ) -> None:
-        check_dense(model)
         self.how = reconstruction(search.reconstruct, has_data=calibration is not None, data_aware=search.data_aware)
         self.strategy = strategies.get(search.strategy)
         self.methods = methods_for(self.strategy, search.methods)

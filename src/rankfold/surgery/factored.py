@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rankfold.errors import RankfoldError
 from rankfold.factor.gauge import Gauge
 from rankfold.factor.linalg import double
-from rankfold.methods import compose
+from rankfold.methods import compose, to_canonical
 from rankfold.records import (
     BiasSpec,
     Blueprint,
@@ -215,6 +215,8 @@ def _canonical(stage: nn.Module, shape: Size) -> Tensor:
     """Return the weight of a stage in canonical form."""
     if isinstance(stage, Gauged):
         return stage.dense_weight().reshape(shape)
+    if isinstance(stage, Factored):  # a compressed model was compressed again
+        return to_canonical(stage.dense_weight(), stage.info).reshape(shape)
     if isinstance(stage, nn.modules.conv._ConvNd):
         return grouped(stage)
     if isinstance(stage, nn.Linear):

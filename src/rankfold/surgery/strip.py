@@ -53,7 +53,8 @@ def strip(model: nn.Module, *, fold_batchnorm: bool = False, example_input: Any 
         raise ConfigError(f"{spelled('fold_batchnorm', True)} needs {spelled('example_input')}.")
     new = copy_model(model)
     plain: dict[nn.Module, nn.Module] = {}
-    for name, module in factored_layers(new).items():
+    for name, module in reversed(factored_layers(new).items()):  # stages may be factored layers: those first
+        module._modules.update({key: plain.get(stage, stage) for key, stage in module.named_children()})
         plain[module] = _plain(module)
         move_hooks_(module, plain[module])
         carry_attributes_(module, plain[module], without=_OWN)
