@@ -108,15 +108,6 @@ def _files(folder: Path) -> dict[str, str]:
     }
 
 
-# --- channels ---
-
-
-@case("ratios by layer and a budget", e.ConfigError, r"ratio=\{'conv1': 0\.5\}", r"'params<=50%'", r"Remove one")
-def _(s: Scene) -> Act:
-    strategy = rf.Prune(ratio={"conv1": 0.5})
-    return lambda: rf.compress(s.net, s.x, strategy=strategy, budget="params<=50%", output=s.folder / "out")
-
-
 # --- weights ---
 
 

@@ -223,6 +223,9 @@ def test_stages_are_factored_again(method: str, again: str, tmp_path: Path) -> N
     assert not any(type(module).__module__.startswith("rankfold") for module in plain.modules())
     assert torch.equal(plain(x), second(x))
     assert torch.equal(rf.load(rf.save(second, tmp_path / "out"), first)(x), second(x))
+    gauged = rf.gauge(second)
+    assert sum(p.numel() for p in gauged.parameters()) <= sum(p.numel() for p in second.parameters())
+    torch.testing.assert_close(gauged(x), second(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])

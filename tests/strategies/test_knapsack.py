@@ -306,6 +306,19 @@ def test_the_gap_is_what_is_missing() -> None:
     assert Solution(selection=(0,), loss=0.0, bound=0.0).gap == 0
 
 
+def test_a_proof_that_takes_too_many_nodes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    curve = np.sort(generator.random(40))[::-1]
+    costs = np.arange(40)[:, None] * 37 + generator.integers(0, 30, (40, 1))
+    layers = [Options(loss=curve * (1 + 1e-4 * i), costs=costs) for i in range(30)]
+    monkeypatch.setattr(_knapsack, "NODES", 20)
+    solution = solve(layers, [15_001])
+    assert solution is not None
+    assert sum(int(costs[i, 0]) for i in solution.selection) <= 15_001
+    assert 0 < solution.gap < 0.05
+    assert solve(layers, [15_001]) == solution
+
+
 def test_highs_out_of_time_is_an_error() -> None:
     layers, limits = table_of(20, 60, 0)
     with pytest.raises(RankfoldError, match="HiGHS found no proven best plan of 20 layers.*status 1"):

@@ -32,8 +32,8 @@ from rankfold.reporting.export import Export
 
 TOLERANCE = 1e-4
 """Largest relative difference of the outputs by default: float32 sums in another order differ by about 1e-6."""
-ROUNDING = 1e-6
-"""Outputs smaller than this share of all outputs are compared with all of them: they may consist of rounding errors."""
+ROUNDING = 1e-3
+"""Outputs whose norm is below this share of that of all outputs are compared with all: they may be rounding errors."""
 INT8_TOLERANCE = 0.3
 """The same in int8: small networks differ by 0.02 to 0.1; a file that differs by more than this is broken."""
 
@@ -277,7 +277,7 @@ def _difference(outputs: list[Tensor], reference: list[Tensor]) -> float:
     """Return the largest relative difference of an output: a large output must not hide a wrong small one."""
     energy = squared_distance(outputs, reference)[1]
     parts = [squared_distance(ours, theirs) for ours, theirs in zip(outputs, reference, strict=True)]
-    return max(math.sqrt(d / (max(own, ROUNDING**2 * energy) or 1.0)) for d, own in parts)
+    return max(math.sqrt(d / ((own if own > ROUNDING**2 * energy else energy) or 1.0)) for d, own in parts)
 
 
 def _numbers(outputs: list[Tensor]) -> list[Tensor]:

@@ -367,7 +367,7 @@ class Planner:
             strict = f"{spelled('never_slower', False)} admits candidates and models that are slower. "
         return InfeasibleBudget(
             f"{asked} is out of reach on target {str(timer.target)!r}: {reason} {strict}Loosen the bounds or allow "
-            f"more methods. {hint}".rstrip(),
+            f"more methods. {'' if hint in reason else hint}".rstrip(),
             error.rows,
         )
 

@@ -24,7 +24,7 @@ from rankfold.api.ram import peak_ram
 from rankfold.calibration import Sequential
 from rankfold.candidates.outputs import data_hash, data_probe
 from rankfold.cost import Pricing
-from rankfold.errors import ConfigError, DataError, NoisyMachine, PlanMismatch
+from rankfold.errors import ConfigError, DataError, ModelError, NoisyMachine, PlanMismatch
 from rankfold.evaluation import Metric, as_metric
 from rankfold.evaluation import evaluate as measure
 from rankfold.inventory import Spare, check_model, evaluating, inspect
@@ -349,11 +349,18 @@ class Realizer:
         report = replace(report, rounds=tuple(decode(RoundRow, row, "round") for row in draft.rounds))
         report = with_widths(report, plan, inventory, replaced_layers(small))
         if budget is not None and budget.get(PEAK):
-            dtype = plan.provenance.deploy_dtype
-            report = with_peak_ram(report, *(peak_ram(m, self.example_input, dtype) for m in (self.model, small)))
+            report = self._with_peak_ram(report, small, plan.provenance.deploy_dtype)
         if self.timer is not None:
             report = _with_latency(report, self.timer, small)
         return Result(model=small, plan=plan, report=report, tuned=draft.tuned)
+
+    def _with_peak_ram(self, report: Report, small: nn.Module, dtype: str | None) -> Report:
+        """Return a report with the verdicts on bounds on RAM; a failed export must not cost a trained model."""
+        try:
+            peaks = [peak_ram(model, self.example_input, dtype) for model in (self.model, small)]
+        except ModelError as error:
+            return replace(report, notes=(*report.notes, f"peak RAM was not computed: {error}"))
+        return with_peak_ram(report, *peaks)
 
 
 def _with_latency(report: Report, timer: Timer, small: nn.Module) -> Report:

@@ -60,7 +60,7 @@ def export(given: Given, out: Output) -> None:
 
     The file is loaded and run, and is only kept if its outputs agree with the model's.
     """
-    path = _beside(given.artifact, given.to) if given.out is None else given.out
+    path = _beside(given.artifact, given.to, int8=given.int8) if given.out is None else given.out
     source = artifact_source(given, reads_data=True)
     if given.int8 and source.data is None:
         raise ConfigError("--int8 needs data for the ranges of the activations. Pass --data.")
@@ -82,10 +82,10 @@ def export(given: Given, out: Output) -> None:
     out.document({"command": "export", **exported.to_dict()})
 
 
-def _beside(artifact: str, to: str | None) -> Path:
+def _beside(artifact: str, to: str | None, *, int8: bool) -> Path:
     """Return the file of a format next to an artefact, named after it."""
     if to is None:
         raise ConfigError("--out and --to are missing. Pass --out FILE, or --to FORMAT to write next to the artefact.")
     folder = Path(artifact)
     folder = folder if folder.name not in ("", "..") else folder.resolve()
-    return folder.with_name(folder.name + exporters.get(to).suffix)
+    return folder.with_name(folder.name + (".int8" if int8 else "") + exporters.get(to).suffix)

@@ -34,6 +34,8 @@ ROW = 100.0
 SMALLEST = 1e-3
 # Maximum number of solutions over a limit before the search fails.
 CUTS = 1_000
+# Nodes of the branch and bound after which the best selection so far is taken: equal layers can make a proof hopeless.
+NODES = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,8 @@ class Solution:
 def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: float = 600.0) -> Solution | None:
     """Return the selection of least loss within every limit, or None if there is none.
 
-    No selection within the limits has a loss that is smaller by more than a relative 1e-9. No selection of equal loss
+    No selection within the limits has a loss that is smaller by more than a relative 1e-9, unless the branch and bound
+    ends after `NODES` nodes; `Solution.gap` is then above 0. No selection of equal loss
     has a sum of cost / limit over layers and resources that is smaller by more than 0.01 per resource. Dominated
     options are never selected. The result is deterministic.
 
@@ -193,11 +196,11 @@ def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[
                 integrality=np.ones(options),
                 bounds=Bounds(0.0, 1.0),
                 constraints=constraints,
-                options={"mip_rel_gap": 0.0, "time_limit": time_limit_s},
+                options={"mip_rel_gap": 0.0, "time_limit": time_limit_s, "node_limit": NODES},
             )
         if result.status == 2:
             return None
-        if result.status != 0 or result.x is None:
+        if result.x is None or (result.status != 0 and result.mip_node_count < NODES):
             raise RankfoldError(
                 f"the solver HiGHS found no proven best plan of {layers} layers with {options} candidates (status "
                 f"{result.status}: {result.message}). Use fewer methods, exclude layers, or bound fewer resources."

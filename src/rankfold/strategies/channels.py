@@ -17,7 +17,7 @@ from rankfold import criteria
 from rankfold._config import is_number, require, spelled
 from rankfold.criteria import Criterion, Filters
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, NoMatchingLayer
-from rankfold.records import PEAK, Budget, ChannelGroup, Cost, Narrowing
+from rankfold.records import PEAK, ChannelGroup, Cost, Narrowing
 from rankfold.strategies.problem import Problem
 
 STEPS = 30
@@ -35,15 +35,6 @@ def check_channel_options(ratio: Any, criterion: str, most: float) -> None:
     require(all(is_number(share) and 0 <= share < 1 for share in named.values()), "ratio", ratio, wanted)
     criteria.get(criterion)
     require(is_number(most) and 0 < most < 1, "most", most, "a number between 0 and 1")
-
-
-def check_one_share(ratio: Any, budget: Budget | None) -> None:
-    """Raise `ConfigError` for shares by layer together with a budget, which determines one share."""
-    if budget is not None and isinstance(ratio, Mapping):
-        raise ConfigError(
-            f"{spelled('ratio', dict(ratio))} cannot be combined with budget {str(budget)!r}, which removes "
-            "the same share from every group. Remove one of them; exclude keeps layers as they are."
-        )
 
 
 def kept_width(width: int, share: float) -> int:

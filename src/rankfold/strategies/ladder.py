@@ -123,4 +123,4 @@ class Ladders:
         limit = None if profile is None or budget is None else budget.limit(PEAK, profile.peak)
         fits = limit is None or (candidate.ram or 0) <= limit
         smaller = candidate.cost.get(self.objective) < dense.get(self.objective)
-        return pricing.is_useful(candidate) and smaller and fits
+        return pricing.is_smaller(candidate) and smaller and fits

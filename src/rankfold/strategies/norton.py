@@ -17,7 +17,6 @@ from rankfold.strategies.channels import (
     Channels,
     bounded_layers,
     check_channel_options,
-    check_one_share,
     share_within,
 )
 from rankfold.strategies.contract import Strategy, make_plan, registry
@@ -48,7 +47,8 @@ class Norton(Strategy):
     rank : int, mapping of str to int, or None
         Rank of every filter, by layer name or shell pattern in a mapping; layers that match no pattern stay dense. It
         is lowered to the largest useful rank of a layer. None is rank 6; with a budget, it is the rank in 1..8 whose
-        plan has the least relative squared error of the weights, summed over the layers; pruned weights count as lost.
+        plan has the least relative squared error (with calibration data, of the outputs), summed over the layers;
+        pruned weights count as lost.
     criterion : str
         Name of the criterion that selects the channels (`rankfold.criteria`). The paper's is ``"pabs"``; the default is
         the most accurate one that was measured (`benchmarks/criteria.py`).
@@ -73,7 +73,6 @@ class Norton(Strategy):
 
     def plan(self, problem: Problem) -> Plan:
         """Return a plan with narrow, factored layers."""
-        check_one_share(self.ratio, problem.budget)
         if problem.budget is None:
             return _Search(self, problem, RANK if self.rank is None else self.rank).plan(self.ratio)
         if self.rank is not None:
@@ -162,7 +161,7 @@ class _Search:
         return ranks
 
     def _candidates(self, narrowing: Narrowing) -> dict[str, Candidate]:
-        """Return the factored layers of a narrow model: those that become smaller, or faster where time is priced."""
+        """Return the factored layers of a narrow model: those that are useful (`Pricing.is_useful`)."""
         pricing = self._problem.pricing.narrowed(narrowing)
         chosen: dict[str, Candidate] = {}
         for name, rank in self._ranks.items():

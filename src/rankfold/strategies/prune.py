@@ -8,7 +8,7 @@ from typing import Any
 from rankfold import criteria
 from rankfold._config import is_integer, require
 from rankfold.records import Cost, Narrowing, Plan
-from rankfold.strategies.channels import Channels, check_channel_options, check_one_share, share_within
+from rankfold.strategies.channels import Channels, check_channel_options, share_within
 from rankfold.strategies.contract import Strategy, make_plan, registry
 from rankfold.strategies.problem import Problem
 
@@ -56,7 +56,6 @@ class Prune(Strategy):
         InfeasibleBudget
             If the budget cannot be met.
         """
-        check_one_share(self.ratio, problem.budget)
         channels = Channels(problem, criteria.get(self.criterion), self.rank)
 
         def cost(narrowing: Narrowing) -> Cost:

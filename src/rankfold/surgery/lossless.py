@@ -79,6 +79,8 @@ def gauge(model: nn.Module) -> nn.Module:
 
 def _gauged(module: Factored) -> Factored | None:
     """Return the gauged twin of a layer; None if it is gauged already, cannot be, or would not be smaller."""
+    if any(isinstance(stage, Factored) for stage in module):  # compressed again: its own stages may be gauged
+        return None
     bias = module.bias
     info = replace(module.info, bias=bias is not None)  # folding a batch norm may have given it one
     if module.choice.gauge or not gauged_cost(methods.chosen_blueprint(info, module.choice), info)[1]:

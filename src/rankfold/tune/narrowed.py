@@ -12,6 +12,7 @@ from rankfold.inventory import static_inventory
 from rankfold.records import LayerInfo
 from rankfold.records.narrowing import Removed
 from rankfold.surgery import plan_of
+from rankfold.surgery.apply import replaced_layers
 
 
 class Narrowed:
@@ -19,8 +20,13 @@ class Narrowed:
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         removed = _removed(student)
-        layers = static_inventory(teacher) if removed else ()
-        self._lost = {layer.name: (layer, removed[layer.name]) for layer in layers if layer.name in removed}
+        ours = replaced_layers(student) if removed else {}
+        theirs = [layer for layer in static_inventory(teacher) if layer.name in removed] if removed else []
+        self._lost = {
+            layer.name: (layer, removed[layer.name])
+            for layer in theirs  # a teacher may have lost the channels, too
+            if layer.name in ours and _is_left(ours[layer.name], layer, removed[layer.name])
+        }
 
     def of(self, path: str) -> tuple[LayerInfo, Removed] | None:
         """Return a layer of the teacher and what the student's lost; None if that is nothing."""
@@ -34,6 +40,12 @@ class Narrowed:
             return output
         kept = [i for i in range(layer.out_channels) if i not in lost]
         return output.index_select(-1 - len(layer.kernel), torch.tensor(kept, device=output.device))
+
+
+def _is_left(ours: LayerInfo, theirs: LayerInfo, removed: Removed) -> bool:
+    """Return whether the student's layer is what a removal leaves of the teacher's."""
+    inputs, outputs = (len(removed.get(side, ())) for side in ("inputs", "outputs"))
+    return (theirs.in_channels - inputs, theirs.out_channels - outputs) == (ours.in_channels, ours.out_channels)
 
 
 def _removed(student: nn.Module) -> Mapping[str, Removed]:
