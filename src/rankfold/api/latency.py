@@ -100,7 +100,7 @@ class LatencySearch:
                 low, at, plan = self._strongest(at)
             known = len(self.trials)
             trial = self._tried(plan, at)
-            met = trial.measured <= self.limit * (1 if self.bounded else 1 + NOISE)
+            met = trial.measured <= self._accepted
             if met and (not self.bounded or trial.measured >= CLOSE * self.limit):
                 break
             if met:
@@ -111,6 +111,11 @@ class LatencySearch:
                 break
             at = self._corrected(trial, low, high)
         return self._best()
+
+    @property
+    def _accepted(self) -> float:
+        """The longest time that meets the bound."""
+        return self.limit if self.bounded else (1 + NOISE) * self.limit
 
     def _strongest(self, infeasible: int) -> tuple[int, int, Plan]:
         """Return a limit that no plan meets, the least that one meets, and this plan."""
@@ -146,9 +151,8 @@ class LatencySearch:
 
     def _best(self) -> TimedPlan:
         tried = sorted(self._plans.values(), key=lambda pair: pair[1].measured)
-        meeting = [pair for pair in tried if pair[1].measured <= self.limit]
-        slack = TOLERANCE if self.bounded else NOISE
-        near = [pair for pair in tried[:1] if pair[1].measured <= (1 + slack) * self.limit]
+        meeting = [pair for pair in tried if pair[1].measured <= self._accepted]
+        near = [pair for pair in tried[:1] if self.bounded and pair[1].measured <= (1 + TOLERANCE) * self.limit]
         if not meeting and not near:
             least = tried[0][1].measured
             raise InfeasibleBudget(

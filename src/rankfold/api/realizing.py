@@ -198,6 +198,7 @@ class Realizer:
     clock: Clock = field(default_factory=Clock)
     spare: Spare | None = None
     timer: Timer | None = None
+    _peaks: dict[str | None, int] = field(default_factory=dict, init=False, repr=False)  # of the original, by data type
 
     def value(self, model: nn.Module) -> float:
         """Measure a model."""
@@ -351,25 +352,26 @@ class Realizer:
         if budget is not None and budget.get(PEAK):
             report = self._with_peak_ram(report, small, plan.provenance.deploy_dtype)
         if self.timer is not None:
-            report = _with_latency(report, self.timer, small)
+            report = self._with_latency(report, self.timer, small)
         return Result(model=small, plan=plan, report=report, tuned=draft.tuned)
 
     def _with_peak_ram(self, report: Report, small: nn.Module, dtype: str | None) -> Report:
         """Return a report with the verdicts on bounds on RAM; a failed export must not cost a trained model."""
         try:
-            peaks = [peak_ram(model, self.example_input, dtype) for model in (self.model, small)]
+            if dtype not in self._peaks:
+                self._peaks[dtype] = peak_ram(self.model, self.example_input, dtype)
+            peak = peak_ram(small, self.example_input, dtype)
         except ModelError as error:
             return replace(report, notes=(*report.notes, f"peak RAM was not computed: {error}"))
-        return with_peak_ram(report, *peaks)
+        return with_peak_ram(report, self._peaks[dtype], peak)
 
-
-def _with_latency(report: Report, timer: Timer, small: nn.Module) -> Report:
-    """Return a report with the measured latency; a busy machine must not cost the user a trained model."""
-    try:
-        times = timer.compare(small)
-    except NoisyMachine as error:
-        return replace(report, notes=(*report.notes, f"latency was not measured: {error}"))
-    return with_latency(report, times.dense_ns, times.ns, str(timer.target))
+    def _with_latency(self, report: Report, timer: Timer, small: nn.Module) -> Report:
+        """Return a report with the measured latency; a busy machine must not cost a trained model."""
+        try:
+            times = timer.compare(small)
+        except NoisyMachine as error:
+            return replace(report, notes=(*report.notes, f"latency was not measured: {error}"))
+        return with_latency(report, times.dense_ns, times.ns, str(timer.target))
 
 
 @in_grad_turn

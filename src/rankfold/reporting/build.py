@@ -132,20 +132,21 @@ def with_widths(report: Report, plan: Plan, before: Inventory, after: Mapping[st
 
 def with_latency(report: Report, dense_ns: int, ns: int, target: str) -> Report:
     """Return a report with the measured latency of both models, and the verdicts on bounds on it."""
-    report = _judged(report, LATENCY, Cost(more={LATENCY: dense_ns}), dense_ns, ns)
+    report = _judged(report, LATENCY, Cost(more={LATENCY: dense_ns}), ns)
     note = f"latency: median of alternating runs on {target}"
     return replace(report, latency=(dense_ns / 1e6, ns / 1e6), notes=(*report.notes, note))
 
 
 def with_peak_ram(report: Report, dense: int, peak: int) -> Report:
     """Return a report with the verdicts on bounds on ``ram``, given the peaks of both models in bytes."""
-    return _judged(report, PEAK, dense, dense, peak)
+    return _judged(report, PEAK, dense, peak)
 
 
-def _judged(report: Report, resource: str, whole: Cost | int, dense: int, value: int) -> Report:
-    """Return a report with the verdicts on the bounds on one resource of the whole model."""
+def _judged(report: Report, resource: str, dense: Cost | int, value: int) -> Report:
+    """Return a report with the verdicts on the bounds on one resource; `dense` is that of `Bound.limit`."""
+    amount = dense.get(resource) if isinstance(dense, Cost) else dense
     bounds = [
-        replace(row, limit=Budget.parse(row.text).limit(resource, whole), value=value, dense=dense)
+        replace(row, limit=Budget.parse(row.text).limit(resource, dense), value=value, dense=amount)
         if row.resource == resource
         else row
         for row in report.bounds

@@ -13,12 +13,7 @@ from rankfold.candidates.table import FILTERWISE
 from rankfold.errors import InfeasibleBudget, NoMatchingLayer
 from rankfold.inventory.narrowing import lost_energy, narrowed_moments, narrowed_weight
 from rankfold.records import Candidate, Cost, LayerInfo, Narrowing, Plan
-from rankfold.strategies.channels import (
-    Channels,
-    bounded_layers,
-    check_channel_options,
-    share_within,
-)
+from rankfold.strategies.channels import Channels, bounded_layers, check_channel_options, share_within
 from rankfold.strategies.contract import Strategy, make_plan, registry
 from rankfold.strategies.problem import Problem
 

@@ -27,6 +27,11 @@ class Narrowed:
             for layer in theirs  # a teacher may have lost the channels, too
             if layer.name in ours and _is_left(ours[layer.name], layer, removed[layer.name])
         }
+        self._kept = {
+            name: torch.tensor([i for i in range(layer.out_channels) if i not in gone["outputs"]])
+            for name, (layer, gone) in self._lost.items()
+            if gone.get("outputs")
+        }
 
     def of(self, path: str) -> tuple[LayerInfo, Removed] | None:
         """Return a layer of the teacher and what the student's lost; None if that is nothing."""
@@ -34,12 +39,10 @@ class Narrowed:
 
     def output(self, path: str, output: Tensor) -> Tensor:
         """Return the channels of the output of the teacher's layer that the student's has."""
-        layer, gone = self._lost.get(path, (None, {}))
-        lost = gone.get("outputs")
-        if layer is None or not lost:
+        if path not in self._kept:
             return output
-        kept = [i for i in range(layer.out_channels) if i not in lost]
-        return output.index_select(-1 - len(layer.kernel), torch.tensor(kept, device=output.device))
+        kept = self._kept[path] = self._kept[path].to(output.device)
+        return output.index_select(-1 - len(self._lost[path][0].kernel), kept)
 
 
 def _is_left(ours: LayerInfo, theirs: LayerInfo, removed: Removed) -> bool:
