@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankfold._progress import track
 from rankfold._turns import in_grad_turn
@@ -27,7 +27,7 @@ from rankfold.calibration import (
 from rankfold.factor.linalg import double
 from rankfold.factor.moments import Moments, output_energy
 from rankfold.inventory import Spare, layer_weight, static_inventory
-from rankfold.inventory.narrowing import narrowed_weight
+from rankfold.inventory.narrowing import fitted_weight
 from rankfold.methods import to_canonical
 from rankfold.records import Plan
 from rankfold.surgery import Proof, apply_plan_, check_plan, factored_layers, plan_of
@@ -61,9 +61,10 @@ def apply(
         items are kept in memory.
     reconstruct : {"weights", "data", "sequential"} or Sequential, optional
         What the factors minimise: the error of the weights; that of each layer's output on the calibration data; or
-        that of each layer's output given the outputs of the compressed layers before it. The last, whose options are a
-        `Sequential`, is the most accurate without training, also fits the weights of layers that are kept, and
-        takes several times as long as "data". The default is "data" with calibration data and "weights" without.
+        that of each layer's output given the outputs of the compressed layers before it. "data" also refits the layers
+        that read removed channels. The last, whose options are a `Sequential`, is the most accurate without training,
+        fits the weights of all layers that are kept, and takes several times as long as "data". The default is "data"
+        with calibration data and "weights" without.
     batchnorm : bool
         With calibration data: re-estimate BatchNorm statistics where that brings the outputs closer to the original's.
     example_input : object, optional
@@ -108,14 +109,17 @@ def apply_(
     small = None
     if how.mode == "sequential" and data is not None:
         small = reconstruct_sequentially(model, plan, data.batches, how.sequential).model
+    fitted = {} if small is not None else _fitted_weights(model, plan, data, how)
     restore = narrow_(model, plan.narrowing)
     inner = inner_plan(plan)
     try:
+        _set_weights_(model, fitted)
         proof = _proof(model, inner, data, example_input)
         if small is not None:
             new = remember_plan(adopt_(model, small, inner), plan_of(small))
         else:
-            new = _factored_(model, inner, plan_moments(model, inner, data, how))
+            own = None if data is None else data.of(model)
+            new = _factored_(model, inner, _moments(model, inner, own, how))
     except BaseException:
         restore()
         raise
@@ -138,14 +142,30 @@ class Applied:
         Of sequential reconstruction: relative error of each factored layer's output against what it was fitted to.
     notes : list of str
         For the report.
-    moments : LayerMoments or None
-        The second moments that the factors were computed with.
+    source : Source
+        What was factored.
     """
 
     model: nn.Module
     renewed: Renewal | None
     errors: dict[str, float]
     notes: list[str]
+    source: Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a plan factors.
+
+    Parameters
+    ----------
+    model : Module
+        The dense model: the original, or a copy without the channels that the plan removes.
+    moments : LayerMoments or None
+        Second moments of the inputs of the layers that are factored; None without data.
+    """
+
+    model: nn.Module
     moments: LayerMoments | None
 
 
@@ -187,11 +207,12 @@ def _apply_narrowed(
     if how.mode == "sequential" and data is not None:
         narrow = narrowed_copy(model, plan.narrowing, example)
         return _apply_factors(model, plan, data, how, example_input=example, spare=spare, proved=narrow)
-    narrow = narrowed_copy(model, plan.narrowing, example, spare=spare)
+    narrow = _fitted_copy(model, plan, data, how, example_input=example, spare=spare)
     own = None if data is None else data.of(narrow)
     if not plan.factored:
-        new = remember_plan(narrow, replace(plan, provenance=replace(plan.provenance, reconstruct="weights")))
-        return Applied(model=new, renewed=None, errors={}, notes=[], moments=None)
+        provenance = replace(plan.provenance, reconstruct="weights" if own is None else how.mode)
+        new = remember_plan(narrow, replace(plan, provenance=provenance))
+        return Applied(model=new, renewed=None, errors={}, notes=[], source=Source(model=narrow, moments=None))
     applied = _apply_factors(narrow, inner_plan(plan), own, how, example_input=example_input, spare=None)
     return replace(applied, model=remember_plan(applied.model, outer_plan(plan_of(applied.model), plan)))
 
@@ -209,9 +230,10 @@ def _apply_factors(
     """Factor the layers of a copy of the model; `proved` is the model that it is compared with by a run."""
     errors: dict[str, float] = {}
     notes: list[str] = []
-    proof = _proof(model if proved is None else proved, plan, data, example_input)
+    proved = model if proved is None else proved
+    proof = _proof(proved, plan, data, example_input)
     suspects: list[str] | None = None if proof is None else []
-    moments = plan_moments(model, plan, data, how)
+    source = Source(model=proved, moments=_moments(model, plan, data, how))
     if how.mode == "sequential" and data is not None:
         made = reconstruct_sequentially(model, plan, data.batches, how.sequential, suspects=suspects, spare=spare)
         new = made.model
@@ -219,48 +241,84 @@ def _apply_factors(
         notes = [f"{name}: {note}" for name, note in made.notes.items()]
     else:
         twin = (spare or Spare(model, instead="rankfold.apply_ with a plan")).give()
-        new = _factored_(twin, plan, moments, original=model, suspects=suspects)
+        new = _factored_(twin, plan, source.moments, original=model, suspects=suspects)
     if proof is not None:
         proof.check(new, suspects or ())
-    return Applied(model=new, renewed=None, errors=errors, notes=notes, moments=moments)
+    return Applied(model=new, renewed=None, errors=errors, notes=notes, source=source)
 
 
 def measured_errors(
-    small: nn.Module, model: nn.Module, moments: Mapping[str, Moments] | None = None
+    small: nn.Module, dense: nn.Module, moments: Mapping[str, Moments] | None = None
 ) -> dict[str, float]:
     """Return the relative error of every factored layer, recomputed from the built module, 0..1.
 
     In the norm in which the factors were found: of the layer's output where there are moments, of its weight
-    elsewhere.
+    elsewhere. `dense` and `moments` are those of the `Source`.
     """
-    layers = {layer.name: layer for layer in static_inventory(model)}  # not those of aliases and tied layers
+    names = {layer.name for layer in static_inventory(dense)}  # not those of aliases and tied layers
     errors = dict[str, float]()
-    factored = factored_layers(small)
-    removed = plan_of(small).narrowing.removed() if factored else {}
-    for name, module in factored.items():
-        if name not in layers:
+    for name, module in factored_layers(small).items():
+        if name not in names:
             continue
-        dense = double(layer_weight(model, name))
-        if name in removed:
-            dense = narrowed_weight(dense, layers[name], removed[name])
+        weight = double(layer_weight(dense, name))
         with torch.no_grad():
-            difference = double(module.dense_weight().detach()) - dense
+            difference = double(module.dense_weight().detach()) - weight
         squares = [
-            float(output_energy(to_canonical(w, module.info), (moments or {}).get(name))) for w in (difference, dense)
+            float(output_energy(to_canonical(w, module.info), (moments or {}).get(name))) for w in (difference, weight)
         ]
         errors[name] = math.sqrt(max(squares[0], 0.0) / squares[1]) if squares[1] > 0 else 0.0
     return errors
 
 
-def plan_moments(model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting) -> LayerMoments | None:
-    """Return the second moments that the factors of a plan are computed with; None without data."""
+def source_of(model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting) -> Source:
+    """Return what a plan factors."""
+    if not plan.narrowing:
+        return Source(model=model, moments=_moments(model, plan, data, how))
+    narrow = _fitted_copy(model, plan, data, how)
+    own = None if data is None else data.of(narrow)
+    return Source(model=narrow, moments=_moments(narrow, inner_plan(plan), own, how))
+
+
+def _moments(model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting) -> LayerMoments | None:
+    """Return the second moments that the factors of a plan without a narrowing are computed with; None without data."""
     if data is None or how.mode != "data":
         return None
-    if plan.narrowing:
-        narrow = narrowed_copy(model, plan.narrowing)
-        return plan_moments(narrow, inner_plan(plan), data.of(narrow), how)
     layers = check_plan(model, plan)
     return data.moments([layers[name] for name in plan.factored])
+
+
+def _fitted_copy(
+    model: nn.Module,
+    plan: Plan,
+    data: Calibration | None,
+    how: Fitting,
+    *,
+    example_input: Any = None,
+    spare: Spare | None = None,
+) -> nn.Module:
+    """Return a copy without the channels that a plan removes, whose followers are refitted on the data."""
+    fitted = _fitted_weights(model, plan, data, how)
+    return _set_weights_(narrowed_copy(model, plan.narrowing, example_input, spare=spare), fitted)
+
+
+def _fitted_weights(model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting) -> dict[str, Tensor]:
+    """Return the weights of the layers that read removed channels, fitted to their outputs in the original model."""
+    if data is None or how.mode != "data":
+        return {}
+    removed = plan.narrowing.removed()
+    layers = [layer for layer in static_inventory(model) if removed.get(layer.name, {}).get("inputs")]
+    moments = data.moments(layers)
+    return {
+        layer.name: fitted_weight(layer_weight(model, layer.name), layer, removed[layer.name], moments[layer.name])
+        for layer in layers
+        if layer.name in moments
+    }
+
+
+def _set_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    for name, weight in weights.items():
+        layer_weight(model, name).copy_(weight)
+    return model
 
 
 def _factored_(

@@ -15,7 +15,7 @@ from rankfold._config import Code, spelled
 from rankfold._hashing import json_hash, module_hash, tensor_hash
 from rankfold._turns import in_grad_turn
 from rankfold._version import __version__
-from rankfold.api.applying import apply_plan, measured_errors, plan_moments
+from rankfold.api.applying import apply_plan, measured_errors, source_of
 from rankfold.api.calibrating import Calibration, calibration_of
 from rankfold.api.identity import metric_identity
 from rankfold.api.options import Fitting, Reconstruct, reconstruction
@@ -259,7 +259,8 @@ class Realizer:
         applied = apply_plan(
             self.model, plan, self.data, self.how, example_input=self.example_input, spare=self.spare, like=like
         )
-        errors = applied.errors or measured_errors(applied.model, self.model, applied.moments)
+        source = applied.source
+        errors = applied.errors or measured_errors(applied.model, source.model, source.moments)
         renewed = [] if applied.renewed is None else [applied.renewed.note]
         draft = Draft(model=applied.model, errors=errors, notes=[*renewed, *applied.notes])
         self.clock.lap("apply")
@@ -286,8 +287,8 @@ class Realizer:
             )
         provenance = replace(plan.provenance, reconstruct=made.provenance.reconstruct)
         draft.model = remember_plan(draft.model, replace(plan, provenance=provenance))
-        moments = plan_moments(self.model, plan, self.data, self.how)
-        draft.errors, draft.notes = measured_errors(draft.model, self.model, moments), []
+        source = source_of(self.model, plan, self.data, self.how)
+        draft.errors, draft.notes = measured_errors(draft.model, source.model, source.moments), []
         if self.metric is not None:
             draft.values["compressed" if draft.tuned is None else "tuned"] = self.value(draft.model)
         return draft

@@ -1,4 +1,4 @@
-"""Ridge least squares: the correction of a weight whose inputs have changed, and the choice of the ridge."""
+"""Ridge least squares: weights whose inputs have changed, or lose some entries, and the choice of the ridge."""
 
 from __future__ import annotations
 
@@ -86,6 +86,43 @@ def damped(pairs: PairMoments, ridge: float) -> Tensor:
     """
     identity = torch.eye(pairs.second.shape[-1], dtype=pairs.second.dtype, device=pairs.second.device)
     return pairs.second + ridge * pairs.scale[:, None, None] * identity
+
+
+def restricted(weight: Tensor, moment: Tensor, kept: Tensor, ridge: float) -> Tensor:
+    """Return the weight on some entries of an input that best replaces a weight on all of them.
+
+    V minimises ``E ||W x - V x_k||^2 + ridge * c * ||V - W_k||^2``, where ``x_k`` are the kept entries and c is their
+    mean second moment. With ``W_r`` for the columns that are removed and ``S = E[x x^T]``, that is
+    ``V = W_k + W_r S_rk (S_kk + ridge c I)^-1``.
+
+    Parameters
+    ----------
+    weight : Tensor
+        W, ``(o, n)``.
+    moment : Tensor
+        S, ``(n, n)``.
+    kept : Tensor
+        Indices of the kept entries, ``(m,)``, ascending.
+    ridge : float
+        At least 0.
+
+    Returns
+    -------
+    Tensor
+        V, ``(o, m)``, in the data type of the moment.
+
+    Raises
+    ------
+    RankfoldError
+        If S is not a second moment.
+    """
+    gone = torch.ones(weight.shape[1], dtype=torch.bool, device=moment.device)
+    gone[kept] = False
+    weight, rows = weight.to(moment), moment[kept]
+    second = rows[:, kept]
+    second.diagonal().add_(ridge * second.diagonal().mean())
+    lower = damped_cholesky(second[None], 1e-14)[0]
+    return weight[:, kept] + torch.cholesky_solve(rows[:, gone] @ weight[:, gone].mT, lower).mT
 
 
 def choose_ridge(folds: Sequence[PairMoments], ridges: Sequence[float]) -> float:

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from rankfold.factor.moments import Moments
+from rankfold.factor.refit import restricted
 from rankfold.records import LayerInfo
 from rankfold.records.narrowing import Removed, cut
+
+PULL = 0.1
+"""The ridge of `fitted_weight`, in weights of an output per input that the moments average: what serves networks best
+that lose 30 % of the channels that can be removed. Cosine similarity of a sentence encoder's embeddings to the
+original's, for PULL 0 / 0.01 / 0.1 / 1: .085 / .904 / .914 / .898 with 526 tokens, .942 / .946 / .951 / .945 with
+3,827, .960 / .960 / .960 / .956 with 10,284 (.776 without a fit). The accuracy of a ResNet-20 hardly depends on it."""
 
 
 def narrowed_weight(weight: Tensor, layer: LayerInfo, removed: Removed) -> Tensor:
@@ -41,6 +48,42 @@ def narrowed_weight(weight: Tensor, layer: LayerInfo, removed: Removed) -> Tenso
         return kept.index_select(1, columns[0])
     columns = columns.repeat_interleave(len(sides[0][0]), 0)
     return kept.take_along_dim(columns.reshape(*columns.shape, *(1,) * (kept.ndim - 2)), 1)
+
+
+def fitted_weight(weight: Tensor, layer: LayerInfo, removed: Removed, moments: Moments | None) -> Tensor:
+    """Return the narrow weight whose outputs are closest to those of the whole layer on the data.
+
+    The remaining inputs take over what they can predict of the removed ones, by least squares. The ridge is `PULL`
+    times the weights of an output, divided by the inputs that the moments average, so that little data changes little.
+    With channel moments alone, each kernel position is fitted by itself. Layers that lose no inputs, and layers without
+    moments, have their `narrowed_weight`.
+
+    Parameters
+    ----------
+    weight, layer, removed
+        As for `narrowed_weight`.
+    moments : Moments or None
+        Second moments of the layer's inputs in the original model.
+    """
+    if moments is None or not removed.get("inputs"):
+        return narrowed_weight(weight, layer, removed)
+    patch = moments.patch if layer.kernel_numel > 1 else None
+    moment, size = (moments.channel, 1) if patch is None else (patch, layer.kernel_numel)
+    count = moments.count if patch is None else moments.patches
+    grouped = weight.detach().unflatten(0, (layer.groups, -1))
+    if layer.transposed:
+        grouped = grouped.movedim(1, 2)
+    fitted = list[Tensor]()
+    for part in cut(layer, removed):
+        outputs, inputs = (torch.tensor(ids, device=weight.device) for ids in (part.outputs, part.inputs))
+        mine = grouped[part.group].index_select(0, outputs)  # (o, i, *kernel)
+        shape = (len(outputs), len(inputs), *mine.shape[2:])
+        entries = (inputs[:, None] * size + torch.arange(size, device=weight.device)).flatten().to(moment.device)
+        rows = mine.flatten(1) if size > 1 else mine.movedim(1, -1).flatten(0, -2)
+        new = restricted(rows, moment[part.group], entries, PULL * len(entries) / count)
+        new = new.reshape(shape) if size > 1 else new.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+        fitted.append(new.movedim(0, 1) if layer.transposed else new)
+    return torch.cat(fitted).to(weight)
 
 
 def lost_energy(weight: Tensor, layer: LayerInfo, removed: Removed, error: float = 0.0) -> float:

@@ -7,9 +7,9 @@ model, although layers share their widths.
 
 At full width, the loss of a setting is the one that the proxy predicts. At other widths it is read from a curve through
 these losses: the loss of the layer as a function of the relative squared error of its output (without data, of its
-weight). That error is ``1 - (1 - e^2) * (1 - r)``: r is the share of the energy of the remaining outputs that the
-removed inputs carry, e the relative error of the factors of the narrow layer. Removed channels count in the layers that
-read them, as the network sees nothing else of them.
+weight). That error is ``1 - (1 - e^2) * (1 - r)``: r is the share of the energy of the remaining outputs that is lost
+with the removed inputs, after the layer is refitted to the remaining ones; e is the relative error of the factors of
+the narrow layer. Removed channels count in the layers that read them, as the network sees nothing else of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,10 +29,10 @@ from rankfold import methods
 from rankfold.cost import Pricing
 from rankfold.errors import InfeasibleBudget, RankfoldError
 from rankfold.factor.moments import Moments, output_energy
-from rankfold.inventory.narrowing import narrowed_moments, narrowed_weight
+from rankfold.inventory.narrowing import fitted_weight, narrowed_moments, narrowed_weight
 from rankfold.methods import to_canonical
 from rankfold.records import Candidate, ChannelGroup, Cost, LayerInfo, Narrowing, Ranks, narrowed_layer
-from rankfold.records.narrowing import Removed, Side
+from rankfold.records.narrowing import Removed
 from rankfold.strategies._stdout import without_c_prints
 from rankfold.strategies.channels import Channels
 from rankfold.strategies.problem import Problem
@@ -155,8 +156,8 @@ class JointSearch:
         weight, narrow = self.problem.weight(layer.name), pricing.inventory.layer(layer.name)
         curve, lost = self._curves.get(layer.name, self._other), 0.0
         if gone:
-            lost = _lost_energy(weight, layer, gone, moments)
-            weight = narrowed_weight(weight, layer, gone)
+            whole, weight = weight, fitted_weight(weight, layer, gone, moments)
+            lost = _lost_energy(whole, weight, layer, gone, moments)
             moments = None if moments is None else narrowed_moments(moments, layer, gone)
         yield None, pricing.inventory.costs[layer.name], curve.loss(lost)
         if not gone:
@@ -212,26 +213,28 @@ class _Curve:
         return float(np.interp(square, self.squares, self.losses)) + self.slope * beyond
 
 
-def _lost_energy(weight: Tensor, layer: LayerInfo, gone: Removed, moments: Moments | None) -> float:
-    """Return the share of the energy of a layer's remaining outputs that its removed inputs carry, 0..1.
+def _lost_energy(weight: Tensor, narrow: Tensor, layer: LayerInfo, gone: Removed, moments: Moments | None) -> float:
+    """Return the share of the energy of a layer's remaining outputs that is lost with its inputs, 0..1.
 
-    Of grouped convolutions, which lose inputs together with outputs, it is the lost share of the energy of all outputs.
+    `narrow` is the weight of the remaining inputs. Of grouped convolutions, which lose inputs together with outputs, it
+    is the lost share of the energy of all outputs.
     """
-
-    def energy(removed: Removed) -> float:
-        narrow = narrowed_layer(layer, removed)
-        part = to_canonical(narrowed_weight(weight, layer, removed).double(), narrow)
-        return float(output_energy(part, None if moments is None else narrowed_moments(moments, layer, removed)))
-
     if not gone.get("inputs"):
         return 0.0
+    outputs: Removed = {side: ids for side, ids in gone.items() if side == "outputs" and layer.groups == 1}
+
+    def energy(part: Tensor, removed: Removed) -> float:
+        left = None if moments is None else narrowed_moments(moments, layer, removed)
+        return float(output_energy(to_canonical(part.double(), narrowed_layer(layer, removed)), left))
+
+    before = narrowed_weight(weight, layer, outputs)
+    whole = energy(before, outputs)
     if layer.groups > 1:
-        whole = float(output_energy(to_canonical(weight.double(), layer), moments))
-        return min(max(1 - energy(gone) / whole, 0.0), 1.0) if whole > 0 else 0.0
-    others = frozenset(range(layer.in_channels)) - gone["inputs"]
-    outputs: dict[Side | int, frozenset[int]] = {side: ids for side, ids in gone.items() if side == "outputs"}
-    whole = energy(outputs)
-    return min(energy({**outputs, "inputs": others}) / whole, 1.0) if whole > 0 else 0.0
+        lost = whole - energy(narrow, gone)
+    else:
+        kept = torch.tensor(sorted(set(range(layer.in_channels)) - gone["inputs"]), device=weight.device)
+        lost = energy(before.index_add(0 if layer.transposed else 1, kept, narrow, alpha=-1), outputs)
+    return min(max(lost / whole, 0.0), 1.0) if whole > 0 else 0.0
 
 
 def _undominated(settings: Sequence[Setting], resources: Sequence[str]) -> list[Setting]:
