@@ -117,19 +117,20 @@ def of_reproduction(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def of_latency(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each plan: what it keeps of the dense network, and its measured time."""
-    return [
-        {
-            "network": row["network"],
-            "runtime": row["runtime"],
-            "batch": str(row["batch"]),
-            "plan": row["plan"],
-            "parameters": f"{row['params']:.0%}" if "params" in row else "",
-            "MACs": f"{row['macs']:.0%}" if "macs" in row else "",
-            "time of dense": f"{row['time']:.0%} ± {row['uncertainty']:.1%}" if "time" in row else "refused",
-        }
-        for row in results
-    ]
+    """Return a row for each network, runtime and batch size: the time of each plan's model, as a share of dense."""
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for result in results:
+        key = (result["network"], result["runtime"], result["batch"])
+        row = rows.setdefault(key, {"network": key[0], "runtime": key[1], "batch": str(key[2])})
+        if "time" in result:
+            shown = f"{result['time']:.0%}"
+        else:  # the fastest model that the search found
+            least = re.search(r"([\d.]+)% of the dense", result["refused"])
+            shown = "refused" if least is None else f"refused ({float(least[1]):.0f}%)"
+        if result["plan"].startswith("latency") and "params" in result:
+            shown += f" ({result['params']:.0%})"
+        row[result["plan"]] = shown
+    return [rows[key] for key in sorted(rows, key=lambda key: (key[1], key[2]))]
 
 
 def of_exports(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -394,6 +395,20 @@ def of_joint(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def of_refit(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each network and share of channels: the agreement, and the time, of each way to apply a plan."""
+    return [
+        {
+            "network": f"{NETWORKS[row['network']]}, {HEADS.get(row['figure'], row['figure'])}",
+            "channels removed": f"{row['removed']} %",
+            "parameters left": f"{row['left']:.0%}",
+            **{mode: f"{row[mode]:.3f}" for mode in ("weights", "data", "sequential")},
+            **{f"{mode}, s": f"{row[f'{mode}, s']:.0f}" for mode in ("weights", "data", "sequential")},
+        }
+        for row in results
+    ]
+
+
 def of_detection(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each detector: sizes, frames per second, and what works."""
     return [
@@ -429,6 +444,7 @@ TABLES: dict[str, Table] = {
     "finetuning": lambda records, _: of_finetuning(records[0]["results"]),
     "yolo": lambda records, _: of_yolo(records[0]["results"]),
     "detection": lambda records, _: of_detection(records[0]["results"]),
+    "refit": lambda records, _: of_refit(records[0]["results"]),
     "joint": lambda records, _: of_joint(records[0]["results"]),
     "exporting": lambda records, _: of_exports(records[0]["results"]["int8"]),
     "ram": lambda records, _: of_ram(records[0]["results"]),
