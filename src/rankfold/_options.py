@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -162,6 +162,16 @@ def integer(least: int, most: int | None = None, *, optional: bool = False) -> C
         if value is None and optional:
             return
         require(is_integer(value) and least <= value and (most is None or value <= most), name, value, wanted)
+
+    return check
+
+
+def among(names: Collection[str]) -> Check:
+    """Return a check for one of some names, or None."""
+
+    def check(name: str, value: object) -> None:
+        if value is not None and value not in names:
+            raise UnknownNameError(name, str(value), names)
 
     return check
 

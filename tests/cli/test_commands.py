@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import rankfold as rf
 from rankfold import zoo
+from rankfold.api.realizing import Draft, Realizer
 from rankfold.cli._source import Source
+from rankfold.tune import NORTON, FineTune
 
 Run = Callable[..., Any]
 
@@ -138,6 +141,29 @@ def test_compress_fine_tunes(run: Run, small: tuple[str, ...], tmp_path: Path) -
     report = done.document["report"]
     assert [row["epoch"] for row in report["history"]] == [1, 2]
     assert top1(report)["tuned"] == top1(report)["reloaded"]
+
+
+def test_recipes_by_name(
+    fail: Run, run: Run, small: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[FineTune] = []
+    tune = Realizer.tune
+
+    def watched(self: Realizer, draft: Draft, recipe: FineTune, **options: Any) -> Any:
+        seen.append(recipe)
+        return tune(self, draft, replace(recipe, epochs=1), **options)
+
+    monkeypatch.setattr(Realizer, "tune", watched)
+    command = ("compress", *small, "-b", "params<=20%", "--out", tmp_path / "out", "--recipe", "norton")
+    report = run(*command, "--limit-train", "256", "--json").document["report"]
+    assert any("held-out" in note for note in report["notes"])
+    run(*command, "--lr", "0.01", "--loss", "auto", "--epochs", "7", "--train-batch-size", "64", "--hold-out", "500")
+    plain, other = seen
+    assert replace(plain, data=None, validate=None) == replace(NORTON, checkpoint=plain.checkpoint)
+    assert (other.peak_lr, other.loss, other.epochs, other.decay) == (0.01, "auto", 7, NORTON.decay)
+    assert [recipe.data.batch_size for recipe in seen] == [256, 64]  # type: ignore[union-attr]
+    assert [recipe.validate.samples for recipe in seen] == [400, 500]  # type: ignore[union-attr]
+    assert "Did you mean 'norton'?" in fail(*command[:-1], "nortn").err
 
 
 def test_evaluate_repeats_the_report_to_the_last_digit(run: Run, artifact: Path) -> None:

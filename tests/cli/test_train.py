@@ -98,11 +98,13 @@ def test_text_for_people(run: Run, task: tuple[str, str], tmp_path: Path) -> Non
 def test_the_best_epoch_and_tied_weights(run: Run, task: tuple[str, str], tmp_path: Path) -> None:
     files = {keep: tmp_path / f"{keep}.safetensors" for keep in ("best", "last", "short")}
     command = ("train", f"{task[0]}:Tied", "--data", task[1], "--lr", "0.01", "--finetune-option", "schedule=constant")
+    command = (*command, "--hold-out", "28")
     best, last = (
         run(*command, "--epochs", "6", "--finetune-option", f"keep={keep}", "--out", files[keep], "--json").document
         for keep in ("best", "last")
     )
     metrics = [entry["metric"] for entry in best["history"]]
+    assert all(28 * metric == pytest.approx(round(28 * metric)) for metric in metrics), "of the held-out images"
     assert best["kept_epoch"] == metrics.index(max(metrics)) + 1 < last["kept_epoch"] == 6
     run(*command, "--epochs", best["kept_epoch"], "--out", files["short"])
     weights = {keep: load_file(file) for keep, file in files.items()}

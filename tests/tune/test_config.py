@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rankfold.errors import ConfigError, RankfoldError, UnknownNameError
-from rankfold.tune import FROM_SCRATCH, NORTON, FineTune
+from rankfold.tune import FROM_SCRATCH, NORTON, RECIPES, FineTune
 
 
 def test_defaults() -> None:
@@ -39,7 +39,7 @@ def test_norton_is_the_recipe_of_the_authors() -> None:
         400, "sgd", 0.05, 0.9, 5e-4
     )  # fmt: skip
     assert (recipe.schedule, recipe.warmup * recipe.epochs, recipe.loss) == ("cosine", 5, "task")
-    assert (recipe.keep, recipe.max_grad_norm) == ("best", None)
+    assert (recipe.keep, recipe.max_grad_norm, RECIPES["norton"].batch_size) == ("best", None, 256)
 
 
 def test_it_is_frozen() -> None:

@@ -238,6 +238,10 @@ def test_plateau_of_the_training_loss(dense: nn.Sequential, loader: Loader) -> N
 def test_best_epoch_needs_a_metric(dense: nn.Sequential, loader: Loader) -> None:
     with pytest.raises(ConfigError, match=r"keep='best' needs a metric.*metric="):
         finetune(dense, FineTune(data=loader, keep="best"))
+    values = iter([0.1, 0.9, 0.5])
+    recipe = FineTune(data=loader, epochs=3, keep="best", validate=lambda _: next(values))
+    tuned = finetune(dense, recipe, metric=lambda _: pytest.fail("the metric of the test data was used"))
+    assert ([entry.metric for entry in tuned.history], tuned.kept_epoch) == ([0.1, 0.9, 0.5], 2)
 
 
 def test_max_steps_and_the_schedule(dense: nn.Sequential, loader: Loader) -> None:

@@ -98,6 +98,17 @@ def test_calibration_defaults_to_1024(tmp_path: Path) -> None:
     assert len(set(found)) == 1024
 
 
+def test_held_out_images_are_those_that_training_lacks(npz: str) -> None:
+    whole = set(labels(load(npz, split="train")))
+    for hold_out, count in ((0.25, 10), (7, 7)):
+        held, rest = (labels(load(npz, split=split, hold_out=hold_out)) for split in ("held_out", "train"))
+        assert (len(held), len(rest)) == (count, 40 - count)
+        assert set(held) | set(rest) == whole
+    first, again, other = (labels(load(npz, split="held_out", hold_out=7, seed=seed)) for seed in (0, 0, 1))
+    assert first == again != other
+    assert set(labels(load(npz, split="train", hold_out=7, limit=20))) < whole - set(first)
+
+
 def test_limit_is_a_random_subset(npz: str) -> None:
     found = labels(load(npz, split="test", limit=4))
     assert len(set(found)) == 4
@@ -212,6 +223,9 @@ def test_wrong_number_of_channels(npz: str) -> None:
         ("NPZ", {"batch_size": 0}, ConfigError, "batch_size must be at least 1. Got 0"),
         ("NPZ", {"workers": -1}, ConfigError, "workers must be at least 0. Got -1"),
         ("NPZ", {"augment": True}, ConfigError, "for the train split only. Got split='test'"),
+        ("NPZ", {"hold_out": 3}, ConfigError, "is for training images. Leave it out for 'test'"),
+        ("NPZ", {"split": "held_out"}, ConfigError, "leaves 0 of 40 training images out"),
+        ("NPZ", {"split": "train", "hold_out": 40}, ConfigError, "hold_out=40 leaves 40 of 40 training images out"),
         ("NPZ", {"image_size": (8, 8)}, ConfigError, "image_size is for 'imagefolder:PATH' only"),
         ("NPZ", {"normalize": ((0.5,), (0.5, 0.5))}, ConfigError, "normalize must be a mean"),
         ("NPZ", {"normalize": (MEAN, (0.1, 0.0, 0.1))}, ConfigError, "a positive std"),
@@ -284,7 +298,7 @@ def test_factory_with_limit(factory: str, name: str) -> None:
         ("nothing", {}, DataError, "must return an iterable of batches. Got NoneType"),
         ("old", {}, ConfigError, "unexpected keyword argument 'split'"),
         ("bathces", {}, UnknownNameError, "Did you mean 'batches'"),
-        ("batches", {"shuffle": True}, ConfigError, "is a factory, which shuffles and augments itself"),
+        ("batches", {"shuffle": True}, ConfigError, "is a factory, which prepares its own data"),
     ],
 )
 def test_bad_factories(factory: str, name: str, options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -297,6 +297,8 @@ class Realizer:
         """Train the model of a draft, and measure it again."""
         watched = self.metric if recipe.uses_metric else None
         draft.tuned = finetune_(draft.model, recipe, teacher=teacher, metric=watched)
+        if recipe.validate is not None:
+            draft.notes.append("the metric after each epoch of fine-tuning is that of held-out data")
         draft.model = draft.tuned.model
         self.clock.lap("finetune")
         if self.metric is not None:

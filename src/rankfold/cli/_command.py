@@ -19,7 +19,9 @@ from rankfold.cli._spelling import spelling_of
 
 
 class Given(SimpleNamespace):
-    """The values of flags by name."""
+    """The values of flags by name; `named` are the flags on the command line, whose values are not the defaults'."""
+
+    named: frozenset[str] = frozenset()
 
 
 def without_types(params: list[Any]) -> list[Any]:
@@ -63,15 +65,18 @@ class Command:
         """Register the command."""
         flags = flags_of(self.names, self.own)
 
-        def run(**values: object) -> None:
-            given = Given(**values)
+        def run(ctx: typer.Context, **values: object) -> None:
+            given = Given(
+                **values, named=frozenset(o for o in flags if "DEFAULT" not in str(ctx.get_parameter_source(o)))
+            )
             with spelling(spelling_of(flags)), session(as_json=given.as_json, quiet=given.quiet) as out:
                 for option, flag in flags.items():
                     if flag.check is not None:
                         flag.check(option, values[option])
                 self.body(given, out)
 
-        run.__signature__ = inspect.Signature([parameter(n, f) for n, f in flags.items()])
+        ctx = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        run.__signature__ = inspect.Signature([ctx, *(parameter(n, f) for n, f in flags.items())])
         paragraphs = inspect.cleandoc(self.body.__doc__ or "").split("\n\n")
         text = "\n\n".join(" ".join(p.split()) for p in paragraphs)
         app.command(name, cls=_Command, help=text, epilog=f"Example: {self.example}")(run)

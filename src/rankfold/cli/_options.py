@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from rankfold._options import COUNT, Flag, documented, integer, options_of, spellings
+from rankfold._options import COUNT, Flag, among, documented, integer, options_of, spellings
 from rankfold.api import options as records
 from rankfold.records import RESOURCES, resource_names
 from rankfold.records.amounts import either
-from rankfold.tune import FineTune
+from rankfold.tune import RECIPES, FineTune
 from rankfold.tune.config import CHECKS
 from rankfold.zoo import DATA_SPECS
 from rankfold.zoo.building import MOST_CLASSES
@@ -101,6 +101,11 @@ FLAGS: dict[str, Flag] = {
         "epochs", int, "With 0 there is no fine-tuning.", default=0, check=integer(0),
         names=("--epochs", "--finetune-epochs"), stands_for=("finetune",),
     ),
+    "recipe": Flag(
+        kind=str | None, metavar="NAME", panel=TUNE, check=among(RECIPES),
+        help=f"Recipe of a paper: {either(tuple(RECIPES))}. It replaces the defaults of the options "
+        "below, such as --epochs.",
+    ),
     "loss": _of_recipe("loss", str, metavar="TERMS"),
     "lr": _of_recipe("lr", float | None, metavar="RATE"),
     "optimizer": _of_recipe("optimizer", str, metavar="NAME"),
@@ -115,6 +120,12 @@ FLAGS: dict[str, Flag] = {
     "limit_train": Flag(
         kind=int | None, check=integer(1, optional=True), panel=TUNE,
         help="Maximum number of training images. By default all.",
+    ),
+    "hold_out": Flag(
+        kind=int | None, check=integer(0, optional=True), panel=TUNE,
+        help="Training images that are left out of training: keep=best, target=VALUE and schedule=plateau follow the "
+        "accuracy on them. By default a tenth of the images for keep=best, and otherwise 0, so that they follow the "
+        "test images.",
     ),
     "max_steps": _of_recipe("max_steps", int | None),
     "augment": Flag(kind=bool, default=False, panel=TUNE, help="Apply random crops and, to colour images, flips."),
@@ -144,8 +155,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "device",
     ),
     "tuning": (
-        "epochs", "loss", "lr", "optimizer", "finetune_option", "train_batch_size", "limit_train", "max_steps",
-        "augment", "checkpoint", "checkpoint_every", "restart",
+        "recipe", "epochs", "loss", "lr", "optimizer", "finetune_option", "train_batch_size", "limit_train",
+        "hold_out", "max_steps", "augment", "checkpoint", "checkpoint_every", "restart",
     ),
 }  # fmt: skip
 

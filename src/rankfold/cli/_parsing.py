@@ -7,6 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import rankfold as rf
 from rankfold import strategies
 from rankfold._config import build_config, changed, spelled, spelling
 from rankfold._documents import parse_json
@@ -18,9 +19,12 @@ from rankfold.cli._source import Source, names_code
 from rankfold.cli._spelling import key_of
 from rankfold.errors import ConfigError, CorruptArtifact
 from rankfold.records import Budget
-from rankfold.tune import FineTune
+from rankfold.tune import RECIPES, FineTune
 
 _TUNE_FIELDS = ("epochs", "loss", "lr", "optimizer", "max_steps", "checkpoint", "checkpoint_every", "seed")
+
+HELD_OUT = 0.1
+"""Share of the training images that are held out by default, to select the best epoch."""
 
 CONSTANTS = {"none": None, "None": None, "True": True, "False": False}
 """Python's spellings of JSON's null, true and false."""
@@ -81,7 +85,9 @@ def search_options(given: Given) -> dict[str, Any]:
 def recipe_of(
     given: Given, source: Source, *, checkpoint: str | None = None, base: FineTune | None = None
 ) -> FineTune | None:
-    """Return the recipe without its data; None if no epochs are requested. `base` replaces the default options.
+    """Return the recipe without its data; None if neither epochs nor a recipe are requested.
+
+    `base` replaces the default options, and so does a recipe by name, for flags that are not on the command line.
 
     Raises
     ------
@@ -90,11 +96,16 @@ def recipe_of(
     UnknownNameError
         If ``--finetune-option`` does not name a field of `FineTune`.
     """
-    if not given.epochs:
+    by_name = getattr(given, "recipe", None)
+    if by_name is None and not given.epochs:
         return None
     if source.data is None:
-        raise ConfigError(f"--epochs {given.epochs} needs data to train on. Pass --data, or leave --epochs out.")
+        what = f"--epochs {given.epochs}" if by_name is None else f"--recipe {by_name}"
+        raise ConfigError(f"{what} needs data to train on. Pass --data, or leave {what.split()[0]} out.")
     options: dict[str, Any] = {name: getattr(given, name) for name in _TUNE_FIELDS if hasattr(given, name)}
+    if by_name is not None:
+        base = RECIPES[by_name].config
+        options = {name: value for name, value in options.items() if name in given.named or name == "seed"}
     if hasattr(given, "checkpoint"):
         options |= {"resume": not given.restart, "checkpoint": given.checkpoint or checkpoint}
     others = parse_options(given.finetune_option, flag="--finetune-option")
@@ -106,13 +117,20 @@ def recipe_of(
 
 
 def with_data(recipe: FineTune | None, given: Given, source: Source) -> FineTune | None:
-    """Return the recipe with the source's training data."""
+    """Return the recipe with the source's training data, and the metric on those that are held out."""
     if recipe is None:
         return None
     options: dict[str, Any] = {"shuffle": True, "augment": given.augment}
+    hold_out, by_name = given.hold_out, getattr(given, "recipe", None)
     if source.data is not None and names_code(source.data):
-        if given.augment:
-            raise ConfigError(f"--augment does not apply to {source.data!r}: a factory augments its own data.")
-        options = {}
-    size = given.train_batch_size or source.batch_size
+        for flag, value in (("--augment", given.augment), ("--hold-out", hold_out)):
+            if value:
+                raise ConfigError(f"{flag} does not apply to {source.data!r}: a factory prepares its own data.")
+        options, hold_out = {}, 0
+    if hold_out is None:
+        hold_out = HELD_OUT if recipe.keep == "best" else 0
+    size = given.train_batch_size or (RECIPES[by_name].batch_size if by_name else None) or source.batch_size
+    if hold_out:
+        options["hold_out"] = hold_out
+        recipe = replace(recipe, validate=rf.top1(open_data(source, "held_out", hold_out=hold_out)))
     return replace(recipe, data=open_data(source, "train", batch_size=size, limit=given.limit_train, **options))

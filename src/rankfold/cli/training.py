@@ -29,7 +29,7 @@ from rankfold.storage.weights import write_weights
 from rankfold.tune import FROM_SCRATCH
 
 # Without a teacher there is one loss. --epochs of compress has a second spelling, and a default of 0.
-_RECIPE = {name: replace(FLAGS[name], panel="Training") for name in GROUPS["tuning"] if name != "loss"}
+_RECIPE = {name: replace(FLAGS[name], panel="Training") for name in GROUPS["tuning"] if name not in ("loss", "recipe")}
 _RECIPE["epochs"] = Flag(
     kind=int, default=FROM_SCRATCH.epochs, check=COUNT, panel="Training", help="Passes over the training data."
 )
@@ -51,8 +51,9 @@ def train(given: Given, out: Output) -> None:
     """Train a network from random weights, and save its weights for --weights of the other commands.
 
     By default the recipe is that of the similarity paper (Kokhazadeh et al. 2025): the learning rate falls to a tenth
-    when accuracy on the test images, measured after each epoch, has not improved for more than 10 epochs. The weights
-    are those of the last epoch. --finetune-option keep=best saves those of the epoch with the best accuracy, and
+    when accuracy on the test images, measured after each epoch, has not improved for more than 10 epochs. With
+    --hold-out, it follows training images that are left out of training. The weights are those of the last epoch.
+    --finetune-option keep=best saves those of the epoch with the best accuracy on held-out images, and
     --finetune-option schedule=cosine follows a cosine instead.
 
     To resume an interrupted run, repeat the same command. A checkpoint is next to the output file until the weights are

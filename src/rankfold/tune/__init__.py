@@ -10,6 +10,8 @@ from rankfold.tune.optimizers import rebuild_optimizer as rebuild_optimizer
 from rankfold.tune.recipes import FROM_SCRATCH as FROM_SCRATCH
 from rankfold.tune.recipes import LAYERWISE as LAYERWISE
 from rankfold.tune.recipes import NORTON as NORTON
+from rankfold.tune.recipes import RECIPES as RECIPES
+from rankfold.tune.recipes import Recipe as Recipe
 from rankfold.tune.result import Epoch as Epoch
 from rankfold.tune.result import StepInfo as StepInfo
 from rankfold.tune.result import TuneResult as TuneResult

@@ -29,7 +29,7 @@ VERSION = 1
 NAME = "finetune.pt"
 
 # Fields of the config that do not affect the result.
-_FREE = {"data", "checkpoint", "checkpoint_every", "resume"}
+_FREE = {"data", "validate", "checkpoint", "checkpoint_every", "resume"}
 
 # Largest distance of the starting weights from those of the interrupted run, relative to their norm. On some devices,
 # recomputed factors differ in their last digits; unrelated factors differ by about 1.

@@ -28,8 +28,7 @@ class FineTune:
 
     The defaults are a short recipe that recovers a network after compression: SGD with Nesterov momentum, warm-up and
     cosine decay, and the task loss (if the data has labels) plus soft-label distillation from the original.
-    `rankfold.tune.FROM_SCRATCH` is a recipe for random weights, `rankfold.tune.LAYERWISE` that of the RENE paper,
-    `rankfold.tune.NORTON` that of the NORTON paper.
+    `rankfold.tune.RECIPES` are the recipes of papers.
 
     Parameters
     ----------
@@ -100,6 +99,9 @@ class FineTune:
         Stop after the epoch in which the metric reaches this value.
     keep : {"last", "best"}
         Keep the weights of the last epoch, or of the epoch with the best metric (the first of equals).
+    validate : callable or None
+        The metric after each epoch, which `target`, `keep` and ``"plateau"`` follow, such as ``rf.top1(held_out)``. By
+        default it is the metric of the test data, which is then no longer unbiased.
     checkpoint : path or None
         File of the checkpoint, or folder for ``finetune.pt``. A name with a suffix is a file.
     checkpoint_every : int or None
@@ -138,6 +140,7 @@ class FineTune:
     freeze_batchnorm_statistics: bool = False
     target: float | None = None
     keep: Literal["last", "best"] = "last"
+    validate: Callable[[nn.Module], Any] | None = field(default=None, repr=False, compare=False)
     checkpoint: str | Path | None = None
     checkpoint_every: int | None = None
     resume: bool = True
@@ -243,7 +246,7 @@ CHECKS: dict[str, Check] = {
     "weight_decay": _amount(optional=True),
     "temperature": _positive(),
     **dict.fromkeys(("lr", "max_grad_norm"), _positive(optional=True)),
-    **dict.fromkeys(("objective", "groups"), _that(callable, "a callable, or None", optional=True)),
+    **dict.fromkeys(("objective", "groups", "validate"), _that(callable, "a callable, or None", optional=True)),
     **dict.fromkeys(("channels_last", "freeze_batchnorm_statistics"), boolean),
     "plateau_patience": integer(0),
     "plateau_factor": _that(lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1"),

@@ -57,7 +57,7 @@ def finetune(
         The original network. It runs in evaluation mode and is left unchanged.
     metric : callable or None
         ``metric(model)`` returns a finite number. It is called after each epoch, with the model in evaluation mode; see
-        `rankfold.evaluation.as_metric`.
+        `rankfold.evaluation.as_metric`. `FineTune.validate` replaces it.
     progress : callable or None
         Called after every step, on the main process. None shows a progress bar.
 
@@ -96,6 +96,7 @@ def finetune_(
     """Train the model in place; otherwise as `finetune`, without the memory for a copy."""
     model = unwrap(model)
     teacher = unwrap(teacher) if teacher is not None else None
+    metric = config.validate or metric
     _check(model, teacher, config, metric)
     with launched(config.mixed_precision) as accelerator:
         device = accelerator.device

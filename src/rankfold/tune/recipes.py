@@ -1,5 +1,7 @@
 """Recipes of papers."""
 
+from dataclasses import dataclass
+
 from rankfold.tune.config import FineTune
 from rankfold.tune.layers import LayerDistillation as LayerDistillation  # recipes name the terms that these register
 from rankfold.tune.losses import Task as Task
@@ -27,6 +29,23 @@ NORTON = FineTune(
 """Recipe of NORTON (Pham, Zniyed & Nguyen 2025) for pruned and factored networks, with batches of 256.
 
 SGD with momentum 0.9 (here Nesterov's), 5 epochs of warm-up, then a cosine, as in the authors' public code. The authors
-keep the checkpoint that is best on the test set. ``keep="best"`` follows the metric that you pass: measure it on
-held-out training images. Add the data with ``dataclasses.replace(NORTON, data=loader)``.
+keep the checkpoint that is best on the test set. Here, ``validate`` should be a metric on held-out training images,
+such as ``rf.top1(zoo.data(..., split="held_out", hold_out=5000))``. Add the data with
+``dataclasses.replace(NORTON, data=loader, validate=metric)``.
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A recipe by name: its configuration, without data, and the batch size of the paper (None if it gives none)."""
+
+    config: FineTune
+    batch_size: int | None
+
+
+RECIPES = {
+    "from-scratch": Recipe(config=FROM_SCRATCH, batch_size=32),
+    "layerwise": Recipe(config=LAYERWISE, batch_size=None),
+    "norton": Recipe(config=NORTON, batch_size=256),
+}
+"""Recipes by name, which ``--recipe`` takes."""

@@ -27,7 +27,7 @@ from rankfold.zoo.pictures import ImageFolder
 from rankfold.zoo.samples import ArrayDataset, Preparation, Sample, SampleArray
 from rankfold.zoo.speech_commands import speech_commands
 
-SPLITS = ("train", "calibration", "test")
+SPLITS = ("train", "held_out", "calibration", "test")
 _READERS: dict[str, Callable[[str, str], SampleArray]] = {
     "mnist": partial(idx_images, "mnist"),
     "fashionmnist": partial(idx_images, "fashionmnist"),
@@ -54,6 +54,7 @@ def data(
     normalize: NetworkInfo | Normalization | None = None,
     batch_size: int = 128,
     limit: int | None = None,
+    hold_out: float = 0,
     shuffle: bool = False,
     seed: int = 0,
     workers: int = 0,
@@ -78,8 +79,9 @@ def data(
           shuffling and augmentation.
 
         The page "Networks and data by name" of the documentation describes the files of each data set.
-    split : {"train", "calibration", "test"}
-        ``"calibration"`` is a random subset of ``"train"``, drawn regardless of labels.
+    split : {"train", "held_out", "calibration", "test"}
+        ``"calibration"`` is a random subset of ``"train"``, drawn regardless of labels. ``"held_out"`` are the training
+        images that `hold_out` leaves out of ``"train"``.
     normalize : NetworkInfo, (mean, std) or None
         Normalisation of the inputs, usually ``entry(name)`` of the network. None leaves pixels and voxels in [0, 1],
         audio in [-1, 1].
@@ -88,6 +90,9 @@ def data(
     limit : int, optional
         Maximum number of images, drawn at random with `seed`; by default 1,024 for ``"calibration"`` and all for other
         splits. For a factory, the first images are taken.
+    hold_out : float or int
+        Training images that ``"train"`` lacks, drawn at random with `seed`: a share (a float below 1) or a number (an
+        int). Not for factories.
     shuffle : bool
         Whether each pass has a new order. Otherwise the order is that of the files, or of the draw if `limit` applies.
     seed : int
@@ -132,8 +137,10 @@ def data(
     if image_size is not None and kind != "imagefolder":
         raise ConfigError(f"image_size is for 'imagefolder:PATH' only. Got {spec!r}.")
     if _names_factory(spec, kind):
-        if augment or shuffle:
-            raise ConfigError(f"{spec!r} is a factory, which shuffles and augments itself: leave both options out.")
+        if augment or shuffle or hold_out or split == "held_out":
+            raise ConfigError(
+                f"{spec!r} is a factory, which prepares its own data: leave out augment, shuffle and hold_out."
+            )
         loader = call_factory(spec, split=split, batch_size=batch_size)
         if not isinstance(loader, Iterable):
             raise DataError(f"{spec!r} must return an iterable of batches. Got {type(loader).__name__} instead.")
@@ -142,11 +149,29 @@ def data(
     generator = torch.Generator().manual_seed(seed)
     prepare = Preparation(mean, std, augment, generator)
     dataset = _dataset(kind, path, "test" if split == "test" else "train", prepare, image_size)
+    if hold_out or split == "held_out":
+        dataset = _without_held_out(dataset, split, hold_out, seed)
     if limit is not None:
         count = len(dataset)  # pyright: ignore[reportArgumentType] - both kinds have a length
         order = torch.randperm(count, generator=generator, device="cpu")
         dataset = Subset(dataset, order[:limit].tolist())
     return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle, num_workers=workers, generator=generator)
+
+
+def _without_held_out(dataset: Dataset[Sample], split: str, hold_out: float, seed: int) -> Dataset[Sample]:
+    """Return the training images that are held out, or the others."""
+    if split not in ("train", "held_out"):
+        raise ConfigError(f"{spelled('hold_out', hold_out)} is for training images. Leave it out for {split!r}.")
+    total = len(dataset)  # pyright: ignore[reportArgumentType] - both kinds have a length
+    count = round(hold_out * total) if isinstance(hold_out, float) else hold_out
+    if not 0 < count < total:
+        raise ConfigError(
+            f"{spelled('hold_out', hold_out)} leaves {count:,} of {total:,} training images out. It must leave out at "
+            "least one, and not all of them."
+        )
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed), device="cpu")
+    chosen = order[:count] if split == "held_out" else order[count:]
+    return Subset(dataset, chosen.sort().values.tolist())
 
 
 class FirstBatches:
