@@ -492,20 +492,20 @@ def test_bad_names() -> None:
 
 
 def test_a_space_above_break_even_is_refused_with_the_layer() -> None:
-    with pytest.raises(ConfigError, match=r"'0': every rank from 50 to 60 of tt costs at least as much as the layer"):
+    with pytest.raises(ConfigError, match=r"'0': no rank from 50 to 60 of tt makes it smaller"):
         rf.plan(network(), X, strategy=rf.RENE(rank_min=50, rank_max=60), methods="tt", exclude="re:[68]")
     plan = rf.plan(network(), X, strategy=rf.RENE(rank_min=20, rank_max=60))
-    assert "every rank from 20 to 60" in str(plan.layers["0"].reason)
+    assert "no rank from 20 to 60" in str(plan.layers["0"].reason)
 
 
 def test_ranks_that_a_method_does_not_have_are_refused_with_the_layer() -> None:
-    words = r"'0': every rank from 50 to 60 of tt costs at least as much as the layer, whose largest rank is 24"
+    words = r"'0': no rank from 50 to 60 of tt makes it smaller; its largest rank is 24"
     with pytest.raises(ConfigError, match=words):
         rf.plan(network(), X, strategy=rf.RENE(rank_min=50, rank_max=60), methods="tt", exclude="re:[68]")
 
 
 def test_a_space_without_a_multiple_is_refused_with_the_layer() -> None:
-    words = r"'6': every multiple of 64 from 1 to 100 of svd costs at least as much as the layer"
+    words = r"'6': no multiple of 64 from 1 to 100 of svd makes it smaller"
     with pytest.raises(ConfigError, match=words):
         rf.plan(network(), X, strategy=rf.RENE(), methods="svd", include="6", rank_multiple=64)
 

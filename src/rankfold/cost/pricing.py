@@ -271,6 +271,11 @@ class Pricing:
         """Return whether a candidate is smaller than its layer and, with `never_slower`, faster."""
         return self.is_smaller(candidate) and (not self.never_slower or self.is_faster(candidate))
 
+    @property
+    def gain(self) -> str:
+        """What useful candidates are compared with their layers, in words."""
+        return "smaller and faster" if self.never_slower else "smaller"
+
     def narrowed(self, narrowing: Narrowing) -> Pricing:
         """Return the prices of the model without some channels; candidates are not priced in peak RAM.
 

@@ -177,8 +177,7 @@ class _Search:
     def _reason(self, layer: LayerInfo) -> str:
         """Return why a layer is kept if it is not factored."""
         if layer.name in self._ranks:
-            gain = "smaller and faster" if self._problem.pricing.never_slower else "smaller"
-            return f"it would not become {gain} at rank {self._ranks[layer.name]}"
+            return f"it would not become {self._problem.pricing.gain} at rank {self._ranks[layer.name]}"
         bounded = "no rank is given for it" if layer.name in bounded_layers(self._problem) else "no bound counts it"
         return layer.skip or self._method.supports(layer) or bounded
 

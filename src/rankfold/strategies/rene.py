@@ -162,7 +162,10 @@ class RENE(Strategy):
         """
         axes, reasons = self._axes(problem)
         if not axes:
-            above = next((name for name, reason in reasons.items() if reason.startswith("every ")), None)
+            above = next(
+                (name for name, reason in reasons.items() if reason.startswith(("no rank from", "no multiple of"))),
+                None,
+            )
             if above is not None and max(self.rank_min, problem.rank_multiple) > 1:
                 smaller = "rank_min" if problem.rank_multiple == 1 else "rank_min or rank_multiple"
                 raise ConfigError(
@@ -202,8 +205,8 @@ class RENE(Strategy):
             if high < self.rank_min or (high < low and high < most):
                 what = "rank" if unit == 1 else f"multiple of {unit}"
                 reasons[layer.name] = (
-                    f"every {what} from {self.rank_min} to {self.rank_max} of {method.name} costs at least as much as "
-                    f"the layer{f', whose largest rank is {most}' if most < self.rank_min else ''}"
+                    f"no {what} from {self.rank_min} to {self.rank_max} of {method.name} makes it "
+                    f"{problem.pricing.gain}{f'; its largest rank is {most}' if most < self.rank_min else ''}"
                 )
                 continue
             axes.append(Axis(layer=layer, method=method, limits=limits, low=min(low, high), high=high))

@@ -136,7 +136,7 @@ class VBMF(Strategy):
         for ranks in dict.fromkeys(at(1 - step / 1000) for step in range(1, 1001)):
             if cheaper(ranks):
                 return ranks, f"VBMF found rank {list(analytic)}; lowered to break-even {list(ranks)}"
-        return None, f"VBMF found rank {list(analytic)}; no rank makes the layer cheaper"
+        return None, f"VBMF found rank {list(analytic)}; no rank makes the layer {problem.pricing.gain}"
 
 
 def _method(problem: Problem, layer: LayerInfo) -> tuple[Method | None, str]:
