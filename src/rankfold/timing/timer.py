@@ -15,7 +15,7 @@ from rankfold.storage.artifact import rebuild
 from rankfold.surgery import factored_layers
 from rankfold.surgery.apply import inner_plan
 from rankfold.surgery.narrowed import narrowed_copy
-from rankfold.timing.alternating import Reading, alternately
+from rankfold.timing.alternating import MODEL_SECONDS, Reading, alternately
 from rankfold.timing.contract import Run, Runtime, get
 from rankfold.timing.layers import LayerTable, quiet_error
 from rankfold.timing.target import Target
@@ -82,7 +82,7 @@ class Timer:
     def dense(self) -> Reading:
         """The time of the dense model."""
         with self.runtime.session(self.target):
-            reading = alternately({"dense": self._dense_run}, "dense")["dense"]
+            reading = alternately({"dense": self._dense_run}, "dense", limit_s=MODEL_SECONDS)["dense"]
         if reading.noisy:
             raise quiet_error("the dense model", reading.spread)
         return reading
@@ -96,7 +96,8 @@ class Timer:
             If the machine is too busy to tell.
         """
         with self.runtime.session(self.target):
-            readings = alternately({"dense": self._dense_run, "model": self._run(model)}, "dense")
+            runs = {"dense": self._dense_run, "model": self._run(model)}
+            readings = alternately(runs, "dense", limit_s=MODEL_SECONDS)
         dense, other = readings["dense"], readings["model"]
         if other.noisy:
             raise quiet_error("the compressed model", other.spread)
