@@ -10,11 +10,15 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold import criteria
+from rankfold import criteria, methods
+from rankfold.calibration import collect_moments
+from rankfold.candidates import NarrowPlan
+from rankfold.candidates.narrow import whole_weights
 from rankfold.cost import Pricing
 from rankfold.errors import ConfigError, InfeasibleBudget
-from rankfold.records import Budget, Cost, Plan
-from rankfold.strategies import CompressNAS, Problem
+from rankfold.inventory import layer_weight
+from rankfold.records import Budget, Cost, Plan, narrowed_layer
+from rankfold.strategies import CompressNAS, Problem, Prune
 from rankfold.strategies.channels import Channels
 from rankfold.strategies.joint import JointSearch, _separable
 from rankfold.testing import ModelCase, make_problem
@@ -103,6 +107,49 @@ def test_the_loss_is_the_share_of_the_energy_that_is_lost(problem: Problem) -> N
 
 def _is(setting: object, **widths: int) -> bool:
     return setting.candidate is None and setting.widths == widths
+
+
+def test_the_plan_competes_with_one_sided_plans() -> None:
+    model, data = CASE.model(), [torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    options = {"budget": "params<=30%", "calibration": data}
+    plans = {
+        "joint": rf.plan(model, data[0][:1], strategy=CompressNAS(widths=(0.75, 0.5)), **options),
+        "factoring": rf.plan(model, data[0][:1], strategy=CompressNAS(rivals=()), **options),
+        "pruning": rf.plan(model, data[0][:1], strategy="prune", **options),
+    }
+    search = plans["joint"].provenance.search
+    assert set(search["compared"]) == set(plans)
+    best = min(search["compared"], key=search["compared"].__getitem__)
+    if best != "joint":
+        assert plans["joint"].decisions_text == plans[best].decisions_text
+    assert ("predicted_loss" in search) == (best != "pruning")
+    alone = rf.plan(model, data[0][:1], strategy=CompressNAS(widths=(0.75, 0.5), proxy="fisher+network"), **options)
+    assert "compared" not in alone.provenance.search
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_a_narrow_network_is_measured_as_weights_of_the_original(factored: bool, problem: Problem) -> None:
+    """Factored without data, because data-aware factors are fitted to the inputs in the narrow network."""
+    model, x = CASE.model(), torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    bounded = replace(problem, budget=Budget.parse("params<=6%" if factored else "params<=60%"))
+    plan = (STRATEGY if factored else Prune()).plan(bounded)
+    assert plan.narrowing
+    moments = {} if factored else collect_moments(model, [x], list(problem.inventory))
+    chosen = {
+        name: problem.pricing.narrowed(plan.narrowing).candidate(
+            narrowed_layer(problem.inventory.layer(name), plan.narrowing.removed().get(name, {})),
+            methods.get(choice.method or "", choice.options), choice.ranks,
+        )
+        for name, choice in plan.factored.items()
+    }  # fmt: skip
+    assert bool(chosen) == factored
+    weights = whole_weights(model, problem.inventory, NarrowPlan(narrowing=plan.narrowing, chosen=chosen), moments)
+    small = rf.apply(model, plan, None if factored else [x], batchnorm=False)
+    with torch.no_grad():
+        wanted, before = small(x), model(x)
+        for name, weight in weights.items():
+            layer_weight(model, name).copy_(weight)
+        assert (model(x) - wanted).norm() < 1e-3 * (before - wanted).norm()
 
 
 def test_an_impossible_budget_names_the_least(problem: Problem) -> None:

@@ -3,6 +3,7 @@
 from rankfold.candidates.estimator import Estimator as Estimator
 from rankfold.candidates.forecast import Forecast as Forecast
 from rankfold.candidates.latency import without_slower as without_slower
+from rankfold.candidates.narrow import NarrowPlan as NarrowPlan
 from rankfold.candidates.proxies import ProxyConfig as ProxyConfig
 from rankfold.candidates.ram import within_ram as within_ram
 from rankfold.candidates.table import DEFAULT_METHODS as DEFAULT_METHODS

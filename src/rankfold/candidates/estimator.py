@@ -26,6 +26,7 @@ from rankfold.candidates.cache import Cache
 from rankfold.candidates.curves import anchors, corrected, read_off, representatives
 from rankfold.candidates.fisher import FisherProxy, draws_for
 from rankfold.candidates.forecast import passes_of, shares_after
+from rankfold.candidates.narrow import NarrowPlan, whole_weights
 from rankfold.candidates.network import NetworkProxy, samples_between
 from rankfold.candidates.outputs import check_taps, data_hash
 from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
@@ -322,6 +323,24 @@ class Estimator:
             first = next(iter(selection))
             neighbours = {first: [selection[first]]}
             losses[key] = same[0] if same else self._together(look, selection, neighbours, moments)[first][0]
+        return losses
+
+    def compare_narrow(self, config: ProxyConfig, plans: Mapping[str, NarrowPlan]) -> dict[str, float]:
+        """Return the loss of the network of each of several plans that remove channels, as `compare` does."""
+        look = self._held_back(config)
+        moments = self._moments_without(look, self.moments or {})
+        network, losses = self._network(look), dict[str, float]()
+        for key, plan in track(list(plans.items()), "comparing plans"):
+            weights = whole_weights(self.model, self.inventory, plan, moments)
+            first = next(iter(weights), self.inventory.layers[0].name)  # a plan may change nothing
+            try:
+                for name, weight in weights.items():
+                    network.replace(name, weight)
+                changed = weights.get(first, layer_weight(self.model, first))
+                losses[key] = network.losses(self.inventory.layer(first), [changed])[0]
+            finally:
+                for name in weights:
+                    network.replace(name, layer_weight(self.model, name))
         return losses
 
     def _held_back(self, config: ProxyConfig) -> _Look:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -48,6 +49,13 @@ def narrowed_weight(weight: Tensor, layer: LayerInfo, removed: Removed) -> Tenso
         return kept.index_select(1, columns[0])
     columns = columns.repeat_interleave(len(sides[0][0]), 0)
     return kept.take_along_dim(columns.reshape(*columns.shape, *(1,) * (kept.ndim - 2)), 1)
+
+
+def widened_weight(narrow: Tensor, layer: LayerInfo, removed: Removed) -> Tensor:
+    """Return the weight of the original layer that computes what a narrow weight computes: zero where that has none."""
+    size = math.prod(layer.weight_shape)
+    places = narrowed_weight(torch.arange(size, device=narrow.device).reshape(layer.weight_shape), layer, removed)
+    return narrow.new_zeros(size).scatter_(0, places.flatten(), narrow.flatten()).reshape(layer.weight_shape)
 
 
 def fitted_weight(weight: Tensor, layer: LayerInfo, removed: Removed, moments: Moments | None) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rankfold import criteria
 from rankfold._config import is_integer, is_number, require, spelled
-from rankfold.candidates import Estimator, Forecast
+from rankfold.candidates import Estimator, Forecast, NarrowPlan
 from rankfold.candidates.forecast import SPARED
 from rankfold.candidates.proxies import DATA_FREE, PROXIES, ProxyConfig
 from rankfold.errors import ConfigError, InfeasibleBudget
@@ -19,8 +19,9 @@ from rankfold.records import PEAK, Candidate, CandidateTable, Plan, Ranks
 from rankfold.strategies._knapsack import Options, Solution, solve
 from rankfold.strategies.channels import Channels
 from rankfold.strategies.contract import Strategy, check_reachable, make_plan, registry
-from rankfold.strategies.joint import JointSearch
+from rankfold.strategies.joint import Joint, JointSearch
 from rankfold.strategies.problem import Problem
+from rankfold.strategies.prune import Prune
 from rankfold.strategies.uniform import Uniform
 
 Losses = Mapping[str, Mapping[tuple[str, Ranks], float]]
@@ -61,7 +62,9 @@ class CompressNAS(ProxyConfig, Strategy):
         and there is calibration data, otherwise none. Not with `widths`.
     widths : tuple of float
         Shares of the channels that each channel group may keep instead of all, such as ``(0.75, 0.5)``. Pruning,
-        factoring and keeping layers then compete for one budget (`rankfold.strategies.joint`). Needs a budget.
+        factoring and keeping layers then compete for one budget (`rankfold.strategies.joint`). Needs a budget. If
+        `proxy` is "auto" and there is calibration data, the plan is measured as a whole network against plans that only
+        factor and that only prune, and the best one is returned.
     criterion : str
         Name of the criterion that selects the channels (`rankfold.criteria`).
     """
@@ -203,7 +206,7 @@ class CompressNAS(ProxyConfig, Strategy):
             )
         selection, solution = solved
         proxy = estimator.proxy(self.proxy_options)  # measuring may have shown that there are no gradients
-        return selection, {"proxy": proxy, "predicted_loss": solution.loss, "bound": solution.bound}
+        return selection, {"proxy": proxy, **_predicted(solution)}
 
     def _joint(self, problem: Problem, estimator: Estimator) -> Plan:
         """Return the plan of least loss with some widths."""
@@ -211,16 +214,37 @@ class CompressNAS(ProxyConfig, Strategy):
             wanted = "a budget" if problem.budget is None else "a budget without ram"
             raise ConfigError(f"{spelled('widths')} of strategy 'compressnas' needs {wanted}, such as \"params<=50%\".")
         channels = Channels(problem, criteria.get(self.criterion), 1)
-        search = JointSearch(
-            problem, channels, [1 - width for width in self.widths], estimator.single(self.proxy_options)
-        )
-        best = search.solve(_limits(problem, problem.table()))
+        losses, limits = estimator.single(self.proxy_options), _limits(problem, problem.table())
+        best = JointSearch(problem, channels, [1 - width for width in self.widths], losses).solve(limits)
+        plans = {"joint": (NarrowPlan(narrowing=best.narrowing, chosen=best.chosen), _predicted(best))}
+        compared = dict[str, float]()
+        if self.proxy == "auto" and estimator.batches is not None:
+            plans |= self._one_sided(problem, losses, limits)
+            whole = {k: replace(one, chosen={**problem.fixed, **one.chosen}) for k, (one, _) in plans.items()}
+            compared = estimator.compare_narrow(self.proxy_options, whole)
+        narrow, search = plans[min(compared, key=lambda name: compared[name], default="joint")]
         reasons = dict.fromkeys((layer.name for layer in problem.inventory), "the budget is better spent elsewhere")
         reasons |= {layer.name: layer.skip for layer in problem.inventory if layer.skip is not None}
-        found = {"proxy": estimator.proxy(self.proxy_options), "predicted_loss": best.loss, "bound": best.bound}
-        resolved = replace(self, proxy=estimator.proxy(self.proxy_options))
-        plan = make_plan(problem, resolved, best.chosen, reasons=reasons, narrowing=best.narrowing)
-        return replace(plan, provenance=replace(plan.provenance, search=found))
+        proxy = estimator.proxy(self.proxy_options)
+        plan = make_plan(
+            problem, replace(self, proxy=proxy), narrow.chosen, reasons=reasons, narrowing=narrow.narrowing
+        )
+        search = {"proxy": proxy, **search, **({"compared": compared} if compared else {})}
+        return replace(plan, provenance=replace(plan.provenance, search=search))
+
+    def _one_sided(
+        self, problem: Problem, losses: Losses, limits: Mapping[str, int]
+    ) -> dict[str, tuple[NarrowPlan, dict[str, float]]]:
+        """Return the plans that only factor, and that only remove channels, if they meet the budget."""
+        plans = dict[str, tuple[NarrowPlan, dict[str, float]]]()
+        solved = _solved(problem.table(), losses, limits)
+        if solved is not None:
+            chosen = {name: candidate for name, candidate in solved[0].items() if candidate is not None}
+            plans["factoring"] = NarrowPlan(chosen=chosen), _predicted(solved[1])
+        with suppress(InfeasibleBudget):
+            pruned = Prune(criterion=self.criterion).plan(problem)
+            plans["pruning"] = NarrowPlan(narrowing=pruned.narrowing), {}
+        return plans
 
     def _least_params(self, table: CandidateTable, losses: Losses) -> dict[str, int]:
         """Return the tightest limit on the parameters with a loss within the tolerance."""
@@ -267,6 +291,11 @@ class CompressNAS(ProxyConfig, Strategy):
                 break
             selection = solved[0]
         return best, history
+
+
+def _predicted(solved: Joint | Solution) -> dict[str, float]:
+    """Return what a plan states of the search that found it."""
+    return {"predicted_loss": solved.loss, "bound": solved.bound}
 
 
 def _limits(problem: Problem, table: CandidateTable) -> dict[str, int]:

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from rankfold import methods
 from rankfold.cost import Pricing
 from rankfold.errors import InfeasibleBudget, RankfoldError
 from rankfold.factor.moments import Moments, output_energy
-from rankfold.inventory.narrowing import fitted_weight, narrowed_moments, narrowed_weight
+from rankfold.inventory.narrowing import fitted_weight, narrowed_moments, narrowed_weight, widened_weight
 from rankfold.methods import to_canonical
 from rankfold.records import Candidate, ChannelGroup, Cost, LayerInfo, Narrowing, Ranks, narrowed_layer
 from rankfold.records.narrowing import Removed
@@ -222,19 +221,14 @@ def _lost_energy(weight: Tensor, narrow: Tensor, layer: LayerInfo, gone: Removed
     if not gone.get("inputs"):
         return 0.0
     outputs: Removed = {side: ids for side, ids in gone.items() if side == "outputs" and layer.groups == 1}
+    left = None if moments is None else narrowed_moments(moments, layer, outputs)
 
-    def energy(part: Tensor, removed: Removed) -> float:
-        left = None if moments is None else narrowed_moments(moments, layer, removed)
-        return float(output_energy(to_canonical(part.double(), narrowed_layer(layer, removed)), left))
+    def energy(of: Tensor) -> float:
+        part = narrowed_weight(of.double(), layer, outputs)
+        return float(output_energy(to_canonical(part, narrowed_layer(layer, outputs)), left))
 
-    before = narrowed_weight(weight, layer, outputs)
-    whole = energy(before, outputs)
-    if layer.groups > 1:
-        lost = whole - energy(narrow, gone)
-    else:
-        kept = torch.tensor(sorted(set(range(layer.in_channels)) - gone["inputs"]), device=weight.device)
-        lost = energy(before.index_add(0 if layer.transposed else 1, kept, narrow, alpha=-1), outputs)
-    return min(max(lost / whole, 0.0), 1.0) if whole > 0 else 0.0
+    whole = energy(weight)
+    return min(energy(weight - widened_weight(narrow, layer, gone)) / whole, 1.0) if whole > 0 else 0.0
 
 
 def _undominated(settings: Sequence[Setting], resources: Sequence[str]) -> list[Setting]:
