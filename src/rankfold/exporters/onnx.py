@@ -51,8 +51,9 @@ class ONNX(Exporter):
                 assert converted is not None
                 save_slim(converted.model, path, names=True)
             except Exception as error:
+                first = _first(error)
                 raise ModelError(
-                    f"the model cannot be exported to ONNX. torch.onnx raised {type(error).__name__}: {error}\n"
+                    f"the model cannot be exported to ONNX. torch.onnx raised {type(first).__name__}: {first}. "
                     "Use the format 'torch-export', or replace the operation that it names."
                 ) from error
 
@@ -79,6 +80,13 @@ class ONNX(Exporter):
         session = _session(path)
         names = [item.name for item in session.get_inputs()]
         return lambda inputs: [torch.from_numpy(array) for array in session.run(None, _feed(names, inputs))]
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the error that led to another: torch.onnx adds pages of general advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _session(path: Path) -> Any:

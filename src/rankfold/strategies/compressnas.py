@@ -29,6 +29,8 @@ Selection = dict[str, Candidate | None]
 Chosen = tuple[Selection, dict[str, Any]]
 """A selection, and what the plan states of the search."""
 
+CLEARLY = 0.95
+"""A plan that only factors or only prunes replaces a joint one if its measured loss is at most this share of it."""
 WORTH_TELLING = 10.0
 """Seconds from which a search states its time before it starts."""
 RIVALS = ("fisher", "weight", "uniform")
@@ -64,7 +66,7 @@ class CompressNAS(ProxyConfig, Strategy):
         Shares of the channels that each channel group may keep instead of all, such as ``(0.75, 0.5)``. Pruning,
         factoring and keeping layers then compete for one budget (`rankfold.strategies.joint`). Needs a budget. If
         `proxy` is "auto" and there is calibration data, the plan is measured as a whole network against plans that only
-        factor and that only prune, and the best one is returned.
+        factor and that only prune, and one of these is returned if it is clearly better.
     criterion : str
         Name of the criterion that selects the channels (`rankfold.criteria`).
     """
@@ -217,12 +219,15 @@ class CompressNAS(ProxyConfig, Strategy):
         losses, limits = estimator.single(self.proxy_options), _limits(problem, problem.table())
         best = JointSearch(problem, channels, [1 - width for width in self.widths], losses).solve(limits)
         plans = {"joint": (NarrowPlan(narrowing=best.narrowing, chosen=best.chosen), _predicted(best))}
-        compared = dict[str, float]()
+        chosen, compared = "joint", dict[str, float]()
         if self.proxy == "auto" and estimator.batches is not None:
             plans |= self._one_sided(problem, losses, limits)
             whole = {k: replace(one, chosen={**problem.fixed, **one.chosen}) for k, (one, _) in plans.items()}
             compared = estimator.compare_narrow(self.proxy_options, whole)
-        narrow, search = plans[min(compared, key=lambda name: compared[name], default="joint")]
+            best_alone = min(compared, key=lambda name: compared[name])
+            if compared[best_alone] < CLEARLY * compared["joint"]:
+                chosen = best_alone
+        narrow, search = plans[chosen]
         reasons = dict.fromkeys((layer.name for layer in problem.inventory), "the budget is better spent elsewhere")
         reasons |= {layer.name: layer.skip for layer in problem.inventory if layer.skip is not None}
         proxy = estimator.proxy(self.proxy_options)

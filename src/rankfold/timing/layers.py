@@ -30,7 +30,7 @@ Key = tuple[LayerInfo, Call, Blueprint | None]
 def quiet_error(what: str, spread: float) -> NoisyMachine:
     """Return the error about a machine whose times are too uncertain."""
     return NoisyMachine(
-        f"this machine is too busy to tell the time of {what}: the median is uncertain by {spread:.0%}, more than "
+        f"this machine is too busy to tell the time of {what}: the median is uncertain by {spread:.1%}, more than "
         f"{NOISY:.0%}. Stop other programs, or use fewer threads (target 'RUNTIME, threads=1')."
     )
 
