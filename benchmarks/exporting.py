@@ -3,10 +3,10 @@
     python benchmarks/exporting.py [--matrix] [--int8]
 
 The first part needs no data: small layers with random weights, factored at half of their ranks, written in every
-format whose packages are installed; the table has the relative differences of the outputs in the format's runtime. The
-second part needs ``RANKFOLD_DATA``: a ResNet-20 at half of its parameters, in float and in int8, with the sizes of the
-files and the accuracy on the 10,000 test images of CIFAR-10, in ONNX Runtime and, if it is installed, in ExecuTorch. A
-further process without torch and rankfold compares predictions of ONNX files on 1,000 images.
+format whose packages are installed; the table has the relative differences of the outputs in the format's runtime, or
+the refusal. The second part needs ``RANKFOLD_DATA``: a ResNet-20 at half of its parameters, in float and in int8, with
+the sizes of the files and the accuracy on the 10,000 test images of CIFAR-10, in ONNX Runtime and, if it is installed,
+in ExecuTorch. A further process without torch and rankfold compares predictions of ONNX files on 1,000 images.
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ def layer(kind: str, folder: Path) -> list[dict[str, Any]]:
             if not all(map(find_spec, exporters.get(name).packages)):
                 continue
             path = folder / f"layer{exporters.get(name).suffix}"
-            row[name] = rf.export(small, path, x, to=name).difference
+            try:
+                row[name] = rf.export(small, path, x, to=name).difference
+            except rf.RankfoldError as error:  # what a format does not support
+                row[name] = str(error).splitlines()[0]
         print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
         rows.append(row)
     return rows
