@@ -1,4 +1,4 @@
-"""Pruned networks without training: layers that read removed channels as they are, refitted, and refitted in sequence.
+"""Pruned networks without training: plain cut, refit, and sequential refit.
 
     RANKFOLD_DATA=... python benchmarks/refit.py --threads 2 [--networks encoder resnet20] [--removed 10 30 50]
 

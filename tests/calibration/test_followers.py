@@ -97,6 +97,10 @@ def test_in_place_equals_a_copy(mode: Literal["data", "sequential"]) -> None:
     in_place = rf.apply_(model, plan, data, reconstruct=mode)
     x = torch.randn(8, 6)
     torch.testing.assert_close(in_place(x), copied(x), rtol=0, atol=0)
+    assert in_place.rankfold_plan.provenance.reconstruct == copied.rankfold_plan.provenance.reconstruct == mode  # type: ignore[union-attr]
+    pruned = plan_for(linears(), HIDDEN)
+    small = rf.apply_(linears(), pruned, data, reconstruct=mode)
+    assert small.rankfold_plan.provenance.reconstruct == mode  # type: ignore[union-attr]
     assert in_place.rankfold_plan.narrowing.groups == (HIDDEN,)  # type: ignore[union-attr]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import rankfold as rf
 from rankfold import criteria, methods
 from rankfold.calibration import collect_moments
-from rankfold.candidates import NarrowPlan
+from rankfold.candidates import Estimator, NarrowPlan
 from rankfold.candidates.narrow import whole_weights
 from rankfold.cost import Pricing
 from rankfold.errors import ConfigError, InfeasibleBudget
@@ -20,7 +20,6 @@ from rankfold.inventory import layer_weight
 from rankfold.records import Budget, Cost, Plan, narrowed_layer
 from rankfold.strategies import CompressNAS, Problem, Prune
 from rankfold.strategies.channels import Channels
-from rankfold.strategies.compressnas import CLEARLY
 from rankfold.strategies.joint import JointSearch, _separable
 from rankfold.testing import ModelCase, make_problem
 from rankfold.testing.problems import applied
@@ -110,23 +109,54 @@ def _is(setting: object, **widths: int) -> bool:
     return setting.candidate is None and setting.widths == widths
 
 
-def test_the_plan_competes_with_one_sided_plans() -> None:
+@pytest.mark.parametrize(
+    ("measured", "best"),
+    [
+        ({"joint": 1.0, "factoring": 0.96, "pruning": 1.2}, "joint"),
+        ({"joint": 1.0, "factoring": 0.94, "pruning": 1.2}, "factoring"),
+        ({"joint": 1.0, "factoring": 0.94, "pruning": 0.9}, "pruning"),
+        ({"joint": 1.0, "factoring": 1.0, "pruning": 1.0}, "joint"),
+        ({}, "joint"),  # a normalisation over channels
+    ],
+)
+def test_one_sided_plans_win_if_they_are_clearly_better(
+    measured: dict[str, float], best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, data = CASE.model(), [torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
-    options = {"budget": "params<=30%", "calibration": data}
-    plans = {
-        "joint": rf.plan(model, data[0][:1], strategy=CompressNAS(widths=(0.75, 0.5)), **options),
-        "factoring": rf.plan(model, data[0][:1], strategy=CompressNAS(rivals=()), **options),
-        "pruning": rf.plan(model, data[0][:1], strategy="prune", **options),
-    }
-    search = plans["joint"].provenance.search
-    assert set(search["compared"]) == set(plans)
-    best = min(search["compared"], key=search["compared"].__getitem__)
-    best = best if search["compared"][best] < CLEARLY * search["compared"]["joint"] else "joint"
-    if best != "joint":
-        assert plans["joint"].decisions_text == plans[best].decisions_text
-    assert ("predicted_loss" in search) == (best != "pruning")
-    alone = rf.plan(model, data[0][:1], strategy=CompressNAS(widths=(0.75, 0.5), proxy="fisher+network"), **options)
+
+    def plan(strategy: str | CompressNAS) -> Plan:
+        return rf.plan(model, data[0][:1], strategy=strategy, budget="params<=10%", calibration=data)
+
+    alone = plan(CompressNAS(widths=(0.75, 0.5), proxy="fisher+network"))
     assert "compared" not in alone.provenance.search
+    plans = {"joint": alone, "factoring": plan(CompressNAS(rivals=())), "pruning": plan("prune")}
+    assert plans["pruning"].narrowing.groups not in (alone.narrowing.groups, plans["factoring"].narrowing.groups)
+    seen: list[object] = []
+
+    def compare(_: object, __: object, networks: dict[str, object]) -> dict[str, float]:
+        seen.extend(networks)
+        return measured
+
+    monkeypatch.setattr(Estimator, "compare_narrow", compare)
+    chosen = plan(CompressNAS(widths=(0.75, 0.5)))
+    assert set(seen) == set(plans)
+    assert (chosen.factored, chosen.narrowing) == (plans[best].factored, plans[best].narrowing)
+    assert ("predicted_loss" in chosen.provenance.search) == (best != "pruning")
+    assert chosen.provenance.search.get("selected", "joint") == best
+
+
+def test_a_sweep_with_widths_and_data_states_the_measured_losses() -> None:
+    model, data = CASE.model(), [torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))]
+    swept = rf.sweep(model, data[0][:1], points=2, calibration=data, strategy=CompressNAS(widths=(0.5,)))
+    assert all((point.predicted_loss or -1) >= 0 for point in swept.points)
+
+
+def test_moments_without_the_compared_samples_are_second_moments() -> None:
+    """Samples that are not in the moments are not taken out of them."""
+    model, x = CASE.model(), torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    strategy = CompressNAS(widths=(0.5,), samples=32, moment_samples=48)
+    plan = rf.plan(model, x[:1], strategy=strategy, budget="params<=30%", calibration=[x])
+    assert all(0 <= loss < 2 for loss in plan.provenance.search["compared"].values())
 
 
 @pytest.mark.parametrize("factored", [False, True])

@@ -104,6 +104,8 @@ def test_held_out_images_are_those_that_training_lacks(npz: str) -> None:
         held, rest = (labels(load(npz, split=split, hold_out=hold_out)) for split in ("held_out", "train"))
         assert (len(held), len(rest)) == (count, 40 - count)
         assert set(held) | set(rest) == whole
+    calibration = load(npz, split="calibration", limit=20)
+    assert not set(labels(calibration)) & set(labels(load(npz, split="held_out", hold_out=20)))
     first, again, other = (labels(load(npz, split="held_out", hold_out=7, seed=seed)) for seed in (0, 0, 1))
     assert first == again != other
     assert set(labels(load(npz, split="train", hold_out=7, limit=20))) < whole - set(first)

@@ -62,9 +62,9 @@ def apply(
     reconstruct : {"weights", "data", "sequential"} or Sequential, optional
         What the factors minimise: the error of the weights; that of each layer's output on the calibration data; or
         that of each layer's output given the outputs of the compressed layers before it. "data" also refits the layers
-        that read removed channels. The last, whose options are a `Sequential`, is the most accurate without training,
-        fits the weights of all layers that are kept, and takes several times as long as "data". The default is "data"
-        with calibration data and "weights" without.
+        that read removed channels. "sequential", whose options are a `Sequential`, is the most accurate without
+        training, fits the weights of all layers that are kept, and takes several times as long as "data". The default
+        is "data" with calibration data and "weights" without.
     batchnorm : bool
         With calibration data: re-estimate BatchNorm statistics where that brings the outputs closer to the original's.
     example_input : object, optional
@@ -99,7 +99,8 @@ def apply_(
     """Apply a plan in place and return the model.
 
     As `apply`, but BatchNorm statistics are not re-estimated, because the original weights are overwritten. Only
-    "sequential" needs a copy of the model, and holds it until the end. A model that is itself one layer cannot be
+    "sequential" needs a copy of the model, and holds it until the end; "data" copies the layers that read removed
+    channels. A model that is itself one layer cannot be
     changed in place: its replacement is returned. Nothing is changed if a check fails, except for the proof by a run
     (`example_input`, or the first calibration batch), which comes after the change.
     """
@@ -329,7 +330,7 @@ def _factored_(
     original: nn.Module | None = None,
     suspects: list[str] | None = None,
 ) -> nn.Module:
-    plan = replace(plan, provenance=replace(plan.provenance, reconstruct="data" if moments else "weights"))
+    plan = replace(plan, provenance=replace(plan.provenance, reconstruct="weights" if moments is None else "data"))
     progress = partial(track, description="factoring")
     return apply_plan_(model, plan, moments, progress=progress, original=original, suspects=suspects)
 

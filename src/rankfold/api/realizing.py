@@ -451,7 +451,7 @@ def check_work(model: nn.Module, *, evaluate: Measure | None, finetune: FineTune
         raise ConfigError(f"finetune must be a rankfold.FineTune. Got {type(finetune).__name__} instead.")
     if finetune.data is None:
         raise DataError(f"fine-tuning needs data. Pass {spelled('data', Code('loader'), of='FineTune')}.")
-    if finetune.metric_option is not None and evaluate is None:
+    if finetune.metric_option is not None and evaluate is None and finetune.validate is None:
         raise ConfigError(
             f"{spelled(*finetune.metric_option, of='FineTune')} needs a metric, but there is none. Pass "
             f"{spelled('evaluate', Code('rf.top1(loader)'))}."

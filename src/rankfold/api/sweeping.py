@@ -229,8 +229,8 @@ def _predicted_loss(planner: Planner, plan: Plan) -> float:
     Channels that a layer loses count as lost energy of its weight.
     """
     search = plan.provenance.search
-    if "compared" in search:  # plans of several proxies, whose predictions cannot be compared
-        return float(search["compared"][search["proxy"]])
+    if "compared" in search:  # plans of several kinds, whose predictions cannot be compared
+        return float(search["compared"][search.get("selected", search["proxy"])])
     if "predicted_loss" in search:
         return float(search["predicted_loss"])
     loss, removed = 0.0, plan.narrowing.removed()

@@ -26,7 +26,7 @@ from rankfold.candidates.cache import Cache
 from rankfold.candidates.curves import anchors, corrected, read_off, representatives
 from rankfold.candidates.fisher import FisherProxy, draws_for
 from rankfold.candidates.forecast import passes_of, shares_after
-from rankfold.candidates.narrow import NarrowPlan, whole_weights
+from rankfold.candidates.narrow import NarrowPlan, normalises_over, whole_weights
 from rankfold.candidates.network import NetworkProxy, samples_between
 from rankfold.candidates.outputs import check_taps, data_hash
 from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
@@ -326,22 +326,30 @@ class Estimator:
         return losses
 
     def compare_narrow(self, config: ProxyConfig, plans: Mapping[str, NarrowPlan]) -> dict[str, float]:
-        """Return the loss of the network of each of several plans that remove channels, as `compare` does."""
+        """Return the loss of the network of each of several plans that remove channels, as `compare` does.
+
+        Empty if a normalisation over channels loses some of them: such networks must be built to be measured.
+        """
+        if any(normalises_over(self.model, plan.narrowing) for plan in plans.values()):
+            return {}
         look = self._held_back(config)
-        moments = self._moments_without(look, self.moments or {})
+        changed = {name for plan in plans.values() for name in (*plan.narrowing.removed(), *plan.chosen)}
+        moments: Mapping[str, Moments] = self.moments or {}
+        if moments and look.start < (config.moment_samples or math.inf):
+            moments = self._moments_without(look, changed)
         network, losses = self._network(look), dict[str, float]()
-        for key, plan in track(list(plans.items()), "comparing plans"):
-            weights = whole_weights(self.model, self.inventory, plan, moments)
+        for key in track(own_share(list(plans)), "comparing plans"):
+            weights = whole_weights(self.model, self.inventory, plans[key], moments)
             first = next(iter(weights), self.inventory.layers[0].name)  # a plan may change nothing
             try:
                 for name, weight in weights.items():
                     network.replace(name, weight)
-                changed = weights.get(first, layer_weight(self.model, first))
-                losses[key] = network.losses(self.inventory.layer(first), [changed])[0]
+                replaced = weights.get(first, layer_weight(self.model, first))
+                losses[key] = network.losses(self.inventory.layer(first), [replaced])[0]
             finally:
                 for name in weights:
                     network.replace(name, layer_weight(self.model, name))
-        return losses
+        return merged(losses)
 
     def _held_back(self, config: ProxyConfig) -> _Look:
         """Return what is compared for finished plans."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from rankfold.factor.moments import Moments
-from rankfold.inventory import layer_weight
+from rankfold.inventory import find_module, layer_weight
 from rankfold.inventory.narrowing import fitted_weight, narrowed_moments, widened_weight
 from rankfold.records import Candidate, Inventory, Narrowing, narrowed_layer
 from rankfold.surgery.approximate import approximations
@@ -27,8 +27,8 @@ def whole_weights(
 ) -> dict[str, Tensor]:
     """Return weights in the original's shapes with which it computes what the network of a plan computes.
 
-    Removed inputs have weights of zero, so nothing reads the removed channels. A normalisation over channels still
-    counts them.
+    Removed inputs have weights of zero, so nothing reads the removed channels, except for normalisations over channels
+    (`normalises_over`).
 
     Parameters
     ----------
@@ -59,3 +59,9 @@ def whole_weights(
             weight = next(approximations(weight, narrowed_layer(layer, gone), [candidate], seen))
         weights[layer.name] = widened_weight(weight, layer, gone) if gone else weight
     return weights
+
+
+def normalises_over(model: nn.Module, narrowing: Narrowing) -> bool:
+    """Return whether a LayerNorm or GroupNorm loses channels, whose values change those of the others."""
+    names = {axis.name for group in narrowing for axis in group.on("channels")}
+    return any(isinstance(find_module(model, name), nn.LayerNorm | nn.GroupNorm) for name in names)

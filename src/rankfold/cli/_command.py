@@ -19,7 +19,7 @@ from rankfold.cli._spelling import spelling_of
 
 
 class Given(SimpleNamespace):
-    """The values of flags by name; `named` are the flags on the command line, whose values are not the defaults'."""
+    """The values of flags by name; `named` are the flags that were given on the command line."""
 
     named: frozenset[str] = frozenset()
 

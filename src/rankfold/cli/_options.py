@@ -24,6 +24,9 @@ DATA_HELP = f"Data set: {either(DATA_SPECS)}."
 REQUIRED = inspect.Parameter.empty
 """Default of a required flag."""
 
+HELD_OUT = 0.1
+"""Share of the training images that are held out by default, to select the best epoch."""
+
 PLANNED = ("additive", "measured", "peak")
 """Kinds of resources that a plan can meet without a metric."""
 
@@ -103,8 +106,8 @@ FLAGS: dict[str, Flag] = {
     ),
     "recipe": Flag(
         kind=str | None, metavar="NAME", panel=TUNE, check=among(RECIPES),
-        help=f"Recipe of a paper: {either(tuple(RECIPES))}. It replaces the defaults of the options "
-        "below, such as --epochs.",
+        help=f"Recipe of a paper: {either(tuple(RECIPES))}. It sets the epochs, loss, optimizer and "
+        "schedule that other options do not set, and the batch size.",
     ),
     "loss": _of_recipe("loss", str, metavar="TERMS"),
     "lr": _of_recipe("lr", float | None, metavar="RATE"),
@@ -115,7 +118,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "train_batch_size": Flag(
         kind=int | None, check=integer(1, 10**6, optional=True), panel=TUNE,
-        help="Images per step. By default --batch-size.",
+        help="Images per step. By default that of --recipe, otherwise --batch-size.",
     ),
     "limit_train": Flag(
         kind=int | None, check=integer(1, optional=True), panel=TUNE,
@@ -124,8 +127,8 @@ FLAGS: dict[str, Flag] = {
     "hold_out": Flag(
         kind=int | None, check=integer(0, optional=True), panel=TUNE,
         help="Training images that are left out of training: keep=best, target=VALUE and schedule=plateau follow the "
-        "accuracy on them. By default a tenth of the images for keep=best, and otherwise 0, so that they follow the "
-        "test images.",
+        f"accuracy on them. By default {HELD_OUT:.0%} of the images for keep=best, otherwise 0: they then follow the "
+        "test images. Factories hold out nothing.",
     ),
     "max_steps": _of_recipe("max_steps", int | None),
     "augment": Flag(kind=bool, default=False, panel=TUNE, help="Apply random crops and, to colour images, flips."),

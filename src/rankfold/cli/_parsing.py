@@ -15,6 +15,7 @@ from rankfold._options import options_of
 from rankfold.api import options as records
 from rankfold.cli._command import Given
 from rankfold.cli._loading import open_data
+from rankfold.cli._options import HELD_OUT
 from rankfold.cli._source import Source, names_code
 from rankfold.cli._spelling import key_of
 from rankfold.errors import ConfigError, CorruptArtifact
@@ -22,9 +23,6 @@ from rankfold.records import Budget
 from rankfold.tune import RECIPES, FineTune
 
 _TUNE_FIELDS = ("epochs", "loss", "lr", "optimizer", "max_steps", "checkpoint", "checkpoint_every", "seed")
-
-HELD_OUT = 0.1
-"""Share of the training images that are held out by default, to select the best epoch."""
 
 CONSTANTS = {"none": None, "None": None, "True": True, "False": False}
 """Python's spellings of JSON's null, true and false."""
@@ -97,12 +95,13 @@ def recipe_of(
         If ``--finetune-option`` does not name a field of `FineTune`.
     """
     by_name = getattr(given, "recipe", None)
-    if by_name is None and not given.epochs:
+    if not given.epochs and (by_name is None or "epochs" in given.named):
         return None
     if source.data is None:
         what = f"--epochs {given.epochs}" if by_name is None else f"--recipe {by_name}"
         raise ConfigError(f"{what} needs data to train on. Pass --data, or leave {what.split()[0]} out.")
     options: dict[str, Any] = {name: getattr(given, name) for name in _TUNE_FIELDS if hasattr(given, name)}
+    taken = {"data", *options} | ({"resume"} if hasattr(given, "checkpoint") else set())
     if by_name is not None:
         base = RECIPES[by_name].config
         options = {name: value for name, value in options.items() if name in given.named or name == "seed"}
@@ -110,7 +109,7 @@ def recipe_of(
         options |= {"resume": not given.restart, "checkpoint": given.checkpoint or checkpoint}
     others = parse_options(given.finetune_option, flag="--finetune-option")
     for key in others:
-        if key in options or key == "data":
+        if key in taken:
             raise ConfigError(f"--finetune-option does not take {key!r}. Use {spelled(key)} instead.")
     defaults = {} if base is None else changed(base)
     return build_config(FineTune, {**defaults, **options, **others}, owner="fine-tuning")

@@ -109,8 +109,8 @@ def reproduce(given: Given, out: Output) -> None:
     methods = None if given.methods is None else resolve_methods(given.methods)
     budget = parse_budget(given.budget or ([paper.budget] if paper.budget else None))
     source = given_source(given, given.model)
-    student = _student(given, source)
     recipe = recipe_of(given, source)
+    student = _student(given, source, epochs=given.epochs if recipe is None else recipe.epochs)
     folder = Path(given.out).expanduser()
     check_writable(folder)
     work = open_work(source, given)
@@ -150,7 +150,7 @@ def _check_flags(given: Given, paper: Paper) -> None:
                 raise ConfigError(f"--{name.replace('_', '-')} needs a student. Pass --student.")
 
 
-def _student(given: Given, source: Source) -> Student | None:
+def _student(given: Given, source: Source, *, epochs: int) -> Student | None:
     """Return the student with its weights; its data is that of the studied network."""
     if given.student is None:
         return None
@@ -164,7 +164,7 @@ def _student(given: Given, source: Source) -> Student | None:
         )
     return Student(
         name=given.student, model=open_model(own, pick_device(given.device)), trained=is_trained(own),
-        epochs=given.student_epochs or given.epochs,
+        epochs=given.student_epochs or epochs,
     )  # fmt: skip
 
 
@@ -173,7 +173,9 @@ def _command(given: Given) -> str:
     parts = ["rankfold", "reproduce"]
     for name, flag in flags_of(_NAMES, _OWN).items():
         value = getattr(given, name)
-        if name in ("out", "study", "as_json", "quiet") or value is None or value == flag.default:
+        if name in ("out", "study", "as_json", "quiet") or value is None:
+            continue
+        if value == flag.default and name not in given.named:
             continue
         option = [] if flag.names is None else [spellings(name, flag)[0]]
         for one in value if isinstance(value, list) else [value]:

@@ -273,7 +273,7 @@ class Pricing:
 
     @property
     def gain(self) -> str:
-        """What useful candidates are compared with their layers, in words."""
+        """How useful candidates differ from their layers, in words."""
         return "smaller and faster" if self.never_slower else "smaller"
 
     def narrowed(self, narrowing: Narrowing) -> Pricing:

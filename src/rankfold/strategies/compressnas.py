@@ -30,7 +30,7 @@ Chosen = tuple[Selection, dict[str, Any]]
 """A selection, and what the plan states of the search."""
 
 CLEARLY = 0.95
-"""A plan that only factors or only prunes replaces a joint one if its measured loss is at most this share of it."""
+"""A plan that only factors or only prunes replaces a joint one if its measured loss is below this share of it."""
 WORTH_TELLING = 10.0
 """Seconds from which a search states its time before it starts."""
 RIVALS = ("fisher", "weight", "uniform")
@@ -224,9 +224,9 @@ class CompressNAS(ProxyConfig, Strategy):
             plans |= self._one_sided(problem, losses, limits)
             whole = {k: replace(one, chosen={**problem.fixed, **one.chosen}) for k, (one, _) in plans.items()}
             compared = estimator.compare_narrow(self.proxy_options, whole)
-            best_alone = min(compared, key=lambda name: compared[name])
-            if compared[best_alone] < CLEARLY * compared["joint"]:
-                chosen = best_alone
+            least = min(compared, key=lambda name: compared[name], default="joint")
+            if compared and compared[least] < CLEARLY * compared["joint"]:
+                chosen = least
         narrow, search = plans[chosen]
         reasons = dict.fromkeys((layer.name for layer in problem.inventory), "the budget is better spent elsewhere")
         reasons |= {layer.name: layer.skip for layer in problem.inventory if layer.skip is not None}
@@ -234,7 +234,7 @@ class CompressNAS(ProxyConfig, Strategy):
         plan = make_plan(
             problem, replace(self, proxy=proxy), narrow.chosen, reasons=reasons, narrowing=narrow.narrowing
         )
-        search = {"proxy": proxy, **search, **({"compared": compared} if compared else {})}
+        search = {"proxy": proxy, **search, **({"compared": compared, "selected": chosen} if compared else {})}
         return replace(plan, provenance=replace(plan.provenance, search=search))
 
     def _one_sided(

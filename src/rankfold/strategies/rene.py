@@ -160,14 +160,11 @@ class RENE(Strategy):
         ModelError
             If the search diverges for a layer, even with smaller steps.
         """
-        axes, reasons = self._axes(problem)
+        axes, reasons, useless = self._axes(problem)
         if not axes:
-            above = next(
-                (name for name, reason in reasons.items() if reason.startswith(("no rank from", "no multiple of"))),
-                None,
-            )
-            if above is not None and max(self.rank_min, problem.rank_multiple) > 1:
+            if useless and max(self.rank_min, problem.rank_multiple) > 1:
                 smaller = "rank_min" if problem.rank_multiple == 1 else "rank_min or rank_multiple"
+                above = useless[0]
                 raise ConfigError(
                     f"strategy 'rene' has no candidates. Layer {above!r}: {reasons[above]}. Use a smaller {smaller}."
                 )
@@ -179,9 +176,9 @@ class RENE(Strategy):
         found = {"scale": scale, "loss": search.loss_of(chosen), "stages": search.stages}
         return replace(plan, provenance=replace(plan.provenance, search=found))
 
-    def _axes(self, problem: Problem) -> tuple[list[Axis], dict[str, str]]:
-        """Return the ranks to search in each layer, and why other layers are kept."""
-        axes, reasons, unit = list[Axis](), dict[str, str](), problem.rank_multiple
+    def _axes(self, problem: Problem) -> tuple[list[Axis], dict[str, str], list[str]]:
+        """Return the ranks to search in each layer, why other layers are kept, and those without a useful rank."""
+        axes, reasons, useless, unit = list[Axis](), dict[str, str](), list[str](), problem.rank_multiple
         given = [methods.get(name, problem.options.get(name)) for name in problem.methods]
         for layer in problem.inventory:
             if layer.skip is not None or layer.name in problem.fixed:
@@ -204,13 +201,14 @@ class RENE(Strategy):
             low, most = -(-self.rank_min // unit) * unit, max(limits)
             if high < self.rank_min or (high < low and high < most):
                 what = "rank" if unit == 1 else f"multiple of {unit}"
+                useless.append(layer.name)
                 reasons[layer.name] = (
                     f"no {what} from {self.rank_min} to {self.rank_max} of {method.name} makes it "
                     f"{problem.pricing.gain}{f'; its largest rank is {most}' if most < self.rank_min else ''}"
                 )
                 continue
             axes.append(Axis(layer=layer, method=method, limits=limits, low=min(low, high), high=high))
-        return axes, reasons
+        return axes, reasons, useless
 
 
 class _Search:

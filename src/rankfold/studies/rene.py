@@ -100,7 +100,7 @@ def double(setup: Setup) -> Study:
     chosen = setup.methods or DEFAULT_TRAIN
     recipe = replace(
         setup.recipe, loss="auto", epochs=student.epochs, checkpoint=setup.cache / "student.pt", keep="last",
-        target=None,
+        target=None, validate=None,
     )  # fmt: skip
     pupil = replace(setup, model=student.model)
     distilled: list[Setup] = []

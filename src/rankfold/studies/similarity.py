@@ -69,7 +69,9 @@ def finetuning(setup: Setup) -> Study:
         for row in _similar(setup, DEFAULT_PAIR, one_shot=one_shot):
             yield replace(row, name=name)
 
-    epoch = finetune(setup.model, replace(setup.recipe, epochs=1, target=None, keep="last"), teacher=setup.model)
+    epoch = finetune(
+        setup.model, replace(setup.recipe, epochs=1, target=None, keep="last", validate=None), teacher=setup.model
+    )
     return setup.study(
         "finetuning",
         "One-shot against iterative fine-tuning (Fig. 17)",

@@ -25,7 +25,7 @@ NOISY = 0.1
 SECONDS = 20.0
 """Time after which no further round is run, once there are `FEWEST`."""
 MODEL_SECONDS = 60.0
-"""The same for whole models, whose time decides: on a shared machine, rounds of seconds differ by a tenth and more."""
+"""The same limit for whole models. Their times decide, and on a shared machine, rounds of seconds differ by 10 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ FORMAT = "rankfold-finetune"
 VERSION = 1
 NAME = "finetune.pt"
 
-# Fields of the config that do not affect the result.
+# Fields of the config that do not affect the result, or that cannot be compared (the metric is known by its name).
 _FREE = {"data", "validate", "checkpoint", "checkpoint_every", "resume"}
 
 # Largest distance of the starting weights from those of the interrupted run, relative to their norm. On some devices,

@@ -101,7 +101,8 @@ class FineTune:
         Keep the weights of the last epoch, or of the epoch with the best metric (the first of equals).
     validate : callable or None
         The metric after each epoch, which `target`, `keep` and ``"plateau"`` follow, such as ``rf.top1(held_out)``. By
-        default it is the metric of the test data, which is then no longer unbiased.
+        default, the metric that `finetune` or `compress` gets; if that is measured on test data, the final value is
+        optimistic.
     checkpoint : path or None
         File of the checkpoint, or folder for ``finetune.pt``. A name with a suffix is a file.
     checkpoint_every : int or None

@@ -92,7 +92,7 @@ def data(
         splits. For a factory, the first images are taken.
     hold_out : float or int
         Training images that ``"train"`` lacks, drawn at random with `seed`: a share (a float below 1) or a number (an
-        int). Not for factories.
+        int). ``"calibration"`` does not contain them, unless it takes more than the rest. Not for factories.
     shuffle : bool
         Whether each pass has a new order. Otherwise the order is that of the files, or of the draw if `limit` applies.
     seed : int
@@ -169,8 +169,9 @@ def _without_held_out(dataset: Dataset[Sample], split: str, hold_out: float, see
             f"{spelled('hold_out', hold_out)} leaves {count:,} of {total:,} training images out. It must leave out at "
             "least one, and not all of them."
         )
+    # Calibration images are drawn in the same order, from the start.
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed), device="cpu")
-    chosen = order[:count] if split == "held_out" else order[count:]
+    chosen = order[total - count :] if split == "held_out" else order[: total - count]
     return Subset(dataset, chosen.sort().values.tolist())
 
 
