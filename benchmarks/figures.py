@@ -391,8 +391,8 @@ def of_joint(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         key = (result["network"], result["left"])
         columns = {"network": key[0].partition("_")[0], "parameters left": f"{key[1]} %"}
         row = rows.setdefault(key, {**columns, **dict.fromkeys(("pruning", "factoring", "joint"), "")})
-        row[result["search"]] = f"{result['top1']:.2%}"
-    return list(rows.values())
+        row[result["search"]] = f"{result['top1']:.2%}" if "top1" in result else "out of reach"
+    return [rows[key] for key in sorted(rows, key=lambda key: (key[0], -key[1]))]
 
 
 def of_refit(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

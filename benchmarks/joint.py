@@ -38,7 +38,7 @@ def main() -> None:
     strategies = {
         "joint": rf.CompressNAS(widths=tuple(args.widths)),
         "factoring": rf.CompressNAS(),
-        "pruning": rf.Prune(),
+        "pruning": rf.Prune(most=0.99),
     }
     rows: list[dict[str, Any]] = _harness.stored(args) or []
     for left in args.left:
@@ -50,10 +50,15 @@ def main() -> None:
                 continue
             start = time.process_time()
             budget = f"params<={left}%"
-            plan = rf.plan(
-                model, example, strategy=strategies[name], budget=budget, calibration=images, time_limit=None,
-                seed=args.seed,
-            )  # fmt: skip
+            try:
+                plan = rf.plan(
+                    model, example, strategy=strategies[name], budget=budget, calibration=images, time_limit=None,
+                    seed=args.seed,
+                )  # fmt: skip
+            except rf.RankfoldError as error:
+                rows.append({**setting, "refused": str(error).splitlines()[0]})
+                _harness.save("joint", rows, args)
+                continue
             planned = time.process_time()
             small = rf.apply(model, plan, images, reconstruct="sequential", example_input=example)
             rows.append(
