@@ -100,9 +100,9 @@ def apply_(
 
     As `apply`, but BatchNorm statistics are not re-estimated, because the original weights are overwritten. Only
     "sequential" needs a copy of the model, and holds it until the end; "data" copies the layers that read removed
-    channels. A model that is itself one layer cannot be
-    changed in place: its replacement is returned. Nothing is changed if a check fails, except for the proof by a run
-    (`example_input`, or the first calibration batch), which comes after the change.
+    channels. A model that is itself one layer cannot be changed in place: its replacement is returned. Nothing is
+    changed if a check fails, except for the proof by a run (`example_input`, or the first calibration batch), which
+    comes after the change.
     """
     how = reconstruction(reconstruct, has_data=calibration is not None)
     check_plan(model, plan)

@@ -315,7 +315,7 @@ class Estimator:
         look = self._held_back(config)
         names = {name for selection in selections.values() for name, c in selection.items() if c is not None}
         moments: Callable[[], Mapping[str, Moments]] | None = None
-        if self.moments and look.start < (config.moment_samples or math.inf):
+        if self._overlaps(config, look):
             moments = cache(partial(self._moments_without, look, names))
         losses = dict[str, float]()
         for key, selection in track(list(selections.items()), "comparing plans"):
@@ -335,7 +335,7 @@ class Estimator:
         look = self._held_back(config)
         changed = {name for plan in plans.values() for name in (*plan.narrowing.removed(), *plan.chosen)}
         moments: Mapping[str, Moments] = self.moments or {}
-        if moments and look.start < (config.moment_samples or math.inf):
+        if self._overlaps(config, look):
             moments = self._moments_without(look, changed)
         network, losses = self._network(look), dict[str, float]()
         for key in track(own_share(list(plans)), "comparing plans"):
@@ -361,6 +361,10 @@ class Estimator:
         present = sum(batch_size(inputs) for inputs, _ in self._samples(_Look(0, start, config.taps)))
         half = min(present, read or present) // 2
         return _Look(0, max(1, min(COMPARED, samples, half)), config.taps)
+
+    def _overlaps(self, config: ProxyConfig, look: _Look) -> bool:
+        """Return whether the second moments contain compared samples."""
+        return bool(self.moments) and look.start < (config.moment_samples or math.inf)
 
     def _moments_without(self, look: _Look, names: Collection[str]) -> dict[str, Moments]:
         """Return the second moments of some layers without those of the compared samples."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rankfold.factor.moments import Moments
 from rankfold.inventory import find_module, layer_weight
-from rankfold.inventory.narrowing import fitted_weight, narrowed_moments, widened_weight
+from rankfold.inventory.narrowing import refitted, widened_weight
 from rankfold.records import Candidate, Inventory, Narrowing, narrowed_layer
 from rankfold.surgery.approximate import approximations
 
@@ -53,8 +53,7 @@ def whole_weights(
             continue
         weight = layer_weight(model, layer.name)
         if gone:
-            weight = fitted_weight(weight, layer, gone, seen)
-            seen = None if seen is None else narrowed_moments(seen, layer, gone)
+            weight, seen = refitted(weight, layer, gone, seen)
         if candidate is not None:
             weight = next(approximations(weight, narrowed_layer(layer, gone), [candidate], seen))
         weights[layer.name] = widened_weight(weight, layer, gone) if gone else weight

@@ -173,9 +173,8 @@ def _command(given: Given) -> str:
     parts = ["rankfold", "reproduce"]
     for name, flag in flags_of(_NAMES, _OWN).items():
         value = getattr(given, name)
-        if name in ("out", "study", "as_json", "quiet") or value is None:
-            continue
-        if value == flag.default and name not in given.named:
+        is_default = value is None or (value == flag.default and name not in given.named)
+        if is_default or name in ("out", "study", "as_json", "quiet"):
             continue
         option = [] if flag.names is None else [spellings(name, flag)[0]]
         for one in value if isinstance(value, list) else [value]:

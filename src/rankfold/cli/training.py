@@ -26,7 +26,7 @@ from rankfold.reporting.words import metric as in_words
 from rankfold.reporting.words import seconds as duration
 from rankfold.storage.state import check_state
 from rankfold.storage.weights import write_weights
-from rankfold.tune import FROM_SCRATCH
+from rankfold.tune import FROM_SCRATCH, RECIPES
 
 # Without a teacher there is one loss. --epochs of compress has a second spelling, and a default of 0.
 _RECIPE = {name: replace(FLAGS[name], panel="Training") for name in GROUPS["tuning"] if name not in ("loss", "recipe")}
@@ -44,7 +44,9 @@ _RECIPE["optimizer"] = replace(_RECIPE["optimizer"], default=FROM_SCRATCH.optimi
         help="File for the weights, ending in .safetensors.",
     ),
     data=replace(FLAGS["data"], kind=str, default=REQUIRED),
-    batch_size=replace(FLAGS["batch_size"], kind=int, default=32, help="Images per batch."),
+    batch_size=replace(
+        FLAGS["batch_size"], kind=int, default=RECIPES["from-scratch"].batch_size, help="Images per batch."
+    ),
     **_RECIPE,
 )  # fmt: skip
 def train(given: Given, out: Output) -> None:

@@ -75,7 +75,7 @@ def ridge_correction(pairs: PairMoments, ridge: float) -> Tensor:
     RankfoldError
         If ``E[x x^T]`` is not a second moment.
     """
-    return torch.cholesky_solve(pairs.cross.mT, damped_cholesky(damped(pairs, ridge), 1e-14)).mT
+    return _solved(damped(pairs, ridge), pairs.cross)
 
 
 def damped(pairs: PairMoments, ridge: float) -> Tensor:
@@ -121,8 +121,12 @@ def restricted(weight: Tensor, moment: Tensor, kept: Tensor, ridge: float) -> Te
     weight, rows = weight.to(moment), moment[kept]
     second = rows[:, kept]
     second.diagonal().add_(ridge * second.diagonal().mean())
-    lower = damped_cholesky(second[None], 1e-14)[0]
-    return weight[:, kept] + torch.cholesky_solve(rows[:, gone] @ weight[:, gone].mT, lower).mT
+    return weight[:, kept] + _solved(second[None], weight[None, :, gone] @ rows[:, gone].mT)[0]
+
+
+def _solved(moment: Tensor, cross: Tensor) -> Tensor:
+    """Return the V with ``V moment = cross``, ``(groups, o, n)``, for damped second moments ``(groups, n, n)``."""
+    return torch.cholesky_solve(cross.mT, damped_cholesky(moment, 1e-14)).mT
 
 
 def choose_ridge(folds: Sequence[PairMoments], ridges: Sequence[float]) -> float:

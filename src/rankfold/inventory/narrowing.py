@@ -96,6 +96,14 @@ def fitted_weight(weight: Tensor, layer: LayerInfo, removed: Removed, moments: M
     return torch.cat(fitted).to(weight)
 
 
+def refitted(
+    weight: Tensor, layer: LayerInfo, removed: Removed, moments: Moments | None
+) -> tuple[Tensor, Moments | None]:
+    """Return the `fitted_weight` of a layer, and the moments of its remaining inputs."""
+    left = None if moments is None else narrowed_moments(moments, layer, removed)
+    return fitted_weight(weight, layer, removed, moments), left
+
+
 def lost_energy(weight: Tensor, layer: LayerInfo, removed: Removed, error: float = 0.0) -> float:
     """Return the relative squared error of a layer's weight in which removed weights count as lost.
 

@@ -28,7 +28,7 @@ from rankfold import methods
 from rankfold.cost import Pricing
 from rankfold.errors import InfeasibleBudget, RankfoldError
 from rankfold.factor.moments import Moments, output_energy
-from rankfold.inventory.narrowing import fitted_weight, narrowed_moments, narrowed_weight, widened_weight
+from rankfold.inventory.narrowing import narrowed_moments, narrowed_weight, refitted, widened_weight
 from rankfold.methods import to_canonical
 from rankfold.records import Candidate, ChannelGroup, Cost, LayerInfo, Narrowing, Ranks, narrowed_layer
 from rankfold.records.narrowing import Removed
@@ -155,9 +155,9 @@ class JointSearch:
         weight, narrow = self.problem.weight(layer.name), pricing.inventory.layer(layer.name)
         curve, lost = self._curves.get(layer.name, self._other), 0.0
         if gone:
-            whole, weight = weight, fitted_weight(weight, layer, gone, moments)
-            lost = _lost_energy(whole, weight, layer, gone, moments)
-            moments = None if moments is None else narrowed_moments(moments, layer, gone)
+            left, remaining = refitted(weight, layer, gone, moments)
+            lost = _lost_energy(weight, left, layer, gone, moments)
+            weight, moments = left, remaining
         yield None, pricing.inventory.costs[layer.name], curve.loss(lost)
         if not gone:
             for candidate in self.problem.table().rows.get(layer.name, ()):

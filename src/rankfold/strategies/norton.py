@@ -11,7 +11,7 @@ from rankfold import criteria, methods
 from rankfold._config import is_integer, require
 from rankfold.candidates.table import FILTERWISE
 from rankfold.errors import InfeasibleBudget, NoMatchingLayer
-from rankfold.inventory.narrowing import fitted_weight, lost_energy, narrowed_moments
+from rankfold.inventory.narrowing import lost_energy, refitted
 from rankfold.records import Candidate, Cost, LayerInfo, Narrowing, Plan
 from rankfold.strategies.channels import Channels, bounded_layers, check_channel_options, share_within
 from rankfold.strategies.contract import Strategy, make_plan, registry
@@ -129,9 +129,8 @@ class _Search:
         removed, narrow = narrowing.removed(), problem.pricing.narrowed(narrowing).inventory
         chosen: dict[str, Candidate] = {}
         for name, candidate in self._candidates(narrowing).items():
-            layer, gone, moments = problem.inventory.layer(name), removed.get(name, {}), problem.moments(name)
-            weight = fitted_weight(problem.weight(name), layer, gone, moments)
-            moments = None if moments is None else narrowed_moments(moments, layer, gone)
+            layer, gone = problem.inventory.layer(name), removed.get(name, {})
+            weight, moments = refitted(problem.weight(name), layer, gone, problem.moments(name))
             prepared = methods.prepare(self._method, weight, narrow.layer(name), moments)
             chosen[name] = replace(candidate, error=prepared.error(candidate.ranks))
         reasons = {layer.name: self._reason(layer) for layer in problem.inventory}
