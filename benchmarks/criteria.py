@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from torch import Tensor
+from torch import Tensor, nn
 
 import _harness
 import rankfold as rf
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
     parser.add_argument("--test-images", type=int, default=10_000, help="test images")
     parser.add_argument("--epochs", type=int, default=0, help="of fine-tuning after the fit")
+    parser.add_argument("--fitted", type=Path, help="folder in which fitted networks are kept for a later run")
     parser.add_argument("--decomposition", action="store_true", help="time of the filter-wise CP")
     parser.add_argument("--distances", action="store_true", help="spread of the distances")
     parser.add_argument("--memory", action="store_true", help="memory of all pairs of a layer")
@@ -98,7 +99,7 @@ def accuracy(rows: list[dict[str, Any]], data: Path, args: Any) -> None:
     """Add a row for each setting that has none."""
     network = args.network
     model = rf.zoo.create(network, weights=data / "weights" / f"{network}.safetensors")
-    entry, spec, example = rf.zoo.entry(network), f"cifar10:{data / 'cifar10'}", rf.zoo.example_input(network)
+    entry, spec = rf.zoo.entry(network), f"cifar10:{data / 'cifar10'}"
     images = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=args.images, seed=args.seed))
     test = list(rf.zoo.data(spec, split="test", normalize=entry, batch_size=500, limit=args.test_images))
     train = list(rf.zoo.data(spec, split="train", normalize=entry, shuffle=True, seed=args.seed)) if args.epochs else []
@@ -118,8 +119,7 @@ def accuracy(rows: list[dict[str, Any]], data: Path, args: Any) -> None:
         if not missing:
             continue
         start = time.process_time()
-        plan = rf.plan(model, example, strategy=rf.Norton(ratio=ratio, rank=rank, criterion=criterion), seed=seed)
-        small = rf.apply(model, plan, images, reconstruct="sequential", example_input=example)
+        small = fitted(model, rf.Norton(ratio=ratio, rank=rank, criterion=criterion), images, seed, args)
         for row in missing:
             if row["epochs"]:
                 recipe = rf.FineTune(data=train, epochs=args.epochs, loss="task", channels_last=True, seed=args.seed)
@@ -130,6 +130,19 @@ def accuracy(rows: list[dict[str, Any]], data: Path, args: Any) -> None:
             print(rows[-1], flush=True)
             results = _harness.stored(args) or {}
             _harness.save("criteria", {**results, "accuracy": rows}, args)
+
+
+def fitted(model: nn.Module, strategy: rf.Norton, images: list[Any], seed: int, args: Any) -> nn.Module:
+    """Return the pruned and factored network, fitted without labels; an earlier run may have kept it."""
+    example = rf.zoo.example_input(args.network)
+    name = f"{args.network}-{strategy.ratio}-{strategy.rank}-{strategy.criterion}-{seed}-{args.images}"
+    if args.fitted is not None and (args.fitted / name).exists():
+        return rf.load(args.fitted / name, model, example_input=example)
+    plan = rf.plan(model, example, strategy=strategy, seed=seed)
+    small = rf.apply(model, plan, images, reconstruct="sequential", example_input=example)
+    if args.fitted is not None:
+        rf.save(small, args.fitted / name)
+    return small
 
 
 def decomposition(layers: list[tuple[LayerInfo, Tensor]], rank: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rankfold import methods
 from rankfold.methods import Method
 from rankfold.surgery import Factored
+from rankfold.surgery.merged import merged
 from rankfold.testing.cases import LayerCase
 from rankfold.testing.subject import (
     OUTPUT_TOLERANCE,
@@ -37,6 +38,33 @@ def gradients_reach_every_factor(method: Method, case: LayerCase) -> None:
             expect(bool(gradient.isfinite().all()), f"ranks {ranks}: the gradient of {name} is not finite")
             if subject.input.numel() > 0:
                 expect(bool(gradient.any()), f"ranks {ranks}: the gradient of {name} is zero")
+
+
+def merged_layers_compute_the_same(method: Method, case: LayerCase) -> None:
+    """As one dense layer (`rankfold.surgery.merged`), it has the same outputs and gradients, and runs no stage."""
+    subject = Subject.of(case)
+    ranks, x = sample_ranks(method, subject.info, count=1)[0], subject.input.double()
+    module = subject.random(method, ranks, dtype=torch.float64)
+    apart = _output_and_gradients(module, x)
+    with merged(module) as layers, mock.patch.object(Factored, "forward", side_effect=AssertionError("a stage ran")):
+        expect(list(layers) == [""], "the layer is not merged")
+        together = _output_and_gradients(module, x)
+    expect("forward" not in vars(module), "the layer is still merged afterwards")
+    for name, expected in apart.items():
+        error = relative_error(together[name], expected)
+        expect(error <= OUTPUT_TOLERANCE[torch.float64], f"ranks {ranks}: {name} is off by {error:.2e} if merged")
+
+
+def _output_and_gradients(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    output = module(x)
+    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).reshape(output.shape)
+    gradients = torch.autograd.grad((output * weights).sum(), [*parameters, x])
+    return {
+        "the output": output.detach(),
+        **dict(zip((f"the gradient of {n}" for n in (*names, "x")), gradients, strict=True)),
+    }
 
 
 def weight_is_differentiable(method: Method, case: LayerCase) -> None:

@@ -93,6 +93,11 @@ class FineTune:
         Store images, volumes and the weights of their convolutions in torch's memory format ``channels_last`` during
         training. Results are the same up to rounding. It often saves time: distillation of a ResNet-20 with half of its
         parameters took 0.79 of the time on one thread of a processor with AVX-512 (`benchmarks/memory_format.py`).
+    merge_factors : bool
+        Run each factored layer as one dense layer during training, with the product of its factors as its weight. The
+        factors are trained as before, with the same gradients up to rounding. Time and memory for activations are those
+        of the dense layer, which is often less: TODO (`benchmarks/merged.py`).
+        Metrics are measured on the factored layers.
     freeze_batchnorm_statistics : bool
         Normalise by the running statistics and do not update them. For very small batches.
     target : float or None
@@ -138,6 +143,7 @@ class FineTune:
     max_grad_norm: float | None = 1.0
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     channels_last: bool = False
+    merge_factors: bool = False
     freeze_batchnorm_statistics: bool = False
     target: float | None = None
     keep: Literal["last", "best"] = "last"
@@ -248,7 +254,7 @@ CHECKS: dict[str, Check] = {
     "temperature": _positive(),
     **dict.fromkeys(("lr", "max_grad_norm"), _positive(optional=True)),
     **dict.fromkeys(("objective", "groups", "validate"), _that(callable, "a callable, or None", optional=True)),
-    **dict.fromkeys(("channels_last", "freeze_batchnorm_statistics"), boolean),
+    **dict.fromkeys(("channels_last", "merge_factors", "freeze_batchnorm_statistics"), boolean),
     "plateau_patience": integer(0),
     "plateau_factor": _that(lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1"),
     "momentum": _that(lambda v: _finite(v) and 0 < v < 1, "a number above 0 and below 1 (Nesterov momentum)"),

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from rankfold.batches import split_batch
 from rankfold.errors import DataError, MetricError, ModelError, RankfoldError, RankfoldWarning
 from rankfold.evaluation import Metric, evaluate
 from rankfold.inventory import KeptState, holds_graph
+from rankfold.surgery.merged import merged
 from rankfold.tune import checkpoint
 from rankfold.tune.batch_source import BatchSource, Shard, digest, require_batches
 from rankfold.tune.config import FineTune
@@ -149,9 +150,12 @@ class Run:
         state, config = self.state, self.config
         self._train_mode()
         self.scale = self._plateau_scale()
-        self.kept = KeptState(self.model, buffers=False)
         start, before, done = time.monotonic(), state.seconds, state.batch
-        with closing(self.source.epoch(state.epoch)) as shards:
+        with ExitStack() as stack:
+            if config.merge_factors:
+                stack.enter_context(merged(self.model))
+            self.kept = KeptState(self.model, buffers=False)
+            shards = stack.enter_context(closing(self.source.epoch(state.epoch)))
             for position, shard in enumerate(self._tracked(shards)):
                 if position < done:  # replayed to advance the data's random numbers
                     if position == done - 1 and replay:

@@ -1,0 +1,63 @@
+"""Factored layers that run as one dense layer for a while: the same function of the same factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rankfold.inventory.kinds import CONVS, TRANSPOSED
+from rankfold.surgery.apply import factored_layers
+from rankfold.surgery.factored import Bias, Factored, Reshape
+from rankfold.surgery.gauged import Gauged
+from rankfold.surgery.stock import uninitialised
+
+_PLAIN = (nn.Linear, *CONVS, *TRANSPOSED)
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[list[str]]:
+    """Run each factored layer as the layer that it replaced, with the product of the factors as its weight.
+
+    Outputs and gradients of the factors are the same up to rounding. The dense weight is computed at every call. A
+    layer whose stages have hooks, parametrisations or other classes than stock ones (adapters, for example) runs as
+    before.
+
+    Yields
+    ------
+    list of str
+        The layers that run as one.
+    """
+    layers = {name: layer for name, layer in factored_layers(model).items() if _mergeable(layer)}
+    # An attribute of the instance goes before the method of its class, so hooks of the layer still run.
+    for layer in layers.values():
+        stock = uninitialised(layer.info, bias=layer.bias is not None, device=torch.device("meta"))
+        layer.forward = partial(_forward, layer, stock)
+    try:
+        yield list(layers)
+    finally:
+        for layer in layers.values():
+            del layer.forward
+
+
+def _forward(layer: Factored, stock: nn.Module, input: Tensor) -> Tensor:
+    tensors = {"weight": layer.dense_weight()}
+    if layer.bias is not None:
+        tensors["bias"] = layer.bias
+    return functional_call(stock, tensors, (input,))
+
+
+def _mergeable(layer: Factored) -> bool:
+    return "forward" not in vars(layer) and all(map(_runs_as_built, layer))
+
+
+def _runs_as_built(stage: nn.Module) -> bool:
+    if stage._forward_hooks or stage._forward_pre_hooks or stage._backward_hooks or stage._backward_pre_hooks:
+        return False
+    if isinstance(stage, Factored):  # a compressed model was compressed again
+        return _mergeable(stage)
+    return type(stage) in _PLAIN or isinstance(stage, Reshape | Bias | Gauged)
