@@ -104,12 +104,23 @@ def test_in_place_equals_a_copy(mode: Literal["data", "sequential"]) -> None:
     assert in_place.rankfold_plan.narrowing.groups == (HIDDEN,)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("reconstruct", ["weights", "data", None])
+def test_the_report_names_the_fitted_layers(reconstruct: Literal["weights", "data"] | None) -> None:
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    result = rf.compress(
+        linears(), x[:1], calibration=[x], budget="params<=70%", strategy="prune", reconstruct=reconstruct
+    )
+    note = "fitted to the calibration data, because they read removed channels: '2'"
+    assert (note in result.report.notes) == (reconstruct != "weights")
+
+
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(6, 5), (400, 6)),
     "conv": (nn.Conv2d(6, 5, 3), (200, 6, 7, 7)),
     "strided": (nn.Conv2d(6, 5, 1, stride=2), (200, 6, 7, 7)),
     "grouped": (nn.Conv2d(6, 4, (3, 1), groups=2), (200, 6, 7, 7)),
     "transposed": (nn.ConvTranspose1d(6, 5, 3), (100, 6, 40)),
+    "grouped transposed": (nn.ConvTranspose1d(6, 4, 3, groups=2), (100, 6, 40)),
 }
 
 
@@ -135,6 +146,33 @@ def test_removed_inputs_that_the_others_determine_are_not_missed(name: str) -> N
         assert (small(few) - wanted).norm() < 0.03 * wanted.norm()
         small.weight = nn.Parameter(narrowed_weight(weight, info, removed))  # the control
         assert (small(few) - wanted).norm() > 0.3 * wanted.norm()
+
+
+def test_a_depthwise_follower_has_nothing_to_fit() -> None:
+    layer = nn.Conv2d(6, 6, 3, groups=6)
+    model, x = nn.Sequential(layer), torch.randn(20, 6, 7, 7, generator=torch.Generator().manual_seed(0))
+    info = static_inventory(model)[0]
+    gone = frozenset({2, 5})
+    removed: Removed = {"inputs": gone, "outputs": gone}
+    weight = layer.weight.detach()
+    fitted = fitted_weight(weight, info, removed, collect_moments(model, [x], [info])["0"])
+    torch.testing.assert_close(fitted, weight[[0, 1, 3, 4]])
+
+
+def test_an_input_first_follower_is_fitted() -> None:
+    """The ``Conv1D`` of GPT-2 stores its weight as ``(in, out)``; the fit is that of a linear layer."""
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+    linear = linears()
+    model = copy.deepcopy(linear)
+    model[2] = pytorch_utils.Conv1D(4, 12)
+    with torch.no_grad():
+        model[2].weight.copy_(linear[2].weight.mT)  # type: ignore[union-attr, operator]
+        model[2].bias.copy_(linear[2].bias)  # type: ignore[union-attr, operator]
+    data = [torch.randn(50, 6, generator=torch.Generator().manual_seed(1))]
+    fitted, expected = (rf.apply(net, plan_for(net, HIDDEN), data) for net in (model, linear))
+    assert fitted[2].weight.shape == (8, 4)  # type: ignore[index]
+    torch.testing.assert_close(fitted[2].weight.mT, expected[2].weight)  # type: ignore[index]
+    assert not torch.equal(fitted[2].weight, model[2].weight[list(HIDDEN.kept)])  # type: ignore[index]
 
 
 @given(st.integers(1, 5), st.integers(2, 8), st.floats(0, 10), st.data())

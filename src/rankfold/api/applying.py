@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold._printable import few
 from rankfold._progress import track
 from rankfold._turns import in_grad_turn
 from rankfold.api.calibrating import Calibration, calibration_of
@@ -208,14 +209,18 @@ def _apply_narrowed(
     if how.mode == "sequential" and data is not None:
         narrow = narrowed_copy(model, plan.narrowing, example)
         return _apply_factors(model, plan, data, how, example_input=example, spare=spare, proved=narrow)
-    narrow = _fitted_copy(model, plan, data, how, example_input=example, spare=spare)
+    fitted = _fitted_weights(model, plan, data, how)
+    notes = [f"fitted to the calibration data, because they read removed channels: {few(list(fitted))}"]
+    narrow = _set_weights_(narrowed_copy(model, plan.narrowing, example, spare=spare), fitted)
     own = None if data is None else data.of(narrow)
     if not plan.factored:
         provenance = replace(plan.provenance, reconstruct="weights" if own is None else how.mode)
         new = remember_plan(narrow, replace(plan, provenance=provenance))
-        return Applied(model=new, renewed=None, errors={}, notes=[], source=Source(model=narrow, moments=None))
-    applied = _apply_factors(narrow, inner_plan(plan), own, how, example_input=example_input, spare=None)
-    return replace(applied, model=remember_plan(applied.model, outer_plan(plan_of(applied.model), plan)))
+        applied = Applied(model=new, renewed=None, errors={}, notes=[], source=Source(model=narrow, moments=None))
+    else:
+        applied = _apply_factors(narrow, inner_plan(plan), own, how, example_input=example_input, spare=None)
+        applied = replace(applied, model=remember_plan(applied.model, outer_plan(plan_of(applied.model), plan)))
+    return replace(applied, notes=[*applied.notes, *notes]) if fitted else applied
 
 
 def _apply_factors(
@@ -275,7 +280,7 @@ def source_of(model: nn.Module, plan: Plan, data: Calibration | None, how: Fitti
     """Return what a plan factors."""
     if not plan.narrowing:
         return Source(model=model, moments=_moments(model, plan, data, how))
-    narrow = _fitted_copy(model, plan, data, how)
+    narrow = _set_weights_(narrowed_copy(model, plan.narrowing), _fitted_weights(model, plan, data, how))
     own = None if data is None else data.of(narrow)
     return Source(model=narrow, moments=_moments(narrow, inner_plan(plan), own, how))
 
@@ -286,20 +291,6 @@ def _moments(model: nn.Module, plan: Plan, data: Calibration | None, how: Fittin
         return None
     layers = check_plan(model, plan)
     return data.moments([layers[name] for name in plan.factored])
-
-
-def _fitted_copy(
-    model: nn.Module,
-    plan: Plan,
-    data: Calibration | None,
-    how: Fitting,
-    *,
-    example_input: Any = None,
-    spare: Spare | None = None,
-) -> nn.Module:
-    """Return a copy without the channels that a plan removes, whose followers are refitted on the data."""
-    fitted = _fitted_weights(model, plan, data, how)
-    return _set_weights_(narrowed_copy(model, plan.narrowing, example_input, spare=spare), fitted)
 
 
 def _fitted_weights(model: nn.Module, plan: Plan, data: Calibration | None, how: Fitting) -> dict[str, Tensor]:
