@@ -45,6 +45,7 @@ from rankfold.criteria import Filters, pabs_distances
 from rankfold.factor.subspaces import Subspaces, removal_order
 from rankfold.inventory import layer_weight
 from rankfold.records import LayerInfo
+from rankfold.surgery.merged import merged
 
 NETWORK = "resnet56_cifar10"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -122,10 +123,13 @@ def accuracy(rows: list[dict[str, Any]], data: Path, args: Any) -> None:
         small = fitted(model, rf.Norton(ratio=ratio, rank=rank, criterion=criterion), images, seed, args)
         for row in missing:
             if row["epochs"]:
-                recipe = rf.FineTune(data=train, epochs=args.epochs, loss="task", channels_last=True, seed=args.seed)
+                recipe = rf.FineTune(
+                    data=train, epochs=args.epochs, loss="task", channels_last=True, merge_factors=True, seed=args.seed
+                )
                 small = rf.finetune(small, recipe).model
             params = sum(p.numel() for p in small.parameters())
-            measured = {"params": params, "top1": rf.evaluate(small, rf.top1(test))}
+            with merged(small):  # the same outputs up to rounding, in a third of the time
+                measured = {"params": params, "top1": rf.evaluate(small, rf.top1(test))}
             rows.append({**row, **measured, "cpu_s": round(time.process_time() - start)})
             print(rows[-1], flush=True)
             results = _harness.stored(args) or {}

@@ -409,6 +409,50 @@ def of_refit(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+CRITERIA = ("l2", "l1", "geometric_median", "pabs", "random", "vbd", "csa")
+"""The order of the columns."""
+
+
+def of_criteria(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each network, share of filters, rank and training: the accuracy of each criterion."""
+    found: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    for result in results:
+        images = (result["images"], result["test_images"])
+        key = (result["network"].partition("_")[0], *images, result["epochs"], result["ratio"], result["rank"])
+        found.setdefault(key, {}).setdefault(result["criterion"], []).append(result["top1"])
+    return [
+        {
+            "network": network,
+            "images": f"{images:,}",
+            "filters removed": f"{ratio:.0%}",
+            "rank": str(rank),
+            "training": f"{epochs} epoch" if epochs else "none",
+            **{criterion: _between(accuracies.get(criterion, [])) for criterion in CRITERIA},
+        }
+        for (network, images, _, epochs, ratio, rank), accuracies in sorted(found.items())
+    ]
+
+
+def _between(shares: list[float]) -> str:
+    """Return a percentage, or the smallest and the largest of several."""
+    ends = dict.fromkeys(f"{100 * end:.1f}" for end in (min(shares, default=0), max(shares, default=0)))
+    return f"{' to '.join(ends)} %" if shares else ""
+
+
+def of_merged(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each kind of factors: time and memory of a training step through stages, and merged."""
+    return [
+        {
+            "factors": name,
+            "ms per step": f"{row['stages_ms']:,.0f}",
+            "merged": f"{row['merged_ms']:,.0f}" if "merged_ms" in row else "",
+            "activations, MiB": row["stages_kept_MiB"],
+            "merged, MiB": row.get("merged_kept_MiB", ""),
+        }
+        for name, row in rows.items()
+    ]
+
+
 def of_detection(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each detector: sizes, frames per second, and what works."""
     return [
@@ -443,6 +487,8 @@ TABLES: dict[str, Table] = {
     "rene": lambda records, shapes: of_rene(records[0]["results"], shapes),
     "finetuning": lambda records, _: of_finetuning(records[0]["results"]),
     "yolo": lambda records, _: of_yolo(records[0]["results"]),
+    "criteria": lambda records, _: of_criteria(records[0]["results"]["accuracy"]),
+    "merged": lambda records, _: of_merged(records[0]["results"]),
     "detection": lambda records, _: of_detection(records[0]["results"]),
     "refit": lambda records, _: of_refit(records[0]["results"]),
     "joint": lambda records, _: of_joint(records[0]["results"]),

@@ -35,7 +35,12 @@ def main() -> None:
     _harness.start(args)
     dense, example = zoo.create(NETWORK, seed=args.seed).eval(), zoo.example_input(NETWORK)
     batch = (torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,)))
-    rows = {"dense": {"stages_ms": round(1e3 * seconds(dense, batch, merge_factors=False), 1)}}
+    rows = {
+        "dense": {
+            "stages_ms": round(1e3 * seconds(dense, batch, merge_factors=False), 1),
+            "stages_kept_MiB": kept(dense, batch, merge=False),
+        }
+    }
     plans = {f"filterwise_cp, rank {rank}": norton(dense, example, rank) for rank in (1, 2, 4, 7)}
     for method in ("tucker", "svd"):
         half = {"budget": "params<=50%", "strategy": "energy", "methods": method}
@@ -47,7 +52,7 @@ def main() -> None:
     print(_harness.save("merged", rows, args))
 
 
-def norton(dense: nn.Module, example: Tensor, rank: int) -> nn.Module:
+def norton(dense: nn.Module, example: Any, rank: int) -> nn.Module:
     """Return the network with every convolution factored filter by filter at one rank, no channel removed."""
     return rf.apply(dense, rf.plan(dense, example, strategy=rf.Norton(ratio=0.0, rank=rank)))
 
