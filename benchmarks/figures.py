@@ -444,8 +444,8 @@ def of_merged(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "factors": name,
-            "ms per step": f"{row['stages_ms']:,.0f}",
-            "merged": f"{row['merged_ms']:,.0f}" if "merged_ms" in row else "",
+            "ms per step": round(row["stages_ms"]),
+            "merged": round(row["merged_ms"]) if "merged_ms" in row else "",
             "activations, MiB": row["stages_kept_MiB"],
             "merged, MiB": row.get("merged_kept_MiB", ""),
         }

@@ -49,6 +49,7 @@ cases = {
     "layer": dict(data=loader, loss="layer", max_grad_norm=None),
     "sum": dict(data=loader, loss="layer", layer_scale="sum", layer_weight=1e-3),
     "mean": dict(data=loader, loss="task+layer", layer_scale="mean"),
+    "merged": dict(data=loader, loss="task+distill+layer", merge_factors=True),
     "best": dict(data=loader, schedule="plateau", plateau_patience=0, keep="best"),
     "checkpoint": dict(data=loader, checkpoint=folder / f"{sys.argv[2]}.pt", checkpoint_every=2),
 }
