@@ -5,8 +5,10 @@
 torchvision's detectors with random weights, on generated images. Strategies plan for half of the parameters of the
 ResNet-50 inside the detector (``params(backbone.body.*)<=50%``), without data. ``classifier`` instead compresses a
 ResNet-50 classifier with ``norton`` and builds the detector around it. Frames per second are from one run in which
-both detectors alternate, per second of processor time, so that other load on the machine does not matter. Networks may
-be measured one by one: rows of others stay in the result file.
+both detectors alternate, per second of processor time, so that other load on the machine does not matter. With random
+weights, the number of objects that pass the threshold is chance, and the heads of masks and keypoints run on each of
+them. So there is no threshold here: every detector has 100 proposals and 10 detections per image, which the row shows.
+Networks may be measured one by one: rows of others stay in the result file.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ NETWORKS = ("fasterrcnn", "maskrcnn", "keypointrcnn")
 STRATEGIES = ("norton", "compressnas", "joint", "classifier")
 BODY = "backbone.body"
 STAGES = ("layer1", "layer2", "layer3", "layer4")
+EQUAL_WORK = {"rpn_post_nms_top_n_test": 100, "box_score_thresh": 0.0, "box_detections_per_img": 10}
 
 
 def main() -> None:
@@ -56,7 +59,8 @@ def create(network: str, args: Any, seed: int) -> Any:
     """Return a detector with random weights."""
     torch.manual_seed(seed)
     function = getattr(detection, f"{network}_resnet50_fpn")
-    return function(weights=None, weights_backbone=None, min_size=args.side, max_size=args.side).eval()
+    sizes = {"min_size": args.side, "max_size": args.side}
+    return function(weights=None, weights_backbone=None, **sizes, **EQUAL_WORK).eval()
 
 
 def around(body: nn.Module, widths: list[int], network: str, args: Any, seed: int) -> Any:
@@ -107,6 +111,8 @@ def one(network: str, strategy: str, args: Any) -> dict[str, Any]:
             small, fresh = result.model, create(network, args, 1)
         loaded = rf.load(Path(folder) / "small", fresh)
         same = equal(loaded, small, x)
+    with torch.no_grad():
+        found = [len(model.eval()(x)[0]["boxes"]) for model in (dense, small)]
     fps, fps_after = frames_per_second(dense, small, x, args.rounds)
     return {
         "network": network,
@@ -116,6 +122,7 @@ def one(network: str, strategy: str, args: Any) -> dict[str, Any]:
         "body_params": count(dense.backbone.body),
         "body_params_after": count(small.backbone.body),
         "compress_cpu_s": round(seconds),
+        "detections": found,
         "fps": round(fps, 3),
         "fps_after": round(fps_after, 3),
         "training_loss": training_step(network, small, args),

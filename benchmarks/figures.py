@@ -439,6 +439,25 @@ def _between(shares: list[float]) -> str:
     return f"{' to '.join(ends)} %" if shares else ""
 
 
+def of_norton(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each published network: size and accuracy of ours, and the published ones."""
+    return [
+        {
+            "rank": str(row["rank"]),
+            "ratio": f"{row['ratio']:.0%}",
+            "parameters": row["params"],
+            "MACs, M": f"{row['macs'] / 1e6:.1f}",
+            "fitted": row["fitted_top1"],
+            "epochs": str(row["epochs"]),
+            "fine-tuned": row["tuned_top1"],
+            "published parameters": row["published"]["params"],
+            "published MACs, M": f"{row['published']['macs'] / 1e6:.1f}",
+            "published, 400 epochs": row["published"]["top1"],
+        }
+        for row in sorted(results, key=lambda row: (row["point"], row["epochs"]))
+    ]
+
+
 def of_merged(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each kind of factors: time and memory of a training step through stages, and merged."""
     return [
@@ -488,6 +507,7 @@ TABLES: dict[str, Table] = {
     "finetuning": lambda records, _: of_finetuning(records[0]["results"]),
     "yolo": lambda records, _: of_yolo(records[0]["results"]),
     "criteria": lambda records, _: of_criteria(records[0]["results"]["accuracy"]),
+    "norton": lambda records, _: of_norton(records[0]["results"]),
     "merged": lambda records, _: of_merged(records[0]["results"]),
     "detection": lambda records, _: of_detection(records[0]["results"]),
     "refit": lambda records, _: of_refit(records[0]["results"]),
