@@ -1,6 +1,6 @@
 """Pruning criteria on ResNet-56: accuracy of pruned networks, time of the filter-wise CP, spread of the distances.
 
-    RANKFOLD_DATA=... python benchmarks/criteria.py [--accuracy] [--decomposition] [--distances] [--memory]
+    RANKFOLD_DATA=... python benchmarks/criteria.py [--accuracy] [--decomposition] [--distances] [--energy] [--memory]
 
 ``--accuracy``: strategy ``norton`` with each criterion, ratio and rank, without labels: the factors are fitted layer by
 layer to the original's outputs on training images (``reconstruct="sequential"``). Top-1 on test images; ``random`` has
@@ -15,6 +15,9 @@ of the formula of the authors' public code, and the share of kept filters that b
 formula is ``asin(min(1, ||B - A A^T B||_F))`` modulo pi / 2 in float32, summed over head, body and tail, with bases
 from QR decompositions. ``as coded`` also keeps the filters that the code keeps: it sorts the order of removal as if it
 were scores.
+
+``--energy``: for each rank and criterion, the rank correlation of scores and norms of the filters, and the share of the
+squared norm that the removed filters have: means over the first convolutions of the blocks.
 
 ``--memory``: seconds and peak memory of the distances of 512 filters at rank 8, 512 inputs, in a process of their own.
 
@@ -66,6 +69,7 @@ def main() -> None:
     parser.add_argument("--fitted", type=Path, help="folder in which fitted networks are kept for a later run")
     parser.add_argument("--decomposition", action="store_true", help="time of the filter-wise CP")
     parser.add_argument("--distances", action="store_true", help="spread of the distances")
+    parser.add_argument("--energy", action="store_true", help="norms of the filters that each criterion removes")
     parser.add_argument("--memory", action="store_true", help="memory of all pairs of a layer")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="ranks of the distances")
     parser.add_argument("--factor-ranks", type=int, nargs="+", default=[2, 4], help="ranks of the factored networks")
@@ -79,7 +83,7 @@ def main() -> None:
     if args.accuracy:
         accuracy(results.setdefault("accuracy", []), _harness.data_folder(parser), args)
         _harness.save("criteria", results, args)
-    if args.decomposition or args.distances:
+    if args.decomposition or args.distances or args.energy:
         data = _harness.data_folder(parser)
         model = rf.zoo.create(args.network, weights=data / "weights" / f"{args.network}.safetensors")
         inventory = rf.inspect(model, rf.zoo.example_input(args.network))
@@ -88,6 +92,9 @@ def main() -> None:
             results["decomposition"] = decomposition(layers, rank=4)
         if args.distances:
             results["distances"] = [distances(layers, rank) for rank in args.ranks]
+        if args.energy:
+            inner = [(layer, weight) for layer, weight in layers if layer.name.endswith(".conv1")]
+            results["energy"] = [energy(inner, name, rank) for name in args.criteria for rank in args.ranks]
     if args.memory:
         command = [sys.executable, __file__, "--child", "--seed", str(args.seed), "--threads", str(args.threads or 1)]
         child = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -197,6 +204,24 @@ def distances(layers: list[tuple[LayerInfo, Tensor]], rank: int) -> dict[str, An
         "kept_in_common": sum(agree) / len(agree),
         "kept_as_coded": sum(coded) / len(coded),
         "kept": KEPT,
+    }
+
+
+def energy(layers: list[tuple[LayerInfo, Tensor]], criterion: str, rank: int) -> dict[str, Any]:
+    """Return how the scores of a criterion depend on the norms, and what the filters have that it removes."""
+    correlations, shares = list[float](), list[float]()
+    for layer, weight in layers:
+        filters = Filters(weight, layer, rank=rank)
+        scores, norms = criteria.get(criterion).scores(filters), filters.flat.norm(dim=1)
+        correlations.append(float(np.corrcoef(rankdata(scores), rankdata(norms))[0, 1]))
+        gone = scores.argsort()[: round((1 - KEPT) * len(filters))]
+        shares.append(float(norms[gone].square().sum() / norms.square().sum()))
+    return {
+        "criterion": criterion,
+        "rank": rank,
+        "removed": 1 - KEPT,
+        "correlation_with_norm": round(sum(correlations) / len(layers), 3),
+        "squared_norm_removed": round(sum(shares) / len(layers), 3),
     }
 
 
