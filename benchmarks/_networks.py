@@ -95,6 +95,19 @@ def resnet20(data: Path, seed: int) -> Case:
     return Case(model=model, example=rf.zoo.example_input(name), calibration=calibration, quality=quality)
 
 
+def fitted(
+    model: nn.Module, example: Any, strategy: rf.Norton, images: Iterable[Any], *, seed: int, folder: Path | None
+) -> nn.Module:
+    """Return a network of `norton`, fitted without labels; with a folder, it is kept there for a later run."""
+    if folder is not None and folder.exists():
+        return rf.load(folder, model, example_input=example)
+    plan = rf.plan(model, example, strategy=strategy, seed=seed)
+    small = rf.apply(model, plan, images, reconstruct="sequential", example_input=example)
+    if folder is not None:
+        rf.save(small, folder)
+    return small
+
+
 def output_error(model: nn.Module, small: nn.Module, batches: Iterable[Tensor]) -> float:
     """Return the relative squared error of a compressed network's outputs."""
     distance, energy = 0.0, 0.0

@@ -39,10 +39,11 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from torch import Tensor, nn
+from torch import Tensor
 
 import _harness
 import rankfold as rf
+from _networks import fitted
 from rankfold import criteria
 from rankfold.criteria import Filters, pabs_distances
 from rankfold.factor.subspaces import Subspaces, removal_order
@@ -107,7 +108,7 @@ def accuracy(rows: list[dict[str, Any]], data: Path, args: Any) -> None:
     """Add a row for each setting that has none."""
     network = args.network
     model = rf.zoo.create(network, weights=data / "weights" / f"{network}.safetensors")
-    entry, spec = rf.zoo.entry(network), f"cifar10:{data / 'cifar10'}"
+    entry, spec, example = rf.zoo.entry(network), f"cifar10:{data / 'cifar10'}", rf.zoo.example_input(network)
     images = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=args.images, seed=args.seed))
     test = list(rf.zoo.data(spec, split="test", normalize=entry, batch_size=500, limit=args.test_images))
     train = list(rf.zoo.data(spec, split="train", normalize=entry, shuffle=True, seed=args.seed)) if args.epochs else []
@@ -127,7 +128,10 @@ def accuracy(rows: list[dict[str, Any]], data: Path, args: Any) -> None:
         if not missing:
             continue
         start = time.process_time()
-        small = fitted(model, rf.Norton(ratio=ratio, rank=rank, criterion=criterion), images, seed, args)
+        name = f"{network}-{ratio}-{rank}-{criterion}-{seed}-{args.images}"
+        folder = None if args.fitted is None else args.fitted / name
+        strategy = rf.Norton(ratio=ratio, rank=rank, criterion=criterion)
+        small = fitted(model, example, strategy, images, seed=seed, folder=folder)
         for row in missing:
             if row["epochs"]:
                 recipe = rf.FineTune(
@@ -141,19 +145,6 @@ def accuracy(rows: list[dict[str, Any]], data: Path, args: Any) -> None:
             print(rows[-1], flush=True)
             results = _harness.stored(args) or {}
             _harness.save("criteria", {**results, "accuracy": rows}, args)
-
-
-def fitted(model: nn.Module, strategy: rf.Norton, images: list[Any], seed: int, args: Any) -> nn.Module:
-    """Return the pruned and factored network, fitted without labels; an earlier run may have kept it."""
-    example = rf.zoo.example_input(args.network)
-    name = f"{args.network}-{strategy.ratio}-{strategy.rank}-{strategy.criterion}-{seed}-{args.images}"
-    if args.fitted is not None and (args.fitted / name).exists():
-        return rf.load(args.fitted / name, model, example_input=example)
-    plan = rf.plan(model, example, strategy=strategy, seed=seed)
-    small = rf.apply(model, plan, images, reconstruct="sequential", example_input=example)
-    if args.fitted is not None:
-        rf.save(small, args.fitted / name)
-    return small
 
 
 def decomposition(layers: list[tuple[LayerInfo, Tensor]], rank: int) -> dict[str, Any]:
@@ -187,7 +178,7 @@ def distances(layers: list[tuple[LayerInfo, Tensor]], rank: int) -> dict[str, An
         for part, factor in zip(parts, filters.factors, strict=True):
             part.append(Subspaces.of(factor).distances()[i, j])
         if len(ours[-1].unique()) > 1 and len(theirs[-1].unique()) > 1:
-            correlations.append(float(np.corrcoef(rankdata(ours[-1]), rankdata(theirs[-1]))[0, 1]))
+            correlations.append(rank_correlation(ours[-1], theirs[-1]))
         first, second = removal_order(exact), removal_order(published.double())
         keep = round(KEPT * len(filters))
         agree.append(common(first[-keep:], second[-keep:]))
@@ -212,8 +203,8 @@ def energy(layers: list[tuple[LayerInfo, Tensor]], criterion: str, rank: int) ->
     correlations, shares = list[float](), list[float]()
     for layer, weight in layers:
         filters = Filters(weight, layer, rank=rank)
-        scores, norms = criteria.get(criterion).scores(filters), filters.flat.norm(dim=1)
-        correlations.append(float(np.corrcoef(rankdata(scores), rankdata(norms))[0, 1]))
+        scores, norms = (criteria.get(name).scores(filters) for name in (criterion, "l2"))
+        correlations.append(rank_correlation(scores, norms))
         gone = scores.argsort()[: round((1 - KEPT) * len(filters))]
         shares.append(float(norms[gone].square().sum() / norms.square().sum()))
     return {
@@ -223,6 +214,11 @@ def energy(layers: list[tuple[LayerInfo, Tensor]], criterion: str, rank: int) ->
         "correlation_with_norm": round(sum(correlations) / len(layers), 3),
         "squared_norm_removed": round(sum(shares) / len(layers), 3),
     }
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Return Spearman's rank correlation, with mean ranks for equal values."""
+    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
 
 
 def spread(values: Tensor) -> dict[str, float]:

@@ -7,7 +7,7 @@ ResNet-50 inside the detector (``params(backbone.body.*)<=50%``), without data. 
 ResNet-50 classifier with ``norton`` and builds the detector around it. Frames per second are from one run in which
 both detectors alternate, per second of processor time, so that other load on the machine does not matter. With random
 weights, the number of objects that pass the threshold is chance, and the heads of masks and keypoints run on each of
-them. So there is no threshold here: every detector has 100 proposals and 10 detections per image, which the row shows.
+them. Therefore the threshold is 0, every detector has 100 proposals per image, and the 10 best detections are kept.
 Networks may be measured one by one: rows of others stay in the result file.
 """
 

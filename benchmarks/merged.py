@@ -41,11 +41,11 @@ def main() -> None:
             "stages_kept_MiB": kept(dense, batch, merge=False),
         }
     }
-    plans = {f"filterwise_cp, rank {rank}": norton(dense, example, rank) for rank in (1, 2, 4, 7)}
+    networks = {f"filterwise_cp, rank {rank}": norton(dense, example, rank) for rank in (1, 2, 4, 7)}
     for method in ("tucker", "svd"):
         half = {"budget": "params<=50%", "strategy": "energy", "methods": method}
-        plans[f"{method}, 50 % of the parameters"] = rf.apply(dense, rf.plan(dense, example, **half))
-    for name, small in plans.items():
+        networks[f"{method}, 50 % of the parameters"] = rf.apply(dense, rf.plan(dense, example, **half))
+    for name, small in networks.items():
         rows[name] = row(small, batch)
         print(name, rows[name], flush=True)
     _harness.table(rows)

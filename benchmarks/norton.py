@@ -23,6 +23,7 @@ from typing import Any
 
 import _harness
 import rankfold as rf
+from _networks import fitted
 
 NETWORK = "resnet56_cifar10"
 POINTS: dict[str, dict[str, Any]] = {
@@ -62,13 +63,10 @@ def row(point: str, data: Path, args: Any) -> dict[str, Any]:
     train = rf.zoo.data(
         spec, split="train", normalize=entry, shuffle=True, augment=True, seed=args.seed, limit=args.train_images
     )
-    fitted, tuned = args.folder / f"{point}-fitted", args.folder / f"{point}-{args.epochs}"
+    images = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=args.images, seed=args.seed))
+    strategy, tuned = rf.Norton(ratio=chosen["ratio"], rank=chosen["rank"]), args.folder / f"{point}-{args.epochs}"
     start = time.process_time()
-    if not fitted.exists():
-        images = list(rf.zoo.data(spec, split="calibration", normalize=entry, limit=args.images, seed=args.seed))
-        plan = rf.plan(model, example, strategy=rf.Norton(ratio=chosen["ratio"], rank=chosen["rank"]), seed=args.seed)
-        rf.save(rf.apply(model, plan, images, reconstruct="sequential", example_input=example), fitted)
-    small = rf.load(fitted, model, example_input=example)
+    small = fitted(model, example, strategy, images, seed=args.seed, folder=args.folder / f"{point}-fitted")
     inventory = rf.inspect(small, example)
     before, fit = rf.evaluate(small, top1), time.process_time() - start
     recipe = rf.FineTune(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from rankfold.inventory import static_inventory
 from rankfold.records import Choice, Plan
 from rankfold.surgery import apply_plan_
+from rankfold.tune import FineTune, StepInfo, finetune
 
 
 def digits(count: int = 40) -> tuple[Tensor, Tensor]:
@@ -63,6 +65,24 @@ def same() -> Callable[[nn.Module, nn.Module], bool]:
         return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
     return equal
+
+
+@pytest.fixture
+def resumes() -> Callable[..., None]:
+    """Return a function that stops a run in its fourth step, resumes it, and compares the result bit by bit."""
+
+    def check(model: nn.Module, config: FineTune, uninterrupted: nn.Module, **options: Any) -> None:
+        def stop(info: StepInfo) -> None:
+            if info.step == 4:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            finetune(model, config, progress=stop, **options)
+        again = finetune(model, config, **options)
+        assert again.resumed_from == 3
+        assert all(map(torch.equal, again.model.parameters(), uninterrupted.parameters()))
+
+    return check
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from rankfold.tune.losses import distillation
 
 Compress = Callable[..., nn.Module]
 Same = Callable[[nn.Module, nn.Module], bool]
+Resumes = Callable[..., None]
 Loader = DataLoader[tuple[Tensor, ...]]
 
 
@@ -290,7 +291,7 @@ def test_networks_of_length_zero_are_prepared_like_others(dense: nn.Sequential, 
     assert teacher.training
 
 
-def test_channels_last_is_the_same_up_to_rounding(tmp_path: Path) -> None:
+def test_channels_last_is_the_same_up_to_rounding(tmp_path: Path, resumes: Resumes) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(2))
     teacher = copy.deepcopy(model)
@@ -312,17 +313,7 @@ def test_channels_last_is_the_same_up_to_rounding(tmp_path: Path) -> None:
     for one, other, start in zip(result.model.parameters(), plain.parameters(), model.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
         assert not torch.equal(one, start)
-
-    def stop(info: StepInfo) -> None:
-        if info.step == 4:
-            raise KeyboardInterrupt
-
-    config = replace(config, checkpoint=tmp_path / "again.pt")
-    with pytest.raises(KeyboardInterrupt):
-        finetune(model, config, teacher=teacher, metric=metric, progress=stop)
-    again = finetune(model, config, teacher=teacher, metric=metric)
-    assert again.resumed_from == 3
-    assert all(map(torch.equal, again.model.parameters(), result.model.parameters()))
+    resumes(model, replace(config, checkpoint=tmp_path / "again.pt"), result.model, teacher=teacher, metric=metric)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

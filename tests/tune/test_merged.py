@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,12 @@ from torch import nn
 from rankfold.records import Choice, Plan
 from rankfold.surgery import Factored, apply_plan_
 from rankfold.surgery.merged import merged
-from rankfold.tune import FineTune, StepInfo, finetune
+from rankfold.tune import FineTune, finetune
 
 
-def compressed(dense: nn.Module, choices: dict[str, Choice]) -> nn.Module:
-    """Return a factored copy."""
-    twin = copy.deepcopy(dense)
-    apply_plan_(twin, Plan(layers=choices))
-    return twin
-
-
-def test_merged_factors_train_the_same_up_to_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merged_factors_train_the_same_up_to_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumes: Callable[..., None]
+) -> None:
     torch.manual_seed(0)
     dense = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(288, 4)
@@ -35,7 +31,8 @@ def test_merged_factors_train_the_same_up_to_rounding(tmp_path: Path, monkeypatc
         "3": Choice(method="tucker", ranks=(4, 4)),
         "5": Choice(),
     }
-    model = compressed(dense, choices)
+    model = copy.deepcopy(dense)
+    apply_plan_(model, Plan(layers=choices))
     data = [(torch.randn(4, 3, 8, 8), torch.randint(0, 4, (4,))) for _ in range(3)]
     options: dict[str, Any] = {"data": data, "epochs": 2, "loss": "task+distill+layer", "lr": 0.1}
     runs: Counter[str] = Counter()
@@ -59,32 +56,23 @@ def test_merged_factors_train_the_same_up_to_rounding(tmp_path: Path, monkeypatc
     for one, other, start in zip(result.model.parameters(), apart.parameters(), model.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
         assert not torch.equal(one, start)
-
-    def stop(info: StepInfo) -> None:
-        if info.step == 4:
-            raise KeyboardInterrupt
-
-    config = replace(config, checkpoint=tmp_path / "again.pt")
-    with pytest.raises(KeyboardInterrupt):
-        finetune(model, config, teacher=dense, metric=metric, progress=stop)
-    again = finetune(model, config, teacher=dense, metric=metric)
-    assert again.resumed_from == 3
-    assert all(map(torch.equal, again.model.parameters(), result.model.parameters()))
+    resumes(model, replace(config, checkpoint=tmp_path / "again.pt"), result.model, teacher=dense, metric=metric)
 
 
-@pytest.mark.parametrize("what", ["hook", "adapter", "forward"])
-def test_stages_that_do_more_than_stock_layers_are_not_merged(what: str) -> None:
+@pytest.mark.parametrize("what", ["hook", "adapter", "forward", "forward of a stage"])
+def test_stages_that_do_more_than_stock_layers_are_not_merged(what: str, compress: Callable[..., nn.Module]) -> None:
     class Adapter(nn.Linear):
         pass
 
     dense = nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 8))
-    svd = Choice(method="svd", ranks=(2,))
-    model = compressed(dense, {"0": svd, "1": svd})
+    model = compress(dense, **{"0": 2, "1": 2})
     layer = model.get_submodule("0")
     if what == "hook":
         layer[0].register_forward_hook(lambda *_: None)  # type: ignore[index]
     elif what == "adapter":
         layer[0].__class__ = Adapter  # type: ignore[index]
+    elif what == "forward of a stage":
+        layer[0].forward = lambda x: x[:, :2]  # type: ignore[index]
     else:
         layer.forward = lambda x: x[:, :8]  # type: ignore[method-assign]
     expected = model(torch.ones(1, 12))

@@ -210,7 +210,7 @@ def _apply_narrowed(
         narrow = narrowed_copy(model, plan.narrowing, example)
         return _apply_factors(model, plan, data, how, example_input=example, spare=spare, proved=narrow)
     fitted = _fitted_weights(model, plan, data, how)
-    notes = [f"fitted to the calibration data, because they read removed channels: {few(list(fitted))}"]
+    note = f"fitted to the calibration data, because they read removed channels: {few(list(fitted))}"
     narrow = _set_weights_(narrowed_copy(model, plan.narrowing, example, spare=spare), fitted)
     own = None if data is None else data.of(narrow)
     if not plan.factored:
@@ -220,7 +220,7 @@ def _apply_narrowed(
     else:
         applied = _apply_factors(narrow, inner_plan(plan), own, how, example_input=example_input, spare=None)
         applied = replace(applied, model=remember_plan(applied.model, outer_plan(plan_of(applied.model), plan)))
-    return replace(applied, notes=[*applied.notes, *notes]) if fitted else applied
+    return replace(applied, notes=[*applied.notes, note]) if fitted else applied
 
 
 def _apply_factors(

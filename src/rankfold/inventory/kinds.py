@@ -17,6 +17,7 @@ from rankfold.records.narrowing import CHANNEL_TENSORS
 
 CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED: tuple[type[nn.Module], ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+STOCK: tuple[type[nn.Module], ...] = (nn.Linear, *CONVS, *TRANSPOSED)
 ROLES = ("q_proj", "k_proj", "v_proj", "out_proj")
 LAZY = "lazy module, not initialised; run the model once before compressing it"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -38,7 +39,7 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 def stock_base(module: nn.Module) -> type[nn.Module] | None:
     """Return the torch layer class that a module is an instance of, or None."""
     cls = original_class(module)
-    return next((base for base in (*CONVS, *TRANSPOSED, nn.Linear) if issubclass(cls, base)), None)
+    return next((base for base in STOCK if issubclass(cls, base)), None)
 
 
 def frozen_norm_width(module: nn.Module) -> int | None:
@@ -116,6 +117,11 @@ def own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
     if any(name in vars(module) for name in _OVERRIDES):
         return "its forward was replaced on this one instance"
     return None
+
+
+def is_observed(module: nn.Module) -> bool:
+    """Whether hooks, or a forward that was set on the instance, take part when a module is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def weight_hook(module: nn.Module, name: str) -> Any | None:

@@ -12,11 +12,9 @@ from rankfold._tensors import copied, detached
 from rankfold.errors import ModelError
 from rankfold.inventory import on_device_of, undisturbed
 from rankfold.inventory.exported import trace
+from rankfold.inventory.kinds import STOCK, is_observed
 from rankfold.surgery.exchange import exchange_
 
-_PRODUCTS = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _OPERATIONS = frozenset(
     f"aten::{name}"
@@ -87,8 +85,8 @@ def _operation(node: fx.Node) -> str | None:
 
 def _can_fold(layer: nn.Module, norm: nn.Module) -> bool:
     """Return whether both are plain modules of torch, which hooks do not observe."""
-    hooked = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in (layer, norm))
-    return type(layer) in _PRODUCTS and type(norm) in _NORMS and not hooked
+    observed = any(map(is_observed, (layer, norm)))
+    return type(layer) in STOCK and type(norm) in _NORMS and not observed
 
 
 @torch.no_grad()

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rankfold.inventory.kinds import CONVS, TRANSPOSED
+from rankfold.inventory.kinds import STOCK, is_observed
 from rankfold.surgery.apply import factored_layers
 from rankfold.surgery.factored import Bias, Factored, Reshape
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.stock import uninitialised
-
-_PLAIN = (nn.Linear, *CONVS, *TRANSPOSED)
 
 
 @contextmanager
@@ -24,8 +22,8 @@ def merged(model: nn.Module) -> Iterator[list[str]]:
     """Run each factored layer as the layer that it replaced, with the product of the factors as its weight.
 
     Outputs and gradients of the factors are the same up to rounding. The dense weight is computed at every call. A
-    layer whose stages have hooks, parametrisations or other classes than stock ones (adapters, for example) runs as
-    before.
+    layer whose stages have hooks, parametrisations, a forward of their own or other classes than stock ones (adapters,
+    for example) runs as before.
 
     Yields
     ------
@@ -52,12 +50,11 @@ def _forward(layer: Factored, stock: nn.Module, input: Tensor) -> Tensor:
 
 
 def _mergeable(layer: Factored) -> bool:
-    return "forward" not in vars(layer) and all(map(_runs_as_built, layer))
+    inner = (module for module in layer.modules() if module is not layer)
+    return "forward" not in vars(layer) and all(map(_runs_as_built, inner))
 
 
-def _runs_as_built(stage: nn.Module) -> bool:
-    if stage._forward_hooks or stage._forward_pre_hooks or stage._backward_hooks or stage._backward_pre_hooks:
-        return False
-    if isinstance(stage, Factored):  # a compressed model was compressed again
-        return _mergeable(stage)
-    return type(stage) in _PLAIN or isinstance(stage, Reshape | Bias | Gauged)
+def _runs_as_built(module: nn.Module) -> bool:
+    """Whether a module inside of a factored layer is one that `build` makes, and nothing notices if it does not run."""
+    built = type(module) in STOCK or isinstance(module, Factored | Gauged | Reshape | Bias)
+    return built and not (is_observed(module) or module._backward_hooks or module._backward_pre_hooks)

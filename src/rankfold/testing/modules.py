@@ -61,10 +61,8 @@ def _output_and_gradients(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     output = module(x)
     weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).reshape(output.shape)
     gradients = torch.autograd.grad((output * weights).sum(), [*parameters, x])
-    return {
-        "the output": output.detach(),
-        **dict(zip((f"the gradient of {n}" for n in (*names, "x")), gradients, strict=True)),
-    }
+    named = zip((*names, "the input"), gradients, strict=True)
+    return {"the output": output.detach()} | {f"the gradient of {name}": gradient for name, gradient in named}
 
 
 def weight_is_differentiable(method: Method, case: LayerCase) -> None:
