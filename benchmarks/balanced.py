@@ -2,7 +2,7 @@
 
     RANKFOLD_DATA=... python benchmarks/balanced.py [--images 10000] [--smoke]
 
-A ResNet-20 loses 72 % of its parameters to low-rank factors found on 1,024 unlabelled training images. Data-aware
+A ResNet-20 loses 72 % of its parameters to low-rank factors found on 1,024 unlabeled training images. Data-aware
 factors come out of a whitened space; multiplied by the inverse root of the second moment as they are, they inherit its
 condition number. `rf.apply` balances them instead. Both networks compute the same, and are trained for one epoch of the
 same images in the same order, with the default recipe and with one without gradient clipping.
@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {"default": {}, "no gradient clipping": {"m
 def main() -> None:
     """Measure, print and save."""
     parser = _harness.parser("balanced", __doc__)
-    parser.add_argument("--images", type=int, default=10_000, help="labelled training images of the epoch")
+    parser.add_argument("--images", type=int, default=10_000, help="labeled training images of the epoch")
     parser.add_argument("--methods", default="tucker", help="svd or tucker")
     parser.add_argument("--gone", type=int, default=72, help="per cent of the parameters that go")
     parser.add_argument("--smoke", action="store_true", help="few images")

@@ -2,7 +2,7 @@
 
     RANKFOLD_DATA=... python benchmarks/compressnas.py [--network resnet20_cifar10] [--gone 30 50 60 72.3] [--smoke]
 
-Plans are made and factors found with 1,024 unlabelled training images; nothing is trained. Baselines: `uniform`
+Plans are made and factors found with 1,024 unlabeled training images; nothing is trained. Baselines: `uniform`
 (tucker), `energy` and `vbmf` (its ranks drawn towards the full ones as far as the budget allows) with factors of the
 weights and of the data. `compressnas` searches over svd, tucker,
 spatial_svd and tt with the proxy `fisher+network`, with and without gauge fixing, and as `compressnas, rivals` with its
@@ -46,7 +46,7 @@ def main() -> None:
     parser = _harness.parser("compressnas", __doc__)
     parser.add_argument("--network", default="resnet20_cifar10", help="a zoo network with weights in RANKFOLD_DATA")
     parser.add_argument("--gone", type=float, nargs="+", default=[30, 50, 60, 72.3], help="per cent of the parameters")
-    parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
+    parser.add_argument("--images", type=int, default=1024, help="unlabeled training images")
     parser.add_argument("--rounds", type=int, default=0, help="rounds of compressnas")
     names = [*SEARCHES, *BASELINES]
     parser.add_argument("--strategies", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--accuracy", action="store_true", help="top-1 of pruned and factored networks")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4], help="shares of the filters")
     parser.add_argument("--criteria", nargs="+", default=criteria.registry.names(), help="criteria to compare")
-    parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
+    parser.add_argument("--images", type=int, default=1024, help="unlabeled training images")
     parser.add_argument("--test-images", type=int, default=10_000, help="test images")
     parser.add_argument("--epochs", type=int, default=0, help="of fine-tuning after the fit")
     parser.add_argument("--fitted", type=Path, help="folder in which fitted networks are kept for a later run")

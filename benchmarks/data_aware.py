@@ -3,8 +3,8 @@
     RANKFOLD_DATA=... python benchmarks/data_aware.py [--network resnet20_cifar10] [--budget "params<=50%"]
 
 One plan is made by strategy ``energy`` from the weights alone. The same methods and ranks are then filled twice: with
-factors that minimise the error of the weights, and with factors that minimise the error of the layers' outputs on 1,024
-unlabelled training images; each with the original BatchNorm statistics and with re-estimated ones. A second plan, made
+factors that minimize the error of the weights, and with factors that minimize the error of the layers' outputs on 1,024
+unlabeled training images; each with the original BatchNorm statistics and with re-estimated ones. A second plan, made
 with the data, shows what the data adds to the choice of ranks.
 """
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser = _harness.parser("data_aware", __doc__)
     parser.add_argument("--network", default="resnet20_cifar10", help="a zoo network with weights in RANKFOLD_DATA")
     parser.add_argument("--budget", default="params<=50%")
-    parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
+    parser.add_argument("--images", type=int, default=1024, help="unlabeled training images")
     args = parser.parse_args()
     data = _harness.data_folder(parser)
     _harness.start(args)

@@ -3,7 +3,7 @@
     python benchmarks/encoder.py --threads 2 [--rows "compressnas 50"]
 
 all-MiniLM-L6-v2 with its trained weights (`_networks.py`); budgets count the parameters of the encoder's layers. 360
-unlabelled sentences; quality is measured on 512 others: the mean cosine similarity of the embeddings to the original's,
+unlabeled sentences; quality is measured on 512 others: the mean cosine similarity of the embeddings to the original's,
 and the relative squared error of the token outputs. `uniform` and `energy` factor by whitened SVD, each layer on its
 own. `compressnas` has its default options; `30 s` is time_limit=30, `sequential` adds sequential reconstruction, and
 `thorough` measures 32 candidates of every layer with 256 samples, about ten times the work (only if named by

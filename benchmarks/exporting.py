@@ -103,7 +103,7 @@ def network(folder: Path, data: Path, seed: int) -> dict[str, Any]:
     files = {name: folder / f"{name}.onnx" for name in ("dense", "float", "int8")}
     original = rf.export(dense, files["dense"], x)
     plain = rf.export(small, files["float"], x, check=test, evaluate=metric)
-    quantised = rf.export(small, files["int8"], x, int8=calibration, check=test, evaluate=metric)
+    quantized = rf.export(small, files["int8"], x, int8=calibration, check=test, evaluate=metric)
     in_torch = exporters.Exported(exporters.get("onnx").open(files["int8"]))
     several = next(iter(test))[0][:100]  # the largest batch of a file of ExecuTorch
     mobile = {
@@ -112,15 +112,15 @@ def network(folder: Path, data: Path, seed: int) -> dict[str, Any]:
         if find_spec("executorch")
     }
     assert plain.metric is not None
-    assert quantised.metric is not None
-    assert quantised.int8 is not None
+    assert quantized.metric is not None
+    assert quantized.int8 is not None
     return {
         "params": sum(p.numel() for p in small.parameters()),
-        "bytes": {"dense": original.bytes, "float": plain.bytes, "int8": quantised.bytes},
-        "dense_over_int8": original.bytes / quantised.bytes,
-        "top1": {"dense": rf.evaluate(dense, metric), "float": plain.metric.final, "int8": quantised.metric.final},
-        "difference": {"float": plain.difference, "int8": quantised.difference},
-        "graph": asdict(quantised.int8),
+        "bytes": {"dense": original.bytes, "float": plain.bytes, "int8": quantized.bytes},
+        "dense_over_int8": original.bytes / quantized.bytes,
+        "top1": {"dense": rf.evaluate(dense, metric), "float": plain.metric.final, "int8": quantized.metric.final},
+        "difference": {"float": plain.difference, "int8": quantized.difference},
+        "graph": asdict(quantized.int8),
         "same_without_torch": without_torch(small, files["float"], test, folder),
         "int8_same_without_torch": without_torch(in_torch, files["int8"], test, folder),
         "executorch": {

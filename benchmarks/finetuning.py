@@ -3,9 +3,9 @@
     RANKFOLD_DATA=... python benchmarks/finetuning.py --threads 1 --folder DIR [--recipes default] [--epochs 15]
 
 `rankfold compress` with the plan of `rene` (tensor trains) nearest to the TT row of the paper's Table 1, once for each
-recipe: ``default`` distils the outputs of the original, ``paper`` minimises eq. 11 (labels, and weights and outputs of
-the factored layers). Artefacts and checkpoints are written to the folder. A run that was stopped resumes, and an
-artefact that exists is not made again. The result has top-1 on the 10,000 test images before and after, and loss,
+recipe: ``default`` distils the outputs of the original, ``paper`` minimizes eq. 11 (labels, and weights and outputs of
+the factored layers). Artifacts and checkpoints are written to the folder. A run that was stopped resumes, and an
+artifact that exists is not made again. The result has top-1 on the 10,000 test images before and after, and loss,
 learning rate and seconds of each epoch; the seconds include those in which the machine was busy with something else.
 """
 
@@ -34,9 +34,9 @@ RECIPES = {
 
 
 def main() -> None:
-    """Fine-tune what is missing, and save the figures of all artefacts."""
+    """Fine-tune what is missing, and save the figures of all artifacts."""
     parser = _harness.parser("finetuning", __doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="artefacts and checkpoints")
+    parser.add_argument("--folder", type=Path, required=True, help="artifacts and checkpoints")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES, help="recipes to run")
     parser.add_argument("--epochs", type=int, default=15, help="of each recipe")
     args = parser.parse_args()
@@ -69,7 +69,7 @@ def compress(options: str, artifact: Path, data: Path, args: argparse.Namespace)
 
 
 def figures(artifact: Path) -> dict[str, Any]:
-    """Return what the report of an artefact states."""
+    """Return what the report of an artifact states."""
     report = json.loads((artifact / "report.json").read_text(encoding="utf-8"))
     (metric,) = report["metrics"]
     return {

@@ -37,7 +37,7 @@ def main() -> None:
     """Measure, print and save."""
     parser = _harness.parser("gauge", __doc__)
     parser.add_argument("--images", type=int, default=1000, help="test images for the accuracy of ResNet-56")
-    parser.add_argument("--calibration", type=int, default=256, help="unlabelled training images")
+    parser.add_argument("--calibration", type=int, default=256, help="unlabeled training images")
     parser.add_argument("--repeats", type=int, default=20, help="rounds of timing")
     args = parser.parse_args()
     _harness.start(args)

@@ -2,7 +2,7 @@
 
     RANKFOLD_DATA=... python benchmarks/joint.py [--network resnet20_cifar10] [--left 50 30 20] [--searches joint]
 
-All three see the same unlabelled images, and their networks are fitted to the original outputs layer by layer
+All three see the same unlabeled images, and their networks are fitted to the original outputs layer by layer
 (``reconstruct="sequential"``). Pruning is strategy ``prune``, the others are ``compressnas`` without and with widths.
 Rows that are in the result file are not measured again.
 """
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--left", type=int, nargs="+", default=[50, 30, 20], help="per cent of the parameters")
     parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=SEARCHES, help="searches to compare")
     parser.add_argument("--widths", type=float, nargs="+", default=[0.75, 0.5], help="shares of the channels")
-    parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
+    parser.add_argument("--images", type=int, default=1024, help="unlabeled training images")
     parser.add_argument("--test-images", type=int, default=10_000, help="test images")
     args = parser.parse_args()
     data = _harness.data_folder(parser)

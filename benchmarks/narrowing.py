@@ -4,7 +4,7 @@
 
 Random weights; nothing is downloaded. YOLOv5n needs the package ``ultralytics``, which is not a dependency of rankfold:
 mind its licence. Channels of least norm go, the same share of every group. For each network: whether the counts of the
-reloaded network are those predicted from shapes, forward and backward, whether the artefact gives the same outputs on a
+reloaded network are those predicted from shapes, forward and backward, whether the artifact gives the same outputs on a
 new instance of the original architecture in a process that cannot import Torch-Pruning, and the export to ONNX.
 """
 
@@ -45,7 +45,7 @@ def main() -> None:
     """Measure, print and save."""
     parser = _harness.parser("narrowing", __doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)  # the process that reloads an artefact
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)  # the process that reloads an artifact
     args = parser.parse_args()
     if args.load is not None:
         reload(args.networks[0], args.load, args.seed)
@@ -121,8 +121,8 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
     first = rf.realize(model, x, pruned)
     second = rf.plan(first.model, x, budget=f"params<={int(FACTORED * dense)}", strategy="uniform", seed=seed)
     both = pruned.then(replace(second, provenance=replace(second.provenance, budget=None)))
-    artefact = folder / name.replace("/", "-")
-    result = rf.realize(model, x, both, output=artefact)
+    artifact = folder / name.replace("/", "-")
+    result = rf.realize(model, x, both, output=artifact)
     cost, built = Pricing.of_plan(inventory, both).plan_cost(both), rf.inspect(result.model, x).total
     row |= {
         "dense_params": dense,
@@ -135,7 +135,7 @@ def one(name: str, seed: int, folder: Path) -> dict[str, Any]:
         "as_predicted": cost == built == result.report.after,
         "channels_removed": sum(r.before - r.after for r in result.report.widths),
     }
-    row |= {"backward": backward(result.model, x), "reloaded": reloads(name, result.model, x, artefact, seed)}
+    row |= {"backward": backward(result.model, x), "reloaded": reloads(name, result.model, x, artifact, seed)}
     return row | {"onnx_error": onnx_error(result.model, x, folder)}
 
 
@@ -177,26 +177,26 @@ def backward(model: nn.Module, x: Tensor) -> bool:
     return len(grads) > 0 and all(bool(grad.isfinite().all()) for grad in grads)
 
 
-def reloads(name: str, model: nn.Module, x: Tensor, artefact: Path, seed: int) -> bool:
-    """Return whether a process without Torch-Pruning gets the same outputs from the artefact."""
+def reloads(name: str, model: nn.Module, x: Tensor, artifact: Path, seed: int) -> bool:
+    """Return whether a process without Torch-Pruning gets the same outputs from the artifact."""
     with torch.no_grad():
-        torch.save([t.clone() for t in float_tensors(model(x))], artefact.with_suffix(".pt"))
-    script = [sys.executable, __file__, "--networks", name, "--load", str(artefact), "--seed", str(seed)]
+        torch.save([t.clone() for t in float_tensors(model(x))], artifact.with_suffix(".pt"))
+    script = [sys.executable, __file__, "--networks", name, "--load", str(artifact), "--seed", str(seed)]
     done = subprocess.run(script, check=False, capture_output=True, text=True)
     if done.returncode:
         print(done.stderr)
     return done.returncode == 0
 
 
-def reload(name: str, artefact: Path, seed: int) -> None:
-    """Load an artefact onto a new instance with other weights, and compare the outputs."""
+def reload(name: str, artifact: Path, seed: int) -> None:
+    """Load an artifact onto a new instance with other weights, and compare the outputs."""
     sys.modules["torch_pruning"] = None  # type: ignore[assignment] # importing it raises
     fresh, _ = create(name, seed + 1)
     _, x = create(name, seed)
-    model = rf.load(artefact, fresh, example_input=x)
+    model = rf.load(artifact, fresh, example_input=x)
     with torch.no_grad():
         outputs = float_tensors(model(x))
-    wanted = torch.load(artefact.with_suffix(".pt"))
+    wanted = torch.load(artifact.with_suffix(".pt"))
     assert all(torch.equal(a, b) for a, b in zip(outputs, wanted, strict=True))
 
 

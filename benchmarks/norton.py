@@ -5,13 +5,13 @@
 Each network is a plan of strategy ``norton`` with the rank of the paper and a ratio for the blocks' inner widths that
 leaves no more parameters than the published network has. (The paper also narrows the stages of point b. In the
 network of the zoo, the shortcuts pad with zeros, which needs their full widths. Point c removes no channels, and has
-one percent more parameters, because the first convolution stays dense.) The layers are fitted to unlabelled training
+one percent more parameters, because the first convolution stays dense.) The layers are fitted to unlabeled training
 images (``reconstruct="sequential"``), then the network is trained with labels and the original as its teacher: the
 default recipe on augmented images, with merged factors at rank 2 and more. The authors train for 400 epochs and keep
 the checkpoint that is best on the test set; here, the last epoch counts.
 
-Artefacts and checkpoints are kept in the folder. A run that was stopped resumes, and an artefact that exists is not
-made again. Accuracies are top-1 on all test images, those at the end of the artefact that was loaded again.
+Artifacts and checkpoints are kept in the folder. A run that was stopped resumes, and an artifact that exists is not
+made again. Accuracies are top-1 on all test images, those at the end of the artifact that was loaded again.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ POINTS: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Measure what is missing, and save the figures of all points."""
     parser = _harness.parser("norton", __doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="artefacts and checkpoints")
+    parser.add_argument("--folder", type=Path, required=True, help="artifacts and checkpoints")
     parser.add_argument("--points", nargs="+", default=list(POINTS), choices=POINTS, help="networks of the paper")
-    parser.add_argument("--images", type=int, default=1024, help="unlabelled images of the fit")
+    parser.add_argument("--images", type=int, default=1024, help="unlabeled images of the fit")
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning")
     parser.add_argument("--train-images", type=int, help="images per epoch; default: all")
     args = parser.parse_args()

@@ -7,7 +7,7 @@ share of the layer's parameters) is nearest to a level that all layers have in c
 the common level is such that the plan is of a given size. It is chosen from those that no other beats in size and
 error, in every third plan among those of one method, drawn at random for each layer. So plans of one size differ in
 methods and in how they spread over layers, which is what a proxy is for. Each is applied with data-aware factors (the
-last ``--sequential`` of them also with sequential reconstruction), 1,024 unlabelled training images, BatchNorm left as
+last ``--sequential`` of them also with sequential reconstruction), 1,024 unlabeled training images, BatchNorm left as
 it is, and its top-1 is counted on test images. A proxy's verdict on a plan is the sum of the losses of its candidates,
 as strategy ``compressnas`` adds them up.
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet20_cifar10", help="a zoo network with weights in RANKFOLD_DATA")
     parser.add_argument("--gone", type=int, nargs="+", default=[25, 35, 45, 55, 65], help="per cent of the parameters")
     parser.add_argument("--each", type=int, default=13, help="plans of each size")
-    parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
+    parser.add_argument("--images", type=int, default=1024, help="unlabeled training images")
     parser.add_argument("--drawn", type=int, default=4000, help="test images, drawn at random")
     parser.add_argument("--test", type=int, default=2000, help="how many of them to look at, in thousands")
     parser.add_argument("--sequential", type=int, default=0, help="plans that are also reconstructed sequentially")

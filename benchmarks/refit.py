@@ -2,7 +2,7 @@
 
     RANKFOLD_DATA=... python benchmarks/refit.py --threads 2 [--networks encoder resnet20] [--removed 10 30 50]
 
-Strategy ``prune`` removes a share of every channel group. The plan is then applied three times to the same unlabelled
+Strategy ``prune`` removes a share of every channel group. The plan is then applied three times to the same unlabeled
 data: ``weights`` only cuts, ``data`` refits the layers that read removed channels, ``sequential`` refits all layers one
 after the other. BatchNorm statistics are re-estimated where that helps. The networks are those of `_networks.py`; the
 figure is the first of their agreement with the original on held-out data. Seconds are CPU seconds of `rf.apply`. Rows

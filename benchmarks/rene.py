@@ -10,8 +10,8 @@ weights and the paper's space 10, 20, ... 100; torchvision's ResNet-18 has rando
 
 ``--accuracy``: top-1 of ResNet-20 on the 10,000 test images, without training. Plans of `rene`, without a budget and
 within 50 % and 27.7 % of the parameters, are compared with plans of `uniform` and `compressnas` of at most the same
-size and with the same factorizations. `compressnas` searches with 256 unlabelled images, the others without data.
-Factors are those of the weights, or are reconstructed sequentially with 512 unlabelled images.
+size and with the same factorizations. `compressnas` searches with 256 unlabeled images, the others without data.
+Factors are those of the weights, or are reconstructed sequentially with 512 unlabeled images.
 
 Each part is added to the result file. A run that was stopped resumes: rows of ``--accuracy`` are not measured again.
 """

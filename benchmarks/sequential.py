@@ -2,8 +2,8 @@
 
     RANKFOLD_DATA=... python benchmarks/sequential.py [--network resnet20_cifar10] [--gone 30 50 60 72] [--smoke]
 
-Strategy ``energy`` makes a plan with 1,024 unlabelled training images. Its methods and ranks are then filled three
-times: with factors that minimise the error of the weights, of the layers' outputs, and of the layers' outputs given
+Strategy ``energy`` makes a plan with 1,024 unlabeled training images. Its methods and ranks are then filled three
+times: with factors that minimize the error of the weights, of the layers' outputs, and of the layers' outputs given
 what their compressed predecessors put out. Each is measured as it is and after BatchNorm re-estimation (which keeps the
 old statistics where new ones do not bring the outputs closer to the original's). Seconds are CPU seconds of `rf.apply`
 without the re-estimation, with the sums over the data and the factorizations in them.
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet20_cifar10", help="a zoo network with weights in RANKFOLD_DATA")
     parser.add_argument("--gone", type=int, nargs="+", default=[30, 50, 60, 72], help="per cent of the parameters")
     parser.add_argument("--methods", default="tucker", help="factorizations to choose from")
-    parser.add_argument("--images", type=int, default=1024, help="unlabelled training images")
+    parser.add_argument("--images", type=int, default=1024, help="unlabeled training images")
     parser.add_argument("--smoke", action="store_true", help="few images")
     args = parser.parse_args()
     data = _harness.data_folder(parser)

@@ -45,7 +45,7 @@ for name, choice in plan.layers.items():
 top1 = rf.top1(test)
 small = rf.apply(model, plan, calibration=images)
 print(f"before {rf.evaluate(model, top1):.2%}, after {rf.evaluate(small, top1):.2%}")
-print(f"same answer as the original on {rf.evaluate(small, rf.agreement(model, images)):.2%} of the unlabelled images")
+print(f"same answer as the original on {rf.evaluate(small, rf.agreement(model, images)):.2%} of the unlabeled images")
 tuned = rf.finetune(small, rf.FineTune(data=train, epochs=1 if smoke else 8, optimizer="adamw", lr=1e-3), teacher=model)
 print(f"fine-tuned {rf.evaluate(tuned.model, top1):.2%}")
 

@@ -27,7 +27,7 @@ CASES: list[Any] = []
 
 
 class Scene:
-    """A small network, its input, a plan for it and an artefact of it."""
+    """A small network, its input, a plan for it and an artifact of it."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.monkeypatch = folder, monkeypatch
@@ -49,7 +49,7 @@ class Scene:
         self.net.eval()
         self.net.norm.train()  # a mixture of modes that has to survive
         self.x = torch.randn(2, 3, 8, 8)
-        self.labelled = [(torch.randn(4, 3, 8, 8), torch.arange(4)) for _ in range(2)]
+        self.labeled = [(torch.randn(4, 3, 8, 8), torch.arange(4)) for _ in range(2)]
         self.watched: list[nn.Module] = [self.net]
 
     def plan(self) -> Plan:
@@ -474,7 +474,7 @@ def _(s: Scene) -> Act:
 
 @case("sequential option of a wrong type", e.ConfigError, r"ridge", r"above 0", r"Got '1'")
 def _(s: Scene) -> Act:
-    return lambda: rf.compress(s.net, s.x, calibration=s.labelled, reconstruct=rf.Sequential(ridge="1"))
+    return lambda: rf.compress(s.net, s.x, calibration=s.labeled, reconstruct=rf.Sequential(ridge="1"))
 
 
 @case("sequential data holds NaN", e.DataError, r"NaN", r"layer")
@@ -526,7 +526,7 @@ def _(s: Scene) -> Act:
 
 @case("evaluate no module", e.ModelError, r"torch\.nn\.Module", r"Got int")
 def _(s: Scene) -> Act:
-    return lambda: rf.evaluate(3, rf.top1(s.labelled))
+    return lambda: rf.evaluate(3, rf.top1(s.labeled))
 
 
 @case("strip no module", e.ModelError, r"torch\.nn\.Module", r"Got NoneType")
@@ -854,7 +854,7 @@ def _(s: Scene) -> Act:
     return lambda: plan.override({"fc11": None})
 
 
-# --- artefacts ---
+# --- artifacts ---
 
 
 def _flip(file: Path, where: float) -> None:
@@ -863,42 +863,42 @@ def _flip(file: Path, where: float) -> None:
     file.write_bytes(data)
 
 
-@case("artefact truncated", e.CorruptArtifact, r"model\.safetensors", r"damaged", r"again")
+@case("artifact truncated", e.CorruptArtifact, r"model\.safetensors", r"damaged", r"again")
 def _(s: Scene) -> Act:
     file = s.artifact() / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     return lambda: rf.load(file.parent, s.net)
 
 
-@case("artefact empty", e.CorruptArtifact, r"model\.safetensors", r"damaged")
+@case("artifact empty", e.CorruptArtifact, r"model\.safetensors", r"damaged")
 def _(s: Scene) -> Act:
     file = s.artifact() / "model.safetensors"
     file.write_bytes(b"")
     return lambda: rf.load(file.parent, s.net)
 
 
-@case("artefact with a flipped bit", e.CorruptArtifact, r"model\.safetensors", r"damaged", r"checksum")
+@case("artifact with a flipped bit", e.CorruptArtifact, r"model\.safetensors", r"damaged", r"checksum")
 def _(s: Scene) -> Act:
     file = s.artifact() / "model.safetensors"
     _flip(file, 0.9)
     return lambda: rf.load(file.parent, s.net)
 
 
-@case("artefact with a flipped bit in its header", e.CorruptArtifact, r"model\.safetensors", r"damaged")
+@case("artifact with a flipped bit in its header", e.CorruptArtifact, r"model\.safetensors", r"damaged")
 def _(s: Scene) -> Act:
     file = s.artifact() / "model.safetensors"
     _flip(file, 0.0)
     return lambda: rf.load(file.parent, s.net)
 
 
-@case("artefact whose plan was edited", e.CorruptArtifact, r"do not belong together", r"`apply`")
+@case("artifact whose plan was edited", e.CorruptArtifact, r"do not belong together", r"`apply`")
 def _(s: Scene) -> Act:
     file = s.artifact() / "plan.json"
     file.write_text(file.read_text().replace('"ranks": [', '"ranks": [1', 1))
     return lambda: rf.load(file.parent, s.net)
 
 
-@case("artefact with foreign weights", e.CorruptArtifact, r"model\.safetensors", r"not written by rankfold")
+@case("artifact with foreign weights", e.CorruptArtifact, r"model\.safetensors", r"not written by rankfold")
 def _(s: Scene) -> Act:
     from safetensors.torch import save_file
 
@@ -907,53 +907,53 @@ def _(s: Scene) -> Act:
     return lambda: rf.load(file.parent, s.net)
 
 
-@case("artefact with a pickle for weights", e.CorruptArtifact, r"model\.safetensors", r"damaged")
+@case("artifact with a pickle for weights", e.CorruptArtifact, r"model\.safetensors", r"damaged")
 def _(s: Scene) -> Act:
     file = s.artifact() / "model.safetensors"
     torch.save({"weight": torch.zeros(3)}, file)
     return lambda: rf.load(file.parent, s.net)
 
 
-@case("artefact without weights", e.CorruptArtifact, r"incomplete", r"model\.safetensors is missing")
+@case("artifact without weights", e.CorruptArtifact, r"incomplete", r"model\.safetensors is missing")
 def _(s: Scene) -> Act:
     folder = s.artifact()
     (folder / "model.safetensors").unlink()
     return lambda: rf.load(folder, s.net)
 
 
-@case("artefact without a plan", e.CorruptArtifact, r"no plan at .*plan\.json", r"not a rankfold artefact")
+@case("artifact without a plan", e.CorruptArtifact, r"no plan at .*plan\.json", r"not a rankfold artifact")
 def _(s: Scene) -> Act:
     folder = s.artifact()
     (folder / "plan.json").unlink()
     return lambda: rf.load(folder, s.net)
 
 
-@case("artefact of a newer version", e.CorruptArtifact, r"version '2'", r"Upgrade")
+@case("artifact of a newer version", e.CorruptArtifact, r"version '2'", r"Upgrade")
 def _(s: Scene) -> Act:
     file = s.artifact() / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"version":"1"', b'"version":"2"'))
     return lambda: rf.load(file.parent, s.net)
 
 
-@case("artefact folder missing", e.CorruptArtifact, r"no artefact folder", r"nowhere")
+@case("artifact folder missing", e.CorruptArtifact, r"no artifact folder", r"nowhere")
 def _(s: Scene) -> Act:
     return lambda: rf.load(s.folder / "nowhere", s.net)
 
 
-@case("artefact is a file", e.CorruptArtifact, r"no artefact folder", r"model\.safetensors")
+@case("artifact is a file", e.CorruptArtifact, r"no artifact folder", r"model\.safetensors")
 def _(s: Scene) -> Act:
     file = s.artifact() / "model.safetensors"
     return lambda: rf.load(file, s.net)
 
 
-@case("artefact of another architecture", e.PlanMismatch, r"'conv1' is not in the model", r"'fc1' is Linear 9->9")
+@case("artifact of another architecture", e.PlanMismatch, r"'conv1' is not in the model", r"'fc1' is Linear 9->9")
 def _(s: Scene) -> Act:
     folder, other = s.artifact(), nn.Sequential(OrderedDict(fc1=nn.Linear(9, 9)))
     s.watched.append(other)
     return lambda: rf.load(folder, other)
 
 
-@case("artefact for a model with other norms", e.PlanMismatch, r"norm\.running_mean", r"shape \(8,\)", r"architecture")
+@case("artifact for a model with other norms", e.PlanMismatch, r"norm\.running_mean", r"shape \(8,\)", r"architecture")
 def _(s: Scene) -> Act:
     folder = s.artifact()
     s.net.norm = nn.BatchNorm2d(7)
@@ -1016,7 +1016,7 @@ def _(s: Scene) -> Act:
     return lambda: rf.save(small, s.folder / "out")
 
 
-@case("save over an artefact to a full disk", e.RankfoldError, r"cannot write", r"No space left")
+@case("save over an artifact to a full disk", e.RankfoldError, r"cannot write", r"No space left")
 def _(s: Scene) -> Act:
     s.artifact()
     small = rf.apply(s.net, rf.plan(s.net, s.x, budget="params<=40%"))
@@ -1163,14 +1163,14 @@ def _(s: Scene) -> Act:
 
 @case("target without a metric", e.ConfigError, r"target", r"metric")
 def _(s: Scene) -> Act:
-    tune = rf.FineTune(epochs=1, data=s.labelled, target=0.9)
+    tune = rf.FineTune(epochs=1, data=s.labeled, target=0.9)
     return lambda: rf.compress(s.net, s.x, budget="params<=50%", finetune=tune, output=s.folder / "out")
 
 
 @case("loss becomes NaN", e.ModelError, r"loss became (nan|inf)", r"step \d", r"Lower lr")
 def _(s: Scene) -> Act:
     small = rf.apply(s.net, s.plan())
-    tune = rf.FineTune(epochs=9, data=s.labelled, lr=1e30, max_grad_norm=None, warmup=0, weight_decay=0.0)
+    tune = rf.FineTune(epochs=9, data=s.labeled, lr=1e30, max_grad_norm=None, warmup=0, weight_decay=0.0)
     s.watched.append(small)
     return lambda: rf.finetune(small, tune, teacher=s.net)
 
@@ -1180,7 +1180,7 @@ def _(s: Scene) -> Act:
     def broken(net: nn.Module) -> float:
         return math.nan
 
-    small, tune = rf.apply(s.net, s.plan()), rf.FineTune(epochs=1, data=s.labelled)
+    small, tune = rf.apply(s.net, s.plan()), rf.FineTune(epochs=1, data=s.labeled)
     s.watched.append(small)
     return lambda: rf.finetune(small, tune, metric=broken)
 

@@ -245,7 +245,7 @@ def test_the_whole_road(name: str, budget: str, tmp_path: Path) -> None:
     assert [(t.shape, t.dtype) for t in after] == [(t.shape, t.dtype) for t in before]
     assert not same(after, before)
 
-    # A loaded artefact is the same model, also on a fresh instance with other weights.
+    # A loaded artifact is the same model, also on a fresh instance with other weights.
     torch.manual_seed(1)
     fresh, _ = MODELS[name]()
     fresh.eval()
@@ -364,7 +364,7 @@ def _correlated(count: int, features: int, seed: int) -> Tensor:
 
 FORMS: dict[str, Callable[[Tensor], Any]] = {
     "inputs": lambda x: x,
-    "labelled": lambda x: (x, torch.zeros(len(x), dtype=torch.long)),
+    "labeled": lambda x: (x, torch.zeros(len(x), dtype=torch.long)),
     "list": lambda x: [x, torch.zeros(len(x), dtype=torch.long)],
     "tuple of one": lambda x: (x,),
     "arguments": lambda x: ((x,), None),

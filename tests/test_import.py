@@ -63,7 +63,7 @@ def state():
         "grad mode": torch.is_grad_enabled(),
         "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
         "cudnn.benchmark": torch.backends.cudnn.benchmark,
-        "CUDA initialised": torch.cuda.is_initialized(),
+        "CUDA initialized": torch.cuda.is_initialized(),
         "log handlers": len(logging.getLogger().handlers),
         "log level": logging.getLogger().level,
         "warning filters": [str(f) for f in warnings.filters],

@@ -37,7 +37,7 @@ def state_hash(model: nn.Module) -> str:
 
 
 def _parts(tensor: Tensor) -> list[Tensor]:
-    """Return the dense tensors that make up a tensor: itself, or the parts of a sparse, nested or quantised one."""
+    """Return the dense tensors that make up a tensor: itself, or the parts of a sparse, nested or quantized one."""
     if tensor.layout == torch.sparse_coo:
         tensor = tensor.coalesce()
         return [tensor.indices(), tensor.values()]

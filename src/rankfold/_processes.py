@@ -34,7 +34,7 @@ def slowest(seconds: float) -> float:
 
 
 def _place() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes; initialise the group if they were just launched."""
+    """Return the rank of this process and the number of processes; initialize the group if they were just launched."""
     distributed = torch.distributed
     if not distributed.is_available() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1

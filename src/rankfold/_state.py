@@ -66,12 +66,12 @@ def register_late_buffers_(model: nn.Module, state: Mapping[str, Any], owners: M
 def load_state_(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Load the `own_state` and `extra_state` of a model of the same architecture, in place.
 
-    A customised ``load_state_dict`` runs first, because it may derive more from the values; everything it skips,
+    A customized ``load_state_dict`` runs first, because it may derive more from the values; everything it skips,
     changes or rejects is then written directly. Values are converted to the model's data types and device.
     """
-    # A customised load_state_dict may fail, for other names or overlapping memory, without harm. Torch's own derives
+    # A customized load_state_dict may fail, for other names or overlapping memory, without harm. Torch's own derives
     # nothing, and its time grows with the square of the number of modules in one container.
-    if any(map(_is_customised, model.modules())):
+    if any(map(_is_customized, model.modules())):
         with contextlib.suppress(Exception):
             model.load_state_dict(dict(state))
     with torch.no_grad():
@@ -84,7 +84,7 @@ def load_state_(model: nn.Module, state: Mapping[str, Any]) -> None:
                 module.set_extra_state(state[path + EXTRA])
 
 
-def _is_customised(module: nn.Module) -> bool:
+def _is_customized(module: nn.Module) -> bool:
     """Return whether loading a state dict may do more to a module than copy values."""
     if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
         return True

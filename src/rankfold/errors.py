@@ -116,7 +116,7 @@ class AttentionError(RankfoldError, RuntimeError):
 
 
 class InvalidWeight(RankfoldError, ValueError):
-    """A weight that contains NaN or infinity, or is not initialised."""
+    """A weight that contains NaN or infinity, or is not initialized."""
 
 
 class NoMatchingLayer(RankfoldError, ValueError):

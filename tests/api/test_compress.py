@@ -180,7 +180,7 @@ def test_output_holds_the_artifact_and_the_reports(tmp_path: Path) -> None:
     assert rf.Report.load(tmp_path / "out") == result.report
     assert rf.Plan.load(tmp_path / "out") == result.plan
     assert torch.equal(rf.load(tmp_path / "out", cnn())(X), result.model(X))
-    again = rf.compress(cnn(), X, budget="params<=40%", output=tmp_path / "out")  # an own artefact may be replaced
+    again = rf.compress(cnn(), X, budget="params<=40%", output=tmp_path / "out")  # an own artifact may be replaced
     assert rf.Plan.load(tmp_path / "out") == again.plan != result.plan
 
 

@@ -129,10 +129,10 @@ def test_what_a_strategy_needs_is_said_before_any_work(registered: None, monkeyp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labelled(Strategy):
+class Labeled(Strategy):
     """Half of every layer, by the loss of each candidate alone."""
 
-    name = "labelled"
+    name = "labeled"
     needs = frozenset({"calibration", "labels"})
 
     def plan(self, problem: Problem) -> Plan:
@@ -146,11 +146,11 @@ class Labelled(Strategy):
 
 def test_labels_are_found_in_the_calibration_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strategies.registry, "_entries", dict(strategies.registry._entries))
-    strategies.registry.register(Labelled, summary="looks at labels")
-    assert rf.plan(network(), DATA[0][0], strategy="labelled", calibration=DATA).factored
+    strategies.registry.register(Labeled, summary="looks at labels")
+    assert rf.plan(network(), DATA[0][0], strategy="labeled", calibration=DATA).factored
     for data, words in ((None, "needs calibration data"), ([DATA[0][0]], "needs labels")):
         with pytest.raises(ConfigError, match=words):
-            rf.plan(network(), DATA[0][0], strategy="labelled", calibration=data)
+            rf.plan(network(), DATA[0][0], strategy="labeled", calibration=data)
 
 
 def test_other_strategies_do_not_keep_measured_bounds() -> None:

@@ -131,7 +131,7 @@ def test_a_report_shows_what_the_model_has_and_not_what_the_plan_says() -> None:
 
 @settings(max_examples=10)
 @given(st.data())
-def test_any_widths_survive_the_artefact(data: Any) -> None:
+def test_any_widths_survive_the_artifact(data: Any) -> None:
     removed = {
         name: data.draw(st.sets(st.integers(0, width - 1), max_size=width - 1)) for name, width in WIDTHS.items()
     }
@@ -165,7 +165,7 @@ except rf.RankfoldError as error:
 """
 
 
-def test_a_process_without_torch_pruning_loads_the_artefact(tmp_path: Path) -> None:
+def test_a_process_without_torch_pruning_loads_the_artifact(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
     narrowing = rf.channel_groups(net, torch.ones(1, 3, 8, 8)).narrowing({"0": [1, 2, 5]})
     small = rf.apply(net, plan_for(net, narrowing, **{"0": Choice(method="svd", ranks=(3,))}))

@@ -175,7 +175,7 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_record_follows_the_artefact(tmp_path: Path) -> None:
+def test_the_record_follows_the_artifact(tmp_path: Path) -> None:
     rf.save(small_bert(), tmp_path)
     record = (tmp_path / "config.json").read_text()
     plain = nn.Sequential(nn.Linear(16, 16))
@@ -183,7 +183,7 @@ def test_the_record_follows_the_artefact(tmp_path: Path) -> None:
     with pytest.raises(CorruptArtifact, match=r"no record of the network.*rankfold\.load\(folder, model\)"):
         rf.load_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(record)
-    with pytest.raises(CorruptArtifact, match="describes another artefact"):
+    with pytest.raises(CorruptArtifact, match="describes another artifact"):
         rf.load_pretrained(tmp_path)
 
 

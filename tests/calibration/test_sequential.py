@@ -145,7 +145,7 @@ def test_the_damped_metric_measures_what_a_correction_loses() -> None:
 def test_centred_moments_are_those_of_centred_data() -> None:
     generator = torch.Generator().manual_seed(0)
     x, d = (torch.randn(50, m, generator=generator, dtype=torch.float64) + 2 for m in (6, 4))
-    found, wanted = pairs_of(x, d).centred(), pairs_of(x - x.mean(0), d - d.mean(0))
+    found, wanted = pairs_of(x, d).centered(), pairs_of(x - x.mean(0), d - d.mean(0))
     torch.testing.assert_close(found.second, wanted.second)
     torch.testing.assert_close(found.cross, wanted.cross)
     assert found.energy == pytest.approx(wanted.energy)
@@ -160,7 +160,7 @@ def test_one_sample_can_be_fitted_to() -> None:
     sums = PairSums(layer, max_patch=100, max_positions=100)
     y = torch.randn(2, 4, 1, 1)
     assert sums.add(y, y + 1, 0.1 * torch.rand(2, 72, 1, 1) + 0.1)
-    folds = [fold.centred() for fold in sums.folds()]
+    folds = [fold.centered() for fold in sums.folds()]
     assert [fold.count for fold in folds] == [1, 1]
     for fold in folds:
         assert float(ridge_correction(fold, 1e-4).abs().max()) < 1e-2
@@ -283,9 +283,9 @@ def test_linear_layers_reach_the_closed_form() -> None:
         ones = torch.ones(400, 1, dtype=x.dtype)
         free = torch.cat([seen, ones], 1) @ torch.linalg.lstsq(torch.cat([seen, ones], 1), target).solution
         # The best affine map of rank 3: the best one, projected onto its leading directions (reduced-rank regression).
-        centre = free.mean(0)
-        basis = torch.linalg.svd(free - centre, full_matrices=False).Vh[:3]
-        best = (free - centre) @ basis.T @ basis + centre
+        center = free.mean(0)
+        basis = torch.linalg.svd(free - center, full_matrices=False).Vh[:3]
+        best = (free - center) @ basis.T @ basis + center
         reached = float((small[2](seen) - target).norm())
         assert reached == pytest.approx(float((best - target).norm()), rel=1e-6)
         plain = rf.apply(net, plan, list(x.split(100)), reconstruct="data")
@@ -301,8 +301,8 @@ def test_streamed_sums_equal_an_oracle_that_keeps_everything() -> None:
         before, after = torch.relu(net.bn0(net.stem(x))), torch.relu(small.bn0(small.stem(x)))
         layer = next(layer for layer in static_inventory(net) if layer.name == "conv1")
         p, y = patch_vectors(after.double(), layer, 10_000)[0], net.conv1(before).double().movedim(1, 0).flatten(1)
-        centred = p - p.mean(1, keepdim=True)
-        second, cross = centred @ centred.T / p.shape[1], y @ centred.T / p.shape[1]
+        centered = p - p.mean(1, keepdim=True)
+        second, cross = centered @ centered.T / p.shape[1], y @ centered.T / p.shape[1]
         pull = 1e-2 * p.square().mean() * torch.eye(len(second), dtype=second.dtype)
         weight = torch.linalg.solve(second + pull, (cross + net.conv1.weight.double().flatten(1) @ pull).T).T
         plan = by_hand(conv1=("tucker", (6, 7)))
@@ -314,7 +314,7 @@ def test_streamed_sums_equal_an_oracle_that_keeps_everything() -> None:
         )
         wanted = factor_layer(lone, layer, plan.layers["conv1"], moments).weight
         assert float((small.conv1.weight - wanted).norm() / wanted.norm()) < 1e-4
-        error = (small.conv1.weight.double().flatten(1) @ centred - (y - y.mean(1, keepdim=True))).norm() / y.norm()
+        error = (small.conv1.weight.double().flatten(1) @ centered - (y - y.mean(1, keepdim=True))).norm() / y.norm()
         assert made.errors["conv1"] == pytest.approx(float(error), rel=1e-3)
         means = [m.bn1(m.conv1(x)).mean((0, 2, 3)) for m, x in ((small, after), (net, before))]
         torch.testing.assert_close(*means)
@@ -624,7 +624,7 @@ def test_mode_without_data() -> None:
 
 
 class Rude(nn.Module):
-    """Changes its input in place, merges something when it is put into eval mode, and normalises along positions."""
+    """Changes its input in place, merges something when it is put into eval mode, and normalizes along positions."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     """Return the model in float64 with random weights that do not shrink the signal."""
     random = generator(seed)
     with torch.no_grad():
@@ -51,13 +51,13 @@ def fisher(model: nn.Module, batches: Sequence[Any], layers: Sequence[LayerInfo]
 
 
 def mlp() -> nn.Module:
-    return randomised(
+    return randomized(
         nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6, bias=False), nn.Tanh(), nn.Linear(6, 3))
     )
 
 
 def convolutional() -> nn.Module:
-    return randomised(
+    return randomized(
         nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 8, 3, stride=2),
                       nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     )  # fmt: skip
@@ -93,7 +93,7 @@ def test_the_estimate_agrees_with_the_exact_jacobian(name: str) -> None:
 
 def test_a_single_output_needs_no_chance() -> None:
     """With a single output per batch, the sign's square is 1, and the loss is exact."""
-    model = randomised(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)))
+    model = randomized(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)))
     batches = batches_of(1, 5, count=3)
     layers = inspect(model, batches[0]).compressible
     for layer in layers:
@@ -104,7 +104,7 @@ def test_a_single_output_needs_no_chance() -> None:
 
 def test_a_linear_network_is_no_approximation() -> None:
     """Changes of any size: the network's outputs are linear in each weight."""
-    model = randomised(nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 6, bias=False), nn.Linear(6, 1)))
+    model = randomized(nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 6, bias=False), nn.Linear(6, 1)))
     batches = batches_of(1, 5, count=4)
     layers = inspect(model, batches[0]).compressible
     measured = NetworkProxy(model, batches)
@@ -112,7 +112,7 @@ def test_a_linear_network_is_no_approximation() -> None:
         weights = changed(model, layer.name, 3.0)
         found = fisher(model, batches, layers, draws=4).losses(layer, weights)
         assert found == pytest.approx(measured.losses(layer, weights), rel=1e-5)
-    bent = randomised(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)))
+    bent = randomized(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)))
     weights = changed(bent, "0", 3.0)
     first = inspect(bent, batches[0]).compressible
     found = fisher(bent, batches, first, draws=4).losses(first[0], weights)
@@ -194,7 +194,7 @@ class Attentive(nn.Module):
 
 @pytest.mark.parametrize("kdim", [None, 4])
 def test_attention(kdim: int | None) -> None:
-    model, batches = randomised(Attentive(kdim)), batches_of(1, 5, 8)
+    model, batches = randomized(Attentive(kdim)), batches_of(1, 5, 8)
     layers = inspect(model, batches[0]).compressible
     assert len(layers) >= 4
     gradients, measured = fisher(model, batches, layers, draws=2), NetworkProxy(model, batches)
@@ -220,14 +220,14 @@ class Tied(nn.Module):
 
 
 def test_tied_layers_change_together() -> None:
-    model, batches = randomised(Tied()), batches_of(1, 6)
+    model, batches = randomized(Tied()), batches_of(1, 6)
     layers = inspect(model, batches[0]).compressible
     tied = next(layer for layer in layers if layer.name == "first")
     assert tied.ties
     weights = changed(model, "first", 1e-3)
     found = fisher(model, batches, layers, draws=2).losses(tied, weights)
     assert found == pytest.approx(NetworkProxy(model, batches).losses(tied, weights), rel=0.03)
-    alone = randomised(Tied())
+    alone = randomized(Tied())
     alone.second.weight = nn.Parameter(alone.first.weight.detach().clone())
     apart = fisher(alone, batches, inspect(alone, batches[0]).compressible, draws=2)
     assert found != pytest.approx(apart.losses(tied, weights), rel=0.03)
@@ -247,7 +247,7 @@ class Several(nn.Module):
 
 
 def test_each_output_counts_the_same() -> None:
-    model, batches = randomised(Several()), batches_of(1, 5, count=1)
+    model, batches = randomized(Several()), batches_of(1, 5, count=1)
     layers = inspect(model, batches[0]).compressible
     measured = NetworkProxy(model, batches)
     gradients = fisher(model, batches, layers, draws=1024)
@@ -340,17 +340,17 @@ class Cut(nn.Module):
     ],
 )
 def test_networks_without_gradients(where: str, message: str) -> None:
-    model, batches = randomised(Cut(where)), batches_of(4, 5)
+    model, batches = randomized(Cut(where)), batches_of(4, 5)
     layers = inspect(model, batches[0]).compressible
     with pytest.raises(ModelError, match=message) as caught:
         fisher(model, batches, layers).losses(layers[0], changed(model, "body", 0.1))
     assert "proxy='network'" in str(caught.value)
-    whole = randomised(Cut("nowhere"))
+    whole = randomized(Cut("nowhere"))
     assert fisher(whole, batches, layers).losses(layers[0], changed(whole, "body", 0.1))[0] > 0
 
 
 def test_a_layer_that_never_runs_does_no_damage() -> None:
-    model, batches = randomised(Cut("nowhere")), batches_of(4, 5)
+    model, batches = randomized(Cut("nowhere")), batches_of(4, 5)
     model.spare = nn.Linear(5, 6).double()
     layers = inspect(model, batches[0]).layers
     spare = next(layer for layer in layers if layer.name == "spare")
@@ -410,7 +410,7 @@ def test_few_measurements_correct_the_gradients() -> None:
 
 def test_a_network_without_gradients_is_measured(capfd: pytest.CaptureFixture[str]) -> None:
     """By default, the search says so and measures; a proxy that needs gradients raises."""
-    model, batches = randomised(Cut("middle")), batches_of(16, 5)
+    model, batches = randomized(Cut("middle")), batches_of(16, 5)
     plan = plan_of(model, batches)
     assert "every candidate is measured, which takes longer: no gradient" in capfd.readouterr().err
     assert plan.provenance.search["proxy"] == "network"

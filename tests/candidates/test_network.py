@@ -177,7 +177,7 @@ def test_equals_the_naive_loop(case: str, recwarn: pytest.WarningsRecorder) -> N
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_baking_a_copy_leaves_the_original_alone() -> None:
-    """A copy of a parametrised module has the original's own class, from which torch would delete the weight."""
+    """A copy of a parametrized module has the original's own class, from which torch would delete the weight."""
     model, x = Normed().eval(), torch.randn(4, 6)
     with torch.no_grad():
         expected = model(x)["second"]

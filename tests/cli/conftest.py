@@ -1,4 +1,4 @@
-"""Run commands in this process, and provide a small artefact."""
+"""Run commands in this process, and provide a small artifact."""
 
 from __future__ import annotations
 

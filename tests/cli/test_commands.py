@@ -64,7 +64,7 @@ def test_inspect_quietly_is_one_line(run: Run) -> None:
     assert run("inspect", "lenet5_mnist5k", "-q").out.count("\n") == 1
 
 
-def test_compress_writes_a_whole_artefact(run: Run, small: tuple[str, ...], tmp_path: Path) -> None:
+def test_compress_writes_a_whole_artifact(run: Run, small: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "out"
     done = run("compress", *small, "-b", "params<=30%", "-b", "macs<=90%", "--methods", "svd,tucker", "--out", folder)
     names = ["model.safetensors", "plan.json", "report.html", "report.json", "source.json"]
@@ -215,7 +215,7 @@ def test_data_without_labels(run: Run, tmp_path: Path) -> None:
     assert run("evaluate", tmp_path / "out", "--trust-source", "--json").document["value"] == metric["reloaded"]
 
 
-def test_artefact_remembers_its_source(artifact: Path) -> None:
+def test_artifact_remembers_its_source(artifact: Path) -> None:
     found = Source.load(artifact)
     assert found == Source(model="lenet5_mnist5k", weights="bundled", data="mnist5k", limit_test=200)
 
@@ -275,7 +275,7 @@ def test_sequential_reconstruction(run: Run, small: tuple[str, ...], tmp_path: P
     assert not all(torch.equal(plain[name], theirs[name]) for name in theirs)
 
 
-def test_finetune_needs_only_the_artefact(run: Run, artifact: Path, tmp_path: Path) -> None:
+def test_finetune_needs_only_the_artifact(run: Run, artifact: Path, tmp_path: Path) -> None:
     options = ("--epochs", "1", "--limit-train", "256", "--lr", "0.001")
     found = run("finetune", artifact, *options, "--out", tmp_path / "tuned", "--json").document
     names = ["model.safetensors", "plan.json", "report.html", "report.json", "source.json"]
@@ -314,7 +314,7 @@ def test_report_in_every_form(run: Run, artifact: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_command_replaces_its_own_artefact(run: Run, tmp_path: Path) -> None:
+def test_a_command_replaces_its_own_artifact(run: Run, tmp_path: Path) -> None:
     for budget in ("params/2", "params/4"):
         run("compress", "lenet5_mnist5k", "-b", budget, "--out", tmp_path / "out")
     assert rf.Report.load(tmp_path / "out").after.params <= 61_706 // 4
@@ -336,4 +336,4 @@ def test_random_weights_are_pointed_out(run: Run, artifact: Path) -> None:
     dense = ("lenet5_mnist5k", "--data", "mnist5k", "--limit-test", "10")
     assert "warning: lenet5_mnist5k has random weights" in run("evaluate", *dense).err
     assert not run("evaluate", *dense, "--weights", "bundled").err
-    assert not run("evaluate", artifact, "--limit-test", "10").err, "an artefact brings its weights"
+    assert not run("evaluate", artifact, "--limit-test", "10").err, "an artifact brings its weights"

@@ -42,7 +42,7 @@ def test_int8(run: Run, artifact: Path, tmp_path: Path) -> None:
     assert data["bytes"] < 0.5 * data["float_bytes"]
 
 
-def test_the_file_is_next_to_the_artefact(
+def test_the_file_is_next_to_the_artifact(
     run: Run, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "digits.v1"

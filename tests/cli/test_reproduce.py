@@ -292,7 +292,7 @@ def check_tradeoff(study: Study) -> None:
             ("reproduce", "rene", "{network}", "--data", "{data}", "--study", "ranks", "--student-epochs", "2"),
             "--student-epochs needs a student",
         ),
-        (("reproduce", "rene", "--student", "resnet20_cifar10"), "normalised differently"),
+        (("reproduce", "rene", "--student", "resnet20_cifar10"), "normalized differently"),
         (("reproduce", "rene", "--student-epochs", "0"), "--student-epochs"),
         (("reproduce", "rene", "--budget", "params<=0%"), "would leave nothing"),
         (("reproduce", "similrity"), "Did you mean 'similarity'"),

@@ -140,7 +140,7 @@ def test_counting_equals_listing(name: str, method: str) -> None:
 
 
 def useless(method: str, layer: LayerInfo, listed: Listed) -> bool:
-    """Whether a neighbour makes a rank useless, by the definition of each decomposition."""
+    """Whether a neighbor makes a rank useless, by the definition of each decomposition."""
     ranks, options = listed.ranks, dict(listed.options)
     if method in ("tucker", "tt3"):
         full = (layer.group_out, layer.group_in)
@@ -292,8 +292,8 @@ def test_random_solutions_are_uniform() -> None:
             counts[solution.ranks] += 1
     assert len(counts) > 20
     assert abs(deviation(list(counts.values()))) < 3
-    favoured = [n + (40 if i < 5 else 0) for i, n in enumerate(counts.values())]
-    assert deviation(favoured) > 3
+    favored = [n + (40 if i < 5 else 0) for i, n in enumerate(counts.values())]
+    assert deviation(favored) > 3
 
 
 def test_random_solutions_are_reproducible() -> None:

@@ -20,7 +20,7 @@ X = torch.zeros(1, 3, 8, 8)
 
 
 def network() -> nn.Sequential:
-    """A convolution without bias, a normalisation, a linear layer with one."""
+    """A convolution without bias, a normalization, a linear layer with one."""
     layers = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)
     return nn.Sequential(*layers).eval()
 
@@ -32,7 +32,7 @@ def layer_of(layer: nn.Module, *shape: int) -> LayerInfo:
 @pytest.mark.parametrize(
     ("deploy_dtype", "conv", "linear", "outside"),
     [
-        # Weights 216 and 2,880, one bias of 10; 32 numbers of the normalisation, and its counter of 64 bits.
+        # Weights 216 and 2,880, one bias of 10; 32 numbers of the normalization, and its counter of 64 bits.
         ("float32", 4 * 216, 4 * 2890, 4 * 32 + 8),
         ("float16", 2 * 216, 2 * 2890, 2 * 32 + 8),
         ("bfloat16", 2 * 216, 2 * 2890, 2 * 32 + 8),

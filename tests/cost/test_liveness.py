@@ -227,7 +227,7 @@ def test_the_batch_is_the_example_s() -> None:
 
 
 class Constants(nn.Module):
-    """Positions, a mask and a normalised weight: none of them depends on the input."""
+    """Positions, a mask and a normalized weight: none of them depends on the input."""
 
     def __init__(self) -> None:
         super().__init__()

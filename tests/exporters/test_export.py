@@ -422,7 +422,7 @@ def test_int8_computes_products_of_factors_in_int8(tmp_path: Path, monkeypatch: 
     with pytest.raises(RankfoldError, match=r"differ .* more than tolerance=1e-05"):
         rf.export(small, path, data[0], int8=data, tolerance=1e-5)
     monkeypatch.setattr(exporters.int8, "INT8_PRODUCTS", ())
-    with pytest.raises(ModelError, match="nothing in the model is quantised"):
+    with pytest.raises(ModelError, match="nothing in the model is quantized"):
         rf.export(small, path, data[0], int8=data)
 
 

@@ -172,7 +172,7 @@ def test_others_say_what_they_are() -> None:
     assert [(o.name, o.type_name, o.params, o.reason) for o in inventory.others] == [
         ("", "Net", 7, "holds its own parameters"),
         ("embed", "Embedding", 20, "embedding"),
-        ("norm", "LayerNorm", 8, "normalisation"),
+        ("norm", "LayerNorm", 8, "normalization"),
         ("rnn", "LSTM", 160, "recurrent"),
         ("act", "PReLU", 1, "activation"),
     ]

@@ -151,7 +151,7 @@ def test_a_parameter_that_the_model_holds_too_is_kept() -> None:
     assert inspect(net, X).layer("a").skip == "its weight is shared with the model itself (Net)"
 
 
-def test_a_parametrised_weight_that_is_shared_is_kept() -> None:
+def test_a_parametrized_weight_that_is_shared_is_kept() -> None:
     net = Net()
     torch.nn.utils.parametrizations.weight_norm(net.a)
     torch.nn.utils.parametrizations.weight_norm(net.b)

@@ -88,7 +88,7 @@ def test_integer_weights_are_skipped() -> None:
 
 
 class Wrapped(torch.Tensor):
-    """A tensor subclass, as quantisers and sharding use them."""
+    """A tensor subclass, as quantizers and sharding use them."""
 
 
 def test_tensor_subclasses_are_skipped() -> None:
@@ -228,16 +228,16 @@ def test_a_copy_of_the_model_reads_the_same() -> None:
     assert inspect(net, x) == inspect(copy.deepcopy(net), x)
 
 
-def test_quantised_layers_are_listed() -> None:
+def test_quantized_layers_are_listed() -> None:
     if "fbgemm" not in torch.backends.quantized.supported_engines:
-        pytest.skip("this build of torch has no fbgemm kernels for quantised layers")
+        pytest.skip("this build of torch has no fbgemm kernels for quantized layers")
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces that its quantisation will move
+        warnings.simplefilter("ignore")  # torch announces that its quantization will move
         net[0] = torch.ao.nn.quantized.dynamic.Linear(4, 4)
         inventory = inspect(net, torch.zeros(1, 4))
     assert [layer.name for layer in inventory] == ["1"]
-    assert [(o.name, o.params, o.reason) for o in inventory.others] == [("0", 16, "quantised")]
+    assert [(o.name, o.params, o.reason) for o in inventory.others] == [("0", 16, "quantized")]
 
 
 def test_torchscript_inside_a_model_is_listed() -> None:

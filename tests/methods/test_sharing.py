@@ -78,7 +78,7 @@ def test_one_compress_copies_every_weight_that_it_factors_once(calibrated: bool,
     weights = [model.get_submodule(name).weight for name in result.plan.factored]
     assert len(weights) >= 2
     assert [sum(tensor is weight for tensor in copied) for weight in weights] == [1] * len(weights)
-    # The instance that the artefact is loaded onto has a copy of everything else.
+    # The instance that the artifact is loaded onto has a copy of everything else.
     assert max(sum(tensor is parameter for tensor in copied) for parameter in model.parameters()) == 2
     assert sum(tensor.numel() for tensor in copied) < 1.1 * sum(p.numel() for p in model.parameters())
 

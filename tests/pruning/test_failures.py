@@ -71,7 +71,7 @@ def test_zero_weights_hide_nothing() -> None:
 
 
 class Counting(nn.Module):
-    """A normalisation over channels that the graph does not know, and a product whose cost depends on the width."""
+    """A normalization over channels that the graph does not know, and a product whose cost depends on the width."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

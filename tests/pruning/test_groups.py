@@ -96,7 +96,7 @@ class Mobile(nn.Module):
 
 
 class Grouped(nn.Module):
-    """Grouped convolutions, with many groups and with few, and a group normalisation."""
+    """Grouped convolutions, with many groups and with few, and a group normalization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -353,7 +353,7 @@ def test_costs_are_predicted_exactly(network: type[nn.Module], data: Any) -> Non
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_pruned_and_factored_networks_survive_the_artefact(network: type[nn.Module], tmp_path: Path) -> None:
+def test_pruned_and_factored_networks_survive_the_artifact(network: type[nn.Module], tmp_path: Path) -> None:
     model, groups = MODELS[network], groups_of(network)
     inventory = inspect(model, X)
     narrowing = groups.narrowing({group.name: range(group.width // 2) for group in groups})

@@ -92,7 +92,7 @@ def make_small() -> tuple[Inventory, Plan, dict[str, float]]:
     dw = conv("layer3.dw", 128, 128, hw=8, groups=128, skip="depthwise convolution")
     layers = (conv("stem", 3, 16), *body, dw, linear("head", 128, 10, note="called twice"))
     others = tuple(
-        OtherModule(name=f"bn{i}", type_name="BatchNorm2d", params=64, reason="normalisation") for i in range(6)
+        OtherModule(name=f"bn{i}", type_name="BatchNorm2d", params=64, reason="normalization") for i in range(6)
     )
     inventory = make_inventory(layers, others)
     choices: dict[str, Choice] = {

@@ -65,7 +65,7 @@ def test_networks_of_many_layers_print_no_solutions_but_their_page_has_them() ->
 def test_kept_layers_are_listed() -> None:
     mixed = rf.analyze([*LAYERS, "conv:1x1x8x8"], methods="tucker")
     text = printed(mixed)
-    assert "Not analysed" in text
+    assert "Not analyzed" in text
     assert "1x1 convolution has no spatial extent" in text
 
 

@@ -150,8 +150,8 @@ def test_elements_escape_all_but_markup() -> None:
     assert el("rect", x=1.0, aria_label='"', class_=None) == '<rect x="1" aria-label="&quot;"/>'
 
 
-def _luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def _luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -162,16 +162,16 @@ def _contrast(a: str, b: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light, print", "dark"])
-def test_colours_have_contrast(scheme: int) -> None:
+def test_colors_have_contrast(scheme: int) -> None:
     style = (files("rankfold.reporting") / "style.css").read_text("utf-8")
     block = re.findall(r":root \{(.*?)\}", style, re.S)[scheme]
-    colour: dict[str, str] = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+    color: dict[str, str] = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
     for ink in ("ink", "muted", "good", "bad", "after"):
-        assert _contrast(colour[ink], colour["paper"]) >= 4.5, ink
-        assert _contrast(colour[ink], colour["page"]) >= 4.5, ink
-    assert _contrast(colour["good"], colour["good-soft"]) >= 4.5
-    assert _contrast(colour["bad"], colour["bad-soft"]) >= 4.5
+        assert _contrast(color[ink], color["paper"]) >= 4.5, ink
+        assert _contrast(color[ink], color["page"]) >= 4.5, ink
+    assert _contrast(color["good"], color["good-soft"]) >= 4.5
+    assert _contrast(color["bad"], color["bad-soft"]) >= 4.5
     for mark in ("kept", "error", "measured", "rank2"):
-        assert _contrast(colour[mark], colour["paper"]) >= 3, mark
-    assert _contrast(colour["after"], colour["before"]) >= 2.5
+        assert _contrast(color[mark], color["paper"]) >= 3, mark
+    assert _contrast(color["after"], color["before"]) >= 2.5
     assert _contrast("#777777", "#787878") < 1.1  # the measure tells bad from good

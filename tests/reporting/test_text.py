@@ -128,7 +128,7 @@ def test_markdown_says_what_the_report_says(small: Report) -> None:
     assert "| parameters | 146,096 | 37,248 | 3.9x | 74.5 % |" in shown
     assert "| `layer1.0` | Conv2d 16->32 3x3 s1 g1 | tucker | (8, 4) | 4,608 | 829 |" in shown
     assert "kept: depthwise convolution" in shown
-    assert "- 6 x BatchNorm2d, 384 parameters: normalisation" in shown
+    assert "- 6 x BatchNorm2d, 384 parameters: normalization" in shown
     assert "NOT met" in shown
     assert "## Fine-tuning" in shown
 

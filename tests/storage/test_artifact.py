@@ -1,4 +1,4 @@
-"""Artefacts: saved, loaded anywhere, and never silently wrong."""
+"""Artifacts: saved, loaded anywhere, and never silently wrong."""
 
 from __future__ import annotations
 

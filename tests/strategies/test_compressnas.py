@@ -131,7 +131,7 @@ def test_damage_falls_as_the_budget_grows(resource: str, calibrated: bool) -> No
 
 
 def test_it_does_less_damage_than_a_rule() -> None:
-    """To what it minimises, it does no more than any other plan within the budget; here to the network, too."""
+    """To what it minimizes, it does no more than any other plan within the budget; here to the network, too."""
     model, data = network(), torch.cat(images(5))
     with torch.no_grad():
         dense = model(data)

@@ -116,7 +116,7 @@ def _is(setting: object, **widths: int) -> bool:
         ({"joint": 1.0, "factoring": 0.94, "pruning": 1.2}, "factoring"),
         ({"joint": 1.0, "factoring": 0.94, "pruning": 0.9}, "pruning"),
         ({"joint": 1.0, "factoring": 1.0, "pruning": 1.0}, "joint"),
-        ({}, "joint"),  # a normalisation over channels
+        ({}, "joint"),  # a normalization over channels
     ],
 )
 def test_one_sided_plans_win_if_they_are_clearly_better(

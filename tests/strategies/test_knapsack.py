@@ -199,15 +199,15 @@ def test_small_damages_beside_huge_ones(monkeypatch: pytest.MonkeyPatch) -> None
     assert got.selection == (2, 1)
     hidden = [options([1.0, 3e-12, 2e-12, 0.0], [0, 2, 3, 5])] * 2
     scales: list[float] = []
-    minimise = _knapsack._minimise
+    minimize = _knapsack._minimize
 
     def watched(*args: object) -> object:
-        found = minimise(*args)  # type: ignore[arg-type]
+        found = minimize(*args)  # type: ignore[arg-type]
         assert found is not None
         scales.append(found[1])
         return found
 
-    monkeypatch.setattr(_knapsack, "_minimise", watched)
+    monkeypatch.setattr(_knapsack, "_minimize", watched)
     found = check(hidden, [5])
     assert found is not None
     assert found.loss == pytest.approx(5e-12)

@@ -21,7 +21,7 @@ from rankfold.errors import ConfigError, InfeasibleBudget, ModelError, UnknownNa
 from rankfold.inventory import inspect
 from rankfold.records import Plan, Ranks
 from rankfold.strategies import Problem
-from rankfold.strategies.coefficients import RankLoss, expected_loss, nested_loss, optimise
+from rankfold.strategies.coefficients import RankLoss, expected_loss, nested_loss, optimize
 from rankfold.strategies.mixtures import Axis, Mixtures
 from rankfold.testing import ModelCase, make_problem, model_zoo
 
@@ -404,7 +404,7 @@ def test_the_rank_loss_is_equation_five(scale: float) -> None:
 def test_the_updates_are_those_of_torch(logarithmic: bool) -> None:
     errors = [torch.tensor([4.0, 1.0], dtype=torch.float64), torch.tensor([4.0, 1.0, 0.5], dtype=torch.float64)]
     rank_loss = RankLoss(loads=LOADS, gamma=0.4, beta=0.8)
-    ours = optimise(nested_loss(errors), rank_loss, iterations=7, lr=0.05, logarithmic=logarithmic)
+    ours = optimize(nested_loss(errors), rank_loss, iterations=7, lr=0.05, logarithmic=logarithmic)
     alphas = [torch.zeros(len(row), dtype=torch.float64, requires_grad=True) for row in errors]
     optimizer = torch.optim.SGD(alphas, lr=0.05, momentum=0.9, nesterov=True)
     for _ in range(7):

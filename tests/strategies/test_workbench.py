@@ -197,9 +197,9 @@ def test_what_was_not_given() -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             use()
-    unlabelled = make_bench(model, batches=[X])
+    unlabeled = make_bench(model, batches=[X])
     with pytest.raises(DataError, match="the loss needs labels"):
-        unlabelled.loss({}, next(unlabelled.batches()))
+        unlabeled.loss({}, next(unlabeled.batches()))
 
 
 def test_needs_follow_from_the_declaration() -> None:

@@ -1,4 +1,4 @@
-"""A seeded fuzzer of everything that rankfold reads: artefacts, plans, reports, sweeps, sources and cache entries.
+"""A seeded fuzzer of everything that rankfold reads: artifacts, plans, reports, sweeps, sources and cache entries.
 
 Bits, lengths, JSON structure and headers are changed, with checksums that no longer fit and (as a forger would) with
 checksums made to fit again. Each case must give the right model, or a `RankfoldError` whose message is short and holds
@@ -90,7 +90,7 @@ class Ground:
     Parameters
     ----------
     root : Path
-        Folder of the good artefact ``good`` and of the case at hand.
+        Folder of the good artifact ``good`` and of the case at hand.
     """
 
     root: Path
@@ -103,7 +103,7 @@ class Ground:
 
     @classmethod
     def prepare(cls, root: Path) -> Ground:
-        """Make an artefact with report and source, a cache entry and a sweep."""
+        """Make an artifact with report and source, a cache entry and a sweep."""
         result = rf.compress(net(), X, budget="params<=90%", strategy=rf.Manual(layers=PLAN),
                              evaluate=lambda model: float(model(X).sum()), output=root / "good")  # fmt: skip
         source = Source(model="lenet5_mnist5k", data="mnist5k", input_size=(1, 1, 28, 28))
@@ -206,7 +206,7 @@ def with_header(header: str, tensors: bytes, size: int | None = None) -> bytes:
 
 
 def signed(folder: Path) -> None:
-    """Make the checksums of an artefact fit, as far as its files can be read, as a forger would."""
+    """Make the checksums of an artifact fit, as far as its files can be read, as a forger would."""
     file = folder / "model.safetensors"
     header, tensors = header_of(file.read_bytes())
     metadata = header.get("__metadata__")
@@ -228,7 +228,7 @@ def signed(folder: Path) -> None:
 
 
 def loads(ground: Ground, folder: Path, *, forged: bool = False) -> str:
-    """Load an artefact; what comes out must be the right model, or of a forger the one that the file holds."""
+    """Load an artifact; what comes out must be the right model, or of a forger the one that the file holds."""
     small = rf.load(folder, ground.model)
     if torch.equal(small(X), ground.wanted):
         return "right"
@@ -240,7 +240,7 @@ def loads(ground: Ground, folder: Path, *, forged: bool = False) -> str:
 
 
 def plan_file(ground: Ground, folder: Path, chance: random.Random) -> str:
-    """Attack the plan of an artefact."""
+    """Attack the plan of an artifact."""
     file = folder / "plan.json"
     if chance.random() < 0.5:
         file.write_bytes(mutated_bytes(file.read_bytes(), chance))
@@ -253,7 +253,7 @@ def plan_file(ground: Ground, folder: Path, chance: random.Random) -> str:
 
 
 def weights_file(ground: Ground, folder: Path, chance: random.Random) -> str:
-    """Attack the weights of an artefact."""
+    """Attack the weights of an artifact."""
     file = folder / "model.safetensors"
     data = file.read_bytes()
     if chance.random() < 0.3:
@@ -326,7 +326,7 @@ def sweep_text(ground: Ground, _folder: Path, chance: random.Random) -> str:
 
 
 def source_file(_ground: Ground, folder: Path, chance: random.Random) -> str:
-    """Attack what an artefact says of its source."""
+    """Attack what an artifact says of its source."""
     file = folder / "source.json"
     if chance.random() < 0.7:
         file.write_text(mutated_json(file.read_text(), chance))
@@ -411,7 +411,7 @@ def run_case(ground: Ground, seed: int, number: int) -> tuple[str, str | None]:
     attack = chance.choice(ATTACKS)
     case = ground.root / "case"
     shutil.rmtree(case, ignore_errors=True)
-    folder = Path(shutil.copytree(ground.root / "good", case / "artefact"))
+    folder = Path(shutil.copytree(ground.root / "good", case / "artifact"))
     before, state = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, state_hash(ground.model)
     start, fault = time.process_time(), None
     try:

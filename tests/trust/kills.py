@@ -1,4 +1,4 @@
-"""SIGKILL at random instants of save, compress, finetune and sweep: each leaves the old or the new artefact whole.
+"""SIGKILL at random instants of save, compress, finetune and sweep: each leaves the old or the new artifact whole.
 
 After every kill, what is in the folder must load as the old or the new model. The same call is then made again: it must
 resume, end with the result of a run that was never killed, and leave no other file. A few kills are part of the tests;
@@ -56,21 +56,21 @@ def accuracy(model: nn.Module) -> float:
 
 
 def _save(folder: Path) -> None:
-    rf.save(by_hand(4), folder / "artefact")
+    rf.save(by_hand(4), folder / "artifact")
 
 
 def _compress(folder: Path) -> None:
     rf.compress(
         net(), X[:1], budget="params<=60%", strategy=rf.CompressNAS(points=3), calibration=DATA,
-        cache=folder / "cache", evaluate=accuracy, output=folder / "artefact",
+        cache=folder / "cache", evaluate=accuracy, output=folder / "artifact",
     )  # fmt: skip
 
 
 def _finetune(folder: Path) -> None:
-    recipe = rf.FineTune(data=DATA, epochs=6, lr=0.05, checkpoint=folder / "artefact", checkpoint_every=1)
+    recipe = rf.FineTune(data=DATA, epochs=6, lr=0.05, checkpoint=folder / "artifact", checkpoint_every=1)
     tuned = rf.finetune(by_hand(4), recipe, teacher=net()).model
-    rf.save(tuned, folder / "artefact")
-    (folder / "artefact" / "finetune.pt").unlink()
+    rf.save(tuned, folder / "artifact")
+    (folder / "artifact" / "finetune.pt").unlink()
 
 
 def _sweep(folder: Path) -> None:
@@ -86,16 +86,16 @@ OPERATIONS: dict[str, Callable[[Path], None]] = {
 }  # fmt: skip
 
 
-def artefacts(folder: Path) -> list[Path]:
-    """Return the folders of the artefacts below a folder."""
+def artifacts(folder: Path) -> list[Path]:
+    """Return the folders of the artifacts below a folder."""
     return sorted(file.parent for file in folder.rglob("plan.json") if not file.parent.name.startswith("."))
 
 
 def outcome(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of every artefact; each must load."""
+    """Return the tensors of every artifact; each must load."""
     return {
         str(place.relative_to(folder)): dict(rf.load(place, net()).state_dict())
-        for place in artefacts(folder)
+        for place in artifacts(folder)
     }  # fmt: skip
 
 
@@ -170,7 +170,7 @@ class Tally:
 
 
 def kill_often(name: str, count: int, chance: random.Random, root: Path) -> Tally:
-    """Kill an operation `count` times, in turn in a new folder and in one with old artefacts.
+    """Kill an operation `count` times, in turn in a new folder and in one with old artifacts.
 
     Half of the kills come at random instants of the whole operation, half in the milliseconds after a plan has appeared
     or was replaced: these are the ones beyond the switch.
@@ -224,14 +224,14 @@ def kill_often(name: str, count: int, chance: random.Random, root: Path) -> Tall
 def _judge(
     name: str, folder: Path, old: Mapping[str, Tensor] | None, wanted: Mapping[str, object], tally: Tally
 ) -> None:
-    """Compare what a kill left with the old and the new artefact."""
+    """Compare what a kill left with the old and the new artifact."""
     try:
         left = outcome(folder)
     except rf.RankfoldError as error:
         tally.faults.append(f"{name} {folder.name}: {error}")
         return
     if old is not None and left.keys() != wanted.keys():
-        tally.faults.append(f"{name} {folder.name}: an old artefact is gone")
+        tally.faults.append(f"{name} {folder.name}: an old artifact is gone")
     tally.nothing += not left
     for key, state in left.items():
         if old is not None and equal(state, old):
@@ -239,7 +239,7 @@ def _judge(
         elif equal(state, wanted[key]):
             tally.new += 1
         else:
-            tally.faults.append(f"{name} {folder.name}: {key} is neither the old nor the new artefact")
+            tally.faults.append(f"{name} {folder.name}: {key} is neither the old nor the new artifact")
 
 
 def read_beside_writers(root: Path, seconds: float, writers: int = 2) -> dict[str, int]:
@@ -291,7 +291,7 @@ def main() -> int:
         for operation in options.operations:
             tally = kill_often(operation, options.count, random.Random(options.seed), Path(name))
             faults += len(tally.faults) + (tally.kills < options.count)
-            print(f"{operation}: {tally.kills} kills left {tally.old} old, {tally.new} new artefacts, "
+            print(f"{operation}: {tally.kills} kills left {tally.old} old, {tally.new} new artifacts, "
                   f"{tally.nothing} times nothing yet; {len(tally.faults)} faults",
                   *tally.faults[:5], sep="\n  ")  # fmt: skip
         counts = read_beside_writers(Path(name), options.seconds) if options.seconds else {}

@@ -1,4 +1,4 @@
-"""Saves are atomic: a kill at any instant leaves the old or the new artefact whole, and readers see no mixture."""
+"""Saves are atomic: a kill at any instant leaves the old or the new artifact whole, and readers see no mixture."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_killed_before_each_file_operation(tmp_path: Path, start: str) -> None:
             next(old.parameters()).add_(1)
     states, step, reached = (dict(old.state_dict()), dict(new.state_dict())), 1, set()
     while True:
-        place = tmp_path / str(step) / "artefact"
+        place = tmp_path / str(step) / "artifact"
         place.parent.mkdir()
         if start != "empty":
             rf.save(old, place)
@@ -82,7 +82,7 @@ def test_killed_before_each_file_operation(tmp_path: Path, start: str) -> None:
             reached.add(next(i for i, state in enumerate(states) if kills.equal(left, state)))
         rf.save(new, place)
         assert kills.equal(dict(rf.load(place, kills.net()).state_dict()), states[1])
-        assert kills.names(place.parent) == ["artefact", "artefact/model.safetensors", "artefact/plan.json"]
+        assert kills.names(place.parent) == ["artifact", "artifact/model.safetensors", "artifact/plan.json"]
         step += 1
     assert step > 8
     assert reached == ({0} if start == "empty" else {0, 1}), "both sides of the switch were seen"
@@ -125,7 +125,7 @@ def test_files_of_others_are_in_the_way(tmp_path: Path, name: str) -> None:
     assert kills.names(tmp_path) == [name]
 
 
-def test_what_describes_another_artefact_is_removed_or_ignored(tmp_path: Path) -> None:
+def test_what_describes_another_artifact_is_removed_or_ignored(tmp_path: Path) -> None:
     place = tmp_path / "a"
     rf.compress(kills.net(), kills.X, budget="params<=60%", strategy="uniform", output=place)
     report = Report.load(place)
@@ -135,7 +135,7 @@ def test_what_describes_another_artefact_is_removed_or_ignored(tmp_path: Path) -
     )  # fmt: skip
     text = (place / "report.json").read_text()
     rf.save(rf.load(place, kills.net()), place)
-    assert kills.names(place) == ["model.safetensors", "plan.json", "report.html", "report.json"], "the same artefact"
+    assert kills.names(place) == ["model.safetensors", "plan.json", "report.html", "report.json"], "the same artifact"
     rf.save(kills.by_hand(6), place)
     assert kills.names(place) == ["model.safetensors", "plan.json"]
     (place / "report.json").write_text(text)  # as if the process had been killed before it was removed
@@ -199,7 +199,7 @@ def test_folders_in_the_place_of_files_are_refused_before_any_work(tmp_path: Pat
         check_output(tmp_path)
 
 
-def test_links_to_artefacts(tmp_path: Path) -> None:
+def test_links_to_artifacts(tmp_path: Path) -> None:
     rf.save(kills.by_hand(6), tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
     rf.save(kills.by_hand(4), tmp_path / "link")
@@ -213,7 +213,7 @@ def test_links_to_artefacts(tmp_path: Path) -> None:
     assert (tmp_path / "plan.json").read_text() == text, "what a link in the folder names stays"
 
 
-def test_artefacts_can_be_copied_and_renamed(tmp_path: Path) -> None:
+def test_artifacts_can_be_copied_and_renamed(tmp_path: Path) -> None:
     rf.compress(kills.net(), kills.X, budget="params<=60%", strategy="uniform", output=tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b").rename(tmp_path / "c")
@@ -223,7 +223,7 @@ def test_artefacts_can_be_copied_and_renamed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["weights", "plan"])
-def test_a_save_that_fails_keeps_the_old_artefact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_a_save_that_fails_keeps_the_old_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     rf.save(kills.by_hand(6), tmp_path / "a")
     before = artifact_identity(tmp_path / "a")
 

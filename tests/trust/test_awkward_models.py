@@ -1,7 +1,7 @@
 """Models that work around torch's habits: what a report says of them holds on a fresh instance, or nothing is written.
 
 Each of them is compressed whole: with data, with a metric, and into a folder. If `compress` returns, parameters, MACs,
-calls and accuracy in its report are those of a fresh instance that loaded the artefact. If it refuses, it does so with
+calls and accuracy in its report are those of a fresh instance that loaded the artifact. If it refuses, it does so with
 a `RankfoldError` and leaves no file.
 """
 
@@ -295,7 +295,7 @@ def test_report_holds_on_a_fresh_instance(name: str, tmp_path: Path) -> None:
     def accuracy(model: nn.Module) -> float:
         return float((model(data).argmax(1) == labels).float().mean())
 
-    data, out = torch.randn(33, FEATURES), tmp_path / "artefact"
+    data, out = torch.randn(33, FEATURES), tmp_path / "artifact"
     labels, example = make()(data).detach().argmax(1), data[:2]
     options: Any = {"calibration": list(data.split(8)), "evaluate": accuracy, "output": out}
     with warnings.catch_warnings():
@@ -321,7 +321,7 @@ def check(
     data: Tensor,
     example: Tensor,
 ) -> None:
-    """Hold a report against the model that came back, and against fresh instances that loaded the artefact."""
+    """Hold a report against the model that came back, and against fresh instances that loaded the artifact."""
     torch.testing.assert_close(copy.deepcopy(result.model)(data), fresh()(data))
     after, metric = result.report.after, result.report.metrics[0]
     assert after.params == sum(p.numel() for p in fresh().parameters())

@@ -98,7 +98,7 @@ def test_refused_by_name(batch: Any) -> None:
 
 
 @pytest.mark.parametrize("loader", [[(IDS, MASK)], DataLoader(TensorDataset(IDS, MASK), 4), iter([(IDS, MASK)])])
-def test_inputs_that_are_not_wrapped_are_recognised_by_the_example(loader: Any) -> None:
+def test_inputs_that_are_not_wrapped_are_recognized_by_the_example(loader: Any) -> None:
     with pytest.raises(DataError, match="has the structure of the example input"):
         rf.plan(Encoder().eval(), (IDS[:2], MASK[:2]), budget="params<=90%", calibration=loader)
 

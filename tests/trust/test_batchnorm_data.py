@@ -149,7 +149,7 @@ def test_momentum_is_put_back_and_changes_nothing(momentum: float | None) -> Non
     assert net[1].momentum == momentum
 
 
-def test_a_synchronised_norm_on_the_cpu() -> None:
+def test_a_synchronized_norm_on_the_cpu() -> None:
     synced = flat(nn.SyncBatchNorm)
     synced.load_state_dict(flat().state_dict())
     with warnings.catch_warnings():

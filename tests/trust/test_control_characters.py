@@ -114,10 +114,10 @@ def test_inventories_of_models_with_such_names() -> None:
 def test_the_command_line(tmp_path: Path) -> None:
     report = replace(_report(), model_name=f"evil {EVIL}")
     report.save(tmp_path / "r.json")
-    (tmp_path / "artefact").mkdir()
-    (tmp_path / "artefact" / "plan.json").write_text('{"format": "\\u001b[2J\\u202e"}')
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "plan.json").write_text('{"format": "\\u001b[2J\\u202e"}')
     for arguments, code in ((("report", tmp_path / "r.json"), 0), (("report", tmp_path / "r.json", "--json"), 0),
-                            (("evaluate", f"{EVIL[:-2]}"), 2), (("evaluate", tmp_path / "artefact"), 2),
+                            (("evaluate", f"{EVIL[:-2]}"), 2), (("evaluate", tmp_path / "artifact"), 2),
                             (("compress", EVIL[:-2]), 2),
                             (("compress", "lenet5_mnist5k", "-b", EVIL[:-2]), 2),
                             ((f"re{USAGE}",), 2), (("report", "a", f"b{USAGE}"), 2), (("report", f"--{USAGE}"), 2),

@@ -1,4 +1,4 @@
-"""An artefact or plan fits a network only if that computes the same function of its weights."""
+"""An artifact or plan fits a network only if that computes the same function of its weights."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ SAME: dict[str, tuple[nn.Module, nn.Module]] = {
     "no dropout": (nn.Dropout(0.1), nn.Identity()),
     "spelling": (nn.MaxPool2d(2), nn.MaxPool2d((2, 2), (2, 2), (0, 0))),
     "momentum": (nn.BatchNorm2d(8), nn.BatchNorm2d(8, momentum=0.5)),
-    "synchronised": (nn.BatchNorm2d(8), nn.SyncBatchNorm(8)),
+    "synchronized": (nn.BatchNorm2d(8), nn.SyncBatchNorm(8)),
     "container": (nn.Sequential(nn.ReLU()), nn.ModuleDict({"0": nn.ReLU()})),
 }
 
@@ -171,7 +171,7 @@ def test_plans_of_earlier_versions_are_compared_as_far_as_they_tell() -> None:
 
 
 def tampered(folder: Path, change: Callable[[dict[str, Tensor], dict[str, str]], None]) -> Path:
-    """Change the tensors or the metadata of an artefact, with checksums that fit."""
+    """Change the tensors or the metadata of an artifact, with checksums that fit."""
     file = next(folder.glob("*.safetensors"))
     with safe_open(str(file), framework="pt") as handle:
         metadata = dict(handle.metadata())

@@ -79,7 +79,7 @@ def test_json_is_written_without_control_characters_and_without_loss() -> None:
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "plan": rf.Plan.load, "report": Report.load, "artefact": lambda path: rf.load(path, nn.Linear(2, 2)),
+    "plan": rf.Plan.load, "report": Report.load, "artifact": lambda path: rf.load(path, nn.Linear(2, 2)),
     "weights": lambda path: rf.zoo.create("lenet5_mnist5k", weights=path),
 }  # fmt: skip
 

@@ -70,7 +70,7 @@ class Lazy(nn.Module):
 
 @pytest.mark.parametrize("kind", [Scaled, Late, Nested])
 @pytest.mark.parametrize("used", [False, True])
-def test_an_artefact_loads_onto_a_new_instance(kind: type[nn.Module], used: bool, tmp_path: Path) -> None:
+def test_an_artifact_loads_onto_a_new_instance(kind: type[nn.Module], used: bool, tmp_path: Path) -> None:
     net = kind().eval()
     if used:
         net(X)
@@ -117,7 +117,7 @@ def test_a_layer_that_is_not_there_yet_is_asked_for(verb: str, tmp_path: Path) -
     assert not out.exists()
 
 
-def test_an_artefact_of_late_layers_loads_onto_an_instance_that_has_run(tmp_path: Path) -> None:
+def test_an_artifact_of_late_layers_loads_onto_an_instance_that_has_run(tmp_path: Path) -> None:
     net, new = Lazy().eval(), Lazy().eval()
     net(X)
     result = rf.compress(net, X, budget=BUDGET, output=tmp_path / "out")
@@ -127,7 +127,7 @@ def test_an_artefact_of_late_layers_loads_onto_an_instance_that_has_run(tmp_path
     assert torch.equal(rf.load(tmp_path / "out", new)(X), result.model(X))
 
 
-def test_an_artefact_of_lazy_modules_asks_for_an_instance_that_has_run(tmp_path: Path) -> None:
+def test_an_artifact_of_lazy_modules_asks_for_an_instance_that_has_run(tmp_path: Path) -> None:
     def network() -> nn.Module:
         return nn.Sequential(nn.LazyLinear(32), nn.ReLU(), nn.Linear(32, 8)).eval()
 
@@ -136,7 +136,7 @@ def test_an_artefact_of_lazy_modules_asks_for_an_instance_that_has_run(tmp_path:
         rf.compress(net, X, budget=BUDGET, output=tmp_path / "out")
     net(X)
     result = rf.compress(net, X, budget=BUDGET, output=tmp_path / "out")
-    with pytest.raises(PlanMismatch, match="lazy modules that are not initialised.*run the new instance once"):
+    with pytest.raises(PlanMismatch, match="lazy modules that are not initialized.*run the new instance once"):
         rf.load(tmp_path / "out", new)
     new(X)
     assert torch.equal(rf.load(tmp_path / "out", new)(X), result.model(X))
@@ -170,7 +170,7 @@ def test_a_buffer_of_the_last_batch_loads_onto_an_instance_that_has_had_one(tmp_
     assert torch.equal(again(X), result.model(X))
 
 
-class Renormalised(nn.Module):
+class Renormalized(nn.Module):
     def __init__(self, *, decay: float, data: bool) -> None:
         super().__init__()
         self.a, self.b, self.decay, self.data = nn.Linear(32, 32), nn.Linear(32, 8), decay, data
@@ -183,9 +183,9 @@ class Renormalised(nn.Module):
 
 @pytest.mark.parametrize("data", [True, False])
 def test_a_parameter_that_forward_changes_is_named_and_put_back(data: bool) -> None:
-    net = Renormalised(decay=0.9, data=data)
+    net = Renormalized(decay=0.9, data=data)
     before = net.a.weight.clone()
     with pytest.raises(ModelError, match=r"changes its parameter 'a\.weight' in forward"):
         rf.inspect(net, X)
     assert torch.equal(net.a.weight, before)
-    assert rf.inspect(Renormalised(decay=1.0, data=data), X).layers  # writing the same values changes nothing
+    assert rf.inspect(Renormalized(decay=1.0, data=data), X).layers  # writing the same values changes nothing

@@ -101,8 +101,8 @@ def test_a_reference_is_swapped(kind: str, tmp_path: Path) -> None:
     assert calls(small) == {"a": 1, "b": 1}
     assert not torch.allclose(small(X), dense, atol=1e-3)
     assert torch.equal(net(X), dense)
-    rf.save(small, tmp_path / "artefact")
-    loaded = rf.load(tmp_path / "artefact", Net(*HOLDERS[kind]).eval(), example_input=X)
+    rf.save(small, tmp_path / "artifact")
+    loaded = rf.load(tmp_path / "artifact", Net(*HOLDERS[kind]).eval(), example_input=X)
     assert torch.equal(loaded(X), small(X))
     assert torch.equal(rf.strip(small)(X), small(X))
     in_place = rf.apply_(net, PLAN)
@@ -224,8 +224,8 @@ def test_what_cannot_be_swapped_is_refused(make: Callable[[], nn.Module], tmp_pa
         with pytest.raises(ModelError, match="original"):
             rf.load(folder, make())
     with pytest.raises(ModelError, match="original"):
-        rf.compress(net, X, budget="params<=60%", output=tmp_path / "artefact")
-    assert not (tmp_path / "artefact").exists()
+        rf.compress(net, X, budget="params<=60%", output=tmp_path / "artifact")
+    assert not (tmp_path / "artifact").exists()
     with torch.no_grad():
         assert torch.equal(net(X), dense)
 
@@ -352,5 +352,5 @@ class Outside(Chain):
 
 def test_a_bound_that_the_built_model_misses_raises(tmp_path: Path) -> None:
     with pytest.raises(InfeasibleBudget, match=r"the compressed model exceeds 'macs<=80%'"):
-        rf.compress(Outside().eval(), X, budget="macs<=80%", output=tmp_path / "artefact")
-    assert not (tmp_path / "artefact").exists()
+        rf.compress(Outside().eval(), X, budget="macs<=80%", output=tmp_path / "artifact")
+    assert not (tmp_path / "artifact").exists()

@@ -1,4 +1,4 @@
-"""Python code that an artefact names is run only if the user names it, too, or trusts the source."""
+"""Python code that an artifact names is run only if the user names it, too, or trusts the source."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def batches(split, batch_size):
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("good") / "artefact"
+    folder = tmp_path_factory.mktemp("good") / "artifact"
     plan = rf.Plan(layers={"fc1": rf.records.Choice(method="svd", ranks=(4,))})
     rf.save(rf.apply(zoo.create("lenet5_mnist5k", weights="bundled"), plan), folder)
     return folder
 
 
 @pytest.fixture
-def artefact(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = Path(shutil.copytree(good, tmp_path / "artefact"))
+def artifact(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = Path(shutil.copytree(good, tmp_path / "artifact"))
     (folder / "evil_module.py").write_text(CODE.format(mark=str(tmp_path / "mark")))
     monkeypatch.chdir(folder)  # the folder that a module would be imported from
     return folder
@@ -75,11 +75,11 @@ NAMED = {
 
 @pytest.mark.parametrize("verb", ["evaluate", "bench", "finetune"])
 @pytest.mark.parametrize("name", NAMED)
-def test_code_is_refused(artefact: Path, tmp_path: Path, name: str, verb: str) -> None:
-    fields = {k: v.format(folder=artefact) if isinstance(v, str) else v for k, v in NAMED[name].items()}
-    remember(artefact, **fields)
+def test_code_is_refused(artifact: Path, tmp_path: Path, name: str, verb: str) -> None:
+    fields = {k: v.format(folder=artifact) if isinstance(v, str) else v for k, v in NAMED[name].items()}
+    remember(artifact, **fields)
     out = ("--out", tmp_path / "out") if verb == "finetune" else ()
-    code, said = command(verb, artefact, *out)
+    code, said = command(verb, artifact, *out)
     assert code == 2
     assert not (tmp_path / "mark").exists()
     for words in ("names Python code", "was not run", "--trust-source", *(f"--{key}" for key in ("model", "data") if
@@ -88,20 +88,20 @@ def test_code_is_refused(artefact: Path, tmp_path: Path, name: str, verb: str) -
 
 
 @pytest.mark.parametrize("way", ["named", "trusted"])
-def test_code_runs_where_the_user_says_so(artefact: Path, tmp_path: Path, way: str) -> None:
+def test_code_runs_where_the_user_says_so(artifact: Path, tmp_path: Path, way: str) -> None:
     """Control: both ways that the message names work."""
-    file = artefact / "evil_module.py"
-    remember(artefact, model=f"{file}:make", weights=None, data=f"{file}:batches", limit_test=None)
+    file = artifact / "evil_module.py"
+    remember(artifact, model=f"{file}:make", weights=None, data=f"{file}:batches", limit_test=None)
     said_so = ("--trust-source",) if way == "trusted" else ("--model", f"{file}:make", "--data", f"{file}:batches")
-    code, said = command("evaluate", artefact, *said_so)
+    code, said = command("evaluate", artifact, *said_so)
     assert code == 0, said
     assert (tmp_path / "mark").exists()
 
 
-def test_naming_one_of_two_is_not_enough(artefact: Path, tmp_path: Path) -> None:
-    remember(artefact, model="evil_module:make", weights=None, data="evil_module:batches", limit_test=None)
+def test_naming_one_of_two_is_not_enough(artifact: Path, tmp_path: Path) -> None:
+    remember(artifact, model="evil_module:make", weights=None, data="evil_module:batches", limit_test=None)
     for option in (("--model", "lenet5_mnist5k"), ("--data", "mnist5k")):
-        assert command("evaluate", artefact, *option)[0] == 2
+        assert command("evaluate", artifact, *option)[0] == 2
     assert not (tmp_path / "mark").exists()
 
 
@@ -124,50 +124,50 @@ BAD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_values_have_limits(artefact: Path, name: str) -> None:
-    remember(artefact, **BAD[name])
+def test_values_have_limits(artifact: Path, name: str) -> None:
+    remember(artifact, **BAD[name])
     with pytest.raises(CorruptArtifact, match="cannot be"):
-        artifact_source(given(artefact), reads_data=True)
-    assert command("evaluate", artefact)[0] == 2
+        artifact_source(given(artifact), reads_data=True)
+    assert command("evaluate", artifact)[0] == 2
 
 
-def test_pickled_weights_are_not_run(artefact: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_not_run(artifact: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
             return Path.write_text, (tmp_path / "mark", "ran")
 
-    torch.save({"a": Evil()}, artefact / "w.pt")
-    remember(artefact, weights=str(artefact / "w.pt"))
-    code, said = command("bench", artefact)
+    torch.save({"a": Evil()}, artifact / "w.pt")
+    remember(artifact, weights=str(artifact / "w.pt"))
+    code, said = command("bench", artifact)
     assert code == 2
     assert "w.pt" in said
     assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize("name", ["plan.json", "model.safetensors"])
-def test_a_source_next_to_a_damaged_artefact(artefact: Path, name: str) -> None:
-    remember(artefact)
-    (artefact / name).write_text("{")
-    source = Source.load(artefact)
+def test_a_source_next_to_a_damaged_artifact(artifact: Path, name: str) -> None:
+    remember(artifact)
+    (artifact / name).write_text("{")
+    source = Source.load(artifact)
     assert source is not None
     assert source.model == "lenet5_mnist5k"
-    code, said = command("bench", artefact)
+    code, said = command("bench", artifact)
     assert code == 2, said
     assert name in said
 
 
-def test_a_source_of_another_artefact_is_not_used(artefact: Path) -> None:
+def test_a_source_of_another_artifact_is_not_used(artifact: Path) -> None:
     source = Source(model="lenet5_mnist5k", weights="bundled")
-    identity = artifact_identity(artefact)
+    identity = artifact_identity(artifact)
     assert identity is not None
-    (artefact / SOURCE_FILE).write_text(source.texts(identity)[SOURCE_FILE])
-    assert Source.load(artefact) == source
+    (artifact / SOURCE_FILE).write_text(source.texts(identity)[SOURCE_FILE])
+    assert Source.load(artifact) == source
     plan = rf.Plan(layers={"fc2": rf.records.Choice(method="svd", ranks=(4,))})
-    text = (artefact / "source.json").read_text()
-    rf.save(rf.apply(zoo.create("lenet5_mnist5k", weights="bundled"), plan), artefact)
-    assert not (artefact / "source.json").exists()
-    (artefact / "source.json").write_text(text)  # as left by a process that was killed in between
+    text = (artifact / "source.json").read_text()
+    rf.save(rf.apply(zoo.create("lenet5_mnist5k", weights="bundled"), plan), artifact)
+    assert not (artifact / "source.json").exists()
+    (artifact / "source.json").write_text(text)  # as left by a process that was killed in between
     with pytest.warns(RankfoldWarning, match="no longer there"):
-        assert Source.load(artefact) is None
+        assert Source.load(artifact) is None
     with pytest.warns(RankfoldWarning), pytest.raises(ConfigError, match="--model"):
-        artifact_source(given(artefact), reads_data=True)
+        artifact_source(given(artifact), reads_data=True)

@@ -1,4 +1,4 @@
-"""An artefact holds what a model computes with, whatever its state dict says; what it cannot hold is refused first."""
+"""An artifact holds what a model computes with, whatever its state dict says; what it cannot hold is refused first."""
 
 from __future__ import annotations
 
@@ -255,13 +255,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "coo": (buffer(lambda: torch.eye(5).to_sparse()), "'odd' .*has layout torch.sparse_coo.*persistent=False"),
     "csr": (buffer(lambda: torch.eye(5).to_sparse_csr()), "'odd' .*has layout torch.sparse_csr.*persistent=False"),
     "nested": (buffer(lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])), "'odd' .*nested.*padded"),
-    "quantised": (
+    "quantized": (
         buffer(lambda: torch.quantize_per_tensor(torch.randn(5), 0.1, 0, torch.qint8)),
         "'odd' .*torch.qint8.*Convert it",
     ),
     "complex128": (buffer(lambda: torch.randn(5, dtype=torch.complex128)), "'odd' .*torch.complex128.*Convert it"),
     "subclass": (buffer(lambda: torch.randn(5).as_subclass(Subclass)), "'odd' .*is of type Subclass.*plain tensor"),
-    "lazy": (lazy, "'late.weight' .*not initialised.*Run the model once"),
+    "lazy": (lazy, "'late.weight' .*not initialized.*Run the model once"),
     "elsewhere": (KeepsAList, "contains 'memory', which is neither a parameter or.*register_buffer"),
     "no tensor": (Versioned, "contains 'version' of type int, which cannot be saved"),
 }

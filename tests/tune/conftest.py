@@ -25,7 +25,7 @@ def digits(count: int = 40) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def dense() -> nn.Sequential:
-    """Return a network with dropout and no normalisation."""
+    """Return a network with dropout and no normalization."""
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
@@ -46,12 +46,12 @@ def compress() -> Callable[..., nn.Module]:
 
 @pytest.fixture
 def loader() -> DataLoader[tuple[Tensor, ...]]:
-    """Return 40 labelled samples in shuffled batches of 12, so that the last has 4."""
+    """Return 40 labeled samples in shuffled batches of 12, so that the last has 4."""
     return DataLoader(TensorDataset(*digits()), batch_size=12, shuffle=True)
 
 
 @pytest.fixture
-def unlabelled() -> list[Tensor]:
+def unlabeled() -> list[Tensor]:
     """Return 40 samples in batches of 12."""
     return list(digits()[0].split(12))
 

@@ -67,21 +67,21 @@ def test_labels_teach(dense: nn.Sequential, loader: Loader) -> None:
 
 
 def test_a_compressed_network_recovers_without_labels(
-    dense: nn.Sequential, loader: Loader, unlabelled: list[Tensor], compress: Compress
+    dense: nn.Sequential, loader: Loader, unlabeled: list[Tensor], compress: Compress
 ) -> None:
     dense[2] = nn.Identity()  # dropout's noise would be most of so small a distance
     teacher = trained(dense, loader)
     small = compress(teacher, **{"0": 2, "3": 2})
 
     def distance(model: nn.Module) -> float:
-        x = torch.cat(unlabelled)
+        x = torch.cat(unlabeled)
         with torch.no_grad():
             pair = model.eval()(x), teacher.eval()(x)
             return float(distillation(*pair, kind="kl", temperature=4.0))
 
     before = distance(copy.deepcopy(small))
     for loss in ("auto", "distill", "layer"):
-        config = FineTune(data=unlabelled, epochs=20, loss=loss, lr=0.05)
+        config = FineTune(data=unlabeled, epochs=20, loss=loss, lr=0.05)
         result = finetune(small, config, teacher=teacher)
         assert distance(result.model) < 0.6 * before, loss
         assert set(result.history[0].terms) == {"distill" if loss == "auto" else loss}
@@ -89,19 +89,19 @@ def test_a_compressed_network_recovers_without_labels(
 
 
 def test_a_network_of_another_architecture_learns_from_a_teacher(
-    dense: nn.Sequential, loader: Loader, unlabelled: list[Tensor], same: Same
+    dense: nn.Sequential, loader: Loader, unlabeled: list[Tensor], same: Same
 ) -> None:
     teacher = trained(dense, loader).eval()
     before = copy.deepcopy(teacher)
     student = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.LayerNorm(12), nn.Linear(12, 3))
-    recipe = FineTune(data=unlabelled, loss="distill", epochs=30, lr=0.1)
-    agreeing = Accuracy([(x, teacher(x).argmax(1)) for x in unlabelled])
+    recipe = FineTune(data=unlabeled, loss="distill", epochs=30, lr=0.1)
+    agreeing = Accuracy([(x, teacher(x).argmax(1)) for x in unlabeled])
     learned = finetune(student, recipe, teacher=teacher).model.eval()
     assert agreeing(student) < 0.7
     assert agreeing(learned) > 0.9
     assert same(teacher, before)
     with pytest.raises(ModelError, match="compares factored layers, but the model has none"):
-        finetune(student, FineTune(data=unlabelled, loss="layer"), teacher=teacher)
+        finetune(student, FineTune(data=unlabeled, loss="layer"), teacher=teacher)
 
 
 def test_terms_add_up_by_their_weights(dense: nn.Sequential, loader: Loader, compress: Compress) -> None:

@@ -45,7 +45,7 @@ loader = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
 cases = {
     "loader": dict(data=loader, loss="task+distill+layer"),
     "list": dict(data=list(zip(x.split(8), y.split(8))), loss="task+distill+layer"),
-    "unlabelled": dict(data=list(x.split(8)), optimizer="adamw"),
+    "unlabeled": dict(data=list(x.split(8)), optimizer="adamw"),
     "layer": dict(data=loader, loss="layer", max_grad_norm=None),
     "sum": dict(data=loader, loss="layer", layer_scale="sum", layer_weight=1e-3),
     "mean": dict(data=loader, loss="task+layer", layer_scale="mean"),

@@ -108,9 +108,9 @@ class Labels(Term):
         return [1.0]
 
 
-def test_what_a_term_needs_and_returns_is_checked(dense: nn.Sequential, loader: Loader, unlabelled: list[Any]) -> None:
+def test_what_a_term_needs_and_returns_is_checked(dense: nn.Sequential, loader: Loader, unlabeled: list[Any]) -> None:
     with pytest.raises(DataError, match="'labels' needs labels, but the first batch has no labels"):
-        finetune(dense, FineTune(data=unlabelled, epochs=1, loss=[Labels()]))
+        finetune(dense, FineTune(data=unlabeled, epochs=1, loss=[Labels()]))
     with pytest.raises(ModelError, match="'labels' must return a tensor with one number"):
         finetune(dense, FineTune(data=loader, epochs=1, loss=[Labels()]))
 

@@ -21,7 +21,7 @@ FACTORIES = """
 from dataclasses import dataclass
 import torch
 from torch import nn
-from neighbour import WIDTH
+from neighbor import WIDTH
 
 @dataclass
 class Net(nn.Module):
@@ -52,7 +52,7 @@ instance = nn.Linear(3, 2)
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    (tmp_path / "neighbour.py").write_text("WIDTH = 7\n")
+    (tmp_path / "neighbor.py").write_text("WIDTH = 7\n")
     path = tmp_path / "nets.py"
     path.write_text(FACTORIES)
     return path

@@ -56,7 +56,7 @@ def test_batches(npz: str) -> None:
     assert len(load(npz, split="train", batch_size=4)) == 10
 
 
-def test_normalisation(npz: str) -> None:
+def test_normalization(npz: str) -> None:
     loader = load(npz, split="test", normalize=(MEAN, STD))
     x = arrays(10)[0].astype(np.float64).transpose(0, 2, 3, 1) / 255
     expected = torch.from_numpy(((x - MEAN) / STD).transpose(0, 3, 1, 2)).float()
@@ -152,7 +152,7 @@ def prepared(x: Tensor, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_augmentation_is_a_crop_and_for_colour_a_flip(channels: int) -> None:
+def test_augmentation_is_a_crop_and_for_color_a_flip(channels: int) -> None:
     x = torch.from_numpy(arrays(64, channels)[0])
     out = prepared(x)
     padded = torch.nn.functional.pad(x, (2, 2, 2, 2)).float() / 255  # an eighth of 16
@@ -205,7 +205,7 @@ def test_worker_processes(npz: str) -> None:
 
 
 def test_wrong_number_of_channels(npz: str) -> None:
-    with pytest.raises(DataError, match="inputs have 3 channels, the normalisation has 1"):
+    with pytest.raises(DataError, match="inputs have 3 channels, the normalization has 1"):
         images(load(npz, split="test", normalize=zoo.entry("lenet5_mnist5k")))
 
 

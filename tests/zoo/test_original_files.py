@@ -123,8 +123,8 @@ def test_idx_files(tmp_path: Path, kind: str, inner: str, end: str, torchvisions
     assert y.tolist() == [*range(10), *range(10)]
     assert torch.equal(read(kind, tmp_path, "test")[0], torch.from_numpy(test)[:, None] / 255)
     info = zoo.entry(f"lenet5_{kind}")
-    normalised = read(kind, tmp_path, normalize=info)[0]
-    torch.testing.assert_close(normalised, (x - info.mean[0]) / info.std[0])
+    normalized = read(kind, tmp_path, normalize=info)[0]
+    torch.testing.assert_close(normalized, (x - info.mean[0]) / info.std[0])
 
 
 def test_broken_idx_files(tmp_path: Path) -> None:
@@ -267,11 +267,11 @@ def test_modelnet(tmp_path: Path, kind: str, inner: str, monkeypatch: pytest.Mon
     x, y = read(kind, tmp_path)
     assert y.tolist() == list(range(classes))
     expected = torch.zeros(32, 32, 32)
-    expected[1:31, 8:24, 12:20] = 1  # 30 x 15 x 7.5, centred and solid: the ends of the short sides share voxels
+    expected[1:31, 8:24, 12:20] = 1  # 30 x 15 x 7.5, centered and solid: the ends of the short sides share voxels
     assert torch.equal(x[0, 0], expected)
     assert x[1:].sum((1, 2, 3, 4)).eq(30 * 2 * 2).all()
-    normalised = read(kind, tmp_path, normalize=zoo.entry(f"voxnet_{kind}"))[0]
-    assert torch.equal(normalised, 2 * x - 1)
+    normalized = read(kind, tmp_path, normalize=zoo.entry(f"voxnet_{kind}"))[0]
+    assert torch.equal(normalized, 2 * x - 1)
     monkeypatch.setattr("rankfold.zoo.modelnet._voxels", lambda *_: pytest.fail("decoded"))
     assert torch.equal(read(kind, tmp_path)[0], x)
 

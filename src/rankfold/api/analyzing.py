@@ -67,7 +67,7 @@ def analyze(
         Also measure the time of counting, preparation and factorization at each step's solution of most equal ranks,
         once per layer shape.
     include, exclude : pattern, type or sequence of them, optional
-        Layers of the model to analyse, as in `plan`.
+        Layers of the model to analyze, as in `plan`.
     title : str
         Title of the analysis.
     **options
@@ -157,7 +157,7 @@ def _layers(
     """Return the layers, those that are left out with the reason, and where weights come from."""
     if isinstance(given, nn.Module):
         if example is None:
-            raise DataError(f"a model is analysed on an example input. Pass {spelled('example_input', Code('x'))}.")
+            raise DataError(f"a model is analyzed on an example input. Pass {spelled('example_input', Code('x'))}.")
         inventory = inspect(given, example, include=include, exclude=exclude)
         check_compressible(inventory)
         kept = {layer.name: layer.skip for layer in inventory if layer.skip is not None}

@@ -61,7 +61,7 @@ def apply(
         Batches of inputs; labels are not needed. An iterable is read more than once; an iterator is read once and its
         items are kept in memory.
     reconstruct : {"weights", "data", "sequential"} or Sequential, optional
-        What the factors minimise: the error of the weights; that of each layer's output on the calibration data; or
+        What the factors minimize: the error of the weights; that of each layer's output on the calibration data; or
         that of each layer's output given the outputs of the compressed layers before it. "data" also refits the layers
         that read removed channels. "sequential", whose options are a `Sequential`, is the most accurate without
         training, fits the weights of all layers that are kept, and takes several times as long as "data". The default

@@ -1,4 +1,4 @@
-"""``compress``: plan and realise in one call."""
+"""``compress``: plan and realize in one call."""
 
 from __future__ import annotations
 

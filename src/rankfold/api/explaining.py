@@ -38,7 +38,7 @@ def gradcam(
     compressed : mapping of str to Module
         Compressed networks by name, such as their budgets; left untouched.
     images : Tensor
-        ``(N, 1 or 3, height, width)``, normalised as the networks expect them.
+        ``(N, 1 or 3, height, width)``, normalized as the networks expect them.
     layer : str, optional
         Path of the convolution, or of the block, whose feature map is weighted. By default the last convolution.
     name : str

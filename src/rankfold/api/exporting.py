@@ -76,7 +76,7 @@ def export(
         Whether the file runs on batches of any size; otherwise on the example's only. ExecuTorch and Core ML
         need a bound: the size of the example. LiteRT files always have the example's size.
     int8 : iterable of batches, optional
-        Calibration data for static quantisation to int8 (ONNX and ExecuTorch): weights per output channel, activations
+        Calibration data for static quantization to int8 (ONNX and ExecuTorch): weights per output channel, activations
         per tensor. None keeps the model's data type.
     reduce_range : bool or None
         Whether int8 weights use 7 bits. In ONNX Runtime on x86 processors without VNNI instructions, sums of 8-bit

@@ -27,7 +27,7 @@ def folder_name(budget: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Realises plans one at a time, and frees each model before the next.
+    """Realizes plans one at a time, and frees each model before the next.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Family:
     dense : float or None
         The metric of the original.
     output : Destination or None
-        Where the artefacts go.
+        Where the artifacts go.
     cache : Cache or None
         Keeps what was measured.
     """

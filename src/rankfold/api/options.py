@@ -136,7 +136,7 @@ class Search:
     )
     reconstruct: Any = option(
         None,
-        "What the factors minimise: weights (error of the weights), data (error of each layer's output) or sequential "
+        "What the factors minimize: weights (error of the weights), data (error of each layer's output) or sequential "
         "(error of each layer's output given the compressed layers before it; the most accurate and the slowest). By "
         "default data with calibration data, weights without.",
         check=_reconstruct,

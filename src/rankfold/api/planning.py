@@ -285,8 +285,8 @@ class Planner:
         """Return what the calibration data gives to a strategy."""
         if self.data is None:
             return set()
-        labelled = "labels" in self.strategy.needs and self.data.first_batch()[1] is not None
-        return {"calibration", "labels"} if labelled else {"calibration"}
+        labeled = "labels" in self.strategy.needs and self.data.first_batch()[1] is not None
+        return {"calibration", "labels"} if labeled else {"calibration"}
 
     @property
     def inventory(self) -> Inventory:

@@ -14,7 +14,7 @@ from rankfold.zoo import recorded
 
 
 def load_pretrained(path: str | Path, *, example_input: Any = None) -> nn.Module:
-    """Build the network that an artefact records, apply its plan and load its weights.
+    """Build the network that an artifact records, apply its plan and load its weights.
 
     `save`, and ``save_pretrained`` of compressed models of transformers, record networks of timm and transformers by
     name in ``config.json``. Code in the folder is not run, and nothing is downloaded.

@@ -1,4 +1,4 @@
-"""Figures are reported of the model that an artefact gives, after a proof that its layers run."""
+"""Figures are reported of the model that an artifact gives, after a proof that its layers run."""
 
 from __future__ import annotations
 

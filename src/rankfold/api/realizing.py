@@ -1,4 +1,4 @@
-"""Realise a plan: apply it, fine-tune, save, reload, prove, measure and report."""
+"""Realize a plan: apply it, fine-tune, save, reload, prove, measure and report."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ LOW_COVERAGE = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Where an artefact goes, and which other files describe it.
+    """Where an artifact goes, and which other files describe it.
 
     Parameters
     ----------
     folder : Path
-        The artefact's folder.
+        The artifact's folder.
     companions : callable or None
-        From the artefact's checksum to further texts by file name, written in the same step.
+        From the artifact's checksum to further texts by file name, written in the same step.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class Destination:
         return replace(self, folder=self.folder / name)
 
     def check(self) -> None:
-        """Raise unless an artefact can be written there."""
+        """Raise unless an artifact can be written there."""
         check_output(self.folder)
 
 
@@ -103,7 +103,7 @@ class Result(Shown):
     tuned: TuneResult | None = field(default=None, repr=False)
 
     def save(self, output: Output) -> Result:
-        """Write the artefact and its report in one step; return the result with the report as it was written."""
+        """Write the artifact and its report in one step; return the result with the report as it was written."""
         to, report = Destination.of(output), self.report
         companions = to.companions or (lambda _: {})
         identity = save_described(
@@ -407,7 +407,7 @@ def realize(
     finetune : FineTune, optional
         Train the compressed model, with the original as the teacher.
     output : str or Path, optional
-        Folder for the artefact and its report.
+        Folder for the artifact and its report.
     name : str
         The model's name, for the report.
 

@@ -74,7 +74,7 @@ def sweep(
     evaluate_points : int, optional
         Number of points to measure, evenly spread; by default all. Measuring takes most of the time of a sweep.
     output : str or Path, optional
-        Folder in which the artefact of each point is saved, in a subfolder named after its budget.
+        Folder in which the artifact of each point is saved, in a subfolder named after its budget.
     name : str
         The model's name, for the page.
     **options

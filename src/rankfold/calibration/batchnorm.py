@@ -160,8 +160,8 @@ class _Estimate:
                 if norm.num_batches_tracked is not None:
                     norm.num_batches_tracked.zero_()
                 hooks.callback(norm.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True).remove)
-                if _is_synchronised(norm):
-                    hooks.callback(norm.register_forward_hook(self._synchronised, with_kwargs=True).remove)
+                if _is_synchronized(norm):
+                    hooks.callback(norm.register_forward_hook(self._synchronized, with_kwargs=True).remove)
             try:
                 yield
             finally:
@@ -174,14 +174,14 @@ class _Estimate:
             return
         self.calls += 1
         enough = x.numel() > x.shape[1]
-        norm.training = enough and not _is_synchronised(norm)
+        norm.training = enough and not _is_synchronized(norm)
         if enough:
             self.updates[norm] += 1
             norm.momentum = 1 / self.updates[norm]  # the average of all calls so far
             if self.updates[norm] == 1 and not _is_finite(_statistics(norm)):
                 norm.reset_running_stats()
 
-    def _synchronised(self, norm: Any, args: Any, kwargs: Any, output: Any) -> Any:
+    def _synchronized(self, norm: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """Do in this process alone what the training mode of a SyncBatchNorm does across processes."""
         x = first_tensor(args, kwargs)
         if x is None or not x.numel() > x.shape[1]:
@@ -193,7 +193,7 @@ class _Estimate:
         )
 
 
-def _is_synchronised(norm: nn.Module) -> bool:
+def _is_synchronized(norm: nn.Module) -> bool:
     return type(norm).forward is nn.SyncBatchNorm.forward
 
 

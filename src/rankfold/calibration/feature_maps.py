@@ -37,7 +37,7 @@ _PASSED = {
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
 }  # fmt: skip
 FOLLOWING = frozenset(_COMPARED | _PASSED)
-"""Names of the operations after a layer that belong to its feature map: activations, pooling and normalisation; and
+"""Names of the operations after a layer that belong to its feature map: activations, pooling and normalization; and
 those between them that leave the values as they are in evaluation mode."""
 
 PIECE = 64
@@ -65,7 +65,7 @@ class Place:
 def compared_places(model: nn.Module, layers: Iterable[LayerInfo], inputs: Any) -> dict[str, Place]:
     """Return where the feature maps of layers are compared; layers that are not called are left out.
 
-    The feature map of a layer is its output after the activations, pooling and normalisation that follow it
+    The feature map of a layer is its output after the activations, pooling and normalization that follow it
     (`FOLLOWING`), in any order. It ends where the output is read by more than one operation, or by any other operation:
     the next layer, the sum of a residual block, a concatenation.
 

@@ -55,7 +55,7 @@ def observe(model: nn.Module, modules: Mapping[str, Iterable[nn.Module]], run: C
         Runs the model once.
     """
     watch = _Watch()
-    # BatchNorms without running statistics normalise by the batch, so their outputs do not take a shift of the mean.
+    # BatchNorms without running statistics normalize by the batch, so their outputs do not take a shift of the mean.
     norms: dict[nn.Module, str] = {
         m: path for path, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
     }
@@ -66,7 +66,7 @@ def observe(model: nn.Module, modules: Mapping[str, Iterable[nn.Module]], run: C
                 stack.callback(before.remove)
                 stack.callback(module.register_forward_hook(watch.leaves(name), with_kwargs=True).remove)
         for module in norms:
-            stack.callback(module.register_forward_hook(watch.normalised, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(watch.normalized, with_kwargs=True).remove)
         with watch:
             run()
     return {name: watch.use(name, norms) for name in watch.order}
@@ -114,7 +114,7 @@ class _Watch(DispatchMode):
 
         return hook
 
-    def normalised(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def normalized(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         self.norm_calls[module] += 1
         given = first_tensor(args, kwargs)
         name = None if given is None else self._raw.get(given)

@@ -36,7 +36,7 @@ class Fit:
         The fitted dense weight, in torch's layout and the original's data type.
     moments : Moments
         Second moments of the layer's input in the compressed network, with the ridge: the factors nearest to the
-        fitted weight in this metric minimise the error on the data and the pull together.
+        fitted weight in this metric minimize the error on the data and the pull together.
     """
 
     layer: LayerInfo
@@ -76,7 +76,7 @@ def fit_layer(sums: PairSums, weight: Tensor, ridge: float | None, *, shifts: bo
     layer = sums.layer
     pairs, folds = sums.moments(), sums.folds()
     if shifts:
-        pairs, folds = pairs.centred(), [fold.centred() for fold in folds]
+        pairs, folds = pairs.centered(), [fold.centered() for fold in folds]
     before = to_canonical(weight, layer).to(pairs.second)
     if ridge is None:
         ridge = EASED * choose_ridge(folds, RIDGES)

@@ -26,7 +26,7 @@ from rankfold.candidates.cache import Cache
 from rankfold.candidates.curves import anchors, corrected, read_off, representatives
 from rankfold.candidates.fisher import FisherProxy, draws_for
 from rankfold.candidates.forecast import passes_of, shares_after
-from rankfold.candidates.narrow import NarrowPlan, normalises_over, whole_weights
+from rankfold.candidates.narrow import NarrowPlan, normalizes_over, whole_weights
 from rankfold.candidates.network import NetworkProxy, samples_between
 from rankfold.candidates.outputs import check_taps, data_hash
 from rankfold.candidates.proxies import COMPARED, DATA_FREE, MOST_SAMPLES, POINTS, ProxyConfig
@@ -297,13 +297,13 @@ class Estimator:
         return [weight if candidate is None else next(weights) for candidate in candidates]
 
     def joint(
-        self, config: ProxyConfig, selection: Selection, neighbours: Mapping[str, Sequence[Candidate | None]]
+        self, config: ProxyConfig, selection: Selection, neighbors: Mapping[str, Sequence[Candidate | None]]
     ) -> dict[str, list[float]]:
-        """Return the loss of the network with a selection applied, and one layer's candidate replaced by a neighbour.
+        """Return the loss of the network with a selection applied, and one layer's candidate replaced by a neighbor.
 
-        None as a candidate keeps a layer. The result holds one loss per neighbour, on the samples of the proxy.
+        None as a candidate keeps a layer. The result holds one loss per neighbor, on the samples of the proxy.
         """
-        return self._together(_Look.of(config), selection, neighbours)
+        return self._together(_Look.of(config), selection, neighbors)
 
     def compare(self, config: ProxyConfig, selections: Mapping[str, Selection]) -> dict[str, float]:
         """Return the loss of the network with each of several selections applied, on samples that are held back.
@@ -321,16 +321,16 @@ class Estimator:
         for key, selection in track(list(selections.items()), "comparing plans"):
             same = [losses[known] for known in losses if selections[known] == selection]
             first = next(iter(selection))
-            neighbours = {first: [selection[first]]}
-            losses[key] = same[0] if same else self._together(look, selection, neighbours, moments)[first][0]
+            neighbors = {first: [selection[first]]}
+            losses[key] = same[0] if same else self._together(look, selection, neighbors, moments)[first][0]
         return losses
 
     def compare_narrow(self, config: ProxyConfig, plans: Mapping[str, NarrowPlan]) -> dict[str, float]:
         """Return the loss of the network of each of several plans that remove channels, as `compare` does.
 
-        Empty if a normalisation over channels loses some of them: such networks must be built to be measured.
+        Empty if a normalization over channels loses some of them: such networks must be built to be measured.
         """
-        if any(normalises_over(self.model, plan.narrowing) for plan in plans.values()):
+        if any(normalizes_over(self.model, plan.narrowing) for plan in plans.values()):
             return {}
         look = self._held_back(config)
         changed = {name for plan in plans.values() for name in (*plan.narrowing.removed(), *plan.chosen)}
@@ -381,17 +381,17 @@ class Estimator:
         self,
         look: _Look,
         selection: Selection,
-        neighbours: Mapping[str, Sequence[Candidate | None]],
+        neighbors: Mapping[str, Sequence[Candidate | None]],
         moments: Callable[[], Mapping[str, Moments]] | None = None,
     ) -> dict[str, list[float]]:
         """Return what `joint` returns; `moments` returns other second moments for the factors."""
         losses: dict[str, list[float]] = {}
         missing: dict[str, dict[str, Any] | None] = {}
-        for name in own_share(list(neighbours)):
-            key = self._key(name, neighbours[name], look, "network", selection)
+        for name in own_share(list(neighbors)):
+            key = self._key(name, neighbors[name], look, "network", selection)
             if key is not None and moments is not None:
                 key["factors"] = "without the compared samples"
-            stored = self._lookup(key, len(neighbours[name]))
+            stored = self._lookup(key, len(neighbors[name]))
             if stored is None:
                 missing[name] = key
             else:
@@ -401,9 +401,9 @@ class Estimator:
         try:
             for name, candidate in selection.items() if missing else ():
                 network.replace(name, self._weights(name, [candidate], seen)[0])
-            expected = self._expected(list(missing), neighbours)
+            expected = self._expected(list(missing), neighbors)
             for name in track(list(missing), "measuring layers together", weights=expected):
-                weights = self._weights(name, neighbours[name], seen)
+                weights = self._weights(name, neighbors[name], seen)
                 losses[name] = self._run(network, name, weights, missing[name])
         finally:
             for name in selection if missing else ():

@@ -27,8 +27,8 @@ def whole_weights(
 ) -> dict[str, Tensor]:
     """Return weights in the original's shapes with which it computes what the network of a plan computes.
 
-    Removed inputs have weights of zero, so nothing reads the removed channels, except for normalisations over channels
-    (`normalises_over`).
+    Removed inputs have weights of zero, so nothing reads the removed channels, except for normalizations over channels
+    (`normalizes_over`).
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def whole_weights(
     return weights
 
 
-def normalises_over(model: nn.Module, narrowing: Narrowing) -> bool:
+def normalizes_over(model: nn.Module, narrowing: Narrowing) -> bool:
     """Return whether a LayerNorm or GroupNorm loses channels, whose values change those of the others."""
     names = {axis.name for group in narrowing for axis in group.on("channels")}
     return any(isinstance(find_module(model, name), nn.LayerNorm | nn.GroupNorm) for name in names)

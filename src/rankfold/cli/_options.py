@@ -30,7 +30,7 @@ HELD_OUT = 0.1
 PLANNED = ("additive", "measured", "peak")
 """Kinds of resources that a plan can meet without a metric."""
 
-_ARTEFACT_SOURCE = "Model and data (by default those of the artefact)"
+_ARTIFACT_SOURCE = "Model and data (by default those of the artifact)"
 _SOURCE, SEARCH, TUNE, OUTPUT = "Model and data", "Compression", "Fine-tuning", "Output"
 
 
@@ -53,12 +53,12 @@ def budget_flag(text: str, *kinds: str, panel: str = SEARCH) -> Flag:
 FLAGS: dict[str, Flag] = {
     "model": Flag(kind=str, names=None, default=REQUIRED, help=f"Network: {NETWORKS}", metavar="MODEL"),
     "artifact": Flag(
-        kind=str, names=None, default=REQUIRED, metavar="ARTEFACT",
+        kind=str, names=None, default=REQUIRED, metavar="ARTIFACT",
         help="Folder written by compress, apply or finetune.",
     ),
     "original": Flag(
         kind=str | None, names=("--model",), metavar="MODEL", panel=_SOURCE,
-        help=f"Network: {NETWORKS} By default the one that the artefact was made from.",
+        help=f"Network: {NETWORKS} By default the one that the artifact was made from.",
     ),
     "weights": Flag(
         kind=str | None, metavar="FILE", panel=_SOURCE, stands_for=("teacher",),
@@ -74,7 +74,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "trust_source": Flag(
         kind=bool, default=False, panel=_SOURCE,
-        help="Run Python code (factories) that the artefact's source.json names.",
+        help="Run Python code (factories) that the artifact's source.json names.",
     ),
     "input_size": Flag(
         kind=str | None, metavar="SIZES", panel=_SOURCE, stands_for=("example_input",),
@@ -131,7 +131,7 @@ FLAGS: dict[str, Flag] = {
         "test images. Factories hold out nothing.",
     ),
     "max_steps": _of_recipe("max_steps", int | None),
-    "augment": Flag(kind=bool, default=False, panel=TUNE, help="Apply random crops and, to colour images, flips."),
+    "augment": Flag(kind=bool, default=False, panel=TUNE, help="Apply random crops and, to color images, flips."),
     "checkpoint": _of_recipe("checkpoint", str | None, metavar="PATH"),
     "checkpoint_every": _of_recipe("checkpoint_every", int | None),
     "restart": Flag(
@@ -139,7 +139,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "out": Flag(
         kind=str, default="out", names=("--out", "-o"), metavar="FOLDER", panel=OUTPUT,
-        help="Folder for the artefact and its report.",
+        help="Folder for the artifact and its report.",
     ),
     "as_json": Flag(
         kind=bool, default=False, names=("--json",), panel=OUTPUT,
@@ -153,7 +153,7 @@ FLAGS: dict[str, Flag] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "source": ("weights", "data", "input_size", "num_classes", "batch_size", "limit_test", "device", "seed"),
-    "artefact_source": (
+    "artifact_source": (
         "original", "weights", "data", "trust_source", "input_size", "num_classes", "batch_size", "limit_test",
         "device",
     ),
@@ -196,8 +196,8 @@ def flags_of(names: Sequence[str], own: dict[str, Flag]) -> dict[str, Flag]:
             flags |= search
         for one in GROUPS.get(name, () if name == "search" else (name,)):
             flag = own.get(one) or search.get(one) or FLAGS[one]
-            if name == "artefact_source":
-                flag = replace(flag, panel=_ARTEFACT_SOURCE, help=flag.help.partition(" By default")[0])
+            if name == "artifact_source":
+                flag = replace(flag, panel=_ARTIFACT_SOURCE, help=flag.help.partition(" By default")[0])
             flags[one] = flag
     return flags
 

@@ -1,6 +1,6 @@
-"""The network and data of an artefact: ``source.json`` next to it, so that later commands find them.
+"""The network and data of an artifact: ``source.json`` next to it, so that later commands find them.
 
-Artefacts may come from other people. The content of a ``source.json`` is data: names of networks and data sets, paths,
+Artifacts may come from other people. The content of a ``source.json`` is data: names of networks and data sets, paths,
 and numbers within limits. Python code (a factory) that it names is executed only if the user allows it.
 """
 
@@ -65,13 +65,13 @@ class Source:
     seed: int = 0
 
     def texts(self, artifact: str) -> dict[str, str]:
-        """Return the name and text of the ``source.json`` of the artefact with this checksum."""
+        """Return the name and text of the ``source.json`` of the artifact with this checksum."""
         data = {"format": FORMAT, "version": VERSION, **asdict(self), "artifact": artifact}
         return {SOURCE_FILE: json_text(data, indent=2) + "\n"}
 
     @classmethod
     def load(cls, folder: str | Path) -> Source | None:
-        """Read ``source.json``; None if the folder has none that belongs to its artefact.
+        """Read ``source.json``; None if the folder has none that belongs to its artifact.
 
         Raises
         ------
@@ -96,7 +96,7 @@ class Source:
                 raise CorruptArtifact(f"{str(file)!r}: {field.name!r} cannot be {quoted(value)}. {advice}")
         described = data.get("artifact")
         if described not in (None, artifact_identity(folder) or described):
-            message = f"{str(file)!r} is ignored: it describes an artefact that is no longer there"
+            message = f"{str(file)!r} is ignored: it describes an artifact that is no longer there"
             warnings.warn(message, RankfoldWarning, stacklevel=2)
             return None
         if values["input_size"] is not None:
@@ -110,7 +110,7 @@ def given_source(given: Given, model: str) -> Source:
 
 
 def artifact_source(given: Given, *, reads_data: bool) -> Source:
-    """Return an artefact's source, in which the flags of a command take precedence.
+    """Return an artifact's source, in which the flags of a command take precedence.
 
     Parameters
     ----------
@@ -122,17 +122,17 @@ def artifact_source(given: Given, *, reads_data: bool) -> Source:
     Raises
     ------
     RankfoldError
-        If there is no such folder, if neither the flags nor the artefact name the network, or if the artefact names
+        If there is no such folder, if neither the flags nor the artifact name the network, or if the artifact names
         Python code that the user has neither named nor allowed.
     """
     folder, model = given.artifact, given.original
     if not os.path.isdir(folder):
         what = "is a file, not a folder" if os.path.exists(folder) else "does not exist"
-        raise RankfoldError(f"the artefact {folder!r} {what}. Pass a folder that compress, apply or finetune wrote.")
+        raise RankfoldError(f"the artifact {folder!r} {what}. Pass a folder that compress, apply or finetune wrote.")
     remembered = Source.load(folder)
     if remembered is None and model is None:
         raise ConfigError(
-            f"{folder!r} has no {SOURCE_FILE} that names its network. If it is an artefact, pass --model."
+            f"{folder!r} has no {SOURCE_FILE} that names its network. If it is an artifact, pass --model."
         )
     new = _given_fields(given)
     if remembered is not None and not given.trust_source:
@@ -190,7 +190,7 @@ def _is_shape(value: object) -> bool:
 
 
 def _refuse_code(folder: str, remembered: Source, *, named: bool, data_named: bool) -> None:
-    """Raise if an artefact names Python code that the user has not named."""
+    """Raise if an artifact names Python code that the user has not named."""
     code: dict[str, str] = {}
     if not named and names_code(remembered.model):
         code["--model"] = remembered.model

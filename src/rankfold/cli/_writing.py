@@ -20,7 +20,7 @@ from rankfold.storage.folder import PLAN_FILE
 
 
 def destination(path: str, source: Source) -> Destination:
-    """Return the destination of an artefact with its ``source.json``; raise if it cannot be written there."""
+    """Return the destination of an artifact with its ``source.json``; raise if it cannot be written there."""
     to = Destination(folder=Path(path).expanduser(), companions=source.texts)
     try:
         to.check()
@@ -60,6 +60,6 @@ def close(out: Output, command: str, report: Report, files: Mapping[str, Path], 
 
 
 def artifact_files(folder: Path) -> dict[str, Path]:
-    """Return the folder of an artefact and the files in it that users open."""
-    files = {"artefact": folder, "plan": folder / PLAN_FILE, "report": folder / "report.html"}
+    """Return the folder of an artifact and the files in it that users open."""
+    files = {"artifact": folder, "plan": folder / PLAN_FILE, "report": folder / "report.html"}
     return {what: path for what, path in files.items() if path.exists()}

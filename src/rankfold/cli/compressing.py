@@ -19,7 +19,7 @@ from rankfold.cli._writing import artifact_files, close, destination
 def compress(given: Given, out: Output) -> None:
     """Compress a network: plan, apply, fine-tune, save, measure the saved model, report.
 
-    With --data, accuracy is measured on the test images before and after, and factors are computed from unlabelled
+    With --data, accuracy is measured on the test images before and after, and factors are computed from unlabeled
     training images. Without --data, an example input is enough.
     """
     source = given_source(given, given.model)

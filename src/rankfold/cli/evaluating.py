@@ -20,8 +20,8 @@ from rankfold.reporting.words import metric as in_words
 
 @command(
     "rankfold evaluate small",
-    "artifact", "artefact_source", "top", "agreement",
-    artifact=replace(FLAGS["artifact"], help=f"An artefact's folder, or a network: {NETWORKS}", metavar="TARGET"),
+    "artifact", "artifact_source", "top", "agreement",
+    artifact=replace(FLAGS["artifact"], help=f"An artifact's folder, or a network: {NETWORKS}", metavar="TARGET"),
     top=Flag(
         kind=int, default=1, check=COUNT, metavar="K", stands_for=("k",),
         help="Count a prediction as correct if the label is among the K highest scores.",
@@ -34,13 +34,13 @@ from rankfold.reporting.words import metric as in_words
 def evaluate(given: Given, out: Output) -> None:
     """Measure a compressed model or a dense network on the test images.
 
-    An artefact records its network and data, so its folder is sufficient; options take precedence. Python code that the
-    artefact names is not run unless you name it yourself or pass --trust-source.
+    An artifact records its network and data, so its folder is sufficient; options take precedence. Python code that the
+    artifact names is not run unless you name it yourself or pass --trust-source.
     """
     target = given.artifact
     artifact = os.path.exists(target) or target.endswith(("/", "\\"))
     if not artifact and given.original is not None:
-        raise ConfigError(f"--model requires an artefact, but there is no folder {target!r}.")
+        raise ConfigError(f"--model requires an artifact, but there is no folder {target!r}.")
     source = artifact_source(given, reads_data=True) if artifact else given_source(given, target)
     device = pick_device(given.device)
     try:
@@ -73,19 +73,19 @@ def evaluate(given: Given, out: Output) -> None:
 def _check_reference(artifact: bool, source: Source) -> None:
     if not artifact:
         raise ConfigError(
-            f"agreement compares an artefact with its original, but {source.model!r} is an original. "
-            "Pass an artefact's folder, or data with labels."
+            f"agreement compares an artifact with its original, but {source.model!r} is an original. "
+            "Pass an artifact's folder, or data with labels."
         )
     if not is_trained(source):
         raise ConfigError("agreement needs the original's weights. Pass --weights.")
 
 
 def _compare(out: Output, target: str, name: str, value: float) -> None:
-    """Print whether the report next to the artefact has the same value."""
+    """Print whether the report next to the artifact has the same value."""
     try:
         report = Report.load(target)
     except CorruptArtifact:
-        return  # an artefact may have no report
+        return  # an artifact may have no report
     for reported in report.metrics:
         if reported.name == name and reported.final == value:
             out.say("the report has the same value")

@@ -23,10 +23,10 @@ _FORMATS = exporters.registry.names()
 
 @command(
     "rankfold export small --out small.onnx",
-    "artifact", "out", "to", "int8", "artefact_source",
+    "artifact", "out", "to", "int8", "artifact_source",
     out=Flag(
         kind=str | None, names=("--out", "-o"), metavar="FILE", panel=OUTPUT, stands_for=("path",),
-        help="File to write. By default next to the artefact, with the suffix of --to.",
+        help="File to write. By default next to the artifact, with the suffix of --to.",
     ),
     to=Flag(
         kind=str | None, metavar="FORMAT", panel=OUTPUT,
@@ -34,7 +34,7 @@ _FORMATS = exporters.registry.names()
     ),
     int8=Flag(
         kind=bool, default=False, panel=OUTPUT,
-        help="Quantise to int8, with ranges from the calibration images; the accuracy is measured before and after.",
+        help="Quantize to int8, with ranges from the calibration images; the accuracy is measured before and after.",
     ),
     calibration_images=replace(FLAGS["calibration_images"], default=256, panel=OUTPUT),
     reduce_range=Flag(
@@ -83,9 +83,9 @@ def export(given: Given, out: Output) -> None:
 
 
 def _beside(artifact: str, to: str | None, *, int8: bool) -> Path:
-    """Return the file of a format next to an artefact, named after it."""
+    """Return the file of a format next to an artifact, named after it."""
     if to is None:
-        raise ConfigError("--out and --to are missing. Pass --out FILE, or --to FORMAT to write next to the artefact.")
+        raise ConfigError("--out and --to are missing. Pass --out FILE, or --to FORMAT to write next to the artifact.")
     folder = Path(artifact)
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     return folder.with_name(folder.name + (".int8" if int8 else "") + exporters.get(to).suffix)

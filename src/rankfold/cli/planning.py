@@ -47,12 +47,12 @@ def plan(given: Given, out: Output) -> None:
 @command(
     "rankfold apply lenet5_mnist5k --weights bundled --plan plan.json --data mnist5k --out small",
     "model", "plan", "out", "calibration_images", "data_aware", "reconstruct", "source",
-    plan=Flag(kind=str, default=REQUIRED, metavar="FILE", help="A plan file, edited or not, or an artefact's folder."),
+    plan=Flag(kind=str, default=REQUIRED, metavar="FILE", help="A plan file, edited or not, or an artifact's folder."),
 )  # fmt: skip
 def apply(given: Given, out: Output) -> None:
     """Apply a plan, and save the compressed model.
 
-    With --data, factors are computed from unlabelled training images, and accuracy is measured before and after.
+    With --data, factors are computed from unlabeled training images, and accuracy is measured before and after.
     """
     source = given_source(given, given.model)
     chosen = rf.Plan.load(given.plan)

@@ -16,14 +16,14 @@ from rankfold.reporting import Report
 @command(
     "rankfold report small --out small.md",
     "artifact", "out",
-    artifact=replace(FLAGS["artifact"], help="An artefact's folder, or a report.json."),
+    artifact=replace(FLAGS["artifact"], help="An artifact's folder, or a report.json."),
     out=Flag(
         kind=str | None, names=("--out", "-o"), metavar="FILE",
         help="File to write, ending in .html, .md or .json. By default the report is printed.",
     ),
 )  # fmt: skip
 def report(given: Given, out: Output) -> None:
-    """Print an artefact's report, or write it as HTML, Markdown or JSON."""
+    """Print an artifact's report, or write it as HTML, Markdown or JSON."""
     file = None if given.out is None else check_file(given.out, (".html", ".md", ".json"))
     loaded = Report.load(given.artifact)
     files: dict[str, str] = {}

@@ -159,7 +159,7 @@ def _student(given: Given, source: Source, *, epochs: int) -> Student | None:
     normalized = [(zoo.entry(name).mean, zoo.entry(name).std) for name in (source.model, own.model)]
     if normalized[0] != normalized[1] and not is_factory(own.model):
         raise ConfigError(
-            f"the student {own.model!r} expects inputs normalised differently from those of {source.model!r}. Choose "
+            f"the student {own.model!r} expects inputs normalized differently from those of {source.model!r}. Choose "
             "networks for the same data."
         )
     return Student(

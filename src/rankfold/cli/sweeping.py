@@ -31,7 +31,7 @@ _POINTS = "Budgets"
         kind=list[str] | None, names=("--out", "-o"), metavar="FILE", panel=OUTPUT,
         help="File ending in .html, .json, .md or .csv; may be repeated.",
     ),
-    models=Flag(kind=str | None, metavar="FOLDER", panel=OUTPUT, help="Folder for the artefacts of all points."),
+    models=Flag(kind=str | None, metavar="FOLDER", panel=OUTPUT, help="Folder for the artifacts of all points."),
     resource=Flag(
         kind=str, default="params", metavar="NAME", panel=_POINTS,
         help=f"Resource to vary: {either(resource_names('additive', 'measured'))}; or that of a part, such as "

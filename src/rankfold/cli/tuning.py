@@ -23,7 +23,7 @@ from rankfold.reporting import Report
 
 @command(
     "rankfold finetune small --epochs 10 --lr 0.01 --out tuned",
-    "artifact", "out", "tuning", "artefact_source", "seed",
+    "artifact", "out", "tuning", "artifact_source", "seed",
     out=replace(FLAGS["out"], default=REQUIRED),
     epochs=replace(FLAGS["epochs"], default=5, check=COUNT, help="Passes over the training data."),
     seed=replace(search_flags()["seed"], panel=TUNE),
@@ -37,7 +37,7 @@ def finetune(given: Given, out: Output) -> None:
     source = artifact_source(given, reads_data=True)
     to = destination(given.out, source)
     if to.folder.resolve() == Path(given.artifact).expanduser().resolve():
-        raise ConfigError(f"--out {given.out!r} is the artefact itself, which is not overwritten. Pass another folder.")
+        raise ConfigError(f"--out {given.out!r} is the artifact itself, which is not overwritten. Pass another folder.")
     recipe = recipe_of(given, source, checkpoint=given.out)
     work = open_work(source, given)
     recipe = with_data(recipe, given, source)
@@ -61,11 +61,11 @@ def finetune(given: Given, out: Output) -> None:
 
 
 def _draft(realizer: Realizer, small: nn.Module, artifact: str, source: Source) -> Draft:
-    """Return the model of an artefact with the values of its report that were measured on the same data and network."""
+    """Return the model of an artifact with the values of its report that were measured on the same data and network."""
     try:
         report = Report.load(artifact)
     except CorruptArtifact:
-        report = None  # an artefact may have no report
+        report = None  # an artifact may have no report
     rows = report.layers if report else ()
     errors = {row.name: row.measured_error for row in rows if row.measured_error is not None}
     notes = ["measured errors are those before fine-tuning"] if rows else []

@@ -2,12 +2,12 @@
 
 The rules:
 
-- RAM holds activations. Weights, buffers and values computed only from them (a normalised weight, position indices, a
+- RAM holds activations. Weights, buffers and values computed only from them (a normalized weight, position indices, a
   mask) are constants: they belong to flash and are not counted.
 - The batch is that of the example input. The size of a buffer is the number of elements times their size.
 - A result that shares memory with an operand in torch (views, reshapes without a copy, dropout in eval mode, in-place
   operations) uses the operand's buffer.
-- Elementwise operations and batch normalisation reuse the buffer of an operand of the same size that is not read later,
+- Elementwise operations and batch normalization reuse the buffer of an operand of the same size that is not read later,
   as runtimes for microcontrollers do by fusing them.
 - Model inputs are alive from the start until they are last read, model outputs until the end, and everything else from
   the operation that writes it until it is last read. Values without influence on an output are not computed.

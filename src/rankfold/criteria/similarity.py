@@ -83,8 +83,8 @@ class VBD(Criterion):
     def scores(self, filters: Filters) -> Tensor:
         """Return the positions in the order of removal."""
         heads = _heads(filters.factors).flatten(1)
-        centred = heads - heads.mean(1, keepdim=True)
-        products = centred @ centred.mT
+        centered = heads - heads.mean(1, keepdim=True)
+        products = centered @ centered.mT
         if filters.same_group is not None:
             products = products * filters.same_group
         variances = products.diagonal()

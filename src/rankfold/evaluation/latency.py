@@ -66,7 +66,7 @@ def compare_latency(
     """Return the time per forward pass of several models, which are timed alternately.
 
     In each round, every model runs once, in rotating order, so that a temporary slowdown of the machine affects all of
-    them. Only the forward pass is timed, in evaluation mode and without gradients; the device is synchronised before
+    them. Only the forward pass is timed, in evaluation mode and without gradients; the device is synchronized before
     and after it.
 
     Parameters
@@ -122,7 +122,7 @@ def rotated(names: Sequence[K], number: int) -> list[K]:
 
 
 def time_call(model: nn.Module, inputs: Any) -> float:
-    """Return the seconds of one forward pass; the model's device is synchronised before and after it."""
+    """Return the seconds of one forward pass; the model's device is synchronized before and after it."""
     device = model_device(model)
     start = clock(device)
     call_model(model, inputs)

@@ -43,7 +43,7 @@ class Exporter(ABC):
     packages : tuple of str
         Modules that it imports, beyond those that rankfold requires.
     int8_packages : tuple of str
-        Modules beyond `packages` that quantise, which `extra` also provides.
+        Modules beyond `packages` that quantize, which `extra` also provides.
     extra : str
         rankfold's optional dependencies that provide them.
     """

@@ -1,4 +1,4 @@
-"""Static int8 quantisation of ONNX files, by ONNX Runtime's quantiser."""
+"""Static int8 quantization of ONNX files, by ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Feed = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8:
-    """What the quantised file computes in int8.
+    """What the quantized file computes in int8.
 
     Parameters
     ----------
@@ -52,28 +52,28 @@ def saturates() -> bool:
 
 
 def failed(tool: str, error: Exception) -> ModelError:
-    """Return the error about a model that a tool cannot quantise."""
+    """Return the error about a model that a tool cannot quantize."""
     return ModelError(
-        f"the model cannot be quantised. {tool} raised {type(error).__name__}: {error}\n"
+        f"the model cannot be quantized. {tool} raised {type(error).__name__}: {error}\n"
         "Export it in float, or check that the calibration data has the form of the example input."
     )
 
 
-def nothing_quantised(kept: Sequence[str]) -> ModelError:
+def nothing_quantized(kept: Sequence[str]) -> ModelError:
     """Return the error about a model whose convolutions and matrix products all stay in float."""
     found = f"these stay in float: {', '.join(kept[:5])}" if kept else "it has no convolution or matrix product"
-    return ModelError(f"nothing in the model is quantised: {found}. Export it in float.")
+    return ModelError(f"nothing in the model is quantized: {found}. Export it in float.")
 
 
 def quantize(source: Path, target: Path, feeds: Iterable[Feed], *, reduce_range: bool) -> Int8:
-    """Write a quantised copy of an ONNX file: weights per output channel, activations per tensor.
+    """Write a quantized copy of an ONNX file: weights per output channel, activations per tensor.
 
     The ranges of the activations are the extremes over the calibration data. Names in the graph are shortened.
 
     Raises
     ------
     ModelError
-        If ONNX Runtime cannot quantise the model, or nothing in it is quantised.
+        If ONNX Runtime cannot quantize the model, or nothing in it is quantized.
     """
     tools = importlib.import_module("onnxruntime.quantization")
     prepared = importlib.import_module("onnxruntime.quantization.shape_inference")
@@ -104,6 +104,6 @@ def quantize(source: Path, target: Path, feeds: Iterable[Feed], *, reduce_range:
     done = sum(operator in INT8_PRODUCTS for operator, _ in operators)
     kept = tuple(f"{operator} {output!r}" for operator, output in operators if operator in FLOAT_PRODUCTS)
     if not done:
-        raise nothing_quantised(kept)
+        raise nothing_quantized(kept)
     save_slim(model, target, names=False)
     return Int8(products=done, kept=kept, reduce_range=reduce_range)

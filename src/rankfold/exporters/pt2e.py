@@ -1,4 +1,4 @@
-"""Static int8 quantisation of captured models, by torchao's PT2E."""
+"""Static int8 quantization of captured models, by torchao's PT2E."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import fx
 
 from rankfold.batches import arguments
 from rankfold.errors import RankfoldError
-from rankfold.exporters.int8 import Int8, failed, nothing_quantised
+from rankfold.exporters.int8 import Int8, failed, nothing_quantized
 from rankfold.exporters.program import Capture
 from rankfold.inventory import PRODUCTS, on_device_of, operator_name, quiet
 
@@ -35,14 +35,14 @@ def quantized(
     quantizer : Quantizer
         Which operations the runtime computes in int8, and how.
     capture : callable
-        Captures the quantised graph with the inputs and dynamic dimensions of the program.
+        Captures the quantized graph with the inputs and dynamic dimensions of the program.
     narrow : bool
         Whether the quantizer's weights have 7 bits.
 
     Raises
     ------
     ModelError
-        If torchao cannot quantise the model, or nothing in it is quantised.
+        If torchao cannot quantize the model, or nothing in it is quantized.
     """
     tools = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
     try:
@@ -59,7 +59,7 @@ def quantized(
     products = [node for node in done.graph.nodes if is_product(node)]
     kept = tuple(described(node) for node in products if not in_int8(node))
     if len(kept) == len(products):
-        raise nothing_quantised(kept)
+        raise nothing_quantized(kept)
     return done, Int8(products=len(products) - len(kept), kept=kept, reduce_range=narrow)
 
 
@@ -69,12 +69,12 @@ def is_product(node: fx.Node) -> bool:
 
 
 def in_int8(node: fx.Node) -> bool:
-    """Return whether a product has a quantised input, constant weight and output, and is computed in int8.
+    """Return whether a product has a quantized input, constant weight and output, and is computed in int8.
 
-    The graph multiplies dequantised numbers; the runtime replaces this pattern by int8 arithmetic.
+    The graph multiplies dequantized numbers; the runtime replaces this pattern by int8 arithmetic.
     """
     inputs = node.all_input_nodes[:2]
-    if len(inputs) < 2 or not all(map(_dequantised, inputs)) or inputs[1].all_input_nodes[0].op == "call_function":
+    if len(inputs) < 2 or not all(map(_dequantized, inputs)) or inputs[1].all_input_nodes[0].op == "call_function":
         return False
     users = list(node.users)
     after = [user for first in users if operator_name(first) in ACTIVATIONS for user in first.users]
@@ -87,5 +87,5 @@ def described(node: fx.Node) -> str:
     return f"{operator_name(node).rpartition('::')[2]} {paths[-1] if paths else node.name!r}"
 
 
-def _dequantised(node: fx.Node) -> bool:
+def _dequantized(node: fx.Node) -> bool:
     return operator_name(node).startswith("quantized_decomposed::dequantize")

@@ -17,7 +17,7 @@ Triple = Sequence[int]
 def volumes_as_images(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Return a program that computes its 3-D convolutions as 2-D ones.
 
-    Two neighbouring axes along which a kernel has one weight, as in most factors, are merged into one. Otherwise the
+    Two neighboring axes along which a kernel has one weight, as in most factors, are merged into one. Otherwise the
     slices along the first axis become images of a batch, with the channels of all slices that the kernel reads. Weights
     are only rearranged. The number of multiplications stays the same, except for the stride of a transposed
     convolution along the first axis.

@@ -29,7 +29,7 @@ FLOOR = 1e-6
 """Minimum weight of every direction of an input, as a share of the mean second moment."""
 
 FEW_COLUMNS = 32
-"""Number of columns from which orthonormalising by matrix products is faster than by Householder's QR."""
+"""Number of columns from which orthonormalizing by matrix products is faster than by Householder's QR."""
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
@@ -148,9 +148,9 @@ def filtered(gram_matrix: Tensor, basis: Tensor, low: float, high: float) -> tup
     captured : Tensor
         The energy it captures, ``tr(Q^T G Q)``, summed over the batch.
     """
-    centre, radius = (high + low) / 2, (high - low) / 2
-    once = torch.baddbmm(basis, gram_matrix, basis, beta=-centre / radius, alpha=1 / radius)
-    twice = torch.baddbmm(once, gram_matrix, once, beta=-2 * centre / radius, alpha=2 / radius) - basis
+    center, radius = (high + low) / 2, (high - low) / 2
+    once = torch.baddbmm(basis, gram_matrix, basis, beta=-center / radius, alpha=1 / radius)
+    twice = torch.baddbmm(once, gram_matrix, once, beta=-2 * center / radius, alpha=2 / radius) - basis
     basis = orthonormal(twice)
     return basis, (gram_matrix @ basis).mul_(basis).sum()
 

@@ -87,7 +87,7 @@ class SVDProjection(Projection):
         if self.seen is None:  # project the rows: columns of M V are sigma_j u_j
             right, left = balanced_columns(vectors, (matrix @ vectors).mT)
             return left.mT, right.mT
-        # The columns of M S V are sigma_j u_j: orthogonal up to rounding, not normalised, possibly zero.
+        # The columns of M S V are sigma_j u_j: orthogonal up to rounding, not normalized, possibly zero.
         basis = orthonormal(self._in_metric(dtype) @ vectors)
         return balanced_product(basis, basis.mT @ matrix)
 

@@ -9,7 +9,7 @@ from rankfold.factor.linalg import eigh_descending, gram, unfold
 
 
 def pencil(tensor: Tensor, rank: int, *, residue: float) -> list[Tensor] | None:
-    """Return CP factors from a generalised eigenvalue problem, or None if that cannot succeed.
+    """Return CP factors from a generalized eigenvalue problem, or None if that cannot succeed.
 
     If a tensor is a sum of R terms ``a_r x b_r x c_r`` with independent a_r and independent b_r, two combinations of
     its slices are ``A D_1 B^T`` and ``A D_2 B^T``, so the eigenvectors of one times the inverse of the other are the

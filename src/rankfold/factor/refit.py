@@ -39,7 +39,7 @@ class PairMoments:
     energy: float
     count: int
 
-    def centred(self) -> PairMoments:
+    def centered(self) -> PairMoments:
         """Return the moments about the means; the means and the scale are kept."""
         x = self.given.unsqueeze(-2)
         return replace(
@@ -55,7 +55,7 @@ class PairMoments:
 
 
 def ridge_correction(pairs: PairMoments, ridge: float) -> Tensor:
-    """Return the D that minimises ``E ||d - D x||^2 + ridge * c * ||D||^2``, where c is the scale of x.
+    """Return the D that minimizes ``E ||d - D x||^2 + ridge * c * ||D||^2``, where c is the scale of x.
 
     With ``d = W x0 - W x``, the difference of a weight's outputs on x0 and x, ``W + D`` is the ridge solution
     ``(E[W x0 x^T] + ridge c W) (E[x x^T] + ridge c I)^-1``. Sums over the differences d keep the digits that sums over
@@ -91,7 +91,7 @@ def damped(pairs: PairMoments, ridge: float) -> Tensor:
 def restricted(weight: Tensor, moment: Tensor, kept: Tensor, ridge: float) -> Tensor:
     """Return the weight on some entries of an input that best replaces a weight on all of them.
 
-    V minimises ``E ||W x - V x_k||^2 + ridge * c * ||V - W_k||^2``, where ``x_k`` are the kept entries and c is their
+    V minimizes ``E ||W x - V x_k||^2 + ridge * c * ||V - W_k||^2``, where ``x_k`` are the kept entries and c is their
     mean second moment. With ``W_r`` for the columns that are removed and ``S = E[x x^T]``, that is
     ``V = W_k + W_r S_rk (S_kk + ridge c I)^-1``.
 

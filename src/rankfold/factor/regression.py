@@ -15,7 +15,7 @@ from rankfold.factor.linalg import FLOOR, Metric, eigh_descending, gram
 class TuckerRegression:
     """The best core and output projection for every rank, given nested input subspaces.
 
-    Fix an orthonormal basis Q of the input channels, of which rank r_i uses the first r_i directions. Minimising
+    Fix an orthonormal basis Q of the input channels, of which rank r_i uses the first r_i directions. Minimizing
     ``E ||(W - V) p||^2`` over the patches p is then a reduced-rank regression from the projected patches, which has a
     closed-form solution (Izenman 1975). With the patch moment in the basis, ``C = L L^T`` (Cholesky), and ``M = W L``,
     the leading columns of M describe the projected patches of every rank r_i, so one factorization serves all ranks:

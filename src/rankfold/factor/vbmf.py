@@ -14,7 +14,7 @@ def evbmf_rank(matrix: Tensor) -> int:
 
     It is 0 for a matrix without structure, and at most ``min(m, n)``. Nakajima, Sugiyama, Babacan & Tomioka (2013),
     "Global analytic solution of fully-observed variational Bayesian matrix factorization", theorem 2 and corollary 1
-    (the threshold) and equation 30 (the noise variance, which minimises the free energy over the interval of theorem
+    (the threshold) and equation 30 (the noise variance, which minimizes the free energy over the interval of theorem
     3).
     """
     rows, columns = sorted(matrix.shape)
@@ -47,7 +47,7 @@ def _free_energies(variances: Tensor, energies: Tensor, columns: int, ratio: flo
 
 
 def _minimize(f: Callable[[Tensor], Tensor], lower: float, upper: float, *, points: int = 64, rounds: int = 9) -> float:
-    """Return the minimiser of a function on an interval: the best of a logarithmic grid, refined around it."""
+    """Return the minimizer of a function on an interval: the best of a logarithmic grid, refined around it."""
     if upper <= lower:
         return lower
     low, high = math.log(lower), math.log(upper)

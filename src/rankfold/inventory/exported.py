@@ -16,7 +16,7 @@ from rankfold._tensors import copied, detached
 from rankfold.batches import arguments
 from rankfold.errors import ModelError
 from rankfold.inventory.running import describe, on_device_of, undisturbed
-from rankfold.inventory.sharing import Range, labelled_ranges, memory_range, overlapping, storage_pointer
+from rankfold.inventory.sharing import Range, labeled_ranges, memory_range, overlapping, storage_pointer
 from rankfold.inventory.static import scan, weight_memory
 
 PRODUCTS = frozenset(
@@ -59,7 +59,7 @@ def export_graph(model: nn.Module, example_input: Any) -> ExportedGraph:
     """Export a model in eval mode and find its layers in the graph, by the memory of their weights.
 
     The model is traced once on fake tensors, without copying its weights, and left unchanged. Layers are identified by
-    memory, not by name, so tied weights, repeated calls and weights computed by a parametrisation are found.
+    memory, not by name, so tied weights, repeated calls and weights computed by a parametrization are found.
     `example_input` is that of `call_example`.
 
     Raises
@@ -68,7 +68,7 @@ def export_graph(model: nn.Module, example_input: Any) -> ExportedGraph:
         If ``torch.export`` cannot trace the model.
     """
     entries, _ = scan(model)
-    ranges = labelled_ranges((tensor, entries[i].info.name) for tensor, i in weight_memory(entries))
+    ranges = labeled_ranges((tensor, entries[i].info.name) for tensor, i in weight_memory(entries))
     with undisturbed(model):
         # A slice of a larger tensor would have a size that is not known.
         program = trace(model, copied(detached(on_device_of(model, example_input))), advice=_ADVICE)

@@ -2,7 +2,7 @@
 
 A multiply-accumulate is a product that is added to a sum. Counted are matrix products, convolutions, attention,
 recurrent layers, pairwise distances and Fourier transforms (5 N log2 N floating-point operations). Elementwise
-products, normalisation, softmax, pooling and interpolation count zero. Masks do not lower the count, and a product of
+products, normalization, softmax, pooling and interpolation count zero. Masks do not lower the count, and a product of
 complex numbers counts once.
 """
 

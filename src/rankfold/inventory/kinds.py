@@ -19,7 +19,7 @@ CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED: tuple[type[nn.Module], ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 STOCK: tuple[type[nn.Module], ...] = (nn.Linear, *CONVS, *TRANSPOSED)
 ROLES = ("q_proj", "k_proj", "v_proj", "out_proj")
-LAZY = "lazy module, not initialised; run the model once before compressing it"
+LAZY = "lazy module, not initialized; run the model once before compressing it"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HOOKED = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
 _OVERRIDES = ("forward", "_conv_forward", "_output_padding", "__call__")
@@ -32,7 +32,7 @@ _REASONS: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """Return a module's class; for a parametrised module, its class before parametrisation."""
+    """Return a module's class; for a parametrized module, its class before parametrization."""
     return parametrize.type_before_parametrizations(module)
 
 
@@ -45,7 +45,7 @@ def stock_base(module: nn.Module) -> type[nn.Module] | None:
 def frozen_norm_width(module: nn.Module) -> int | None:
     """Return the number of channels of a ``FrozenBatchNorm2d``, or None for other modules.
 
-    The class of torchvision, timm and detectron2 keeps the four tensors of a BatchNorm as buffers. It is recognised by
+    The class of torchvision, timm and detectron2 keeps the four tensors of a BatchNorm as buffers. It is recognized by
     its name and these buffers.
     """
     if not any(cls.__name__ == "FrozenBatchNorm2d" for cls in type(module).__mro__):
@@ -58,9 +58,9 @@ def frozen_norm_width(module: nn.Module) -> int | None:
 def conv1d_base(module: nn.Module) -> type[nn.Module] | None:
     """Return the ``Conv1D`` class that a module is an instance of, or None.
 
-    The ``Conv1D`` of transformers' GPT-2 is a linear layer whose weight is stored as ``(in, out)``. It is recognised by
+    The ``Conv1D`` of transformers' GPT-2 is a linear layer whose weight is stored as ``(in, out)``. It is recognized by
     its name, its attributes and the result of its forward, so transformers need not be installed and copies of the
-    class are recognised as well.
+    class are recognized as well.
     """
     base = next((cls for cls in original_class(module).__mro__ if cls.__name__ == "Conv1D" and _is_affine(cls)), None)
     return None if base is None or conv1d_sizes(module) is None else base
@@ -68,7 +68,7 @@ def conv1d_base(module: nn.Module) -> type[nn.Module] | None:
 
 def conv1d_sizes(module: nn.Module) -> tuple[int, int] | None:
     """Return the input and output features of a ``Conv1D``; None if its weight has another shape."""
-    # Reading the attribute may change the state of a parametrisation; TorchScript modules have no dictionary.
+    # Reading the attribute may change the state of a parametrization; TorchScript modules have no dictionary.
     weight = dict(module.named_parameters(recurse=False)).get("weight")
     shape = None if weight is None or weight.ndim != 2 else tuple(weight.shape)
     inn, out = getattr(module, "nx", shape[0] if shape else None), getattr(module, "nf", None)
@@ -142,7 +142,7 @@ def _hook_target(hook: Any) -> str:
 
 
 def reparametrization(module: nn.Module, name: str = "weight") -> str | None:
-    """Return the name of the parametrisation that computes a weight, such as ``weight_norm``; None if it is stored."""
+    """Return the name of the parametrization that computes a weight, such as ``weight_norm``; None if it is stored."""
     hook = weight_hook(module, name)
     if isinstance(hook, prune.BasePruningMethod):
         return "the pruning mask"
@@ -169,7 +169,7 @@ def stored_parameters(module: nn.Module, name: str = "weight") -> dict[str, Tens
 
 
 def own_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's direct parameters, including those of its parametrisations."""
+    """Return a module's direct parameters, including those of its parametrizations."""
     own: dict[str, Tensor] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
     if parametrize.is_parametrized(module):
         inner = module.parametrizations
@@ -179,7 +179,7 @@ def own_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def packed_weight(module: nn.Module) -> Tensor | None:
-    """Return the weight of a quantised layer of torch, which is packed and not a parameter; None for other modules."""
+    """Return the weight of a quantized layer of torch, which is packed and not a parameter; None for other modules."""
     if not type(module).__module__.startswith("torch.ao.nn."):
         return None
     weight = getattr(module, "weight", None)  # a method if the weight is packed
@@ -197,7 +197,7 @@ def weight_fault(weight: Tensor) -> str | None:
     if is_lazy(weight):
         return LAZY
     if type(weight) not in (Tensor, nn.Parameter):
-        return f"its weight is of type {type(weight).__name__}, not a plain tensor (quantised or sharded)"
+        return f"its weight is of type {type(weight).__name__}, not a plain tensor (quantized or sharded)"
     if weight.dtype not in _FLOATS:
         return f"its weight has dtype {dtype_name(weight)}"
     if weight.layout != torch.strided:
@@ -225,7 +225,7 @@ def other_reason(module: nn.Module) -> str:
     if stock_base(module) is not None or conv1d_base(module) is not None:
         return "parameters other than weight and bias"
     if "Norm" in cls.__name__:
-        return "normalisation"
+        return "normalization"
     if cls.__module__.startswith(("torch.ao.nn.", "torchao.")):
-        return "quantised"
+        return "quantized"
     return "holds its own parameters"

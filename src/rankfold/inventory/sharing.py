@@ -52,8 +52,8 @@ def memory_range(tensor: Tensor) -> tuple[int, int]:
     return start, start + (last + 1) * tensor.element_size()
 
 
-def labelled_ranges(tensors: Iterable[tuple[Tensor, Any]]) -> dict[int, list[Range]]:
-    """Return the ranges of labelled tensors by the address of their memory."""
+def labeled_ranges(tensors: Iterable[tuple[Tensor, Any]]) -> dict[int, list[Range]]:
+    """Return the ranges of labeled tensors by the address of their memory."""
     ranges: dict[int, list[Range]] = defaultdict(list)
     for tensor, label in tensors:
         if pointer := storage_pointer(tensor):

@@ -29,7 +29,7 @@ class KeptState:
     lists, dicts, sets, deques and objects of the user's classes at any depth; the values of tensors and arrays that are
     not parameters; and the states of random generators. It is restored in place and only where it changed, because
     writing to a tensor would invalidate a backward pass that the user has yet to run. Among parameters, only the
-    weights of embeddings that renormalise the rows they look up are saved by value.
+    weights of embeddings that renormalize the rows they look up are saved by value.
 
     Parameters
     ----------

@@ -77,7 +77,7 @@ def check_model(model: nn.Module) -> None:
 def walk(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
     """Yield every module once with all of its paths, in order of definition.
 
-    The submodules of an attention or a parametrisation are not listed.
+    The submodules of an attention or a parametrization are not listed.
     """
     paths: dict[nn.Module, list[str]] = {}
 
@@ -95,7 +95,7 @@ def walk(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
 
 
 def is_hidden(module: nn.Module, child: str) -> bool:
-    """Return whether a submodule is a part of its module: of an attention, or a parametrisation."""
+    """Return whether a submodule is a part of its module: of an attention, or a parametrization."""
     return is_attention(module) or (child == "parametrizations" and nn.utils.parametrize.is_parametrized(module))
 
 
@@ -153,7 +153,7 @@ def _outsider(group: Sequence[Member], owners: dict[Hashable, dict[int, str]]) -
 def _others(members: Sequence[Member], modules: Modules) -> tuple[OtherModule, ...]:
     """Return the owners of parameters outside of layers, each parameter once.
 
-    Quantised layers are listed with the size of their packed weight.
+    Quantized layers are listed with the size of their packed weight.
     """
     seen = {tensor_key(p) for member in members for p in (*member.stored, *_biases(member))}
     others: list[OtherModule] = []

@@ -82,7 +82,7 @@ def inspect(
             raise ModelError(f"{name!r} is on the meta device and has no values. Load the model's weights first.")
     lazy = {path for module, paths in walk(model) if _is_lazy(module) for path in paths}
     if lazy:
-        # The first run materialises lazy modules, which must not happen to the user's model.
+        # The first run materializes lazy modules, which must not happen to the user's model.
         model = copy_model(model)
         with evaluating(model, without=list(model.modules())):
             call_example(model, example_input)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold._tensors import tensors_of
 from rankfold.inventory.dispatching import DispatchMode
 from rankfold.inventory.members import Member
-from rankfold.inventory.sharing import labelled_ranges, overlapping, storage_pointer
+from rankfold.inventory.sharing import labeled_ranges, overlapping, storage_pointer
 from rankfold.inventory.static import Entry, weight_memory
 from rankfold.records import Call, LayerInfo
 
@@ -125,7 +125,7 @@ class MemoryWatch(DispatchMode):
         super().__init__()
         self._touched = touched
         self._watching = True
-        self._ranges = labelled_ranges(tensors)
+        self._ranges = labeled_ranges(tensors)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

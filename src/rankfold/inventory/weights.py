@@ -28,7 +28,7 @@ def layer_weight(model: nn.Module, name: str) -> Tensor:
     Returns
     -------
     Tensor
-        In torch's layout, ``(out, in)`` also for transformers' ``Conv1D``. If a parametrisation (weight or spectral
+        In torch's layout, ``(out, in)`` also for transformers' ``Conv1D``. If a parametrization (weight or spectral
         norm, a pruning mask) computes the weight, its value in eval mode, without advancing power iterations.
         Otherwise the parameter's own memory, not a copy.
 
@@ -58,7 +58,7 @@ def stored_weight(model: nn.Module, name: str) -> tuple[Tensor, Callable[[Tensor
     """Return the parameter that stores a layer's weight, and a function that views it as the weight in torch's layout.
 
     Several projections of an attention may share a parameter, and that of transformers' ``Conv1D`` is transposed. The
-    weight must not be computed by a parametrisation.
+    weight must not be computed by a parametrization.
     """
     module: Any
     module, role = find_layer(model, name)

@@ -110,7 +110,7 @@ class Method(ABC):
         layer : LayerInfo
             The layer.
         moments : Moments or None
-            Second moments of the layer's input. None minimises the error of the weight instead of the output.
+            Second moments of the layer's input. None minimizes the error of the weight instead of the output.
         """
 
 

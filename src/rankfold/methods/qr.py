@@ -27,7 +27,7 @@ SMALL = 2 * 10**7
 class QR(MatrixMethod):
     """Truncated column-pivoted QR; ranks ``(r,)``.
 
-    The basis of the outputs consists of r columns of the weight (the most important inputs), orthonormalised. Never
+    The basis of the outputs consists of r columns of the weight (the most important inputs), orthonormalized. Never
     better than `svd` at equal rank. One of the three factorizations of fully connected layers in Kokhazadeh et al.
     (2025), section 2.1.
 

@@ -68,7 +68,7 @@ class MatrixMethod(Method):
 def in_metric(weight: Tensor, moments: Moments | None) -> Tensor | None:
     """Return the matrix ``(groups, o, i * K)`` in the metric of the data, or None without moments.
 
-    With the patch moment, the truncation minimises the layer's output error (Eckart-Young in the whitened space).
+    With the patch moment, the truncation minimizes the layer's output error (Eckart-Young in the whitened space).
     Without it, kernel positions are assumed to be independent, each with the channel moment.
     """
     if moments is None:

@@ -136,7 +136,7 @@ def _couple_layer(couplings: Couplings, layer: LayerInfo) -> None:
 def _couple_parts(couplings: Couplings, axes: Sequence[tuple[Key, int]], groups: int) -> None:
     """Couple the channels of a module with groups: whole groups where there are many, else equal places in all groups.
 
-    Removing a whole group of a normalisation or convolution leaves the others exactly as they are.
+    Removing a whole group of a normalization or convolution leaves the others exactly as they are.
     """
     if groups == 1 or not any(key in couplings.sizes for key, _ in axes):
         return

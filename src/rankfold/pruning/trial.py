@@ -58,7 +58,7 @@ class Trial:
             lambda t: t.float() if t.is_floating_point() else t, on_device_of(model, example_input)
         )
         with evaluating(model), torch.no_grad():
-            self._randomise()
+            self._randomize()
             self.inventory = inspect(self.copy, self.example)
             self.shapes = [t.shape for t in self._outputs(self.copy)]
 
@@ -83,7 +83,7 @@ class Trial:
         return order[: group.width // 2]
 
     @torch.no_grad()
-    def _randomise(self) -> None:
+    def _randomize(self) -> None:
         """Give the copy weights of which every one matters; trained ones may be zero."""
         for name, parameter in self.copy.named_parameters():
             if not parameter.is_floating_point():
@@ -222,7 +222,7 @@ def _ignore_(module: Any, inputs: list[int]) -> None:
 
 
 def _over_remaining(module: Any, name: str, narrowing: Narrowing) -> Callable[..., Tensor]:
-    """Return a forward hook that normalises the remaining channels and returns zeros for the others."""
+    """Return a forward hook that normalizes the remaining channels and returns zeros for the others."""
     twin = copy_model(module)
     width = module.num_channels if isinstance(module, nn.GroupNorm) else module.normalized_shape[0]
     removed = tuple(narrowing.removed()[name]["channels"])

@@ -1,6 +1,6 @@
 """Narrowings: which channels a model loses, as plain ids that need neither the model's graph nor its weights.
 
-Channels are coupled: a filter that is removed also leaves the normalisation after it, the inputs of every following
+Channels are coupled: a filter that is removed also leaves the normalization after it, the inputs of every following
 layer, and whatever is added to it. A `ChannelGroup` lists all of these places once. A channel of a group is the
 smallest unit that can be removed: a filter, or several that must leave together, such as a group of a grouped
 convolution.
@@ -21,7 +21,7 @@ from rankfold.records.layer import LayerInfo
 
 Side = Literal["outputs", "inputs", "channels"]
 CHANNEL_TENSORS = ("weight", "bias", "running_mean", "running_var")
-"""Tensors of a normalisation or PReLU whose first dimension is the channels."""
+"""Tensors of a normalization or PReLU whose first dimension is the channels."""
 
 Removed = Mapping[Side | int, frozenset[int]]
 """The indices that one module or parameter loses, by side or dimension."""
@@ -36,7 +36,7 @@ class Axis:
     name : str
         Dotted path of a module, or of a parameter outside of the known modules.
     side : {"outputs", "inputs", "channels"} or int
-        Side of a layer; "channels" for a normalisation or PReLU; the dimension of a parameter.
+        Side of a layer; "channels" for a normalization or PReLU; the dimension of a parameter.
     offset, repeat : int
         Channel c has the indices ``offset + c * repeat`` and the ``repeat - 1`` that follow.
     indices : tuple of tuple of int
@@ -226,7 +226,7 @@ class Narrowing:
     def then(self, later: Narrowing) -> Narrowing:
         """Return the narrowing that removes what both remove.
 
-        The groups of `later` are those of the model that this narrowing leaves: a group that both have, recognised by
+        The groups of `later` are those of the model that this narrowing leaves: a group that both have, recognized by
         its name and its remaining width, has its ids there. Groups that only one of them has are taken over, so
         `later` must not have axes where this narrowing removes indices, except for those of common groups.
         """

@@ -229,7 +229,7 @@ class Plan(Shown):
 
     @property
     def decisions_text(self) -> str:
-        """`decisions` as text, by which plans of one model with the same decisions are recognised."""
+        """`decisions` as text, by which plans of one model with the same decisions are recognized."""
         return json.dumps(self.decisions, default=str)
 
     def override(self, choices: Mapping[str, Choice | None]) -> Plan:
@@ -299,9 +299,9 @@ class Plan(Shown):
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan from a JSON file, or from ``plan.json`` in an artefact folder."""
+        """Read a plan from a JSON file, or from ``plan.json`` in an artifact folder."""
         path = Path(path)
         file = path / "plan.json" if os.path.isdir(path) else path
-        hint = "Pass a file written by Plan.save, or an artefact folder."
+        hint = "Pass a file written by Plan.save, or an artifact folder."
         text = read_text(file, kind="plan", hint=hint)
         return cls.from_json(text, source=str(file))

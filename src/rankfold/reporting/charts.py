@@ -1,4 +1,4 @@
-"""Charts as inline SVG figures, coloured by the page's style sheet, with a tooltip on every mark."""
+"""Charts as inline SVG figures, colored by the page's style sheet, with a tooltip on every mark."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rankfold.reporting.markup import Child, Markup, el, join
 WIDTH, HEIGHT = 1040.0, 190.0
 LEFT, RIGHT, TOP = 56.0, 6.0, 12.0
 MAX_NAMED = 28
-"""Up to this number of columns, each is labelled; beyond it, groups of layers are."""
+"""Up to this number of columns, each is labeled; beyond it, groups of layers are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +213,7 @@ def groups(names: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _bands(names: Sequence[str], slot: float) -> Markup:
-    """Return bands below the columns, each labelled with a group of layers."""
+    """Return bands below the columns, each labeled with a group of layers."""
     runs = groups(names)
     if len(runs) > len(names) / 2:  # the names have no structure: twelve bands
         step = math.ceil(len(names) / 12)

@@ -80,7 +80,7 @@ class Document(Shown):
         return html.draw(content(self, brief=False))
 
     def to_markdown(self) -> str:
-        """Return all tables as GitHub-flavoured Markdown."""
+        """Return all tables as GitHub-flavored Markdown."""
         return markdown.draw(content(self, brief=False))
 
     def print(self, console: Console | None = None) -> None:

@@ -51,7 +51,7 @@ class Export(Document):
     int8 : Int8 or None
         What the file computes in int8; None if it has the model's data type.
     float_bytes : int or None
-        Size of the file before quantisation.
+        Size of the file before quantization.
     """
 
     KIND: ClassVar[str] = "export"
@@ -109,7 +109,7 @@ def _(export: Export, *, brief: bool) -> Content:  # noqa: ARG001 - the same eve
         change = f"{words.metric(metric, metric.dense)} → {words.metric(metric, metric.final)}"
         facts[metric.name] = f"{change} ({words.metric_change(metric)})"
     if export.int8 is not None and export.float_bytes is not None:
-        facts["file before quantisation"] = size(export.float_bytes)
+        facts["file before quantization"] = size(export.float_bytes)
         facts["convolutions and products in int8"] = words.count(export.int8.products)
         facts["left in float"] = ", ".join(export.int8.kept) or "none"
         facts["bits of the weights"] = "7" if export.int8.reduce_range else "8"

@@ -56,7 +56,7 @@ def _(plan: Plan, *, brief: bool) -> Content:
 
 
 def inventory_markdown(inventory: Inventory) -> str:
-    """Return an inventory as GitHub-flavoured Markdown with exact numbers."""
+    """Return an inventory as GitHub-flavored Markdown with exact numbers."""
     return markdown.draw(content(inventory, brief=False))
 
 

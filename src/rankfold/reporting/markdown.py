@@ -1,4 +1,4 @@
-"""Sections as GitHub-flavoured Markdown."""
+"""Sections as GitHub-flavored Markdown."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Report(Document):
     others : tuple of OtherModule
         Modules with parameters that are not layers.
     disk_bytes : int or None
-        Size of the saved artefact.
+        Size of the saved artifact.
     latency : (float, float) or None
         Measured milliseconds per forward pass, dense and compressed.
     metrics : tuple of MetricValue
@@ -59,7 +59,7 @@ class Report(Document):
     created : str
         Date and time (UTC, ISO 8601).
     artifact : str or None
-        Checksum of the artefact that the report was written next to.
+        Checksum of the artifact that the report was written next to.
     """
 
     KIND: ClassVar[str] = "report"
@@ -96,25 +96,25 @@ class Report(Document):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Return the report in a JSON file, or in the ``report.json`` of an artefact's folder.
+        """Return the report in a JSON file, or in the ``report.json`` of an artifact's folder.
 
         Raises
         ------
         CorruptArtifact
-            If the file does not exist, cannot be read, or describes another artefact.
+            If the file does not exist, cannot be read, or describes another artifact.
         """
         path = Path(path)
         folder = os.path.isdir(path)
         file = companion_file(path, "report.json") if folder else path
-        text = read_text(file, kind=cls.KIND, hint="Pass an artefact's folder or its report.json.")
+        text = read_text(file, kind=cls.KIND, hint="Pass an artifact's folder or its report.json.")
         report = cls.from_json(text, source=str(file))
         if folder and report.artifact not in (None, artifact_identity(path) or report.artifact):
             raise CorruptArtifact(
-                f"{str(file)!r} describes an artefact that no longer exists. Run the command that wrote it again."
+                f"{str(file)!r} describes an artifact that no longer exists. Run the command that wrote it again."
             )
         return report
 
     def texts(self, artifact: str) -> dict[str, str]:
-        """Return ``report.html`` and ``report.json`` of the artefact with this checksum, by file name."""
+        """Return ``report.html`` and ``report.json`` of the artifact with this checksum, by file name."""
         report = replace(self, artifact=artifact)
         return {"report.html": report.to_html(), "report.json": report.to_json()}

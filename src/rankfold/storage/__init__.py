@@ -1,4 +1,4 @@
-"""Artefacts: folders with ``plan.json`` and ``model.safetensors``, which load without pickle, data or decomposition."""
+"""Artifacts: folders with ``plan.json`` and ``model.safetensors``, which load without pickle, data or decomposition."""
 
 from rankfold.storage.artifact import load as load
 from rankfold.storage.artifact import save as save

@@ -56,13 +56,13 @@ def architecture(model: nn.Module) -> dict[str, Settings]:
 
 
 def write_architecture(model: nn.Module) -> dict[str, str]:
-    """Return the record of a model's architecture and its checksum, for an artefact's metadata."""
+    """Return the record of a model's architecture and its checksum, for an artifact's metadata."""
     text = json.dumps(architecture(model))
     return {_KEY: text, _CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_architecture(metadata: Mapping[str, str], source: str) -> dict[str, Settings]:
-    """Return the architecture that an artefact records; empty if an earlier version wrote it.
+    """Return the architecture that an artifact records; empty if an earlier version wrote it.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def read_architecture(metadata: Mapping[str, str], source: str) -> dict[str, Set
 
 
 def check_architecture(model: nn.Module, expected: Mapping[str, Settings]) -> None:
-    """Compare a model, with the factored layers in place, with the architecture that an artefact records.
+    """Compare a model, with the factored layers in place, with the architecture that an artifact records.
 
     Attributes that only one side has, as with another version of torch, are not compared.
 

@@ -50,7 +50,7 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
         A model returned by `apply` or `compress`, possibly fine-tuned since; wrappers (DistributedDataParallel,
         torch.compile) are ignored.
     path : str or Path
-        The folder; it is created if necessary. An existing artefact is replaced.
+        The folder; it is created if necessary. An existing artifact is replaced.
     plan : Plan or None
         The plan of the model; by default the one attached to the model.
 
@@ -71,9 +71,9 @@ def save(model: nn.Module, path: str | Path, *, plan: Plan | None = None) -> Pat
 
     ``plan.json`` is the plan; ``model.safetensors`` contains every parameter and persistent buffer once (tied ones are
     recorded as aliases), a checksum of its tensors and the checksum of its plan. Both files are replaced in one step:
-    if the process is killed, the folder contains the complete old or the complete new artefact. Processes that save to
+    if the process is killed, the folder contains the complete old or the complete new artifact. Processes that save to
     the same folder wait for each other, and `load` can run at any time (see `rankfold.storage.folder`). A
-    ``config.json``, ``source.json``, ``report.json`` or ``report.html`` that describes another artefact is removed.
+    ``config.json``, ``source.json``, ``report.json`` or ``report.html`` that describes another artifact is removed.
     """
     save_described(model, path, plan=plan)
     return Path(path)
@@ -88,7 +88,7 @@ def save_described(
     describe: Describe | None = None,
     shared: bool = False,
 ) -> str:
-    """Save a model like `save`, together with files that describe the artefact, and return its checksum.
+    """Save a model like `save`, together with files that describe the artifact, and return its checksum.
 
     `shared` is that of `check_output`.
     """
@@ -216,7 +216,7 @@ def _rebuilt(original: nn.Module, plan: Plan, example_input: Any) -> nn.Module:
 def rebuild(
     model: nn.Module, plan: Plan, *, original: nn.Module | None = None, suspects: list[str] | None = None
 ) -> nn.Module:
-    """Give a model the structure of a plan in place, with uninitialised factors.
+    """Give a model the structure of a plan in place, with uninitialized factors.
 
     `original` and `suspects` are as in `rankfold.surgery.exchange.exchange_`.
     """
@@ -241,7 +241,7 @@ def _check_size(weights: Weights, model: nn.Module) -> None:
     """Raise `PlanMismatch` if the weights file is far too large for a model, before it is read."""
     tensors = (*model.parameters(), *model.buffers())
     if any(map(is_lazy, tensors)):
-        raise PlanMismatch(f"the model has lazy modules that are not initialised. {_LATE}")
+        raise PlanMismatch(f"the model has lazy modules that are not initialized. {_LATE}")
     elements = sum(tensor.numel() for tensor in tensors)
     if weights.size > _SLACK + _MOST_BYTES * elements:
         raise PlanMismatch(
@@ -256,19 +256,19 @@ def check_orders(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         name = f"{path}.order"
         if isinstance(module, Gauged) and name in tensors and not module.is_order(tensors[name]):
             raise CorruptArtifact(
-                f"{source!r} is damaged: {name!r} is not a permutation of channels. Copy or save the artefact again."
+                f"{source!r} is damaged: {name!r} is not a permutation of channels. Copy or save the artifact again."
             )
 
 
 def _strip_prefixes(
     plan: Plan, tensors: dict[str, Tensor], recorded: dict[str, Settings], model: nn.Module
 ) -> tuple[Plan, dict[str, Tensor], dict[str, Settings]]:
-    """Remove wrapper prefixes that the artefact has but the model does not, with a warning."""
+    """Remove wrapper prefixes that the artifact has but the model does not, with a warning."""
     names = [name for name, _ in unwrap(model).named_modules()]
     for prefix in _PREFIXES:
         if tensors and all(n.startswith(prefix) for n in tensors) and not any(n.startswith(prefix) for n in names):
             warnings.warn(
-                f"stripped the wrapper prefix {prefix!r} from every name of the artefact", RankfoldWarning, stacklevel=5
+                f"stripped the wrapper prefix {prefix!r} from every name of the artifact", RankfoldWarning, stacklevel=5
             )
             tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
             recorded = {n.removeprefix(prefix): settings for n, settings in recorded.items()}

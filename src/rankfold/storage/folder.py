@@ -1,20 +1,20 @@
-"""The folder of an artefact, written so that it contains either the complete old artefact or the complete new one.
+"""The folder of an artifact, written so that it contains either the complete old artifact or the complete new one.
 
-An artefact consists of ``plan.json`` and the ``model.safetensors`` whose header has the checksum of that plan. Saving
+An artifact consists of ``plan.json`` and the ``model.safetensors`` whose header has the checksum of that plan. Saving
 uses a folder inside it, ``.rankfold-next``:
 
 1. The weights, the files that describe them (such as ``source.json``) and the plan are written there and flushed to
    the disk.
 2. ``plan.json`` is replaced by one rename. This is the switch: the weights that match the plan are now those in
-   ``.rankfold-next``, where readers look for them. If both artefacts have the same plan, step 3 is the switch.
+   ``.rankfold-next``, where readers look for them. If both artifacts have the same plan, step 3 is the switch.
 3. ``model.safetensors`` is replaced by a rename, then the files that describe it. ``.rankfold-next`` is removed.
 
-If a process is killed before the switch, the old artefact remains, otherwise the new one. The next save completes or
+If a process is killed before the switch, the old artifact remains, otherwise the new one. The next save completes or
 discards the staged files. Writers lock the folder (`rankfold._files.locked`), readers do not: a reader that gets plan
-and weights of different artefacts reads the plan again. On a file system without locks, only one process may write.
+and weights of different artifacts reads the plan again. On a file system without locks, only one process may write.
 
-``config.json``, ``source.json`` and ``report.json`` contain the checksum of the artefact that they describe. A file
-that describes another artefact is ignored.
+``config.json``, ``source.json`` and ``report.json`` contain the checksum of the artifact that they describe. A file
+that describes another artifact is ignored.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _COMPANIONS = (CONFIG_FILE, SOURCE_FILE, *REPORT_FILES)
 _MOST_ATTEMPTS = 10_000
 
 Describe = Callable[[str], Mapping[str, str]]
-"""Maps an artefact's checksum to the texts of files that describe it, by name."""
+"""Maps an artifact's checksum to the texts of files that describe it, by name."""
 
 
 def replace_artifact(
@@ -54,7 +54,7 @@ def replace_artifact(
     metadata: Mapping[str, str],
     describe: Describe | None = None,
 ) -> str:
-    """Write an artefact to a folder, replacing an existing one, and return its checksum.
+    """Write an artifact to a folder, replacing an existing one, and return its checksum.
 
     Parameters
     ----------
@@ -65,12 +65,12 @@ def replace_artifact(
     tensors, metadata : mapping
         As `write_weights` takes them.
     describe : callable, optional
-        Returns the files that describe the artefact.
+        Returns the files that describe the artifact.
 
     Raises
     ------
     RankfoldError
-        If the folder cannot be written to; an existing artefact is kept, and nothing else is left.
+        If the folder cannot be written to; an existing artifact is kept, and nothing else is left.
     """
     with _writing(folder):
         stage, identity = folder / _STAGE, identity_of(metadata)
@@ -85,7 +85,7 @@ def replace_artifact(
             os.replace(stage / PLAN_FILE, folder / PLAN_FILE)
             _complete(folder, identity)
         except BaseException:
-            if not _is_switched(folder):  # otherwise the staged files are the artefact, and the next save moves them
+            if not _is_switched(folder):  # otherwise the staged files are the artifact, and the next save moves them
                 with contextlib.suppress(OSError):
                     _discard(stage)
             raise
@@ -93,12 +93,12 @@ def replace_artifact(
 
 
 def find(folder: Path) -> tuple[str, Weights]:
-    """Return the text of an artefact's plan and the weights that belong to it.
+    """Return the text of an artifact's plan and the weights that belong to it.
 
     Raises
     ------
     CorruptArtifact
-        If the folder contains no artefact, or one that is damaged or edited.
+        If the folder contains no artifact, or one that is damaged or edited.
     """
     seen = None
     for _ in range(_MOST_ATTEMPTS):
@@ -115,7 +115,7 @@ def find(folder: Path) -> tuple[str, Weights]:
         seen = state
     if not (folder / WEIGHTS_FILE).exists():
         raise CorruptArtifact(
-            f"the artefact in {str(folder)!r} is incomplete: {WEIGHTS_FILE} is missing. Copy or save it again."
+            f"the artifact in {str(folder)!r} is incomplete: {WEIGHTS_FILE} is missing. Copy or save it again."
         )
     raise CorruptArtifact(
         f"{PLAN_FILE} and {WEIGHTS_FILE} in {str(folder)!r} do not belong together; was the plan edited? "
@@ -124,7 +124,7 @@ def find(folder: Path) -> tuple[str, Weights]:
 
 
 def artifact_identity(folder: str | Path) -> str | None:
-    """Return the checksum of the artefact in a folder; None if there is no readable one."""
+    """Return the checksum of the artifact in a folder; None if there is no readable one."""
     try:
         return find(Path(folder))[1].identity
     except CorruptArtifact:
@@ -132,24 +132,24 @@ def artifact_identity(folder: str | Path) -> str | None:
 
 
 def artifact_bytes(folder: str | Path) -> int:
-    """Return the size of an artefact's plan and weights in bytes; other files in the folder do not count."""
+    """Return the size of an artifact's plan and weights in bytes; other files in the folder do not count."""
     text, weights = find(Path(folder))
     return len(text.encode()) + weights.size
 
 
 def companion_file(folder: str | Path, name: str) -> Path:
-    """Return the path of a file that describes the artefact in a folder, which may be staged by an unfinished save."""
+    """Return the path of a file that describes the artifact in a folder, which may be staged by an unfinished save."""
     folder = Path(folder)
     staged = folder / _STAGE / name
     return staged if staged.exists() and _is_switched(folder) else folder / name
 
 
 def check_output(path: str | Path, *, shared: bool = False) -> None:
-    """Raise `RankfoldError` unless an artefact can be saved to a folder; nothing is written.
+    """Raise `RankfoldError` unless an artifact can be saved to a folder; nothing is written.
 
-    The folder may be new, be empty except for hidden files, contain an artefact, or contain the files of a killed run:
-    a checkpoint and files that describe an artefact. A `shared` folder may contain other files, such as those of a
-    tokenizer, if their names are not those of an artefact's files.
+    The folder may be new, be empty except for hidden files, contain an artifact, or contain the files of a killed run:
+    a checkpoint and files that describe an artifact. A `shared` folder may contain other files, such as those of a
+    tokenizer, if their names are not those of an artifact's files.
     """
     path = Path(path)
     if os.path.exists(path) and not os.path.isdir(path):
@@ -204,7 +204,7 @@ def _settle(folder: Path) -> None:
 
 
 def _is_switched(folder: Path) -> bool:
-    """Return whether the staged files belong to the artefact in the folder, because its save was past the switch."""
+    """Return whether the staged files belong to the artifact in the folder, because its save was past the switch."""
     stage = folder / _STAGE
     if not _is_own(stage):
         return False
@@ -231,7 +231,7 @@ def _discard(stage: Path) -> None:
 
 
 def _complete(folder: Path, identity: str) -> None:
-    """Move staged files into place, the weights first, and remove files that describe another artefact."""
+    """Move staged files into place, the weights first, and remove files that describe another artifact."""
     stage = folder / _STAGE
     for name in (WEIGHTS_FILE, *_COMPANIONS):
         if (stage / name).exists():
@@ -280,9 +280,9 @@ def _is_left_over(entry: Path) -> bool:
 def _plan_text(folder: Path) -> str:
     if not os.path.isdir(folder):
         raise CorruptArtifact(
-            f"there is no artefact folder at {str(folder)!r}. Use a folder written by `rankfold compress` or rf.save."
+            f"there is no artifact folder at {str(folder)!r}. Use a folder written by `rankfold compress` or rf.save."
         )
-    hint = f"{str(folder)!r} is not a rankfold artefact."
+    hint = f"{str(folder)!r} is not a rankfold artifact."
     return read_text(folder / PLAN_FILE, kind="plan", hint=hint)
 
 

@@ -1,4 +1,4 @@
-"""``config.json``: the network of an artefact, recorded by its name in timm or transformers.
+"""``config.json``: the network of an artifact, recorded by its name in timm or transformers.
 
 The file has transformers' name but ``"model_type": "rankfold"``, which ``from_pretrained`` of transformers does not
 know. Classes that ignore the type meet weights that do not fit (`guards`).
@@ -56,21 +56,21 @@ class Network:
     generation: Mapping[str, Any] | None = None
 
     def texts(self, artifact: str) -> dict[str, str]:
-        """Return the name and text of the ``config.json`` of the artefact with this checksum."""
+        """Return the name and text of the ``config.json`` of the artifact with this checksum."""
         head = {"format": FORMAT, "version": VERSION, "model_type": MODEL_TYPE}
         return {CONFIG_FILE: json_text({**head, **asdict(self), "artifact": artifact}, indent=2) + "\n"}
 
     @classmethod
     def load(cls, folder: str | Path) -> Network:
-        """Read the ``config.json`` of an artefact.
+        """Read the ``config.json`` of an artifact.
 
         Raises
         ------
         CorruptArtifact
-            If it is missing, damaged, of a newer version, or describes another artefact.
+            If it is missing, damaged, of a newer version, or describes another artifact.
         """
         file = companion_file(folder, CONFIG_FILE)
-        advice = "Load the artefact with rankfold.load(folder, model), where model has the original architecture."
+        advice = "Load the artifact with rankfold.load(folder, model), where model has the original architecture."
         text = read_text(file, kind="record of the network", hint=advice)
         source = repr(str(file))
         data = parse_document(text, kind="network", format=FORMAT, version=VERSION, source=source)
@@ -79,7 +79,7 @@ class Network:
             if not _is_valid(name, value):
                 raise CorruptArtifact(f"{source}: {name!r} cannot be {quoted(value)}. {advice}")
         if data.get("artifact") != artifact_identity(folder):
-            raise CorruptArtifact(f"{source} describes another artefact than the one in its folder. {advice}")
+            raise CorruptArtifact(f"{source} describes another artifact than the one in its folder. {advice}")
         return cls(**values)
 
 

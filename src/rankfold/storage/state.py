@@ -1,4 +1,4 @@
-"""The state of a model that an artefact stores, and the check that it can be stored."""
+"""The state of a model that an artifact stores, and the check that it can be stored."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _RESERVED = "__metadata__"
 
 
 def check_state(model: nn.Module) -> None:
-    """Raise `ModelError` if an artefact cannot store all of a model's state.
+    """Raise `ModelError` if an artifact cannot store all of a model's state.
 
-    An artefact stores every parameter and persistent buffer, even if the model's ``state_dict()`` omits or renames
+    An artifact stores every parameter and persistent buffer, even if the model's ``state_dict()`` omits or renames
     them, and tensors returned by ``get_extra_state``. It cannot store some kinds of tensors, nor state that a
-    customised ``state_dict()`` takes from elsewhere.
+    customized ``state_dict()`` takes from elsewhere.
     """
     check_whole(model)
     own = own_state(model)
@@ -44,7 +44,7 @@ def check_state(model: nn.Module) -> None:
         if not any(_equal(value, tensor) for tensor in own.values()):
             raise ModelError(
                 f"the state dict of the model contains {name!r}, which is neither a parameter or persistent buffer nor "
-                "equal to one, so an artefact would lose it. Register it with register_buffer."
+                "equal to one, so an artifact would lose it. Register it with register_buffer."
             )
 
 
@@ -79,7 +79,7 @@ def _fault(name: str, tensor: Tensor) -> str | None:
     if not name.isascii() and name != name.encode("utf-8", "replace").decode():
         return "has a name with half a surrogate pair, which is not valid text. Rename it."
     if is_lazy(tensor):
-        return "belongs to a lazy module that is not initialised. Run the model once before compressing it."
+        return "belongs to a lazy module that is not initialized. Run the model once before compressing it."
     if type(tensor) not in (Tensor, nn.Parameter):
         return (
             f"is of type {type(tensor).__name__}, which cannot be stored. Replace it with a plain tensor of its values."

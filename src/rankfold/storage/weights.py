@@ -1,4 +1,4 @@
-"""The weights file of an artefact: safetensors, with checksums of its tensors and of the plan in the header."""
+"""The weights file of an artifact: safetensors, with checksums of its tensors and of the plan in the header."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = "rankfold"
 VERSION = 1
 
 _LONGEST_HEADER = 16 * 2**20
-AGAIN = "Copy or save the artefact again."
+AGAIN = "Copy or save the artifact again."
 
 
 def text_hash(text: str) -> str:
@@ -46,7 +46,7 @@ def weights_metadata(
 
 
 def identity_of(metadata: Mapping[str, str]) -> str:
-    """Return the checksum of a whole artefact, plan and tensors."""
+    """Return the checksum of a whole artifact, plan and tensors."""
     return text_hash(f"{metadata.get('plan_sha256', '')} {metadata.get('tensors_sha256', '')}")
 
 
@@ -104,7 +104,7 @@ class Weights:
 
     @property
     def identity(self) -> str:
-        """The checksum of the artefact that the weights belong to."""
+        """The checksum of the artifact that the weights belong to."""
         return identity_of(self.metadata)
 
     def tensors(self) -> dict[str, Tensor]:

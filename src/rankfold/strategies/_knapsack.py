@@ -124,7 +124,7 @@ def solve(layers: Sequence[Options], limits: Sequence[int], *, time_limit_s: flo
     if len(np.unique(table.layer)) < len(layers):
         return None
     while True:
-        result = _minimise(table, len(layers), time_limit_s)
+        result = _minimize(table, len(layers), time_limit_s)
         if result is None:
             return None
         taken, scale, lower = result
@@ -167,7 +167,7 @@ def _undominated(layer: Options) -> NDArray[np.int64]:
     return np.array(sorted(kept))
 
 
-def _minimise(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[np.bool_], float, float] | None:
+def _minimize(table: _Table, layers: int, time_limit_s: float) -> tuple[NDArray[np.bool_], float, float] | None:
     """Return the best selection, the scale, and a lower bound on the loss; None if there is no selection."""
     from scipy.optimize import Bounds, LinearConstraint, linprog, milp
     from scipy.sparse import csr_array

@@ -27,14 +27,14 @@ def padded(rows: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankLoss:
-    """The normalised rank loss, eq. 5, to the power of `scale`.
+    """The normalized rank loss, eq. 5, to the power of `scale`.
 
     Parameters
     ----------
     loads : Tensor
         The rank of each candidate, or its cost, divided by the largest one; 0 where there is no candidate.
     gamma, beta : float
-        As in eq. 5. `gamma` multiplies the product of eq. 6 and 7 by a constant, so no minimiser depends on it.
+        As in eq. 5. `gamma` multiplies the product of eq. 6 and 7 by a constant, so no minimizer depends on it.
     scale : float
         1 in the paper. Because the losses are multiplied, an exponent takes the place of a weight: it multiplies the
         logarithm of the rank loss.
@@ -53,7 +53,7 @@ class RankLoss:
         return value, value * self.scale * self.beta * mean ** (self.beta - 1) * self.loads / total
 
 
-def optimise(
+def optimize(
     loss: Loss,
     rank_loss: RankLoss,
     *,

@@ -35,7 +35,7 @@ WORTH_TELLING = 10.0
 """Seconds from which a search states its time before it starts."""
 RIVALS = ("fisher", "weight", "uniform")
 """Proxies whose plans compete with that of "auto". Those without data cannot be misled by few or unusual samples."""
-NEIGHBOURS = 4
+NEIGHBORS = 4
 """Number of candidates on either side of the selected one that a round measures."""
 
 
@@ -52,7 +52,7 @@ class CompressNAS(ProxyConfig, Strategy):
     Parameters
     ----------
     rounds : int
-        Number of refinements. The proxy adds up the losses of single layers; each round measures the neighbours of the
+        Number of refinements. The proxy adds up the losses of single layers; each round measures the neighbors of the
         solution with all other layers compressed, and solves again. Stops early if the network's outputs get no closer
         to the original's. Needs calibration data.
     tolerance : float
@@ -272,14 +272,14 @@ class CompressNAS(ProxyConfig, Strategy):
         first, history, best = next(iter(selection)), [], selection
         unmeasured = estimator.unmeasured(self.proxy_options)  # cannot be measured in rounds either
         for number in range(self.rounds + 1):
-            neighbours = {
-                name: [candidate] if name in unmeasured else _neighbours(table, losses, limits, name, candidate)
+            neighbors = {
+                name: [candidate] if name in unmeasured else _neighbors(table, losses, limits, name, candidate)
                 for name, candidate in selection.items()
             }
             if number == self.rounds:  # the last selection is only measured
-                neighbours = {first: neighbours[first][:1]}
-            measured = estimator.joint(self.proxy_options, {**problem.fixed, **selection}, neighbours)
-            together = measured[first][0]  # the first neighbour is the selected candidate
+                neighbors = {first: neighbors[first][:1]}
+            measured = estimator.joint(self.proxy_options, {**problem.fixed, **selection}, neighbors)
+            together = measured[first][0]  # the first neighbor is the selected candidate
             if history and together >= history[-1]:
                 break
             history.append(together)
@@ -289,9 +289,9 @@ class CompressNAS(ProxyConfig, Strategy):
             # Subtracting the minimum keeps the losses nonnegative and does not affect the solution.
             local = {
                 name: {_key(c): value - min(measured[name]) for c, value in zip(row, measured[name], strict=True)}
-                for name, row in neighbours.items()
+                for name, row in neighbors.items()
             }
-            solved = _solved(table, local, limits, allowed=neighbours)
+            solved = _solved(table, local, limits, allowed=neighbors)
             if solved is None or solved[0] == selection:
                 break
             selection = solved[0]
@@ -350,10 +350,10 @@ def _solved(
     return {name: rows[name][index] for name, index in zip(names, solution.selection, strict=True)}, solution
 
 
-def _neighbours(
+def _neighbors(
     table: CandidateTable, losses: Losses, limits: Mapping[str, int], name: str, selected: Candidate | None
 ) -> list[Candidate | None]:
-    """Return a selected candidate and its neighbours on the layer's front of cost and loss, with the kept layer."""
+    """Return a selected candidate and its neighbors on the layer's front of cost and loss, with the kept layer."""
 
     def price(candidate: Candidate | None) -> float:
         cost = table.dense[name] if candidate is None else candidate.cost
@@ -367,7 +367,7 @@ def _neighbours(
         if candidate is selected or not front or loss(candidate) < loss(front[-1]):
             front.append(candidate)
     at = next(i for i, candidate in enumerate(front) if candidate is selected)
-    return [selected, *front[max(0, at - NEIGHBOURS) : at], *front[at + 1 : at + 1 + NEIGHBOURS]]
+    return [selected, *front[max(0, at - NEIGHBORS) : at], *front[at + 1 : at + 1 + NEIGHBORS]]
 
 
 registry.register(CompressNAS, summary="methods and ranks of all layers in one exact search")

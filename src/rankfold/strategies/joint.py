@@ -261,7 +261,7 @@ class _Program:
         objective = np.concatenate([losses, np.zeros(len(self.widths))])
         room = np.array(limits, dtype=np.int64) - self.base
         for _ in range(10):
-            result = self._minimise(objective, room)
+            result = self._minimize(objective, room)
             if result is None:
                 return None
             taken, bound = result
@@ -279,11 +279,11 @@ class _Program:
     def least(self, resource: str) -> int:
         """Return the least possible amount of a resource."""
         at = self.resources.index(resource)
-        result = self._minimise(self.costs[:, at].astype(float), None)
+        result = self._minimize(self.costs[:, at].astype(float), None)
         assert result is not None
         return int(self.costs[result[0], at].sum() + self.base[at])
 
-    def _minimise(
+    def _minimize(
         self, objective: NDArray[np.float64], room: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.bool_], float] | None:
         from scipy.optimize import Bounds, LinearConstraint, milp

@@ -24,7 +24,7 @@ class Ladders:
     problem : Problem
         The strategy's input.
     objective : str
-        The resource to minimise.
+        The resource to minimize.
     step_size : float
         Share of a layer's parameters between two steps.
     max_sol : int

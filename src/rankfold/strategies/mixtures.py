@@ -137,7 +137,7 @@ class Mixtures:
         return total, padded(slopes).to(coefficients)
 
     def validation(self, coefficients: Tensor) -> tuple[float, Tensor]:
-        """Return the loss of the network on the next labelled batch (eq. 7), and its slopes."""
+        """Return the loss of the network on the next labeled batch (eq. 7), and its slopes."""
         bench = self.problem.workbench
         assert bench is not None
         if self._batches is None:

@@ -35,7 +35,7 @@ class Rules:
     thresholds : mapping of str to float
         By target layer, the lowest similarity at which it keeps its ranks.
     objective : str
-        The resource to minimise.
+        The resource to minimize.
     samples : int
         Calibration samples on which feature maps are compared.
     carry, one_shot : bool

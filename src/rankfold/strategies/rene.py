@@ -20,7 +20,7 @@ from rankfold.errors import ConfigError, InfeasibleBudget, ModelError, UnknownNa
 from rankfold.factor.linalg import double
 from rankfold.factor.moments import output_energy
 from rankfold.records import Bound, Budget, Candidate, Cost, Plan, Ranks
-from rankfold.strategies.coefficients import RankLoss, expected_loss, nested_loss, optimise, padded
+from rankfold.strategies.coefficients import RankLoss, expected_loss, nested_loss, optimize, padded
 from rankfold.strategies.contract import Need, Strategy, advice, check_reachable, make_plan, registry
 from rankfold.strategies.mixtures import Axis, Mixtures, composed
 from rankfold.strategies.problem import Problem
@@ -92,7 +92,7 @@ class RENE(Strategy):
         Hyperparameters of the rank loss, eq. 5. `gamma` has no influence on the plan unless ``factors="sgd"``, where it
         scales the learning rate. A smaller `beta` makes rank cheaper.
     objective : {"decomposition", "validation"}
-        What the coefficients minimise: the decomposition loss, without data, or the cross-entropy on labelled
+        What the coefficients minimize: the decomposition loss, without data, or the cross-entropy on labeled
         calibration data (eq. 7).
     factors : {"fixed", "sgd"}
         Whether the factors stay at the truncations ("fixed") or are trained with the coefficients ("sgd", as in the
@@ -141,7 +141,7 @@ class RENE(Strategy):
 
     @property
     def needs(self) -> frozenset[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Labelled calibration data for the validation loss; otherwise nothing."""
+        """Labeled calibration data for the validation loss; otherwise nothing."""
         return frozenset({"labels"}) if self.objective == "validation" else frozenset()
 
     def needs_by(self, need: Need) -> str:
@@ -321,7 +321,7 @@ class _Search:
             errors = [self._errors(axis, row) for axis, row in zip(axes, values, strict=True)]
             mixed = expected_loss if self._bounds else nested_loss
             loss = mixed(errors, floor=NOISE * sum(map(self._energy, axes)))
-        return optimise(loss, rank_loss, iterations=config.iterations, lr=config.learning_rate)
+        return optimize(loss, rank_loss, iterations=config.iterations, lr=config.learning_rate)
 
     def _trained(self, axes: Sequence[Axis], values: Sequence[Sequence[int]], rank_loss: RankLoss) -> Tensor:
         """Train factors and coefficients in turn; restart with smaller steps if that diverges.
@@ -340,7 +340,7 @@ class _Search:
                 mixtures.train(fixed, factor)
                 return number >= config.warm_iterations and mixtures.diverged() is None
 
-            coefficients = optimise(
+            coefficients = optimize(
                 loss,
                 rank_loss,
                 iterations=config.warm_iterations + config.iterations,

@@ -34,7 +34,7 @@ class Similarity(Strategy):
     3. If its metric is at most `drop` worse than the original's, it is the result. A bound on ``accuracy_drop`` in the
        budget replaces `drop`.
     4. Otherwise, the feature maps of each layer are compared with the original's by their cosine similarity, after the
-       activation, pooling and normalisation that follow; each layer receives the original's input.
+       activation, pooling and normalization that follow; each layer receives the original's input.
     5. A layer at or above its threshold keeps its ranks. All others take their next setting
        (`rankfold.strategies.ladder.Ladders`), and the loop continues with step 2.
 
@@ -50,7 +50,7 @@ class Similarity(Strategy):
     Parameters
     ----------
     objective : {"params", "macs", "memory"}
-        The resource to minimise; it selects the target layers, and the settings of a hybrid.
+        The resource to minimize; it selects the target layers, and the settings of a hybrid.
     coverage : float
         The targets are the largest layers in the objective. They are this share, 0..1, of all layers ("90 % of the
         layers" in the paper), or carry this share of the objective.

@@ -34,7 +34,7 @@ def approximations(
 
 
 def computes_weights(model: nn.Module) -> bool:
-    """Whether any weight is computed by a parametrisation, weight or spectral norm, or a pruning mask."""
+    """Whether any weight is computed by a parametrization, weight or spectral norm, or a pruning mask."""
     return any(parametrize.is_parametrized(module) or hooked_names(module) for module in model.modules())
 
 

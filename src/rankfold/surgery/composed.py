@@ -113,7 +113,7 @@ def refuse_write(title: str, name: str) -> None:
     """Raise `ComputedWeightError` for `name`, which would write to the weight of a layer."""
     raise ComputedWeightError(
         f"{title} is factored: its weight is computed from the factors at every read, so what {name!r} writes to it "
-        "would be lost. Merge adapters, prune, tie or initialise before compressing and plan again; or change the "
+        "would be lost. Merge adapters, prune, tie or initialize before compressing and plan again; or change the "
         "factors, which are the layer's parameters (requires_grad_(False) of the layer freezes them)."
     )
 

@@ -29,7 +29,7 @@ from rankfold.surgery.composed import guarded, refuse_computed, refuse_write
 from rankfold.surgery.gauged import Gauged, GaugedInput, GaugedOutput
 from rankfold.surgery.gauging import check_gauge, gauge_factors
 from rankfold.surgery.rescaling import grouped, output_scales, scale_outputs_, set_bias_
-from rankfold.surgery.stock import uninitialised
+from rankfold.surgery.stock import uninitialized
 
 
 class Reshape(nn.Module):
@@ -76,7 +76,7 @@ class Factored(nn.Sequential):
     choice : Choice
         Method, ranks and options.
     dtype, device : torch.dtype, torch.device
-        Of the parameters, which are uninitialised.
+        Of the parameters, which are uninitialized.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Factored(nn.Sequential):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Raise for a checkpoint of the dense model, which ``strict=False`` would silently skip.
 
-        The empty weight of an artefact's file, which only keeps the dense model from loading it, is ignored.
+        The empty weight of an artifact's file, which only keeps the dense model from loading it, is ignored.
         """
         weight = state_dict.pop(f"{prefix}weight", None)
         if weight is not None and weight.numel():
@@ -221,17 +221,17 @@ def _canonical(stage: nn.Module, shape: Size) -> Tensor:
         return grouped(stage)
     if isinstance(stage, nn.Linear):
         return stage.weight
-    # An adapter or a quantised layer has replaced the linear layer: apply it to the identity, and subtract its bias.
+    # An adapter or a quantized layer has replaced the linear layer: apply it to the identity, and subtract its bias.
     like = next(stage.parameters(), torch.empty(0))
     identity = torch.eye(shape[1], dtype=like.dtype, device=like.device)
     return (stage(identity) - stage(torch.zeros_like(identity))).mT
 
 
 def build_stage(spec: Stage, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Return the module of one stage, with uninitialised weights."""
+    """Return the module of one stage, with uninitialized weights."""
     match spec:
         case ConvSpec() | LinearSpec():
-            return uninitialised(spec, bias=spec.bias, dtype=dtype, device=device)
+            return uninitialized(spec, bias=spec.bias, dtype=dtype, device=device)
         case GaugedSpec():
             return (GaugedInput if spec.side == "input" else GaugedOutput)(spec, dtype=dtype, device=device)
         case ReshapeSpec():
@@ -262,7 +262,7 @@ def build(
         Of the parameters.
     factors : sequence of Tensor or None
         Canonical factors in the blueprint's order, of the plain stages even if the blueprint is gauged. If None, the
-        weights are uninitialised (for loading).
+        weights are uninitialized (for loading).
     bias : Tensor or None
         The layer's bias.
 

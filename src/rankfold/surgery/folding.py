@@ -1,4 +1,4 @@
-"""Fold batch normalisation into the convolution or linear layer before it."""
+"""Fold batch normalization into the convolution or linear layer before it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _pair(node: fx.Node, tensors: Mapping[str, str]) -> tuple[str, str] | None:
     product, mean = node.args[0], node.args[3]
     if not isinstance(product, fx.Node) or _operation(product) not in _OPERATIONS or len(product.users) > 1:
         return None
-    if _operation(product) == "aten::linear" and product.meta["val"].ndim != 2:  # normalised over another dimension
+    if _operation(product) == "aten::linear" and product.meta["val"].ndim != 2:  # normalized over another dimension
         return None
     owned = [tensor for tensor in (product.args[1], mean) if isinstance(tensor, fx.Node)]
     if len(owned) < 2 or any(tensor.name not in tensors or len(tensor.users) > 1 for tensor in owned):

@@ -1,7 +1,7 @@
 """Gauged stages: an identity block of the weight copies channels instead of storing parameters.
 
 A stock layer holds the rest of the weight. The other operations gather, add and concatenate channels, so gauged stages
-compile, export and quantise like any other module.
+compile, export and quantize like any other module.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rankfold.errors import GaugeError
 from rankfold.factor.gauge import Gauge
 from rankfold.records import ConvSpec, GaugedSpec, LinearSpec, Size
 from rankfold.surgery.composed import guarded
-from rankfold.surgery.stock import memory_format, uninitialised
+from rankfold.surgery.stock import memory_format, uninitialized
 
 
 class Gauged(nn.Module):
-    """Base class of gauged stages; its parameters are uninitialised.
+    """Base class of gauged stages; its parameters are uninitialized.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Gauged(nn.Module):
         self.kernel: Size = () if isinstance(spec.base, LinearSpec) else spec.base.kernel
         self.channel = -1 - len(self.kernel)  # counted from the last: there may be no batch dimension
         rest = _rest(spec)
-        self.rest = uninitialised(rest, bias=False, dtype=dtype, device=device) if rest.params else None
+        self.rest = uninitialized(rest, bias=False, dtype=dtype, device=device) if rest.params else None
         size = spec.groups * spec.size
         bias = nn.Parameter(torch.empty(size, dtype=dtype, device=device)) if spec.base.bias else None
         self.register_parameter("bias", bias)

@@ -14,7 +14,7 @@ from rankfold.inventory.kinds import STOCK, is_observed
 from rankfold.surgery.apply import factored_layers
 from rankfold.surgery.factored import Bias, Factored, Reshape
 from rankfold.surgery.gauged import Gauged
-from rankfold.surgery.stock import uninitialised
+from rankfold.surgery.stock import uninitialized
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def merged(model: nn.Module) -> Iterator[list[str]]:
     """Run each factored layer as the layer that it replaced, with the product of the factors as its weight.
 
     Outputs and gradients of the factors are the same up to rounding. The dense weight is computed at every call. A
-    layer whose stages have hooks, parametrisations, a forward of their own or other classes than stock ones (adapters,
+    layer whose stages have hooks, parametrizations, a forward of their own or other classes than stock ones (adapters,
     for example) runs as before.
 
     Yields
@@ -33,7 +33,7 @@ def merged(model: nn.Module) -> Iterator[list[str]]:
     layers = {name: layer for name, layer in factored_layers(model).items() if _mergeable(layer)}
     # An attribute of the instance goes before the method of its class, so hooks of the layer still run.
     for layer in layers.values():
-        stock = uninitialised(layer.info, bias=layer.bias is not None, device=torch.device("meta"))
+        stock = uninitialized(layer.info, bias=layer.bias is not None, device=torch.device("meta"))
         layer.forward = partial(_forward, layer, stock)
     try:
         yield list(layers)

@@ -104,7 +104,7 @@ class _Changes:
         for tensor in ("weight", "bias"):
             if computed := reparametrization(module, tensor):
                 raise PlanMismatch(
-                    f"the {tensor} of layer {name!r} is computed by {computed}. Remove the parametrisation first"
+                    f"the {tensor} of layer {name!r} is computed by {computed}. Remove the parametrization first"
                 )
         layer = members_of(module, (name,))[0].info
         for attribute, value in _attributes(module, layer, narrowed_layer(layer, removed)).items():
@@ -125,7 +125,7 @@ class _Changes:
         groups, gone = 1, removed["channels"]
         if isinstance(module, nn.LayerNorm):
             if len(module.normalized_shape) != 1:
-                raise PlanMismatch(f"{kind} {name!r} normalises over several dimensions, so its width must stay")
+                raise PlanMismatch(f"{kind} {name!r} normalizes over several dimensions, so its width must stay")
             width = module.normalized_shape[0]
         elif isinstance(module, nn.GroupNorm):
             width, groups = module.num_channels, module.num_groups

@@ -20,7 +20,7 @@ from rankfold.records import LayerInfo
 from rankfold.surgery.apply import factored_layers
 from rankfold.surgery.exchange import listed
 from rankfold.surgery.references import HeldTensor
-from rankfold.surgery.stock import uninitialised
+from rankfold.surgery.stock import uninitialized
 
 
 class Proof:
@@ -103,7 +103,7 @@ class Proof:
         problems += [f"{name} is read" for name in read]
         problems += [
             f"the weight of layer {name!r} is read outside of the layer, and the model holds a tensor that shares its "
-            "memory (a view, .data, .detach()), which an artefact would not hold"
+            "memory (a view, .data, .detach()), which an artifact would not hold"
             for name in self._views
         ]
         if problems:
@@ -141,7 +141,7 @@ def _answer(
     info: LayerInfo, weight: Tensor, bias: Tensor | None, counts: Counter[str], watch: MemoryWatch
 ) -> Callable[..., Tensor]:
     """Return a forward hook that counts calls and returns the output of the original layer, without its hooks."""
-    bare = uninitialised(info, bias=bias is not None, device="meta")
+    bare = uninitialized(info, bias=bias is not None, device="meta")
     tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:  # noqa: ARG001

@@ -11,10 +11,10 @@ from rankfold.inventory.kinds import CONVS, TRANSPOSED
 from rankfold.records import ConvSpec, LayerInfo, LinearSpec
 
 
-def uninitialised(settings: ConvSpec | LinearSpec | LayerInfo, *, bias: bool, **options: object) -> nn.Module:
+def uninitialized(settings: ConvSpec | LinearSpec | LayerInfo, *, bias: bool, **options: object) -> nn.Module:
     """Return the stock layer with these settings without drawing random numbers; `options` are dtype and device.
 
-    ``torch.nn.utils.skip_init`` runs the initialisation on the meta device, which takes ten times as long.
+    ``torch.nn.utils.skip_init`` runs the initialization on the meta device, which takes ten times as long.
     """
     if isinstance(settings, LinearSpec):
         kind, sizes = nn.Linear, {"in_features": settings.in_features, "out_features": settings.out_features}

@@ -18,7 +18,7 @@ from rankfold.testing.subject import (
     OUTPUT_TOLERANCE,
     Subject,
     expect,
-    neighbours,
+    neighbors,
     relative_error,
     sample_ranks,
 )
@@ -29,7 +29,7 @@ def error_never_grows_with_a_rank(method: Method, case: LayerCase) -> None:
     subject = Subject.of(case)
     for moments in (None, geometric_moments(subject.info), geometric_moments(subject.info, patch=True)):
         prepared = methods.prepare(method, subject.weight, subject.info, moments)
-        for lower, higher in neighbours(method, subject.info):
+        for lower, higher in neighbors(method, subject.info):
             low, high = prepared.error(lower), prepared.error(higher)
             expect(0 <= low <= 1 and 0 <= high <= 1, f"ranks {lower}, {higher}: errors {low}, {high} not in 0..1")
             expect(high <= low + 1e-12, f"the error grows from {low!r} at {lower} to {high!r} at {higher}")

@@ -100,7 +100,7 @@ class Subject:
     def built(
         self, method: Method, ranks: Ranks, factors: tuple[Tensor, ...] | None, *, dtype: torch.dtype | None = None
     ) -> Factored:
-        """Return the module of a method's blueprint in the case's memory format; without factors, uninitialised."""
+        """Return the module of a method's blueprint in the case's memory format; without factors, uninitialized."""
         module = build(
             method.blueprint(self.info, ranks),
             self.info,
@@ -167,7 +167,7 @@ def random_ranks(method: Method, info: LayerInfo, generator: torch.Generator, *,
     return [tuple(int(torch.randint(1, limit + 1, (), generator=generator)) for limit in limits) for _ in range(count)]
 
 
-def neighbours(method: Method, info: LayerInfo, *, most: int = 64) -> list[tuple[Ranks, Ranks]]:
+def neighbors(method: Method, info: LayerInfo, *, most: int = 64) -> list[tuple[Ranks, Ranks]]:
     """Return pairs of ranks that differ by one step in one position, over a lattice of the whole range."""
     limits = method.max_ranks(info)
     side = max(2, int(most ** (1 / len(limits))))

@@ -18,7 +18,7 @@ from rankfold.evaluation.latency import time_call
 from rankfold.inventory import copy_model
 from rankfold.records import Blueprint, Call, Choice, LayerInfo
 from rankfold.surgery import build
-from rankfold.surgery.stock import uninitialised
+from rankfold.surgery.stock import uninitialized
 from rankfold.timing.contract import Run, Runtime, registry
 from rankfold.timing.target import Target
 
@@ -42,7 +42,7 @@ def processor(device: str) -> str:
 def fill_(module: nn.Module) -> nn.Module:
     """Fill every parameter with random values of the usual magnitude, and return the module.
 
-    Values of uninitialised memory may be denormal, which slows a processor down.
+    Values of uninitialized memory may be denormal, which slows a processor down.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def fill_(module: nn.Module) -> nn.Module:
 def layer_module(layer: LayerInfo, blueprint: Blueprint | None, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Return a dense or factored layer with random weights, in evaluation mode."""
     if blueprint is None:
-        module = uninitialised(layer, bias=layer.bias, dtype=dtype, device=device)
+        module = uninitialized(layer, bias=layer.bias, dtype=dtype, device=device)
     else:
         named = Blueprint(tuple(renamed(blueprint)))
         module = build(named, layer, Choice(), dtype=dtype, device=device)

@@ -186,7 +186,7 @@ def digest(batch: Any) -> str:
     total = hashlib.blake2b(digest_size=16)
     for tensor in tensors_of(batch):
         total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        with suppress(RuntimeError, TypeError):  # sparse, quantised ...: shape and type must suffice
+        with suppress(RuntimeError, TypeError):  # sparse, quantized ...: shape and type must suffice
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             total.update(raw.numpy().tobytes())
     return total.hexdigest()

@@ -99,7 +99,7 @@ class FineTune:
         layers. Steps take the time and the memory of the dense network: a third of the time and a quarter of the
         memory for filter-wise CP of rank 4, but 1.5 times the time for Tucker (`benchmarks/merged.py`).
     freeze_batchnorm_statistics : bool
-        Normalise by the running statistics and do not update them. For very small batches.
+        Normalize by the running statistics and do not update them. For very small batches.
     target : float or None
         Stop after the epoch in which the metric reaches this value.
     keep : {"last", "best"}

@@ -39,7 +39,7 @@ def finetune(
     Training runs on the device that Accelerate chooses (an accelerator if available); the result is on the model's
     device. Under ``accelerate launch`` or ``torchrun``, the processes share each batch. The result then equals that of
     one process up to rounding, unless the data has random augmentation or the network has dropout or BatchNorm in
-    training mode. BatchNorm normalises each process's shard separately and keeps the main process's running statistics;
+    training mode. BatchNorm normalizes each process's shard separately and keeps the main process's running statistics;
     ``nn.SyncBatchNorm.convert_sync_batchnorm`` makes it exact.
 
     On the CPU, a run that is resumed from its checkpoint ends with the same bits as an uninterrupted one. Resuming

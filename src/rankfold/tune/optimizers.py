@@ -89,7 +89,7 @@ def rebuild_optimizer(
         The dense model's optimizer; left unchanged. Its state (momentum) belongs to its parameters and is not copied.
         Learning-rate schedulers have to be created again.
     model : nn.Module
-        The compressed model; its parameters that require gradients are optimised.
+        The compressed model; its parameters that require gradients are optimized.
     dense : nn.Module or None
         The dense model, whose names map parameters to groups. Needed only if there are several groups and the optimizer
         was built without names.

@@ -24,7 +24,7 @@ class DataInfo:
     classes : int
         Number of classes.
     mean, std : tuple of float
-        Per-channel normalisation of samples in [0, 1], or in [-1, 1] for audio.
+        Per-channel normalization of samples in [0, 1], or in [-1, 1] for audio.
     """
 
     title: str

@@ -83,7 +83,7 @@ def _torchvision_options(network: str, builder: Callable[..., nn.Module]) -> dic
 
 def _torchvision_input(network: str, module: str) -> dict[str, Any]:
     if ".detection." in module:
-        return {"task": "detection"}  # the network itself normalises and resizes
+        return {"task": "detection"}  # the network itself normalizes and resizes
     if ".optical_flow." in module:
         return {"task": "flow"}
     if ".video." in module:

@@ -30,11 +30,11 @@ class NetworkInfo:
     num_classes : int or None
         Default number of outputs; None if it is decided when the network is built.
     mean, std : tuple of float or None
-        Per-channel normalisation of samples in [0, 1] (audio: [-1, 1]); None if the network takes unnormalised input.
+        Per-channel normalization of samples in [0, 1] (audio: [-1, 1]); None if the network takes unnormalized input.
     bundled : str or None
         File of the weights included in rankfold (``weights="bundled"``).
     build : callable
-        Maps the number of classes (None for the network's own) to a randomly initialised network.
+        Maps the number of classes (None for the network's own) to a randomly initialized network.
     """
 
     name: str

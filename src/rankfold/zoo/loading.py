@@ -75,7 +75,7 @@ def data(
         - ``"npz:PATH"``: a NumPy file with ``x_train``, ``y_train``, ``x_test`` and ``y_test``, or with ``x`` and ``y``
           for all splits.
         - ``"pkg.module:factory"``, ``"file.py:factory"``: your function, called as
-          ``factory(split=..., batch_size=...)``. It returns an iterable of batches and takes care of normalisation,
+          ``factory(split=..., batch_size=...)``. It returns an iterable of batches and takes care of normalization,
           shuffling and augmentation.
 
         The page "Networks and data by name" of the documentation describes the files of each data set.
@@ -83,7 +83,7 @@ def data(
         ``"calibration"`` is a random subset of ``"train"``, drawn regardless of labels. ``"held_out"`` are the training
         images that `hold_out` leaves out of ``"train"``.
     normalize : NetworkInfo, (mean, std) or None
-        Normalisation of the inputs, usually ``entry(name)`` of the network. None leaves pixels and voxels in [0, 1],
+        Normalization of the inputs, usually ``entry(name)`` of the network. None leaves pixels and voxels in [0, 1],
         audio in [-1, 1].
     batch_size : int
         Images per batch.
@@ -101,7 +101,7 @@ def data(
     workers : int
         Number of processes that load data; useful for large pictures only.
     augment : bool
-        Random crops (after padding by an eighth) and, for colour images, flips. For images and ``"train"`` only.
+        Random crops (after padding by an eighth) and, for color images, flips. For images and ``"train"`` only.
     image_size : (height, width), optional
         For ``imagefolder``: each picture is scaled and cropped to this size.
 

@@ -22,7 +22,7 @@ def modelnet(kind: str, path: str, split: str) -> SampleArray:
 
     The folder holds ``<class>/train/<name>.off`` and ``<class>/test/<name>.off``, also in ``ModelNet10`` or
     ``ModelNet40``. Labels number the classes in alphabetical order. Each mesh is scaled until its longest side fills 30
-    voxels, centred, and filled inside; the axes are x, y and z. Voxels are cached.
+    voxels, centered, and filled inside; the axes are x, y and z. Voxels are cached.
     """
     title, classes = DATA_SETS[kind].title, DATA_SETS[kind].classes
     files = find_files(kind, path, split, f"*/{split}/*.off", f"{title}/*/{split}/*.off")

@@ -1,4 +1,4 @@
-"""The zoo's own networks for small images; weights are initialised randomly."""
+"""The zoo's own networks for small images; weights are initialized randomly."""
 
 from __future__ import annotations
 

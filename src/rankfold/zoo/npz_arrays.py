@@ -18,7 +18,7 @@ from rankfold.zoo.samples import SampleArray
 def npz_arrays(path: str, split: str) -> SampleArray:
     """Return the images and labels of a split from the arrays ``x_<split>`` and ``y_<split>``, or ``x`` and ``y``.
 
-    Images are uint8 in [0, 255], or float in [0, 1] before normalisation, of shape ``(N, H, W)``, ``(N, C, H, W)`` or
+    Images are uint8 in [0, 255], or float in [0, 1] before normalization, of shape ``(N, H, W)``, ``(N, C, H, W)`` or
     ``(N, H, W, C)`` with 1 or 3 channels. Labels are integers ``(N,)``.
     """
     file = Path(path).expanduser()

@@ -36,10 +36,10 @@ def decode_picture(
     size: tuple[int, int] | None = None,
     box: tuple[int, int, int, int] | None = None,
 ) -> Tensor:
-    """Return a picture as a uint8 tensor ``(channels, H, W)``, converted to grey (1 channel) or RGB (3).
+    """Return a picture as a uint8 tensor ``(channels, H, W)``, converted to gray (1 channel) or RGB (3).
 
     With `box` (left, top, right, bottom), that part is scaled to `size` (height, width). Otherwise, a picture that does
-    not have `size` is scaled until it covers ``size / 0.875`` and cropped at the centre, as is usual for ImageNet. A
+    not have `size` is scaled until it covers ``size / 0.875`` and cropped at the center, as is usual for ImageNet. A
     file that cannot be decoded raises `DataError`, which calls it `label`.
     """
     pillow = require_pillow("reading pictures")

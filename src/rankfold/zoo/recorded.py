@@ -1,4 +1,4 @@
-"""Networks of timm and transformers from the records of artefacts, without downloads and without code of a folder."""
+"""Networks of timm and transformers from the records of artifacts, without downloads and without code of a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images, waveforms and voxels in memory as a dataset of normalised float tensors."""
+"""Images, waveforms and voxels in memory as a dataset of normalized float tensors."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Preparation:
     Attributes
     ----------
     mean, std : tuple of float or None
-        Per-channel normalisation of values in [0, 1] (waveforms: [-1, 1]); None leaves them there.
+        Per-channel normalization of values in [0, 1] (waveforms: [-1, 1]); None leaves them there.
     augment : bool
-        Random crops of the image padded by an eighth of its height and, for colour images, horizontal flips (digits
+        Random crops of the image padded by an eighth of its height and, for color images, horizontal flips (digits
         must not be mirrored). For images only.
     generator : torch.Generator
         Source of randomness in the main process. A worker process uses its own, which the loader seeds from this one.
@@ -61,7 +61,7 @@ class Preparation:
             return out
         if len(self.mean) != inputs.shape[1]:
             raise DataError(
-                f"the inputs have {inputs.shape[1]} channels, the normalisation has "
+                f"the inputs have {inputs.shape[1]} channels, the normalization has "
                 f"{len(self.mean)}. Use data for this network, or normalize=None."
             )
         channels = (-1, *[1] * (inputs.ndim - 2))

@@ -16,8 +16,8 @@ from rankfold.reporting.sections import Content, Section, content, tips
 FEW = 6
 """Up to this number of layers, the terminal shows every solution and formula, and the page the plots of each layer."""
 
-COLOURS = 8
-"""Number of distinct colours for methods."""
+COLORS = 8
+"""Number of distinct colors for methods."""
 
 TITLES = {"convolutions": "convolutions", "matrices": "linear layers and 1x1 convolutions"}
 
@@ -38,7 +38,7 @@ def _(analysis: Analysis, *, brief: bool) -> Content:
         ),
         sections=[
             *(section for group in GROUPS for section in _group(analysis, group, brief=brief)),
-            Section(title="Not analysed", heads=("`layer", "reason"), rows=kept),
+            Section(title="Not analyzed", heads=("`layer", "reason"), rows=kept),
         ],
     )
 
@@ -202,7 +202,7 @@ def _comparison(
     if brief:
         return section
     series = [
-        Series(name=a.method, css=f"rank{i % COLOURS}", values=[row[i] for row in values.values()])
+        Series(name=a.method, css=f"rank{i % COLORS}", values=[row[i] for row in values.values()])
         for i, a in enumerate(averages)
     ]
     names = list(values)

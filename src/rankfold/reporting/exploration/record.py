@@ -102,7 +102,7 @@ class Analysis(Document):
     Parameters
     ----------
     layers : tuple of LayerSpaces
-        Every analysed layer.
+        Every analyzed layer.
     methods : tuple of str
         The requested methods.
     steps : tuple of float
@@ -118,7 +118,7 @@ class Analysis(Document):
     useful : bool
         Whether settings with a rank that another rank makes useless are excluded.
     kept : mapping of str to str
-        Layers that are not analysed, with the reason.
+        Layers that are not analyzed, with the reason.
     title : str
         The title.
     """

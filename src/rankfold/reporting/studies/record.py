@@ -40,7 +40,7 @@ class Trial:
     before : float or None
         The metric before fine-tuning; None if the study does not compare it.
     loss : float or None
-        The loss that the search minimised; None if the study does not compare it.
+        The loss that the search minimized; None if the study does not compare it.
     ranks : mapping of str to tuple of int
         Ranks by layer, in the order of the network; empty if the study does not compare them.
     log : tuple of RoundRow
