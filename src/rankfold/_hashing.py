@@ -23,7 +23,7 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 hash of named tensors: names, data types, shapes and bytes, in order of name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        for tensor in _parts(tensors[name].detach().cpu()):
+        for tensor in dense_parts(tensors[name].detach().cpu()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode("utf-8", "surrogatepass"))
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -36,7 +36,7 @@ def state_hash(model: nn.Module) -> str:
     return tensor_hash(own | extra)
 
 
-def _parts(tensor: Tensor) -> list[Tensor]:
+def dense_parts(tensor: Tensor) -> list[Tensor]:
     """Return the dense tensors that make up a tensor: itself, or the parts of a sparse, nested or quantized one."""
     if tensor.layout == torch.sparse_coo:
         tensor = tensor.coalesce()

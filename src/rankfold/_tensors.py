@@ -68,8 +68,12 @@ def detached(tensors: Any) -> Any:
 
 
 def ordinary(tensors: Any) -> Any:
-    """Return a batch whose tensors can be saved for backward: those created in inference mode are cloned."""
-    return map_tensors(lambda t: t.clone() if t.is_inference() else t, tensors)
+    """Return a batch that a step can train on.
+
+    Tensors created in inference mode, which cannot be saved for backward, are cloned. Those that were computed with
+    gradients are detached: a backward pass would go on into the network that computed them.
+    """
+    return map_tensors(lambda t: t.clone() if t.is_inference() else t.detach() if t.grad_fn is not None else t, tensors)
 
 
 def to_device(obj: Any, device: torch.device | str | None) -> Any:

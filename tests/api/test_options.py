@@ -18,6 +18,7 @@ import rankfold as rf
 from rankfold import cli
 from rankfold._options import Flag, given, integer, option, options_of, options_table
 from rankfold.api import options
+from rankfold.errors import UnknownNameError
 from rankfold.timing import Target
 
 X = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
@@ -117,3 +118,15 @@ def test_a_record_documents_its_options() -> None:
 def test_a_misspelt_option_gets_the_nearest_name(function: Callable[..., Any]) -> None:
     with pytest.raises(rf.RankfoldError, match="Did you mean 'gauge'"):
         function(net(), X, guage=True)
+
+
+def test_the_former_name_of_a_strategys_options_is_accepted() -> None:
+    net, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)), torch.randn(4, 16)
+    data = [(x, torch.arange(4))]
+    with pytest.warns(DeprecationWarning, match=r"strategy=CompressNAS\(\.\.\.\)"):
+        old = rf.plan(net, x, budget="params<=60%", calibration=data, config={"proxy": "fisher"})
+    new = rf.plan(net, x, budget="params<=60%", calibration=data, strategy=rf.CompressNAS(proxy="fisher"))
+    assert old.layers == new.layers
+    assert rf.plan(net, x, budget="params<=60%", config=None).layers
+    with pytest.raises(UnknownNameError, match="'prxy'.*proxy"):
+        rf.plan(net, x, budget="params<=60%", config={"prxy": "fisher"})

@@ -189,3 +189,9 @@ def test_what_a_metric_has_counted_is_no_part_of_what_it_is() -> None:
         assert metric.samples == 4
         assert metric_identity(metric.function) == before
     assert metric_identity(topk(loader, 3)) != metric_identity(topk(loader, 2))
+
+
+def test_agreement_without_samples_is_refused() -> None:
+    net = nn.Linear(4, 3)
+    with pytest.raises(DataError, match="agreement: the batches have no samples"):
+        evaluate(net, agreement(net, [torch.zeros(0, 4)]))

@@ -554,3 +554,11 @@ def test_saturation_is_expected_on_x86_without_vnni(
     monkeypatch.setattr(exporters.int8.platform, "machine", lambda: machine)
     assert exporters.get("onnx").saturates() is expected
     assert not exporters.get("executorch").saturates()
+
+
+def test_what_torch_cannot_write_and_read_is_refused(tmp_path: Path) -> None:
+    net = nn.Sequential()
+    net.add_module("a\\", nn.Linear(8, 4))
+    with pytest.raises(ModelError, match="could not be written and read back(?s:.*)SyntaxError"):
+        rf.export(net.eval(), tmp_path / "net.pt2", torch.randn(2, 8))
+    assert not list(tmp_path.iterdir())

@@ -200,3 +200,22 @@ def test_an_unknown_layer_offers_the_nearest() -> None:
     for name, hint in (("11", r"Did you mean '1'\?"), ("fc", r"Its layers: '0', '1'\.")):
         with pytest.raises(NoMatchingLayer, match=f"^the model has no layer '{name}'\\. {hint}$"):
             inventory.layer(name)
+
+
+class Alias(nn.Module):
+    """A buffer has the memory of a parameter, and comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.register_buffer("first", self.a.weight.data)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x))
+
+
+def test_a_parameter_that_a_buffer_shares_counts_as_parameter() -> None:
+    net = Alias()
+    inventory = inspect(net, torch.randn(2, 8))
+    assert inventory.total.params == sum(p.numel() for p in net.parameters())
+    assert inventory.coverage[0] == 1.0

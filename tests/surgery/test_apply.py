@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections import OrderedDict
 from typing import Any
@@ -308,3 +309,31 @@ def test_hooks_survive_stripping_and_separated_attentions() -> None:
     holder.attention(*[torch.randn(3, 1, 16)] * 3)
     assert seen[2:] == ["attention"]
     assert holder.attention.note == "mine"
+
+
+class Reshaping(nn.Module):
+    """Reads the width of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(24, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)).view(-1, self.a.out_features))
+
+
+@pytest.mark.parametrize("choice", [Choice(method="svd", ranks=(6,)), Choice(method="ttm", ranks=(6,))])
+def test_stripped_layers_keep_the_widths_that_code_reads(choice: Choice) -> None:
+    small, x = apply_plan_(Reshaping(), Plan(layers={"a": choice})), torch.randn(2, 24)
+    plain = pickle.loads(pickle.dumps(strip(small)))
+    assert torch.equal(plain(x), small(x))
+    assert plain.a.in_features == 24
+
+
+@pytest.mark.parametrize("method", ["svd", "ttm"])
+def test_a_bias_can_be_removed(method: str) -> None:
+    small: Any = apply_plan_(nn.Sequential(nn.Linear(24, 32)), Plan(layers={"0": Choice(method=method, ranks=(6,))}))
+    x, bias = torch.randn(2, 24), small[0].bias.detach()
+    before = small(x)
+    small[0].bias = None
+    assert torch.allclose(small(x) + bias, before, atol=1e-6)

@@ -146,3 +146,11 @@ def test_a_blank_parameter_has_no_values_in_the_copy_unless_other_tensors_share_
     assert torch.equal(twin.a.weight, tied.a.weight)
     assert twin.d.weight is twin.b.weight
     assert torch.equal(twin.b.weight, tied.b.weight)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_a_kept_matrix_in_compressed_rows_is_copied() -> None:
+    net = nn.Linear(8, 8)
+    held: Any = net
+    held.kept = [torch.eye(8).to_sparse_csr()]
+    assert torch.equal(copy_model(held).kept[0].to_dense(), torch.eye(8))

@@ -250,3 +250,23 @@ def test_a_model_made_in_inference_mode() -> None:
     assert trains(rf.finetune(net, rf.FineTune(data=DATA), teacher=plain()).model)
     with pytest.raises(ModelError, match=r"created under torch.inference_mode.*Use finetune"):
         rf.finetune_(net, rf.FineTune(data=DATA), teacher=plain())
+
+
+class OwnWeights(nn.Module):
+    """Differentiates by its own parameters, which have no gradients while a model is measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.a(x))
+        y = self.b(hidden)
+        slope = torch.autograd.grad(y.square().mean(), self.b.weight, create_graph=self.training)[0]
+        return y - nn.functional.linear(hidden, slope)
+
+
+def test_gradients_of_own_parameters_are_refused_with_the_reason() -> None:
+    with pytest.raises(ModelError, match="differentiates by its own parameters") as caught:
+        rf.compress(OwnWeights().eval(), X, budget="params<=60%")
+    assert "Correct example_input" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold.errors import RankfoldWarning
+from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.records import Choice, Plan
 
 PLAN = Plan(layers={"0": Choice(method="svd", ranks=(4,))})
@@ -91,3 +92,36 @@ def test_hooks_of_torchs_own_norms_end_in_the_factors(norm: Callable[[nn.Module]
     x = torch.randn(2, 16)
     small = rf.apply(net, Plan(layers={"0": Choice(method="svd", ranks=(16,))}))  # warnings are errors
     torch.testing.assert_close(small(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+class Recording(nn.Module):
+    """A hook refers to the model by a closure, which a copy shares with the original."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.kept = nn.Linear(16, 32), nn.Linear(32, 4), dict[str, torch.Tensor]()
+        self.a.register_forward_hook(lambda _module, _args, output: self.kept.update(a=output))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.a(x)
+        return self.b(self.kept["a"].relu())
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_hook_that_writes_to_the_original_is_refused(used: bool, tmp_path: Path) -> None:
+    net = Recording().eval()
+    if used:
+        net(torch.zeros(2, 16))
+    with pytest.raises(ModelError, match="the state of the original model changes|refers to the original model"):
+        rf.compress(net, torch.randn(2, 16), budget="params<=70%", output=tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+    assert ("a" in net.kept) == used
+
+
+def test_hooks_of_parameters_that_finetuning_or_stripping_loses_are_named() -> None:
+    small = rf.apply(network(), PLAN)
+    next(small.parameters()).register_hook(lambda grad: grad)
+    with pytest.warns(RankfoldWarning, match="hooks of the parameter"):
+        rf.strip(small)
+    with pytest.warns(RankfoldWarning, match="hooks of the parameter"):
+        rf.finetune(small, rf.FineTune(data=[(torch.randn(4, 16), torch.arange(4))], epochs=1))

@@ -138,3 +138,26 @@ class Products(nn.Module):
 def test_operations_outside_of_layers_are_named_for_macs() -> None:
     with pytest.raises(InfeasibleBudget, match=r"outside of convolutions and linear layers make up 80% of the MACs"):
         rf.plan(Products(), torch.randn(1, 64, 32), budget="macs<=20%")
+
+
+@pytest.mark.parametrize("strategy", ["prune", "norton"])
+def test_pruning_names_the_embedding(strategy: str) -> None:
+    with pytest.raises(InfeasibleBudget, match="'tokens' .*embedding"):
+        rf.plan(Language(), IDS, budget="params<=40%", strategy=strategy)
+
+
+class Memory(nn.Module):
+    """A buffer holds nearly all bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("memory", torch.randn(400, 32))
+        self.a, self.b = nn.Linear(32, 64), nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x + self.memory.mean(0))))
+
+
+def test_a_bound_on_bytes_names_the_buffer() -> None:
+    with pytest.raises(InfeasibleBudget, match=r"Buffers are not compressed: 'memory' \(51,200 bytes\)"):
+        rf.plan(Memory(), torch.randn(2, 32), budget="flash<=20%")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import rankfold as rf
+from rankfold.api.planning import UNREACHED
 from rankfold.calibration import collect_moments
 from rankfold.errors import RankfoldWarning
 from rankfold.inventory import inspect
@@ -141,8 +142,7 @@ def test_the_report_and_every_reconstruction() -> None:
                 net, X, budget="params<=70%", methods="svd", calibration=data, reconstruct=mode,
                 overrides={"parts.2": ("svd", 4)},
             )  # fmt: skip
-        note = "parts.2: no calibration sample reaches it: its errors and factors come from the weight alone"
-        assert note in result.report.notes
+        assert f"parts.2: {UNREACHED}" in result.report.notes
         weight = result.model.get_submodule("parts.2").weight.detach()
         errors[mode] = float((weight - net.parts[2].weight.detach()).norm())
     assert all(error < 1e-4 for error in errors.values()), errors
@@ -158,3 +158,32 @@ def test_channels_without_data_still_count_a_little() -> None:
     small = rf.apply(net, rf.plan(net, X, strategy=rf.Manual(layers={"0": ("svd", 16)})), data)
     with torch.no_grad():
         assert float((small(X) - net(X)).norm() / net(X).norm()) < 1e-3
+
+
+class Slots(nn.Module):
+    """Every expert runs on slots, which are zero where it gets no token: its second layer sees a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 24), nn.SiLU(), nn.Linear(24, 16)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.experts[0](x) + self.experts[1](torch.zeros_like(x)) * 0
+
+
+@pytest.mark.parametrize("strategy", ["compressnas", "energy"])
+def test_a_constant_input_is_no_data(strategy: str) -> None:
+    with pytest.warns(RankfoldWarning, match=r"'experts\.1\.0', 'experts\.1\.2' .*always the same"):
+        plan = rf.plan(Slots().eval(), X, budget="params<=50%", strategy=strategy, calibration=[X, X + 1])
+    dead, live = (plan.layers[f"experts.{i}.2"] for i in (1, 0))
+    assert not dead.ranks or not live.ranks or dead.ranks[0] * 3 >= live.ranks[0]
+
+
+def test_one_vector_or_gray_images_are_data() -> None:
+    for net, data in (
+        (nn.Sequential(nn.Linear(16, 8)), [X[:1]]),
+        (nn.Sequential(nn.Conv2d(3, 8, 3)), [torch.randn(2, 1, 8, 8).expand(-1, 3, -1, -1).contiguous()]),
+    ):
+        moments = collect_moments(net, data, inspect(net, data[0]).layers)
+        assert "0" in moments
+        assert not moments.unreached

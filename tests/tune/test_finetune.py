@@ -504,3 +504,28 @@ def test_models_that_cannot_be_trained(dense: nn.Sequential, loader: Loader) -> 
         finetune("resnet", config)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="teacher's"):
         finetune(dense, config, teacher=nn.Linear(6, 4))
+
+
+class WithoutGradients(nn.Linear):
+    @torch.no_grad()
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
+def test_a_loss_without_gradient_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(6, 3), WithoutGradients(3, 3))
+    with pytest.raises(ModelError, match="the loss has no gradient"):
+        finetune(net, FineTune(data=[(torch.randn(4, 6), LABELS)], epochs=1))
+
+
+def test_a_batch_with_a_graph_is_detached(dense: nn.Sequential) -> None:
+    body = nn.Linear(2, 6)
+    data = [(body(torch.randn(4, 2)), LABELS) for _ in range(2)]
+    result = finetune(dense, FineTune(data=data, epochs=2))
+    assert len(result.history) == 2
+    assert body.weight.grad is None
+
+
+def test_a_batch_of_ignored_targets_is_refused(dense: nn.Sequential) -> None:
+    with pytest.raises(DataError, match="every target of a batch is -100"):
+        finetune(dense, FineTune(data=[(torch.randn(4, 6), torch.full((4,), -100))], epochs=1))

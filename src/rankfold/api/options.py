@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rankfold import methods, strategies, timing
-from rankfold._config import changed, is_number, require, spelled
+from rankfold._config import Code, changed, is_number, require, spelled
 from rankfold._options import SEED, Flag, boolean, check_options, document, integer, option, options_from
 from rankfold.calibration import Sequential
 from rankfold.candidates import DEFAULT_METHODS, resolve_methods
@@ -84,7 +85,8 @@ def _dtype(_name: str, value: Any) -> None:
 
 
 def _cache(name: str, value: Any) -> None:
-    require(value is None or isinstance(value, str | Path), name, value, "a folder, or None")
+    good = value is None or isinstance(value, Path) or (isinstance(value, str) and bool(value))
+    require(good, name, value, "a folder, or None")
 
 
 def _time_limit(name: str, value: Any) -> None:
@@ -224,7 +226,19 @@ class Search:
 
 
 def search_of(options: Mapping[str, Any]) -> Search:
-    """Return the options of a call from its keyword arguments; invalid ones raise."""
+    """Return the options of a call from its keyword arguments; invalid ones raise.
+
+    ``config``, the former name for the options of a strategy that is given by name, is accepted with a warning.
+    """
+    options = dict(options)
+    if (config := options.pop("config", None)) is not None:
+        options["strategy"] = strategies.get(options.get("strategy", DEFAULT_STRATEGY), config)
+        named = type(options["strategy"]).__name__
+        warnings.warn(
+            f"config is deprecated: pass the options with the strategy, {spelled('strategy', Code(f'{named}(...)'))}.",
+            DeprecationWarning,
+            stacklevel=3,
+        )
     return options_from(Search, options)
 
 

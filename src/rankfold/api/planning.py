@@ -51,7 +51,10 @@ from rankfold.surgery.narrowed import narrowed_copy
 from rankfold.timing import DEFAULT_RUNTIME, Target, Timer
 from rankfold.workbench import Bench, CompressedModel
 
-UNREACHED = "no calibration sample reaches it: its errors and factors come from the weight alone"
+UNREACHED = (
+    "no calibration sample reaches it, or its input is always the same: its errors and factors come from the weight "
+    "alone"
+)
 UNMEASURED = "no sample that the search looks at reaches it: its predicted loss comes from its own error"
 """Notes on layers of which the data says nothing."""
 

@@ -30,7 +30,7 @@ class LayerMoments(dict[str, Moments]):
     Attributes
     ----------
     unreached : tuple of str
-        Layers that no sample reaches, or whose inputs are all zero: the data says nothing about them.
+        Layers that no sample reaches, or whose input is always the same: the data says nothing about them.
     padded : tuple of str
         Layers whose inputs do not have the dimensions of the padding mask, so that padded positions count as data.
     """
@@ -110,9 +110,9 @@ def collect_moments(
     collected.unreached = tuple(s.layer.name for s in sums if s.saw_nothing(averages[s.layer.name]))
     if collected.unreached:
         warnings.warn(
-            f"no calibration sample reaches {few(collected.unreached)} (never called, or all inputs are zero): errors "
-            "and factors are computed from the weights alone. Use data that reaches these layers, or exclude them to "
-            "keep them dense.",
+            f"no calibration sample reaches {few(collected.unreached)} (never called, or the input is always the "
+            "same): errors and factors are computed from the weights alone. Use data that reaches these layers, or "
+            "exclude them to keep them dense.",
             RankfoldWarning,
             stacklevel=2,
         )
@@ -128,6 +128,9 @@ class LayerSums:
         self.channel = GramSum(layer.name) if with_channel else None
         self.patch = GramSum(layer.name) if with_patch else None
         self.called = False
+        self.vector: Tensor | None = None
+        """The only input vector so far, in each of its channels."""
+        self.varies = False
         self.padding: Padding | None = None
         self.padded = False
         """Whether padded positions were counted as data."""
@@ -147,8 +150,17 @@ class LayerSums:
         sees_channels = layer.kind == "conv" and not layer.transposed and layer.kernel_numel == 1
         vectors = patch_vectors if sees_channels else channel_vectors
         self.channel.add(x, lambda chunk: vectors(chunk, layer, most))
+        self._compare(x.detach())
         if self.patch is not None:
             self.patch.add(x, lambda chunk: patch_vectors(chunk, layer, most))
+
+    def _compare(self, x: Tensor) -> None:
+        """Note whether the input has two different vectors; once it has, later inputs are not compared."""
+        if self.varies or not x.numel():
+            return
+        vectors = x.flatten(0, -2) if self.layer.kind == "linear" else x.movedim(1, -1).flatten(0, -2)
+        self.vector = vectors[0].clone() if self.vector is None else self.vector
+        self.varies = bool((vectors != self.vector).any())
 
     def _without_padding(self, x: Tensor, padding: Padding, batch_first: bool) -> Tensor:
         """Return the positions of the input that are data as samples, or all of it if they cannot be told."""
@@ -160,14 +172,20 @@ class LayerSums:
         return data_positions(x.transpose(0, 1) if transposed else x, data, self.max_positions)
 
     def saw_nothing(self, moments: Moments | None) -> bool:
-        """Whether the layer had no input, or only zeros, given the result of `moments`."""
+        """Whether the layer had no input, or the same at every position, given the result of `moments`."""
         summed = self.channel is not None and self.channel.count > 0
         return not self.called or (summed and moments is None)
 
     def moments(self) -> Moments | None:
-        """Return the averages; None if the layer had no input, or only zeros."""
+        """Return the averages; None if the layer had no input, only zeros, or one vector many times.
+
+        An expert without tokens may be run on zeros. What its second layer receives is then the same everywhere: a
+        factorization of rank 1 reproduces it, and this is no error of 0.
+        """
         channel = None if self.channel is None else self.channel.mean()
         if self.channel is None or channel is None or not bool(channel.any()):
+            return None
+        if self.channel.count > 1 and not self.varies:
             return None
         patch = None if self.patch is None else self.patch.mean()
         patches = 0 if self.patch is None else self.patch.count

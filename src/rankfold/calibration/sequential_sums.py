@@ -134,7 +134,7 @@ def collect_pairs(
 def _check(
     resuming: Resuming,
     run: Callable[..., dict[str, _Tap]],
-    reset: Callable[[], None],
+    reset: Callable[[], object],
     inputs: Any,
     network: str,
     layer: str,

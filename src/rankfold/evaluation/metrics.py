@@ -138,6 +138,8 @@ class _Agreement(_AgainstReference):
             theirs = theirs.to(ours.device)
             same += int(((ours == theirs) & (ours >= 0)).sum())
             total += ours.numel()
+        if not total:
+            raise DataError("agreement: the batches have no samples, so there are no predictions to compare.")
         return same / total
 
 

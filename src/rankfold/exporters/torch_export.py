@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from rankfold._tensors import tensors_of
 from rankfold.batches import call_model
+from rankfold.errors import ModelError
 from rankfold.exporters.contract import Exporter, Runner, registry
 from rankfold.inventory import quiet
 
@@ -23,13 +26,25 @@ class TorchExport(Exporter):
     suffix = ".pt2"
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
-        """Write the program."""
-        with quiet(), path.open("wb") as file:
+        """Write the program.
+
+        Raises
+        ------
+        ModelError
+            If torch cannot store it.
+        """
+        with quiet(), path.open("wb") as file, _storing():
             torch.export.save(program, file)
 
     def open(self, path: Path) -> Runner:
-        """Return the program as a function."""
-        with quiet(), path.open("rb") as file:
+        """Return the program as a function.
+
+        Raises
+        ------
+        ModelError
+            If torch cannot load what it stored.
+        """
+        with quiet(), path.open("rb") as file, _storing():
             module = torch.export.load(file).module()
 
         def run(inputs: Any) -> list[Tensor]:
@@ -37,6 +52,20 @@ class TorchExport(Exporter):
                 return tensors_of(call_model(module, inputs))
 
         return run
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            "the model cannot be exported to torch-export, whose file could not be written and read back. torch raised "
+            f"{type(error).__name__}: {error}\nUse the format 'onnx', or replace the operation or the name that it "
+            "mentions."
+        ) from error
 
 
 registry.register(TorchExport, summary="PyTorch's own format, .pt2")

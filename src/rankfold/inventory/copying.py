@@ -15,6 +15,8 @@ from rankfold.inventory.kinds import is_lazy
 from rankfold.inventory.reach import base_container, is_record, reach
 from rankfold.inventory.wrappers import require_module
 
+_COPIED = (torch.strided, torch.sparse_coo)
+"""Layouts that ``copy.deepcopy`` accepts."""
 _CUSTOM = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__")
 
 
@@ -126,6 +128,8 @@ def _copy_tensor(tensor: Any) -> Tensor | None:
         return None if isinstance(tensor, nn.Parameter) else cls(device=tensor.device, dtype=tensor.dtype)
     if not tensor.is_leaf:
         return tensor.detach().clone()
+    if tensor.layout not in _COPIED and not isinstance(tensor, nn.Parameter):
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
     grad = None if isinstance(tensor, nn.Parameter) else tensor.grad
     if grad is not None and not grad.is_leaf:
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)

@@ -81,7 +81,9 @@ def module_costs(
     stored: dict[Hashable, _Item] = {}
     for module, paths in modules:
         for key, item, names in _items(module, paths):
-            stored.setdefault(key, item).paths |= dict.fromkeys(names)
+            held = stored.setdefault(key, item)
+            held.paths |= dict.fromkeys(names)
+            held.is_parameter |= item.is_parameter  # a buffer may share the memory of a parameter
     result: dict[tuple[str, ...], ModuleCost] = {}
     grouped: dict[tuple[str, ...], list[_Item]] = defaultdict(list)
     for item in stored.values():
@@ -102,7 +104,7 @@ def _module_cost(paths: tuple[str, ...], items: Iterable[_Item], macs: int) -> M
     tensors: dict[str, StoredTensor] = {}
     for item in items:
         dtype = dtype_name(item.tensor)
-        if item.elements == item.tensor.numel():
+        if item.elements == item.tensor.numel() and not item.tensor.is_nested:  # a nested tensor has no one shape
             shape = tuple(item.tensor.shape)
             tensors[item.name] = StoredTensor(shape=shape, dtype=dtype, is_parameter=item.is_parameter)
         count[dtype] += item.elements

@@ -24,7 +24,7 @@ from rankfold.inventory.weights import in_eval
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
+def undisturbed(model: nn.Module) -> Iterator[Callable[[], object]]:
     """Run the block as `evaluating` does, and make every layer call its hooks.
 
     ``module.compile()`` and torch's fused attention, which bypass layers and their hooks, are disabled inside it.
@@ -43,7 +43,7 @@ def undisturbed(model: nn.Module) -> Iterator[Callable[[], None]]:
 @contextmanager
 def evaluating(
     model: nn.Module, *, without: Sequence[nn.Module] = (), differentiable: bool = True
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[Callable[[], object]]:
     """Run the block with the model in evaluation mode and without gradients, and restore everything afterwards.
 
     Restored are the model's state (`KeptState`), training flags and ``requires_grad``, and the random states of torch,
@@ -162,12 +162,24 @@ def call_example(model: nn.Module, example_input: Any) -> Any:
 
 def example_failure(which: str, example_input: Any, error: Exception) -> ModelError:
     """Return the error for a model that failed on an example input."""
-    return ModelError(
-        f"{which} cannot run on the example input, {describe(example_input)}. "
-        f"It raised {type(error).__name__}: {error}\n"
+    advice = (
         f"Correct {spelled('example_input')} so that the model accepts it. In Python, a tuple holds positional "
         "arguments, a dict holds keyword arguments, and anything else is a single argument."
     )
+    if _misses_gradients(error):
+        advice = (
+            "It differentiates by its own parameters, which have no gradients while rankfold runs it "
+            "(requires_grad=False). Differentiate by the inputs, or by copies: p.detach().requires_grad_()."
+        )
+    return ModelError(
+        f"{which} cannot run on the example input, {describe(example_input)}. "
+        f"It raised {type(error).__name__}: {error}\n{advice}"
+    )
+
+
+def _misses_gradients(error: Exception) -> bool:
+    """Whether a model failed because a tensor requires no gradient."""
+    return any(part in str(error) for part in ("not require grad", "not have been used in the graph"))
 
 
 def run_batch(model: nn.Module, inputs: Any, what: str, *, graph: bool = False, example: Any = None) -> Any:

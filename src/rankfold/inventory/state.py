@@ -99,20 +99,24 @@ class KeptState:
         if not hasattr(value, "__dict__") or slots(value):
             self._others.append(_slot_restorer(value))
 
-    def reset(self) -> None:
-        """Restore everything that changed."""
+    def reset(self) -> bool:
+        """Restore everything that changed; return whether an attribute, a container or a tensor did."""
+        changed = False
         for table, kept in self._tables:
             same = len(table) == len(kept) and all(map(operator.is_, table.values(), kept.values()))
             if not same or not all(map(operator.is_, table, kept)):
                 _refill(table, kept)
+                changed = True
         with torch.inference_mode(False), torch.no_grad():
             for tensor, kept in _changed(self._tensors):
                 tensor.copy_(kept)
+                changed = True
             for tensor in self._leaves:
                 if tensor.grad_fn is not None:  # written to in place with a tensor that has a graph
                     tensor.detach_()
         for restore in self._others:
-            restore()
+            changed |= restore() is True
+        return changed
 
 
 def _refill(table: dict[str, Any], kept: dict[str, Any]) -> None:
@@ -146,11 +150,12 @@ def _changed(held: Sequence[tuple[Tensor, Tensor, int]]) -> list[tuple[Tensor, T
 def _restorer(value: Any, base: type[Any]) -> Callable[[], object]:
     kept = list(base.__iter__(value))
 
-    def restore() -> None:
+    def restore() -> bool:
         if base.__len__(value) == len(kept) and all(map(operator.is_, base.__iter__(value), kept)):
-            return
+            return False
         base.clear(value)
         (base.update if base is set else base.extend)(value, kept)
+        return True
 
     return restore
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from fnmatch import fnmatchcase
 from rankfold._printable import printable, quoted
 from rankfold.errors import NoMatchingLayer
 from rankfold.records.cost import Cost
+from rankfold.records.deploy import item_bytes
 from rankfold.records.display import Shown
 from rankfold.records.layer import LayerInfo, enclosing
 
@@ -215,6 +217,13 @@ class Inventory(Shown):
             for name, what, params, reason in rest
         ]
         return tuple(sorted(holders, key=lambda holder: -holder.params))
+
+    @property
+    def buffers(self) -> list[tuple[str, int]]:
+        """The persistent buffers and their sizes in bytes, the largest first."""
+        tensors = [item for module in self.modules for item in module.tensors.items() if not item[1].is_parameter]
+        sizes = [(name, math.prod(tensor.shape) * item_bytes(tensor.dtype)) for name, tensor in tensors]
+        return sorted(sizes, key=lambda one: -one[1])
 
     def summary(self) -> str:
         """Return the coverage line at the top of every inspection and report."""

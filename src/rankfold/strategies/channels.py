@@ -18,6 +18,7 @@ from rankfold._config import is_number, require, spelled
 from rankfold.criteria import Criterion, Filters
 from rankfold.errors import BudgetError, ConfigError, InfeasibleBudget, NoMatchingLayer
 from rankfold.records import PEAK, ChannelGroup, Cost, Narrowing
+from rankfold.strategies.contract import obstacles
 from rankfold.strategies.problem import Problem
 
 STEPS = 30
@@ -220,6 +221,7 @@ def share_within(channels: Channels, cost: Callable[[Narrowing], Cost], *, strat
             f", even if it removes {most:.0%} of the channels of every group that can be narrowed. Loosen the budget, "
             f"or raise {spelled('most')}."
         )
+        reach = " ".join([reach, *obstacles(problem)])
         if not channels.groups:
             reach = f": {channels.none()} Loosen the budget, or use another strategy."
         raise InfeasibleBudget(

@@ -138,18 +138,21 @@ def check_reachable(problem: Problem, table: CandidateTable) -> None:
 
 
 def advice(problem: Problem) -> str:
-    """Return advice about a budget that is out of reach, and the largest modules that cannot be compressed."""
+    """Return advice about a budget that is out of reach, and the largest obstacles."""
     parts = ["Loosen the budget, allow more methods or exclude fewer layers."]
     if not any(layer.left_out for layer in problem.inventory):
         parts = ["Loosen the budget or allow more methods."]
     if problem.budget is not None:
         parts += filter(None, [problem.budget.share_hint()])
+    return " ".join([*parts, *obstacles(problem)])
+
+
+def obstacles(problem: Problem) -> list[str]:
+    """Return what cannot be compressed, a sentence each, for the resources and parts that the budget bounds."""
     bounded: dict[str | None, set[str]] = {}
     for resource in map(find_resource, resources_of(problem)):
         bounded.setdefault(resource.part, set()).add(resource.whole)
-    for part, resources in bounded.items():
-        parts += _obstacles(problem, part, resources)
-    return " ".join(parts)
+    return [line for part, resources in bounded.items() for line in _obstacles(problem, part, resources)]
 
 
 def _obstacles(problem: Problem, part: str | None, resources: Collection[str]) -> list[str]:
@@ -161,6 +164,10 @@ def _obstacles(problem: Problem, part: str | None, resources: Collection[str]) -
         inside = [holder for holder in whole.holders if is_inside((holder.name,), paths)]
         large = [str(holder) for holder in inside if holder.params >= SHOWN * inventory.total.params]
         lines += [f"Not compressible{where}: {'; '.join(large[:MOST_SHOWN])}."] if large else []
+    if {"flash", "memory"} & set(resources):
+        least = SHOWN * inventory.total.weight_bytes
+        large = [f"{name!r} ({size:,} bytes)" for name, size in inventory.buffers if size >= least]
+        lines += [f"Buffers are not compressed{where}: {', '.join(large[:MOST_SHOWN])}."] if large else []
     outside = inventory.total.macs - sum(cost.macs for cost in inventory.costs.values())
     if "macs" in resources and outside >= SHOWN * inventory.total.macs > 0:
         share = outside / inventory.total.macs

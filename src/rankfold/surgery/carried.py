@@ -70,7 +70,7 @@ def report_parameters(model: nn.Module) -> None:
     if lost := _on_parameters(model, recurse=True):
         shown = "; ".join(lost[:5]) + (f"; and {len(lost) - 5} more" if len(lost) > 5 else "")
         warnings.warn(
-            f"a copy of a model loses {shown}. Set them on the parameters of the compressed model.",
+            f"a copy of a model loses {shown}. Set them on the parameters of the result.",
             RankfoldWarning,
             stacklevel=2,
         )

@@ -53,10 +53,12 @@ class Bias(nn.Module):
 
     def __init__(self, features: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(features, dtype=dtype, device=device))
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(features, dtype=dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum."""
+        """Return the sum; `x` itself if the bias was removed."""
+        if self.bias is None:
+            return x
         return x + self.bias.to(x.dtype)  # under autocast x has a lower precision, like the output of nn.Linear
 
 

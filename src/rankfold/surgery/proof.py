@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankfold._printable import few
 from rankfold.errors import ModelError
-from rankfold.inventory import call_example, layer_bias, layer_weight, undisturbed
+from rankfold.inventory import KeptState, call_example, layer_bias, layer_weight, undisturbed
+from rankfold.inventory.kinds import STOCK, original_class
 from rankfold.inventory.reach import reach
 from rankfold.inventory.sharing import storage_pointer
 from rankfold.inventory.static import scan
@@ -26,9 +28,10 @@ from rankfold.surgery.stock import uninitialized
 class Proof:
     """Proof for compressed models of one original on one example input.
 
-    In the run, each factored layer must be called as often as the layer that it replaces, and no operation may read
-    memory of the original's parameters and buffers, or a replaced weight that the compressed model still holds. This
-    detects any code that still runs the original: functions, closures, globals, references that no search finds.
+    In the run, each factored layer must be called as often as the layer that it replaces. No operation may read memory
+    of the original's parameters and buffers, or a replaced weight that the compressed model still holds, and none may
+    change the original's state. This detects any code that still runs the original: functions, closures, globals,
+    references that no search finds.
 
     During the run, a factored layer returns the output of the layer that it replaces. The model then takes the same
     decisions as the original (which expert, how many steps), and calls can be compared exactly.
@@ -49,6 +52,7 @@ class Proof:
 
     def __init__(self, model: nn.Module, names: Iterable[str], example_input: Any) -> None:
         self._example = example_input
+        self._original = model
         entries, _ = scan(model)
         usage = Usage(entries)
         with undisturbed(model), usage.watching():
@@ -58,6 +62,7 @@ class Proof:
         self._calls: dict[str, int] = {}
         self._originals: dict[str, tuple[LayerInfo, Tensor, Tensor | None]] = {}
         self._views: list[str] = []
+        self._subclasses: list[str] = []
         outside: set[int] = set()
         for i, entry in enumerate(entries):
             info = entry.info
@@ -68,6 +73,8 @@ class Proof:
                     self._views.append(info.name)
             if info.name in wanted:
                 self._calls[info.name] = counts[i]
+                if original_class(entry.members[0].module) not in (*STOCK, nn.MultiheadAttention):
+                    self._subclasses.append(info.name)
                 for path in info.paths:
                     self._originals[path] = (info, layer_weight(model, path), layer_bias(model, path))
         self._memory = [(name, tensor) for name, tensor in _tensors(model) if storage_pointer(tensor) not in outside]
@@ -84,8 +91,12 @@ class Proof:
         memory += [(held.tensor, f"a weight held by {held}") for held in suspects if isinstance(held, HeldTensor)]
         watch = MemoryWatch([(t, name) for t, name in memory if storage_pointer(t) not in own], read.setdefault)
         counts: Counter[str] = Counter()
+        changed: list[bool] = []
         fused = torch.backends.mha.get_fastpath_enabled()
         with ExitStack() as stack:
+            if small is not self._original:
+                state = KeptState(self._original)
+                stack.callback(lambda: changed.append(state.reset()))
             for path, module in factored_layers(small).items():
                 if path in self._originals:
                     hook = _answer(*self._originals[path], counts, watch)
@@ -94,13 +105,15 @@ class Proof:
             stack.enter_context(undisturbed(small))
             torch.backends.mha.set_fastpath_enabled(fused)  # as the user runs it; undisturbed() restores it
             stack.enter_context(watch)
-            call_example(small, self._example)
+            self._run(small)
         problems = [
             f"layer {name!r} ran {counts[name]} time(s), its original {calls} time(s)"
             for name, calls in self._calls.items()
             if counts[name] != calls
         ]
         problems += [f"{name} is read" for name in read]
+        if any(changed):
+            problems.append("the state of the original model changes (its attributes, containers or buffers)")
         problems += [
             f"the weight of layer {name!r} is read outside of the layer, and the model holds a tensor that shares its "
             "memory (a view, .data, .detach()), which an artifact would not hold"
@@ -108,6 +121,20 @@ class Proof:
         ]
         if problems:
             raise ModelError(_message(problems, suspects))
+
+    def _run(self, small: nn.Module) -> None:
+        try:
+            call_example(small, self._example)
+        except ModelError as error:
+            raised = error.__cause__ or error
+            which = "compressed model" if small is self._original else "copy of the model that is compressed"
+            own = f" Layers of classes other than torch's: {few(self._subclasses)}." if self._subclasses else ""
+            raise ModelError(
+                f"the {which} cannot run on the example input, though the original can. It raised "
+                f"{type(raised).__name__}: {raised}\nEither its code uses an attribute, a method or a width of a layer "
+                "that the factored or narrowed layer does not have: exclude that layer. Or a hook or another function "
+                f"refers to the original model: write it as a method of the model's class.{own}"
+            ) from error
 
 
 def _message(problems: list[str], suspects: Sequence[str]) -> str:

@@ -13,13 +13,16 @@ from rankfold._turns import in_grad_turn
 from rankfold.errors import ConfigError
 from rankfold.inventory import copy_model
 from rankfold.surgery.apply import PLAN_MARKS, factored_layers, forget_plan_
-from rankfold.surgery.carried import carry_attributes_, move_hooks_
+from rankfold.surgery.carried import carry_attributes_, move_hooks_, report_parameters
 from rankfold.surgery.exchange import exchange_
 from rankfold.surgery.factored import Bias, Factored, Reshape
 from rankfold.surgery.folding import fold_batchnorm_
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.saving import refuse_stripped_
 
+_SETTINGS = ("in_features", "out_features", "nx", "nf", "in_channels", "out_channels", "kernel_size", "stride",
+             "padding", "dilation", "groups", "padding_mode")  # fmt: skip
+"""Attributes of the replaced layers that model code may read; a plain module has them as constants."""
 _OWN = frozenset({"blueprint", "info", "choice", *PLAN_MARKS})
 
 
@@ -30,7 +33,8 @@ def strip(model: nn.Module, *, fold_batchnorm: bool = False, example_input: Any 
     A chain of convolutions or linear layers becomes an ``nn.Sequential`` with the same state-dict keys. A TT-matrix,
     which reshapes between its cores, and gauged factors, which copy channels, become a ``torch.fx.GraphModule`` of the
     same stock layers. Outputs are the same, `rankfold` is not needed to unpickle the copy, and the modules compile with
-    ``torch.jit.script``.
+    ``torch.jit.script``. Code that reads a layer's widths and settings (``out_features``, ``kernel_size``) still finds
+    them, but no ``weight``.
 
     Parameters
     ----------
@@ -51,11 +55,15 @@ def strip(model: nn.Module, *, fold_batchnorm: bool = False, example_input: Any 
     """
     if fold_batchnorm and example_input is None:
         raise ConfigError(f"{spelled('fold_batchnorm', True)} needs {spelled('example_input')}.")
+    report_parameters(model)
     new = copy_model(model)
     plain: dict[nn.Module, nn.Module] = {}
     for name, module in reversed(factored_layers(new).items()):  # stages may be factored layers: those first
         module._modules.update({key: plain.get(stage, stage) for key, stage in module.named_children()})
         plain[module] = _plain(module)
+        for setting in _SETTINGS:
+            if hasattr(type(module), setting):
+                setattr(plain[module], setting, getattr(module, setting))
         move_hooks_(module, plain[module])
         carry_attributes_(module, plain[module], without=_OWN)
         if name == "":

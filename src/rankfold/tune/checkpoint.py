@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rankfold import _files
 from rankfold._config import spelled
 from rankfold._files import write_atomic
+from rankfold._hashing import dense_parts
 from rankfold._state import own_state
 from rankfold._tensors import tensors_of
 from rankfold.batches import split_batch
@@ -201,10 +202,11 @@ def _moved(what: str, old: Any, new: Any) -> list[str]:
 
 def _sketch(tensor: Tensor) -> list[float]:
     """Return a tensor's norm and its component along a fixed direction (of unit norm)."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
+    parts = [p.reshape(-1) for p in dense_parts(tensor.detach()) if p.is_floating_point() or p.is_complex()]
+    flat = torch.cat([torch.view_as_real(p).reshape(-1) if p.is_complex() else p for p in parts] or [torch.empty(0)])
+    if not flat.numel():
         return [0.0, 0.0]
-    flat = tensor.detach().reshape(-1)
-    flat = (torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat).cpu().double()
+    flat = flat.cpu().double()
     direction = torch.cos(torch.arange(1, flat.numel() + 1, dtype=torch.float64))
     return [float(flat.norm()), float(flat @ direction / direction.norm())]
 

@@ -16,6 +16,7 @@ from rankfold.errors import ConfigError, ModelError
 from rankfold.evaluation import as_metric
 from rankfold.inventory.wrappers import unwrap
 from rankfold.surgery import copy_model
+from rankfold.surgery.carried import report_parameters
 from rankfold.tune.batch_source import BatchSource
 from rankfold.tune.config import FineTune
 from rankfold.tune.launch import launched
@@ -80,6 +81,7 @@ def finetune(
     CorruptArtifact
         If the checkpoint cannot be read.
     """
+    report_parameters(unwrap(model))
     twin = copy_model(unwrap(model), instead="rankfold.finetune_")
     return finetune_(twin, config, teacher=teacher, metric=metric, progress=progress)
 

@@ -103,6 +103,11 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
 
 def _masked_cross_entropy(scores: Tensor, target: Tensor, loss: Tensor) -> Tensor:
     """Return the cross-entropy of scores with masked classes (-inf) if these make `loss` infinite, else `loss`."""
+    if not target.is_floating_point() and bool((target == IGNORED).all()):
+        raise DataError(
+            f"every target of a batch is {IGNORED}, which is ignored, so its cross-entropy is not defined. Leave out "
+            "such batches."
+        )
     axis = 1 if scores.ndim > 1 else 0
     masked = scores.isneginf()
     if bool(scores.isnan().any()) or not bool(masked.any()):

@@ -237,7 +237,13 @@ class Run:
                 "or inputs only; inputs in a tuple or mapping are several arguments."
             ) from error
         loss, terms = result if isinstance(result, tuple) else (result, {})
-        return scalar(loss, "the objective"), terms
+        if not (loss := scalar(loss, "the objective")).requires_grad:
+            raise ModelError(
+                "the loss has no gradient, so the model cannot be trained. Its forward runs without gradients "
+                "(torch.no_grad, torch.inference_mode) or detaches its outputs, or all parameters that reach the loss "
+                "are frozen (requires_grad=False)."
+            )
+        return loss, terms
 
     def _raise_diverged(self, loss: float, terms: Mapping[str, float], inputs: Any) -> None:
         state = self.state
