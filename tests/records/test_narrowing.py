@@ -79,6 +79,7 @@ def test_an_axis_returns_the_indices_that_it_was_made_of(indices: list[list[int]
         ({"axes": [{"name": "conv", "side": "outputs", "offset": -1}]}, "'offset'"),
         ({"axes": [{"name": "conv", "side": "outputs", "indices": [0, 0, 1, 2]}]}, "different"),
         ({"axes": [{"name": "conv", "side": "outputs", "step": 2}]}, "unknown key 'step'"),
+        ({"axes": [{"name": "conv", "side": "outputs", "repeat": 10**9}]}, "at most 16,777,216 indices"),
         ({"name": 3}, "'name'"),
         ({"keep": [1]}, "unknown key 'keep'"),
     ],

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, Self
 
 Ranks = tuple[int, ...]
 Size = tuple[int, ...]
@@ -83,6 +83,10 @@ class LayerInfo:
     ties: tuple[str, ...] = ()
     skip: str | None = None
     note: str | None = None
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the record itself, which is immutable: a copy of `ties` for each tied layer would be quadratic."""
+        return self
 
     @property
     def paths(self) -> tuple[str, ...]:

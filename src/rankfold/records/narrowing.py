@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import operator
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
@@ -22,6 +23,9 @@ from rankfold.records.layer import LayerInfo
 Side = Literal["outputs", "inputs", "channels"]
 CHANNEL_TENSORS = ("weight", "bias", "running_mean", "running_var")
 """Tensors of a normalization or PReLU whose first dimension is the channels."""
+
+MOST_INDICES = 2**24
+"""Limit of what a file may expand to: channels of all axes, and indices that are removed from them."""
 
 Removed = Mapping[Side | int, frozenset[int]]
 """The indices that one module or parameter loses, by side or dimension."""
@@ -279,9 +283,11 @@ class Narrowing:
         """Read a narrowing."""
         _check(isinstance(data, list), "plan: 'narrowing' must be a list of channel groups", data)
         groups = tuple(ChannelGroup.from_dict(group) for group in data)
-        names = [group.name for group in groups]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        counts = Counter(group.name for group in groups)
+        twice = next((name for name, count in counts.items() if count > 1), None)
         _check(twice is None, "plan: 'narrowing' must have one entry for each channel group", twice)
+        indices = sum(group.width + len(group.removed) * axis.repeat for group in groups for axis in group.axes)
+        _check(indices <= MOST_INDICES, f"plan: 'narrowing' must have at most {MOST_INDICES:,} indices", indices)
         return cls(groups)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold._printable import few
-from rankfold.errors import ModelError
+from rankfold.errors import ModelError, RankfoldWarning
 from rankfold.inventory import KeptState, call_example, layer_bias, layer_weight, undisturbed
 from rankfold.inventory.kinds import STOCK, original_class
 from rankfold.inventory.reach import reach
@@ -28,10 +29,10 @@ from rankfold.surgery.stock import uninitialized
 class Proof:
     """Proof for compressed models of one original on one example input.
 
-    In the run, each factored layer must be called as often as the layer that it replaces. No operation may read memory
-    of the original's parameters and buffers, or a replaced weight that the compressed model still holds, and none may
-    change the original's state. This detects any code that still runs the original: functions, closures, globals,
-    references that no search finds.
+    In the run, each factored layer must be called as often as the layer that it replaces, and no operation may read
+    memory of the original's parameters and buffers, or a replaced weight that the compressed model still holds. This
+    detects any code that still runs the original: functions, closures, globals, references that no search finds. A
+    `RankfoldWarning` reports code that only writes to the original's attributes, such as a hook that counts calls.
 
     During the run, a factored layer returns the output of the layer that it replaces. The model then takes the same
     decisions as the original (which expert, how many steps), and calls can be compared exactly.
@@ -112,8 +113,6 @@ class Proof:
             if counts[name] != calls
         ]
         problems += [f"{name} is read" for name in read]
-        if any(changed):
-            problems.append("the state of the original model changes (its attributes, containers or buffers)")
         problems += [
             f"the weight of layer {name!r} is read outside of the layer, and the model holds a tensor that shares its "
             "memory (a view, .data, .detach()), which an artifact would not hold"
@@ -121,6 +120,14 @@ class Proof:
         ]
         if problems:
             raise ModelError(_message(problems, suspects))
+        if any(changed):
+            warnings.warn(
+                "a hook or function of the model refers to the original: a run of the copy changes the original's "
+                "attributes or buffers. If the model reads what it writes there, the copy computes something else. "
+                "Write it as a method of the model's class.",
+                RankfoldWarning,
+                stacklevel=2,
+            )
 
     def _run(self, small: nn.Module) -> None:
         try:

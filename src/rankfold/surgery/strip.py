@@ -55,8 +55,8 @@ def strip(model: nn.Module, *, fold_batchnorm: bool = False, example_input: Any 
     """
     if fold_batchnorm and example_input is None:
         raise ConfigError(f"{spelled('fold_batchnorm', True)} needs {spelled('example_input')}.")
-    report_parameters(model)
     new = copy_model(model)
+    report_parameters(model)
     plain: dict[nn.Module, nn.Module] = {}
     for name, module in reversed(factored_layers(new).items()):  # stages may be factored layers: those first
         module._modules.update({key: plain.get(stage, stage) for key, stage in module.named_children()})
