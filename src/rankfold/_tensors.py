@@ -71,7 +71,7 @@ def ordinary(tensors: Any) -> Any:
     """Return a batch that a step can train on.
 
     Tensors created in inference mode, which cannot be saved for backward, are cloned. Those that were computed with
-    gradients are detached: a backward pass would go on into the network that computed them.
+    gradients are detached, because the backward pass would continue into the network that computed them.
     """
     return map_tensors(lambda t: t.clone() if t.is_inference() else t.detach() if t.grad_fn is not None else t, tensors)
 

@@ -85,8 +85,7 @@ def _dtype(_name: str, value: Any) -> None:
 
 
 def _cache(name: str, value: Any) -> None:
-    good = value is None or isinstance(value, Path) or (isinstance(value, str) and bool(value))
-    require(good, name, value, "a folder, or None")
+    require(value is None or (isinstance(value, str | Path) and value != ""), name, value, "a folder, or None")
 
 
 def _time_limit(name: str, value: Any) -> None:

@@ -179,8 +179,8 @@ class LayerSums:
     def moments(self) -> Moments | None:
         """Return the averages; None if the layer had no input, only zeros, or one vector many times.
 
-        An expert without tokens may be run on zeros. What its second layer receives is then the same everywhere: a
-        factorization of rank 1 reproduces it, and this is no error of 0.
+        An expert without tokens may run on zeros, so that its second layer receives the same vector everywhere. Rank 1
+        reproduces the output for that vector, but not for other inputs.
         """
         channel = None if self.channel is None else self.channel.mean()
         if self.channel is None or channel is None or not bool(channel.any()):

@@ -139,7 +139,7 @@ class _Agreement(_AgainstReference):
             same += int(((ours == theirs) & (ours >= 0)).sum())
             total += ours.numel()
         if not total:
-            raise DataError("agreement: the batches have no samples, so there are no predictions to compare.")
+            raise DataError("agreement: the batches have no samples. Pass data with at least one.")
         return same / total
 
 

@@ -128,9 +128,8 @@ def _copy_tensor(tensor: Any) -> Tensor | None:
         return None if isinstance(tensor, nn.Parameter) else cls(device=tensor.device, dtype=tensor.dtype)
     if not tensor.is_leaf:
         return tensor.detach().clone()
-    if tensor.layout not in _COPIED and not isinstance(tensor, nn.Parameter):
-        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
-    grad = None if isinstance(tensor, nn.Parameter) else tensor.grad
-    if grad is not None and not grad.is_leaf:
+    if isinstance(tensor, nn.Parameter):
+        return None
+    if tensor.layout not in _COPIED or (tensor.grad is not None and not tensor.grad.is_leaf):
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)
     return None

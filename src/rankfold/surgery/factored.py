@@ -153,9 +153,12 @@ class Factored(nn.Sequential):
         return next(self.parameters()).device
 
 
-def _of_info(name: str, doc: str) -> property:
-    """Return a property that reads a setting of the replaced layer, for model code that expects it."""
-    return property(lambda module: getattr(module.info, name), doc=doc)
+class _Setting(property):
+    """A setting of the replaced layer, for model code that expects it."""
+
+
+def _of_info(name: str, doc: str) -> _Setting:
+    return _Setting(lambda module: getattr(module.info, name), doc=doc)
 
 
 class FactoredLinear(Factored):
@@ -205,6 +208,12 @@ class FactoredConv(Factored):
     dilation = _of_info("dilation", "Dilations of the replaced layer.")
     groups = _of_info("groups", "Groups of the replaced layer.")
     padding_mode = _of_info("padding_mode", "Padding mode of the replaced layer.")
+
+
+def settings(module: Factored) -> dict[str, Any]:
+    """Return the settings of the replaced layer that can be read from a factored one, by name."""
+    names = [name for cls in type(module).__mro__ for name, value in vars(cls).items() if isinstance(value, _Setting)]
+    return {name: getattr(module, name) for name in names}
 
 
 def stage_factors(module: Factored) -> list[Tensor]:

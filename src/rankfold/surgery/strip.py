@@ -15,14 +15,11 @@ from rankfold.inventory import copy_model
 from rankfold.surgery.apply import PLAN_MARKS, factored_layers, forget_plan_
 from rankfold.surgery.carried import carry_attributes_, move_hooks_, report_parameters
 from rankfold.surgery.exchange import exchange_
-from rankfold.surgery.factored import Bias, Factored, Reshape
+from rankfold.surgery.factored import Bias, Factored, Reshape, settings
 from rankfold.surgery.folding import fold_batchnorm_
 from rankfold.surgery.gauged import Gauged
 from rankfold.surgery.saving import refuse_stripped_
 
-_SETTINGS = ("in_features", "out_features", "nx", "nf", "in_channels", "out_channels", "kernel_size", "stride",
-             "padding", "dilation", "groups", "padding_mode")  # fmt: skip
-"""Attributes of the replaced layers that model code may read; a plain module has them as constants."""
 _OWN = frozenset({"blueprint", "info", "choice", *PLAN_MARKS})
 
 
@@ -61,9 +58,8 @@ def strip(model: nn.Module, *, fold_batchnorm: bool = False, example_input: Any 
     for name, module in reversed(factored_layers(new).items()):  # stages may be factored layers: those first
         module._modules.update({key: plain.get(stage, stage) for key, stage in module.named_children()})
         plain[module] = _plain(module)
-        for setting in _SETTINGS:
-            if hasattr(type(module), setting):
-                setattr(plain[module], setting, getattr(module, setting))
+        for setting, value in settings(module).items():
+            setattr(plain[module], setting, value)
         move_hooks_(module, plain[module])
         carry_attributes_(module, plain[module], without=_OWN)
         if name == "":

@@ -81,8 +81,9 @@ def finetune(
     CorruptArtifact
         If the checkpoint cannot be read.
     """
-    report_parameters(unwrap(model))
-    twin = copy_model(unwrap(model), instead="rankfold.finetune_")
+    model = unwrap(model)
+    report_parameters(model)
+    twin = copy_model(model, instead="rankfold.finetune_")
     return finetune_(twin, config, teacher=teacher, metric=metric, progress=progress)
 
 

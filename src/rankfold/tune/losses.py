@@ -98,16 +98,18 @@ def cross_entropy(outputs: Any, target: Any) -> Tensor:
             f"shape {tuple(target.shape)} and type {target.dtype}: {error}. For another task, pass "
             f"{spelled('task', _TASK, of='FineTune')}."
         ) from error
-    return loss if bool(loss.isfinite()) else _masked_cross_entropy(scores, target, loss)
-
-
-def _masked_cross_entropy(scores: Tensor, target: Tensor, loss: Tensor) -> Tensor:
-    """Return the cross-entropy of scores with masked classes (-inf) if these make `loss` infinite, else `loss`."""
+    if bool(loss.isfinite()):
+        return loss
     if not target.is_floating_point() and bool((target == IGNORED).all()):
         raise DataError(
             f"every target of a batch is {IGNORED}, which is ignored, so its cross-entropy is not defined. Leave out "
             "such batches."
         )
+    return _masked_cross_entropy(scores, target, loss)
+
+
+def _masked_cross_entropy(scores: Tensor, target: Tensor, loss: Tensor) -> Tensor:
+    """Return the cross-entropy of scores with masked classes (-inf) if these make `loss` infinite, else `loss`."""
     axis = 1 if scores.ndim > 1 else 0
     masked = scores.isneginf()
     if bool(scores.isnan().any()) or not bool(masked.any()):
